@@ -1,0 +1,147 @@
+"""The values that the protocol passes around: keys, UUIDs, associated files.
+
+All of them are text that may hold bytes which are not valid UTF-8; these survive a round trip as
+surrogate escapes. A value that exists is valid: the constructors refuse everything else, so nothing
+unchecked can reach a peer (git-annex's cluster session never answers a malformed key).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+__all__ = ["UUID", "AssociatedFile", "Key", "decode", "encode"]
+
+# What Haskell's isSpace says of ASCII; git-annex splits its messages at these.
+_WHITESPACE = " \t\n\r\f\v"
+_KEY = re.compile(
+    r"(?P<backend>[A-Z0-9_]+)"
+    r"(?:-s(?P<size>[0-9]+))?"
+    r"(?:-m(?P<mtime>-?[0-9]+))?"
+    r"(?:-S(?P<chunk_size>[0-9]+)-C(?P<chunk>[0-9]+))?"
+    r"--(?P<name>[^ \t\n\r\f\v\0]+)",
+    re.DOTALL,
+)
+_UUID = re.compile(r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}")
+# The largest size that fits the signed 64 bit numbers of every file system.
+_MAX_SIZE = 2**63 - 1
+
+
+def decode(raw: bytes) -> str:
+    """Bytes from the wire or a file name, as text that `encode` turns back into the same bytes."""
+    return raw.decode("utf-8", "surrogateescape")
+
+
+def encode(text: str) -> bytes:
+    """The inverse of `decode`."""
+    return text.encode("utf-8", "surrogateescape")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class UUID:
+    """A repository, a special remote or a cluster. Written in lower case, as git-annex does."""
+
+    text: str
+
+    def __post_init__(self) -> None:
+        if not _UUID.fullmatch(self.text):
+            raise ValueError(f"{self.text[:64]!r} is not a UUID")
+        if not self.text.islower():
+            object.__setattr__(self, "text", self.text.lower())
+
+    @classmethod
+    def parse(cls, text: str) -> UUID:
+        """Raises ValueError for anything but 8-4-4-4-12 hexadecimal digits."""
+        return cls(text)
+
+    @property
+    def is_cluster(self) -> bool:
+        """Whether this names a cluster: version 8, first octet 0xac (git-annex's marking of cluster UUIDs)."""
+        return self.text.startswith("ac") and self.text[14] == "8"
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Key:
+    """A key of git-annex: `BACKEND[-sSIZE][-mMTIME][-SCHUNKSIZE-CCHUNKNUM]--NAME`."""
+
+    text: str
+
+    def __post_init__(self) -> None:
+        match = _KEY.fullmatch(self.text)
+        if match is None:
+            raise ValueError(f"{self.text[:200]!r} is not a key of git-annex (BACKEND-sSIZE--NAME)")
+        if int(match["size"] or 0) > _MAX_SIZE:
+            raise ValueError(f"{self.text[:200]!r}: the size in this key is larger than any file")
+
+    @classmethod
+    def parse(cls, text: str) -> Key:
+        """Raises ValueError for what is not a key, which includes anything with whitespace in it."""
+        return cls(text)
+
+    @property
+    def backend(self) -> str:
+        return self.text.partition("-")[0]
+
+    @property
+    def size(self) -> int | None:
+        """Bytes of the content, where the key says it. For a chunk key, the size of the whole file."""
+        match = _KEY.fullmatch(self.text)
+        assert match is not None
+        return None if match["size"] is None else int(match["size"])
+
+    @property
+    def is_chunk(self) -> bool:
+        match = _KEY.fullmatch(self.text)
+        assert match is not None
+        return match["chunk"] is not None
+
+    @property
+    def content_size(self) -> int | None:
+        """Bytes that a transfer of this key moves, where that is known.
+
+        The size field of a chunk key is that of the whole file, so it does not say (the last chunk is shorter);
+        that of an encrypted key is not there at all.
+        """
+        return None if self.is_chunk else self.size
+
+    @property
+    def is_encrypted(self) -> bool:
+        """Whether the content is encrypted by a special remote (git-annex names such keys by an HMAC)."""
+        return self.backend.startswith("GPGHMAC")
+
+    def __bytes__(self) -> bytes:
+        return encode(self.text)
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True, slots=True)
+class AssociatedFile:
+    """A work tree file that goes with a key, or none (the empty text). Information for people only."""
+
+    text: str = ""
+
+    def __bytes__(self) -> bytes:
+        """The form on the wire: `%` doubled, each whitespace character written `%`."""
+        escaped = self.text.replace("%", "%%")
+        return encode("".join("%" if c.isspace() or c in _WHITESPACE else c for c in escaped))
+
+    @classmethod
+    def parse(cls, raw: bytes) -> AssociatedFile:
+        """Reads the form on the wire. A lone `%` and every control character become `_`, as in git-annex.
+
+        Raises ValueError for an absolute path.
+        """
+        text = decode(raw)
+        parts = [part.replace("%", "_") for part in text.split("%%")]
+        text = "".join(c if c.isprintable() or ord(c) > 0x9F else "_" for c in "%".join(parts))
+        if text.startswith("/"):
+            raise ValueError(f"associated file {text[:200]!r} is an absolute path")
+        return cls(text)
+
+    def __str__(self) -> str:
+        return self.text

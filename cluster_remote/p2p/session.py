@@ -1,0 +1,173 @@
+"""The one interface that everything is built from: a session answers the requests of the protocol.
+
+A peer at the other end of a stream, a peer behind HTTP and a cluster of many sessions all look like this, so
+they can be put together in any way: the special remote and the gateway each hold one and do not know which.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+
+from cluster_remote.p2p.key import UUID, AssociatedFile, Key
+
+__all__ = [
+    "Download",
+    "Present",
+    "Progress",
+    "Removal",
+    "Session",
+    "Source",
+    "SourceReading",
+    "Stored",
+    "Upload",
+]
+
+# Called with a position in bytes from the start of the content.
+Progress = Callable[[int], None]
+
+
+class SourceReading(ABC):
+    """The bytes of a content from an offset to its end, read once."""
+
+    length: int
+    """How many bytes `chunks` yields, in bytes. Known before the first is read, since DATA announces it."""
+
+    @abstractmethod
+    def chunks(self) -> AsyncIterator[bytes | memoryview]:
+        """Yields exactly `length` bytes in all; a chunk is only valid until the next is asked for.
+
+        Raises SourceError when it cannot.
+        """
+
+    @abstractmethod
+    async def valid(self) -> bool:
+        """After the last chunk: whether the content is what it should be (VALID), or changed on the way (INVALID)."""
+
+
+class Source(ABC):
+    """A content to upload."""
+
+    @abstractmethod
+    def read(self, offset: int) -> AbstractAsyncContextManager[SourceReading]:
+        """Starts reading at `offset` bytes. Raises SourceError if there is nothing to be read.
+
+        A file can be read by many at the same time; a stream only once, from the offset that was announced for
+        it or later.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Present:
+    """An answer to an upload: the content is there already, in these repositories besides the session's own."""
+
+    uuids: frozenset[UUID] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """The outcome of an upload: whether it was stored, and in which repositories besides the session's own.
+
+    `reasons` says in words, for people, why any part of it failed.
+    """
+
+    stored: bool
+    uuids: frozenset[UUID] = frozenset()
+    reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """The outcome of a removal. `uuids` were removed from, whether or not it succeeded as a whole."""
+
+    removed: bool
+    uuids: frozenset[UUID] = frozenset()
+    reasons: tuple[str, ...] = ()
+
+
+class Upload(ABC):
+    """A peer that waits for the bytes from `offset` on."""
+
+    offset: int
+    """Bytes that the peer has already, counted from the start of the content."""
+
+    @abstractmethod
+    async def send(self, source: Source, progress: Progress | None = None) -> Stored:
+        """Sends the rest of the content. To be called once.
+
+        Raises SessionError when the outcome is unknown; SourceError when the source failed.
+        """
+
+
+class Download(ABC):
+    """A content on its way here."""
+
+    length: int
+    """Bytes that will come, counted from the offset that was asked for."""
+
+    @abstractmethod
+    def chunks(self) -> AsyncIterator[bytes | memoryview]:
+        """Yields `length` bytes in all; a chunk is only valid until the next is asked for. Raises SessionError."""
+
+    @abstractmethod
+    async def valid(self) -> bool:
+        """After the last chunk: whether the server vouches for what it sent. False also for a key it does not have."""
+
+
+class Session(ABC):
+    """Answers requests about keys. One request at a time: whoever wants more at once opens more sessions.
+
+    Every method raises a SessionError (see errors.py) when there is no answer that can be relied on. After
+    `Refused` the session goes on as before; after any other error, and after a cancellation, the request's
+    connection is closed and the next request opens a new one.
+    """
+
+    @abstractmethod
+    async def open(self) -> UUID:
+        """Makes sure there is a connection, and says who answers. Any request does this by itself."""
+
+    @property
+    @abstractmethod
+    def version(self) -> int | None:
+        """The protocol version agreed on, or None where there is no connection."""
+
+    @abstractmethod
+    async def check_present(self, key: Key) -> bool:
+        """Whether the content is there: a definite answer, or an error."""
+
+    @abstractmethod
+    def upload(self, key: Key, file: AssociatedFile) -> AbstractAsyncContextManager[Present | Upload]:
+        """Offers a content. Leaving the context without `send` gives the upload up (and closes the connection)."""
+
+    @abstractmethod
+    def download(
+        self, key: Key, file: AssociatedFile, offset: int = 0
+    ) -> AbstractAsyncContextManager[Download]:
+        """Asks for the content from `offset` bytes on.
+
+        Leaving the context before the end gives the download up (and closes the connection).
+        """
+
+    @abstractmethod
+    async def remove(self, key: Key, before: int | None = None) -> Removal:
+        """Removes the content; success also if it was not there.
+
+        With `before`, only as long as the session's clock has not passed that many seconds (see `timestamp`).
+        """
+
+    @abstractmethod
+    async def timestamp(self) -> int:
+        """Seconds of a monotonic clock of the server. Raises Refused below version 3."""
+
+    @abstractmethod
+    def lock(self, key: Key) -> AbstractAsyncContextManager[bool]:
+        """Prevents the content from being removed while the context is open. Gives whether that succeeded.
+
+        The session can do nothing else meanwhile.
+        """
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """Closes the connection and everything behind it. Bounded in time, never raises."""
