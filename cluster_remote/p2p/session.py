@@ -50,12 +50,14 @@ class SourceReading(ABC):
 class Source(ABC):
     """A content to upload."""
 
+    repeatable: bool
+    """Whether it can be read by many at the same time, each from any offset (a file), or only once (a stream)."""
+
     @abstractmethod
     def read(self, offset: int) -> AbstractAsyncContextManager[SourceReading]:
         """Starts reading at `offset` bytes. Raises SourceError if there is nothing to be read.
 
-        A file can be read by many at the same time; a stream only once, from the offset that was announced for
-        it or later.
+        A stream can only be read from the offset that was announced for it or later.
         """
 
 
@@ -124,6 +126,11 @@ class Session(ABC):
     connection is closed and the next request opens a new one.
     """
 
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Which session this is, for people: an address, the name of a remote. Never a secret."""
+
     @abstractmethod
     async def open(self) -> UUID:
         """Makes sure there is a connection, and says who answers. Any request does this by itself."""
@@ -141,10 +148,21 @@ class Session(ABC):
     def upload(self, key: Key, file: AssociatedFile) -> AbstractAsyncContextManager[Present | Upload]:
         """Offers a content. Leaving the context without `send` gives the upload up (and closes the connection)."""
 
+    async def store(
+        self, key: Key, file: AssociatedFile, source: Source, progress: Progress | None = None
+    ) -> Present | Stored:
+        """Uploads a content that is at hand, from the offer to the outcome.
+
+        A session of many sessions does this better than in the two steps of `upload`: where the source is
+        repeatable, nobody waits for anybody.
+        """
+        async with self.upload(key, file) as offer:
+            if isinstance(offer, Present):
+                return offer
+            return await offer.send(source, progress)
+
     @abstractmethod
-    def download(
-        self, key: Key, file: AssociatedFile, offset: int = 0
-    ) -> AbstractAsyncContextManager[Download]:
+    def download(self, key: Key, file: AssociatedFile, offset: int = 0) -> AbstractAsyncContextManager[Download]:
         """Asks for the content from `offset` bytes on.
 
         Leaving the context before the end gives the download up (and closes the connection).

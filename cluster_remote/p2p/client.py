@@ -1,0 +1,438 @@
+"""A session with a peer at the other end of a byte stream."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio
+
+from cluster_remote.p2p.errors import (
+    AuthenticationFailed,
+    ConnectionLost,
+    ProtocolError,
+    Refused,
+    SessionError,
+    SourceError,
+    TimedOut,
+    WrongRepository,
+)
+from cluster_remote.p2p.key import UUID, AssociatedFile, Key
+from cluster_remote.p2p.messages import (
+    MAX_VERSION,
+    AlreadyHave,
+    AlreadyHavePlus,
+    Auth,
+    AuthFailure,
+    AuthSuccess,
+    Bypass,
+    CheckPresent,
+    Data,
+    Error,
+    Failure,
+    FailurePlus,
+    Get,
+    GetTimestamp,
+    Invalid,
+    LockContent,
+    Message,
+    Put,
+    PutFrom,
+    Remove,
+    RemoveBefore,
+    Success,
+    SuccessPlus,
+    Timestamp,
+    UnlockContent,
+    Valid,
+    Version,
+    describe,
+    since,
+)
+from cluster_remote.p2p.session import (
+    Download,
+    Present,
+    Progress,
+    Removal,
+    Session,
+    Source,
+    SourceReading,
+    Stored,
+    Upload,
+)
+from cluster_remote.p2p.stream import Connection, MessageStream, Trace
+
+__all__ = ["DEFAULT_TIMEOUT", "StreamSession", "Transport", "patience_for"]
+
+DEFAULT_TIMEOUT = 60.0
+# A peer that has all the content may still have to hash it, or to carry it on to a bucket at the speed of a
+# home line, before it can answer; meanwhile no byte moves. It is granted a second for each of these bytes.
+_BYTES_PER_SECOND_OF_PATIENCE = 1024 * 1024
+# Seconds that a child process or a socket gets to end by itself: after a good conversation, and after a bad one.
+_GRACE, _SHORT_GRACE = 5.0, 0.5
+
+
+def patience_for(size: int | None) -> float:
+    """Seconds on top of the timeout that a peer may take to deal with a content of `size` bytes as a whole."""
+    return (size or 0) / _BYTES_PER_SECOND_OF_PATIENCE
+
+
+class Transport(ABC):
+    """The way to one peer."""
+
+    name: str
+    """For people: the address, without any secret."""
+    token: str | None = None
+    """What to authenticate with; None where the way there has authenticated the client already (a process, ssh)."""
+
+    @abstractmethod
+    async def connect(self) -> Connection:
+        """A new connection. Raises Unreachable. The caller sets the deadline."""
+
+
+class StreamSession(Session):
+    """See Session. The connection is made at the first request, and again when it turns out to have died idle.
+
+    A connection that dies inside a request fails that request only.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        *,
+        client: UUID,
+        expected: UUID | None = None,
+        timeout: float = DEFAULT_TIMEOUT,
+        bypass: frozenset[UUID] = frozenset(),
+        trace: Trace | None = None,
+    ) -> None:
+        """`client` is the UUID of the repository that asks; `expected` that of the peer, where it is known."""
+        self.transport = transport
+        self.expected = expected
+        self.timeout = timeout
+        self.bypass = bypass
+        self._client = client
+        self._trace = trace
+        self._stream: MessageStream | None = None
+        self._version: int | None = None
+        self._uuid: UUID | None = None
+        self._busy = False
+
+    @property
+    def name(self) -> str:
+        return self.transport.name
+
+    @property
+    def version(self) -> int | None:
+        return self._version
+
+    async def open(self) -> UUID:
+        async with self._request("connecting"):
+            assert self._uuid is not None
+            return self._uuid
+
+    async def aclose(self) -> None:
+        await self._close(_GRACE)
+
+    # Connecting
+
+    async def _close(self, grace: float) -> None:
+        stream, self._stream = self._stream, None
+        self._version = None
+        if stream is not None:
+            with anyio.CancelScope(shield=True):
+                await stream.connection.aclose(grace)
+
+    async def _connect(self) -> MessageStream:
+        try:
+            with anyio.fail_after(self.timeout):
+                connection = await self.transport.connect()
+        except TimeoutError:
+            raise TimedOut(f"no connection within {self.timeout:.0f} seconds") from None
+        stream = MessageStream(connection, self.timeout, self._trace)
+        try:
+            await self._introduce(stream)
+        except BaseException as error:
+            with anyio.CancelScope(shield=True):
+                words = await connection.last_words() if isinstance(error, ConnectionLost) else ""
+                await connection.aclose(_SHORT_GRACE)
+            if words:
+                raise type(error)(f"{error}: {words}") from None
+            raise
+        self._stream = stream
+        return stream
+
+    async def _introduce(self, stream: MessageStream) -> None:
+        if self.transport.token is not None:
+            await stream.send(Auth(self._client, self.transport.token))
+        match await stream.receive("waiting to be let in"):
+            case AuthSuccess(uuid):
+                pass
+            case AuthFailure():
+                raise AuthenticationFailed(
+                    "the server did not accept the token; put the right one into the environment variable "
+                    "CLUSTER_REMOTE_TOKEN and run git annex enableremote"
+                )
+            case Error(text):
+                raise AuthenticationFailed(f"the server would not let us in: {text}")
+            case other:
+                raise _unexpected(other, "AUTH-SUCCESS")
+        if self.expected is not None and uuid != self.expected:
+            raise WrongRepository(f"the server is repository {uuid}, not {self.expected} as it should be")
+        await stream.send(Version(MAX_VERSION))
+        match await stream.receive("agreeing on the protocol's version"):
+            case Version(number) if number <= MAX_VERSION:
+                self._version = number
+            case Error():
+                # A server from before there were versions.
+                self._version = 0
+            case other:
+                raise _unexpected(other, f"VERSION {MAX_VERSION} or lower")
+        self._uuid = uuid
+        if self.bypass and self._version >= since(Bypass):
+            await stream.send(Bypass(self.bypass))
+
+    @asynccontextmanager
+    async def _request(self, doing: str) -> AsyncIterator[MessageStream]:
+        if self._busy:
+            raise RuntimeError(f"{self.name}: a session takes one request at a time")
+        self._busy = True
+        try:
+            if self._stream is not None and self._stream.ended():
+                await self._close(_SHORT_GRACE)
+            stream = self._stream or await self._connect()
+            yield stream
+        except Refused as error:
+            raise Refused(f"{self.name}: {doing}: {error}") from None
+        except SessionError as error:
+            words = ""
+            if self._stream is not None and isinstance(error, ConnectionLost):
+                words = await self._stream.connection.last_words()
+            await self._close(_SHORT_GRACE)
+            raise type(error)(f"{self.name}: {doing}: {error}" + (f": {words}" if words else "")) from None
+        except BaseException:
+            await self._close(_SHORT_GRACE)
+            raise
+        finally:
+            self._busy = False
+
+    # Requests
+
+    async def check_present(self, key: Key) -> bool:
+        async with self._request(f"checking {key}") as stream:
+            await stream.send(CheckPresent(key))
+            return _yes_or_no(await stream.receive())
+
+    async def remove(self, key: Key, before: int | None = None) -> Removal:
+        async with self._request(f"removing {key}") as stream:
+            if before is not None:
+                self._require(RemoveBefore)
+            await stream.send(Remove(key) if before is None else RemoveBefore(before, key))
+            match await stream.receive(patience=patience_for(key.size)):
+                case Success():
+                    return Removal(True)
+                case SuccessPlus(uuids):
+                    return Removal(True, uuids)
+                case Failure():
+                    return Removal(False, reasons=(f"{self.name} did not remove it",))
+                case FailurePlus(uuids):
+                    return Removal(False, uuids, (f"{self.name} did not remove it everywhere",))
+                case Error(text):
+                    raise Refused(text)
+                case other:
+                    raise _unexpected(other, "SUCCESS or FAILURE")
+
+    async def timestamp(self) -> int:
+        async with self._request("asking for the time") as stream:
+            self._require(GetTimestamp)
+            await stream.send(GetTimestamp())
+            match await stream.receive():
+                case Timestamp(seconds):
+                    return seconds
+                case Error(text):
+                    raise Refused(text)
+                case other:
+                    raise _unexpected(other, "TIMESTAMP")
+
+    @asynccontextmanager
+    async def lock(self, key: Key) -> AsyncIterator[bool]:
+        async with self._request(f"locking {key}") as stream:
+            await stream.send(LockContent(key))
+            locked = _yes_or_no(await stream.receive())
+            try:
+                yield locked
+            finally:
+                if locked:
+                    with anyio.CancelScope(shield=True):
+                        await stream.send(UnlockContent())
+
+    @asynccontextmanager
+    async def upload(self, key: Key, file: AssociatedFile) -> AsyncIterator[Present | Upload]:
+        async with self._request(f"uploading {key}") as stream:
+            await stream.send(Put(file, key))
+            # A server may hash the part that it has before it says from where to go on.
+            match await stream.receive(patience=patience_for(key.size)):
+                case AlreadyHave():
+                    yield Present()
+                case AlreadyHavePlus(uuids):
+                    yield Present(uuids)
+                case PutFrom(offset):
+                    if key.content_size is not None and offset > key.content_size:
+                        raise ProtocolError(f"PUT-FROM {offset} is beyond the content's {key.content_size} bytes")
+                    upload = _StreamUpload(self, stream, key, offset)
+                    yield upload
+                    if not upload.done:
+                        # The peer waits for DATA; the only way to tell it that none will come is to hang up.
+                        await self._close(_SHORT_GRACE)
+                case Error(text):
+                    raise Refused(text)
+                case other:
+                    raise _unexpected(other, "PUT-FROM or ALREADY-HAVE")
+
+    @asynccontextmanager
+    async def download(self, key: Key, file: AssociatedFile, offset: int = 0) -> AsyncIterator[Download]:
+        async with self._request(f"downloading {key}") as stream:
+            size = key.content_size
+            if self._version == 0 and size is None:
+                # Version 0 answers DATA 0 both for an empty file and for one that is not there.
+                await stream.send(CheckPresent(key))
+                if not _yes_or_no(await stream.receive()):
+                    raise Refused("the server does not have the content")
+            await stream.send(Get(offset, file, key))
+            match await stream.receive(patience=patience_for(size)):
+                case Data(length):
+                    if size is not None and length > max(0, size - offset):
+                        raise ProtocolError(
+                            f"the server announces {length} bytes from offset {offset} of a content of {size} bytes"
+                        )
+                case Error(text):
+                    raise Refused(text)
+                case other:
+                    raise _unexpected(other, "DATA")
+            download = _StreamDownload(self, stream, key, offset, length)
+            yield download
+            if download.verdict is None:
+                await self._close(_SHORT_GRACE)
+            else:
+                await stream.send(Success() if download.verdict else Failure())
+
+    def _require(self, request: type[Message]) -> None:
+        assert self._version is not None
+        if self._version < since(request):
+            raise Refused(
+                f"the server speaks version {self._version} of the protocol; this needs version {since(request)}"
+            )
+
+
+class _StreamUpload(Upload):
+    def __init__(self, session: StreamSession, stream: MessageStream, key: Key, offset: int) -> None:
+        self.offset = offset
+        self.done = False
+        self._session = session
+        self._stream = stream
+        self._key = key
+
+    async def send(self, source: Source, progress: Progress | None = None) -> Stored:
+        with_validity = self._session.version != 0
+        async with source.read(self.offset) as reading:
+            size = self._key.content_size
+            if size is not None and self.offset + reading.length != size:
+                raise SourceError(f"the content has {self.offset + reading.length} bytes; its key says {size}")
+            counted = reading if progress is None else _Counting(reading, self.offset, progress)
+
+            def after(valid: bool) -> list[Message]:
+                if with_validity:
+                    return [Valid() if valid else Invalid()]
+                if not valid:
+                    # Version 0 has no word for it: hanging up is the only way to keep the peer from storing it.
+                    raise SourceError("the content changed while it was sent")
+                return []
+
+            valid = await self._stream.send_data(counted, after)
+        answer = await self._stream.receive(
+            "waiting to hear whether it was stored", patience_for(self.offset + reading.length)
+        )
+        self.done = True
+        where = self._session.name
+        doubt = () if valid else ("the content changed while it was sent",)
+        match answer:
+            case Success():
+                return Stored(True, reasons=doubt)
+            case SuccessPlus(uuids):
+                return Stored(True, uuids, doubt)
+            case Failure():
+                return Stored(False, reasons=(*doubt, f"{where} did not store it"))
+            case FailurePlus(uuids):
+                return Stored(False, uuids, (*doubt, f"{where} did not store it"))
+            case Error(text):
+                raise Refused(text)
+            case other:
+                raise _unexpected(other, "SUCCESS or FAILURE")
+
+
+class _Counting(SourceReading):
+    """Tells how far a reading has come: what was asked for next, has gone out."""
+
+    def __init__(self, reading: SourceReading, offset: int, progress: Progress) -> None:
+        self.length = reading.length
+        self._reading = reading
+        self._position = offset
+        self._progress = progress
+
+    async def chunks(self) -> AsyncIterator[bytes | memoryview]:
+        async for chunk in self._reading.chunks():
+            yield chunk
+            self._position += len(chunk)
+            self._progress(self._position)
+
+    async def valid(self) -> bool:
+        return await self._reading.valid()
+
+
+class _StreamDownload(Download):
+    def __init__(self, session: StreamSession, stream: MessageStream, key: Key, offset: int, length: int) -> None:
+        self.length = length
+        self.verdict: bool | None = None
+        self._session = session
+        self._stream = stream
+        self._expected = None if key.content_size is None else max(0, key.content_size - offset)
+        self._left = length
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        async for chunk in self._stream.receive_data(self._left):
+            self._left -= len(chunk)
+            yield chunk
+
+    async def valid(self) -> bool:
+        if self._left:
+            raise RuntimeError("the content has not been read to its end")
+        if self.verdict is None:
+            complete = self._expected is None or self.length == self._expected
+            if self._session.version == 0:
+                self.verdict = complete
+            else:
+                match await self._stream.receive("waiting to hear whether the content is valid"):
+                    case Valid():
+                        self.verdict = complete
+                    case Invalid():
+                        self.verdict = False
+                    case other:
+                        raise _unexpected(other, "VALID or INVALID")
+        return self.verdict
+
+
+def _yes_or_no(answer: Message) -> bool:
+    match answer:
+        case Success():
+            return True
+        case Failure():
+            return False
+        case Error(text):
+            raise Refused(text)
+        case other:
+            raise _unexpected(other, "SUCCESS or FAILURE")
+
+
+def _unexpected(message: Message, wanted: str) -> ProtocolError:
+    return ProtocolError(f"expected {wanted}, got {describe(message)[:200]!r}")

@@ -1,0 +1,181 @@
+"""Lines and DATA over a connection, with deadlines and limits.
+
+A deadline here is always about progress: it starts anew with every byte of DATA that moves, so a slow peer is
+served for as long as it takes and a stalled one is given up. A line has to arrive as a whole within the
+deadline.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+
+import anyio
+
+from cluster_remote.p2p.errors import ConnectionLost, ProtocolError, SourceError, TimedOut
+from cluster_remote.p2p.messages import Data, MalformedMessage, Message, parse, serialise
+from cluster_remote.p2p.session import SourceReading
+
+__all__ = ["CHUNK", "MAX_LINE", "Connection", "MessageStream", "Trace"]
+
+# Longer than any line that the protocol has a use for: a key is a file name, a list of UUIDs is short.
+MAX_LINE = 64 * 1024
+# How much is read or written at once, in bytes.
+CHUNK = 1024 * 1024
+# A content of up to this many bytes goes out together with its DATA and VALID, in one write.
+_SMALL = 256 * 1024
+
+# Called with True for a message that goes out, False for one that came in.
+Trace = Callable[[bool, Message], None]
+
+
+class Connection(ABC):
+    """Bytes both ways, as the protocol needs them. One reader and one writer at a time."""
+
+    @abstractmethod
+    async def receive(self, max_bytes: int) -> bytes:
+        """Between 1 and `max_bytes` bytes; none at the end of the stream. Raises ConnectionLost."""
+
+    @abstractmethod
+    async def send_some(self, data: memoryview) -> int:
+        """Sends a part of `data`, waiting until at least one byte can go. How many went. Raises ConnectionLost."""
+
+    @abstractmethod
+    def ended(self) -> bool:
+        """Whether the peer closed the connection or sent something unasked while nobody was reading.
+
+        Does not wait, and takes nothing off a connection that is still good.
+        """
+
+    @abstractmethod
+    async def aclose(self, patience: float) -> None:
+        """Closes, and ends what is behind it; after `patience` seconds by force. Never raises."""
+
+    async def last_words(self) -> str:
+        """What the other side said outside of the protocol (standard error), as one line; often nothing."""
+        return ""
+
+
+class MessageStream:
+    """Messages over a connection. `timeout` is in seconds without progress."""
+
+    def __init__(self, connection: Connection, timeout: float, trace: Trace | None = None) -> None:
+        self.connection = connection
+        self.timeout = timeout
+        self._trace = trace
+        self._buffer = bytearray()
+        # How far the buffer has been searched for a newline: keeps reading a line linear in its length.
+        self._searched = 0
+
+    @contextmanager
+    def _deadline(self, doing: str, patience: float = 0) -> Iterator[anyio.CancelScope]:
+        seconds = self.timeout + patience
+        try:
+            with anyio.fail_after(seconds) as scope:
+                yield scope
+        except TimeoutError:
+            raise TimedOut(f"no progress for {seconds:.0f} seconds while {doing}") from None
+
+    async def send(self, *messages: Message) -> None:
+        """Sends messages together. Raises TimedOut, ConnectionLost."""
+        for message in messages:
+            self._log(True, message)
+        await self._send_all(memoryview(b"".join(map(serialise, messages))), "sending a message")
+
+    async def _send_all(self, data: memoryview, doing: str) -> None:
+        sent = 0
+        with self._deadline(doing) as scope:
+            while sent < len(data):
+                sent += await self.connection.send_some(data[sent:])
+                scope.deadline = anyio.current_time() + self.timeout
+
+    async def receive(self, doing: str = "waiting for an answer", patience: float = 0) -> Message:
+        """The next message. `patience` seconds are granted on top of the timeout.
+
+        Raises TimedOut, ConnectionLost (also at the end of the stream), ProtocolError.
+        """
+        with self._deadline(doing, patience):
+            line = await self._line(doing)
+        try:
+            message = parse(line)
+        except MalformedMessage as error:
+            raise ProtocolError(f"bad message while {doing}: {error}") from None
+        self._log(False, message)
+        return message
+
+    async def _line(self, doing: str) -> bytes:
+        while True:
+            end = self._buffer.find(b"\n", self._searched)
+            if end >= 0:
+                line = bytes(self._buffer[:end])
+                del self._buffer[: end + 1]
+                self._searched = 0
+                if end > MAX_LINE:
+                    break
+                return line
+            self._searched = len(self._buffer)
+            if self._searched > MAX_LINE:
+                break
+            data = await self.connection.receive(MAX_LINE)
+            if not data:
+                raise ConnectionLost(f"the connection was closed while {doing}")
+            self._buffer += data
+        raise ProtocolError(f"a line of more than {MAX_LINE} bytes while {doing}")
+
+    async def send_data(self, reading: SourceReading, after: Callable[[bool], list[Message]]) -> bool:
+        """Sends DATA, the content, and the messages that `after` makes of its validity. Gives the validity.
+
+        The content decides how long it takes to be read; the deadline is for the peer alone.
+        Raises SourceError when the source does not keep to its length: the connection cannot be used any more.
+        """
+        announcement = Data(reading.length)
+        self._log(True, announcement)
+        pending = serialise(announcement)
+        left = reading.length
+        async for chunk in reading.chunks():
+            left -= len(chunk)
+            if left < 0:
+                raise SourceError("there is more content than announced")
+            if len(pending) + len(chunk) <= _SMALL:
+                pending += chunk
+                continue
+            if pending:
+                await self._send_all(memoryview(pending), "sending content")
+                pending = b""
+            await self._send_all(memoryview(chunk), "sending content")
+        if left:
+            raise SourceError(f"the content ended {left} bytes too early")
+        valid = await reading.valid()
+        messages = after(valid)
+        for message in messages:
+            self._log(True, message)
+        pending += b"".join(map(serialise, messages))
+        await self._send_all(memoryview(pending), "sending content")
+        return valid
+
+    async def receive_data(self, length: int) -> AsyncIterator[bytes]:
+        """The `length` bytes after a DATA message. Raises TimedOut, ConnectionLost."""
+        left = length
+        doing = "receiving content"
+        if left and self._buffer:
+            chunk = bytes(self._buffer[:left])
+            del self._buffer[:left]
+            self._searched = 0
+            left -= len(chunk)
+            yield chunk
+        while left:
+            with self._deadline(doing):
+                chunk = await self.connection.receive(min(left, CHUNK))
+            if not chunk:
+                raise ConnectionLost(f"the connection was closed with {left} of {length} bytes still to come")
+            left -= len(chunk)
+            yield chunk
+
+    def ended(self) -> bool:
+        """Whether the connection can be used no more, seen between two requests. Does not wait."""
+        return bool(self._buffer) or self.connection.ended()
+
+    def _log(self, outgoing: bool, message: Message) -> None:
+        if self._trace is not None:
+            self._trace(outgoing, message)

@@ -1,0 +1,116 @@
+"""Which transport an address wants, and the session over it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from cluster_remote.annex.repository import foreign_environment
+from cluster_remote.p2p.client import DEFAULT_TIMEOUT, StreamSession, Transport
+from cluster_remote.p2p.key import UUID
+from cluster_remote.p2p.stream import Trace
+from cluster_remote.transport.address import Address, BadAddress, Directory, Ssh, Tcp, Unix
+
+__all__ = ["Caller", "session_at", "transport_to"]
+
+_SHELL_HINT = "git-annex-shell comes with git-annex; put the directory that it is in on PATH"
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who opens sessions, and with which settings of the user.
+
+    `uuid` is the repository that asks; `timeout` is in seconds without progress; `ssh_command` and `ssh_variant`
+    are git's core.sshCommand and ssh.variant.
+    """
+
+    uuid: UUID
+    timeout: float = DEFAULT_TIMEOUT
+    ssh_command: str | None = None
+    ssh_variant: str | None = None
+    trace: Trace | None = None
+
+
+def transport_to(
+    address: Address, caller: Caller, *, server: UUID | None = None, token: str | None = None
+) -> Transport:
+    """The way to the peer at an address. `server` is the repository wanted there; without it, the one that is there.
+
+    Raises BadAddress where the address cannot be used as it is.
+    """
+    match address:
+        case Directory(path):
+            from cluster_remote.transport.process import ProcessTransport
+
+            return ProcessTransport(
+                _shell_command(path, caller.uuid, server),
+                name=str(address),
+                environment=foreign_environment(),
+                hint=_SHELL_HINT,
+            )
+        case Ssh(path=path):
+            from cluster_remote.transport.process import ProcessTransport
+            from cluster_remote.transport.ssh import ssh_command
+
+            # What git-annex-shell is told to work on is relative to the home directory there, as for git.
+            command = ssh_command(
+                address,
+                _shell_command(path, caller.uuid, server),
+                os.environ,
+                caller.ssh_command,
+                caller.ssh_variant,
+            )
+            return ProcessTransport(command, name=str(address), environment=_ssh_environment())
+        case Unix(path, node):
+            from cluster_remote.transport.sockets import UnixTransport
+
+            return UnixTransport(os.fsencode(path), token=_token(address, token, node), name=str(address))
+        case Tcp(host, port, node):
+            from cluster_remote.transport.sockets import TcpTransport
+
+            return TcpTransport(host, port, token=_token(address, token, node), name=str(address))
+
+
+def session_at(
+    address: Address,
+    caller: Caller,
+    *,
+    server: UUID | None = None,
+    token: str | None = None,
+    bypass: frozenset[UUID] = frozenset(),
+) -> StreamSession:
+    """A session with the peer at an address; see `transport_to`. Nothing is opened yet."""
+    return StreamSession(
+        transport_to(address, caller, server=server, token=token),
+        client=caller.uuid,
+        expected=server,
+        timeout=caller.timeout,
+        bypass=bypass,
+        trace=caller.trace,
+    )
+
+
+def _shell_command(directory: str, client: UUID, server: UUID | None) -> list[str]:
+    command = ["git-annex-shell", "p2pstdio", directory, client.text]
+    return command if server is None else [*command, "--uuid", server.text]
+
+
+def _token(address: Address, token: str | None, node: UUID | None) -> str:
+    if not token:
+        raise BadAddress(
+            f"{address} wants a token: put it into the environment variable CLUSTER_REMOTE_TOKEN (git-annex keeps it "
+            "with the remote's credentials when the remote is set up)"
+        )
+    if any(c.isspace() or not c.isprintable() for c in token) or "/" in token:
+        raise BadAddress("the token in CLUSTER_REMOTE_TOKEN has characters in it that no token has")
+    return token if node is None else f"{token}/{node}"
+
+
+def _ssh_environment() -> Mapping[str, str]:
+    environment = foreign_environment()
+    # What decides about ssh is the user's own environment, not that of the repository we were started in.
+    for name in ("GIT_SSH", "GIT_SSH_COMMAND", "GIT_SSH_VARIANT"):
+        if name in os.environ:
+            environment[name] = os.environ[name]
+    return environment

@@ -1,0 +1,81 @@
+"""Peers that listen on a socket: unix, TCP. Such a peer wants a token."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from typing import TypeAlias
+
+import anyio
+
+from cluster_remote.p2p.client import Transport
+from cluster_remote.p2p.errors import Unreachable
+from cluster_remote.transport.descriptor import DescriptorConnection
+
+__all__ = ["TcpTransport", "UnixTransport"]
+
+_SocketAddress: TypeAlias = tuple[str | int, ...] | bytes
+
+
+async def _connect(connection: socket.socket, address: _SocketAddress) -> None:
+    """Connects without blocking. Raises OSError. Closes the socket if it fails."""
+    try:
+        connection.setblocking(False)
+        result = connection.connect_ex(address)
+        if result in (errno.EINPROGRESS, errno.EWOULDBLOCK):
+            await anyio.wait_writable(connection)
+            result = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if result:
+            raise OSError(result, os.strerror(result))
+    except BaseException:
+        connection.close()
+        raise
+
+
+class UnixTransport(Transport):
+    """A unix socket."""
+
+    def __init__(self, path: bytes, *, token: str, name: str) -> None:
+        self.path = path
+        self.token = token
+        self.name = name
+
+    async def connect(self) -> DescriptorConnection:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            await _connect(connection, self.path)
+        except OSError as error:
+            raise Unreachable(f"cannot connect: {error.strerror or error}") from None
+        descriptor = connection.detach()
+        return DescriptorConnection(descriptor, descriptor)
+
+
+class TcpTransport(Transport):
+    """A TCP port, tried at every address that the host's name has."""
+
+    def __init__(self, host: str, port: int, *, token: str, name: str) -> None:
+        self.host = host
+        self.port = port
+        self.token = token
+        self.name = name
+
+    async def connect(self) -> DescriptorConnection:
+        try:
+            candidates = await anyio.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError) as error:
+            raise Unreachable(f"cannot find the host {self.host!r}: {error}") from None
+        reasons = []
+        for family, kind, protocol, _name, address in candidates:
+            connection = socket.socket(family, kind, protocol)
+            try:
+                await _connect(connection, address)
+            except OSError as error:
+                reasons.append(f"{address[0]}: {error.strerror or error}")
+                continue
+            # Messages are small and answers are waited for.
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            descriptor = connection.detach()
+            return DescriptorConnection(descriptor, descriptor)
+        raise Unreachable(f"cannot connect: {'; '.join(dict.fromkeys(reasons))}")
