@@ -1,0 +1,186 @@
+"""Files of the git-annex branch, with what git-annex has written but not yet committed.
+
+git-annex collects changes in a journal and moves them to the branch later. Whoever reads must look into the journal
+first: the other way round, a change could slip from the journal to the branch between the two looks and be missed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from cluster_remote.annex import logformat
+from cluster_remote.annex.clusterlog import ClusterLog
+from cluster_remote.annex.errors import BranchUnreadable
+from cluster_remote.p2p.key import UUID, decode, encode
+
+if TYPE_CHECKING:
+    from cluster_remote.annex.repository import Repository
+
+__all__ = ["BRANCH", "BranchLogs", "Trust", "journalled", "read_files"]
+
+# In full, for a tag may have the same name.
+BRANCH = b"refs/heads/git-annex"
+
+# The private journal holds what concerns repositories with annex.private; it is never committed.
+_JOURNALS = ("journal", "journal-private")
+
+Trust = Literal["trusted", "semitrusted", "untrusted", "dead"]
+_TRUST: Mapping[str, Trust] = {"1": "trusted", "?": "semitrusted", "0": "untrusted", "X": "dead"}
+
+_FILES = (
+    "uuid.log",
+    "cluster.log",
+    "proxy.log",
+    "remote.log",
+    "trust.log",
+    "group.log",
+    "preferred-content.log",
+    "required-content.log",
+    "group-preferred-content.log",
+)
+
+
+def journalled(annex_dir: Path, path: bytes) -> bytes:
+    """What the journals hold of one file of the branch; empty if nothing. Raises BranchUnreadable.
+
+    A last line without its newline is left out: git-annex is about to complete it, or was interrupted.
+    """
+    name = decode(logformat.journal_name(path))
+    found = b""
+    for journal in _JOURNALS:
+        file = annex_dir / journal / name
+        try:
+            content = file.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as e:
+            raise BranchUnreadable(
+                f"git-annex's journal file {str(file)!r} cannot be read: {e.strerror or e}; check its permissions"
+            ) from e
+        found += content[: content.rfind(b"\n") + 1]
+    return found
+
+
+async def read_files(repository: Repository, paths: Collection[str]) -> dict[str, bytes]:
+    """The lines of files of the branch, journalled ones last; empty for a file that is not there.
+
+    One command for all of them. Raises CommandFailed or BranchUnreadable.
+    """
+    journals = {path: journalled(repository.annex_dir, encode(path)) for path in paths}
+    request = b"".join(BRANCH + b":" + encode(path) + b"\n" for path in paths)
+    answer = (await repository.run("git", "cat-file", "--batch", input=request)).stdout
+    found: dict[str, bytes] = {}
+    for path in paths:
+        header, _, answer = answer.partition(b"\n")
+        content = b""
+        if not header.endswith(b" missing"):
+            try:
+                size = int(header.rsplit(b" ", 1)[1])
+            except (IndexError, ValueError):
+                raise BranchUnreadable(
+                    f"{path} of the git-annex branch cannot be read: git cat-file says {header[:200]!r}; try git fsck"
+                ) from None
+            content, answer = answer[:size], answer[size + 1 :]
+        if content and not content.endswith(b"\n"):
+            content += b"\n"
+        found[path] = content + journals[path]
+    return found
+
+
+@dataclass(frozen=True)
+class BranchLogs:
+    """What the git-annex branch says of the repositories, read at one moment."""
+
+    files: Mapping[str, bytes]
+
+    @classmethod
+    async def read(cls, repository: Repository, files: Iterable[str] = _FILES) -> BranchLogs:
+        """Reads them all in one command. Raises CommandFailed or BranchUnreadable."""
+        return cls(await read_files(repository, list(files)))
+
+    def _file(self, name: str) -> bytes:
+        return self.files.get(name, b"")
+
+    @cached_property
+    def clusters(self) -> ClusterLog:
+        """The members of every known cluster."""
+        return ClusterLog.parse(self._file("cluster.log"))
+
+    @cached_property
+    def descriptions(self) -> Mapping[UUID, str]:
+        """What people call each repository, special remote and cluster."""
+        return logformat.newest(logformat.annotated(self._file("uuid.log")))
+
+    @cached_property
+    def proxied(self) -> Mapping[UUID, Mapping[str, UUID]]:
+        """For each gateway the repositories and clusters that it stands before, by the gateway's names for them."""
+        return parse_proxies(self._file("proxy.log"))
+
+    @cached_property
+    def remotes(self) -> Mapping[UUID, Mapping[str, str]]:
+        """The parameters of each special remote, by the UUID of its configuration.
+
+        That is the remote's own UUID, except for a remote with `sameas-uuid`, which says whose it shares.
+        """
+        newest = logformat.newest(logformat.annotated(self._file("remote.log")))
+        return {uuid: logformat.settings(value) for uuid, value in newest.items()}
+
+    @cached_property
+    def trust(self) -> Mapping[UUID, Trust]:
+        """The trust level of those repositories that were given one; all others are semitrusted."""
+        newest = logformat.newest(logformat.annotated(self._file("trust.log")))
+        return {uuid: _TRUST[level] for uuid, level in newest.items() if level in _TRUST}
+
+    @cached_property
+    def groups(self) -> Mapping[UUID, frozenset[str]]:
+        """The groups that each repository belongs to."""
+        newest = logformat.newest(logformat.annotated(self._file("group.log")))
+        return {uuid: frozenset(names.split()) for uuid, names in newest.items() if names.split()}
+
+    @cached_property
+    def preferred(self) -> Mapping[UUID, str]:
+        """Preferred content expressions; only of repositories that have one."""
+        return self._expressions("preferred-content.log")
+
+    @cached_property
+    def required(self) -> Mapping[UUID, str]:
+        """Required content expressions; only of repositories that have one."""
+        return self._expressions("required-content.log")
+
+    @cached_property
+    def group_preferred(self) -> Mapping[str, str]:
+        """What `groupwanted` stands for, by group."""
+        lines = (
+            (timestamp, *rest.partition(" ")[::2])
+            for timestamp, rest in logformat.dated(self._file("group-preferred-content.log"))
+        )
+        return {group: wanted for group, wanted in logformat.newest(lines).items() if wanted.strip()}
+
+    def has_preferred_content(self, uuids: Iterable[UUID]) -> bool:
+        """Whether any of these repositories is choosy about what it stores."""
+        return any(uuid in self.preferred or uuid in self.required for uuid in uuids)
+
+    def _expressions(self, file: str) -> Mapping[UUID, str]:
+        newest = logformat.newest(logformat.annotated(self._file(file)))
+        return {uuid: expression for uuid, expression in newest.items() if expression.strip()}
+
+
+def parse_proxies(raw: bytes) -> dict[UUID, Mapping[str, UUID]]:
+    """Reads proxy.log: `TIMESTAMPs GATEWAYUUID UUID:NAME UUID:NAME …`."""
+    entries: list[tuple[logformat.Timestamp, UUID, Mapping[str, UUID]]] = []
+    for timestamp, rest in logformat.dated(raw):
+        gateway, *proxied = rest.split(" ")
+        names: dict[str, UUID] = {}
+        try:
+            for word in proxied:
+                uuid, separator, name = word.partition(":")
+                if separator and name:
+                    names[name] = UUID.parse(uuid)
+            entries.append((timestamp, UUID.parse(gateway), names))
+        except ValueError:
+            continue
+    return logformat.newest(entries)

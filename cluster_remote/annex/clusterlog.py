@@ -1,0 +1,50 @@
+"""cluster.log: which repositories are the nodes of which cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cluster_remote.annex import logformat
+from cluster_remote.p2p.key import UUID
+
+if TYPE_CHECKING:
+    from cluster_remote.annex.repository import Repository
+
+__all__ = ["ClusterLog"]
+
+
+@dataclass(frozen=True)
+class ClusterLog:
+    """The clusters that this repository knows. One it does not know may still exist: its gateway was never fetched."""
+
+    members: Mapping[UUID, frozenset[UUID]]
+
+    @classmethod
+    def parse(cls, raw: bytes) -> ClusterLog:
+        """Reads lines `TIMESTAMPs CLUSTERUUID NODEUUID…`; the newest of a cluster counts."""
+        entries: list[tuple[logformat.Timestamp, UUID, frozenset[UUID]]] = []
+        for timestamp, rest in logformat.dated(raw):
+            try:
+                cluster, *nodes = [UUID.parse(word) for word in rest.split()]
+            except ValueError:
+                continue
+            if cluster.is_cluster:
+                entries.append((timestamp, cluster, frozenset(nodes)))
+        return cls(logformat.newest(entries))
+
+    @classmethod
+    async def read(cls, repository: Repository) -> ClusterLog:
+        """Reads it as it is now. Raises CommandFailed or BranchUnreadable."""
+        from cluster_remote.annex.branchlog import read_files
+
+        return cls.parse((await read_files(repository, ["cluster.log"]))["cluster.log"])
+
+    def clusters(self) -> frozenset[UUID]:
+        """Every cluster that is known here."""
+        return frozenset(self.members)
+
+    def nodes(self, cluster: UUID) -> frozenset[UUID]:
+        """The nodes of a cluster; none if it is not known."""
+        return self.members.get(cluster, frozenset())

@@ -1,0 +1,51 @@
+"""Credentials that git-annex keeps for a special remote (SETCREDS), for commands that git-annex does not run."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cluster_remote.annex.errors import CredentialsUnreadable
+from cluster_remote.p2p.key import UUID, decode
+
+if TYPE_CHECKING:
+    from cluster_remote.annex.repository import Repository
+
+__all__ = ["credentials_file", "permissions_ok", "read_credentials"]
+
+# Far more than any user name and password.
+_LIMIT = 64 * 1024
+
+
+def credentials_file(repository: Repository, uuid: UUID, setting: str) -> Path:
+    """Where git-annex keeps them.
+
+    `uuid` is that of the remote's configuration, which for a sameas remote is not the repository's.
+    """
+    if "/" in setting or "\0" in setting:
+        raise ValueError(f"{setting!r} cannot be the name of a credential")
+    return repository.annex_dir / "creds" / f"{uuid}-{setting}"
+
+
+def read_credentials(repository: Repository, uuid: UUID, setting: str) -> tuple[str, str] | None:
+    """User and password; None if none are stored. Raises CredentialsUnreadable, which never quotes them."""
+    file = credentials_file(repository, uuid, setting)
+    try:
+        with file.open("rb") as f:
+            content = f.read(_LIMIT + 1)
+    except FileNotFoundError:
+        return None
+    except OSError as e:
+        raise CredentialsUnreadable(f"{file} cannot be read: {e.strerror or e}; check its permissions") from e
+    lines = decode(content).split("\n")
+    if len(content) > _LIMIT or len(lines) < 2:
+        raise CredentialsUnreadable(
+            f"{file} is not two lines, user and password: give the token again with git annex enableremote"
+        )
+    return lines[0], lines[1]
+
+
+def permissions_ok(file: Path) -> bool:
+    """Whether nobody but the owner (and root) can read or change the file. Raises OSError where it is not there."""
+    return not file.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO)

@@ -1,0 +1,288 @@
+"""Where git-annex's repository is, its configuration, and commands run in it.
+
+git-annex starts a special remote with GIT_DIR and GIT_WORK_TREE set. A child that works in this repository needs
+them (made absolute, for it may run in another directory); a child that works in another one must not see them, or it
+would look at the wrong repository. So nothing here starts a child with the environment as it happens to be.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from pathlib import Path
+from types import MappingProxyType
+
+from cluster_remote.annex.errors import CommandFailed, NotARepository, NotInitialised
+from cluster_remote.p2p.key import UUID, decode
+
+__all__ = ["Completed", "GitConfig", "Repository", "foreign_environment"]
+
+# Seconds for a git command that only reads files of the repository.
+_QUICK = 30.0
+# Bytes of output of a one-shot command that are taken before it is given up.
+_OUTPUT_LIMIT = 64 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """A command that ended: its exit code and output. `complaint` is the end of its standard error."""
+
+    argv: tuple[str, ...]
+    returncode: int
+    stdout: bytes
+    complaint: str
+
+
+@dataclass(frozen=True, slots=True)
+class GitConfig:
+    """git's configuration at one moment. Names are compared by git's rule: only the subsection has case."""
+
+    _values: Mapping[str, tuple[str, ...]]
+
+    @classmethod
+    def parse(cls, listing: bytes) -> GitConfig:
+        """Reads the output of `git config --list -z`: `name LF value NUL`; a name alone means true."""
+        values: dict[str, list[str]] = {}
+        for entry in listing.split(b"\0"):
+            if not entry:
+                continue
+            name, separator, value = decode(entry).partition("\n")
+            values.setdefault(_canonical(name), []).append(value if separator else "true")
+        return cls(MappingProxyType({name: tuple(all_of_it) for name, all_of_it in values.items()}))
+
+    def get(self, name: str, default: str | None = None) -> str | None:
+        """The value that counts, which is the last one set."""
+        values = self.all(name)
+        return values[-1] if values else default
+
+    def all(self, name: str) -> tuple[str, ...]:
+        """Every value of a name that is set more than once, in order."""
+        return self._values.get(_canonical(name), ())
+
+    def boolean(self, name: str, default: bool = False) -> bool:
+        """A value as git reads truth: true, yes, on and numbers other than 0. Anything else is false."""
+        value = self.get(name)
+        if value is None:
+            return default
+        value = value.strip().lower()
+        return value in ("true", "yes", "on") or (value.lstrip("+-").isdecimal() and int(value) != 0)
+
+    def remotes(self) -> list[str]:
+        """The names of all remotes, in the order in which the configuration first mentions them."""
+        return list(dict.fromkeys(self._subsections("remote")))
+
+    def remote(self, name: str, key: str, default: str | None = None) -> str | None:
+        """A setting of one remote: `remote("disk1", "annex-uuid")`."""
+        return self.get(f"remote.{name}.{key}", default)
+
+    def clusters(self) -> dict[str, UUID]:
+        """The clusters that this repository is a gateway of (`annex.cluster.NAME`): name to UUID."""
+        found: dict[str, UUID] = {}
+        for name in self._values:
+            if name.startswith("annex.cluster."):
+                try:
+                    found[name.removeprefix("annex.cluster.")] = UUID.parse(self._values[name][-1])
+                except ValueError:
+                    continue
+        return found
+
+    def _subsections(self, section: str) -> Iterator[str]:
+        for name in self._values:
+            first, _, rest = name.partition(".")
+            subsection, separator, _ = rest.rpartition(".")
+            if first == section and separator:
+                yield subsection
+
+
+def _canonical(name: str) -> str:
+    section, _, rest = name.partition(".")
+    subsection, separator, key = rest.rpartition(".")
+    return f"{section.lower()}.{subsection}{separator}{key.lower()}"
+
+
+@cache
+def _local_variables() -> frozenset[str]:
+    """The variables that tie a git process to one repository, as this git names them."""
+    return frozenset(decode(_git("rev-parse", "--local-env-vars", env=dict(os.environ))).split())
+
+
+def foreign_environment() -> dict[str, str]:
+    """The environment for a child that works in ANOTHER repository: nothing in it points at this one."""
+    local = _local_variables()
+    # The numbered variables carry what GIT_CONFIG_COUNT announces, and git does not list them.
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name not in local and not name.startswith(("GIT_CONFIG_KEY_", "GIT_CONFIG_VALUE_"))
+    }
+
+
+@dataclass(frozen=True)
+class Repository:
+    """One git repository on this machine. `git_dir` is absolute; `cwd` is where its children run (None: here).
+
+    `work_tree` is None where there is none, or where git is to find out for itself.
+    """
+
+    git_dir: Path
+    cwd: Path | None = None
+    work_tree: Path | None = field(default=None)
+
+    def __post_init__(self) -> None:
+        if not self.git_dir.is_absolute():
+            object.__setattr__(self, "git_dir", ((self.cwd or Path.cwd()) / self.git_dir).resolve())
+
+    @classmethod
+    def here(cls, cwd: Path | None = None) -> Repository:
+        """The repository that git finds from `cwd` (None: the working directory), GIT_DIR included.
+
+        Raises NotARepository.
+        """
+        base = (cwd or Path.cwd()).resolve()
+        environment = dict(os.environ)
+        try:
+            git_dir = _git("rev-parse", "--absolute-git-dir", cwd=base, env=environment)
+        except CommandFailed as e:
+            if e.returncode is None:
+                raise
+            raise NotARepository(
+                f"there is no usable git repository at {base}: run this inside one "
+                f"(git init && git annex init makes one). git says: {e.complaint}"
+            ) from e
+        try:
+            work_tree = Path(_line(_git("rev-parse", "--show-toplevel", cwd=base, env=environment)))
+        except CommandFailed:
+            # A bare repository, or a place inside the git directory itself.
+            work_tree = None
+        return cls(Path(_line(git_dir)), base, work_tree)
+
+    @classmethod
+    def of_remote(cls, gitdir: str, cwd: Path | None = None) -> Repository:
+        """The repository that git-annex means by its answer to GETGITDIR, which is relative to the working directory.
+
+        Raises NotARepository where there is no such directory.
+        """
+        base = (cwd or Path.cwd()).resolve()
+        git_dir = (base / gitdir).resolve()
+        if not git_dir.exists():
+            raise NotARepository(f"git-annex says that its repository is {git_dir}, but nothing is there")
+        named = os.environ.get("GIT_WORK_TREE")
+        return cls(git_dir, base, (base / named).resolve() if named else None)
+
+    def environment(self) -> dict[str, str]:
+        """The environment for children that work IN this repository."""
+        environment = dict(os.environ)
+        environment["GIT_DIR"] = str(self.git_dir)
+        if self.work_tree is None:
+            environment.pop("GIT_WORK_TREE", None)
+        else:
+            # With GIT_DIR alone, git takes the working directory for the top of the work tree.
+            environment["GIT_WORK_TREE"] = str(self.work_tree)
+        return environment
+
+    @cached_property
+    def common_dir(self) -> Path:
+        """What all work trees of a repository share; the git directory itself where there is but one."""
+        common = _line(_git("rev-parse", "--git-common-dir", cwd=self.cwd, env=self.environment()))
+        return ((self.cwd or Path.cwd()) / common).resolve()
+
+    @property
+    def annex_dir(self) -> Path:
+        """git-annex's own directory: the journal, credentials, objects."""
+        return self.common_dir / "annex"
+
+    def config(self) -> GitConfig:
+        """The configuration as it is now, in one command; keep the answer rather than asking again."""
+        return GitConfig.parse(_git("config", "--list", "-z", cwd=self.cwd, env=self.environment()))
+
+    @cached_property
+    def uuid(self) -> UUID:
+        """git-annex's name for this repository. Raises NotInitialised."""
+        text = self.config().get("annex.uuid") or ""
+        try:
+            return UUID.parse(text)
+        except ValueError:
+            what = f"annex.uuid is {text[:64]!r}" if text else "annex.uuid is not set"
+            raise NotInitialised(
+                f"{self.work_tree or self.git_dir} is not a repository of git-annex ({what}): run git annex init in it"
+            ) from None
+
+    async def run(
+        self,
+        *argv: str,
+        input: bytes = b"",
+        timeout: float = 60.0,
+        accept: Collection[int] = (0,),
+    ) -> Completed:
+        """Runs a command in this repository to its end, at most `timeout` seconds.
+
+        `argv` goes into errors as it is, so it must hold no secret. Raises CommandFailed where the command cannot be
+        started, does not end in time, ends with an exit code that is not in `accept`, or writes more than 64 MiB.
+        """
+        import anyio
+
+        from cluster_remote.annex import child
+
+        tail = child.Tail()
+        output = bytearray()
+        process = await child.start(argv, cwd=self.cwd, env=self.environment())
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        stdin, stdout, stderr = process.stdin, process.stdout, process.stderr
+
+        async def feed() -> None:
+            try:
+                await stdin.send(input)
+            except (anyio.BrokenResourceError, anyio.ClosedResourceError):
+                # It ended without reading all of it; its exit code says whether that is an error.
+                return
+            await stdin.aclose()
+
+        try:
+            with anyio.move_on_after(timeout) as deadline:
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(feed)
+                    tasks.start_soon(child.drain, stderr, tail)
+                    async for chunk in stdout:
+                        output += chunk
+                        if len(output) > _OUTPUT_LIMIT:
+                            break
+                    else:
+                        await process.wait()
+                    if len(output) > _OUTPUT_LIMIT:
+                        tasks.cancel_scope.cancel()
+        finally:
+            returncode = process.returncode
+            await child.kill(process)
+        if len(output) > _OUTPUT_LIMIT:
+            raise CommandFailed(argv, None, f"wrote more than {_OUTPUT_LIMIT} bytes; given up", tail.text())
+        if deadline.cancelled_caught or returncode is None:
+            raise CommandFailed(argv, None, f"did not end within {timeout:g} seconds", tail.text())
+        if returncode not in accept:
+            raise CommandFailed(argv, returncode, f"ended with exit code {returncode}", tail.text())
+        return Completed(argv, returncode, bytes(output), tail.text())
+
+
+def _line(raw: bytes) -> str:
+    """One line of output that may itself hold newlines, as a path can."""
+    return decode(raw.removesuffix(b"\n"))
+
+
+def _git(*arguments: str, cwd: Path | None = None, env: Mapping[str, str]) -> bytes:
+    """Runs a git command that only reads; raises CommandFailed."""
+    import subprocess
+
+    argv: Sequence[str] = ("git", *arguments)
+    try:
+        done = subprocess.run(argv, cwd=cwd, env=env, capture_output=True, stdin=subprocess.DEVNULL, timeout=_QUICK)
+    except subprocess.TimeoutExpired as e:
+        raise CommandFailed(argv, None, f"did not end within {_QUICK:g} seconds") from e
+    except OSError as e:
+        raise CommandFailed(argv, None, f"cannot be started: {e.strerror or e}") from e
+    if done.returncode != 0:
+        complaint = decode(done.stderr[-4096:]).strip()
+        raise CommandFailed(argv, done.returncode, f"ended with exit code {done.returncode}", complaint)
+    return done.stdout
