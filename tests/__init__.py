@@ -1,0 +1,1 @@
+"""Tests of git-annex-remote-cluster, against the real git-annex."""

@@ -1,0 +1,225 @@
+"""An environment for child processes that shares nothing with whoever runs the tests.
+
+Its directory is short (git-annex puts unix sockets deep into a repository, and their paths are limited to
+107 bytes) and is removed with everything in it, read-only objects included.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from .processes import Process, assert_none_left, end_group, kill, with_variable
+
+MARKER = "CLUSTER_REMOTE_TEST"
+"""A variable that every process of an environment has; its value is the environment's directory."""
+
+SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+GIT_CONFIG = """\
+[user]
+\tname = Tess Tester
+\temail = tess@example.com
+[init]
+\tdefaultBranch = main
+[gc]
+\tauto = 0
+[maintenance]
+\tauto = false
+[annex]
+\tsshcaching = false
+[annex "security"]
+\tallowed-ip-addresses = all
+"""
+
+
+class Environment:
+    """A home directory, a git configuration and a PATH of its own, below `directory`.
+
+    Attributes:
+        directory: holds everything; repositories of a test go here too.
+        home: HOME.
+        bin: the first directory on PATH, empty at first: put shims here with `program`.
+        env: the variables that child processes get. May be changed by a test.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        """Lay out an environment in `directory`, which exists."""
+        self.directory = directory
+        self.home = directory / "home"
+        self.bin = directory / "bin"
+        temporary = directory / "tmp"
+        for each in (self.home, self.bin, temporary):
+            each.mkdir()
+        (self.home / ".gitconfig").write_text(GIT_CONFIG)
+        self.env: dict[str, str] = {
+            "HOME": str(self.home),
+            "PATH": os.pathsep.join((str(self.bin), str(Path(sys.executable).parent), SYSTEM_PATH)),
+            "TMPDIR": str(temporary),
+            "LC_ALL": "C.UTF-8",
+            "GIT_CONFIG_NOSYSTEM": "1",
+            "GIT_CONFIG_GLOBAL": str(self.home / ".gitconfig"),
+            "GIT_TERMINAL_PROMPT": "0",
+            "XDG_CONFIG_HOME": str(self.home / ".config"),
+            "XDG_CACHE_HOME": str(self.home / ".cache"),
+            "XDG_DATA_HOME": str(self.home / ".local/share"),
+            "XDG_STATE_HOME": str(self.home / ".local/state"),
+            "XDG_RUNTIME_DIR": str(temporary),
+            MARKER: str(directory),
+        }
+
+    def run(
+        self,
+        *argv: str | bytes | Path,
+        cwd: Path | None = None,
+        input: bytes | None = None,
+        check: bool = True,
+        timeout: float = 60.0,
+        env: Mapping[str, str] | None = None,
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Run a command to its end and return what it wrote.
+
+        Args:
+            argv: program and arguments, no shell.
+            cwd: where; the environment's directory by default.
+            input: its standard input; empty by default.
+            check: whether an exit status other than 0 is an AssertionError.
+            timeout: seconds, after which its whole process group is killed.
+            env: variables to have besides those of the environment.
+
+        Raises:
+            AssertionError: it failed or took too long; the message has the command and what it wrote.
+        """
+        where = self.directory if cwd is None else cwd
+        process = self.popen(
+            *argv,
+            cwd=where,
+            env=env,
+            stdin=subprocess.DEVNULL if input is None else subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        with process:
+            try:
+                out, err = process.communicate(input, timeout)
+            except subprocess.TimeoutExpired:
+                end_group(process.pid)
+                out, err = process.communicate(timeout=timeout)
+                raise AssertionError(_account(argv, where, f"was still running after {timeout} s", out, err)) from None
+            except BaseException:
+                end_group(process.pid)
+                raise
+        if check and process.returncode != 0:
+            raise AssertionError(_account(argv, where, f"exited with {process.returncode}", out, err))
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    def popen(
+        self,
+        *argv: str | bytes | Path,
+        cwd: Path | None = None,
+        env: Mapping[str, str] | None = None,
+        stdin: int = subprocess.PIPE,
+        stdout: int = subprocess.PIPE,
+        stderr: int | None = None,
+    ) -> subprocess.Popen[bytes]:
+        """Start a command that leads a process group of its own; the caller ends it."""
+        return subprocess.Popen(
+            [os.fsencode(argument) for argument in argv],
+            cwd=self.directory if cwd is None else cwd,
+            env={**self.env, **(env or {})},
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            start_new_session=True,
+        )
+
+    def program(self, name: str, source: str) -> Path:
+        """Put an executable script into `bin`, ahead of any other program of that name."""
+        path = self.bin / name
+        path.write_text(source)
+        path.chmod(0o755)
+        return path
+
+    def which(self, name: str) -> Path:
+        """The program that `name` means here, shims in `bin` left aside.
+
+        Raises:
+            AssertionError: there is none.
+        """
+        directories = [d for d in self.env["PATH"].split(os.pathsep) if d != str(self.bin)]
+        found = shutil.which(name, path=os.pathsep.join(directories))
+        if found is None:
+            raise AssertionError(f"no program {name} on the PATH {directories}")
+        return Path(found)
+
+    @contextlib.contextmanager
+    def applied(self, cwd: Path | None = None) -> Iterator[None]:
+        """Make this the environment of the test process itself, for code that runs inside it.
+
+        Args:
+            cwd: also the working directory meanwhile.
+        """
+        before, where = dict(os.environ), Path.cwd()
+        _replace_variables(self.env)
+        try:
+            if cwd is not None:
+                os.chdir(cwd)
+            yield
+        finally:
+            os.chdir(where)
+            _replace_variables(before)
+
+    def processes(self) -> list[Process]:
+        """The living processes that were started with this environment, however they came about."""
+        return with_variable(MARKER, str(self.directory))
+
+    def assert_no_process_left(self, within: float = 5.0) -> None:
+        """Raise AssertionError, and kill them, if processes of this environment outlast so many seconds."""
+        assert_none_left(self.processes, within)
+
+
+def _replace_variables(variables: Mapping[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update(variables)
+
+
+def _account(argv: Sequence[str | bytes | Path], cwd: Path, what: str, out: bytes, err: bytes) -> str:
+    """What happened to a command, for whoever reads the failed test."""
+    command = " ".join(repr(os.fsdecode(argument)) for argument in argv)
+    texts = (f"{name}:\n{text.decode(errors='backslashreplace')}" for name, text in (("stdout", out), ("stderr", err)))
+    return f"{command} {what}, in {cwd}\n" + "\n".join(texts)
+
+
+def remove_tree(directory: Path) -> None:
+    """Remove a directory with everything in it, also what git-annex made read-only."""
+    for parent, below, _ in os.walk(directory):
+        for name in below:
+            path = Path(parent, name)
+            if not path.is_symlink():
+                path.chmod(stat.S_IRWXU)
+    shutil.rmtree(directory)
+
+
+@contextlib.contextmanager
+def temporary_environment() -> Iterator[Environment]:
+    """A new environment; at the end no process of it may be left, and its directory is removed.
+
+    Raises:
+        AssertionError: at the end, if processes were left; they are killed first.
+    """
+    # Resolved, since git-annex prints and compares real paths.
+    directory = Path(tempfile.mkdtemp(prefix="cr-")).resolve()
+    try:
+        environment = Environment(directory)
+        yield environment
+        environment.assert_no_process_left()
+    finally:
+        # After a failed test some may be left: a failure to end must not hide the failure of the test.
+        kill(with_variable(MARKER, str(directory)))
+        remove_tree(directory)

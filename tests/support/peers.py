@@ -1,0 +1,357 @@
+"""Peers that do what a real one cannot be made to do: stall, break off, talk nonsense, be old."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import select
+import shlex
+import socket
+import struct
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+
+from .environment import Environment
+
+STEP_SECONDS = 60.0
+"""How long a scripted peer waits for what it expects before it gives up and says so."""
+
+LINE_LIMIT = 1 << 20
+
+
+@dataclass(frozen=True)
+class Expect:
+    """Read one line; it must be these bytes, or match the pattern in full. The line's end is not part of it."""
+
+    line: bytes | re.Pattern[bytes]
+
+
+@dataclass(frozen=True)
+class Send:
+    """Send exactly these bytes: a message needs its `\\n`."""
+
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Read:
+    """Read exactly `size` bytes, a DATA body for instance."""
+
+    size: int
+
+
+@dataclass(frozen=True)
+class Pause:
+    """Do nothing for so many seconds, then go on."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Stall:
+    """Neither read nor send, until the other side closes or the peer is ended."""
+
+
+@dataclass(frozen=True)
+class Drain:
+    """Read and forget whatever comes, answering nothing, until the other side closes."""
+
+
+@dataclass(frozen=True)
+class Close:
+    """Close the connection in good order. The end of a script does the same."""
+
+
+@dataclass(frozen=True)
+class Reset:
+    """Break the connection off, so that the other side sees an error (on TCP)."""
+
+
+Step = Expect | Send | Read | Pause | Stall | Drain | Close | Reset
+Script = Sequence[Step]
+
+
+class ScriptedPeer:
+    """A socket server that acts out a script for each connection, one thread for each.
+
+    Attributes:
+        received: the lines read by `Expect`, of all connections, without their ends, in order.
+        bodies: the bytes read by each `Read`.
+        connections: how many were made so far.
+        failures: where the other side did not do what the script expects; leaving `with` raises for them.
+        address: the unix socket's path as text, or host and port.
+    """
+
+    def __init__(
+        self,
+        script: Script | Callable[[int], Script],
+        *,
+        unix: Path | None = None,
+        tcp: bool = False,
+    ) -> None:
+        """Prepare a peer; `with` runs it.
+
+        Args:
+            script: for every connection; or, given the number of a connection (from 0), the script for it.
+            unix: where its unix socket is to be.
+            tcp: that it is to listen on a free port of 127.0.0.1 instead.
+        """
+        if (unix is None) != tcp:
+            raise ValueError("a scripted peer listens either on a unix socket or on TCP")
+        self._script = script
+        self._unix = unix
+        self.received: list[bytes] = []
+        self.bodies: list[bytes] = []
+        self.failures: list[str] = []
+        self.connections = 0
+        self.address: str | tuple[str, int] = ""
+        self._ending = threading.Event()
+        self._threads: list[threading.Thread] = []
+
+    @property
+    def port(self) -> int:
+        """The TCP port."""
+        assert isinstance(self.address, tuple)
+        return self.address[1]
+
+    def __enter__(self) -> ScriptedPeer:
+        if self._unix is None:
+            self._listener = socket.create_server(("127.0.0.1", 0))
+            host, port = self._listener.getsockname()
+            self.address = (host, port)
+        else:
+            self._listener = socket.socket(socket.AF_UNIX)
+            self._listener.bind(str(self._unix))
+            self._listener.listen()
+            self.address = str(self._unix)
+        self._acceptor = threading.Thread(target=self._accept, name="scripted peer")
+        self._acceptor.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._ending.set()
+        # Wakes the thread that accepts.
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._acceptor.join(STEP_SECONDS)
+        self._listener.close()
+        if self._unix is not None:
+            self._unix.unlink()
+        for thread in self._threads:
+            thread.join(STEP_SECONDS)
+        assert not any(thread.is_alive() for thread in self._threads), "a scripted peer did not end"
+        if error is None and self.failures:
+            raise AssertionError("\n".join(self.failures))
+
+    def _accept(self) -> None:
+        while not self._ending.is_set():
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:  # closed by __exit__
+                return
+            number = self.connections
+            self.connections += 1
+            script = self._script(number) if callable(self._script) else self._script
+            thread = threading.Thread(
+                target=self._act, args=(connection, number, script), name=f"scripted peer {number}"
+            )
+            self._threads.append(thread)
+            thread.start()
+
+    def _act(self, connection: socket.socket, number: int, script: Script) -> None:
+        with connection:
+            conversation = _Conversation(connection, self._ending)
+            for place, step in enumerate(script):
+                try:
+                    self._take(step, conversation)
+                except _End:
+                    return
+                except _Unexpected as failure:
+                    self.failures.append(f"connection {number}, step {place}, {step}: {failure}")
+                    return
+
+    def _take(self, step: Step, conversation: _Conversation) -> None:
+        match step:
+            case Expect(wanted):
+                line = conversation.read_line()
+                self.received.append(line)
+                fits = line == wanted if isinstance(wanted, bytes) else wanted.fullmatch(line) is not None
+                if not fits:
+                    raise _Unexpected(f"got {line!r}")
+            case Read(size):
+                self.bodies.append(conversation.read(size))
+            case Send(data):
+                conversation.send(data)
+            case Pause(seconds):
+                self._ending.wait(seconds)
+            case Stall():
+                conversation.stall()
+            case Drain():
+                conversation.drain()
+            case Reset():
+                conversation.reset()
+                raise _End
+            case Close():
+                raise _End
+
+
+class _End(Exception):
+    """The conversation is over, and nobody is to blame."""
+
+
+class _Unexpected(Exception):
+    """The other side did not do what the script says."""
+
+
+@dataclass
+class _Conversation:
+    """One connection, whose every wait ends with the peer."""
+
+    connection: socket.socket
+    ending: threading.Event
+    buffer: bytearray = field(default_factory=bytearray)
+
+    def _wait(self, events: int, deadline: float) -> int:
+        poll = select.poll()
+        poll.register(self.connection, events)
+        while not self.ending.is_set():
+            if ready := poll.poll(50):
+                return ready[0][1]
+            if time.monotonic() > deadline:
+                raise _Unexpected(f"nothing happened for {STEP_SECONDS} s")
+        raise _End
+
+    def _receive(self) -> bytes:
+        self._wait(select.POLLIN, time.monotonic() + STEP_SECONDS)
+        try:
+            data = self.connection.recv(1 << 16)
+        except OSError as error:
+            raise _Unexpected(f"the other side broke off: {error}") from error
+        if not data:
+            raise _Unexpected(f"the other side closed, after {bytes(self.buffer)!r}")
+        return data
+
+    def read_line(self) -> bytes:
+        while b"\n" not in self.buffer:
+            if len(self.buffer) > LINE_LIMIT:
+                raise _Unexpected(f"a line longer than {LINE_LIMIT} bytes")
+            self.buffer += self._receive()
+        line, _, rest = bytes(self.buffer).partition(b"\n")
+        self.buffer[:] = rest
+        return line
+
+    def read(self, size: int) -> bytes:
+        while len(self.buffer) < size:
+            self.buffer += self._receive()
+        data = bytes(self.buffer[:size])
+        del self.buffer[:size]
+        return data
+
+    def send(self, data: bytes) -> None:
+        view = memoryview(data)
+        self.connection.setblocking(False)
+        try:
+            while view:
+                self._wait(select.POLLOUT, time.monotonic() + STEP_SECONDS)
+                view = view[self.connection.send(view) :]
+        except OSError as error:
+            # To give up on a peer that sends nonsense is right: what comes of it is for the test to say.
+            raise _End from error
+        finally:
+            self.connection.setblocking(True)
+
+    def stall(self) -> None:
+        while not self._wait(select.POLLRDHUP, float("inf")) & (select.POLLRDHUP | select.POLLHUP):
+            pass
+        raise _End
+
+    def drain(self) -> None:
+        while True:
+            self._wait(select.POLLIN, float("inf"))
+            try:
+                if not self.connection.recv(1 << 16):
+                    raise _End
+            except OSError as error:
+                raise _End from error
+
+    def reset(self) -> None:
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+# Only the first line can be rewritten safely: later ones may be part of a DATA body.
+LIMITED_SHELL = '''\
+"""git-annex-shell as a version of git-annex had it that speaks the P2P protocol up to version {version}."""
+import os, subprocess, sys, threading
+
+if "p2pstdio" not in sys.argv:
+    os.execv({real!r}, [{real!r}, *sys.argv[1:]])
+
+VERSION = {version}
+real = subprocess.Popen([{real!r}, *sys.argv[1:]], stdin=-1, stdout=-1 if VERSION == 0 else None)
+real_in = real.stdin.fileno()
+greeted = threading.Event()
+
+
+def write(descriptor, data):
+    while data:
+        data = data[os.write(descriptor, data):]
+
+
+def forward():
+    """Hand on the input: its first line as it has to be, then everything as it is."""
+    line = b""
+    while not line.endswith(b"\\n"):
+        byte = os.read(0, 1)
+        if not byte:
+            break
+        line += byte
+    words = line.split()
+    if len(words) == 2 and words[0] == b"VERSION" and words[1].isdigit():
+        if VERSION == 0:
+            greeted.wait()
+            write(1, b"ERROR unknown command\\n")
+            line = b""
+        else:
+            line = b"VERSION %d\\n" % min(VERSION, int(words[1]))
+    try:
+        write(real_in, line)
+        while chunk := os.read(0, 1 << 18):
+            write(real_in, chunk)
+    except BrokenPipeError:
+        pass  # it has ended; so shall we, with its exit status
+    real.stdin.close()
+
+
+threading.Thread(target=forward, daemon=True).start()
+if VERSION == 0:
+    real_out = real.stdout.fileno()
+    while chunk := os.read(real_out, 1 << 18):
+        write(1, chunk)
+        if b"\\n" in chunk:
+            greeted.set()
+os._exit(real.wait())
+'''
+
+
+def limit_version(environment: Environment, version: int) -> Path:
+    """Make git-annex-shell in an environment speak no later version of the P2P protocol than this.
+
+    It is the real one, which is asked for less: `VERSION n` is rewritten on the way (1 to 3), or answered with ERROR
+    and kept from it (0), as programs answered that did not know VERSION yet. Everything else passes unchanged.
+
+    Returns the shim's path; remove it, or call this again, to change the limit.
+    """
+    if version not in (0, 1, 2, 3):
+        raise ValueError(f"there is no limit to version {version}")
+    real = str(environment.which("git-annex-shell"))
+    source = environment.home / "limited-git-annex-shell.py"
+    source.write_text(LIMITED_SHELL.format(real=real, version=version))
+    command = shlex.join([sys.executable, "-ISs", str(source)])
+    return environment.program("git-annex-shell", f'#!/bin/sh\nexec {command} "$@"\n')

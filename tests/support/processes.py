@@ -1,0 +1,116 @@
+"""Which processes are there, by /proc: so that a test can say that none was left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+PROC = Path("/proc")
+POLL_SECONDS = 0.02
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process that was alive when it was looked at."""
+
+    pid: int
+    parent: int
+    command: str
+
+    def __str__(self) -> str:
+        return f"{self.pid} (child of {self.parent}): {self.command}"
+
+
+def _look(pid: int) -> Process | None:
+    """The process `pid`; None where it has ended, and where it is a zombie, which runs no longer."""
+    try:
+        status = (PROC / str(pid) / "stat").read_bytes()
+        command = (PROC / str(pid) / "cmdline").read_bytes()
+    except OSError:
+        return None
+    # The program's name stands in parentheses and may itself hold spaces and parentheses.
+    state, parent = status[status.rindex(b")") + 1 :].split()[:2]
+    if state in (b"Z", b"X"):
+        return None
+    return Process(pid, int(parent), command.replace(b"\0", b" ").decode(errors="replace").strip())
+
+
+def every_process() -> list[Process]:
+    """All living processes of this machine that can be seen from here."""
+    found = (_look(int(entry.name)) for entry in PROC.iterdir() if entry.name.isdigit())
+    return [process for process in found if process is not None]
+
+
+def descendants(pid: int) -> list[Process]:
+    """The living children of `pid`, their children, and so on; `pid` itself is not among them."""
+    children: dict[int, list[Process]] = {}
+    for process in every_process():
+        children.setdefault(process.parent, []).append(process)
+    found: list[Process] = []
+    waiting = [pid]
+    while waiting:
+        below = children.get(waiting.pop(), [])
+        found += below
+        waiting += [process.pid for process in below]
+    return sorted(found, key=lambda process: process.pid)
+
+
+def with_variable(name: str, value: str) -> list[Process]:
+    """The living processes that were started with the environment variable `name` set to `value`."""
+    wanted = os.fsencode(f"{name}={value}")
+    found = []
+    for process in every_process():
+        try:
+            variables = (PROC / str(process.pid) / "environ").read_bytes().split(b"\0")
+        except OSError:  # it ended meanwhile, or belongs to somebody else: not ours in either case
+            continue
+        if wanted in variables and process.pid != os.getpid():
+            found.append(process)
+    return found
+
+
+def wait_until(condition: Callable[[], bool], within: float = 5.0) -> bool:
+    """Whether `condition` came true within so many seconds; it is asked once more when they are over."""
+    deadline = time.monotonic() + within
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(POLL_SECONDS)
+    return condition()
+
+
+def assert_none_left(find: Callable[[], list[Process]], within: float = 5.0) -> None:
+    """Raise AssertionError unless `find` comes to find no process within so many seconds.
+
+    Those still there are killed first, so that a failed test does not disturb the next.
+    """
+    if wait_until(lambda: not find(), within):
+        return
+    left = find()
+    kill(left)
+    if left:
+        raise AssertionError("left behind:\n" + "\n".join(map(str, left)))
+
+
+def assert_no_children_left(pid: int | None = None, within: float = 5.0) -> None:
+    """Raise AssertionError, and kill them, if `pid` (this process by default) keeps having descendants."""
+    root = os.getpid() if pid is None else pid
+    assert_none_left(lambda: descendants(root), within)
+
+
+def end_group(pid: int) -> None:
+    """Kill every process of the group that `pid` leads; it may be gone already."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
+
+
+def kill(processes: Iterable[Process]) -> None:
+    """Kill these; they may be gone already."""
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGKILL)

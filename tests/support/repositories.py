@@ -1,0 +1,317 @@
+"""Real repositories and clusters, and what is true of them, read without asking any remote."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import select
+import shutil
+import subprocess
+import time
+import uuid as uuids
+from collections.abc import Iterator
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+
+from .environment import Environment, temporary_environment
+from .processes import end_group
+
+DESCRIPTIONS = ("first disk (attic)", "second disk (cellar)", "NAS: shelf 3", "the bucket", "old laptop")
+"""What the nodes of a cluster are called in uuid.log: never what the remotes are called."""
+
+GATEWAY_DESCRIPTION = "gateway (hall)"
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A git-annex repository below an environment's directory."""
+
+    path: Path
+    environment: Environment
+
+    def git(
+        self,
+        *arguments: str | bytes | Path,
+        check: bool = True,
+        input: bytes | None = None,
+        timeout: float = 60.0,
+        env: dict[str, str] | None = None,
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Run git here; see `Environment.run`."""
+        return self.environment.run(
+            "git", *arguments, cwd=self.path, check=check, input=input, timeout=timeout, env=env
+        )
+
+    def annex(
+        self,
+        *arguments: str | bytes | Path,
+        check: bool = True,
+        input: bytes | None = None,
+        timeout: float = 60.0,
+        env: dict[str, str] | None = None,
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Run git-annex here; see `Environment.run`."""
+        return self.git("annex", *arguments, check=check, input=input, timeout=timeout, env=env)
+
+    def config(self, name: str) -> str | None:
+        """A value of the git configuration as it holds here, None where it is not set."""
+        done = self.git("config", "--get", name, check=False)
+        return os.fsdecode(done.stdout).removesuffix("\n") if done.returncode == 0 else None
+
+    @property
+    def uuid(self) -> str:
+        """The UUID of this repository.
+
+        Raises:
+            AssertionError: it has none.
+        """
+        found = self.config("annex.uuid")
+        assert found, f"{self.path} has no annex.uuid"
+        return found
+
+    def write(self, name: str | bytes, content: bytes) -> Path:
+        """Write a file into the work tree, without adding it; its directories are made."""
+        path = self.path / os.fsdecode(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Not through an annexed file of that name, which is a link to an object.
+        path.unlink(missing_ok=True)
+        path.write_bytes(content)
+        return path
+
+    def add(self, name: str | bytes, content: bytes, backend: str | None = None) -> str:
+        """Write a file and `git annex add` it, without a commit; return its key.
+
+        Args:
+            name: relative to the work tree; any bytes that a file name may have.
+            content: what is in it.
+            backend: that of the key, git-annex's default where not given.
+        """
+        self.write(name, content)
+        options = () if backend is None else (f"--backend={backend}",)
+        # Not as an argument: git-annex hands arguments on to git without the bytes that are not UTF-8.
+        self.annex("add", "--quiet", *options, "--batch", "-z", input=os.fsencode(name) + b"\0")
+        return self.key(name)
+
+    def key(self, name: str | bytes) -> str:
+        """The key of an annexed file; bytes that are not UTF-8 appear as surrogate escapes.
+
+        Raises:
+            AssertionError: the file is not annexed.
+        """
+        return os.fsdecode(self.annex("lookupkey", "--", name).stdout).removesuffix("\n")
+
+    def object_path(self, key: str) -> Path | None:
+        """Where the content of a key lies in this repository; None if it is not there."""
+        done = self.annex("contentlocation", key, check=False)
+        if done.returncode != 0:
+            return None
+        path = self.path / os.fsdecode(done.stdout).removesuffix("\n")
+        return path if path.is_file() else None
+
+    def has_object(self, key: str) -> bool:
+        """Whether the content of a key lies in annex/objects of this repository, whatever the log says."""
+        return self.object_path(key) is not None
+
+    def object_bytes(self, key: str) -> bytes:
+        """The content of a key, as it lies in this repository.
+
+        Raises:
+            AssertionError: it is not there.
+        """
+        path = self.object_path(key)
+        assert path is not None, f"{self.path} has no content of {key}"
+        return path.read_bytes()
+
+    def locations(self, key: str) -> set[str]:
+        """The UUIDs that the location log names for a key. No remote is asked.
+
+        Branches fetched from elsewhere are merged first, as any git-annex command would do it.
+        """
+        # Any command that reads a log merges fetched branches; this one touches nothing else.
+        self.annex("readpresentkey", key, self.uuid, check=False)
+        paths = self.annex("examinekey", "--format=${hashdirlower}\\n${objectpath}\\n", key)
+        directory, object_path, _ = os.fsdecode(paths.stdout).split("\n")
+        log = self._log(f"{directory}{Path(object_path).name}.log")
+        newest: dict[str, tuple[Decimal, str]] = {}
+        for line in log.splitlines():
+            stamp, status, uuid = line.split(" ")
+            entry = (Decimal(stamp.removesuffix("s")), status)
+            newest[uuid] = max(newest.get(uuid, entry), entry)
+        return {uuid for uuid, (_, status) in newest.items() if status == "1"}
+
+    def descriptions(self) -> dict[str, str]:
+        """What uuid.log calls each repository and cluster it knows, by UUID."""
+        self.annex("readpresentkey", "WORM--any", self.uuid, check=False)
+        newest: dict[str, tuple[Decimal, str]] = {}
+        for line in self._log("uuid.log").splitlines():
+            uuid, rest = line.split(" ", 1)
+            description, stamp = rest.rsplit(" timestamp=", 1)
+            entry = (Decimal(stamp.removesuffix("s")), description)
+            newest[uuid] = max(newest.get(uuid, entry), entry)
+        return {uuid: description for uuid, (_, description) in newest.items()}
+
+    def _log(self, path: str) -> str:
+        """A file of the git-annex branch as git-annex sees it: what the journals hold counts too."""
+        journals = (self.path / ".git/annex/journal", self.path / ".git/annex/journal-private")
+        name = path.replace("_", "__").replace("/", "_")
+        found = [
+            (journal / name).read_text("utf-8", "surrogateescape") for journal in journals if (journal / name).exists()
+        ]
+        if not (journals[0] / name).exists():
+            branch = self.git("cat-file", "blob", f"git-annex:{path}", check=False)
+            found.append(os.fsdecode(branch.stdout) if branch.returncode == 0 else "")
+        return "".join(found)
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A cluster of local repositories and its gateway.
+
+    Attributes:
+        gateway: has every node as a remote, node1, node2 and so on.
+        nodes: in that order.
+        uuid: of the cluster.
+        name: of the cluster.
+    """
+
+    gateway: Repository
+    nodes: list[Repository]
+    uuid: str
+    name: str
+
+    def clone(self, name: str = "client", source: str | None = None) -> Repository:
+        """A clone of the gateway beside it, initialised, that has merged the gateway's git-annex branch.
+
+        Args:
+            name: of the directory; the description is different, as with the nodes.
+            source: what to clone from, the gateway's path by default.
+        """
+        environment = self.gateway.environment
+        path = self.gateway.path.parent / name
+        environment.run("git", "clone", "--quiet", source or self.gateway.path, path)
+        clone = Repository(path, environment)
+        clone.annex("init", "--quiet", f"{name} (desk)")
+        clone.annex("merge", "--quiet")
+        return clone
+
+    def holders(self, key: str) -> list[bool]:
+        """For each node, whether the content of a key really lies there."""
+        return [node.has_object(key) for node in self.nodes]
+
+
+def make_repository(environment: Environment, path: Path, description: str) -> Repository:
+    """A new repository with one empty commit."""
+    environment.run("git", "init", "--quiet", path)
+    repository = Repository(path, environment)
+    repository.git("commit", "--quiet", "--allow-empty", "--message", "begin")
+    repository.annex("init", "--quiet", description)
+    return repository
+
+
+def make_cluster(environment: Environment, directory: Path, nodes: int = 3, name: str = "mycluster") -> Cluster:
+    """A cluster of local repositories: `directory`/gateway, /node1, /node2 and so on.
+
+    It is built once in a process of tests, then copied: clusters of the same size and name have the same UUIDs.
+    """
+    template = _template(nodes, name)
+    directory.mkdir(parents=True, exist_ok=True)
+    for repository in (template.gateway, *template.nodes):
+        path = directory / repository.path.name
+        shutil.copytree(repository.path, path, symlinks=True)
+        _rewrite_paths(path / ".git", template.gateway.path.parent, directory)
+    return _cluster_in(environment, directory, template.uuid, nodes, name)
+
+
+def forget_templates() -> None:
+    """Remove what `make_cluster` copies from; the next one is built anew."""
+    _templates.close()
+    _template.cache_clear()
+
+
+_templates = contextlib.ExitStack()
+
+
+@functools.cache
+def _template(nodes: int, name: str) -> Cluster:
+    environment = _templates.enter_context(temporary_environment())
+    return _build_cluster(environment, environment.directory, nodes, name)
+
+
+def _build_cluster(environment: Environment, directory: Path, nodes: int, name: str) -> Cluster:
+    gateway = make_repository(environment, directory / "gateway", GATEWAY_DESCRIPTION)
+    for number in range(1, nodes + 1):
+        node = Repository(directory / f"node{number}", environment)
+        environment.run("git", "clone", "--quiet", gateway.path, node.path)
+        known = DESCRIPTIONS[number - 1 : number]
+        node.annex("init", "--quiet", known[0] if known else f"disk {number} (shelf)")
+        gateway.git("remote", "add", f"node{number}", node.path)
+        gateway.git("config", f"remote.node{number}.annex-cluster-node", name)
+    gateway.git("fetch", "--quiet", "--all")
+    gateway.annex("initcluster", "--quiet", name)
+    gateway.annex("updatecluster", "--quiet")
+    # The nodes learn of each other, as they do wherever people synchronise.
+    gateway.annex("sync", "--quiet", "--no-content")
+    uuid = gateway.config(f"annex.cluster.{name}")
+    assert uuid is not None, f"git annex initcluster left no annex.cluster.{name}"
+    return _cluster_in(environment, directory, uuid, nodes, name)
+
+
+def _cluster_in(environment: Environment, directory: Path, uuid: str, nodes: int, name: str) -> Cluster:
+    places = [Repository(directory / f"node{number}", environment) for number in range(1, nodes + 1)]
+    return Cluster(Repository(directory / "gateway", environment), places, uuid, name)
+
+
+def _rewrite_paths(git_directory: Path, before: Path, after: Path) -> None:
+    """Replace a directory's name wherever git wrote it down: remote urls, FETCH_HEAD, reflogs."""
+    files = [git_directory / "config", git_directory / "FETCH_HEAD", *(git_directory / "logs").rglob("*")]
+    for file in files:
+        if file.is_file():
+            file.write_bytes(file.read_bytes().replace(os.fsencode(before), os.fsencode(after)))
+
+
+@contextlib.contextmanager
+def locked(repository: Repository, key: str, within: float = 20.0) -> Iterator[None]:
+    """Hold the content of a key locked in a repository from another process (LOCKCONTENT).
+
+    Nobody can remove the content meanwhile; at the end the lock is given up and the process is gone.
+
+    Args:
+        within: seconds to wait for each answer.
+
+    Raises:
+        AssertionError: it could not be locked.
+    """
+    process = repository.environment.popen(
+        "git-annex-shell", "p2pstdio", repository.path, str(uuids.uuid4()), "--uuid", repository.uuid
+    )
+    with process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            greeting = _line(process.stdout.fileno(), within)
+            assert greeting == f"AUTH-SUCCESS {repository.uuid}".encode(), greeting
+            process.stdin.write(b"LOCKCONTENT " + os.fsencode(key) + b"\n")
+            process.stdin.flush()
+            answer = _line(process.stdout.fileno(), within)
+            assert answer == b"SUCCESS", f"LOCKCONTENT {key} in {repository.path} was answered {answer!r}"
+            yield
+            process.stdin.write(b"UNLOCKCONTENT\n")
+            process.stdin.close()
+            process.wait(within)
+        finally:
+            end_group(process.pid)
+
+
+def _line(descriptor: int, within: float) -> bytes:
+    """A line of a peer without its end; what there was of it where the peer closed or took too long."""
+    deadline = time.monotonic() + within
+    line = b""
+    while not line.endswith(b"\n"):
+        readable, _, _ = select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))
+        byte = os.read(descriptor, 1) if readable else b""
+        if not byte:
+            break
+        line += byte
+    return line.removesuffix(b"\n")
