@@ -1,0 +1,53 @@
+"""Where the program starts: as the special remote when git-annex starts it, as the command line otherwise."""
+
+from __future__ import annotations
+
+import sys
+
+__all__ = ["command_line", "main"]
+
+
+def main() -> int:
+    """git-annex-remote-cluster: without arguments it speaks the external special remote protocol."""
+    return command_line() if len(sys.argv) > 1 else special_remote()
+
+
+def special_remote() -> int:
+    """Serves git-annex on standard input and output until it hangs up. Gives the exit code."""
+    # Only what the first answers need: git-annex starts the program several times for a single command.
+    from cluster_remote.remote.loop import EventLoop
+    from cluster_remote.remote.protocol import AnnexMaster, standard_streams
+    from cluster_remote.remote.remote import ClusterRemote
+
+    if sys.stdin.isatty():
+        print(
+            "git-annex starts this program by itself: git annex initremote NAME type=external externaltype=cluster …\n"
+            "See git-annex-remote-cluster --help for what you can do with it.",
+            file=sys.stderr,
+        )
+        return 2
+    stdin, stdout = standard_streams()
+    loop = EventLoop()
+    master = AnnexMaster(stdout)
+    remote = ClusterRemote(master, loop)
+    master.LinkRemote(remote)
+    try:
+        master.Listen(stdin)
+    except (BrokenPipeError, KeyboardInterrupt):
+        # git-annex is gone, or the user wants it to be.
+        return 1
+    finally:
+        remote.close()
+        loop.close()
+    return 0
+
+
+def command_line() -> int:
+    """cluster-remote: the commands."""
+    from cluster_remote.cli.app import run
+
+    return run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

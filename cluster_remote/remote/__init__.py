@@ -1,0 +1,1 @@
+"""The external special remote: what git-annex starts."""

@@ -1,0 +1,84 @@
+"""INITREMOTE: is the remote what it says, and does everything work that it will need?"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from cluster_remote.p2p.errors import ConnectionLost, SessionError, WrongRepository
+from cluster_remote.p2p.key import UUID
+from cluster_remote.remote.identity import check_alone, check_server, initremote_command, wanted_server
+from cluster_remote.remote.settings import BadSettings, Settings, token_setting
+
+if TYPE_CHECKING:
+    from cluster_remote.remote.protocol import AnnexMaster
+    from cluster_remote.remote.workplace import Workplace
+
+__all__ = ["check_remote", "store_token"]
+
+
+def store_token(settings: Settings, annex: AnnexMaster) -> None:
+    """Gives the token from the environment to git-annex, which keeps it with its other credentials."""
+    token = os.environ.get("CLUSTER_REMOTE_TOKEN")
+    if settings.wants_token and token:
+        assert settings.address is not None
+        annex.setcreds(token_setting(settings.address), "token", token)
+
+
+async def check_remote(workplace: Workplace) -> None:
+    """Connects, and refuses what would make the location log wrong. Raises BadSettings, SessionError, AnnexError."""
+    settings = workplace.settings
+    check_alone(settings)
+    await workplace.read_repository()
+    if settings.address is None:
+        await _check_serverless(settings, workplace)
+        return
+    wanted = wanted_server(settings, workplace.logs, workplace.config.clusters())
+    if settings.tracking == "nodes" and not settings.sameas:
+        # The UUID is one that git-annex has just made up, or one that is not to be taken over.
+        wanted = None
+    server = await _who_is_there(workplace, wanted)
+    check_server(settings, server, workplace.logs)
+
+
+async def _who_is_there(workplace: Workplace, wanted: UUID | None) -> UUID:
+    try:
+        return await _ask(workplace, wanted)
+    except (WrongRepository, ConnectionLost):
+        if wanted is None:
+            raise
+        # git-annex-shell ends when it is asked for a repository that it does not serve. Then who is there?
+        try:
+            server = await _ask(workplace, None)
+        except SessionError:
+            server = wanted
+        if server == wanted or workplace.settings.tracking == "remote":
+            raise
+        return server
+
+
+async def _ask(workplace: Workplace, wanted: UUID | None) -> UUID:
+    session = await workplace.session_with(wanted)
+    try:
+        return await session.open()
+    finally:
+        await session.aclose()
+
+
+async def _check_serverless(settings: Settings, workplace: Workplace) -> None:
+    clusters = workplace.config.clusters()
+    if not clusters:
+        raise BadSettings(
+            "there is no url, and this repository has no cluster of its own; give the url of a gateway, or make a "
+            "cluster of this repository's remotes: cluster-remote setup NAME --node REMOTE --node REMOTE"
+        )
+    own = set(clusters.values())
+    fits = settings.uuid in own if settings.tracking == "nodes" else settings.encryption != "none"
+    if not fits or settings.sameas != (settings.tracking == "nodes"):
+        commands = " or ".join(initremote_command(settings, uuid, tracking="", cluster="") for uuid in sorted(own))
+        raise BadSettings(f"without a url the remote has to be the same as the cluster of this repository: {commands}")
+    session = await workplace.session_with(None if settings.tracking == "remote" else settings.uuid)
+    try:
+        await session.open()
+    finally:
+        await session.aclose()

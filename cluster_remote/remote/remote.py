@@ -1,0 +1,261 @@
+"""The special remote: git-annex's requests, answered by one session.
+
+It does not know what kind of session it holds; without a url it is the cluster of this very repository. What every
+request has in common: it waits for the event loop, it records before it reports success, and every way to fail ends in
+one line of words.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, TypeVar
+
+from annexremote import RemoteError, SpecialRemote
+
+from cluster_remote.remote.protocol import AnnexMaster, one_line
+
+if TYPE_CHECKING:
+    from cluster_remote.p2p.key import Key
+    from cluster_remote.p2p.messages import Message
+    from cluster_remote.p2p.session import Removal
+    from cluster_remote.remote.loop import EventLoop
+    from cluster_remote.remote.settings import Settings
+    from cluster_remote.remote.workplace import Workplace
+
+__all__ = ["ClusterRemote"]
+
+T = TypeVar("T")
+
+# Seconds between two PROGRESS messages; git-annex shows a few a second.
+_PROGRESS_INTERVAL = 0.2
+# Seconds that git annex info waits for the server at most.
+_INFO_TIMEOUT = 10.0
+
+
+class ClusterRemote(SpecialRemote):  # type: ignore[misc] # annexremote has no types
+    """One remote of one repository. Requests come one after the other."""
+
+    def __init__(self, annex: AnnexMaster, loop: EventLoop) -> None:
+        # Not by way of the parent class, which makes `info` a value; here it is asked for anew each time.
+        self.annex = annex
+        self._loop = loop
+        self._settings: Settings | None = None
+        self._workplace: Workplace | None = None
+
+    # What git-annex asks without a reason to connect
+
+    def listconfigs(self) -> dict[str, str]:
+        from cluster_remote.remote.settings import DESCRIPTIONS
+
+        return DESCRIPTIONS
+
+    def prepare(self) -> None:
+        self._read_settings()
+
+    def getcost(self) -> int:
+        return self._read_settings().cost
+
+    def getavailability(self) -> str:
+        from cluster_remote.transport.address import is_local
+
+        address = self._read_settings().address
+        return "local" if address is None or is_local(address) else "global"
+
+    # Requests
+
+    def initremote(self) -> None:
+        from cluster_remote.remote.initremote import check_remote, store_token
+
+        settings = self._read_settings()
+        store_token(settings, self.annex)
+        self._run(check_remote)
+
+    def transfer_store(self, key: str, local_file: str) -> None:
+        self._run(self._store, self._key(key), _path(local_file))
+
+    def transfer_retrieve(self, key: str, local_file: str) -> None:
+        self._run(self._retrieve, self._key(key), _path(local_file))
+
+    def checkpresent(self, key: str) -> bool:
+        return self._run(self._check_present, self._key(key))
+
+    def remove(self, key: str) -> None:
+        self._run(self._remove, self._key(key))
+
+    def whereis(self, key: str) -> str:
+        return self._run(self._whereis, self._key(key))
+
+    @property
+    def info(self) -> dict[str, str]:
+        return self._run(self._info)
+
+    def close(self) -> None:
+        """Closes the connections. What has been recorded is committed by git-annex at the latest then."""
+        if self._workplace is not None:
+            self._loop.run(self._workplace.aclose)
+            self._workplace = None
+
+    # How they are answered
+
+    async def _store(self, workplace: Workplace, key: Key, path: bytes) -> None:
+        from cluster_remote.p2p.file import FileSource
+        from cluster_remote.p2p.key import AssociatedFile
+        from cluster_remote.p2p.session import Stored
+
+        await workplace.open()
+        session = workplace.session
+        outcome = await session.store(key, AssociatedFile(), FileSource(path), self._progress())
+        if isinstance(outcome, Stored):
+            if not outcome.stored:
+                # A part of the nodes may have it all the same, and then the location log has to know.
+                await workplace.record(key, present=outcome.uuids)
+                raise RemoteError("; ".join(outcome.reasons) or f"{session.name} did not store it")
+            for reason in outcome.reasons:
+                self._tell(reason)
+        if workplace.counts_nodes and not outcome.uuids:
+            raise RemoteError(
+                f"{session.name} says that the content is stored, but not on which nodes (it speaks version "
+                f"{session.version} of the protocol), so the copies cannot be counted; try again"
+            )
+        await workplace.record(key, present=outcome.uuids)
+
+    async def _retrieve(self, workplace: Workplace, key: Key, path: bytes) -> None:
+        from cluster_remote.remote.retrieval import retrieve
+
+        await workplace.open()
+        await retrieve(workplace.session, key, path, self._progress())
+
+    async def _check_present(self, workplace: Workplace, key: Key) -> bool:
+        await workplace.open()
+        return await workplace.session.check_present(key)
+
+    async def _remove(self, workplace: Workplace, key: Key) -> None:
+        await workplace.open()
+        outcome = await workplace.session.remove(key)
+        await workplace.record(key, absent=outcome.uuids)
+        if not outcome.removed:
+            raise RemoteError(await self._why_not_removed(workplace, key, outcome))
+
+    async def _why_not_removed(self, workplace: Workplace, key: Key, outcome: Removal) -> str:
+        if not workplace.counts_nodes:
+            return "; ".join(outcome.reasons) or f"{workplace.session.name} did not remove it"
+        left = await workplace.explain_remaining(key, outcome)
+        removed = ", ".join(sorted(map(workplace.name_of, outcome.uuids))) or "no node"
+        return f"removed from {removed}; {left}"
+
+    async def _whereis(self, workplace: Workplace, key: Key) -> str:
+        await workplace.open()
+        if not workplace.counts_nodes:
+            return ""
+        return ", ".join(sorted(map(workplace.name_of, await workplace.nodes_with(key))))
+
+    async def _info(self, workplace: Workplace) -> dict[str, str]:
+        import anyio
+
+        from cluster_remote.p2p.errors import SessionError
+
+        await workplace.open()
+        settings = workplace.settings
+        fields = {
+            "url": settings.url or "none: the cluster of this repository",
+            "tracking": settings.tracking,
+            "cluster": workplace.cluster_name(),
+            "cluster uuid": str(workplace.server or "that of the repository at the url"),
+        }
+        try:
+            with anyio.fail_after(min(_INFO_TIMEOUT, settings.timeout)):
+                uuid = await workplace.session.open()
+            fields["cluster uuid"] = str(uuid)
+            fields["protocol version"] = str(workplace.session.version)
+        except (SessionError, TimeoutError) as error:
+            fields["protocol version"] = one_line(f"unknown: {error or 'the server did not answer in time'}")
+        return fields
+
+    # What they share
+
+    def _read_settings(self) -> Settings:
+        if self._settings is None:
+            from cluster_remote.remote.settings import BadSettings, Settings
+
+            try:
+                self._settings = Settings.read(self.annex.getconfig, self.annex.getuuid(), self._remote_name())
+            except (BadSettings, ValueError) as error:
+                raise RemoteError(one_line(str(error))) from None
+        return self._settings
+
+    def _remote_name(self) -> str:
+        if "GETGITREMOTENAME" in self.annex.protocol.extensions:
+            return str(self.annex.getgitremotename())
+        return ""
+
+    def _get_workplace(self) -> Workplace:
+        if self._workplace is None:
+            from cluster_remote.remote.workplace import Workplace
+
+            settings = self._read_settings()
+            self._workplace = Workplace(settings, self.annex.getgitdir(), self._token(settings), self._debug)
+        return self._workplace
+
+    def _token(self, settings: Settings) -> str | None:
+        from cluster_remote.remote.settings import token_setting
+
+        if not settings.wants_token:
+            return None
+        assert settings.address is not None
+        token = os.environ.get("CLUSTER_REMOTE_TOKEN")
+        return token or str(self.annex.getcreds(token_setting(settings.address))["password"]) or None
+
+    def _key(self, text: str) -> Key:
+        from cluster_remote.p2p.key import Key
+
+        try:
+            return Key.parse(text)
+        except ValueError as error:
+            raise RemoteError(one_line(str(error))) from None
+
+    def _run(self, function: Callable[..., Awaitable[T]], *arguments: object) -> T:
+        """Runs a request in the event loop. Whatever goes wrong becomes words for git-annex."""
+        from cluster_remote.remote.failure import in_words
+
+        try:
+            # git-annex is asked here, in the thread that it talks to, never from the event loop.
+            return self._loop.run(function, self._get_workplace(), *arguments)
+        except RemoteError as error:
+            raise RemoteError(one_line(str(error))) from None
+        except Exception as error:  # noqa: BLE001 -- a user is never shown a traceback; --debug shows it
+            words, expected = in_words(error)
+            if not expected:
+                import traceback
+
+                for line in traceback.format_exc().splitlines():
+                    self.annex.debug(one_line(line))
+            raise RemoteError(one_line(words)) from None
+
+    def _progress(self) -> Callable[[int], None]:
+        last = 0.0
+
+        def report(position: int) -> None:
+            nonlocal last
+            now = time.monotonic()
+            if now - last >= _PROGRESS_INTERVAL:
+                last = now
+                self.annex.progress(position)
+
+        return report
+
+    def _tell(self, text: str) -> None:
+        if "INFO" in self.annex.protocol.extensions:
+            self.annex.info(one_line(text))
+        else:
+            self.annex.debug(one_line(text))
+
+    def _debug(self, outgoing: bool, message: Message) -> None:
+        from cluster_remote.p2p.messages import describe
+
+        self.annex.debug(one_line(f"P2P {'>' if outgoing else '<'} {describe(message)}"))
+
+
+def _path(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")

@@ -1,0 +1,77 @@
+"""A file that a content is downloaded into, which may hold a part of it already."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import anyio.to_thread
+
+from cluster_remote.p2p.errors import SessionError
+from cluster_remote.p2p.key import AssociatedFile, Key
+from cluster_remote.p2p.session import Progress, Session
+
+__all__ = ["CannotWrite", "NotRetrieved", "retrieve"]
+
+
+class CannotWrite(Exception):
+    """The file that was to receive the content cannot be written."""
+
+
+class NotRetrieved(SessionError):
+    """The server sent what it does not vouch for, or does not have the content."""
+
+
+async def retrieve(session: Session, key: Key, path: bytes, progress: Progress) -> None:
+    """Downloads the content of `key` into the file at `path`, from where the file ends.
+
+    On success the file has exactly the content's length. Where the server does not vouch for what it sent, the file is
+    left as long as it was before. git-annex verifies the content as a whole afterwards.
+    Raises NotRetrieved, CannotWrite, SessionError.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        raise _cannot_write(path, error) from None
+    try:
+        await _retrieve(session, key, path, descriptor, progress)
+    except OSError as error:
+        raise _cannot_write(path, error) from None
+    finally:
+        os.close(descriptor)
+
+
+async def _retrieve(session: Session, key: Key, path: bytes, descriptor: int, progress: Progress) -> None:
+    size = key.content_size
+    offset = os.fstat(descriptor).st_size
+    if size is None or offset > size:
+        # Without a size nothing tells whether what is there is too long; with one, it is.
+        os.ftruncate(descriptor, 0)
+        offset = 0
+    position = offset
+    async with session.download(key, AssociatedFile(), offset) as download:
+        async for chunk in download.chunks():
+            await anyio.to_thread.run_sync(_write, descriptor, chunk, position)
+            position += len(chunk)
+            progress(position)
+        valid = await download.valid()
+    if not valid:
+        os.ftruncate(descriptor, offset)
+        raise NotRetrieved(
+            f"{session.name} does not have the content of {key}"
+            if download.length == 0 and size != 0
+            else f"{session.name} sent content of {key} that it says is not valid; it may have changed meanwhile"
+        )
+    os.ftruncate(descriptor, position)
+
+
+def _write(descriptor: int, chunk: bytes | memoryview, position: int) -> None:
+    data = memoryview(chunk)
+    while data:
+        written = os.pwrite(descriptor, data, position)
+        data = data[written:]
+        position += written
+
+
+def _cannot_write(path: bytes, error: OSError) -> CannotWrite:
+    return CannotWrite(f"cannot write {str(Path(os.fsdecode(path)))!r}: {error.strerror}")

@@ -1,0 +1,113 @@
+"""The parameters of the remote, as git-annex gives them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from cluster_remote.p2p.key import UUID
+from cluster_remote.transport.address import Address, BadAddress, Tcp, Unix, parse_address
+
+__all__ = ["DESCRIPTIONS", "BadSettings", "Settings", "Tracking", "token_setting"]
+
+Tracking = Literal["nodes", "remote"]
+
+DEFAULT_TIMEOUT = 60.0
+
+DESCRIPTIONS = {
+    "url": "address of the cluster's gateway: /dir, ssh://[user@]host[:port]/dir, [user@]host:dir, unix:/path or "
+    "tcp://host:port; leave it out for the cluster that is configured in this very repository",
+    "cluster": "the cluster's name or UUID, where there are several without a server, or where the remote has a UUID "
+    "of its own (tracking=remote) and has to say whom to ask for behind the gateway",
+    "tracking": "nodes: the remote is the cluster (--sameas) and each node that stores a file counts as a copy; "
+    "remote: the remote has a UUID of its own and counts as one copy "
+    "(default: nodes without encryption and chunks, otherwise remote)",
+    "timeout": "seconds without a byte of progress before giving up (default: 60)",
+}
+
+
+class BadSettings(ValueError):
+    """Parameters that cannot be used; says which, why, and what would do."""
+
+
+def token_setting(address: Address) -> str:
+    """The name under which git-annex keeps the token for a gateway.
+
+    git-annex files credentials by the UUID of the repository, which two remotes for one cluster share; so the
+    address is part of the name. The nodes behind one gateway share its token.
+    """
+    gateway = str(address).partition("?")[0]
+    return "token-" + hashlib.sha256(gateway.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One remote's parameters, checked each for itself."""
+
+    uuid: UUID
+    name: str
+    url: str
+    address: Address | None
+    cluster: str
+    tracking: Tracking
+    timeout: float
+    encryption: str
+    chunked: bool
+    sameas: bool
+
+    @classmethod
+    def read(cls, ask: Callable[[str], str], uuid: str, name: str = "") -> Settings:
+        """`ask` gives the value of a parameter, empty where it is not set. Raises BadSettings."""
+        url = ask("url")
+        try:
+            address = parse_address(url) if url else None
+        except BadAddress as error:
+            raise BadSettings(f"url: {error}") from None
+        encryption = ask("encryption") or "none"
+        # git-annex knows two names for it, the older one without progress during uploads.
+        chunked = any(ask(name) not in {"", "0"} for name in ("chunk", "chunksize"))
+        tracking = ask("tracking")
+        if tracking not in {"", "nodes", "remote"}:
+            raise BadSettings(f"tracking={tracking}: it can be tracking=nodes or tracking=remote")
+        if not tracking:
+            tracking = "nodes" if encryption == "none" and not chunked else "remote"
+        return cls(
+            uuid=UUID.parse(uuid),
+            # A remote that is the same as another one has its name elsewhere.
+            name=name or ask("sameas-name") or ask("name") or "cluster",
+            url=url,
+            address=address,
+            cluster=ask("cluster"),
+            tracking="nodes" if tracking == "nodes" else "remote",
+            timeout=_timeout(ask("timeout")),
+            encryption=encryption,
+            chunked=chunked,
+            sameas=bool(ask("sameas-uuid")),
+        )
+
+    @property
+    def cost(self) -> int:
+        """Below the nodes' cost without a server, so that a sync uploads once; otherwise as git-annex's own remotes."""
+        from cluster_remote.transport.address import is_local
+
+        if self.address is None:
+            return 50
+        return 100 if is_local(self.address) else 200
+
+    @property
+    def wants_token(self) -> bool:
+        return isinstance(self.address, Unix | Tcp)
+
+
+def _timeout(text: str) -> float:
+    if not text:
+        return DEFAULT_TIMEOUT
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1
+    if not 0 < seconds <= 86400:
+        raise BadSettings(f"timeout={text}: it is a number of seconds, such as timeout=60")
+    return seconds

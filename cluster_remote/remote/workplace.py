@@ -1,0 +1,155 @@
+"""What the remote works with while it runs: the session, the repository, its logs."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+
+import anyio
+
+from cluster_remote.annex.branchlog import BranchLogs
+from cluster_remote.annex.locationlog import LocationLog
+from cluster_remote.annex.repository import GitConfig, Repository
+from cluster_remote.p2p.errors import SessionError
+from cluster_remote.p2p.key import UUID, Key
+from cluster_remote.p2p.session import Removal, Session
+from cluster_remote.p2p.stream import Trace
+from cluster_remote.remote.identity import names_of, wanted_server
+from cluster_remote.remote.settings import Settings
+from cluster_remote.transport.address import at_node
+from cluster_remote.transport.opening import Caller, session_at
+
+__all__ = ["Workplace"]
+
+# Seconds for asking one node why it did not remove a content.
+_EXPLAIN_TIMEOUT = 10.0
+
+
+class Workplace:
+    """Opened by the first request that needs it, closed when git-annex hangs up."""
+
+    session: Session
+    repository: Repository
+    logs: BranchLogs
+    config: GitConfig
+    server: UUID | None
+    """The repository that is asked for behind the address; None for the one that is there."""
+
+    def __init__(self, settings: Settings, gitdir: str, token: str | None, trace: Trace) -> None:
+        self.settings = settings
+        self._gitdir = gitdir
+        self._token = token
+        self._trace = trace
+        self._opened = False
+
+    async def open(self) -> None:
+        """Reads what has to be known and makes the session; it connects when it is first asked something."""
+        if self._opened:
+            return
+        await self.read_repository()
+        self.server = wanted_server(self.settings, self.logs, self.config.clusters())
+        self.session = await self.session_with(self.server)
+        self._opened = True
+
+    async def read_repository(self) -> None:
+        """Reads the configuration and the logs, without a session."""
+        self.repository = Repository.of_remote(self._gitdir)
+        self.config = self.repository.config()
+        self.logs = await BranchLogs.read(self.repository)
+        self._location_log = LocationLog(self.repository, self.settings.uuid)
+
+    @property
+    def caller(self) -> Caller:
+        return Caller(
+            uuid=self.repository.uuid,
+            timeout=self.settings.timeout,
+            ssh_command=self.config.get("core.sshCommand"),
+            ssh_variant=self.config.get("ssh.variant"),
+            trace=self._trace,
+        )
+
+    async def session_with(self, server: UUID | None, timeout: float | None = None) -> Session:
+        """A session with a repository behind the remote's address; None: with the one that is there."""
+        caller = self.caller if timeout is None else replace(self.caller, timeout=timeout)
+        address = self.settings.address
+        if address is None:
+            from cluster_remote.cluster.membership import open_cluster
+
+            wanted = self.settings.cluster or (None if server is None else server.text)
+            return await open_cluster(self.repository, wanted, caller)
+        if server is not None and not server.is_cluster and self.settings.tracking == "remote":
+            address = at_node(address, server)
+        return session_at(address, caller, server=server, token=self._token)
+
+    @property
+    def counts_nodes(self) -> bool:
+        """Whether the remote is a cluster whose nodes are the copies."""
+        return self.settings.tracking == "nodes" and self.settings.uuid.is_cluster
+
+    async def record(self, key: Key, present: Collection[UUID] = (), absent: Collection[UUID] = ()) -> None:
+        """Records where the content is now, as far as that is this remote's to say. Raises LocationLogError."""
+        if self.settings.tracking == "nodes":
+            await self._location_log.record(key, present, absent)
+
+    def name_of(self, uuid: UUID) -> str:
+        return names_of(uuid, self.logs.descriptions)
+
+    def cluster_name(self) -> str:
+        """The cluster by the name that its gateway has for it, or by its description."""
+        server = self.server
+        if server is None:
+            return "none: a single repository"
+        for names in [self.config.clusters(), *self.logs.proxied.values()]:
+            for name, uuid in names.items():
+                if uuid == server:
+                    return name
+        return self.name_of(server)
+
+    async def nodes_with(self, key: Key) -> frozenset[UUID]:
+        """The nodes that have the content, by the location log."""
+        return await self._location_log.locations(key) & self.logs.clusters.nodes(self.settings.uuid)
+
+    async def explain_remaining(self, key: Key, outcome: Removal) -> str:
+        """Which nodes still have a content after a removal that failed in part, and why."""
+        left = sorted((await self.nodes_with(key)) - outcome.uuids)
+        if self.settings.address is None or not left:
+            # The cluster is right here: it has said of every node what happened.
+            return "; ".join(outcome.reasons) or "a node that is not known here failed"
+        explained: list[str] = []
+        async with anyio.create_task_group() as tasks:
+            for node in left:
+                tasks.start_soon(self._explain_node, key, node, explained)
+        return "; ".join(sorted(explained))
+
+    async def _explain_node(self, key: Key, node: UUID, explained: list[str]) -> None:
+        """The gateway does not say why a node failed; so the node is asked, through the gateway."""
+        name = self.name_of(node)
+        assert self.settings.address is not None
+        session: Session | None = None
+        try:
+            session = session_at(
+                at_node(self.settings.address, node),
+                replace(self.caller, timeout=min(_EXPLAIN_TIMEOUT, self.settings.timeout)),
+                server=node,
+                token=self._token,
+            )
+            there = await session.check_present(key)
+        except SessionError as error:
+            explained.append(f"{name} could not be asked ({error})")
+        else:
+            explained.append(
+                f"{name} still has it: it can be reached, but did not remove it (something has the content locked, "
+                f"or the node may not be written to)"
+                if there
+                else f"{name} does not have it any more"
+            )
+        finally:
+            if session is not None:
+                await session.aclose()
+
+    async def aclose(self) -> None:
+        """Closes everything. Bounded in time."""
+        if hasattr(self, "session"):
+            await self.session.aclose()
+        if hasattr(self, "_location_log"):
+            await self._location_log.aclose()
