@@ -14,12 +14,14 @@ __all__ = ["UUID", "AssociatedFile", "Key", "decode", "encode"]
 
 # What Haskell's isSpace says of ASCII; git-annex splits its messages at these.
 _WHITESPACE = " \t\n\r\f\v"
+# What `git annex examinekey` accepts, less whitespace: any backend, fields in this order only, also an empty name.
 _KEY = re.compile(
-    r"(?P<backend>[A-Z0-9_]+)"
+    r"(?P<backend>[^ \t\n\r\f\v\0-]+)"
     r"(?:-s(?P<size>[0-9]+))?"
-    r"(?:-m(?P<mtime>-?[0-9]+))?"
-    r"(?:-S(?P<chunk_size>[0-9]+)-C(?P<chunk>[0-9]+))?"
-    r"--(?P<name>[^ \t\n\r\f\v\0]+)",
+    r"(?:-m(?P<mtime>[0-9]+))?"
+    r"(?:-S(?P<chunk_size>[0-9]+))?"
+    r"(?:-C(?P<chunk>[0-9]+))?"
+    r"--(?P<name>[^ \t\n\r\f\v\0]*)",
     re.DOTALL,
 )
 _UUID = re.compile(r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}")
@@ -35,6 +37,14 @@ def decode(raw: bytes) -> str:
 def encode(text: str) -> bytes:
     """The inverse of `decode`."""
     return text.encode("utf-8", "surrogateescape")
+
+
+def _check_encodable(text: str) -> None:
+    """Raises ValueError for text that comes neither from UTF-8 nor from `decode`: there are no bytes for it."""
+    try:
+        encode(text)
+    except UnicodeEncodeError:
+        raise ValueError(f"{text[:200]!r} has characters in it that cannot be written as bytes") from None
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -73,8 +83,10 @@ class Key:
         match = _KEY.fullmatch(self.text)
         if match is None:
             raise ValueError(f"{self.text[:200]!r} is not a key of git-annex (BACKEND-sSIZE--NAME)")
-        if int(match["size"] or 0) > _MAX_SIZE:
+        digits = (match["size"] or "").lstrip("0")
+        if len(digits) > len(str(_MAX_SIZE)) or int(digits or 0) > _MAX_SIZE:
             raise ValueError(f"{self.text[:200]!r}: the size in this key is larger than any file")
+        _check_encodable(self.text)
 
     @classmethod
     def parse(cls, text: str) -> Key:
@@ -90,13 +102,13 @@ class Key:
         """Bytes of the content, where the key says it. For a chunk key, the size of the whole file."""
         match = _KEY.fullmatch(self.text)
         assert match is not None
-        return None if match["size"] is None else int(match["size"])
+        return None if match["size"] is None else int(match["size"].lstrip("0") or 0)
 
     @property
     def is_chunk(self) -> bool:
         match = _KEY.fullmatch(self.text)
         assert match is not None
-        return match["chunk"] is not None
+        return match["chunk"] is not None or match["chunk_size"] is not None
 
     @property
     def content_size(self) -> int | None:
@@ -125,6 +137,11 @@ class AssociatedFile:
 
     text: str = ""
 
+    def __post_init__(self) -> None:
+        if self.text.startswith("/"):
+            raise ValueError(f"associated file {self.text[:200]!r} is an absolute path")
+        _check_encodable(self.text)
+
     def __bytes__(self) -> bytes:
         """The form on the wire: `%` doubled, each whitespace character written `%`."""
         escaped = self.text.replace("%", "%%")
@@ -138,10 +155,7 @@ class AssociatedFile:
         """
         text = decode(raw)
         parts = [part.replace("%", "_") for part in text.split("%%")]
-        text = "".join(c if c.isprintable() or ord(c) > 0x9F else "_" for c in "%".join(parts))
-        if text.startswith("/"):
-            raise ValueError(f"associated file {text[:200]!r} is an absolute path")
-        return cls(text)
+        return cls("".join(c if c.isprintable() or ord(c) > 0x9F else "_" for c in "%".join(parts)))
 
     def __str__(self) -> str:
         return self.text

@@ -57,6 +57,7 @@ __all__ = [
 MAX_VERSION = 4
 # A file cannot be larger; a longer DATA is a mistake or an attack.
 MAX_DATA_LENGTH = 2**63 - 1
+_SERVICES = frozenset({b"git-upload-pack", b"git-receive-pack"})
 _NUMBER = re.compile(rb"-?[0-9]{1,20}")
 
 
@@ -294,8 +295,14 @@ def _uuid_words(uuids: frozenset[UUID]) -> bytes:
 
 
 def serialise(message: Message) -> bytes:
-    """The line on the wire, with its newline."""
-    return b" ".join(_words(message)) + b"\n"
+    """The line on the wire, with its newline.
+
+    Raises ValueError for a message with a newline in it, which the peer would read as two; it never repeats a token.
+    """
+    line = b" ".join(_words(message))
+    if b"\n" in line:
+        raise ValueError(f"a {type(message).__name__} message cannot have a newline in it")
+    return line + b"\n"
 
 
 def _words(message: Message) -> tuple[bytes, ...]:
@@ -351,7 +358,7 @@ def _words(message: Message) -> tuple[bytes, ...]:
         case FailurePlus(uuids):
             return b"FAILURE-PLUS", _uuid_words(uuids)
         case Error(text):
-            return b"ERROR", encode(" ".join(text.splitlines()))
+            return b"ERROR", encode(text.replace("\n", " "))
         case Connect(service):
             return b"CONNECT", encode(service)
         case ConnectDone(exit_code):
@@ -388,7 +395,12 @@ def _two(raw: bytes) -> tuple[bytes, bytes]:
 
 def _parse_auth(raw: bytes) -> Auth:
     client, token = _two(raw)
-    return Auth(UUID(decode(client)), decode(token))
+    try:
+        uuid = UUID(decode(client))
+    except ValueError:
+        # Not with the word itself: where the order is wrong, that is the token.
+        raise MalformedMessage("the first word is not a UUID") from None
+    return Auth(uuid, decode(token))
 
 
 def _parse_remove_before(raw: bytes) -> RemoveBefore:
@@ -405,6 +417,12 @@ def _parse_get(raw: bytes) -> Get:
 def _parse_put(raw: bytes) -> Put:
     file, key = _two(raw)
     return Put(AssociatedFile.parse(file), Key(decode(key)))
+
+
+def _parse_connect(raw: bytes) -> Connect:
+    if raw not in _SERVICES:
+        raise MalformedMessage(f"{decode(raw[:40])!r} is not a service of git")
+    return Connect(decode(raw))
 
 
 def _timestamp(raw: bytes) -> int:
@@ -434,7 +452,7 @@ _WITH_PARAMETERS: dict[bytes, Callable[[bytes], Message]] = {
     b"SUCCESS-PLUS": lambda raw: SuccessPlus(_uuids(raw)),
     b"FAILURE-PLUS": lambda raw: FailurePlus(_uuids(raw)),
     b"ERROR": lambda raw: Error(decode(raw)),
-    b"CONNECT": lambda raw: Connect(decode(raw)),
+    b"CONNECT": _parse_connect,
     b"CONNECTDONE": lambda raw: ConnectDone(_number(raw, "the exit code", -(2**31), 2**31)),
     b"CHANGED": lambda raw: Changed(tuple(word for word in decode(raw).split(" ") if word)),
 }
@@ -479,6 +497,9 @@ def parse(line: bytes) -> Message:
             raise MalformedMessage(f"{decode(word)}: {error}") from None
     elif word in _ALONE:
         raise MalformedMessage(f"{decode(word)} takes no parameters")
+    if word[:4].upper() == b"AUTH":
+        # A slip in writing AUTH may have left the token in this word.
+        raise MalformedMessage("unknown message that begins like AUTH")
     raise MalformedMessage(f"unknown message {decode(word[:40])!r}")
 
 

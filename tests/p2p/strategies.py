@@ -1,0 +1,133 @@
+"""What hypothesis makes of the protocol's values: every one that can exist, odd ones first of all."""
+
+from __future__ import annotations
+
+from hypothesis import strategies as st
+
+from cluster_remote.p2p.key import UUID, AssociatedFile, Key, decode
+from cluster_remote.p2p.messages import (
+    MAX_DATA_LENGTH,
+    AlreadyHave,
+    AlreadyHavePlus,
+    Auth,
+    AuthFailure,
+    AuthSuccess,
+    Bypass,
+    Changed,
+    CheckPresent,
+    Connect,
+    ConnectDone,
+    Data,
+    DataPresent,
+    Error,
+    Failure,
+    FailurePlus,
+    Get,
+    GetTimestamp,
+    Invalid,
+    LockContent,
+    Message,
+    NotifyChange,
+    Put,
+    PutFrom,
+    Remove,
+    RemoveBefore,
+    Success,
+    SuccessPlus,
+    Timestamp,
+    UnlockContent,
+    Valid,
+    Version,
+)
+
+WHITESPACE = b" \t\n\r\f\v"
+
+
+def _bytes_without(forbidden: bytes, min_size: int = 0, max_size: int = 20) -> st.SearchStrategy[bytes]:
+    allowed = bytes(b for b in range(256) if b not in forbidden)
+    return st.lists(st.sampled_from(allowed), min_size=min_size, max_size=max_size).map(bytes)
+
+
+def _field(letter: str, highest: int) -> st.SearchStrategy[bytes]:
+    """A field of a key, or none."""
+    numbers = st.integers(0, highest).map(lambda n: f"-{letter}{n}".encode())
+    return st.just(b"") | numbers
+
+
+# What is between the dashes: first of all what keys really have, then any bytes that are not refused.
+_backends = st.sampled_from([b"SHA256E", b"WORM", b"URL", b"XFOO", b"GPGHMACSHA1"]) | _bytes_without(
+    WHITESPACE + b"\0-", min_size=1
+)
+_names = st.sampled_from([b"abc.txt", b"-", b"a--b", b"%", b"&s", b"\xff\xfe", b"\x01\x1b["]) | _bytes_without(
+    WHITESPACE + b"\0"
+)
+
+key_bytes = st.builds(
+    lambda backend, size, mtime, chunk_size, chunk, name: backend + size + mtime + chunk_size + chunk + b"--" + name,
+    _backends,
+    _field("s", 2**63 - 1),
+    _field("m", 2**40),
+    _field("S", 2**40),
+    _field("C", 10**6),
+    _names,
+)
+keys = key_bytes.map(lambda raw: Key(decode(raw)))
+
+uuids = st.uuids().map(lambda value: UUID(str(value)))
+uuid_sets = st.frozensets(uuids, max_size=4)
+
+# Names of files as git gives them: any bytes but NUL, relative.
+file_names = _bytes_without(b"\0").filter(lambda raw: not raw.startswith(b"/"))
+# Those that survive the wire unchanged.
+plain_file_names = st.text(
+    st.characters(codec="utf-8", exclude_categories=("Cc", "Cf", "Cs", "Zs", "Zl", "Zp", "Cn", "Co")), max_size=20
+).filter(lambda text: not text.startswith("/"))
+
+_line = _bytes_without(b"\n").map(decode)
+_word = _bytes_without(b"\n ", min_size=1).map(decode)
+_sizes = st.integers(0, MAX_DATA_LENGTH)
+_timestamps = st.integers(-MAX_DATA_LENGTH, MAX_DATA_LENGTH)
+_files = plain_file_names.map(AssociatedFile)
+
+_by_type: dict[type[Message], st.SearchStrategy[Message]] = {
+    Auth: st.builds(Auth, uuids, _line),
+    AuthSuccess: st.builds(AuthSuccess, uuids),
+    AuthFailure: st.just(AuthFailure()),
+    Version: st.builds(Version, st.integers(0, 10**6)),
+    Bypass: st.builds(Bypass, uuid_sets),
+    CheckPresent: st.builds(CheckPresent, keys),
+    LockContent: st.builds(LockContent, keys),
+    UnlockContent: st.just(UnlockContent()),
+    Remove: st.builds(Remove, keys),
+    RemoveBefore: st.builds(RemoveBefore, _timestamps, keys),
+    GetTimestamp: st.just(GetTimestamp()),
+    Timestamp: st.builds(Timestamp, _timestamps),
+    Get: st.builds(Get, _sizes, _files, keys),
+    Put: st.builds(Put, _files, keys),
+    PutFrom: st.builds(PutFrom, _sizes),
+    AlreadyHave: st.just(AlreadyHave()),
+    AlreadyHavePlus: st.builds(AlreadyHavePlus, uuid_sets),
+    Data: st.builds(Data, _sizes),
+    DataPresent: st.just(DataPresent()),
+    Valid: st.just(Valid()),
+    Invalid: st.just(Invalid()),
+    Success: st.just(Success()),
+    SuccessPlus: st.builds(SuccessPlus, uuid_sets),
+    Failure: st.just(Failure()),
+    FailurePlus: st.builds(FailurePlus, uuid_sets),
+    Error: st.builds(Error, _line),
+    Connect: st.builds(Connect, st.sampled_from(["git-upload-pack", "git-receive-pack"])),
+    ConnectDone: st.builds(ConnectDone, st.integers(-(2**31), 2**31)),
+    NotifyChange: st.just(NotifyChange()),
+    Changed: st.builds(Changed, st.lists(_word, max_size=4).map(tuple)),
+}
+
+message_types = tuple(_by_type)
+
+
+def messages_of(kind: type[Message]) -> st.SearchStrategy[Message]:
+    """Messages of one type."""
+    return _by_type[kind]
+
+
+messages = st.one_of(*_by_type.values())

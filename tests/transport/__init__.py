@@ -1,0 +1,1 @@
+"""The ways to a peer: addresses, processes, ssh and sockets."""
