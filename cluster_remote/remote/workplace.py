@@ -35,8 +35,11 @@ class Workplace:
     server: UUID | None
     """The repository that is asked for behind the address; None for the one that is there."""
 
-    def __init__(self, settings: Settings, gitdir: str, token: str | None, trace: Trace) -> None:
-        self.settings = settings
+    def __init__(
+        self, settings: Settings, gitdir: str, token: str | None, trace: Trace | None, timeout: float | None = None
+    ) -> None:
+        """`timeout` in seconds takes the place of the remote's own."""
+        self.settings = settings if timeout is None else replace(settings, timeout=timeout)
         self._gitdir = gitdir
         self._token = token
         self._trace = trace

@@ -1,0 +1,97 @@
+"""cluster-remote: the commands, and how each of their failures reaches the user."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from cluster_remote.cli.exitcodes import FAILED, INTERRUPTED, NOT_USABLE, UNREACHABLE, USAGE
+
+__all__ = ["app", "run"]
+
+app = typer.Typer(
+    name="cluster-remote",
+    help="A git-annex cluster as one remote: set it up, look at it, try it out.\n\n"
+    "Exit codes: 0 all is well, 1 what was asked for did not succeed, 2 wrong usage, 3 a server cannot be reached, "
+    "4 not in a repository that can do this, 130 interrupted.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from cluster_remote import __version__
+
+        typer.echo(f"git-annex-remote-cluster {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version."),
+) -> None:
+    """A git-annex cluster as one remote: set it up, look at it, try it out."""
+
+
+def _register() -> None:
+    from cluster_remote.cli import demo, ping, setup
+
+    app.command()(setup.setup)
+    app.command()(ping.ping)
+    app.command()(demo.demo)
+
+
+_register()
+
+
+def run() -> int:
+    """Runs the command line of this process; gives the exit code. No traceback reaches a user."""
+    try:
+        outcome = app(standalone_mode=False)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has seen enough. Nothing more can be written, not even at the end of the program.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except Exception as error:  # noqa: BLE001 -- every failure ends here, as words
+        return _report(error)
+    return outcome if isinstance(outcome, int) else 0
+
+
+def _report(error: Exception) -> int:
+    show = getattr(error, "show", None)
+    if show is not None and hasattr(error, "exit_code"):
+        # typer's own: wrong usage, and Abort when a question is interrupted.
+        show()
+        return USAGE
+    if type(error).__name__ == "Abort":
+        return INTERRUPTED
+    from cluster_remote.annex.errors import AnnexError, NotARepository, NotInitialised
+    from cluster_remote.p2p.errors import SessionError
+    from cluster_remote.remote.failure import in_words
+    from cluster_remote.remote.protocol import one_line
+
+    words, expected = in_words(error)
+    print(f"cluster-remote: {one_line(words)}", file=sys.stderr)
+    if not expected:
+        print("This is a mistake in the program. CLUSTER_REMOTE_DEBUG=1 shows where it happened.", file=sys.stderr)
+        if os.environ.get("CLUSTER_REMOTE_DEBUG"):
+            import traceback
+
+            traceback.print_exception(error)
+        return FAILED
+    match error:
+        case SessionError():
+            return UNREACHABLE
+        case NotARepository() | NotInitialised():
+            return NOT_USABLE
+        case AnnexError():
+            return FAILED
+        case _:
+            return USAGE

@@ -1,0 +1,195 @@
+"""cluster-remote demo: the main job, shown on throwaway repositories.
+
+Every command that is printed is run as printed, with git-annex's own output below it; and what it is meant to show
+is checked, so that the demonstration cannot go on past something that did not happen.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import typer
+
+from cluster_remote.cli.exitcodes import FAILED
+
+__all__ = ["demo"]
+
+# Seconds for one command; each takes less than one as a rule.
+_TIMEOUT = 120
+
+
+class NotAsShown(Exception):
+    """A step did not do what the demonstration says it does."""
+
+
+def demo(
+    keep: bool = typer.Option(False, "--keep", help="Leave the repositories there, and say where they are."),
+) -> None:
+    """Build a cluster of real repositories in a temporary directory and store to, get from and drop from it.
+
+    Nothing outside of that directory is touched. The exit code says whether every step did what it shows.
+
+    Example: cluster-remote demo
+    """
+    for program in ("git", "git-annex", "git-annex-shell", "git-annex-remote-cluster"):
+        if shutil.which(program) is None:
+            typer.secho(f"{program} is not on PATH; the demonstration needs it.", fg="red", err=True)
+            raise typer.Exit(FAILED)
+    with _directory(keep) as directory:
+        try:
+            _gateway(Stage(directory))
+        except NotAsShown as error:
+            typer.secho(f"\nThis did not work as it should: {error}", fg="red", err=True)
+            raise typer.Exit(FAILED) from None
+    typer.secho("\nEvery step did what it shows.", fg="green", bold=True)
+
+
+@contextmanager
+def _directory(keep: bool) -> Iterator[Path]:
+    directory = Path(tempfile.mkdtemp(prefix="cluster-remote-demo-")).resolve()
+    try:
+        yield directory
+    finally:
+        if keep:
+            typer.echo(f"\nThe repositories are in {directory}; their HOME is {directory}/home.")
+        else:
+            # git-annex takes away the right to write to what it keeps.
+            for folder, _folders, _files in os.walk(directory):
+                Path(folder).chmod(0o700)
+            shutil.rmtree(directory)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The repositories below one directory, with a HOME and a git configuration of their own."""
+
+    directory: Path
+
+    def title(self, text: str) -> None:
+        typer.secho(f"\n{text}", fg="cyan", bold=True)
+
+    def run(self, where: str, command: str, *, fails: bool = False, show: bool = True) -> str:
+        """Runs a command line in one of the repositories; gives its output. Raises NotAsShown."""
+        if show:
+            typer.secho(f"{where}$ {command}", bold=True)
+        try:
+            done = subprocess.run(
+                shlex.split(command),
+                cwd=self.directory / where,
+                env=self._environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                timeout=_TIMEOUT,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise NotAsShown(f"{command} did not end within {_TIMEOUT} seconds") from None
+        output = done.stdout.decode("utf-8", "replace")
+        if show:
+            for line in output.split("\n"):
+                # git-annex draws its progress over itself with carriage returns; the last drawing is what stays.
+                left = line.rstrip().rpartition("\r")[2]
+                if left.strip():
+                    typer.echo("    " + left)
+        if bool(done.returncode) != fails:
+            if not show:
+                typer.echo(output)
+            raise NotAsShown(f"{command} ended with exit code {done.returncode}")
+        return output
+
+    def check(self, what: str, condition: bool) -> None:
+        """Says what has been seen to be so. Raises NotAsShown where it is not."""
+        if not condition:
+            raise NotAsShown(f"{what}: this is not so")
+        typer.secho(f"    ✓ {what}", fg="green")
+
+    def objects(self, node: str) -> list[bytes]:
+        """The contents that a repository really holds."""
+        found = (self.directory / node / ".git" / "annex" / "objects").glob("*/*/*/*")
+        return [path.read_bytes() for path in found if path.is_file()]
+
+    def _environment(self) -> dict[str, str]:
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+        return {**inherited, "HOME": str(self.directory / "home"), "GIT_CONFIG_NOSYSTEM": "1"}
+
+
+_NODES = ("node1", "node2", "node3")
+_PHOTO = b"a photograph that nobody wants to lose\n"
+
+
+def _everywhere(stage: Stage, nodes: tuple[str, ...] = _NODES) -> Callable[[], bool]:
+    return lambda: all(stage.objects(node) == [_PHOTO] for node in nodes)
+
+
+def _gateway(stage: Stage) -> None:
+    stage.title("A gateway repository with three nodes behind it, made with git-annex's own commands")
+    (stage.directory / "home").mkdir()
+    for setting in ("user.name Demo", "user.email demo@example.com", "init.defaultBranch main"):
+        stage.run(".", f"git config --global {setting}", show=False)
+    stage.run(".", "git init -q gateway")
+    stage.run("gateway", "git annex init gateway", show=False)
+    stage.run("gateway", "git commit -q --allow-empty -m start", show=False)
+    for number, node in enumerate(_NODES, 1):
+        stage.run(".", f"git clone -q gateway {node}", show=False)
+        stage.run(node, f"git annex init 'disk {number}'", show=False)
+        stage.run("gateway", f"git remote add {node} ../{node}")
+        stage.run("gateway", f"git fetch -q {node}", show=False)
+    stage.run("gateway", "git annex initcluster photos")
+    for node in _NODES:
+        stage.run("gateway", f"git config remote.{node}.annex-cluster-node photos")
+    # Any command that looks at the remotes learns their UUIDs.
+    stage.run("gateway", "git annex info --fast", show=False)
+    stage.run("gateway", "git annex updatecluster")
+
+    stage.title("A clone, and in it one command that makes the cluster a remote")
+    stage.run(".", "git clone -q gateway laptop", show=False)
+    stage.run("laptop", "git annex init laptop", show=False)
+    stage.run("laptop", f"cluster-remote setup photos {stage.directory}/gateway")
+    stage.run("laptop", "cluster-remote ping photos")
+    _main_job(stage, "laptop", "photos")
+
+
+def _main_job(stage: Stage, here: str, remote: str) -> None:
+    photo = stage.directory / here / "photo.jpg"
+    photo.write_bytes(_PHOTO)
+    stage.run(here, "git annex add photo.jpg", show=False)
+    stage.run(here, "git commit -q -m photo", show=False)
+    stage.run(here, "git annex numcopies 3", show=False)
+    everywhere = _everywhere(stage)
+
+    stage.title("One upload reaches every node, and each of them counts as a copy")
+    stage.run(here, f"git annex copy --to {remote} photo.jpg")
+    stage.check("the content is in all three nodes", everywhere())
+    found = stage.run(here, "git annex whereis photo.jpg")
+    stage.check("the location log names the three nodes", all(f"disk {number}" in found for number in (1, 2, 3)))
+
+    stage.title("Three copies are enough to drop the file here, and to get it back")
+    stage.run(here, "git annex drop photo.jpg")
+    stage.check("the content is gone from here", not stage.objects(here))
+    stage.run(here, "git annex get photo.jpg")
+    stage.check("the same bytes are back", photo.read_bytes() == _PHOTO)
+
+    stage.title("A fourth copy would be needed for this, so git-annex refuses")
+    stage.run(here, "git annex drop --numcopies 4 photo.jpg", fails=True)
+    stage.check("the content is still here", photo.read_bytes() == _PHOTO)
+
+    stage.title("Moving the file to the cluster and back")
+    stage.run(here, f"git annex move --to {remote} photo.jpg")
+    stage.check("it is on all nodes and no longer here", everywhere() and not stage.objects(here))
+    stage.run(here, "git annex get photo.jpg")
+
+    stage.title("Dropping it from the cluster removes it from every node")
+    stage.run(here, "git annex numcopies 1", show=False)
+    stage.run(here, f"git annex drop --from {remote} photo.jpg")
+    stage.check("no node has the content", not any(stage.objects(node) for node in _NODES))
+    found = stage.run(here, "git annex whereis photo.jpg")
+    stage.check("the location log names no node", "disk" not in found)

@@ -1,0 +1,72 @@
+"""cluster-remote ping: is there anybody, and who?"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass
+
+import typer
+
+__all__ = ["Pong", "ping"]
+
+# Requests whose round trips are timed; the fastest counts, for it has the least of everything else in it.
+_ROUND_TRIPS = 3
+
+
+@dataclass(frozen=True)
+class Pong:
+    """What a server said of itself; `round_trip` and `connecting` are in seconds."""
+
+    target: str
+    server: str
+    uuid: str
+    version: int | None
+    connecting: float
+    round_trip: float
+
+
+async def measure(text: str, timeout: float | None) -> Pong:
+    """Connects and times a request that any server of any version can answer without doing anything."""
+    from cluster_remote.cli.target import resolve
+    from cluster_remote.p2p.key import Key
+
+    target = await resolve(text, timeout=timeout)
+    session = target.session
+    # Presence of a key that nobody has: a gateway answers that from its location log, so no dead node is in the way.
+    nobodys = Key.parse("SHA256-s1--0000000000000000000000000000000000000000000000000000000000000000")
+    try:
+        started = time.perf_counter()
+        uuid = await session.open()
+        connected = time.perf_counter()
+        trips = []
+        for _ in range(_ROUND_TRIPS):
+            before = time.perf_counter()
+            await session.check_present(nobodys)
+            trips.append(time.perf_counter() - before)
+        return Pong(text, session.name, str(uuid), session.version, connected - started, min(trips))
+    finally:
+        await session.aclose()
+
+
+def ping(
+    target: str = typer.Argument(..., metavar="NAME|URL", help="A remote of this repository, or an address."),
+    timeout: float = typer.Option(None, help="Seconds to wait (default: that of the remote, else 60)."),
+    as_json: bool = typer.Option(False, "--json", help="Print a JSON object."),
+) -> None:
+    """Connect to a cluster's gateway and say who answers, in which version of the protocol, and how fast.
+
+    The exit code says whether it can be reached: 0 or 3.
+
+    Example: cluster-remote ping ssh://nas.local/srv/annex
+    """
+    import anyio
+
+    pong = anyio.run(measure, target, timeout)
+    if as_json:
+        typer.echo(json.dumps(asdict(pong)))
+    else:
+        typer.echo(
+            f"{pong.target}: {pong.uuid}, protocol version {pong.version}, connected in "
+            f"{pong.connecting * 1000:.0f} ms, round trip {pong.round_trip * 1000:.1f} ms"
+        )
