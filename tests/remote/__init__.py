@@ -1,0 +1,1 @@
+"""The special remote, as git-annex and its users meet it."""

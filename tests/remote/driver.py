@@ -1,0 +1,132 @@
+"""git-annex's side of the external special remote protocol, for conversations that git-annex itself never has."""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+
+from tests.support.processes import end_group
+from tests.support.repositories import Repository
+
+PROGRAM = "git-annex-remote-cluster"
+ANSWER_SECONDS = 60.0
+
+EXTENSIONS = "EXTENSIONS INFO GETGITREMOTENAME UNAVAILABLERESPONSE ASYNC"
+
+
+@dataclass
+class Driver:
+    """Starts the program in a repository and talks with it, line by line.
+
+    Attributes:
+        repository: where it runs; nothing of git-annex's is changed there but by the program itself.
+        uuid: what GETUUID is answered.
+        config: what GETCONFIG is answered, the empty value for anything else.
+        credentials: what GETCREDS is answered, and SETCREDS changes: user and password by setting.
+        env: variables for the program besides those of the environment.
+        debug: the texts of its DEBUG messages.
+        info: the texts of its INFO messages.
+        progress: the numbers of its PROGRESS messages.
+    """
+
+    repository: Repository
+    uuid: str
+    config: Mapping[str, str]
+    credentials: dict[str, tuple[str, str]] = field(default_factory=dict)
+    env: Mapping[str, str] = field(default_factory=dict)
+    debug: list[str] = field(default_factory=list)
+    info: list[str] = field(default_factory=list)
+    progress: list[int] = field(default_factory=list)
+
+    def __enter__(self) -> Driver:
+        self.process = self.repository.environment.popen(PROGRAM, cwd=self.repository.path, env=self.env)
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self._out = self.process.stdin
+        self._in = self.process.stdout.fileno()
+        self._buffer = b""
+        assert self.read() == "VERSION 1"
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            if error is None:
+                self.hang_up()
+        finally:
+            end_group(self.process.pid)
+            with self.process:
+                pass
+
+    def hang_up(self, within: float = ANSWER_SECONDS) -> int:
+        """Close the program's input, as git-annex does when it is done; the program's exit status."""
+        if not self._out.closed:
+            self._out.close()
+        return self.process.wait(within)
+
+    def say(self, line: str) -> None:
+        """Send a line."""
+        self._out.write(os.fsencode(line) + b"\n")
+        self._out.flush()
+
+    def read(self, within: float = ANSWER_SECONDS) -> str:
+        """The next line, whatever it is; empty where the program has closed its output.
+
+        Raises:
+            AssertionError: there was none in time.
+        """
+        deadline = time.monotonic() + within
+        while b"\n" not in self._buffer:
+            readable, _, _ = select.select([self._in], [], [], max(0.0, deadline - time.monotonic()))
+            assert readable, f"no line within {within} s, after {self._buffer!r}"
+            data = os.read(self._in, 1 << 16)
+            if not data:
+                assert not self._buffer, f"half a line at the end: {self._buffer!r}"
+                return ""
+            self._buffer += data
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        return os.fsdecode(line)
+
+    def ask(self, line: str, within: float = ANSWER_SECONDS) -> str:
+        """Send a request and return its answer; what the program asks meanwhile is answered, what it tells is kept."""
+        self.say(line)
+        return self.answer(within)
+
+    def answer(self, within: float = ANSWER_SECONDS) -> str:
+        """The answer to the last request; see `ask`."""
+        while True:
+            line = self.read(within)
+            word, _, rest = line.partition(" ")
+            match word:
+                case "GETCONFIG":
+                    self.say(f"VALUE {self.config.get(rest, '')}")
+                case "GETUUID":
+                    self.say(f"VALUE {self.uuid}")
+                case "GETGITDIR":
+                    self.say("VALUE .git")
+                case "GETGITREMOTENAME":
+                    self.say("VALUE driven")
+                case "GETCREDS":
+                    user, password = self.credentials.get(rest, ("", ""))
+                    self.say(f"CREDS {user} {password}")
+                case "SETCREDS":
+                    setting, user, password = rest.split(" ")
+                    self.credentials[setting] = (user, password)
+                case "DEBUG":
+                    self.debug.append(rest)
+                case "INFO":
+                    self.info.append(rest)
+                case "PROGRESS":
+                    self.progress.append(int(rest))
+                case _:
+                    return line
+
+    def prepare(self) -> None:
+        """Agree on extensions and have the remote prepared."""
+        assert self.ask(EXTENSIONS).startswith("EXTENSIONS")
+        assert self.ask("PREPARE") == "PREPARE-SUCCESS"

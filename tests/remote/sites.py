@@ -1,0 +1,103 @@
+"""Clients of a cluster with remotes made by initremote, and what git-annex says there."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.remote.driver import Driver
+from tests.support.environment import Environment
+from tests.support.repositories import Cluster, Repository, make_cluster
+
+
+def text(done: subprocess.CompletedProcess[bytes]) -> str:
+    """Everything that a command wrote."""
+    return os.fsdecode(done.stdout + done.stderr)
+
+
+def initremote(
+    client: Repository,
+    name: str,
+    *parameters: str,
+    sameas: str | None = None,
+    private: bool = True,
+    check: bool = True,
+    env: Mapping[str, str] | None = None,
+) -> subprocess.CompletedProcess[bytes]:
+    """`git annex initremote` for a remote of ours, without encryption unless the parameters say otherwise."""
+    options = [] if sameas is None else [f"--sameas={sameas}"]
+    if private:
+        options.append("--private")
+    if not any(parameter.startswith("encryption=") for parameter in parameters):
+        parameters = (*parameters, "encryption=none")
+    return client.annex(
+        *("initremote", name, *options, "type=external", "externaltype=cluster", *parameters),
+        check=check,
+        env=dict(env or {}),
+    )
+
+
+def whereis(client: Repository, file: str) -> set[str]:
+    """The UUIDs that `git annex whereis` lists for a file, by its table for people."""
+    done = client.annex("whereis", file, check=False)
+    return {line.split()[0] for line in os.fsdecode(done.stdout).splitlines() if line.startswith("  \t")}
+
+
+def messages(done: subprocess.CompletedProcess[bytes]) -> list[str]:
+    """The P2P messages that a command run with --debug shows: `> PUT …`, `< PUT-FROM 0`."""
+    marker = "(Remote.External) P2P "
+    return [line.partition(marker)[2] for line in text(done).splitlines() if marker in line]
+
+
+@dataclass(frozen=True)
+class Site:
+    """A cluster, and a client with remotes for it and for its nodes.
+
+    Attributes:
+        cluster: of three nodes.
+        client: a clone of the gateway; its remotes `mycl` (the cluster), `n1`, `n2` and `n3` (the nodes) are ours, and
+            lead through the gateway's directory.
+    """
+
+    cluster: Cluster
+    client: Repository
+
+    @property
+    def nodes(self) -> set[str]:
+        """The nodes' UUIDs."""
+        return {node.uuid for node in self.cluster.nodes}
+
+    @property
+    def url(self) -> str:
+        """What the remotes have as url=."""
+        return str(self.cluster.gateway.path)
+
+    def present(self, key: str) -> set[str]:
+        """The nodes that the client's location log names for a key."""
+        return self.client.locations(key) & self.nodes
+
+    def driver(self, uuid: str | None = None, env: Mapping[str, str] | None = None, **config: str) -> Driver:
+        """The program, for the cluster or the repository `uuid` behind the gateway, without git-annex around it."""
+        wanted = uuid or self.cluster.uuid
+        return Driver(
+            self.client,
+            wanted,
+            {"url": self.url, "encryption": "none", "sameas-uuid": wanted, **config},
+            env=env or {},
+        )
+
+
+def make_site(environment: Environment, directory: Path | None = None) -> Site:
+    """A site in an environment's directory."""
+    cluster = make_cluster(environment, directory or environment.directory)
+    client = cluster.clone()
+    url = f"url={cluster.gateway.path}"
+    initremote(client, "mycl", url, sameas=cluster.uuid)
+    for number, node in enumerate(cluster.nodes, 1):
+        initremote(client, f"n{number}", url, sameas=node.uuid)
+        client.git("config", f"remote.n{number}.annex-cost", "110")
+        client.git("config", f"remote.n{number}.annex-sync", "false")
+    return Site(cluster, client)
