@@ -142,8 +142,9 @@ class ClusterRemote(SpecialRemote):  # type: ignore[misc] # annexremote has no t
         if not workplace.counts_nodes:
             return "; ".join(outcome.reasons) or f"{workplace.session.name} did not remove it"
         left = await workplace.explain_remaining(key, outcome)
+        await workplace.record(key, left.present, left.absent)
         removed = ", ".join(sorted(map(workplace.name_of, outcome.uuids))) or "no node"
-        return f"removed from {removed}; {left}"
+        return f"removed from {removed}; {left.words}"
 
     async def _whereis(self, workplace: Workplace, key: Key) -> str:
         await workplace.open()

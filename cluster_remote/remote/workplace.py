@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import anyio
 
@@ -19,10 +19,21 @@ from cluster_remote.remote.settings import Settings
 from cluster_remote.transport.address import at_node
 from cluster_remote.transport.opening import Caller, session_at
 
-__all__ = ["Workplace"]
+__all__ = ["Remaining", "Workplace"]
 
 # Seconds for asking one node why it did not remove a content.
 _EXPLAIN_TIMEOUT = 10.0
+# How many nodes are asked at the same time: an ssh server may not take more connections at once.
+_EXPLAIN_AT_ONCE = 8
+
+
+@dataclass(frozen=True)
+class Remaining:
+    """What is known of the nodes that a removal left out: in words, and for the location log."""
+
+    words: str
+    present: frozenset[UUID] = frozenset()
+    absent: frozenset[UUID] = frozenset()
 
 
 class Workplace:
@@ -112,42 +123,54 @@ class Workplace:
         """The nodes that have the content, by the location log."""
         return await self._location_log.locations(key) & self.logs.clusters.nodes(self.settings.uuid)
 
-    async def explain_remaining(self, key: Key, outcome: Removal) -> str:
+    async def explain_remaining(self, key: Key, outcome: Removal) -> Remaining:
         """Which nodes still have a content after a removal that failed in part, and why."""
-        left = sorted((await self.nodes_with(key)) - outcome.uuids)
-        if self.settings.address is None or not left:
+        if self.settings.address is None:
             # The cluster is right here: it has said of every node what happened.
-            return "; ".join(outcome.reasons) or "a node that is not known here failed"
-        explained: list[str] = []
+            return Remaining("; ".join(outcome.reasons) or "a node that is not known here failed")
+        known = await self.nodes_with(key)
+        # Also those that the log does not name: the gateway goes to all of them, and any may be the one that failed.
+        left = self.logs.clusters.nodes(self.settings.uuid) - outcome.uuids
+        answers: dict[UUID, bool | SessionError] = {}
+        slots = anyio.Semaphore(_EXPLAIN_AT_ONCE)
         async with anyio.create_task_group() as tasks:
-            for node in left:
-                tasks.start_soon(self._explain_node, key, node, explained)
-        return "; ".join(sorted(explained))
+            for node in sorted(left, key=lambda node: (node not in known, node)):
+                tasks.start_soon(self._ask_node, key, node, slots, answers)
+        words: list[str] = []
+        for node, answer in answers.items():
+            name = self.name_of(node)
+            if isinstance(answer, SessionError):
+                words.append(f"{name} could not be asked ({answer})")
+            elif answer:
+                words.append(
+                    f"{name} still has it: it can be reached, but did not remove it (something has the content "
+                    f"locked, or the node may not be written to)"
+                )
+            elif node in known:
+                words.append(f"{name} does not have it any more")
+        return Remaining(
+            "; ".join(sorted(words)) or "; ".join(outcome.reasons) or "the server does not say which node failed",
+            present=frozenset(node for node, answer in answers.items() if answer is True),
+            absent=frozenset(node for node, answer in answers.items() if answer is False),
+        )
 
-    async def _explain_node(self, key: Key, node: UUID, explained: list[str]) -> None:
-        """The gateway does not say why a node failed; so the node is asked, through the gateway."""
-        name = self.name_of(node)
+    async def _ask_node(
+        self, key: Key, node: UUID, slots: anyio.Semaphore, answers: dict[UUID, bool | SessionError]
+    ) -> None:
+        """The gateway does not say why a node failed, or which; so the node is asked, through the gateway."""
         assert self.settings.address is not None
-        session: Session | None = None
-        try:
-            session = session_at(
+        async with slots:
+            session: Session = session_at(
                 at_node(self.settings.address, node),
                 replace(self.caller, timeout=min(_EXPLAIN_TIMEOUT, self.settings.timeout)),
                 server=node,
                 token=self._token,
             )
-            there = await session.check_present(key)
-        except SessionError as error:
-            explained.append(f"{name} could not be asked ({error})")
-        else:
-            explained.append(
-                f"{name} still has it: it can be reached, but did not remove it (something has the content locked, "
-                f"or the node may not be written to)"
-                if there
-                else f"{name} does not have it any more"
-            )
-        finally:
-            if session is not None:
+            try:
+                answers[node] = await session.check_present(key)
+            except SessionError as error:
+                answers[node] = error
+            finally:
                 await session.aclose()
 
     async def aclose(self) -> None:
