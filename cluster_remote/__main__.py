@@ -15,9 +15,8 @@ def main() -> int:
 def special_remote() -> int:
     """Serves git-annex on standard input and output until it hangs up. Gives the exit code."""
     # Only what the first answers need: git-annex starts the program several times for a single command.
-    from cluster_remote.remote.loop import EventLoop
-    from cluster_remote.remote.protocol import AnnexMaster, standard_streams
-    from cluster_remote.remote.remote import ClusterRemote
+    from cluster_remote.remote.jobs import serve
+    from cluster_remote.remote.protocol import standard_streams
 
     if sys.stdin.isatty():
         print(
@@ -26,19 +25,11 @@ def special_remote() -> int:
             file=sys.stderr,
         )
         return 2
-    stdin, stdout = standard_streams()
-    loop = EventLoop()
-    master = AnnexMaster(stdout)
-    remote = ClusterRemote(master, loop)
-    master.LinkRemote(remote)
     try:
-        master.Listen(stdin)
+        serve(*standard_streams())
     except (BrokenPipeError, KeyboardInterrupt):
         # git-annex is gone, or the user wants it to be.
         return 1
-    finally:
-        remote.close()
-        loop.close()
     return 0
 
 

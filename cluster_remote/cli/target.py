@@ -13,6 +13,7 @@ from cluster_remote.annex.repository import GitConfig, Repository
 from cluster_remote.p2p.key import UUID
 from cluster_remote.p2p.session import Session
 from cluster_remote.p2p.stream import Trace
+from cluster_remote.remote.identity import wanted_server
 from cluster_remote.remote.settings import BadSettings, Settings, token_setting
 from cluster_remote.remote.workplace import Workplace
 from cluster_remote.transport.address import BadAddress, parse_address
@@ -69,9 +70,10 @@ async def resolve(
     logs = await BranchLogs.read(repository)
     settings = remote_settings(text, config, logs)
     token = _stored_token(repository, settings)
-    workplace = Workplace(settings, str(repository.git_dir), token, trace, timeout)
-    await workplace.open()
-    return Target(text, workplace.session, settings)
+    workplace = Workplace(settings, str(repository.git_dir), token, timeout)
+    await workplace.read_repository()
+    server = server or wanted_server(workplace.settings, workplace.logs, config.clusters())
+    return Target(text, await workplace.session_with(server, trace), settings)
 
 
 def _stored_token(repository: Repository, settings: Settings) -> str | None:

@@ -6,6 +6,7 @@ needs it, since most runs of the program (LISTCONFIGS, GETCOST) do not.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
@@ -25,18 +26,16 @@ class EventLoop:
     def __init__(self) -> None:
         self._context: AbstractContextManager[BlockingPortal] | None = None
         self._portal: BlockingPortal | None = None
-
-    @property
-    def started(self) -> bool:
-        return self._portal is not None
+        self._starting = threading.Lock()
 
     def run(self, function: Callable[..., Awaitable[T]], *arguments: object) -> T:
         """Runs an async function to its end; its exceptions are raised here."""
-        if self._portal is None:
-            from anyio.from_thread import start_blocking_portal
+        with self._starting:
+            if self._portal is None:
+                from anyio.from_thread import start_blocking_portal
 
-            self._context = start_blocking_portal("asyncio")
-            self._portal = self._context.__enter__()
+                self._context = start_blocking_portal("asyncio")
+                self._portal = self._context.__enter__()
         return self._portal.call(function, *arguments)
 
     def close(self) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import sys
 import threading
+import typing
 from typing import Any, BinaryIO
 
 from annexremote import Master, RemoteError, SpecialRemote, UnsupportedRequest
@@ -36,6 +37,10 @@ class _Protocol(Protocol):  # type: ignore[misc] # annexremote has no types
         # The key is checked where it is read, by the rules of git-annex rather than those of Python.
         pass
 
+    def do_EXTENSIONS(self, offered: str = "") -> str:
+        self.extensions = offered.split(" ")
+        return " ".join(["EXTENSIONS", *(name for name in ("INFO", "ASYNC") if name in self.extensions)])
+
     def command(self, line: str) -> Any:
         word, _space, parameters = line.partition(" ")
         method = self.lookupMethod(word) or self.do_UNKNOWN
@@ -45,38 +50,63 @@ class _Protocol(Protocol):  # type: ignore[misc] # annexremote has no types
         return reply
 
 
+class Lines(typing.Protocol):
+    """Where a Master reads from."""
+
+    def readline(self) -> str:
+        """A line with its newline; the empty text at the end."""
+
+
 class AnnexMaster(Master):  # type: ignore[misc] # annexremote has no types
     """Speaks with git-annex over the given streams until it hangs up."""
 
     def __init__(self, output: io.TextIOWrapper) -> None:
         super().__init__(output)
-        # Progress and debug messages come from the event loop's thread.
+        # Progress and debug messages come from the event loop's thread, those of jobs from theirs.
         self._sending = threading.Lock()
+
+    @property
+    def asynchronous(self) -> bool:
+        """Whether git-annex and this program have agreed on the ASYNC extension."""
+        return "ASYNC" in self.protocol.extensions
 
     def LinkRemote(self, remote: SpecialRemote) -> None:
         self.remote = remote
         self.protocol = _Protocol(remote)
 
-    def Listen(self, input: io.TextIOWrapper) -> None:
-        self.input = input
-        self._send(self.protocol.version)
-        while line := self.input.readline():
-            try:
-                reply = self.protocol.command(line.removesuffix("\n"))
-            except UnsupportedRequest:
-                reply = "UNSUPPORTED-REQUEST"
-            except RemoteError as error:
-                # Where the protocol has no way to refuse, only the end is left.
-                self.error(one_line(str(error)))
-                return
-            if reply:
-                self._send(reply)
+    def greet(self) -> None:
+        """The first line of the protocol."""
+        self.say(self.protocol.version)
 
-    def _send(self, *args: object, **_keywords: object) -> None:
-        line = " ".join(map(str, args))
+    def Listen(self, input: Lines) -> None:
+        """Answers requests until git-annex hangs up, or until one cannot be answered at all."""
+        self.input = input
+        while line := input.readline():
+            if not self.answer(line):
+                return
+
+    def answer(self, line: str) -> bool:
+        """Answers one request. False where nothing more can be said."""
+        try:
+            reply = self.protocol.command(line.removesuffix("\n"))
+        except UnsupportedRequest:
+            reply = "UNSUPPORTED-REQUEST"
+        except RemoteError as error:
+            # Where the protocol has no way to refuse, only the end is left.
+            self.error(one_line(str(error)))
+            return False
+        if reply:
+            self.say(reply)
+        return True
+
+    def say(self, line: str) -> None:
+        """One message, or several at once, each on a line of its own."""
         with self._sending:
             self.output.write(line + "\n")
             self.output.flush()
+
+    def _send(self, *args: object, **_keywords: object) -> None:
+        self.say(" ".join(map(str, args)))
 
 
 def standard_streams() -> tuple[io.TextIOWrapper, io.TextIOWrapper]:

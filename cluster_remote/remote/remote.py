@@ -8,6 +8,7 @@ one line of words.
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, TypeVar
@@ -19,7 +20,7 @@ from cluster_remote.remote.protocol import AnnexMaster, one_line
 if TYPE_CHECKING:
     from cluster_remote.p2p.key import Key
     from cluster_remote.p2p.messages import Message
-    from cluster_remote.p2p.session import Removal
+    from cluster_remote.p2p.session import Removal, Session
     from cluster_remote.remote.loop import EventLoop
     from cluster_remote.remote.settings import Settings
     from cluster_remote.remote.workplace import Workplace
@@ -34,15 +35,35 @@ _PROGRESS_INTERVAL = 0.2
 _INFO_TIMEOUT = 10.0
 
 
-class ClusterRemote(SpecialRemote):  # type: ignore[misc] # annexremote has no types
-    """One remote of one repository. Requests come one after the other."""
+class Shared:
+    """What all jobs of one process share."""
 
-    def __init__(self, annex: AnnexMaster, loop: EventLoop) -> None:
+    def __init__(self, loop: EventLoop) -> None:
+        self.loop = loop
+        self.settings: Settings | None = None
+        self.workplace: Workplace | None = None
+        # Held while git-annex is asked for what all of them need.
+        self.asking = threading.RLock()
+
+    def abandon(self) -> None:
+        """Cancels the requests that are under way."""
+        if self.workplace is not None:
+            self.loop.run(self.workplace.cancel_requests)
+
+    def close(self) -> None:
+        """Closes the connections. What has been recorded is committed by git-annex at the latest then."""
+        if self.workplace is not None:
+            self.loop.run(self.workplace.aclose)
+            self.workplace = None
+
+
+class ClusterRemote(SpecialRemote):  # type: ignore[misc] # annexremote has no types
+    """One remote of one repository. Requests come one after the other; for more at once there are more of these."""
+
+    def __init__(self, annex: AnnexMaster, shared: Shared) -> None:
         # Not by way of the parent class, which makes `info` a value; here it is asked for anew each time.
         self.annex = annex
-        self._loop = loop
-        self._settings: Settings | None = None
-        self._workplace: Workplace | None = None
+        self._shared = shared
 
     # What git-annex asks without a reason to connect
 
@@ -70,42 +91,34 @@ class ClusterRemote(SpecialRemote):  # type: ignore[misc] # annexremote has no t
 
         settings = self._read_settings()
         store_token(settings, self.annex)
-        self._run(check_remote)
+        self._run(lambda workplace: check_remote(workplace))
 
     def transfer_store(self, key: str, local_file: str) -> None:
-        self._run(self._store, self._key(key), _path(local_file))
+        self._ask(self._store, self._key(key), _path(local_file))
 
     def transfer_retrieve(self, key: str, local_file: str) -> None:
-        self._run(self._retrieve, self._key(key), _path(local_file))
+        self._ask(self._retrieve, self._key(key), _path(local_file))
 
     def checkpresent(self, key: str) -> bool:
-        return self._run(self._check_present, self._key(key))
+        return self._ask(self._check_present, self._key(key))
 
     def remove(self, key: str) -> None:
-        self._run(self._remove, self._key(key))
+        self._ask(self._remove, self._key(key))
 
     def whereis(self, key: str) -> str:
-        return self._run(self._whereis, self._key(key))
+        return self._ask(self._whereis, self._key(key))
 
     @property
     def info(self) -> dict[str, str]:
-        return self._run(self._info)
-
-    def close(self) -> None:
-        """Closes the connections. What has been recorded is committed by git-annex at the latest then."""
-        if self._workplace is not None:
-            self._loop.run(self._workplace.aclose)
-            self._workplace = None
+        return self._ask(self._info)
 
     # How they are answered
 
-    async def _store(self, workplace: Workplace, key: Key, path: bytes) -> None:
+    async def _store(self, workplace: Workplace, session: Session, key: Key, path: bytes) -> None:
         from cluster_remote.p2p.file import FileSource
         from cluster_remote.p2p.key import AssociatedFile
         from cluster_remote.p2p.session import Stored
 
-        await workplace.open()
-        session = workplace.session
         outcome = await session.store(key, AssociatedFile(), FileSource(path), self._progress())
         if isinstance(outcome, Stored):
             if not outcome.stored:
@@ -117,47 +130,47 @@ class ClusterRemote(SpecialRemote):  # type: ignore[misc] # annexremote has no t
         if workplace.counts_nodes and not outcome.uuids:
             raise RemoteError(
                 f"{session.name} says that the content is stored, but not on which nodes (it speaks version "
-                f"{session.version} of the protocol), so the copies cannot be counted; try again"
+                f"{session.version} of the protocol), so the copies cannot be counted; clusters need git-annex "
+                f"10.20240731 or newer on the gateway"
             )
         await workplace.record(key, present=outcome.uuids)
 
-    async def _retrieve(self, workplace: Workplace, key: Key, path: bytes) -> None:
+    async def _retrieve(self, workplace: Workplace, session: Session, key: Key, path: bytes) -> None:
         from cluster_remote.remote.retrieval import retrieve
 
-        await workplace.open()
-        await retrieve(workplace.session, key, path, self._progress())
+        await retrieve(session, key, path, self._progress())
 
-    async def _check_present(self, workplace: Workplace, key: Key) -> bool:
-        await workplace.open()
-        return await workplace.session.check_present(key)
+    async def _check_present(self, workplace: Workplace, session: Session, key: Key) -> bool:
+        return await session.check_present(key)
 
-    async def _remove(self, workplace: Workplace, key: Key) -> None:
-        await workplace.open()
-        outcome = await workplace.session.remove(key)
-        await workplace.record(key, absent=outcome.uuids)
+    async def _remove(self, workplace: Workplace, session: Session, key: Key) -> None:
+        outcome = await session.remove(key)
+        gone = outcome.uuids
+        if outcome.removed and not gone and workplace.counts_nodes:
+            # Below version 2 no nodes are named, but a cluster's removal succeeds on every node or not at all.
+            gone = await workplace.nodes_with(key)
+        await workplace.record(key, absent=gone)
         if not outcome.removed:
-            raise RemoteError(await self._why_not_removed(workplace, key, outcome))
+            raise RemoteError(await self._why_not_removed(workplace, session, key, outcome))
 
-    async def _why_not_removed(self, workplace: Workplace, key: Key, outcome: Removal) -> str:
+    async def _why_not_removed(self, workplace: Workplace, session: Session, key: Key, outcome: Removal) -> str:
         if not workplace.counts_nodes:
-            return "; ".join(outcome.reasons) or f"{workplace.session.name} did not remove it"
+            return "; ".join(outcome.reasons) or f"{session.name} did not remove it"
         left = await workplace.explain_remaining(key, outcome)
         await workplace.record(key, left.present, left.absent)
         removed = ", ".join(sorted(map(workplace.name_of, outcome.uuids))) or "no node"
         return f"removed from {removed}; {left.words}"
 
-    async def _whereis(self, workplace: Workplace, key: Key) -> str:
-        await workplace.open()
+    async def _whereis(self, workplace: Workplace, session: Session, key: Key) -> str:
         if not workplace.counts_nodes:
             return ""
         return ", ".join(sorted(map(workplace.name_of, await workplace.nodes_with(key))))
 
-    async def _info(self, workplace: Workplace) -> dict[str, str]:
+    async def _info(self, workplace: Workplace, session: Session) -> dict[str, str]:
         import anyio
 
         from cluster_remote.p2p.errors import SessionError
 
-        await workplace.open()
         settings = workplace.settings
         fields = {
             "url": settings.url or "none: the cluster of this repository",
@@ -167,9 +180,9 @@ class ClusterRemote(SpecialRemote):  # type: ignore[misc] # annexremote has no t
         }
         try:
             with anyio.fail_after(min(_INFO_TIMEOUT, settings.timeout)):
-                uuid = await workplace.session.open()
+                uuid = await session.open()
             fields["cluster uuid"] = str(uuid)
-            fields["protocol version"] = str(workplace.session.version)
+            fields["protocol version"] = str(session.version)
         except (SessionError, TimeoutError) as error:
             fields["protocol version"] = one_line(f"unknown: {error or 'the server did not answer in time'}")
         return fields
@@ -177,14 +190,16 @@ class ClusterRemote(SpecialRemote):  # type: ignore[misc] # annexremote has no t
     # What they share
 
     def _read_settings(self) -> Settings:
-        if self._settings is None:
-            from cluster_remote.remote.settings import BadSettings, Settings
+        with self._shared.asking:
+            if self._shared.settings is None:
+                from cluster_remote.remote.settings import BadSettings, Settings
 
-            try:
-                self._settings = Settings.read(self.annex.getconfig, self.annex.getuuid(), self._remote_name())
-            except (BadSettings, ValueError) as error:
-                raise RemoteError(one_line(str(error))) from None
-        return self._settings
+                try:
+                    settings = Settings.read(self.annex.getconfig, self.annex.getuuid(), self._remote_name())
+                except (BadSettings, ValueError) as error:
+                    raise RemoteError(one_line(str(error))) from None
+                self._shared.settings = settings
+            return self._shared.settings
 
     def _remote_name(self) -> str:
         if "GETGITREMOTENAME" in self.annex.protocol.extensions:
@@ -192,12 +207,13 @@ class ClusterRemote(SpecialRemote):  # type: ignore[misc] # annexremote has no t
         return ""
 
     def _get_workplace(self) -> Workplace:
-        if self._workplace is None:
-            from cluster_remote.remote.workplace import Workplace
+        with self._shared.asking:
+            if self._shared.workplace is None:
+                from cluster_remote.remote.workplace import Workplace
 
-            settings = self._read_settings()
-            self._workplace = Workplace(settings, self.annex.getgitdir(), self._token(settings), self._debug)
-        return self._workplace
+                settings = self._read_settings()
+                self._shared.workplace = Workplace(settings, self.annex.getgitdir(), self._token(settings))
+            return self._shared.workplace
 
     def _token(self, settings: Settings) -> str | None:
         from cluster_remote.remote.settings import token_setting
@@ -216,15 +232,28 @@ class ClusterRemote(SpecialRemote):  # type: ignore[misc] # annexremote has no t
         except ValueError as error:
             raise RemoteError(one_line(str(error))) from None
 
-    def _run(self, function: Callable[..., Awaitable[T]], *arguments: object) -> T:
+    def _ask(self, function: Callable[..., Awaitable[T]], *arguments: object) -> T:
+        """Runs a request that needs a session."""
+
+        async def with_session(workplace: Workplace) -> T:
+            async with workplace.request(self._debug) as session:
+                return await function(workplace, session, *arguments)
+
+        return self._run(with_session)
+
+    def _run(self, function: Callable[[Workplace], Awaitable[T]]) -> T:
         """Runs a request in the event loop. Whatever goes wrong becomes words for git-annex."""
+        from concurrent.futures import CancelledError
+
         from cluster_remote.remote.failure import in_words
 
         try:
             # git-annex is asked here, in the thread that it talks to, never from the event loop.
-            return self._loop.run(function, self._get_workplace(), *arguments)
+            return self._shared.loop.run(function, self._get_workplace())
         except RemoteError as error:
             raise RemoteError(one_line(str(error))) from None
+        except CancelledError:
+            raise RemoteError("given up, because git-annex is gone") from None
         except Exception as error:  # noqa: BLE001 -- a user is never shown a traceback; --debug shows it
             words, expected = in_words(error)
             if not expected:

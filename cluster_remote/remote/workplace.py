@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
 import anyio
 
 from cluster_remote.annex.branchlog import BranchLogs
+from cluster_remote.annex.errors import AnnexError
 from cluster_remote.annex.locationlog import LocationLog
 from cluster_remote.annex.repository import GitConfig, Repository
 from cluster_remote.p2p.errors import SessionError
-from cluster_remote.p2p.key import UUID, Key
-from cluster_remote.p2p.session import Removal, Session
+from cluster_remote.p2p.key import UUID, AssociatedFile, Key
+from cluster_remote.p2p.session import Present, Removal, Session
 from cluster_remote.p2p.stream import Trace
 from cluster_remote.remote.identity import names_of, wanted_server
+from cluster_remote.remote.pool import SessionPool
 from cluster_remote.remote.settings import Settings
 from cluster_remote.transport.address import at_node
 from cluster_remote.transport.opening import Caller, session_at
 
 __all__ = ["Remaining", "Workplace"]
+
+
+class GivenUp(SessionError):
+    """Nobody is left who wants to know the answer."""
+
 
 # Seconds for asking one node why it did not remove a content.
 _EXPLAIN_TIMEOUT = 10.0
@@ -37,54 +45,66 @@ class Remaining:
 
 
 class Workplace:
-    """Opened by the first request that needs it, closed when git-annex hangs up."""
+    """Made by the first request that needs it, closed when git-annex hangs up. Any number of requests at once."""
 
-    session: Session
     repository: Repository
     logs: BranchLogs
     config: GitConfig
     server: UUID | None
     """The repository that is asked for behind the address; None for the one that is there."""
 
-    def __init__(
-        self, settings: Settings, gitdir: str, token: str | None, trace: Trace | None, timeout: float | None = None
-    ) -> None:
+    def __init__(self, settings: Settings, gitdir: str, token: str | None, timeout: float | None = None) -> None:
         """`timeout` in seconds takes the place of the remote's own."""
         self.settings = settings if timeout is None else replace(settings, timeout=timeout)
         self._gitdir = gitdir
         self._token = token
-        self._trace = trace
-        self._opened = False
+        self._sessions = SessionPool(lambda trace: self.session_with(self.server, trace))
+        self._location_log: LocationLog | None = None
+        self._opening = anyio.Lock()
+        self._requests: set[anyio.CancelScope] = set()
 
-    async def open(self) -> None:
-        """Reads what has to be known and makes the session; it connects when it is first asked something."""
-        if self._opened:
-            return
-        await self.read_repository()
-        self.server = wanted_server(self.settings, self.logs, self.config.clusters())
-        self.session = await self.session_with(self.server)
-        self._opened = True
+    @asynccontextmanager
+    async def request(self, trace: Trace | None = None) -> AsyncIterator[Session]:
+        """A session for one request; `trace` is told what is said in it. It connects when it is first used."""
+        with anyio.CancelScope() as scope:
+            self._requests.add(scope)
+            try:
+                async with self._opening:
+                    if self._location_log is None:
+                        await self.read_repository()
+                        self.server = wanted_server(self.settings, self.logs, self.config.clusters())
+                        self._location_log = LocationLog(self.repository, self.settings.uuid)
+                async with self._sessions.lend(trace) as session:
+                    yield session
+            finally:
+                self._requests.discard(scope)
+        if scope.cancelled_caught:
+            raise GivenUp("given up, because git-annex is gone")
+
+    async def cancel_requests(self) -> None:
+        """Gives up every request that is under way."""
+        for scope in self._requests:
+            scope.cancel()
 
     async def read_repository(self) -> None:
         """Reads the configuration and the logs, without a session."""
         self.repository = Repository.of_remote(self._gitdir)
         self.config = self.repository.config()
         self.logs = await BranchLogs.read(self.repository)
-        self._location_log = LocationLog(self.repository, self.settings.uuid)
 
-    @property
-    def caller(self) -> Caller:
+    def caller(self, trace: Trace | None = None) -> Caller:
+        """How sessions are opened here."""
         return Caller(
             uuid=self.repository.uuid,
             timeout=self.settings.timeout,
             ssh_command=self.config.get("core.sshCommand"),
             ssh_variant=self.config.get("ssh.variant"),
-            trace=self._trace,
+            trace=trace,
         )
 
-    async def session_with(self, server: UUID | None, timeout: float | None = None) -> Session:
+    async def session_with(self, server: UUID | None, trace: Trace | None = None) -> Session:
         """A session with a repository behind the remote's address; None: with the one that is there."""
-        caller = self.caller if timeout is None else replace(self.caller, timeout=timeout)
+        caller = self.caller(trace)
         address = self.settings.address
         if address is None:
             from cluster_remote.cluster.membership import open_cluster
@@ -103,6 +123,7 @@ class Workplace:
     async def record(self, key: Key, present: Collection[UUID] = (), absent: Collection[UUID] = ()) -> None:
         """Records where the content is now, as far as that is this remote's to say. Raises LocationLogError."""
         if self.settings.tracking == "nodes":
+            assert self._location_log is not None
             await self._location_log.record(key, present, absent)
 
     def name_of(self, uuid: UUID) -> str:
@@ -121,7 +142,29 @@ class Workplace:
 
     async def nodes_with(self, key: Key) -> frozenset[UUID]:
         """The nodes that have the content, by the location log."""
+        assert self._location_log is not None
         return await self._location_log.locations(key) & self.logs.clusters.nodes(self.settings.uuid)
+
+    async def learn_locations(self, key: Key) -> None:
+        """Where the log lacks nodes of a cluster that has the content: finds out whether they have it, and records it.
+
+        git-annex uploads nothing that is there already, so it would never hear of the nodes that others stored it on.
+        An offer to upload is answered with their UUIDs if all have it. If not, the offer has to be given up together
+        with the connection, so that is done once at most. Never raises: what was asked for is known already.
+        """
+        nodes = self.logs.clusters.nodes(self.settings.uuid)
+        if not self._offers or self.settings.address is None or key.is_chunk or key.is_encrypted:
+            return
+        try:
+            if nodes <= await self._location_log.locations(key):
+                return
+            with anyio.fail_after(min(_EXPLAIN_TIMEOUT, self.settings.timeout)):
+                async with self.session.upload(key, AssociatedFile()) as offer:
+                    uuids = offer.uuids if isinstance(offer, Present) else frozenset()
+            self._offers = bool(uuids)
+            await self.record(key, present=uuids)
+        except (SessionError, AnnexError, TimeoutError):
+            self._offers = False
 
     async def explain_remaining(self, key: Key, outcome: Removal) -> Remaining:
         """Which nodes still have a content after a removal that failed in part, and why."""
@@ -162,7 +205,7 @@ class Workplace:
         async with slots:
             session: Session = session_at(
                 at_node(self.settings.address, node),
-                replace(self.caller, timeout=min(_EXPLAIN_TIMEOUT, self.settings.timeout)),
+                replace(self.caller(), timeout=min(_EXPLAIN_TIMEOUT, self.settings.timeout)),
                 server=node,
                 token=self._token,
             )
@@ -175,7 +218,6 @@ class Workplace:
 
     async def aclose(self) -> None:
         """Closes everything. Bounded in time."""
-        if hasattr(self, "session"):
-            await self.session.aclose()
-        if hasattr(self, "_location_log"):
+        await self._sessions.aclose()
+        if self._location_log is not None:
             await self._location_log.aclose()
