@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import anyio
 
@@ -17,6 +17,7 @@ from cluster_remote.p2p.errors import (
     SourceError,
     TimedOut,
     WrongRepository,
+    printable,
 )
 from cluster_remote.p2p.key import UUID, AssociatedFile, Key
 from cluster_remote.p2p.messages import (
@@ -71,6 +72,8 @@ DEFAULT_TIMEOUT = 60.0
 _BYTES_PER_SECOND_OF_PATIENCE = 1024 * 1024
 # Seconds that a child process or a socket gets to end by itself: after a good conversation, and after a bad one.
 _GRACE, _SHORT_GRACE = 5.0, 0.5
+# Characters of a peer's own words that are worth repeating.
+_LONGEST_WORDS = 500
 
 
 def patience_for(size: int | None) -> float:
@@ -129,8 +132,9 @@ class StreamSession(Session):
 
     async def open(self) -> UUID:
         async with self._request("connecting"):
-            assert self._uuid is not None
-            return self._uuid
+            pass
+        assert self._uuid is not None
+        return self._uuid
 
     async def aclose(self) -> None:
         await self._close(_GRACE)
@@ -149,16 +153,16 @@ class StreamSession(Session):
             with anyio.fail_after(self.timeout):
                 connection = await self.transport.connect()
         except TimeoutError:
-            raise TimedOut(f"no connection within {self.timeout:.0f} seconds") from None
+            raise TimedOut(f"no connection within {self.timeout:.3g} seconds") from None
         stream = MessageStream(connection, self.timeout, self._trace)
         try:
             await self._introduce(stream)
         except BaseException as error:
             with anyio.CancelScope(shield=True):
-                words = await connection.last_words() if isinstance(error, ConnectionLost) else ""
+                words = await _last_words(stream, error)
                 await connection.aclose(_SHORT_GRACE)
             if words:
-                raise type(error)(f"{error}: {words}") from None
+                raise type(error)(f"{error}{words}") from None
             raise
         self._stream = stream
         return stream
@@ -175,7 +179,7 @@ class StreamSession(Session):
                     "CLUSTER_REMOTE_TOKEN and run git annex enableremote"
                 )
             case Error(text):
-                raise AuthenticationFailed(f"the server would not let us in: {text}")
+                raise AuthenticationFailed(f"the server would not let us in: {self._said(text)}")
             case other:
                 raise _unexpected(other, "AUTH-SUCCESS")
         if self.expected is not None and uuid != self.expected:
@@ -193,129 +197,134 @@ class StreamSession(Session):
         if self.bypass and self._version >= since(Bypass):
             await stream.send(Bypass(self.bypass))
 
+    def _said(self, text: str) -> str:
+        """A peer's own words, fit to be shown; should it repeat the token, without that."""
+        if self.transport.token:
+            text = text.replace(self.transport.token, "[token]")
+        return printable(text[:_LONGEST_WORDS])
+
     @asynccontextmanager
-    async def _request(self, doing: str) -> AsyncIterator[MessageStream]:
+    async def _request(self, doing: str) -> AsyncIterator[_Exchange]:
+        """One request, on a connection that is good as far as can be seen; closed unless the request came to its end.
+
+        What the caller of a lock, an upload or a download does in its context may fail for reasons that have nothing
+        to do with this peer: such errors pass through as they are.
+        """
         if self._busy:
             raise RuntimeError(f"{self.name}: a session takes one request at a time")
         self._busy = True
+        exchange = _Exchange(self, printable(doing[:_LONGEST_WORDS]))
         try:
-            if self._stream is not None and self._stream.ended():
-                await self._close(_SHORT_GRACE)
-            stream = self._stream or await self._connect()
-            yield stream
-        except Refused as error:
-            raise Refused(f"{self.name}: {doing}: {error}") from None
-        except SessionError as error:
-            words = ""
-            if self._stream is not None and isinstance(error, ConnectionLost):
-                words = await self._stream.connection.last_words()
-            await self._close(_SHORT_GRACE)
-            raise type(error)(f"{self.name}: {doing}: {error}" + (f": {words}" if words else "")) from None
-        except BaseException:
-            await self._close(_SHORT_GRACE)
-            raise
+            async with exchange.named():
+                if self._stream is not None and self._stream.ended():
+                    await self._close(_SHORT_GRACE)
+                exchange.stream = self._stream or await self._connect()
+            yield exchange
         finally:
+            if not exchange.settled:
+                await self._close(_SHORT_GRACE)
             self._busy = False
 
     # Requests
 
     async def check_present(self, key: Key) -> bool:
-        async with self._request(f"checking {key}") as stream:
-            await stream.send(CheckPresent(key))
-            return _yes_or_no(await stream.receive())
+        async with self._request(f"checking {key}") as exchange, exchange.named():
+            return exchange.yes_or_no(await exchange.ask(CheckPresent(key)))
 
     async def remove(self, key: Key, before: int | None = None) -> Removal:
-        async with self._request(f"removing {key}") as stream:
+        async with self._request(f"removing {key}") as exchange, exchange.named():
             if before is not None:
                 self._require(RemoveBefore)
-            await stream.send(Remove(key) if before is None else RemoveBefore(before, key))
-            match await stream.receive(patience=patience_for(key.size)):
+            request = Remove(key) if before is None else RemoveBefore(before, key)
+            match await exchange.ask(request, patience=patience_for(key.size)):
                 case Success():
-                    return Removal(True)
+                    outcome = Removal(True)
                 case SuccessPlus(uuids):
-                    return Removal(True, uuids)
+                    outcome = Removal(True, uuids)
                 case Failure():
-                    return Removal(False, reasons=(f"{self.name} did not remove it",))
+                    outcome = Removal(False, reasons=(f"{self.name} did not remove it",))
                 case FailurePlus(uuids):
-                    return Removal(False, uuids, (f"{self.name} did not remove it everywhere",))
-                case Error(text):
-                    raise Refused(text)
+                    outcome = Removal(False, uuids, (f"{self.name} did not remove it everywhere",))
                 case other:
                     raise _unexpected(other, "SUCCESS or FAILURE")
+            exchange.settled = True
+            return outcome
 
     async def timestamp(self) -> int:
-        async with self._request("asking for the time") as stream:
+        async with self._request("asking for the time") as exchange, exchange.named():
             self._require(GetTimestamp)
-            await stream.send(GetTimestamp())
-            match await stream.receive():
+            match await exchange.ask(GetTimestamp()):
                 case Timestamp(seconds):
+                    exchange.settled = True
                     return seconds
-                case Error(text):
-                    raise Refused(text)
                 case other:
                     raise _unexpected(other, "TIMESTAMP")
 
     @asynccontextmanager
     async def lock(self, key: Key) -> AsyncIterator[bool]:
-        async with self._request(f"locking {key}") as stream:
-            await stream.send(LockContent(key))
-            locked = _yes_or_no(await stream.receive())
+        async with self._request(f"locking {key}") as exchange:
+            async with exchange.named():
+                locked = exchange.yes_or_no(await exchange.ask(LockContent(key)))
+            if not locked:
+                yield False
+                return
+            exchange.settled = False
             try:
-                yield locked
-            finally:
-                if locked:
-                    with anyio.CancelScope(shield=True):
-                        await stream.send(UnlockContent())
+                yield True
+            except BaseException:
+                # What went wrong meanwhile is the news, not that the peer has gone away too.
+                with suppress(SessionError):
+                    await exchange.unlock()
+                raise
+            async with exchange.named():
+                await exchange.unlock()
 
     @asynccontextmanager
     async def upload(self, key: Key, file: AssociatedFile) -> AsyncIterator[Present | Upload]:
-        async with self._request(f"uploading {key}") as stream:
-            await stream.send(Put(file, key))
-            # A server may hash the part that it has before it says from where to go on.
-            match await stream.receive(patience=patience_for(key.size)):
-                case AlreadyHave():
-                    yield Present()
-                case AlreadyHavePlus(uuids):
-                    yield Present(uuids)
-                case PutFrom(offset):
-                    if key.content_size is not None and offset > key.content_size:
-                        raise ProtocolError(f"PUT-FROM {offset} is beyond the content's {key.content_size} bytes")
-                    upload = _StreamUpload(self, stream, key, offset)
-                    yield upload
-                    if not upload.done:
-                        # The peer waits for DATA; the only way to tell it that none will come is to hang up.
-                        await self._close(_SHORT_GRACE)
-                case Error(text):
-                    raise Refused(text)
-                case other:
-                    raise _unexpected(other, "PUT-FROM or ALREADY-HAVE")
+        async with self._request(f"uploading {key}") as exchange:
+            offer: Present | Upload
+            async with exchange.named():
+                # A server may hash the part that it has before it says from where to go on.
+                match await exchange.ask(Put(file, key), patience=patience_for(key.size)):
+                    case AlreadyHave():
+                        exchange.settled = True
+                        offer = Present()
+                    case AlreadyHavePlus(uuids):
+                        exchange.settled = True
+                        offer = Present(uuids)
+                    case PutFrom(offset):
+                        if key.content_size is not None and offset > key.content_size:
+                            raise ProtocolError(f"PUT-FROM {offset} is beyond the content's {key.content_size} bytes")
+                        # Until the content has been sent the peer waits for DATA, and can only be told by hanging up
+                        # that none will come.
+                        offer = _StreamUpload(exchange, key, offset)
+                    case other:
+                        raise _unexpected(other, "PUT-FROM or ALREADY-HAVE")
+            yield offer
 
     @asynccontextmanager
     async def download(self, key: Key, file: AssociatedFile, offset: int = 0) -> AsyncIterator[Download]:
-        async with self._request(f"downloading {key}") as stream:
+        async with self._request(f"downloading {key}") as exchange:
             size = key.content_size
-            if self._version == 0 and size is None:
-                # Version 0 answers DATA 0 both for an empty file and for one that is not there.
-                await stream.send(CheckPresent(key))
-                if not _yes_or_no(await stream.receive()):
+            async with exchange.named():
+                # Version 0 answers DATA 0 both where nothing is left to send and where the content is not there.
+                unclear = self._version == 0 and (size is None or offset >= size)
+                if unclear and not exchange.yes_or_no(await exchange.ask(CheckPresent(key))):
                     raise Refused("the server does not have the content")
-            await stream.send(Get(offset, file, key))
-            match await stream.receive(patience=patience_for(size)):
-                case Data(length):
-                    if size is not None and length > max(0, size - offset):
-                        raise ProtocolError(
-                            f"the server announces {length} bytes from offset {offset} of a content of {size} bytes"
-                        )
-                case Error(text):
-                    raise Refused(text)
-                case other:
-                    raise _unexpected(other, "DATA")
-            download = _StreamDownload(self, stream, key, offset, length)
+                match await exchange.ask(Get(offset, file, key), patience=patience_for(size)):
+                    case Data(length):
+                        if size is not None and length > max(0, size - offset):
+                            raise ProtocolError(
+                                f"the server announces {length} bytes from offset {offset} of a content of {size} bytes"
+                            )
+                    case other:
+                        raise _unexpected(other, "DATA")
+            download = _StreamDownload(exchange, key, offset, length)
             yield download
-            if download.verdict is None:
-                await self._close(_SHORT_GRACE)
-            else:
-                await stream.send(Success() if download.verdict else Failure())
+            if download.verdict is not None:
+                async with exchange.named():
+                    await exchange.stream.send(Success() if download.verdict else Failure())
+                    exchange.settled = True
 
     def _require(self, request: type[Message]) -> None:
         assert self._version is not None
@@ -325,16 +334,71 @@ class StreamSession(Session):
             )
 
 
+class _Exchange:
+    """One request from its start to its end."""
+
+    stream: MessageStream
+
+    def __init__(self, session: StreamSession, doing: str) -> None:
+        self.session = session
+        self.doing = doing
+        self.settled = True
+        """Whether the peer waits for the next request: the connection can serve one then, and else must be closed."""
+
+    @asynccontextmanager
+    async def named(self) -> AsyncIterator[None]:
+        """Where the peer is spoken with: errors come to say which session it was, what it was doing and, where the
+        peer's program said why it ended, that."""
+        try:
+            yield
+        except SessionError as error:
+            words = "" if self.settled else await _last_words(self.stream, error)
+            raise type(error)(f"{self.session.name}: {self.doing}: {error}{words}") from None
+
+    async def ask(self, request: Message, patience: float = 0) -> Message:
+        """Sends a request, and gives the answer. Raises Refused if that is ERROR."""
+        self.settled = False
+        await self.stream.send(request)
+        return self.not_refused(await self.stream.receive(patience=patience))
+
+    def not_refused(self, answer: Message) -> Message:
+        """The answer; raises Refused if it is ERROR, with which the peer has done with the request."""
+        if isinstance(answer, Error):
+            self.settled = True
+            raise Refused(self.session._said(answer.text))
+        return answer
+
+    def yes_or_no(self, answer: Message) -> bool:
+        match answer:
+            case Success() | Failure():
+                self.settled = True
+                return isinstance(answer, Success)
+            case other:
+                raise _unexpected(other, "SUCCESS or FAILURE")
+
+    async def unlock(self) -> None:
+        with anyio.CancelScope(shield=True):
+            await self.stream.send(UnlockContent())
+        self.settled = True
+
+
 class _StreamUpload(Upload):
-    def __init__(self, session: StreamSession, stream: MessageStream, key: Key, offset: int) -> None:
+    def __init__(self, exchange: _Exchange, key: Key, offset: int) -> None:
         self.offset = offset
-        self.done = False
-        self._session = session
-        self._stream = stream
+        self._exchange = exchange
         self._key = key
+        self._begun = False
 
     async def send(self, source: Source, progress: Progress | None = None) -> Stored:
-        with_validity = self._session.version != 0
+        if self._begun:
+            raise RuntimeError("the content can be sent only once")
+        self._begun = True
+        async with self._exchange.named():
+            return await self._send(source, progress)
+
+    async def _send(self, source: Source, progress: Progress | None) -> Stored:
+        exchange = self._exchange
+        with_validity = exchange.session.version != 0
         async with source.read(self.offset) as reading:
             size = self._key.content_size
             if size is not None and self.offset + reading.length != size:
@@ -349,26 +413,27 @@ class _StreamUpload(Upload):
                     raise SourceError("the content changed while it was sent")
                 return []
 
-            valid = await self._stream.send_data(counted, after)
-        answer = await self._stream.receive(
-            "waiting to hear whether it was stored", patience_for(self.offset + reading.length)
+            valid = await exchange.stream.send_data(counted, after)
+        answer = exchange.not_refused(
+            await exchange.stream.receive(
+                "waiting to hear whether it was stored", patience_for(self.offset + reading.length)
+            )
         )
-        self.done = True
-        where = self._session.name
+        where = exchange.session.name
         doubt = () if valid else ("the content changed while it was sent",)
         match answer:
             case Success():
-                return Stored(True, reasons=doubt)
+                outcome = Stored(True, reasons=doubt)
             case SuccessPlus(uuids):
-                return Stored(True, uuids, doubt)
+                outcome = Stored(True, uuids, doubt)
             case Failure():
-                return Stored(False, reasons=(*doubt, f"{where} did not store it"))
+                outcome = Stored(False, reasons=(*doubt, f"{where} did not store it"))
             case FailurePlus(uuids):
-                return Stored(False, uuids, (*doubt, f"{where} did not store it"))
-            case Error(text):
-                raise Refused(text)
+                outcome = Stored(False, uuids, (*doubt, f"{where} did not store it"))
             case other:
                 raise _unexpected(other, "SUCCESS or FAILURE")
+        exchange.settled = True
+        return outcome
 
 
 class _Counting(SourceReading):
@@ -391,47 +456,44 @@ class _Counting(SourceReading):
 
 
 class _StreamDownload(Download):
-    def __init__(self, session: StreamSession, stream: MessageStream, key: Key, offset: int, length: int) -> None:
+    def __init__(self, exchange: _Exchange, key: Key, offset: int, length: int) -> None:
         self.length = length
         self.verdict: bool | None = None
-        self._session = session
-        self._stream = stream
+        self._exchange = exchange
         self._expected = None if key.content_size is None else max(0, key.content_size - offset)
         self._left = length
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        async for chunk in self._stream.receive_data(self._left):
-            self._left -= len(chunk)
-            yield chunk
+        async with self._exchange.named():
+            async for chunk in self._exchange.stream.receive_data(self._left):
+                self._left -= len(chunk)
+                yield chunk
 
     async def valid(self) -> bool:
         if self._left:
             raise RuntimeError("the content has not been read to its end")
         if self.verdict is None:
-            complete = self._expected is None or self.length == self._expected
-            if self._session.version == 0:
-                self.verdict = complete
-            else:
-                match await self._stream.receive("waiting to hear whether the content is valid"):
-                    case Valid():
-                        self.verdict = complete
-                    case Invalid():
-                        self.verdict = False
-                    case other:
-                        raise _unexpected(other, "VALID or INVALID")
+            async with self._exchange.named():
+                self.verdict = await self._vouched_for()
         return self.verdict
 
+    async def _vouched_for(self) -> bool:
+        complete = self._expected is None or self.length == self._expected
+        if self._exchange.session.version == 0:
+            return complete
+        match await self._exchange.stream.receive("waiting to hear whether the content is valid"):
+            case Valid():
+                return complete
+            case Invalid():
+                return False
+            case other:
+                raise _unexpected(other, "VALID or INVALID")
 
-def _yes_or_no(answer: Message) -> bool:
-    match answer:
-        case Success():
-            return True
-        case Failure():
-            return False
-        case Error(text):
-            raise Refused(text)
-        case other:
-            raise _unexpected(other, "SUCCESS or FAILURE")
+
+async def _last_words(stream: MessageStream, error: BaseException) -> str:
+    """What the peer's program said before it went away or fell silent, to be appended to the error."""
+    words = await stream.connection.last_words() if isinstance(error, ConnectionLost | TimedOut) else ""
+    return f": {words}" if words else ""
 
 
 def _unexpected(message: Message, wanted: str) -> ProtocolError:

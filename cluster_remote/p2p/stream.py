@@ -23,8 +23,10 @@ __all__ = ["CHUNK", "MAX_LINE", "Connection", "MessageStream", "Trace"]
 MAX_LINE = 64 * 1024
 # How much is read or written at once, in bytes.
 CHUNK = 1024 * 1024
-# A content of up to this many bytes goes out together with its DATA and VALID, in one write.
+# A content of up to this many bytes goes out together with its DATA and VALID, in one write; but what comes from a
+# slow source is not held back for longer than these seconds, or the peer would take us for dead.
 _SMALL = 256 * 1024
+_HELD = 0.25
 
 # Called with True for a message that goes out, False for one that came in.
 Trace = Callable[[bool, Message], None]
@@ -75,7 +77,7 @@ class MessageStream:
             with anyio.fail_after(seconds) as scope:
                 yield scope
         except TimeoutError:
-            raise TimedOut(f"no progress for {seconds:.0f} seconds while {doing}") from None
+            raise TimedOut(f"no progress for {seconds:.3g} seconds while {doing}") from None
 
     async def send(self, *messages: Message) -> None:
         """Sends messages together. Raises TimedOut, ConnectionLost."""
@@ -131,18 +133,19 @@ class MessageStream:
         """
         announcement = Data(reading.length)
         self._log(True, announcement)
-        pending = serialise(announcement)
+        pending = bytearray(serialise(announcement))
+        held_until = anyio.current_time() + _HELD
         left = reading.length
         async for chunk in reading.chunks():
             left -= len(chunk)
             if left < 0:
                 raise SourceError("there is more content than announced")
-            if len(pending) + len(chunk) <= _SMALL:
+            if len(pending) + len(chunk) <= _SMALL and anyio.current_time() < held_until:
                 pending += chunk
                 continue
             if pending:
                 await self._send_all(memoryview(pending), "sending content")
-                pending = b""
+                pending = bytearray()
             await self._send_all(memoryview(chunk), "sending content")
         if left:
             raise SourceError(f"the content ended {left} bytes too early")

@@ -10,23 +10,15 @@ from collections.abc import Mapping, Sequence
 import anyio
 
 from cluster_remote.p2p.client import Transport
-from cluster_remote.p2p.errors import Unreachable
+from cluster_remote.p2p.errors import Unreachable, printable
 from cluster_remote.transport.descriptor import DescriptorConnection
 
-__all__ = ["ProcessTransport", "printable"]
+__all__ = ["ProcessTransport"]
 
 # Bytes of a child's standard error that are kept for the error message; the last ones matter.
 _KEPT = 4096
 # Seconds between two looks at whether a child has ended, at first; doubled up to the second figure.
 _FIRST_LOOK, _LONGEST_LOOK = 0.001, 0.05
-
-
-def printable(raw: bytes, limit: int = 500) -> str:
-    """What a stranger's program said, as one line that is safe to show on a terminal: its last `limit` characters."""
-    text = raw.decode("utf-8", "replace")
-    lines = ("".join(c if c.isprintable() else " " for c in line).strip() for line in text.splitlines())
-    joined = "; ".join(line for line in lines if line)
-    return joined if len(joined) <= limit else "…" + joined[-limit:]
 
 
 class ProcessTransport(Transport):
