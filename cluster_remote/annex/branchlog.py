@@ -45,10 +45,7 @@ _FILES = (
 
 
 def journalled(annex_dir: Path, path: bytes) -> bytes:
-    """What the journals hold of one file of the branch; empty if nothing. Raises BranchUnreadable.
-
-    A last line without its newline is left out: git-annex is about to complete it, or was interrupted.
-    """
+    """What the journals hold of one file of the branch, in whole lines; empty if nothing. Raises BranchUnreadable."""
     name = decode(logformat.journal_name(path))
     found = b""
     for journal in _JOURNALS:
@@ -61,14 +58,20 @@ def journalled(annex_dir: Path, path: bytes) -> bytes:
             raise BranchUnreadable(
                 f"git-annex's journal file {str(file)!r} cannot be read: {e.strerror or e}; check its permissions"
             ) from e
-        found += content[: content.rfind(b"\n") + 1]
+        found += _whole_lines(content)
     return found
 
 
-async def read_files(repository: Repository, paths: Collection[str]) -> dict[str, bytes]:
-    """The lines of files of the branch, journalled ones last; empty for a file that is not there.
+def _whole_lines(content: bytes) -> bytes:
+    """Content that more lines can follow; an interrupted append may have left a last line without its end."""
+    return content if content.endswith(b"\n") or not content else content + b"\n"
 
-    One command for all of them. Raises CommandFailed or BranchUnreadable.
+
+async def read_files(repository: Repository, paths: Collection[str]) -> dict[str, bytes]:
+    """The lines of files of the branch, journalled ones last.
+
+    Empty for a file that is not there or is damaged, as with git-annex. One command for all of them. Raises
+    CommandFailed or BranchUnreadable.
     """
     journals = {path: journalled(repository.annex_dir, encode(path)) for path in paths}
     request = b"".join(BRANCH + b":" + encode(path) + b"\n" for path in paths)
@@ -85,9 +88,7 @@ async def read_files(repository: Repository, paths: Collection[str]) -> dict[str
                     f"{path} of the git-annex branch cannot be read: git cat-file says {header[:200]!r}; try git fsck"
                 ) from None
             content, answer = answer[:size], answer[size + 1 :]
-        if content and not content.endswith(b"\n"):
-            content += b"\n"
-        found[path] = content + journals[path]
+        found[path] = _whole_lines(content) + journals[path]
     return found
 
 
@@ -155,8 +156,8 @@ class BranchLogs:
     def group_preferred(self) -> Mapping[str, str]:
         """What `groupwanted` stands for, by group."""
         lines = (
-            (timestamp, *rest.partition(" ")[::2])
-            for timestamp, rest in logformat.dated(self._file("group-preferred-content.log"))
+            (clock, *rest.partition(" ")[::2])
+            for clock, rest in logformat.dated(self._file("group-preferred-content.log"))
         )
         return {group: wanted for group, wanted in logformat.newest(lines).items() if wanted.strip()}
 
@@ -171,8 +172,8 @@ class BranchLogs:
 
 def parse_proxies(raw: bytes) -> dict[UUID, Mapping[str, UUID]]:
     """Reads proxy.log: `TIMESTAMPs GATEWAYUUID UUID:NAME UUID:NAME …`."""
-    entries: list[tuple[logformat.Timestamp, UUID, Mapping[str, UUID]]] = []
-    for timestamp, rest in logformat.dated(raw):
+    entries: list[tuple[logformat.Clock, UUID, Mapping[str, UUID]]] = []
+    for clock, rest in logformat.dated(raw):
         gateway, *proxied = rest.split(" ")
         names: dict[str, UUID] = {}
         try:
@@ -180,7 +181,7 @@ def parse_proxies(raw: bytes) -> dict[UUID, Mapping[str, UUID]]:
                 uuid, separator, name = word.partition(":")
                 if separator and name:
                     names[name] = UUID.parse(uuid)
-            entries.append((timestamp, UUID.parse(gateway), names))
+            entries.append((clock, UUID.parse(gateway), names))
         except ValueError:
             continue
     return logformat.newest(entries)

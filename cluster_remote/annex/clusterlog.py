@@ -23,15 +23,16 @@ class ClusterLog:
 
     @classmethod
     def parse(cls, raw: bytes) -> ClusterLog:
-        """Reads lines `TIMESTAMPs CLUSTERUUID NODEUUID…`; the newest of a cluster counts."""
-        entries: list[tuple[logformat.Timestamp, UUID, frozenset[UUID]]] = []
-        for timestamp, rest in logformat.dated(raw):
-            try:
-                cluster, *nodes = [UUID.parse(word) for word in rest.split()]
-            except ValueError:
-                continue
-            if cluster.is_cluster:
-                entries.append((timestamp, cluster, frozenset(nodes)))
+        """Reads lines `TIMESTAMPs CLUSTERUUID NODEUUID…`; the newest of a cluster counts.
+
+        Without nodes, a line still has the space that would come before the first.
+        """
+        entries: list[tuple[logformat.Clock, UUID, frozenset[UUID]]] = []
+        for clock, rest in logformat.dated(raw):
+            name, separator, nodes = rest.partition(" ")
+            cluster = _uuid(name)
+            if cluster is not None and cluster.is_cluster and separator:
+                entries.append((clock, cluster, frozenset(filter(None, map(_uuid, nodes.split(" "))))))
         return cls(logformat.newest(entries))
 
     @classmethod
@@ -48,3 +49,10 @@ class ClusterLog:
     def nodes(self, cluster: UUID) -> frozenset[UUID]:
         """The nodes of a cluster; none if it is not known."""
         return self.members.get(cluster, frozenset())
+
+
+def _uuid(text: str) -> UUID | None:
+    try:
+        return UUID.parse(text)
+    except ValueError:
+        return None

@@ -21,7 +21,8 @@ _LIMIT = 64 * 1024
 def credentials_file(repository: Repository, uuid: UUID, setting: str) -> Path:
     """Where git-annex keeps them.
 
-    `uuid` is that of the remote's configuration, which for a sameas remote is not the repository's.
+    `uuid` is what GETUUID answers: remotes made with `--sameas` share their credentials with whom they are the same
+    as (observed with git-annex 10.20261026).
     """
     if "/" in setting or "\0" in setting:
         raise ValueError(f"{setting!r} cannot be the name of a credential")

@@ -77,7 +77,7 @@ class LocationLog:
             await self._record_singly(key, lines, timeout)
             return
         if self._writer is None:
-            self._writer = self._batch("git", "annex", "setpresentkey", "--batch", "--json")
+            self._writer = self._batch("git", "annex", "setpresentkey", "--batch", "--json", "--json-error-messages")
         questions = [b"%b %b %b" % (bytes(key), str(uuid).encode(), value) for uuid, value in lines]
         try:
             answers = await self._writer.ask_all(questions, timeout)
@@ -110,7 +110,7 @@ class LocationLog:
             committed = await self._reader.converse(BRANCH + b":" + path + b"\n", _read_blob, timeout)
         except AnnexError as e:
             raise LocationLogError(f"the locations of {key} could not be read: {e}") from e
-        return logformat.presence(committed + b"\n" + recent)
+        return logformat.presence(recent + committed)
 
     async def aclose(self) -> None:
         """Ends the children: git-annex may take up to a minute to put away what it wrote, then it is killed."""
@@ -133,7 +133,7 @@ class LocationLog:
 
 
 async def _read_blob(stream: BufferedByteReceiveStream) -> bytes:
-    """The answer of `git cat-file --batch`; empty for a file that is not there."""
+    """The answer of `git cat-file --batch`; empty for a file that is not there or is damaged, as with git-annex."""
     header = await stream.receive_until(b"\n", _HEADER_LIMIT)
     if header.endswith(b" missing"):
         return b""

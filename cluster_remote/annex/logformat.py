@@ -7,20 +7,21 @@ Formats observed with git-annex 10.20261026.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Hashable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import TypeVar
 
 from cluster_remote.p2p.key import UUID, Key, decode
 
 __all__ = [
-    "Timestamp",
+    "Clock",
     "annotated",
     "branch_path",
     "dated",
     "journal_name",
     "newest",
+    "picoseconds",
     "presence",
     "settings",
 ]
@@ -28,46 +29,46 @@ __all__ = [
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
-_TIMESTAMP = re.compile(r"([0-9]+)(?:\.([0-9]+))?s", re.ASCII)
-_ESCAPED = re.compile(r"&([0-9]+);", re.ASCII)
+# Picoseconds since 1970; of a line without a time, less than any.
+Clock = int | float
+_UNDATED = -math.inf
+
+# So many digits that no clock needs more, and few enough to be a number at once.
+_TIME = re.compile(r"([+-]?[0-9]{1,20})(?:\.([0-9]{1,100}))?s?")
+_ESCAPED = re.compile(r"&([0-9]{1,7});")
 _KEY_FILE = str.maketrans({"&": "&a", "%": "&s", ":": "&c", "/": "%"})
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Timestamp:
-    """Seconds since 1970 as the log has them. Exact: as floats, two that differ could compare equal."""
+def picoseconds(text: str) -> int | None:
+    """Reads a time of a log, `1795358606s` or `1795358606.25s`: picoseconds since 1970; None for anything else.
 
-    seconds: int
-    # Decimal digits without trailing zeros, for which the order of texts is the order of numbers.
-    fraction: str = ""
-
-    @classmethod
-    def parse(cls, text: str) -> Timestamp | None:
-        """Reads `1795358606s` or `1795358606.25s`; None for anything else."""
-        match = _TIMESTAMP.fullmatch(text)
-        return None if match is None else cls(int(match[1]), (match[2] or "").rstrip("0"))
-
-
-# What a line without a timestamp counts as: older than every line that has one.
-_UNDATED = Timestamp(-1)
+    Exact, where floats would take different times for equal; git-annex too goes by twelve decimal places.
+    """
+    match = _TIME.fullmatch(text)
+    if match is None:
+        return None
+    whole = int(match[1]) * 10**12
+    part = int((match[2] or "")[:12].ljust(12, "0"))
+    return whole - part if whole < 0 else whole + part
 
 
 def _lines(raw: bytes) -> Iterator[str]:
     for line in raw.split(b"\n"):
+        line = line.removesuffix(b"\r")
         if line:
             yield decode(line)
 
 
-def dated(raw: bytes) -> Iterator[tuple[Timestamp, str]]:
+def dated(raw: bytes) -> Iterator[tuple[Clock, str]]:
     """The lines of a log whose lines begin with their time: `TIMESTAMPs REST`."""
     for line in _lines(raw):
         stamp, _, rest = line.partition(" ")
-        timestamp = Timestamp.parse(stamp)
-        if timestamp is not None:
-            yield timestamp, rest
+        clock = picoseconds(stamp)
+        if clock is not None:
+            yield clock, rest
 
 
-def annotated(raw: bytes) -> Iterator[tuple[Timestamp, UUID, str]]:
+def annotated(raw: bytes) -> Iterator[tuple[Clock, UUID, str]]:
     """The lines of a log whose lines begin with a UUID and end with their time: `UUID VALUE timestamp=TIMESTAMPs`.
 
     The time may be missing; such a line is older than every other.
@@ -75,35 +76,37 @@ def annotated(raw: bytes) -> Iterator[tuple[Timestamp, UUID, str]]:
     for line in _lines(raw):
         name, _, value = line.partition(" ")
         before, _, last = value.rpartition(" ")
-        timestamp = Timestamp.parse(last.removeprefix("timestamp=")) if last.startswith("timestamp=") else None
-        if timestamp is not None:
-            value = before
+        clock = picoseconds(last.removeprefix("timestamp=")) if last.startswith("timestamp=") else None
         try:
-            yield timestamp or _UNDATED, UUID.parse(name), value
+            uuid = UUID.parse(name)
         except ValueError:
             continue
+        yield (_UNDATED, uuid, value) if clock is None else (clock, uuid, before)
 
 
-def newest(entries: Iterable[tuple[Timestamp, K, V]]) -> dict[K, V]:
+def newest(entries: Iterable[tuple[Clock, K, V]]) -> dict[K, V]:
     """The newest value of each thing; of two with the same time the later in the log."""
-    best: dict[K, tuple[Timestamp, V]] = {}
-    for timestamp, thing, value in entries:
-        if thing not in best or best[thing][0] <= timestamp:
-            best[thing] = timestamp, value
+    best: dict[K, tuple[Clock, V]] = {}
+    for clock, thing, value in entries:
+        if thing not in best or best[thing][0] <= clock:
+            best[thing] = clock, value
     return {thing: value for thing, (_, value) in best.items()}
 
 
 def presence(raw: bytes) -> frozenset[UUID]:
-    """The repositories that a location log says have the content: lines `TIMESTAMPs 1|0|X UUID`, X for dead."""
-    entries: list[tuple[Timestamp, UUID, bool]] = []
-    for timestamp, rest in dated(raw):
+    """The repositories that a location log says have the content: lines `TIMESTAMPs 1|0|X UUID`, X for dead.
+
+    In this log it is the EARLIER line that git-annex believes, of two with the same time.
+    """
+    entries: list[tuple[Clock, UUID, bool]] = []
+    for clock, rest in dated(raw):
         status, _, name = rest.partition(" ")
         if status in ("0", "1", "X"):
             try:
-                entries.append((timestamp, UUID.parse(name), status == "1"))
+                entries.append((clock, UUID.parse(name), status == "1"))
             except ValueError:
                 continue
-    return frozenset(uuid for uuid, present in newest(entries).items() if present)
+    return frozenset(uuid for uuid, present in newest(reversed(entries)).items() if present)
 
 
 def settings(value: str) -> dict[str, str]:
@@ -117,7 +120,7 @@ def settings(value: str) -> dict[str, str]:
 
 
 def _character(match: re.Match[str]) -> str:
-    number = int(match[1]) if len(match[1]) < 8 else 0x110000
+    number = int(match[1])
     return chr(number) if number < 0x110000 else match[0]
 
 

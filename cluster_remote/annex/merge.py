@@ -13,8 +13,8 @@ __all__ = ["refresh"]
 async def refresh(repository: Repository, timeout: float = 120.0) -> None:
     """Makes git-annex merge every fetched git-annex branch into its own, and commit its journal.
 
-    Any command of git-annex that reads the branch does so first; `numcopies` is the cheapest that touches nothing else
-    (`git annex merge` would merge the checked out branch too). Raises CommandFailed.
+    Any command of git-annex that reads the branch does so first. `git annex group here` only prints the groups of this
+    repository, and its exit code tells a failure from an empty answer, which `git annex numcopies` does not;
+    `git annex merge` would merge the checked out branch too. Raises CommandFailed.
     """
-    # It ends with 1 where the number was never set.
-    await repository.run("git", "annex", "numcopies", timeout=timeout, accept=(0, 1))
+    await repository.run("git", "annex", "group", "here", timeout=timeout)

@@ -78,7 +78,10 @@ class GitConfig:
         return self.get(f"remote.{name}.{key}", default)
 
     def clusters(self) -> dict[str, UUID]:
-        """The clusters that this repository is a gateway of (`annex.cluster.NAME`): name to UUID."""
+        """The clusters that this repository is a gateway of (`annex.cluster.NAME`): name to UUID.
+
+        The last part of a name is in lower case, for it is a variable of git's configuration.
+        """
         found: dict[str, UUID] = {}
         for name in self._values:
             if name.startswith("annex.cluster."):

@@ -1,0 +1,96 @@
+"""Credentials that git-annex keeps for a special remote."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from cluster_remote.annex.credentials import credentials_file, permissions_ok, read_credentials
+from cluster_remote.annex.errors import CredentialsUnreadable
+from cluster_remote.annex.repository import Repository
+from cluster_remote.p2p.key import UUID
+from tests.support.repositories import Repository as RealRepository
+
+from .conftest import UUIDS
+
+# A special remote that stores credentials and does nothing else.
+STORING = f"""#!{sys.executable}
+import sys
+
+def say(line):
+    sys.stdout.write(line + "\\n")
+    sys.stdout.flush()
+
+say("VERSION 1")
+for line in sys.stdin:
+    match line.split():
+        case ["EXTENSIONS", *_]:
+            say("EXTENSIONS")
+        case ["INITREMOTE"]:
+            say("SETCREDS token someuser p&ss wo%rd \\u00e9")
+            say("INITREMOTE-SUCCESS")
+        case ["PREPARE"]:
+            say("PREPARE-SUCCESS")
+        case _:
+            say("UNSUPPORTED-REQUEST")
+"""
+
+
+def store(real: RealRepository, name: str, *more: str) -> None:
+    """Has git-annex store the credentials."""
+    real.environment.program("git-annex-remote-storing", STORING)
+    real.annex("initremote", "--quiet", name, "type=external", "externaltype=storing", "encryption=none", *more)
+
+
+def test_what_git_annex_stored_is_read(real: RealRepository, here: Repository) -> None:
+    store(real, "gw")
+    uuid = UUID.parse(real.config("remote.gw.annex-uuid") or "")
+    assert read_credentials(here, uuid, "token") == ("someuser", "p&ss wo%rd é")
+    assert permissions_ok(credentials_file(here, uuid, "token"))
+
+
+def test_remotes_that_share_a_uuid_share_their_credentials(real: RealRepository, here: Repository) -> None:
+    """git-annex files them under the UUID that GETUUID answers; the one stored last counts for both."""
+    store(real, "gw")
+    uuid = UUID.parse(real.config("remote.gw.annex-uuid") or "")
+    credentials_file(here, uuid, "token").unlink()
+    store(real, "again", "--sameas=gw")
+    assert real.config("remote.again.annex-config-uuid") != str(uuid)
+    assert read_credentials(here, uuid, "token") == ("someuser", "p&ss wo%rd é")
+
+
+def test_without_stored_credentials_there_are_none(here: Repository) -> None:
+    assert read_credentials(here, UUIDS[0], "token") is None
+
+
+def test_what_is_no_credentials_is_an_error_that_does_not_quote_it(here: Repository) -> None:
+    file = credentials_file(here, UUIDS[0], "token")
+    file.parent.mkdir()
+    for content in (b"", b"secret", b"secret\nsecret\n" * 10_000):
+        file.write_bytes(content)
+        with pytest.raises(CredentialsUnreadable, match="git annex enableremote") as caught:
+            read_credentials(here, UUIDS[0], "token")
+        assert "secret" not in str(caught.value)
+
+
+def test_what_cannot_be_read_is_an_error(here: Repository) -> None:
+    credentials_file(here, UUIDS[0], "token").mkdir(parents=True)
+    with pytest.raises(CredentialsUnreadable, match="cannot be read: Is a directory"):
+        read_credentials(here, UUIDS[0], "token")
+
+
+@pytest.mark.parametrize("setting", ["../x", "a/b", "\0"])
+def test_a_setting_cannot_lead_to_another_file(here: Repository, setting: str) -> None:
+    with pytest.raises(ValueError, match="cannot be the name of a credential"):
+        credentials_file(here, UUIDS[0], setting)
+
+
+@pytest.mark.parametrize(("mode", "ok"), [(0o600, True), (0o400, True), (0o640, False), (0o604, False), (0o620, False)])
+def test_readable_by_others_is_reported(here: Repository, mode: int, ok: bool) -> None:
+    file = credentials_file(here, UUIDS[0], "token")
+    file.parent.mkdir()
+    file.write_text("user\npassword\n")
+    file.chmod(mode)
+    assert permissions_ok(file) is ok
+    assert read_credentials(here, UUIDS[0], "token") == ("user", "password")

@@ -1,0 +1,301 @@
+"""The location log as git-annex sees it: what we record, it reads; what it records, we read."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import anyio
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster_remote.annex.errors import LocationLogError
+from cluster_remote.annex.locationlog import LocationLog, recordable
+from cluster_remote.annex.logformat import branch_path
+from cluster_remote.annex.repository import Repository
+from cluster_remote.p2p.key import UUID, Key
+from tests.support.environment import Environment
+from tests.support.processes import descendants
+from tests.support.repositories import Cluster
+from tests.support.repositories import Repository as RealRepository
+
+from .conftest import UUIDS
+from .test_logformat import ODD_NAMES, commit_file
+
+A, B, C = UUIDS[:3]
+CLUSTER = UUID.parse("ac111111-1111-8111-8111-111111111111")
+
+# Starting it at all leaves a trace, whatever it is asked.
+TRACE = f"""#!{sys.executable}
+import os, pathlib, sys
+pathlib.Path(os.environ["STARTED"]).touch()
+
+def say(line):
+    sys.stdout.write(line + "\\n")
+    sys.stdout.flush()
+
+say("VERSION 1")
+for line in sys.stdin:
+    match line.split():
+        case ["EXTENSIONS", *_]:
+            say("EXTENSIONS")
+        case ["INITREMOTE"]:
+            say("INITREMOTE-SUCCESS")
+        case ["PREPARE"]:
+            say("PREPARE-SUCCESS")
+        case _:
+            say("UNSUPPORTED-REQUEST")
+"""
+
+
+def known(real: RealRepository, key: Key) -> set[UUID]:
+    """Which of the UUIDs git-annex itself has for the key. Not for a repository with remotes, which it would ask."""
+    told = real.annex("whereis", b"--key=" + bytes(key), "--format=${uuid}\\n", check=False).stdout.decode().split()
+    return {uuid for uuid in (*UUIDS, CLUSTER) if str(uuid) in told}
+
+
+plain = Key.parse("SHA256E-s5--2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824.txt")
+encrypted = Key.parse("GPGHMACSHA1--ca4cd5aa7b4c2fa5ac2d4b9d1c8d9d5f6a7b8c9d")
+chunk = Key.parse("SHA256E-s5-S2-C1--2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824")
+any_uuids = st.lists(st.sampled_from([*UUIDS, CLUSTER]))
+
+
+@given(any_uuids, st.none() | st.sampled_from(UUIDS))
+def test_recordable_is_everyone_but_clusters_and_oneself_once(uuids: list[UUID], own: UUID | None) -> None:
+    found = recordable(plain, uuids, own)
+    assert set(found) == set(uuids) - {CLUSTER, own}
+    assert len(found) == len(set(found))
+    assert found == sorted(found, key=uuids.index)
+
+
+@pytest.mark.parametrize("key", [encrypted, chunk])
+@given(uuids=any_uuids)
+def test_of_chunks_and_encrypted_keys_nothing_is_recordable(key: Key, uuids: list[UUID]) -> None:
+    assert recordable(key, uuids, None) == []
+
+
+@pytest.mark.anyio
+class TestWithGitAnnex:
+    async def test_what_is_recorded_is_known_at_once(self, real: RealRepository, here: Repository) -> None:
+        async with LocationLog(here) as log:
+            await log.record(plain, present=[A, B])
+            assert known(real, plain) == {A, B}
+            await log.record(plain, present=[C], absent=[A])
+            assert known(real, plain) == {B, C}
+            assert await log.locations(plain) == {B, C}
+
+    async def test_what_must_not_be_recorded_is_not(self, real: RealRepository, here: Repository) -> None:
+        async with LocationLog(here, own=B) as log:
+            await log.record(plain, present=[A, B, CLUSTER])
+            await log.record(encrypted, present=[A])
+            await log.record(chunk, present=[A])
+            assert await log.locations(encrypted) == frozenset()
+            assert await log.locations(chunk) == frozenset()
+        logs = [file.name for file in (here.annex_dir / "journal").iterdir() if "--" in file.name]
+        assert len(logs) == 1
+        assert plain.text in logs[0]
+        assert real.locations(str(plain)) == {str(A)}
+
+    async def test_without_anything_to_record_nothing_is_started(self, here: Repository) -> None:
+        async with LocationLog(here) as log:
+            before = descendants_here()
+            await log.record(plain)
+            await log.record(plain, present=[CLUSTER])
+            assert descendants_here() == before
+
+    async def test_keys_with_odd_names(self, real: RealRepository, here: Repository) -> None:
+        keys = [Key.parse(f"WORM-s3-m5--{name}") for name in (*ODD_NAMES, "no\u00a0break", "thin\u2009space")]
+        async with LocationLog(here) as log:
+            for key in keys:
+                await log.record(key, present=[A, B])
+                await log.record(key, absent=[B])
+                assert await log.locations(key) == {A}
+                assert known(real, key) == {A}
+            real.annex("group", "here")
+            assert not list((here.annex_dir / "journal").iterdir())
+            assert [await log.locations(key) for key in keys] == [{A}] * len(keys)
+
+    async def test_locations_follow_the_journal_onto_the_branch(self, real: RealRepository, here: Repository) -> None:
+        """And what others record meanwhile is neither missed nor overwritten."""
+        async with LocationLog(here) as log:
+            assert await log.locations(plain) == frozenset()
+            real.annex("setpresentkey", plain.text, str(A), "1")
+            assert await log.locations(plain) == {A}
+            await log.record(plain, present=[B])
+            real.annex("group", "here")
+            assert await log.locations(plain) == {A, B}
+            real.annex("setpresentkey", plain.text, str(A), "0")
+            real.annex("group", "here")
+            await log.record(plain, present=[C])
+            assert await log.locations(plain) == {B, C}
+            assert known(real, plain) == {B, C}
+
+    @pytest.mark.parametrize("end", ["", "9", "9999999999s 1 ", "9999999999s 1 00000002-1111"])
+    async def test_an_interrupted_line_of_the_journal_counts_for_nothing(
+        self, real: RealRepository, here: Repository, end: str
+    ) -> None:
+        async with LocationLog(here) as log:
+            await log.record(plain, present=[A])
+            real.annex("group", "here")
+            real.annex("setpresentkey", plain.text, str(C), "1")
+            (file,) = (here.annex_dir / "journal").glob("*.log")
+            with file.open("a") as f:
+                f.write(end)
+            assert await log.locations(plain) == {A, C}
+            assert known(real, plain) == {A, C}
+
+    async def test_private_repositories_are_found_too(self, real: RealRepository, here: Repository) -> None:
+        (here.git_dir.parent / "store").mkdir()
+        real.annex("initremote", "--quiet", "--private", "p", "type=directory", "directory=store", "encryption=none")
+        private = UUID.parse(real.config("remote.p.annex-uuid") or "")
+        async with LocationLog(here) as log:
+            await log.record(plain, present=[A, private])
+            assert await log.locations(plain) == {A, private}
+            real.annex("group", "here")
+            assert await log.locations(plain) == {A, private}
+        assert private.text not in real.git("log", "-p", "git-annex").stdout.decode()
+
+    async def test_nothing_is_known_before_there_is_a_branch(self, environment: Environment) -> None:
+        environment.run("git", "init", "--quiet", "plain")
+        with environment.applied(environment.directory / "plain"):
+            async with LocationLog(Repository.here()) as log:
+                assert await log.locations(plain) == frozenset()
+
+    async def test_the_branch_is_meant_even_if_a_tag_has_its_name(self, real: RealRepository, here: Repository) -> None:
+        real.git("tag", "git-annex", "HEAD")
+        real.annex("setpresentkey", plain.text, str(A), "1")
+        real.annex("group", "here")
+        async with LocationLog(here) as log:
+            assert await log.locations(plain) == {A}
+
+    async def test_a_repository_tuned_to_one_level_of_folders(self, environment: Environment) -> None:
+        path = environment.directory / "tuned"
+        environment.run("git", "init", "--quiet", path)
+        environment.run("git", "-c", "annex.tune.branchhash1=true", "annex", "init", "--quiet", "tuned", cwd=path)
+        real = RealRepository(path, environment)
+        with environment.applied(path):
+            async with LocationLog(Repository.here()) as log:
+                await log.record(plain, present=[A])
+                assert await log.locations(plain) == {A}
+                real.annex("group", "here")
+                assert await log.locations(plain) == {A}
+
+    @pytest.mark.parametrize("place", ["subdirectory", "linked", "bare"])
+    async def test_from_other_places_of_the_repository(self, real: RealRepository, place: str) -> None:
+        path = real.path.parent / place
+        match place:
+            case "subdirectory":
+                path = real.path / "below"
+                path.mkdir()
+            case "linked":
+                real.git("worktree", "add", "--quiet", "--detach", path)
+            case _:
+                real.environment.run("git", "clone", "--quiet", "--bare", real.path, path)
+                real = RealRepository(path, real.environment)
+                real.annex("init", "--quiet", "bare one")
+        with real.environment.applied(path):
+            async with LocationLog(Repository.here()) as log:
+                await log.record(plain, present=[A])
+                assert await log.locations(plain) == {A}
+        assert known(real, plain) == {A}
+
+    async def test_a_lookup_starts_no_special_remote(self, real: RealRepository, here: Repository) -> None:
+        """`git annex whereis` does: it would start this very program, and that another one, without end."""
+        started = real.environment.directory / "started"
+        real.environment.env["STARTED"] = str(started)
+        real.environment.program("git-annex-remote-trace", TRACE)
+        real.annex("initremote", "--quiet", "t", "type=external", "externaltype=trace", "encryption=none")
+        uuid = UUID.parse(real.config("remote.t.annex-uuid") or "")
+        started.unlink()
+        async with LocationLog(here) as log:
+            await log.record(plain, present=[A, uuid])
+            assert await log.locations(plain) == {A, uuid}
+        assert not started.exists()
+        real.annex("whereis", "--key", plain.text)
+        assert started.exists()
+
+    async def test_many_tasks_at_once(self, real: RealRepository, here: Repository) -> None:
+        keys = [Key.parse(f"WORM--{n}") for n in range(100)]
+        async with LocationLog(here) as log:
+
+            async def one(number: int, key: Key) -> None:
+                await log.record(key, present=[UUIDS[number % 9], UUIDS[(number + 1) % 9]])
+                assert await log.locations(key) == {UUIDS[number % 9], UUIDS[(number + 1) % 9]}
+
+            async with anyio.create_task_group() as tasks:
+                for number, key in enumerate(keys):
+                    tasks.start_soon(one, number, key)
+        assert known(real, keys[50]) == {UUIDS[50 % 9], UUIDS[51 % 9]}
+
+    async def test_a_cluster_is_no_location_but_its_nodes_are(self, cluster: Cluster, client: RealRepository) -> None:
+        key = Key.parse(client.add("f", b"content"))
+        nodes = {UUID.parse(node.uuid) for node in cluster.nodes}
+        with client.environment.applied(client.path):
+            async with LocationLog(Repository.here()) as log:
+                await log.record(key, present=[*nodes, UUID.parse(cluster.uuid)])
+                assert await log.locations(key) == nodes | {UUID.parse(client.uuid)}
+        client.annex("group", "here")
+        told = client.annex("whereis", "f", "--format=${uuid} ").stdout.decode().split()
+        assert set(told) == {cluster.uuid, client.uuid, *map(str, nodes)}
+
+    async def test_a_line_that_git_annex_cannot_write_is_an_error_that_says_why(
+        self, real: RealRepository, here: Repository
+    ) -> None:
+        """And the next one is written all the same."""
+        long = Key.parse("WORM--" + "x" * 400)
+        async with LocationLog(here) as log:
+            with pytest.raises(LocationLogError, match=r"(?s)location of WORM--x+.*too long"):
+                await log.record(long, present=[A])
+            await log.record(plain, present=[A])
+        assert known(real, plain) == {A}
+
+    async def test_what_git_annex_does_not_take_for_a_key_is_an_error(
+        self, real: RealRepository, here: Repository
+    ) -> None:
+        real.environment.program("git-annex", "#!/bin/sh\nread line\necho '{\"success\":false}'\n")
+        async with LocationLog(here) as log:
+            with pytest.raises(LocationLogError, match="did not record the location of"):
+                await log.record(plain, present=[A])
+
+    @pytest.mark.parametrize("answer", ["ok", "[]", '{"success":1}', '{"success":"true"}', "{}", ""])
+    async def test_only_a_clear_yes_is_taken_for_one(self, real: RealRepository, here: Repository, answer: str) -> None:
+        real.environment.program("git-annex", f"#!/bin/sh\nread line\necho '{answer}'\ncat\n")
+        async with LocationLog(here) as log:
+            with pytest.raises(LocationLogError, match="did not record the location of"):
+                await log.record(plain, present=[A])
+
+    async def test_without_git_annex_the_error_says_so(self, real: RealRepository, here: Repository) -> None:
+        real.environment.program("git-annex", "#!/bin/sh\necho 'not today' >&2\nexit 9\n")
+        async with LocationLog(here) as log:
+            for key in (plain, Key.parse("WORM--no\u00a0break")):
+                with pytest.raises(LocationLogError, match=r"(?s)could not be recorded.*setpresentkey.*not today"):
+                    await log.record(key, present=[A])
+
+    async def test_a_stalled_git_annex_is_given_up(self, real: RealRepository, here: Repository) -> None:
+        real.environment.program("git-annex", "#!/bin/sh\nsleep 600\n")
+        async with LocationLog(here) as log:
+            with anyio.fail_after(20), pytest.raises(LocationLogError, match="no answer within"):
+                await log.record(plain, present=[A], timeout=0.5)
+
+    async def test_what_is_no_log_is_an_error_not_an_empty_log(self, real: RealRepository, here: Repository) -> None:
+        commit_file(real, branch_path(plain) + b"/x", b"1s 1 x\n")
+        async with LocationLog(here) as log:
+            with pytest.raises(LocationLogError, match=r"could not be read: git cat-file .*answered with .*tree"):
+                await log.locations(plain)
+            await log.record(Key.parse("WORM--x"), present=[A])
+            assert await log.locations(Key.parse("WORM--x")) == {A}
+
+    async def test_a_folder_where_the_log_should_be_is_an_error(self, real: RealRepository, here: Repository) -> None:
+        async with LocationLog(here) as log:
+            await log.record(plain, present=[A])
+            (file,) = (here.annex_dir / "journal").glob("*.log")
+            file.unlink()
+            file.mkdir()
+            with pytest.raises(LocationLogError, match=r"journal file .* cannot be read: Is a directory"):
+                await log.locations(plain)
+
+
+def descendants_here() -> list[int]:
+    """The processes that this one has started."""
+    return [process.pid for process in descendants(os.getpid())]
