@@ -141,7 +141,10 @@ class ClusterRemote(SpecialRemote):  # type: ignore[misc] # annexremote has no t
         await retrieve(session, key, path, self._progress())
 
     async def _check_present(self, workplace: Workplace, session: Session, key: Key) -> bool:
-        return await session.check_present(key)
+        present = await session.check_present(key)
+        if present and workplace.counts_nodes:
+            await workplace.learn_locations(session, key)
+        return present
 
     async def _remove(self, workplace: Workplace, session: Session, key: Key) -> None:
         outcome = await session.remove(key)

@@ -62,6 +62,8 @@ class Workplace:
         self._location_log: LocationLog | None = None
         self._opening = anyio.Lock()
         self._requests: set[anyio.CancelScope] = set()
+        # Whether offers are worth making, see learn_locations.
+        self._offers = True
 
     @asynccontextmanager
     async def request(self, trace: Trace | None = None) -> AsyncIterator[Session]:
@@ -145,7 +147,7 @@ class Workplace:
         assert self._location_log is not None
         return await self._location_log.locations(key) & self.logs.clusters.nodes(self.settings.uuid)
 
-    async def learn_locations(self, key: Key) -> None:
+    async def learn_locations(self, session: Session, key: Key) -> None:
         """Where the log lacks nodes of a cluster that has the content: finds out whether they have it, and records it.
 
         git-annex uploads nothing that is there already, so it would never hear of the nodes that others stored it on.
@@ -156,10 +158,10 @@ class Workplace:
         if not self._offers or self.settings.address is None or key.is_chunk or key.is_encrypted:
             return
         try:
-            if nodes <= await self._location_log.locations(key):
+            if nodes <= await self.nodes_with(key):
                 return
             with anyio.fail_after(min(_EXPLAIN_TIMEOUT, self.settings.timeout)):
-                async with self.session.upload(key, AssociatedFile()) as offer:
+                async with session.upload(key, AssociatedFile()) as offer:
                     uuids = offer.uuids if isinstance(offer, Present) else frozenset()
             self._offers = bool(uuids)
             await self.record(key, present=uuids)

@@ -24,28 +24,35 @@ def test_locations_are_shared_by_the_git_annex_branch(site: Site) -> None:
     assert site.cluster.gateway.locations(key) == {site.client.uuid, *site.nodes}
 
 
-@pytest.mark.parametrize("lost", [1, 2, 3])
-def test_copy_of_what_every_node_has_restores_lost_locations(site: Site, lost: int) -> None:
-    name = f"lost{lost}"
-    key = site.client.add(name, b"on every node, whatever the log says %d" % lost)
+@pytest.mark.parametrize("command", [("copy",), ("copy", "--fast"), ("transferkey",), ("fsck",)])
+def test_lost_locations_of_what_every_node_has_are_restored(site: Site, command: tuple[str, ...]) -> None:
+    name = "lost " + " ".join(command)
+    key = site.client.add(name, name.encode())
     site.client.annex("copy", "--to", "mycl", name)
-    for node in site.cluster.nodes[:lost]:
+    # A fast copy asks nobody about content that it knows to be on any node.
+    lost = site.cluster.nodes if "--fast" in command else site.cluster.nodes[1:]
+    for node in lost:
         site.client.annex("setpresentkey", key, node.uuid, "0")
-    assert len(site.present(key)) == 3 - lost
-    # git annex copy asks first whether the content is there, and is content with that.
-    done = site.client.annex("transferkey", key, "--to", "mycl", "--debug")
-    assert [said.split()[0:2] for said in messages(done)][-2:] == [[">", "PUT"], ["<", "ALREADY-HAVE-PLUS"]]
+    assert site.present(key) == site.nodes - {node.uuid for node in lost}
+    way = ("--from", "mycl") if command == ("fsck",) else ("--to", "mycl")
+    done = site.client.annex(*command, *way, key if command == ("transferkey",) else name, "--debug")
+    assert any(said.startswith("< ALREADY-HAVE-PLUS") for said in messages(done))
+    assert not any(said.startswith("> DATA") for said in messages(done))
     assert site.present(key) == site.nodes
 
 
-def test_fast_copy_of_what_every_node_has_restores_lost_locations(site: Site) -> None:
-    key = site.client.add("fast", b"on every node, unknown to the client")
-    site.client.annex("copy", "--to", "mycl", "fast")
-    for node in site.cluster.nodes:
-        site.client.annex("setpresentkey", key, node.uuid, "0")
-    done = site.client.annex("copy", "--fast", "--to", "mycl", "fast", "--debug")
-    assert messages(done)[-1].startswith("< ALREADY-HAVE-PLUS")
-    assert site.present(key) == site.nodes
+def test_copy_of_what_not_every_node_has_invents_no_location(site: Site) -> None:
+    key = site.client.add("partly", b"on the third node only")
+    site.client.annex("copy", "--to", "n3", "partly")
+    done = site.client.annex("copy", "--to", "mycl", "partly", "--debug")
+    assert "< SUCCESS" in messages(done)
+    assert site.cluster.holders(key) == [False, False, True]
+    assert site.present(key) == {site.cluster.nodes[2].uuid}
+    # The offer that was given up has not spoiled anything.
+    assert messages(done)[-1] == "< PUT-FROM 0"
+    site.client.annex("drop", "--from", "n3", "partly")
+    site.client.annex("copy", "--to", "mycl", "partly")
+    assert site.cluster.holders(key) == [True] * 3
 
 
 def test_drop_counts_the_nodes_as_copies_and_get_brings_the_content_back(site: Site) -> None:

@@ -1,0 +1,140 @@
+"""The ASYNC extension: one process for all of git-annex's jobs."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.remote.driver import EXTENSIONS, Driver
+from tests.remote.sites import Site, messages
+from tests.support.peers import ScriptedPeer, Send, Stall
+from tests.support.processes import descendants
+
+
+class Jobs:
+    """git-annex's side of several jobs over one driver."""
+
+    def __init__(self, driver: Driver) -> None:
+        self.driver = driver
+        self.asked: list[tuple[str, str]] = []
+        assert "ASYNC" in driver.ask(EXTENSIONS).split()
+
+    def say(self, job: int, line: str) -> None:
+        self.driver.say(f"J {job} {line}")
+
+    def answer(self) -> tuple[int, str]:
+        """The next answer of any job; what jobs ask meanwhile is answered to the one that asked."""
+        while True:
+            tag, number, line = self.driver.read().split(" ", 2)
+            assert tag == "J"
+            word, _, rest = line.partition(" ")
+            self.asked.append((number, word))
+            match word:
+                case "GETCONFIG":
+                    self.say(int(number), f"VALUE {self.driver.config.get(rest, '')}")
+                case "GETUUID":
+                    self.say(int(number), f"VALUE {self.driver.uuid}")
+                case "GETGITDIR":
+                    self.say(int(number), "VALUE .git")
+                case "GETGITREMOTENAME":
+                    self.say(int(number), "VALUE driven")
+                case "GETCREDS":
+                    self.say(int(number), "CREDS token secret")
+                case "DEBUG" | "INFO" | "PROGRESS":
+                    continue
+                case _:
+                    return int(number), line
+
+
+def test_copying_with_jobs_starts_one_process_and_stores_everywhere(site: Site, tmp_path: Path) -> None:
+    started = tmp_path / "started"
+    environment = site.client.environment
+    shim = environment.bin / "git-annex-remote-cluster"
+    real = Path(environment.run("sh", "-c", "command -v git-annex-remote-cluster", cwd=tmp_path).stdout.decode().strip())
+    shim.write_text(f'#!/bin/sh\necho $$ >> {started}\nexec {real} "$@"\n')
+    shim.chmod(0o755)
+    keys = [site.client.add(f"job{number}", b"content of job %d" % number) for number in range(12)]
+    try:
+        site.client.annex("copy", "-J4", "--to", "mycl", *(f"job{number}" for number in range(12)))
+        assert len(started.read_text().split()) == 1
+    finally:
+        shim.unlink()
+    for key in keys:
+        assert site.present(key) == site.nodes
+        assert all(node.has_object(key) for node in site.cluster.nodes)
+
+
+def test_jobs_are_answered_each_under_its_own_number(site: Site) -> None:
+    present = site.client.add("numbered", b"numbered")
+    site.client.annex("copy", "--to", "mycl", "numbered")
+    absent = "SHA256E-s4--" + "0" * 64
+    with site.driver() as driver:
+        jobs = Jobs(driver)
+        jobs.say(1, "PREPARE")
+        assert jobs.answer() == (1, "PREPARE-SUCCESS")
+        for job in range(1, 9):
+            jobs.say(job, f"CHECKPRESENT {present if job % 2 else absent}")
+        answers = dict(jobs.answer() for _ in range(8))
+    assert answers == {
+        job: f"CHECKPRESENT-SUCCESS {present}" if job % 2 else f"CHECKPRESENT-FAILURE {absent}" for job in range(1, 9)
+    }
+
+
+def test_parameters_are_asked_for_once_whichever_job_needs_them(site: Site) -> None:
+    key = "SHA256E-s4--" + "1" * 64
+    with site.driver() as driver:
+        jobs = Jobs(driver)
+        for job in (3, 4, 5):
+            jobs.say(job, f"CHECKPRESENT {key}")
+        assert sorted(jobs.answer()[0] for _ in range(3)) == [3, 4, 5]
+        assert sum(1 for _, word in jobs.asked if word == "GETUUID") == 1
+
+
+def test_a_job_that_fails_does_not_disturb_the_others(site: Site, tmp_path: Path) -> None:
+    key = site.client.add("undisturbed", b"undisturbed")
+    target = site.client.path / "retrieved"
+    site.client.annex("copy", "--to", "mycl", "undisturbed")
+    with site.driver() as driver:
+        jobs = Jobs(driver)
+        jobs.say(1, f"TRANSFER STORE {key} {tmp_path}/nothing-there")
+        jobs.say(2, f"TRANSFER RETRIEVE {key} {target}")
+        jobs.say(3, "NOSUCHREQUEST")
+        answers = dict(jobs.answer() for _ in range(3))
+    assert answers[2] == f"TRANSFER-SUCCESS RETRIEVE {key}"
+    assert target.read_bytes() == b"undisturbed"
+    assert answers[3] == "UNSUPPORTED-REQUEST"
+
+
+def test_debug_messages_of_a_conversation_go_to_the_job_that_has_it(site: Site) -> None:
+    site.client.add("traced", b"traced")
+    done = site.client.annex("copy", "-J3", "--debug", "--to", "mycl", "traced")
+    assert any(message.startswith("> PUT") for message in messages(done))
+
+
+@pytest.mark.parametrize("jobs_number", [1, 4])
+def test_when_git_annex_hangs_up_requests_under_way_are_given_up_at_once(site: Site, jobs_number: int) -> None:
+    script = [Send(b"AUTH-SUCCESS " + os.fsencode(site.cluster.uuid) + b"\nVERSION 4\n"), Stall()]
+    with ScriptedPeer(script, tcp=True) as peer, site.driver(
+        url=f"tcp://127.0.0.1:{peer.port}", env={"CLUSTER_REMOTE_TOKEN": "secret"}
+    ) as driver:
+        jobs = Jobs(driver)
+        for job in range(1, jobs_number + 1):
+            jobs.say(job, "CHECKPRESENT SHA256E-s4--" + "2" * 64)
+        deadline = time.monotonic() + 30
+        while peer.connections < jobs_number:
+            # What the jobs ask has to be answered before any of them can connect.
+            number, _, line = driver.read().partition(" ")[2].partition(" ")
+            word, _, rest = line.partition(" ")
+            if word in {"GETCONFIG", "GETUUID", "GETGITDIR", "GETGITREMOTENAME"}:
+                values = {"GETUUID": driver.uuid, "GETGITDIR": ".git", "GETGITREMOTENAME": "driven"}
+                jobs.say(int(number), f"VALUE {values.get(word) or driver.config.get(rest, '')}")
+            assert time.monotonic() < deadline
+            if word == "GETGITDIR":
+                break
+        time.sleep(1)
+        children = descendants(driver.process.pid)
+        driver.hang_up(within=15)
+        assert not [child for child in children if Path(f"/proc/{child}").exists()]
