@@ -27,9 +27,11 @@ from tests.support.peers import (
     Send,
     Stall,
     limit_version,
+    opening,
 )
 from tests.support.processes import assert_no_children_left, descendants, wait_until
 from tests.support.repositories import Cluster, Repository, locked, make_cluster, make_repository
+from tests.support.shells import scripted_shell
 from tests.support.sockets import free_port, serve_p2p, tcp_bridge
 from tests.support.ssh import SshServer
 
@@ -111,7 +113,7 @@ def test_a_process_left_behind_is_named_and_killed() -> None:
 
 
 def test_an_environment_does_not_end_well_with_a_process_left() -> None:
-    lasting = temporary_environment()
+    lasting = temporary_environment(within=0.2)
     made = lasting.__enter__()
     leave_a_process(made)
     with pytest.raises(AssertionError, match="left behind"):
@@ -163,19 +165,35 @@ def test_a_zombie_is_not_a_process_left(environment: Environment) -> None:
 # Repositories and clusters
 
 
+@pytest.fixture(scope="module")
+def odd(make_environment: Callable[[], Environment]) -> Repository:
+    """A repository for things of odd names, each of which is there once."""
+    environment = make_environment()
+    return make_repository(environment, environment.directory / "it", "it")
+
+
 @pytest.mark.parametrize("name", ODD_NAMES)
-def test_odd_file_names_have_keys_with_content_and_locations(environment: Environment, name: bytes) -> None:
-    repository = make_repository(environment, environment.directory / "it", "it")
-    key = repository.add(name, b"content of " + name, backend="WORM")
+def test_odd_file_names_have_keys_with_content(odd: Repository, name: bytes) -> None:
+    key = odd.add(name, b"content of " + name, backend="WORM")
     assert key.startswith(f"WORM-s{len(b'content of ' + name)}-m")
-    assert repository.key(name) == key
-    assert repository.object_bytes(key) == b"content of " + name
-    assert repository.locations(key) == {repository.uuid}
+    assert odd.key(name) == key
+    assert odd.object_bytes(key) == b"content of " + name
+    assert odd.locations(key) == {odd.uuid}
+
+
+@pytest.mark.parametrize("name", ["a:b&c%d/e_f", "q'\"$`\x01\\", "ünï", os.fsdecode(b"latin \xe9").replace(" ", "")])
+def test_odd_keys_have_content_and_locations(odd: Repository, name: str) -> None:
+    key = f"WORM-s4-m1--{name}"
+    assert not odd.has_object(key)
+    assert odd.locations(key) == set()
+    odd.set_key(key, b"data")
+    assert odd.object_bytes(key) == b"data"
+    assert odd.locations(key) == {odd.uuid}
     elsewhere = str(uuids.uuid4())
-    repository.annex("setpresentkey", key, elsewhere, "1")
-    assert repository.locations(key) == {repository.uuid, elsewhere}
-    repository.annex("setpresentkey", key, elsewhere, "0")
-    assert repository.locations(key) == {repository.uuid}
+    odd.annex("setpresentkey", key, elsewhere, "1")
+    assert odd.locations(key) == {odd.uuid, elsewhere}
+    odd.annex("setpresentkey", key, elsewhere, "0")
+    assert odd.locations(key) == {odd.uuid}
 
 
 def test_locations_are_those_of_the_journal_too(environment: Environment) -> None:
@@ -362,6 +380,27 @@ def test_a_command_over_ssh_ends_when_its_client_is_killed(environment: Environm
         assert any(process.command == "cat" for process in environment.processes())
         client.send_signal(signal.SIGKILL)
     environment.assert_no_process_left()
+
+
+def test_a_command_over_ssh_that_never_stops_writing_ends_with_its_client(
+    environment: Environment, ssh_server: SshServer
+) -> None:
+    with environment.popen("sh", "-c", f"exec {ssh_server.client_command} {ssh_server.host} yes") as client:
+        assert client.stdout is not None
+        assert client.stdout.read(4) == b"y\ny\n"
+        client.send_signal(signal.SIGKILL)
+    environment.assert_no_process_left()
+
+
+def test_a_command_over_ssh_that_never_stops_writing_ends_with_the_server(
+    environment: Environment, ssh_server: SshServer
+) -> None:
+    with environment.popen("sh", "-c", f"exec {ssh_server.client_command} {ssh_server.host} yes") as client:
+        assert client.stdout is not None
+        assert client.stdout.read(4) == b"y\ny\n"
+        ssh_server.stop()
+        assert "yes" not in [process.command for process in environment.processes()]
+        client.kill()
 
 
 # Sockets
@@ -580,7 +619,7 @@ def test_limited_shell_leaves_bodies_alone(environment: Environment, version: in
     limit_version(environment, version)
     said = f"VERSION 4\nPUT f {key}\nDATA {len(body)}\n".encode() + body + (b"VALID\n" if version else b"")
     lines = converse(repository, said)
-    assert lines[-2:] == [b"PUT-FROM 0", b"SUCCESS"] or lines[-2][:14] == b"SUCCESS-PLUS"
+    assert lines[-2:] == [b"PUT-FROM 0", b"SUCCESS"]
     assert repository.object_bytes(key) == body
 
 
@@ -600,6 +639,45 @@ def test_limited_shell_passes_other_commands_and_exit_status_on(environment: Env
     )
     assert shell.returncode == real.returncode != 0
     assert shell.stderr == real.stderr
+
+
+def test_scripted_shell_is_what_listens_on_a_socket(environment: Environment) -> None:
+    repository = make_repository(environment, environment.directory / "it", "it")
+    path = environment.directory / "peer"
+    wrong = str(uuids.uuid4())
+    scripted_shell(environment, path)
+    script = [*opening(wrong, version=2), Expect(b"hello"), Send(b"garbage\n")]
+    with ScriptedPeer(script, unix=path) as peer:
+        assert converse(repository, b"VERSION 4\nhello\n") == [
+            f"AUTH-SUCCESS {wrong}".encode(),
+            b"VERSION 2",
+            b"garbage",
+        ]
+    assert peer.received == [b"VERSION 4", b"hello"]
+    listed = environment.run("git-annex-shell", "configlist", repository.path).stdout
+    assert repository.uuid.encode() in listed
+
+
+def test_scripted_shell_that_stalls_ends_with_its_client(environment: Environment) -> None:
+    path = environment.directory / "peer"
+    scripted_shell(environment, path)
+    with (
+        ScriptedPeer([Send(b"half"), Stall()], unix=path),
+        environment.popen("git-annex-shell", "p2pstdio") as shell,
+    ):
+        assert shell.stdin is not None
+        assert shell.stdout is not None
+        assert shell.stdout.read(4) == b"half"
+        assert shell.poll() is None
+        shell.stdin.close()
+        assert shell.wait(10) == 0
+
+
+def test_opening_wants_the_token_where_there_is_one(make_peer: Callable[..., ScriptedPeer]) -> None:
+    uuid = str(uuids.uuid4())
+    with make_peer(opening(uuid, token="a.b", version=3)) as peer, connect(peer) as connection:
+        connection.sendall(f"AUTH {uuid} a.b\nVERSION 4\n".encode())
+        assert connection.makefile("rb").read() == f"AUTH-SUCCESS {uuid}\nVERSION 3\n".encode()
 
 
 def test_there_is_no_limit_beyond_version_3(environment: Environment) -> None:

@@ -207,8 +207,11 @@ def remove_tree(directory: Path) -> None:
 
 
 @contextlib.contextmanager
-def temporary_environment() -> Iterator[Environment]:
+def temporary_environment(within: float = 5.0) -> Iterator[Environment]:
     """A new environment; at the end no process of it may be left, and its directory is removed.
+
+    Args:
+        within: seconds that processes are given to end by themselves.
 
     Raises:
         AssertionError: at the end, if processes were left; they are killed first.
@@ -218,7 +221,7 @@ def temporary_environment() -> Iterator[Environment]:
     try:
         environment = Environment(directory)
         yield environment
-        environment.assert_no_process_left()
+        environment.assert_no_process_left(within)
     finally:
         # After a failed test some may be left: a failure to end must not hide the failure of the test.
         kill(with_variable(MARKER, str(directory)))

@@ -1,14 +1,12 @@
-"""Peers that do what a real one cannot be made to do: stall, break off, talk nonsense, be old."""
+"""Peers that do what a real one cannot be made to do: stall, break off, talk nonsense."""
 
 from __future__ import annotations
 
 import contextlib
 import re
 import select
-import shlex
 import socket
 import struct
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -16,7 +14,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
-from .environment import Environment
+from .shells import limit_version
+
+__all__ = [
+    "Close",
+    "Drain",
+    "Expect",
+    "Pause",
+    "Read",
+    "Reset",
+    "Script",
+    "ScriptedPeer",
+    "Send",
+    "Stall",
+    "Step",
+    "limit_version",
+    "opening",
+]
 
 STEP_SECONDS = 60.0
 """How long a scripted peer waits for what it expects before it gives up and says so."""
@@ -74,6 +88,25 @@ class Reset:
 
 Step = Expect | Send | Read | Pause | Stall | Drain | Close | Reset
 Script = Sequence[Step]
+
+
+def opening(uuid: str, *, token: str | None = None, version: int = 4) -> list[Step]:
+    """How a conversation with a peer of this UUID and version begins, as far as the agreement on a version.
+
+    Args:
+        uuid: what the peer says it is.
+        token: that of AUTH, as on a socket; None for a peer that greets unasked, as git-annex-shell does.
+        version: from 1 to 4, the one agreed on.
+    """
+    said: list[Step] = []
+    if token is not None:
+        said.append(Expect(re.compile(rb"AUTH [-0-9a-f]{36} " + re.escape(token.encode()))))
+    return [
+        *said,
+        Send(f"AUTH-SUCCESS {uuid}\n".encode()),
+        Expect(re.compile(rb"VERSION \d+")),
+        Send(b"VERSION %d\n" % version),
+    ]
 
 
 class ScriptedPeer:
@@ -283,75 +316,3 @@ class _Conversation:
 
     def reset(self) -> None:
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-
-
-# Only the first line can be rewritten safely: later ones may be part of a DATA body.
-LIMITED_SHELL = '''\
-"""git-annex-shell as a version of git-annex had it that speaks the P2P protocol up to version {version}."""
-import os, subprocess, sys, threading
-
-if "p2pstdio" not in sys.argv:
-    os.execv({real!r}, [{real!r}, *sys.argv[1:]])
-
-VERSION = {version}
-real = subprocess.Popen([{real!r}, *sys.argv[1:]], stdin=-1, stdout=-1 if VERSION == 0 else None)
-real_in = real.stdin.fileno()
-greeted = threading.Event()
-
-
-def write(descriptor, data):
-    while data:
-        data = data[os.write(descriptor, data):]
-
-
-def forward():
-    """Hand on the input: its first line as it has to be, then everything as it is."""
-    line = b""
-    while not line.endswith(b"\\n"):
-        byte = os.read(0, 1)
-        if not byte:
-            break
-        line += byte
-    words = line.split()
-    if len(words) == 2 and words[0] == b"VERSION" and words[1].isdigit():
-        if VERSION == 0:
-            greeted.wait()
-            write(1, b"ERROR unknown command\\n")
-            line = b""
-        else:
-            line = b"VERSION %d\\n" % min(VERSION, int(words[1]))
-    try:
-        write(real_in, line)
-        while chunk := os.read(0, 1 << 18):
-            write(real_in, chunk)
-    except BrokenPipeError:
-        pass  # it has ended; so shall we, with its exit status
-    real.stdin.close()
-
-
-threading.Thread(target=forward, daemon=True).start()
-if VERSION == 0:
-    real_out = real.stdout.fileno()
-    while chunk := os.read(real_out, 1 << 18):
-        write(1, chunk)
-        if b"\\n" in chunk:
-            greeted.set()
-os._exit(real.wait())
-'''
-
-
-def limit_version(environment: Environment, version: int) -> Path:
-    """Make git-annex-shell in an environment speak no later version of the P2P protocol than this.
-
-    It is the real one, which is asked for less: `VERSION n` is rewritten on the way (1 to 3), or answered with ERROR
-    and kept from it (0), as programs answered that did not know VERSION yet. Everything else passes unchanged.
-
-    Returns the shim's path; remove it, or call this again, to change the limit.
-    """
-    if version not in (0, 1, 2, 3):
-        raise ValueError(f"there is no limit to version {version}")
-    real = str(environment.which("git-annex-shell"))
-    source = environment.home / "limited-git-annex-shell.py"
-    source.write_text(LIMITED_SHELL.format(real=real, version=version))
-    command = shlex.join([sys.executable, "-ISs", str(source)])
-    return environment.program("git-annex-shell", f'#!/bin/sh\nexec {command} "$@"\n')

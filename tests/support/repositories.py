@@ -102,6 +102,12 @@ class Repository:
         """
         return os.fsdecode(self.annex("lookupkey", "--", name).stdout).removesuffix("\n")
 
+    def set_key(self, key: str, content: bytes) -> None:
+        """Have content under a key of the caller's making (`git annex setkey`), with no file that links to it."""
+        file = self.environment.directory / "tmp" / "content"
+        file.write_bytes(content)
+        self.annex("setkey", key, file)
+
     def object_path(self, key: str) -> Path | None:
         """Where the content of a key lies in this repository; None if it is not there."""
         done = self.annex("contentlocation", key, check=False)
@@ -219,7 +225,8 @@ def make_cluster(environment: Environment, directory: Path, nodes: int = 3, name
     directory.mkdir(parents=True, exist_ok=True)
     for repository in (template.gateway, *template.nodes):
         path = directory / repository.path.name
-        shutil.copytree(repository.path, path, symlinks=True)
+        # Without git's samples of hooks, which are most of its files.
+        shutil.copytree(repository.path, path, symlinks=True, ignore=shutil.ignore_patterns("*.sample"))
         _rewrite_paths(path / ".git", template.gateway.path.parent, directory)
     return _cluster_in(environment, directory, template.uuid, nodes, name)
 

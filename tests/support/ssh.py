@@ -11,7 +11,7 @@ import threading
 from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import asyncssh
@@ -92,7 +92,7 @@ class SshServer:
         """
         assert self._thread is None, "the ssh server runs already"
         started: Future[None] = Future()
-        self._thread = threading.Thread(target=self._run, args=(started,), name="ssh server")
+        self._thread = threading.Thread(target=self._run, args=(started,), name="ssh server", daemon=True)
         self._thread.start()
         started.result(START_SECONDS)
 
@@ -211,12 +211,13 @@ class SshServer:
         assert child.stdin is not None
         assert child.stdout is not None
         assert child.stderr is not None
+        pipes: asyncio.SubprocessTransport = cast(Any, child)._transport  # asyncio has no public name for it
         try:
             async with anyio.create_task_group() as group:
                 group.start_soon(_feed, process, child.stdin)
                 async with anyio.create_task_group() as outputs:
-                    outputs.start_soon(_copy, child.stdout, process.stdout)
-                    outputs.start_soon(_copy, child.stderr, process.stderr)
+                    outputs.start_soon(_copy, child.stdout, pipes.get_pipe_transport(1), process.stdout)
+                    outputs.start_soon(_copy, child.stderr, pipes.get_pipe_transport(2), process.stderr)
                 status = await child.wait()
                 group.cancel_scope.cancel()
             if status < 0:
@@ -228,9 +229,7 @@ class SshServer:
                 os.killpg(child.pid, signal.SIGKILL)
                 with anyio.CancelScope(shield=True):
                     await child.wait()
-            # Closes the pipes; asyncio has no public name for it.
-            transport: Any = child
-            transport._transport.close()
+            pipes.close()
 
 
 async def _feed(process: asyncssh.SSHServerProcess[bytes], target: asyncio.StreamWriter) -> None:
@@ -246,12 +245,12 @@ async def _feed(process: asyncssh.SSHServerProcess[bytes], target: asyncio.Strea
         target.close()
 
 
-async def _copy(source: asyncio.StreamReader, target: asyncssh.SSHWriter[bytes]) -> None:
-    """Hand on what a command writes, for as long as the client is there to take it."""
+async def _copy(source: asyncio.StreamReader, pipe: asyncio.BaseTransport, target: asyncssh.SSHWriter[bytes]) -> None:
+    """Hand on what a command writes; once the client is gone, writing is an error for the command."""
     while chunk := await source.read(CHUNK):
         try:
             target.write(chunk)
             await target.drain()
         except (OSError, asyncssh.Error):
-            # The client is gone. Read on, so that the command does not block before it notices.
-            continue
+            pipe.close()
+            return
