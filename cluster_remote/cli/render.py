@@ -1,0 +1,248 @@
+"""How values reach the terminal: as JSON or as words and tables, in colour only where somebody sees it.
+
+A command makes one value (a frozen dataclass) and hands it to `emit`; what people see and what scripts read comes from
+the same value. Nothing here knows what the values mean.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from pathlib import PurePath
+from typing import IO, TYPE_CHECKING, TypeAlias, TypeVar
+
+from cluster_remote.p2p.errors import printable
+from cluster_remote.p2p.key import UUID, AssociatedFile, Key
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
+    from rich.table import Table
+
+__all__ = ["JSON", "JsonStream", "Lines", "console", "duration", "emit", "progress", "size", "table", "to_json"]
+
+JSON: TypeAlias = "bool | int | float | str | list[JSON] | dict[str, JSON] | None"
+
+T = TypeVar("T")
+
+# Columns where there is no terminal: nothing is folded or cut off for whoever reads it from a file.
+_UNLIMITED = 10_000
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Where to print tables and words. Plain text where it is not a terminal, or with NO_COLOR.
+
+    Text is printed as it is: neither rich's markup nor its guesses at what deserves a colour apply.
+    """
+    from rich.console import Console
+
+    class Ours(Console):
+        def on_broken_pipe(self) -> None:
+            # rich would end the program here; what it means is decided where all failures are.
+            raise BrokenPipeError
+
+    stream = sys.stderr if stderr else sys.stdout
+    terminal = stream.isatty()
+    plain = not terminal or bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
+    return Ours(
+        file=stream,
+        stderr=stderr,
+        color_system=None if plain else "auto",
+        force_terminal=terminal,
+        width=None if terminal else _UNLIMITED,
+        markup=False,
+        highlight=False,
+        emoji=False,
+        soft_wrap=True,
+    )
+
+
+def emit(value: T, as_json: bool, render: Callable[[T, Console], None]) -> None:
+    """Shows a command's outcome, a dataclass: as one line of JSON, or as `render` draws it."""
+    if as_json:
+        _write(sys.stdout, json.dumps(to_json(value)) + "\n")
+    else:
+        render(value, console())
+
+
+def to_json(value: object) -> JSON:
+    """A value as JSON has it: the fields of dataclasses by their names, UUIDs and keys as text, sets sorted.
+
+    Bytes that are not UTF-8 stand in text as lone surrogates (`\\udcff`), so that nothing is lost. Raises TypeError for
+    what has no place in a command's outcome.
+    """
+    match value:
+        case None | bool() | int() | float() | str():
+            return value
+        case UUID() | Key() | AssociatedFile() | PurePath():
+            return str(value)
+        case enum.Enum():
+            return to_json(value.value)
+        case Mapping():
+            return {str(name): to_json(each) for name, each in value.items()}
+        case Set():
+            return sorted((to_json(each) for each in value), key=str)
+        case list() | tuple():
+            return [to_json(each) for each in value]
+        case _ if is_dataclass(value) and not isinstance(value, type):
+            return {field.name: to_json(getattr(value, field.name)) for field in fields(value)}
+    raise TypeError(f"{type(value).__name__} has no form in JSON")
+
+
+def _write(stream: IO[str], text: str) -> None:
+    stream.write(text)
+    stream.flush()
+
+
+class JsonStream:
+    """One JSON object, written while it is being found out: for outcomes that do not fit into memory.
+
+    Fields are written in the order they are given; one of them may be a list that grows line by line.
+    """
+
+    def __init__(self, stream: IO[str] | None = None) -> None:
+        self._stream = stream or sys.stdout
+        self._separator = "{"
+
+    def field(self, name: str, value: object) -> None:
+        """A field with its value."""
+        self._stream.write(f"{self._separator}{json.dumps(name)}: {json.dumps(to_json(value))}")
+        self._separator = ", "
+
+    @contextmanager
+    def items(self, name: str) -> Iterator[Callable[[object], None]]:
+        """A field with a list. Gives what adds an item to it, each on a line of its own."""
+        self._stream.write(f"{self._separator}{json.dumps(name)}: [")
+        separator = "\n"
+
+        def add(item: object) -> None:
+            nonlocal separator
+            self._stream.write(separator + json.dumps(to_json(item)))
+            separator = ",\n"
+
+        yield add
+        self._stream.write("]")
+        self._separator = ",\n"
+
+    def close(self) -> None:
+        """The end of the object. It is no JSON without it."""
+        _write(self._stream, "}\n")
+
+
+def table(columns: Iterable[str], rows: Iterable[Iterable[object]], *, right: Iterable[str] = ()) -> Table:
+    """A table for `console().print`. Cells may be rich's Text; all else is shown as one line that is safe to show.
+
+    `right` names the columns whose values are numbers.
+    """
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
+    numbers = set(right)
+    for column in columns:
+        made.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*(cell if isinstance(cell, Text) else printable(str(cell), _UNLIMITED) for cell in row))
+    return made
+
+
+_UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
+
+
+def size(number: int | None) -> str:
+    """Bytes for people, in powers of 1000 as disks are sold; `?` where it is not known."""
+    if number is None:
+        return "?"
+    value = float(number)
+    for unit in _UNITS:
+        if value < 999.5 or unit == _UNITS[-1]:
+            return f"{number} B" if unit == "B" else f"{value:.3g} {unit}"
+        value /= 1000
+    raise AssertionError
+
+
+def duration(seconds: float | None) -> str:
+    """A time for people; `?` where it is not known."""
+    if seconds is None:
+        return "?"
+    if seconds < 1:
+        return f"{seconds * 1000:.1f} ms" if seconds < 0.0995 else f"{seconds * 1000:.0f} ms"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60}:{whole % 60:02} min"
+    return f"{whole // 3600}:{whole // 60 % 60:02} h"
+
+
+class Lines:
+    """The progress of several things at once, a line each; see `progress`. Does nothing where nobody looks."""
+
+    def __init__(self, shown: Progress | None) -> None:
+        self._shown = shown
+        self._tasks: dict[str, TaskID] = {}
+
+    def begin(self, name: str, total: float | None = None) -> None:
+        """A line for `name`; `total` is where it will end, None where that is not known."""
+        if self._shown is not None:
+            self._tasks[name] = self._shown.add_task(printable(name, 40), total=total, note="")
+
+    def total(self, name: str, total: float) -> None:
+        """Where it will end is known now."""
+        if self._shown is not None:
+            self._shown.update(self._tasks[name], total=total)
+
+    def advance(self, name: str, by: float = 1) -> None:
+        """So much more has been done."""
+        if self._shown is not None:
+            self._shown.advance(self._tasks[name], by)
+
+    def note(self, name: str, words: str) -> None:
+        """What is to be said of it beside the bar, such as why it has stopped."""
+        if self._shown is not None:
+            self._shown.update(self._tasks[name], note=printable(words, 200))
+
+
+@contextmanager
+def progress(*, unit: str = "", in_bytes: bool = False) -> Iterator[Lines]:
+    """Progress on standard error while the context is open: a bar, how many, how fast, how long still.
+
+    Only where standard error is a terminal; it is gone from there afterwards.
+    """
+    if not sys.stderr.isatty():
+        yield Lines(None)
+        return
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        Task,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            speed = task.finished_speed or task.speed
+            return Text("" if speed is None else f"{speed:,.0f} {unit}/s")
+
+    counts = (DownloadColumn(), TransferSpeedColumn()) if in_bytes else (MofNCompleteColumn(), Rate())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        *counts,
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console(stderr=True), transient=True) as shown:
+        yield Lines(shown)
