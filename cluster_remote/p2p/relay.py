@@ -1,0 +1,218 @@
+"""What stands between a client and the session that serves it: the client's connection, and contents on their way.
+
+Both sides of a server are connections that can fail, and it matters which one did: when the session fails, the client
+is told so; when the client fails, nobody is left to be told. So failures of the client are exceptions of their own,
+never a SessionError, which a session would take for a failure of its own peer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from cluster_remote.p2p.errors import ConnectionLost, ProtocolError, SessionError, SourceError, TimedOut
+from cluster_remote.p2p.messages import Error, Invalid, Message, Valid
+from cluster_remote.p2p.session import Download, Source, SourceReading
+from cluster_remote.p2p.stream import MessageStream
+
+__all__ = ["Client", "ClientGone", "ClientMisbehaved", "ClientSource", "SessionFailed", "relayed"]
+
+# Bytes of an upload that are read on to nowhere once it has failed, so that the client can be told how it ended. With
+# more than that still to come, hanging up is the kinder answer.
+_READ_TO_NOWHERE = 16 * 1024 * 1024
+
+
+class ClientGone(Exception):
+    """The client's connection broke, or nothing moved on it in time. Nothing more can be said to it."""
+
+
+class ClientMisbehaved(Exception):
+    """The client sent what the protocol does not allow here. It can be told so; then there is nothing more to say.
+
+    `answer` is what it is told, None where the protocol has no place for an answer.
+    """
+
+    def __init__(self, reason: str, answer: str | None = "protocol error") -> None:
+        super().__init__(reason)
+        self.answer = answer
+
+
+class SessionFailed(Exception):
+    """A content on its way from the session to the client broke off."""
+
+    def __init__(self, error: SessionError) -> None:
+        super().__init__(str(error))
+
+
+class Client:
+    """A client's connection, from the server's side."""
+
+    def __init__(self, stream: MessageStream, version: int = 0) -> None:
+        self.stream = stream
+        self.version = version
+
+    async def send(self, *messages: Message) -> None:
+        """Raises ClientGone."""
+        try:
+            await self.stream.send(*messages)
+        except SessionError as error:
+            raise ClientGone(str(error)) from None
+
+    async def receive(self, doing: str, *, unhurried: bool = False) -> Message:
+        """The client's next message; `unhurried` waits for as long as the connection lasts.
+
+        Raises ClientGone (also at the end of the connection), ClientMisbehaved (also where the client sent ERROR:
+        that ends a conversation and has no answer).
+        """
+        try:
+            message = await self.stream.receive(doing, math.inf if unhurried else 0)
+        except ProtocolError as error:
+            raise ClientMisbehaved(str(error), f"protocol error: {error}") from None
+        except SessionError as error:
+            raise ClientGone(str(error)) from None
+        if isinstance(message, Error):
+            raise ClientMisbehaved(f"the client said: {message.text[:200]}", None)
+        return message
+
+    async def send_content(self, reading: SourceReading, *, with_validity: bool) -> None:
+        """Sends DATA, the content and, where the version has it, whether it is valid.
+
+        Raises ClientGone; SessionFailed, after which the connection cannot be used any more.
+        """
+
+        def after(valid: bool) -> list[Message]:
+            if with_validity:
+                return [Valid() if valid else Invalid()]
+            if not valid and reading.length:
+                # Version 0 has no word for it, and the client would take the content for good.
+                raise SessionFailed(SourceError("the content is not valid, and version 0 cannot say so"))
+            return []
+
+        try:
+            await self.stream.send_data(reading, after)
+        except SourceError as error:
+            raise SessionFailed(error) from None
+        except SessionError as error:
+            raise ClientGone(str(error)) from None
+
+
+def relayed(download: Download) -> SourceReading:
+    """A download as a content to be sent on. Failures of its session are raised as SessionFailed."""
+    return _Relayed(download)
+
+
+class _Relayed(SourceReading):
+    def __init__(self, download: Download) -> None:
+        self.length = download.length
+        self._download = download
+
+    async def chunks(self) -> AsyncIterator[bytes | memoryview]:
+        chunks = self._download.chunks()
+        while True:
+            try:
+                chunk = await anext(chunks)
+            except StopAsyncIteration:
+                return
+            except SessionError as error:
+                raise SessionFailed(error) from None
+            # Outside of the try: what goes wrong while the chunk is sent is not the session's failure.
+            yield chunk
+
+    async def valid(self) -> bool:
+        try:
+            return await self._download.valid()
+        except SessionError as error:
+            raise SessionFailed(error) from None
+
+
+class ClientSource(Source):
+    """The content that a client sends after DATA: read once, from the offset that it was asked for."""
+
+    repeatable = False
+
+    def __init__(self, client: Client, offset: int, length: int) -> None:
+        """`length` bytes from position `offset` of the content on, as DATA announced them."""
+        self._client = client
+        self._offset = offset
+        self._left = length
+        self._validity: bool | None = None
+        self._failure: ClientGone | ClientMisbehaved | None = None
+
+    @asynccontextmanager
+    async def read(self, offset: int) -> AsyncIterator[SourceReading]:
+        skipped = offset - self._offset
+        if skipped < 0:
+            raise SourceError(f"the client sends the content from {self._offset} bytes on, not from {offset}")
+        if skipped > self._left:
+            raise SourceError(f"the content has {self._offset + self._left} bytes; {offset} are there already")
+        await self._forget(skipped)
+        yield _ClientReading(self, self._left)
+
+    async def finish(self, why: str) -> None:
+        """Reads what nobody wanted, so that the client can be answered. `why` is what it is told if that is too much.
+
+        Raises what the client did wrong (ClientGone, ClientMisbehaved), also if it did so while it was read before;
+        ClientMisbehaved also if there is too much left to be read for nothing.
+        """
+        if self._failure is None and self._left > _READ_TO_NOWHERE:
+            raise ClientMisbehaved(f"{self._left} bytes of a failed upload were not waited for: {why}", why)
+        try:
+            await self._forget(self._left)
+            await self.validity()
+        except SourceError:
+            assert self._failure is not None
+        if self._failure is not None:
+            raise self._failure
+
+    async def _forget(self, count: int) -> None:
+        async for chunk in self.chunks(count):
+            del chunk
+
+    async def chunks(self, count: int) -> AsyncIterator[bytes]:
+        """The next `count` bytes. Raises SourceError."""
+        if self._failure is not None:
+            raise SourceError(str(self._failure))
+        try:
+            async for chunk in self._client.stream.receive_data(count):
+                self._left -= len(chunk)
+                yield chunk
+        except (ConnectionLost, TimedOut) as error:
+            raise self._failed(ClientGone(str(error))) from None
+
+    async def validity(self) -> bool:
+        """What the client says of its content, once all of it has been read. Raises SourceError."""
+        if self._failure is not None:
+            raise SourceError(str(self._failure))
+        if self._validity is None:
+            self._validity = await self._hear() if self._client.version else True
+        return self._validity
+
+    async def _hear(self) -> bool:
+        try:
+            match await self._client.receive("waiting to hear whether the content is valid"):
+                case Valid():
+                    return True
+                case Invalid():
+                    return False
+                case _:
+                    raise ClientMisbehaved("expected VALID or INVALID")
+        except (ClientGone, ClientMisbehaved) as failure:
+            raise self._failed(failure) from None
+
+    def _failed(self, failure: ClientGone | ClientMisbehaved) -> SourceError:
+        self._failure = failure
+        return SourceError(f"the client did not send all of the content: {failure}")
+
+
+class _ClientReading(SourceReading):
+    def __init__(self, source: ClientSource, length: int) -> None:
+        self.length = length
+        self._source = source
+
+    async def chunks(self) -> AsyncIterator[bytes | memoryview]:
+        async for chunk in self._source.chunks(self.length):
+            yield chunk
+
+    async def valid(self) -> bool:
+        return await self._source.validity()

@@ -1,0 +1,381 @@
+"""The server's side of the protocol: a loop between one client and one session.
+
+Which answers there are, and when a conversation ends, is what git-annex 10.20261026 does before a proxied repository
+(git-annex-shell p2pstdio), as far as it answers at all; docs/differences.md has the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum
+
+import anyio
+
+from cluster_remote.p2p.errors import SessionError, SourceError, printable
+from cluster_remote.p2p.key import UUID, AssociatedFile, Key
+from cluster_remote.p2p.messages import (
+    MAX_VERSION,
+    AlreadyHave,
+    AlreadyHavePlus,
+    AuthSuccess,
+    Bypass,
+    CheckPresent,
+    Connect,
+    Data,
+    DataPresent,
+    Error,
+    Failure,
+    FailurePlus,
+    Get,
+    GetTimestamp,
+    LockContent,
+    Message,
+    Put,
+    PutFrom,
+    Remove,
+    RemoveBefore,
+    Success,
+    SuccessPlus,
+    Timestamp,
+    UnlockContent,
+    Version,
+    describe,
+    since,
+)
+from cluster_remote.p2p.relay import Client, ClientGone, ClientMisbehaved, ClientSource, SessionFailed, relayed
+from cluster_remote.p2p.session import Present, Session, Stored, Upload
+from cluster_remote.p2p.stream import MessageStream
+
+__all__ = ["LOCK_RETENTION", "Closing", "Ended", "Mode", "Served", "serve"]
+
+LOCK_RETENTION = 600.0
+"""Seconds that a lock outlasts a client whose connection broke (P2P protocol: at least 10 minutes)."""
+
+# Characters of an error that a client is told.
+_ERROR_LIMIT = 2000
+
+
+class Mode(Enum):
+    """What a client may do. The texts are those of git-annex."""
+
+    READ_WRITE = "read-write"
+    APPEND_ONLY = "append-only"
+    READ_ONLY = "read-only"
+
+    def refusal(self, request: Message) -> str | None:
+        """What a client is told that may not make this request; None where it may."""
+        match self, request:
+            case Mode.READ_ONLY, Put() | Remove() | RemoveBefore() | Connect("git-receive-pack"):
+                return "this repository is read-only; write access denied"
+            case Mode.APPEND_ONLY, Remove() | RemoveBefore():
+                return "this repository is append-only; removal denied"
+            case Mode.APPEND_ONLY, Connect("git-receive-pack"):
+                # A push may take history away, or a file.
+                return "this repository is append-only; git push denied"
+        return None
+
+
+@dataclass(frozen=True)
+class Served:
+    """What a client talks to, once it has been let in.
+
+    `uuid` is the repository or cluster that answers. `session` makes the session, not yet connected, that is to
+    bypass those gateways; the server closes it. `connect` carries CONNECT to the git repository behind the server
+    until the service has ended; None where that is not supported.
+    """
+
+    uuid: UUID
+    session: Callable[[frozenset[UUID]], Session]
+    mode: Mode = Mode.READ_WRITE
+    connect: Callable[[MessageStream, str], Awaitable[None]] | None = None
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a conversation ended: after how many requests, and what went wrong (None: the client hung up)."""
+
+    requests: int
+    fault: str | None = None
+
+
+class Closing:
+    """Tells the conversations of a server to end: those between two requests at once, others after their request."""
+
+    def __init__(self) -> None:
+        self.begun = False
+        self._idle: set[anyio.CancelScope] = set()
+
+    def begin(self) -> None:
+        """From now on no request is taken."""
+        self.begun = True
+        for scope in self._idle:
+            scope.cancel()
+
+    @contextmanager
+    def idle(self) -> Iterator[anyio.CancelScope]:
+        """For waiting that may be broken off when the server closes."""
+        with anyio.CancelScope() as scope:
+            if self.begun:
+                scope.cancel()
+            self._idle.add(scope)
+            try:
+                yield scope
+            finally:
+                self._idle.discard(scope)
+
+
+async def serve(
+    stream: MessageStream,
+    served: Served,
+    *,
+    closing: Closing | None = None,
+    lock_retention: float = LOCK_RETENTION,
+    note: Callable[[str], None] | None = None,
+) -> Ended:
+    """Serves a client that has been let in, until it hangs up, misbehaves, or the server closes.
+
+    `note` is told, in words, why a request failed: FAILURE has no place for a reason.
+
+    Does not close the connection. Whatever the client does, this returns; only a mistake in the program, or a
+    cancellation, comes out as an exception.
+
+    Between requests, and while it holds a lock, a client may take as long as it likes; within a request `stream`'s
+    timeout holds.
+    """
+    server = _Server(Client(stream), served, closing or Closing(), lock_retention, note)
+    try:
+        fault = await server.converse()
+        return Ended(server.requests, fault)
+    finally:
+        await server.close_session()
+
+
+class _Server:
+    def __init__(
+        self,
+        client: Client,
+        served: Served,
+        closing: Closing,
+        lock_retention: float,
+        note: Callable[[str], None] | None,
+    ) -> None:
+        self.requests = 0
+        self._note = note
+        self._client = client
+        self._served = served
+        self._closing = closing
+        self._lock_retention = lock_retention
+        self._bypass: frozenset[UUID] = frozenset()
+        self._session: Session | None = None
+
+    async def converse(self) -> str | None:
+        """The whole conversation. What went wrong in it, if anything did."""
+        try:
+            await self._client.send(AuthSuccess(self._served.uuid))
+            while (request := await self._next_request()) is not None:
+                if not await self._take(request):
+                    return None
+                self.requests += 1
+        except ClientGone as gone:
+            return str(gone)
+        except ClientMisbehaved as fault:
+            if fault.answer is not None:
+                await self._say_last(Error(fault.answer))
+            return str(fault)
+        except SessionFailed as failure:
+            # DATA has been promised: the only way to tell the client that it does not come is to hang up.
+            return f"a download broke off: {failure}"
+        return None
+
+    async def _next_request(self) -> Message | None:
+        """None where there is none: the client has hung up, or the server closes."""
+        with self._closing.idle():
+            try:
+                return await self._client.receive("waiting for a request", unhurried=True)
+            except ClientGone:
+                return None
+        return None
+
+    async def _say_last(self, message: Message) -> None:
+        try:
+            await self._client.send(message)
+        except ClientGone:
+            # It misbehaved and is gone; the first is what is reported.
+            return
+
+    async def close_session(self) -> None:
+        session, self._session = self._session, None
+        if session is not None:
+            with anyio.CancelScope(shield=True):
+                await session.aclose()
+
+    def _opened(self) -> Session:
+        if self._session is None:
+            self._session = self._served.session(self._bypass)
+        return self._session
+
+    async def _take(self, request: Message) -> bool:
+        """Answers a request. Whether there may be another one after it."""
+        refusal = self._served.mode.refusal(request)
+        if refusal is not None:
+            await self._client.send(Error(refusal))
+            return True
+        match request:
+            case Version(number) if not self.requests:
+                self._client.version = min(number, MAX_VERSION)
+                await self._client.send(Version(self._client.version))
+            case Bypass(uuids):
+                if uuids != self._bypass:
+                    self._bypass = uuids
+                    await self.close_session()
+            case Connect(service):
+                await self._relay(service)
+                return False
+            case _:
+                try:
+                    await self._pass_on(request)
+                except SessionError as error:
+                    self._noted(str(error))
+                    await self._client.send(_error(error))
+        return True
+
+    def _noted(self, *reasons: str) -> None:
+        if self._note is not None:
+            for reason in reasons:
+                self._note(printable(reason, _ERROR_LIMIT))
+
+    async def _pass_on(self, request: Message) -> None:
+        """Raises SessionError only where the client is still waiting for an answer."""
+        match request:
+            case CheckPresent(key):
+                present = await self._opened().check_present(key)
+                await self._client.send(Success() if present else Failure())
+            case Remove(key):
+                await self._remove(key, None)
+            case RemoveBefore(timestamp, key):
+                await self._remove(key, timestamp)
+            case GetTimestamp():
+                await self._client.send(Timestamp(await self._opened().timestamp()))
+            case Put(file, key):
+                await self._put(file, key)
+            case Get(offset, file, key):
+                await self._get(offset, file, key)
+            case LockContent(key):
+                await self._lock(key)
+            case _:
+                raise ClientMisbehaved(f"unexpected {describe(request)[:100]}")
+
+    async def _remove(self, key: Key, before: int | None) -> None:
+        removal = await self._opened().remove(key, before)
+        self._noted(*removal.reasons)
+        uuids = removal.uuids
+        if removal.removed and not self._served.uuid.is_cluster:
+            # Whoever stands before one repository need not know that it is not a cluster.
+            uuids |= {self._served.uuid}
+        plain, plus = (Success(), SuccessPlus(uuids)) if removal.removed else (Failure(), FailurePlus(uuids))
+        await self._client.send(plus if uuids and self._speaks(SuccessPlus) else plain)
+
+    def _speaks(self, message: type[Message]) -> bool:
+        return self._client.version >= since(message)
+
+    async def _lock(self, key: Key) -> None:
+        answered = False
+        try:
+            async with self._opened().lock(key) as locked:
+                await self._client.send(Success() if locked else Failure())
+                answered = True
+                if locked:
+                    await self._hold()
+        except SessionError as error:
+            if not answered:
+                raise
+            # Giving the lock up failed, or the node went away with it. UNLOCKCONTENT has no answer.
+            self._noted(str(error))
+
+    async def _hold(self) -> None:
+        """Until the client's next message, or for some time where its connection broke instead."""
+        try:
+            message = await self._client.receive("waiting for UNLOCKCONTENT", unhurried=True)
+        except ClientGone:
+            # It may still rely on the lock: to have dropped its own copy, for instance.
+            await anyio.sleep(self._lock_retention)
+            raise
+        if not isinstance(message, UnlockContent):
+            raise ClientMisbehaved(f"{describe(message)[:100]} in place of UNLOCKCONTENT")
+
+    async def _get(self, offset: int, file: AssociatedFile, key: Key) -> None:
+        answered = False
+        try:
+            async with self._opened().download(key, file, offset) as download:
+                await self._client.send_content(relayed(download), with_validity=self._client.version > 0)
+                answered = True
+        except SessionError as error:
+            if not answered:
+                raise
+            self._noted(str(error))
+        # What the client made of it changes nothing here, so it may take its time, to hash the content for instance.
+        with self._closing.idle():
+            match await self._client.receive("waiting to hear whether the content arrived", unhurried=True):
+                case Success() | SuccessPlus() | Failure() | FailurePlus():
+                    return
+                case other:
+                    raise ClientMisbehaved(f"{describe(other)[:100]} in place of SUCCESS or FAILURE")
+
+    async def _put(self, file: AssociatedFile, key: Key) -> None:
+        source: ClientSource | None = None
+        outcome: Present | Stored = Stored(False)
+        try:
+            async with self._opened().upload(key, file) as offer:
+                if isinstance(offer, Present):
+                    outcome = offer
+                else:
+                    source = await self._offered(offer)
+                    if source is not None:
+                        outcome = await offer.send(source)
+        except SourceError as error:
+            # Most of these are the client's doing; those that ended the conversation come out again below.
+            outcome = Stored(False, reasons=(str(error),))
+        except SessionError as error:
+            if source is not None:
+                await source.finish(_error(error).text)
+            raise
+        if source is not None:
+            await source.finish("the content could not be stored")
+        match outcome:
+            case Present(uuids):
+                with_uuids = uuids and self._speaks(AlreadyHavePlus)
+                await self._client.send(AlreadyHavePlus(uuids) if with_uuids else AlreadyHave())
+            case Stored(True, uuids, reasons):
+                self._noted(*reasons)
+                with_uuids = uuids and self._speaks(SuccessPlus)
+                await self._client.send(SuccessPlus(uuids) if with_uuids else Success())
+            case Stored(False, _, reasons):
+                self._noted(*reasons)
+                await self._client.send(Failure())
+
+    async def _offered(self, offer: Upload) -> ClientSource | None:
+        """Asks the client for the content. None where it says that it is there already, which is not known here."""
+        await self._client.send(PutFrom(offer.offset))
+        match await self._client.receive("waiting for the content"):
+            case Data(length):
+                return ClientSource(self._client, offer.offset, length)
+            case DataPresent():
+                # Nobody but the nodes could tell, and there is no question to ask them by. FAILURE makes the client
+                # send the content itself, which is what git-annex's own proxy does.
+                return None
+            case other:
+                raise ClientMisbehaved(f"{describe(other)[:100]} in place of DATA")
+
+    async def _relay(self, service: str) -> None:
+        if self._served.connect is None:
+            raise ClientMisbehaved("relaying to git is not supported on this connection", None)
+        try:
+            await self._served.connect(self._client.stream, service)
+        except SessionError as error:
+            raise ClientGone(str(error)) from None
+
+
+def _error(error: SessionError) -> Error:
+    return Error(printable(str(error), _ERROR_LIMIT))
