@@ -26,6 +26,7 @@ class DescriptorConnection(Connection):
         self._reading = reading
         self._writing = writing
         self._open = True
+        self._good = True
 
     async def receive(self, max_bytes: int) -> bytes:
         while True:
@@ -55,15 +56,15 @@ class DescriptorConnection(Connection):
                 return sent
 
     def ended(self) -> bool:
-        if not self._open:
-            return True
-        try:
-            # Something unasked is as bad as the end: it would be taken for the answer to the next request.
-            os.read(self._reading, 1)
-        except BlockingIOError:
-            return False
-        except OSError:
-            return True
+        if self._open and self._good:
+            try:
+                # Something unasked is as bad as the end: it would be taken for the answer to the next request.
+                os.read(self._reading, 1)
+            except BlockingIOError:
+                return False
+            except OSError:
+                pass
+            self._good = False
         return True
 
     def close_writing(self) -> None:
