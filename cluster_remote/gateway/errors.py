@@ -1,0 +1,23 @@
+"""What can keep a gateway from serving. Each message says what was tried and what to do."""
+
+from __future__ import annotations
+
+from cluster_remote.annex.errors import AnnexError
+
+__all__ = ["CannotListen", "GatewayError", "TokensUnusable", "UnknownToken"]
+
+
+class GatewayError(AnnexError):
+    """The gateway cannot do what was asked of it."""
+
+
+class CannotListen(GatewayError):
+    """A socket could not be opened, or the one that was handed over is of no use."""
+
+
+class TokensUnusable(GatewayError):
+    """The file with the tokens' hashes could not be read or written."""
+
+
+class UnknownToken(GatewayError):
+    """There is no token with this id."""

@@ -1,0 +1,230 @@
+"""Tokens that let a client in, and what each of them allows.
+
+Of a token only its SHA-256 is kept. It needs no salt and no slow hash: a token is 256 random bits, so there is nothing
+to guess and no two are the same. Lower case letters and digits, for git-annex's own client takes no others
+(observed with git-annex 10.20261026: it writes capitals in lower case and drops a token with any other character).
+"""
+
+from __future__ import annotations
+
+import base64
+import fcntl
+import hashlib
+import hmac
+import json
+import os
+import re
+import secrets
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster_remote.annex.repository import Repository
+from cluster_remote.gateway.errors import TokensUnusable, UnknownToken
+from cluster_remote.p2p.key import UUID, encode
+from cluster_remote.p2p.server import Mode
+
+__all__ = ["MAX_TOKENS", "Claim", "Token", "Tokens", "for_node", "read_claim"]
+
+MAX_TOKENS = 1000
+"""How many tokens there may be: every one is compared with at each connection."""
+
+_TOKEN_BYTES = 32
+_TOKEN_LENGTH = 52
+_UUID_DIGITS = 32
+_ID = re.compile(r"[0-9a-f]{8}")
+_HASH = re.compile(r"[0-9a-f]{64}")
+# Far more than the largest number of tokens with the longest notes.
+_FILE_LIMIT = 4 * 1024 * 1024
+_NOTE_LIMIT = 200
+# Seconds to wait for another process that changes the tokens, and between two looks.
+_LOCK_WAIT, _LOCK_LOOK = 10.0, 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """What is known of a token: not the token itself. `created` is in seconds since 1970."""
+
+    id: str
+    mode: Mode
+    note: str
+    created: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What a client presents: a token and, if it says so, the repository behind the gateway that it wants."""
+
+    token: str
+    wanted: UUID | None = None
+
+    def __repr__(self) -> str:
+        return f"Claim(token=…, wanted={self.wanted})"
+
+
+def read_claim(text: str) -> Claim | None:
+    """Reads `TOKEN`, `TOKEN/UUID`, or the token followed by the UUID's 32 digits. None for what is none of these.
+
+    The last form is for git-annex's own client, whose tokens can hold neither a slash nor a dash.
+    """
+    token, slash, uuid = text.partition("/")
+    if not slash and len(text) == _TOKEN_LENGTH + _UUID_DIGITS:
+        token, digits = text[:_TOKEN_LENGTH], text[_TOKEN_LENGTH:]
+        uuid = "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
+    try:
+        return Claim(token, UUID.parse(uuid) if uuid or slash else None)
+    except ValueError:
+        return None
+
+
+def for_node(token: str, node: UUID) -> str:
+    """A token that asks for one repository behind the gateway, in the form that git-annex's own client can send."""
+    return token + node.text.replace("-", "")
+
+
+def _hash(token: str) -> str:
+    return hashlib.sha256(encode(token)).hexdigest()
+
+
+class Tokens:
+    """The tokens of one gateway, in a file that only its owner can read."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    @classmethod
+    def of(cls, repository: Repository) -> Tokens:
+        """Those of the gateway that stands in this repository, for all of its work trees."""
+        return cls(repository.common_dir / "cluster-remote" / "tokens")
+
+    def create(self, mode: Mode, note: str = "") -> tuple[Token, str]:
+        """A new token, and its text, which is kept nowhere. Raises TokensUnusable; ValueError for a note of no use."""
+        if len(note) > _NOTE_LIMIT or not all(c.isprintable() for c in note):
+            raise ValueError(f"a note is at most {_NOTE_LIMIT} printable characters")
+        text = base64.b32encode(secrets.token_bytes(_TOKEN_BYTES)).decode().rstrip("=").lower()
+        with self._locked():
+            tokens = self.all()
+            if len(tokens) >= MAX_TOKENS:
+                raise TokensUnusable(
+                    f"there are {len(tokens)} tokens already; cluster-remote token revoke those that nobody uses"
+                )
+            taken = {token.id for token in tokens}
+            while (identity := secrets.token_hex(4)) in taken:
+                pass
+            token = Token(identity, mode, note, int(time.time()), _hash(text))
+            self._write([*tokens, token])
+        return token, text
+
+    def revoke(self, identity: str) -> Token:
+        """Takes a token away: it lets nobody in any more. Raises UnknownToken, TokensUnusable."""
+        with self._locked():
+            tokens = self.all()
+            for token in tokens:
+                if token.id == identity:
+                    self._write([other for other in tokens if other is not token])
+                    return token
+        raise UnknownToken(f"there is no token {identity!r}; cluster-remote token list shows those there are")
+
+    def check(self, text: str) -> Token | None:
+        """The token that this is the text of. Takes as long for a wrong one as for any right one.
+
+        Raises TokensUnusable.
+        """
+        presented = _hash(text)
+        found: Token | None = None
+        for token in self.all():
+            # No way out of the loop: how long it takes must not tell which one fits.
+            if hmac.compare_digest(token.sha256, presented):
+                found = token
+        return found
+
+    def all(self) -> list[Token]:
+        """Every token, oldest first. Read anew each time: what was revoked is gone at once. Raises TokensUnusable."""
+        try:
+            with self.file.open("rb") as file:
+                content = file.read(_FILE_LIMIT + 1)
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise TokensUnusable(
+                f"{self.file} cannot be read: {error.strerror or error}; it belongs to whoever runs cluster-remote "
+                "serve and cluster-remote token"
+            ) from None
+        try:
+            if len(content) > _FILE_LIMIT:
+                raise ValueError("it is too large")
+            return [_read_token(line) for line in content.splitlines() if line]
+        except (ValueError, KeyError, TypeError) as error:
+            raise TokensUnusable(
+                f"{self.file} is damaged ({type(error).__name__}): move it away and make new tokens with "
+                "cluster-remote token create"
+            ) from None
+
+    def _write(self, tokens: list[Token]) -> None:
+        lines = "".join(_written(token) + "\n" for token in tokens)
+        try:
+            # Made with mode 0600; whoever reads meanwhile sees either all of the old file or all of the new one.
+            descriptor, name = tempfile.mkstemp(prefix=".tokens-", dir=self.file.parent)
+            try:
+                with os.fdopen(descriptor, "wb") as file:
+                    file.write(lines.encode())
+                    file.flush()
+                    os.fsync(file.fileno())
+                Path(name).replace(self.file)
+            except BaseException:
+                Path(name).unlink(missing_ok=True)
+                raise
+        except OSError as error:
+            raise self._cannot_write(error) from None
+
+    def _cannot_write(self, error: OSError) -> TokensUnusable:
+        return TokensUnusable(f"{self.file} cannot be written: {error.strerror or error}; check its permissions")
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Keeps two changes from being made at once; the second would undo the first."""
+        try:
+            self.file.parent.mkdir(mode=0o700, exist_ok=True)
+            lock = os.open(self.file.with_name(self.file.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise self._cannot_write(error) from None
+        try:
+            deadline = time.monotonic() + _LOCK_WAIT
+            while True:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > deadline:
+                        raise TokensUnusable(
+                            f"another process has been changing {self.file} for {_LOCK_WAIT:.0f} seconds; try again"
+                        ) from None
+                    time.sleep(_LOCK_LOOK)
+            yield
+        finally:
+            os.close(lock)
+
+
+def _written(token: Token) -> str:
+    return json.dumps(
+        {
+            "id": token.id,
+            "sha256": token.sha256,
+            "mode": token.mode.value,
+            "note": token.note,
+            "created": token.created,
+        }
+    )
+
+
+def _read_token(line: bytes) -> Token:
+    """Raises ValueError, KeyError, TypeError."""
+    found = json.loads(line)
+    token = Token(found["id"], Mode(found["mode"]), found["note"], int(found["created"]), found["sha256"])
+    if not (_ID.fullmatch(token.id) and _HASH.fullmatch(token.sha256) and isinstance(token.note, str)):
+        raise ValueError("not a token")
+    return token

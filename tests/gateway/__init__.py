@@ -1,0 +1,1 @@
+"""A gateway, as git-annex's own client and ours see it."""
