@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
-from tests.remote.sites import Site, make_site
-from tests.support.environment import Environment
+from tests.remote.sites import Site, add_node_remotes, make_site
+from tests.support.environment import Environment, temporary_environment
 
 
-@pytest.fixture(scope="module")
-def _site(make_environment: Callable[[], Environment]) -> Site:
-    return make_site(make_environment())
+@pytest.fixture(scope="session")
+def shared_site() -> Iterator[Site]:
+    """A site for all tests of a process of tests; `site` is what they ask for."""
+    with temporary_environment() as environment:
+        made = make_site(environment)
+        add_node_remotes(made)
+        yield made
 
 
 @pytest.fixture
-def site(_site: Site) -> Iterator[Site]:
-    """A cluster and a client with remotes, shared by the tests of a file: each uses keys of its own.
+def site(shared_site: Site) -> Iterator[Site]:
+    """A cluster and a client with remotes for it and its nodes, shared by many tests: each has contents of its own.
 
     After every test no process may be left.
     """
-    yield _site
-    _site.cluster.gateway.environment.assert_no_process_left()
+    yield shared_site
+    shared_site.environment.assert_no_process_left()
 
 
 @pytest.fixture
 def own_site(environment: Environment) -> Site:
-    """As `site`, but for one test that changes more than keys of its own."""
+    """A cluster and a client with a remote for it, for one test that changes more than contents of its own."""
     return make_site(environment)

@@ -58,12 +58,17 @@ class Site:
 
     Attributes:
         cluster: of three nodes.
-        client: a clone of the gateway; its remotes `mycl` (the cluster), `n1`, `n2` and `n3` (the nodes) are ours, and
-            lead through the gateway's directory.
+        client: a clone of the gateway; its remote `mycl` is ours and the same as the cluster, and leads to the
+            gateway's directory. With `add_node_remotes` it has `n1`, `n2` and `n3` for the nodes, too.
     """
 
     cluster: Cluster
     client: Repository
+
+    @property
+    def environment(self) -> Environment:
+        """Where all of it lives."""
+        return self.client.environment
 
     @property
     def nodes(self) -> set[str]:
@@ -91,13 +96,16 @@ class Site:
 
 
 def make_site(environment: Environment, directory: Path | None = None) -> Site:
-    """A site in an environment's directory."""
+    """A site in an environment's directory, with the cluster's remote alone."""
     cluster = make_cluster(environment, directory or environment.directory)
     client = cluster.clone()
-    url = f"url={cluster.gateway.path}"
-    initremote(client, "mycl", url, sameas=cluster.uuid)
-    for number, node in enumerate(cluster.nodes, 1):
-        initremote(client, f"n{number}", url, sameas=node.uuid)
-        client.git("config", f"remote.n{number}.annex-cost", "110")
-        client.git("config", f"remote.n{number}.annex-sync", "false")
+    initremote(client, "mycl", f"url={cluster.gateway.path}", sameas=cluster.uuid)
     return Site(cluster, client)
+
+
+def add_node_remotes(site: Site) -> None:
+    """Give the client the remotes n1, n2 and n3, for the nodes."""
+    for number, node in enumerate(site.cluster.nodes, 1):
+        initremote(site.client, f"n{number}", f"url={site.url}", sameas=node.uuid)
+        site.client.git("config", f"remote.n{number}.annex-cost", "110")
+        site.client.git("config", f"remote.n{number}.annex-sync", "false")

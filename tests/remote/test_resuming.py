@@ -1,0 +1,175 @@
+"""Transfers that go on where an earlier one broke off, in both directions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.remote.sites import Site, messages
+from tests.support.repositories import Repository
+
+CONTENT = bytes(range(256)) * 4000
+SIZE = len(CONTENT)
+
+
+def unique(word: str) -> bytes:
+    """A content of SIZE bytes that no other test has."""
+    return word.encode() + CONTENT[len(word) :]
+
+
+def leave_partial(node: Repository, key: str, part: bytes) -> None:
+    """Make a node look as after an upload that broke off."""
+    partial = node.path / ".git/annex/tmp" / key
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    partial.write_bytes(part)
+
+
+def sent(said: list[str]) -> list[str]:
+    """What was said in the PUT of a command, from the server's answer on, the key left out."""
+    start = next(place for place, message in enumerate(said) if message.startswith("> PUT "))
+    return [message for message in said[start:] if message.startswith(("< PUT-FROM", "> DATA", "> VALID"))]
+
+
+@pytest.mark.parametrize("have", [1, 100_000, SIZE - 1])
+def test_upload_to_a_node_sends_only_what_it_lacks(site: Site, have: int) -> None:
+    name = f"rest{have}"
+    content = unique(name)
+    key = site.client.add(name, content)
+    leave_partial(site.cluster.nodes[1], key, content[:have])
+    done = site.client.annex("copy", "--to", "n2", name, "--debug")
+    assert sent(messages(done)) == [f"< PUT-FROM {have}", f"> DATA {SIZE - have}", "> VALID"]
+    assert site.cluster.nodes[1].object_bytes(key) == content
+    assert site.present(key) == {site.cluster.nodes[1].uuid}
+
+
+def test_upload_to_a_node_that_has_all_bytes_but_has_not_stored_them(site: Site) -> None:
+    content = unique("all")
+    key = site.client.add("all", content)
+    leave_partial(site.cluster.nodes[0], key, content)
+    done = site.client.annex("copy", "--to", "n1", "all", "--debug")
+    assert sent(messages(done)) == [f"< PUT-FROM {SIZE}", "> DATA 0", "> VALID"]
+    assert site.cluster.nodes[0].object_bytes(key) == content
+
+
+def test_upload_to_the_cluster_begins_where_the_node_that_lacks_most_needs_it(site: Site) -> None:
+    content = unique("shares")
+    key = site.client.add("shares", content)
+    for node, have in zip(site.cluster.nodes, (300_000, 200_000, 1_000_000), strict=True):
+        leave_partial(node, key, content[:have])
+    done = site.client.annex("copy", "--to", "mycl", "shares", "--debug")
+    assert sent(messages(done)) == ["< PUT-FROM 200000", f"> DATA {SIZE - 200_000}", "> VALID"]
+    assert [node.object_bytes(key) for node in site.cluster.nodes] == [content] * 3
+    assert site.present(key) == site.nodes
+
+
+def test_upload_onto_a_part_that_is_wrong_is_done_again_from_the_start(site: Site) -> None:
+    content = unique("spoilt")
+    key = site.client.add("spoilt", content)
+    leave_partial(site.cluster.nodes[2], key, b"X" * 5000)
+    done = site.client.annex("copy", "--to", "n3", "spoilt", "--debug")
+    said = messages(done)
+    assert sent(said)[:3] == ["< PUT-FROM 5000", f"> DATA {SIZE - 5000}", "> VALID"]
+    # The node has found out, by the checksum of the whole; git-annex tries again by itself.
+    assert said[said.index("> VALID") + 1] == "< FAILURE"
+    assert sent(said)[3:] == ["< PUT-FROM 0", f"> DATA {SIZE}", "> VALID"]
+    assert site.cluster.nodes[2].object_bytes(key) == content
+
+
+def test_a_node_that_did_not_store_because_of_a_wrong_part_is_not_recorded(site: Site) -> None:
+    content = unique("spoilt on one")
+    key = site.client.add("spoilt on one", content)
+    leave_partial(site.cluster.nodes[1], key, b"X" * 5000)
+    site.client.annex("copy", "--to", "mycl", "spoilt on one")
+    assert site.cluster.holders(key) == [True, False, True]
+    assert site.present(key) == site.nodes - {site.cluster.nodes[1].uuid}
+
+
+@pytest.fixture(scope="module")
+def stored(shared_site: Site) -> tuple[Site, str, bytes]:
+    """A content that is on the cluster: the site, its key and its bytes."""
+    content = unique("stored")
+    key = shared_site.client.add("stored", content)
+    shared_site.client.annex("copy", "--to", "mycl", "stored")
+    return shared_site, key, content
+
+
+@pytest.mark.parametrize(
+    ("there", "asked"),
+    [
+        (b"", 0),
+        (unique("stored")[:1], 1),
+        (unique("stored")[:700_000], 700_000),
+        (unique("stored"), SIZE),
+        (unique("stored") + b"and more", 0),
+    ],
+    ids=["empty", "a byte", "a part", "complete", "longer"],
+)
+def test_download_goes_on_where_the_file_ends(
+    stored: tuple[Site, str, bytes], tmp_path: Path, there: bytes, asked: int
+) -> None:
+    site, key, content = stored
+    file = tmp_path / "file"
+    file.write_bytes(there)
+    with site.driver() as annex:
+        annex.prepare()
+        assert annex.ask(f"TRANSFER RETRIEVE {key} {file}") == f"TRANSFER-SUCCESS RETRIEVE {key}"
+    assert file.read_bytes() == content
+    assert f"P2P > GET {asked}  {key}" in annex.debug
+    assert f"P2P < DATA {SIZE - asked}" in annex.debug
+    assert annex.debug[-2:] == ["P2P < VALID", "P2P > SUCCESS"]
+
+
+def test_download_into_a_file_that_is_not_there_makes_it(stored: tuple[Site, str, bytes], tmp_path: Path) -> None:
+    site, key, content = stored
+    with site.driver() as annex:
+        annex.prepare()
+        assert annex.ask(f"TRANSFER RETRIEVE {key} {tmp_path}/new") == f"TRANSFER-SUCCESS RETRIEVE {key}"
+    assert (tmp_path / "new").read_bytes() == content
+
+
+def test_git_annex_get_resumes_and_verifies_the_whole(stored: tuple[Site, str, bytes]) -> None:
+    site, key, content = stored
+    site.client.annex("drop", "--force", "stored")
+    leave_partial(site.client, key, content[:600_000])
+    done = site.client.annex("get", "--from", "mycl", "stored", "--debug")
+    assert f"> GET 600000  {key}" in messages(done)
+    assert f"< DATA {SIZE - 600_000}" in messages(done)
+    assert site.client.object_bytes(key) == content
+
+
+def test_a_key_without_a_size_is_downloaded_from_the_start(site: Site, tmp_path: Path) -> None:
+    """Nothing tells whether a file of that length is a part, or too long."""
+    key = "URL--http&c%%example.com%sizeless"
+    site.cluster.nodes[0].set_key(key, b"no size in the key")
+    file = tmp_path / "file"
+    file.write_bytes(b"something else that is longer than the content")
+    with site.driver(site.cluster.nodes[0].uuid) as annex:
+        annex.prepare()
+        assert annex.ask(f"TRANSFER RETRIEVE {key} {file}") == f"TRANSFER-SUCCESS RETRIEVE {key}"
+    assert file.read_bytes() == b"no size in the key"
+    assert f"P2P > GET 0  {key}" in annex.debug
+
+
+def test_download_of_what_is_not_there_leaves_the_part_as_it_was(site: Site, tmp_path: Path) -> None:
+    key = "WORM-s1000-m1--nowhere"
+    file = tmp_path / "file"
+    file.write_bytes(b"a part")
+    with site.driver(site.cluster.nodes[0].uuid) as annex:
+        annex.prepare()
+        answer = annex.ask(f"TRANSFER RETRIEVE {key} {file}")
+    assert answer.startswith(f"TRANSFER-FAILURE RETRIEVE {key} ")
+    assert "does not have the content" in answer
+    assert file.read_bytes() == b"a part"
+
+
+def test_download_into_what_cannot_be_written_says_so(stored: tuple[Site, str, bytes], tmp_path: Path) -> None:
+    site, key, _ = stored
+    with site.driver() as annex:
+        annex.prepare()
+        for file in (tmp_path, tmp_path / "no such directory/file"):
+            answer = annex.ask(f"TRANSFER RETRIEVE {key} {file}")
+            assert answer.startswith(f"TRANSFER-FAILURE RETRIEVE {key} cannot write '{file}': ")
+        # The session is as good as before.
+        assert annex.ask(f"CHECKPRESENT {key}") == f"CHECKPRESENT-SUCCESS {key}"
+    assert not list(tmp_path.iterdir())
