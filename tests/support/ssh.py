@@ -211,7 +211,7 @@ class SshServer:
         assert child.stdin is not None
         assert child.stdout is not None
         assert child.stderr is not None
-        pipes: asyncio.SubprocessTransport = cast(Any, child)._transport  # asyncio has no public name for it
+        pipes: Any = cast(Any, child)._transport  # asyncio has no public name for it
         try:
             async with anyio.create_task_group() as group:
                 group.start_soon(_feed, process, child.stdin)
