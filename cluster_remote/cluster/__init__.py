@@ -1,0 +1,1 @@
+"""Many sessions as one: the cluster side of the protocol, in this process."""

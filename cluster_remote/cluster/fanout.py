@@ -1,0 +1,223 @@
+"""Who gets which bytes of an upload whose content can be read only once.
+
+Every node wants the content from its own offset on. The content is read once, from the lowest of these offsets; each
+node takes its part from a buffer of its own, at its own pace. A full buffer stops the reading, so the slowest node
+sets the pace; a node that makes no progress is given up by its own session, by its own deadline, and then nobody
+waits for it any more.
+
+A content that can be read any number of times (a file) needs none of this: each node reads it for itself.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager
+
+import anyio
+
+from cluster_remote.p2p.errors import SourceError
+from cluster_remote.p2p.session import Progress, Source, SourceReading
+from cluster_remote.p2p.stream import CHUNK
+
+__all__ = ["BUFFER", "Share", "SlowestProgress", "distribute", "pieces", "wanted"]
+
+# Bytes that wait for one node. What waits for several is held in memory only once.
+BUFFER = 4 * CHUNK
+
+
+def wanted(position: int, length: int, offset: int) -> slice:
+    """Which part of the bytes [position, position + length) of a content goes to a node that has `offset` bytes."""
+    return slice(min(max(offset - position, 0), length), length)
+
+
+def pieces(chunk: bytes | memoryview, most: int = CHUNK) -> Iterator[memoryview]:
+    """A chunk in parts of at most `most` bytes that stay as they are when the next chunk is asked for."""
+    kept = memoryview(chunk if isinstance(chunk, bytes) else bytes(chunk))
+    for start in range(0, len(kept), most):
+        yield kept[start : start + most]
+
+
+class Share(Source):
+    """What one node gets of a stream of content: the bytes from `offset` on, through a buffer of `limit` bytes.
+
+    One task gives (see `distribute`), another takes, by reading this source, once.
+    """
+
+    repeatable = False
+
+    def __init__(self, offset: int, end: int, limit: int = BUFFER) -> None:
+        """`offset` and `end` are positions in the content. Raises SourceError if there is nothing between them."""
+        if offset > end:
+            raise SourceError(f"the content has {end} bytes; the node says it has {offset} already")
+        self.offset = offset
+        self.end = end
+        self.over = False
+        self._limit = limit
+        self._waiting: deque[memoryview] = deque()
+        self._held = 0
+        self._verdict: bool | None = None
+        self._broken: str | None = None
+        self._given = anyio.Event()
+        self._taken = anyio.Event()
+
+    # The giving side
+
+    async def give(self, piece: memoryview, position: int) -> None:
+        """Puts the part of `piece` that is wanted into the buffer; waits for room as long as the node takes."""
+        part = piece[wanted(position, len(piece), self.offset)]
+        if not part:
+            return
+        while self._held and self._held + len(part) > self._limit and not self.over:
+            self._taken = anyio.Event()
+            await self._taken.wait()
+        if not self.over:
+            self._waiting.append(part)
+            self._held += len(part)
+            self._given.set()
+
+    def finish(self, valid: bool) -> None:
+        """All has been given; `valid` says whether it is what it should be."""
+        self._verdict = valid
+        self._given.set()
+
+    def break_off(self, reason: str) -> None:
+        """No more will come. Whoever takes gets a SourceError, once the buffer is empty."""
+        self._broken = reason
+        self._given.set()
+
+    # The taking side
+
+    @asynccontextmanager
+    async def read(self, offset: int) -> AsyncIterator[SourceReading]:
+        if offset < self.offset:
+            raise SourceError(f"the content was asked for from byte {self.offset} on, and cannot be read from {offset}")
+        self._skip_to(offset)
+        try:
+            yield _ShareReading(self)
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Nobody takes any more: what is given from now on is dropped."""
+        self.over = True
+        self._waiting.clear()
+        self._held = 0
+        self._taken.set()
+
+    def _skip_to(self, offset: int) -> None:
+        if offset > self.end:
+            raise SourceError(f"the content has {self.end} bytes, and cannot be read from {offset}")
+        while self._waiting and self.offset < offset:
+            part = self._waiting.popleft()
+            kept = part[wanted(self.offset, len(part), offset)]
+            self._held -= len(part) - len(kept)
+            self.offset += len(part) - len(kept)
+            if kept:
+                self._waiting.appendleft(kept)
+        self.offset = offset
+        self._taken.set()
+
+    async def _take(self) -> memoryview:
+        while not self._waiting:
+            self._check()
+            if self._verdict is not None:
+                raise SourceError("the content ended too early")
+            await self._wait()
+        part = self._waiting.popleft()
+        self._held -= len(part)
+        self._taken.set()
+        return part
+
+    async def _validity(self) -> bool:
+        while self._verdict is None:
+            self._check()
+            await self._wait()
+        return self._verdict
+
+    async def _wait(self) -> None:
+        self._given = anyio.Event()
+        await self._given.wait()
+
+    def _check(self) -> None:
+        if self._broken is not None:
+            raise SourceError(self._broken)
+
+
+class _ShareReading(SourceReading):
+    def __init__(self, share: Share) -> None:
+        self._share = share
+        self.length = share.end - share.offset
+
+    async def chunks(self) -> AsyncIterator[memoryview]:
+        left = self.length
+        while left:
+            part = await self._share._take()
+            left -= len(part)
+            yield part
+
+    async def valid(self) -> bool:
+        return await self._share._validity()
+
+
+async def distribute(reading: SourceReading, start: int, shares: Sequence[Share]) -> bool:
+    """Reads a content once, from byte `start` on, and gives each share its part of it.
+
+    Gives whether the content was read to its end: it is not when nobody is left to take it. Raises what the source
+    raises; the shares have been broken off then.
+    """
+    position = start
+    try:
+        async for chunk in reading.chunks():
+            for piece in pieces(chunk):
+                for share in shares:
+                    await share.give(piece, position)
+                position += len(piece)
+            if all(share.over for share in shares):
+                return False
+        if position != start + reading.length:
+            raise SourceError(f"the content has {position - start} bytes instead of the {reading.length} announced")
+        valid = await reading.valid()
+    except BaseException as error:
+        for share in shares:
+            share.break_off(str(error) or "the upload was given up")
+        raise
+    for share in shares:
+        share.finish(valid)
+    return True
+
+
+class SlowestProgress:
+    """Makes one progress of many: the position of the slowest that is still under way. Never goes back."""
+
+    def __init__(self, report: Progress | None) -> None:
+        self._report = report
+        self._positions: dict[str, int] = {}
+        self._reported = -1
+
+    def begin(self, positions: Iterable[tuple[str, int]]) -> None:
+        """Who is under way, and from where on."""
+        self._positions.update(positions)
+
+    def of(self, name: str) -> Progress:
+        """What is to be called with the position of one of them."""
+
+        def report(position: int) -> None:
+            if name in self._positions:
+                self._positions[name] = position
+                self._tell()
+
+        return report
+
+    def drop(self, name: str) -> None:
+        """One of them failed and is not waited for any more."""
+        if self._positions.pop(name, None) is not None:
+            self._tell()
+
+    def _tell(self) -> None:
+        if self._report is None or not self._positions:
+            return
+        slowest = min(self._positions.values())
+        if slowest > self._reported:
+            self._reported = slowest
+            self._report(slowest)

@@ -1,0 +1,1 @@
+"""The cluster: fan-out, routing, membership, and sessions with real nodes."""

@@ -1,0 +1,243 @@
+"""Every node receives exactly its bytes, once, in order, whatever the sizes, offsets and chunk boundaries."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from itertools import accumulate, pairwise
+
+import anyio
+import anyio.lowlevel
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from cluster_remote.cluster.fanout import Share, SlowestProgress, distribute, pieces, wanted
+from cluster_remote.p2p.errors import SourceError
+from cluster_remote.p2p.session import SourceReading
+
+pytestmark = pytest.mark.anyio
+
+
+class Chunks(SourceReading):
+    """A content that comes in given chunks, all of them through the same memory, as a receive buffer would be."""
+
+    def __init__(self, chunks: Sequence[bytes], *, valid: bool = True, announced: int | None = None) -> None:
+        self.length = sum(map(len, chunks)) if announced is None else announced
+        self.asked = 0
+        self._chunks = chunks
+        self._valid = valid
+
+    async def chunks(self) -> AsyncIterator[memoryview]:
+        for chunk in self._chunks:
+            self.asked += 1
+            memory = bytearray(chunk)
+            yield memoryview(memory)
+            memory[:] = bytes(len(memory))
+
+    async def valid(self) -> bool:
+        return self._valid
+
+
+async def take(share: Share, pauses: int = 0, offset: int | None = None) -> tuple[bytes, bool]:
+    async with share.read(share.offset if offset is None else offset) as reading:
+        received = b""
+        async for chunk in reading.chunks():
+            received += chunk
+            for _ in range(pauses):
+                await anyio.lowlevel.checkpoint()
+        assert len(received) == reading.length
+        return received, await reading.valid()
+
+
+Taker = tuple[Share, Callable[[Share], Awaitable[object]]]
+
+
+async def share_out(reading: SourceReading, start: int, takers: Sequence[Taker]) -> tuple[object, list[object]]:
+    """What `distribute` gives or raises, and the same of every taker."""
+    results: list[object] = [None] * len(takers)
+    outcome: object = None
+
+    async def run(number: int, share: Share, action: Callable[[Share], Awaitable[object]]) -> None:
+        try:
+            results[number] = await action(share)
+        except SourceError as error:
+            results[number] = str(error)
+
+    async with anyio.create_task_group() as tasks:
+        for number, (share, action) in enumerate(takers):
+            tasks.start_soon(run, number, share, action)
+        try:
+            outcome = await distribute(reading, start, [share for share, _ in takers])
+        except SourceError as error:
+            outcome = str(error)
+    return outcome, results
+
+
+def taker(share: Share, pauses: int = 0, offset: int | None = None) -> Taker:
+    return share, lambda share: take(share, pauses, offset)
+
+
+contents = st.binary(max_size=60)
+cuts = st.lists(st.integers(0, 60), max_size=8)
+
+
+def cut(content: bytes, at: Sequence[int]) -> list[bytes]:
+    edges = [0, *sorted(min(edge, len(content)) for edge in at), len(content)]
+    return [content[a:b] for a, b in pairwise(edges)]
+
+
+@given(st.integers(0, 100), st.integers(0, 100), st.integers(0, 250))
+@example(10, 5, 0)
+@example(10, 5, 10)
+@example(10, 5, 12)
+@example(10, 5, 15)
+@example(10, 5, 16)
+def test_of_a_chunk_a_node_wants_the_bytes_from_its_offset_on(position: int, length: int, offset: int) -> None:
+    numbers = range(position, position + length)
+    assert list(numbers[wanted(position, length, offset)]) == [n for n in numbers if n >= offset]
+
+
+@given(contents, cuts, st.integers(0, 60))
+def test_the_parts_of_all_chunks_make_up_what_the_node_lacks(content: bytes, at: list[int], offset: int) -> None:
+    chunks = cut(content, at)
+    starts = accumulate((len(chunk) for chunk in chunks), initial=0)
+    parts = [c[wanted(p, len(c), offset)] for c, p in zip(chunks, starts, strict=False)]
+    assert b"".join(parts) == content[offset:]
+
+
+@given(st.binary(max_size=50), st.integers(1, 20), st.booleans())
+def test_pieces_are_bounded_and_outlive_the_chunk(content: bytes, most: int, reused: bool) -> None:
+    memory = bytearray(content)
+    made = list(pieces(memoryview(memory) if reused else content, most))
+    memory[:] = bytes(len(memory))
+    assert b"".join(made) == content
+    assert all(0 < len(piece) <= most for piece in made)
+
+
+@given(
+    content=contents,
+    at=cuts,
+    start=st.integers(0, 30),
+    nodes=st.lists(st.tuples(st.integers(0, 60), st.integers(0, 3)), min_size=1, max_size=6),
+    limit=st.integers(1, 40),
+    valid=st.booleans(),
+)
+@example(content=b"abc", at=[1], start=0, nodes=[(0, 0), (1, 2), (2, 0), (3, 1)], limit=1, valid=True)
+@example(content=b"", at=[], start=5, nodes=[(0, 0)], limit=1, valid=True)
+def test_every_node_receives_its_bytes_once_and_in_order_and_the_verdict(
+    content: bytes, at: list[int], start: int, nodes: list[tuple[int, int]], limit: int, valid: bool
+) -> None:
+    end = start + len(content)
+    offsets = [start + min(offset, len(content)) for offset, _ in nodes]
+    takers = [taker(Share(offset, end, limit), pauses) for offset, (_, pauses) in zip(offsets, nodes, strict=True)]
+    complete, results = anyio.run(share_out, Chunks(cut(content, at), valid=valid), start, takers)
+    assert complete
+    assert results == [(content[offset - start :], valid) for offset in offsets]
+
+
+@given(contents, st.integers(0, 20), st.integers(0, 70))
+def test_a_node_may_read_from_later_than_it_announced(content: bytes, announced: int, later: int) -> None:
+    offset = min(announced, len(content))
+    begin = min(offset + later, len(content))
+    takers = [taker(Share(offset, len(content), 8), offset=begin)]
+    _, results = anyio.run(share_out, Chunks(cut(content, [3, 5, 20])), 0, takers)
+    assert results == [(content[begin:], True)]
+
+
+async def test_a_node_with_more_bytes_than_the_content_gets_none() -> None:
+    with pytest.raises(SourceError, match="has 5 bytes; the node says it has 6"):
+        Share(6, 5)
+
+
+async def test_the_slowest_node_sets_the_pace_within_its_buffer() -> None:
+    source = Chunks([b"x" * 10] * 100)
+    fast, slow = Share(0, 1000, 30), Share(0, 1000, 30)
+    taken = 0
+
+    async def slowly(share: Share) -> None:
+        nonlocal taken
+        async with share.read(0) as reading:
+            async for chunk in reading.chunks():
+                # What was read from the source waits in the buffer, save what was taken and what is about to go in.
+                assert 10 * source.asked <= taken + 30 + 10 + 10
+                await anyio.lowlevel.checkpoint()
+                taken += len(chunk)
+            await reading.valid()
+
+    async def quickly(share: Share) -> bytes:
+        return (await take(share))[0]
+
+    complete, results = await share_out(source, 0, [(fast, quickly), (slow, slowly)])
+    assert complete
+    assert taken == 1000
+    assert results[0] == b"x" * 1000
+
+
+async def test_a_node_that_gives_up_holds_nobody_up_and_is_given_nothing_more() -> None:
+    source = Chunks([b"x" * 10] * 50)
+
+    async def gives_up(share: Share) -> str:
+        async with share.read(0) as reading:
+            async for _ in reading.chunks():
+                return "gone"
+        return "unreachable"
+
+    async def quickly(share: Share) -> int:
+        return len((await take(share))[0])
+
+    complete, results = await share_out(source, 0, [(Share(0, 500, 10), gives_up), (Share(0, 500, 10), quickly)])
+    assert complete
+    assert results == ["gone", 500]
+
+
+async def test_reading_stops_when_no_node_is_left() -> None:
+    source = Chunks([b"x" * 10] * 50)
+
+    async def gives_up(share: Share) -> None:
+        async with share.read(0):
+            return
+
+    complete, _ = await share_out(source, 0, [(Share(0, 500, 10), gives_up)] * 2)
+    assert not complete
+    assert source.asked < 10
+
+
+class Broken(Chunks):
+    async def chunks(self) -> AsyncIterator[memoryview]:
+        async for chunk in super().chunks():
+            yield chunk
+        raise SourceError("the disk is gone")
+
+
+async def test_an_error_of_the_source_reaches_every_node_and_the_caller() -> None:
+    source = Broken([b"x" * 10] * 3, announced=40)
+    outcome, results = await share_out(source, 0, [taker(Share(0, 40)), taker(Share(10, 40))])
+    assert outcome == "the disk is gone"
+    assert results == ["the disk is gone"] * 2
+
+
+@pytest.mark.parametrize("announced", [29, 31])
+async def test_a_source_that_does_not_keep_to_its_length_is_an_error(announced: int) -> None:
+    source = Chunks([b"x" * 10] * 3, announced=announced)
+    outcome, results = await share_out(source, 0, [taker(Share(0, 40))])
+    assert outcome == f"the content has 30 bytes instead of the {announced} announced"
+    assert results == [outcome]
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 100), st.booleans()), max_size=30))
+def test_progress_is_that_of_the_slowest_and_never_goes_back(reports: list[tuple[str, int, bool]]) -> None:
+    told: list[int] = []
+    progress = SlowestProgress(told.append)
+    positions = dict.fromkeys("abc", 0)
+    progress.begin(positions.items())
+    for name, position, dropped in reports:
+        before = len(told)
+        if dropped:
+            progress.drop(name)
+            positions.pop(name, None)
+        else:
+            progress.of(name)(position)
+            if name in positions:
+                positions[name] = position
+        assert all(position == min(positions.values()) for position in told[before:])
+    assert told == sorted(set(told))
