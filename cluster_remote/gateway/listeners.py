@@ -1,0 +1,261 @@
+"""Sockets that a gateway listens on: unix sockets, TCP, and those that systemd hands over."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import os
+import secrets
+import socket
+import stat
+from collections.abc import MutableMapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import anyio
+
+from cluster_remote.gateway.errors import CannotListen
+from cluster_remote.p2p.errors import ConnectionLost
+from cluster_remote.transport.address import BadAddress, Tcp, Unix, parse_address
+from cluster_remote.transport.descriptor import DescriptorConnection
+
+__all__ = ["Listener", "SocketConnection", "handed_over", "listen", "parse_listen"]
+
+_BACKLOG = 64
+# What Linux takes as the path of a unix socket, in bytes.
+_MAX_PATH = 107
+# systemd's first descriptor (sd_listen_fds(3)).
+_FIRST_DESCRIPTOR = 3
+# Seconds until another connection is accepted after this machine had no room for one.
+_OUT_OF_ROOM_PAUSE = 0.2
+_OUT_OF_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+
+class SocketConnection(DescriptorConnection):
+    """A client's connection. Owns the socket."""
+
+    def __init__(self, accepted: socket.socket) -> None:
+        self._socket = socket.socket(fileno=os.dup(accepted.fileno()))
+        descriptor = accepted.detach()
+        super().__init__(descriptor, descriptor)
+
+    async def aclose(self, patience: float) -> None:
+        """Waits up to `patience` seconds for the client to close, so that what it was told last arrives.
+
+        To close a socket that bytes have come in on which nobody read makes the kernel take back what was sent.
+        """
+        try:
+            self._socket.shutdown(socket.SHUT_WR)
+        except OSError:
+            patience = 0
+        with anyio.CancelScope(shield=True), anyio.move_on_after(patience):
+            try:
+                while await self.receive(65536):
+                    pass
+            except ConnectionLost:
+                pass
+        self._socket.close()
+        await super().aclose(0)
+
+
+@dataclass(frozen=True)
+class Listener:
+    """A socket that listens. `name` is its address; `in_the_clear`: what goes over it can be read on a network.
+
+    `file` is the unix socket's own, to be removed at the end, as path and inode.
+    """
+
+    socket: socket.socket
+    name: str
+    in_the_clear: bool = False
+    file: tuple[Path, int] | None = None
+
+    async def accept(self) -> SocketConnection:
+        """The next client. Raises CannotListen when the socket has been closed by somebody else."""
+        while True:
+            try:
+                accepted, _ = self.socket.accept()
+            except BlockingIOError:
+                await anyio.wait_readable(self.socket)
+            except OSError as error:
+                if error.errno in _OUT_OF_ROOM:
+                    await anyio.sleep(_OUT_OF_ROOM_PAUSE)
+                elif error.errno in (errno.EBADF, errno.EINVAL, errno.ENOTSOCK):
+                    raise CannotListen(f"{self.name}: {error.strerror}") from None
+                else:
+                    # That client went away before we came to it (see accept(2)); there may be others.
+                    await anyio.lowlevel.checkpoint()
+            else:
+                if accepted.family != socket.AF_UNIX:
+                    # Messages are small and waited for. Of a client whose machine died we would never hear otherwise.
+                    accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                    accepted.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                return SocketConnection(accepted)
+
+    def close(self) -> None:
+        """Stops listening, and removes the unix socket's file if it is still ours."""
+        if self.file is not None:
+            path, inode = self.file
+            try:
+                if path.lstat().st_ino == inode:
+                    path.unlink()
+            except FileNotFoundError:
+                pass
+        self.socket.close()
+
+
+def parse_listen(text: str) -> Unix | Tcp:
+    """Reads an address to listen on. Raises BadAddress."""
+    address = parse_address(text)
+    if not isinstance(address, Unix | Tcp):
+        raise BadAddress(f"a gateway listens on unix:/path or tcp://host:port, not on {text!r}")
+    if address.node is not None:
+        raise BadAddress(f"{text!r}: ?node= is for clients; every repository behind a gateway is at the same address")
+    return address
+
+
+def listen(address: Unix | Tcp) -> list[Listener]:
+    """Listens on an address; on all of them, where a host's name has several. Raises CannotListen."""
+    return [_listen_unix(address)] if isinstance(address, Unix) else _listen_tcp(address)
+
+
+def _listen_unix(address: Unix) -> Listener:
+    path = Path(address.path)
+    # Under another name at first: it gets its place only once it listens and nobody else may connect, and whoever
+    # finds it there finds it answering.
+    new = path.with_name(f".{secrets.token_hex(3)}")
+    longest = max(len(os.fsencode(each)) for each in (path, new))
+    if longest > _MAX_PATH:
+        raise CannotListen(
+            f"{address}: the path of a unix socket has at most {_MAX_PATH} bytes (with {longest - _MAX_PATH} fewer "
+            "this one would do)"
+        )
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _refuse_if_taken(address)
+        made.bind(os.fsencode(new))
+        try:
+            new.chmod(0o600)
+            made.listen(_BACKLOG)
+            made.setblocking(False)
+            inode = new.lstat().st_ino
+            new.replace(path)
+        except BaseException:
+            new.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        made.close()
+        raise CannotListen(f"cannot listen on {address}: {error.strerror or error}") from None
+    except BaseException:
+        made.close()
+        raise
+    return Listener(made, str(address), file=(path, inode))
+
+
+def _refuse_if_taken(address: Unix) -> None:
+    """Raises CannotListen unless there is nothing at the path, or a socket that nobody listens on any more."""
+    try:
+        mode = os.lstat(address.path).st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise CannotListen(f"cannot listen on {address}: there is something else at that path, which is left alone")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        result = probe.connect_ex(os.fsencode(address.path))
+    if result in (errno.ECONNREFUSED, errno.ENOENT):
+        return
+    if result in (0, errno.EAGAIN):
+        raise CannotListen(
+            f"cannot listen on {address}: somebody listens there already (another cluster-remote serve?)"
+        )
+    raise CannotListen(f"cannot listen on {address}: the socket there cannot be tried: {os.strerror(result)}")
+
+
+def _listen_tcp(address: Tcp) -> list[Listener]:
+    try:
+        candidates = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as error:
+        raise CannotListen(f"cannot listen on {address}: {error}") from None
+    listeners: list[Listener] = []
+    reasons: list[str] = []
+    for family, kind, protocol, _, where in dict.fromkeys(candidates):
+        try:
+            made = socket.socket(family, kind, protocol)
+        except OSError as error:
+            reasons.append(f"{where[0]}: {error.strerror}")
+            continue
+        try:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                # IPv4 has a socket of its own, or none.
+                made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            made.bind(where)
+            made.listen(_BACKLOG)
+            made.setblocking(False)
+        except OSError as error:
+            made.close()
+            reasons.append(f"{where[0]}: {error.strerror}")
+            continue
+        listeners.append(_named(made))
+    if not listeners:
+        raise CannotListen(f"cannot listen on {address}: {'; '.join(reasons)}")
+    return listeners
+
+
+def _named(listening: socket.socket) -> Listener:
+    where = listening.getsockname()
+    match listening.family:
+        case socket.AF_UNIX:
+            return Listener(listening, f"unix:{os.fsdecode(where)}")
+        case socket.AF_INET | socket.AF_INET6:
+            host, port = where[:2]
+            clear = not ipaddress.ip_address(host.partition("%")[0]).is_loopback
+            return Listener(listening, str(Tcp(host, port)), in_the_clear=clear)
+        case other:
+            raise CannotListen(f"a socket of {other.name} is of no use to a gateway")
+
+
+def handed_over(environment: MutableMapping[str, str]) -> list[Listener]:
+    """The sockets that systemd listens on for us (LISTEN_FDS, LISTEN_PID, LISTEN_FDNAMES); often none.
+
+    Takes the variables away, so that no child takes the sockets for its own. Raises CannotListen where what was
+    handed over cannot be used.
+    """
+    count = environment.pop("LISTEN_FDS", "")
+    pid = environment.pop("LISTEN_PID", "")
+    names = environment.pop("LISTEN_FDNAMES", "").split(":")
+    if not count or pid != str(os.getpid()):
+        return []
+    if not count.isdecimal() or int(count) > 1000:
+        raise CannotListen(f"LISTEN_FDS is {count[:40]!r}, not a number of sockets")
+    listeners: list[Listener] = []
+    try:
+        for number in range(int(count)):
+            name = names[number] if number < len(names) and names[number] else "without a name"
+            listeners.append(_taken_over(_FIRST_DESCRIPTOR + number, name))
+    except BaseException:
+        for listener in listeners:
+            listener.close()
+        raise
+    return listeners
+
+
+def _taken_over(descriptor: int, name: str) -> Listener:
+    try:
+        taken = socket.socket(fileno=descriptor)
+    except OSError as error:
+        raise CannotListen(f"descriptor {descriptor} ({name}) is no socket: {error.strerror}") from None
+    try:
+        if taken.type != socket.SOCK_STREAM or not taken.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            raise CannotListen(
+                f"descriptor {descriptor} ({name}) does not listen for connections; the socket unit needs "
+                "ListenStream= and Accept=no (with Accept=yes, run cluster-remote serve --stdio)"
+            )
+        taken.set_inheritable(False)
+        taken.setblocking(False)
+        return _named(taken)
+    except BaseException:
+        taken.close()
+        raise

@@ -1,0 +1,298 @@
+"""Where a gateway listens: nobody else's socket is taken, nobody else can connect, nothing is left behind."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import anyio
+import pytest
+
+from cluster_remote.gateway.errors import CannotListen
+from cluster_remote.gateway.listeners import Listener, SocketConnection, handed_over, listen, parse_listen
+from cluster_remote.transport.address import BadAddress, Tcp, Unix
+from tests.support.sockets import free_port
+
+pytestmark = pytest.mark.anyio
+
+
+@contextmanager
+def listening(address: Unix | Tcp) -> Iterator[Listener]:
+    (listener,) = listen(address)
+    try:
+        yield listener
+    finally:
+        listener.close()
+
+
+async def exchange(listener: Listener, client: socket.socket) -> None:
+    """A client's word arrives, and the answer, and the answer's end."""
+    with anyio.fail_after(10):
+        connection = await listener.accept()
+        client.sendall(b"hello")
+        assert await connection.receive(100) == b"hello"
+        assert await connection.send_some(memoryview(b"there")) == 5
+        assert client.recv(100) == b"there"
+        client.close()
+        await connection.aclose(5)
+
+
+@pytest.mark.parametrize("text", ["/srv/annex", "nas:annex", "ssh://nas/annex", "http://x/"])
+def test_only_sockets_can_be_listened_on(text: str) -> None:
+    with pytest.raises(BadAddress):
+        parse_listen(text)
+
+
+def test_a_client_s_address_of_a_node_is_not_one_to_listen_on() -> None:
+    with pytest.raises(BadAddress, match="for clients"):
+        parse_listen("unix:/run/gw?node=0e15e000-0000-4000-8000-000000000003")
+
+
+async def test_a_unix_socket_is_for_its_owner_alone_and_is_removed_at_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "gw"
+    before = os.umask(0)
+    try:
+        with listening(Unix(str(path))) as listener:
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600
+            assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+            assert listener.name == f"unix:{path}"
+            assert not listener.in_the_clear
+            client = socket.socket(socket.AF_UNIX)
+            client.connect(str(path))
+            await exchange(listener, client)
+            assert list(path.parent.iterdir()) == [path]
+    finally:
+        os.umask(before)
+    assert list(path.parent.iterdir()) == []
+
+
+def test_a_socket_that_nobody_listens_on_any_more_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "gw"
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(str(path))
+    with listening(Unix(str(path))), socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+
+
+def test_a_socket_that_somebody_listens_on_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "gw"
+    with listening(Unix(str(path))), socket.socket(socket.AF_UNIX) as client:
+        with pytest.raises(CannotListen, match="somebody listens there already"):
+            listen(Unix(str(path)))
+        client.connect(str(path))
+        assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("kind", ["file", "directory", "link"])
+def test_what_is_no_socket_is_left_alone(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "gw"
+    match kind:
+        case "file":
+            path.write_text("precious")
+        case "directory":
+            path.mkdir()
+        case "link":
+            path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(CannotListen, match="left alone"):
+        listen(Unix(str(path)))
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_socket_that_has_taken_our_place_is_not_removed(tmp_path: Path) -> None:
+    path = tmp_path / "gw"
+    with listening(Unix(str(path))):
+        path.unlink()
+        with socket.socket(socket.AF_UNIX) as other:
+            other.bind(str(path))
+    assert path.is_socket()
+
+
+def test_a_path_that_is_too_long_for_a_socket_says_by_how_much(tmp_path: Path) -> None:
+    path = tmp_path / ("x" * 107)
+    with pytest.raises(CannotListen, match=f"with {len(str(path)) - 107} fewer"):
+        listen(Unix(str(path)))
+
+
+def test_a_place_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CannotListen, match=r"unix:.*/file/gw"):
+        listen(Unix(str(tmp_path / "file" / "gw")))
+
+
+async def test_tcp_on_loopback_is_not_in_the_clear() -> None:
+    port = free_port()
+    with listening(Tcp("127.0.0.1", port)) as listener:
+        assert listener.name == f"tcp://127.0.0.1:{port}"
+        assert not listener.in_the_clear
+        await exchange(listener, socket.create_connection(("127.0.0.1", port)))
+
+
+def test_tcp_on_every_address_is_in_the_clear() -> None:
+    with listening(Tcp("0.0.0.0", free_port())) as listener:
+        assert listener.in_the_clear
+
+
+def test_a_port_that_is_taken_is_named() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(CannotListen, match=rf"tcp://127.0.0.1:{port}: 127.0.0.1: Address already in use"):
+            listen(Tcp("127.0.0.1", port))
+
+
+def test_a_host_that_is_none_is_named() -> None:
+    with pytest.raises(CannotListen, match=r"no-such-host\.invalid"):
+        listen(Tcp("no-such-host.invalid", 1))
+
+
+def test_a_port_can_be_listened_on_again_at_once() -> None:
+    port = free_port()
+    for _ in range(2):
+        with listening(Tcp("127.0.0.1", port)) as listener:
+            client = socket.create_connection(("127.0.0.1", port))
+            accepted, _ = listener.socket.accept()
+            # Whoever closes first keeps the port in TIME_WAIT.
+            accepted.close()
+            client.close()
+
+
+async def test_the_last_words_arrive_though_the_client_was_not_listened_to() -> None:
+    with listening(Tcp("127.0.0.1", free_port())) as listener:
+        port = listener.socket.getsockname()[1]
+        with closing(socket.create_connection(("127.0.0.1", port))) as client:
+            connection = await listener.accept()
+            client.sendall(bytes(100_000))
+            await connection.send_some(memoryview(b"ERROR no\n"))
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(connection.aclose, 5)
+                await anyio.sleep(0.1)
+                client.sendall(bytes(1000))
+                assert client.recv(100) == b"ERROR no\n"
+                assert client.recv(100) == b""
+                client.close()
+
+
+async def test_closing_does_not_wait_for_a_client_that_stays() -> None:
+    with listening(Tcp("127.0.0.1", free_port())) as listener:
+        client = socket.create_connection(listener.socket.getsockname())
+        connection = await listener.accept()
+        with closing(client), anyio.fail_after(2):
+            await connection.aclose(0.2)
+
+
+async def test_a_client_that_is_gone_already_is_closed_at_once() -> None:
+    ours, theirs = socket.socketpair()
+    connection = SocketConnection(ours)
+    theirs.close()
+    with anyio.fail_after(2):
+        await connection.aclose(60)
+
+
+async def test_no_room_for_a_connection_is_waited_out() -> None:
+    refusals = [errno.EMFILE, errno.ECONNABORTED]
+
+    class Crowded(socket.socket):
+        def accept(self) -> tuple[socket.socket, object]:
+            if refusals:
+                number = refusals.pop()
+                raise OSError(number, os.strerror(number))
+            return super().accept()
+
+    with Crowded(socket.AF_INET, socket.SOCK_STREAM) as crowded:
+        crowded.bind(("127.0.0.1", 0))
+        crowded.listen()
+        crowded.setblocking(False)
+        await exchange(Listener(crowded, "crowded"), socket.create_connection(crowded.getsockname()))
+        assert refusals == []
+
+
+# Socket activation
+
+ACTIVATED = """
+import os, socket, sys
+sys.path.insert(0, {root!r})
+os.environ["LISTEN_PID"] = os.environ.get("LISTEN_PID") or str(os.getpid())
+from cluster_remote.gateway.errors import CannotListen
+from cluster_remote.gateway.listeners import handed_over
+try:
+    for listener in handed_over(os.environ):
+        listener.socket.setblocking(True)
+        accepted, _ = listener.socket.accept()
+        accepted.sendall(listener.name.encode())
+        accepted.close()
+        listener.close()
+except CannotListen as error:
+    print(error)
+print(sorted(name for name in os.environ if name.startswith("LISTEN_")))
+"""
+
+
+def activated(descriptors: list[int], **variables: str) -> subprocess.Popen[bytes]:
+    """A program started as systemd does it: these descriptors are its 3, 4 and so on."""
+    program = ACTIVATED.format(root=str(Path(__file__).parents[2]))
+
+    def arrange() -> None:
+        copies = [os.dup2(descriptor, 50 + number) for number, descriptor in enumerate(descriptors)]
+        for number, copy in enumerate(copies):
+            os.dup2(copy, 3 + number)
+
+    return subprocess.Popen(
+        [sys.executable, "-c", program],
+        env={"LISTEN_FDS": str(len(descriptors)), **variables},
+        stdout=subprocess.PIPE,
+        close_fds=False,
+        preexec_fn=arrange,
+    )
+
+
+def test_sockets_that_were_handed_over_are_listened_on_and_left_in_place(tmp_path: Path) -> None:
+    path = tmp_path / "gw"
+    with socket.socket(socket.AF_UNIX) as unix, socket.create_server(("127.0.0.1", 0)) as tcp:
+        unix.bind(str(path))
+        unix.listen()
+        with activated([unix.fileno(), tcp.fileno()], LISTEN_FDNAMES="gw:net") as program:
+            for family, where in ((socket.AF_UNIX, str(path)), (socket.AF_INET, tcp.getsockname())):
+                with socket.socket(family) as client:
+                    client.settimeout(20)
+                    client.connect(where)
+                    name = f"unix:{path}" if family == socket.AF_UNIX else f"tcp://127.0.0.1:{where[1]}"
+                    assert client.recv(200).decode() == name
+            output, _ = program.communicate(timeout=20)
+    # No child of ours shall take the sockets for its own; the socket's file is systemd's.
+    assert output.decode().splitlines() == ["[]"]
+    assert path.is_socket()
+
+
+def test_what_was_handed_over_to_another_process_is_not_ours() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as tcp, activated([tcp.fileno()], LISTEN_PID="1") as program:
+        output, _ = program.communicate(timeout=20)
+    assert output.decode().splitlines() == ["[]"]
+
+
+@pytest.mark.parametrize("kind", ["connected", "datagram", "file"])
+def test_what_cannot_be_listened_on_is_named(kind: str, tmp_path: Path) -> None:
+    with open(tmp_path / "file", "wb") as file, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagram:
+        one, other = socket.socketpair()
+        with one, other:
+            descriptor = {"connected": one.fileno(), "datagram": datagram.fileno(), "file": file.fileno()}[kind]
+            with activated([descriptor], LISTEN_FDNAMES="gw") as program:
+                output, _ = program.communicate(timeout=20)
+    said = output.decode()
+    assert "descriptor 3 (gw)" in said
+    assert ("is no socket" in said) if kind == "file" else ("ListenStream=" in said)
+
+
+@pytest.mark.parametrize("count", ["x", "-1", "1001"])
+def test_a_number_of_sockets_that_is_none_is_refused(count: str) -> None:
+    with pytest.raises(CannotListen, match="LISTEN_FDS"):
+        handed_over({"LISTEN_FDS": count, "LISTEN_PID": str(os.getpid())})
+
+
+def test_without_socket_activation_nothing_is_handed_over() -> None:
+    assert handed_over({}) == []
