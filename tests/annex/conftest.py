@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -14,6 +15,29 @@ from tests.support.repositories import make_repository
 
 UUIDS = [UUID.parse(f"{n:08x}-1111-4111-8111-111111111111") for n in range(1, 10)]
 """UUIDs of repositories that nobody knows anything else about."""
+
+
+# A git that lets git-annex commit its journal after the branch was read, but before the reader hears of it.
+LATE = """#!{python}
+import os, subprocess, sys
+git = "{git}"
+if "cat-file" not in sys.argv:
+    os.execv(git, sys.argv)
+child = subprocess.Popen([git, *sys.argv[1:]], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+question = sys.stdin.buffer.readline()
+answer = child.communicate(question)[0]
+subprocess.run([git, "annex", "group", "here"], check=True, stdout=subprocess.DEVNULL)
+sys.stdout.buffer.write(answer)
+sys.stdout.buffer.flush()
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def commit_while_reading(real: RealRepository) -> None:
+    """Each time the branch is read, the journal is committed at the worst moment."""
+    source = LATE.format(python=sys.executable, git=real.environment.which("git"))
+    real.environment.program("git", source)
 
 
 @pytest.fixture

@@ -139,6 +139,14 @@ async def test_before_there_is_a_branch_everything_is_empty(environment: Environ
     assert set(logs.files.values()) == {b""}
 
 
+@pytest.mark.usefixtures("commit_while_reading")
+async def test_a_line_on_its_way_to_the_branch_is_not_missed(real: RealRepository, here: Repository) -> None:
+    real.annex("describe", "here", "the new desk", env={"GIT_CONFIG_PARAMETERS": "'annex.alwayscommit=false'"})
+    assert (here.annex_dir / "journal" / "uuid.log").exists()
+    assert (await BranchLogs.read(here, ["uuid.log"])).descriptions[here.uuid] == "the new desk"
+    assert not list((here.annex_dir / "journal").iterdir())
+
+
 async def test_uncommitted_lines_count(real: RealRepository, here: Repository) -> None:
     real.git("config", "annex.alwayscommit", "false")
     real.annex("describe", "here", "the new desk")

@@ -131,6 +131,15 @@ class TestWithGitAnnex:
             assert await log.locations(plain) == {B, C}
             assert known(real, plain) == {B, C}
 
+    @pytest.mark.usefixtures("commit_while_reading")
+    async def test_a_location_on_its_way_to_the_branch_is_not_missed(
+        self, real: RealRepository, here: Repository
+    ) -> None:
+        real.annex("setpresentkey", plain.text, str(A), "1")
+        async with LocationLog(here) as log:
+            assert await log.locations(plain) == {A}
+        assert not list((here.annex_dir / "journal").iterdir())
+
     @pytest.mark.parametrize("end", ["", "9", "9999999999s 1 ", "9999999999s 1 00000002-1111"])
     async def test_an_interrupted_line_of_the_journal_counts_for_nothing(
         self, real: RealRepository, here: Repository, end: str
