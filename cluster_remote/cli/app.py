@@ -39,11 +39,17 @@ def options(
 
 
 def _register() -> None:
-    from cluster_remote.cli import demo, ping, setup
+    from cluster_remote.cli import bench, demo, ping, requests, setup
 
     app.command()(setup.setup)
     app.command()(ping.ping)
     app.command()(demo.demo)
+    app.command()(requests.present)
+    app.command()(requests.put)
+    app.command()(requests.get)
+    app.command()(requests.drop)
+    app.command()(requests.lock)
+    app.command()(bench.bench)
 
 
 _register()
@@ -54,6 +60,7 @@ def run() -> int:
     try:
         outcome = app(standalone_mode=False)
     except KeyboardInterrupt:
+        print("cluster-remote: interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         # Whoever read our output has seen enough. Nothing more can be written, not even at the end of the program.
@@ -72,8 +79,6 @@ def _report(error: Exception) -> int:
         return USAGE
     if type(error).__name__ == "Abort":
         return INTERRUPTED
-    from cluster_remote.annex.errors import AnnexError, NotARepository, NotInitialised
-    from cluster_remote.p2p.errors import SessionError
     from cluster_remote.remote.failure import in_words
     from cluster_remote.remote.protocol import one_line
 
@@ -86,12 +91,24 @@ def _report(error: Exception) -> int:
 
             traceback.print_exception(error)
         return FAILED
+    return _exit_code(error)
+
+
+def _exit_code(error: BaseException) -> int:
+    from cluster_remote.annex.errors import AnnexError, NotARepository, NotInitialised
+    from cluster_remote.p2p.errors import Refused, SessionError, SourceError
+    from cluster_remote.remote.retrieval import CannotWrite, NotRetrieved
+
     match error:
+        case Refused() | SourceError() | NotRetrieved() | CannotWrite():
+            # There was an answer, or nobody was needed to know that it cannot be done.
+            return FAILED
         case SessionError():
             return UNREACHABLE
         case NotARepository() | NotInitialised():
             return NOT_USABLE
         case AnnexError():
             return FAILED
-        case _:
-            return USAGE
+    # What went wrong in tasks side by side comes as a group (ExceptionGroup, built in from Python 3.11 on).
+    parts: tuple[BaseException, ...] = getattr(error, "exceptions", ())
+    return _exit_code(parts[0]) if parts else USAGE

@@ -1,0 +1,1 @@
+"""How fast this is, beside git-annex itself on the same machine: what `cluster-remote bench` does."""

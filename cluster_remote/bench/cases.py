@@ -1,0 +1,225 @@
+"""What is measured: transfers of one large file and of many small ones, start-up, and a slow node beside fast ones."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cluster_remote.bench.measure import Usage, timed
+from cluster_remote.bench.site import BenchFailed, Client, Site
+
+__all__ = ["Load", "Results", "run_limit", "run_slow_node", "run_start_up", "run_transfers"]
+
+
+@dataclass(frozen=True)
+class Load:
+    """`files` files of `size` bytes each."""
+
+    name: str
+    files: int
+    size: int
+
+
+@dataclass
+class Results:
+    """Seconds (or bytes, or counts, as the name of the figure says) by case, way and figure: one for each round."""
+
+    figures: dict[str, dict[str, dict[str, list[float]]]] = field(default_factory=dict)
+
+    def add(self, case: str, way: str, figure: str, value: float) -> None:
+        self.figures.setdefault(case, {}).setdefault(way, {}).setdefault(figure, []).append(value)
+
+    def median(self, case: str, way: str, figure: str = "seconds") -> float | None:
+        values = self.figures.get(case, {}).get(way, {}).get(figure)
+        return statistics.median(values) if values else None
+
+
+def _make_files(client: Client, site: Site, load: Load, mark: str) -> list[str]:
+    """A directory of new files of random content in a client, added and committed. Gives their keys."""
+    directory = client.path / mark
+    directory.mkdir()
+    for number in range(load.files):
+        with (directory / str(number)).open("wb") as file:
+            left = load.size
+            while left:
+                block = os.urandom(min(left, 1 << 20))
+                file.write(block)
+                left -= len(block)
+    site.annex(client.path, "add", "-q", mark)
+    site.run(client.path, "git", "commit", "-q", "-m", mark)
+    return site.annex(client.path, "find", "--format", "${key}\\n", mark).split()
+
+
+def run_transfers(
+    site: Site, clients: dict[str, Client], load: Load, jobs: Sequence[int], rounds: int, results: Results,
+    tell: Callable[[str], None], steps: Sequence[str] = ("up", "down", "check", "drop"),
+) -> None:  # fmt: skip
+    """Up, down, checked and dropped, by every way in turn, so that what the machine does meanwhile hits all alike."""
+    for round_number in range(rounds):
+        for job in jobs:
+            for way, client in clients.items():
+                mark = f"{load.name}-{way}-{job}-{round_number}".replace(" ", "-")
+                keys = _make_files(client, site, load, mark)
+                for step in steps:
+                    if step == "down":
+                        site.annex(client.path, "drop", "-q", "--force", mark)
+                    usage = _step(site, client, step, job, mark)
+                    case = f"{load.name} {step}, {site.nodes} nodes, -J{job}"
+                    results.add(case, way, "seconds", usage.seconds)
+                    results.add(case, way, "our memory (bytes)", usage.memory)
+                    results.add(case, way, "processes", usage.processes)
+                    tell(f"{case}: {way} {usage.seconds:.2f} s")
+                site.forget(keys)
+
+
+def _step(site: Site, client: Client, step: str, jobs: int, mark: str) -> Usage:
+    command = {
+        "up": ["copy", "--to", client.remote],
+        "down": ["get", "--from", client.remote],
+        "check": ["fsck", "--fast", "--from", client.remote],
+        "drop": ["drop", "--from", client.remote],
+    }[step]
+    argv = ["git", "annex", *command, "-q", f"-J{jobs}", mark]
+    return timed(argv, client.path, site.environment(), site.server_pids())
+
+
+def run_limit(site: Site, load: Load, rounds: int, results: Results, tell: Callable[[str], None]) -> None:
+    """What the nodes can take: a prepared conversation, straight into each node's git-annex-shell, at once."""
+    for round_number in range(rounds):
+        client = Client(site.gateway, "")
+        mark = f"{load.name}-limit-{round_number}".replace(" ", "-")
+        keys = _make_files(client, site, load, mark)
+        started = time.perf_counter()
+        feeds = [_feed(site, number, mark, load.size) for number in range(1, site.nodes + 1)]
+        for feed in feeds:
+            output, _ = feed.communicate(timeout=1800)
+            stored = output.count(b"SUCCESS\n")
+            if stored != load.files:
+                raise BenchFailed(f"a node stored {stored} of {load.files} files: {output[-300:]!r}")
+        seconds = time.perf_counter() - started
+        case = f"{load.name} up, {site.nodes} nodes, -J1"
+        results.add(case, "limit", "seconds", seconds)
+        tell(f"{case}: limit {seconds:.2f} s")
+        site.forget(keys)
+
+
+def _feed(site: Site, number: int, mark: str, size: int) -> subprocess.Popen[bytes]:
+    # A shell does it, so that no code of ours is part of the limit.
+    names = site.annex(site.gateway, "find", "--format", "${key} ${file}\\n", mark).splitlines()
+    script = ["printf 'VERSION 4\\n'"]
+    for line in names:
+        key, _, file = line.partition(" ")
+        script.append(f"printf 'PUT  {key}\\nDATA {size}\\n'; cat {file}; printf 'VALID\\n'")
+    shell = f"git-annex-shell p2pstdio {site.node(number)} 00000000-0000-0000-0000-000000000001"
+    return subprocess.Popen(
+        ["sh", "-c", f"sh -s | {shell}"],
+        cwd=site.gateway,
+        env=site.environment(),
+        stdin=_script("; ".join(script)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def _script(text: str) -> int:
+    descriptor = os.memfd_create("script")
+    os.write(descriptor, text.encode())
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return descriptor
+
+
+_NOTHING = """#!{python}
+from annexremote import Master, SpecialRemote
+class Nothing(SpecialRemote):
+    def initremote(self): pass
+    def prepare(self): pass
+    def transfer_store(self, key, file): pass
+    def transfer_retrieve(self, key, file): pass
+    def checkpresent(self, key): return False
+    def remove(self, key): pass
+master = Master()
+master.LinkRemote(Nothing(master))
+master.Listen()
+"""
+
+
+def run_start_up(site: Site, client: Client, rounds: int, results: Results, tell: Callable[[str], None]) -> None:
+    """From start to the first line, and `git annex info NAME`, beside a special remote that does nothing."""
+    program = site.directory / "bin" / "git-annex-remote-benchnothing"
+    program.write_text(_NOTHING.format(python=sys.executable))
+    program.chmod(0o755)
+    environment = site.environment()
+    site.run(
+        client.path, "git", "annex", "initremote", "nothing", "type=external", "externaltype=benchnothing",
+        "encryption=none", env=environment,
+    )  # fmt: skip
+    for _ in range(max(rounds, 10)):
+        for way, argv in (("ours", "git-annex-remote-cluster"), ("nothing", str(program))):
+            results.add("start to the first line", way, "seconds", _first_line(argv, environment))
+        for way, remote in (("ours", client.remote), ("nothing", "nothing")):
+            usage = timed(["git", "annex", "info", "--fast", remote], client.path, environment)
+            results.add("git annex info NAME", way, "seconds", usage.seconds)
+    tell("start-up: done")
+
+
+def _first_line(program: str, environment: dict[str, str]) -> float:
+    started = time.perf_counter()
+    with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as child:
+        assert child.stdout is not None
+        assert child.stdin is not None
+        if child.stdout.readline() != b"VERSION 1\n":
+            raise BenchFailed(f"{program} does not begin with VERSION 1")
+        seconds = time.perf_counter() - started
+        child.stdin.close()
+    return seconds
+
+
+def run_slow_node(
+    make_site: Callable[[int, bool], Site], load: Load, rounds: int, results: Results, tell: Callable[[str], None]
+) -> None:
+    """Two fast nodes alone, and the same two beside one that takes 5 MB/s: when do the fast ones have the file?"""
+    case = f"{load.name} up, until the 2 fast nodes have it"
+    for nodes, slow, way in ((2, False, "alone"), (3, True, "beside a slow node")):
+        site = make_site(nodes, slow)
+        try:
+            client = site.client("serverless")
+            for round_number in range(rounds):
+                mark = f"slow-{nodes}-{round_number}"
+                keys = _make_files(client, site, load, mark)
+                seconds = _until_fast_nodes_have(site, client, mark, keys)
+                results.add(case, way, "seconds", seconds)
+                tell(f"{case}: {way} {seconds:.2f} s")
+                site.forget(keys)
+        finally:
+            site.close()
+
+
+def _until_fast_nodes_have(site: Site, client: Client, mark: str, keys: Iterable[str]) -> float:
+    """Seconds from the start of the copy until both fast nodes hold all contents."""
+    argv = ["git", "annex", "copy", "-q", "--to", client.remote, mark]
+    started = time.perf_counter()
+    with subprocess.Popen(
+        argv, cwd=client.path, env=site.environment(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    ) as copy:
+        try:
+            while not all(_has(site.node(number), key) for number in (1, 2) for key in keys):
+                if copy.poll() not in (None, 0) or time.perf_counter() - started > 1800:
+                    raise BenchFailed("the copy ended before the fast nodes had the file")
+                time.sleep(0.01)
+            seconds = time.perf_counter() - started
+            if copy.wait(1800):
+                raise BenchFailed(f"{' '.join(argv)} ended with exit code {copy.returncode}")
+        finally:
+            if copy.poll() is None:
+                copy.kill()
+    return seconds
+
+
+def _has(node: Path, key: str) -> bool:
+    return any((node / ".git" / "annex" / "objects").glob(f"*/*/{key}/{key}"))

@@ -1,0 +1,95 @@
+"""What was measured, as a table, as JSON and as a chart. All three come from the same figures."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from dataclasses import dataclass
+from xml.sax.saxutils import escape
+
+from cluster_remote.bench.cases import Results
+
+__all__ = ["Row", "as_json", "chart", "rows"]
+
+_NATIVE = ("native-ssh", "native-http")
+_COLOURS = {
+    "native": "#8d99ae",
+    "remote": "#ffb703",
+    "serverless": "#2a9d8f",
+    "gateway": "#457b9d",
+    "limit": "#333333",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One case: medians in seconds by way. `native` is the faster of git-annex's own ways."""
+
+    case: str
+    seconds: dict[str, float]
+    native: float | None
+
+    def ratio(self, way: str) -> float | None:
+        """How many times as fast as git-annex's own client and gateway."""
+        seconds = self.seconds.get(way)
+        return None if self.native is None or not seconds else self.native / seconds
+
+
+def rows(results: Results) -> list[Row]:
+    """The cases in the order in which they were measured."""
+    found = []
+    for case, ways in results.figures.items():
+        seconds = {way: median for way in ways if (median := results.median(case, way)) is not None}
+        native = min((seconds[way] for way in _NATIVE if way in seconds), default=None)
+        found.append(Row(case, seconds, native))
+    return found
+
+
+def as_json(results: Results, versions: dict[str, str]) -> str:
+    """Every figure of every round, the medians, and how many times as fast as git-annex each way is."""
+    return json.dumps(
+        {
+            "machine": {"cores": os.cpu_count(), "system": platform.platform(), "python": platform.python_version()},
+            "versions": versions,
+            "figures": results.figures,
+            "cases": [
+                {
+                    "case": row.case,
+                    "median seconds": row.seconds,
+                    "times as fast as git-annex": {
+                        way: round(ratio, 3) for way in row.seconds if (ratio := row.ratio(way)) is not None
+                    },
+                }
+                for row in rows(results)
+            ],
+        },
+        indent=1,
+    )
+
+
+def chart(results: Results) -> str:
+    """Bars of the medians, each case on its own scale, as SVG."""
+    width, label, bar = 900, 300, 16
+    parts: list[str] = []
+    y = 10
+    for row in rows(results):
+        bars = [(way, seconds) for way, seconds in row.seconds.items() if way not in _NATIVE]
+        if row.native is not None:
+            bars.insert(0, ("native", row.native))
+        longest = max(seconds for _, seconds in bars)
+        y += 24
+        parts.append(f'<text x="10" y="{y}" font-weight="bold">{escape(row.case)}</text>')
+        y += 8
+        for way, seconds in bars:
+            length = (width - label - 80) * seconds / longest
+            colour = _COLOURS.get(way, "#999999")
+            parts.append(f'<text x="{label - 10}" y="{y + 12}" text-anchor="end">{escape(way)}</text>')
+            parts.append(f'<rect x="{label}" y="{y}" width="{length:.1f}" height="{bar}" fill="{colour}"/>')
+            parts.append(f'<text x="{label + length + 6:.1f}" y="{y + 12}">{seconds:.2f} s</text>')
+            y += bar + 4
+    body = "\n".join(parts)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {y + 20}" font-family="sans-serif" '
+        f'font-size="13"><rect width="100%" height="100%" fill="white"/>\n{body}\n</svg>\n'
+    )

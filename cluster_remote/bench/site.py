@@ -1,0 +1,259 @@
+"""The repositories that are measured: nodes, a gateway, and a client for each way to the cluster.
+
+The ways are those of the table in docs/benchmark.md: (a) git-annex's own client and gateway, over ssh and over HTTP,
+(b) our special remote through git-annex's gateway, (c) our special remote without a server, (d) our special remote
+through our gateway on a unix socket, and (e) the limit: the same bytes straight into each node's git-annex-shell.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+__all__ = ["WAYS", "BenchFailed", "Client", "Site"]
+
+WAYS = {
+    "native-ssh": "(a) git-annex's client and gateway, over ssh",
+    "native-http": "(a) git-annex's client and gateway, over HTTP",
+    "remote": "(b) our remote, git-annex's gateway",
+    "serverless": "(c) our remote, no server",
+    "gateway": "(d) our remote, our gateway on a unix socket",
+}
+
+# Seconds for one command: a run that takes longer tells nothing more.
+_TIMEOUT = 1800
+_CLUSTER = "bench"
+
+# Runs the command on this very machine: neither side is charged for encryption. Options may stand before the host and
+# after it; what is left is the command.
+_SSH = """#!/bin/sh
+host=
+while [ $# -gt 0 ]; do
+  case "$1" in
+    -p|-o|-S|-i|-l|-F) shift 2 ;;
+    -*) shift ;;
+    *) if [ -z "$host" ]; then host=$1; shift; else break; fi ;;
+  esac
+done
+exec sh -c "$*"
+"""
+
+# A node on a slow line: what goes to it is passed on at 5 MB/s.
+_SLOW_SSH = """#!/usr/bin/env python3
+import os, subprocess, sys, time
+words, plain = sys.argv[1:], []
+while words:
+    word = words.pop(0)
+    if word in ("-p", "-o", "-S", "-i", "-l", "-F"):
+        words.pop(0)
+    elif not word.startswith("-") or len(plain) > 1:
+        plain.append(word)
+child = subprocess.Popen(["sh", "-c", " ".join(plain[1:])], stdin=subprocess.PIPE)
+start, passed = time.monotonic(), 0
+while data := os.read(0, 65536):
+    child.stdin.write(data)
+    child.stdin.flush()
+    passed += len(data)
+    time.sleep(max(0.0, start + passed / 5e6 - time.monotonic()))
+child.stdin.close()
+sys.exit(child.wait())
+"""
+
+
+class BenchFailed(Exception):
+    """A command that was to be measured did not succeed; measuring it would be a lie."""
+
+
+@dataclass(frozen=True)
+class Client:
+    """A repository and the name of the remote in it that is the cluster."""
+
+    path: Path
+    remote: str
+
+
+@dataclass
+class Site:
+    """One cluster of `nodes` nodes below `directory`, with a HOME and a git configuration of its own."""
+
+    directory: Path
+    nodes: int
+    slow_node: bool = False
+    _servers: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    @property
+    def gateway(self) -> Path:
+        return self.directory / "gateway"
+
+    def node(self, number: int) -> Path:
+        """From 1 on."""
+        return self.directory / f"node{number}"
+
+    def environment(self) -> dict[str, str]:
+        """Nothing of the user's configuration; the stand-in for ssh."""
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("GIT_", "XDG_"))}
+        return {
+            **inherited,
+            "HOME": str(self.directory / "home"),
+            "GIT_CONFIG_NOSYSTEM": "1",
+            # As `ssh` on PATH, because git-annex does not ask git which ssh to use.
+            "PATH": f"{self.directory / 'bin'}{os.pathsep}{inherited.get('PATH', os.defpath)}",
+        }
+
+    def run(self, where: Path, *argv: str | Path, env: dict[str, str] | None = None) -> str:
+        """Runs a command; gives what it printed. Raises BenchFailed."""
+        line = shlex.join(map(str, argv))
+        try:
+            done = subprocess.run(
+                argv, cwd=where, env=env or self.environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT, timeout=_TIMEOUT, check=False,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            raise BenchFailed(f"{line} did not end within {_TIMEOUT} seconds") from None
+        output = done.stdout.decode("utf-8", "replace")
+        if done.returncode:
+            raise BenchFailed(f"{line} ended with exit code {done.returncode}: {output.strip()[-500:]}")
+        return output
+
+    def annex(self, where: Path, *argv: str | Path) -> str:
+        """`git annex …`. Raises BenchFailed."""
+        return self.run(where, "git", "annex", *argv)
+
+    def build(self) -> None:
+        """Makes the nodes and the gateway."""
+        (self.directory / "home").mkdir(parents=True)
+        binaries = self.directory / "bin"
+        binaries.mkdir()
+        ssh = binaries / "ssh"
+        ssh.write_text(_SLOW_SSH if self.slow_node else _SSH)
+        ssh.chmod(0o755)
+        for setting in ("user.name=Bench", "user.email=bench@example.com", "init.defaultBranch=main", "gc.auto=0",
+                        "annex.security.allowed-ip-addresses=all"):  # fmt: skip
+            self.run(self.directory, "git", "config", "--global", *setting.split("=", 1))
+        self.run(self.directory, "git", "init", "-q", self.gateway)
+        self.annex(self.gateway, "init", "gateway")
+        self.run(self.gateway, "git", "commit", "-q", "--allow-empty", "-m", "start")
+        for number in range(1, self.nodes + 1):
+            node = self.node(number)
+            self.run(self.directory, "git", "clone", "-q", self.gateway, node)
+            self.annex(node, "init", f"node{number}")
+            slow = self.slow_node and number == self.nodes
+            self.run(self.gateway, "git", "remote", "add", f"node{number}", f"ssh://slow{node}" if slow else str(node))
+            self.run(self.gateway, "git", "fetch", "-q", f"node{number}")
+        self.annex(self.gateway, "initcluster", _CLUSTER)
+        for number in range(1, self.nodes + 1):
+            self.run(self.gateway, "git", "config", f"remote.node{number}.annex-cluster-node", _CLUSTER)
+        self.annex(self.gateway, "info", "--fast")
+        self.annex(self.gateway, "updatecluster")
+
+    @property
+    def cluster_uuid(self) -> str:
+        return self.run(self.gateway, "git", "config", f"annex.cluster.{_CLUSTER}").strip()
+
+    def client(self, way: str) -> Client:
+        """A client that reaches the cluster in one of the WAYS; starts the server that it needs."""
+        if way == "serverless":
+            self._initremote(self.gateway)
+            return Client(self.gateway, "bench-remote")
+        path = self.directory / way
+        url = f"ssh://localhost{self.gateway}" if way == "native-ssh" else str(self.gateway)
+        self.run(self.directory, "git", "clone", "-q", url, path)
+        self.annex(path, "init", way)
+        match way:
+            case "native-ssh":
+                return Client(path, f"origin-{_CLUSTER}")
+            case "native-http":
+                port = self._serve_http()
+                self.run(path, "git", "config", "remote.origin.annexUrl", f"annex+http://localhost:{port}/git-annex/")
+                self.annex(path, "info", "--fast")
+                return Client(path, f"origin-{_CLUSTER}")
+            case "remote":
+                self._initremote(path, f"url={self.gateway}")
+            case "gateway":
+                token = self._serve_ours()
+                self._initremote(path, f"url=unix:{self.directory}/gateway.sock", token=token)
+            case _:
+                raise ValueError(f"there is no way {way!r}")
+        return Client(path, "bench-remote")
+
+    def _initremote(self, path: Path, *parameters: str, token: str = "") -> None:
+        environment = self.environment()
+        if token:
+            environment["CLUSTER_REMOTE_TOKEN"] = token
+        self.run(
+            path, "git", "annex", "initremote", "bench-remote", f"--sameas={self.cluster_uuid}", "--private",
+            "type=external", "externaltype=cluster", "encryption=none", *parameters, env=environment,
+        )  # fmt: skip
+
+    def _start(self, *argv: str | Path) -> None:
+        self._servers.append(
+            subprocess.Popen(
+                argv, cwd=self.gateway, env=self.environment(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL, start_new_session=True,
+            )
+        )  # fmt: skip
+
+    def _serve_http(self) -> int:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port: int = free.getsockname()[1]
+        self._start("git", "annex", "p2phttp", "-J8", "--wideopen", "--bind", "127.0.0.1", "--port", str(port))
+        _wait_for(lambda: _listens(("127.0.0.1", port)), "git annex p2phttp")
+        return port
+
+    def _serve_ours(self) -> str:
+        token = self.run(self.gateway, "cluster-remote", "token", "create").strip().split()[-1]
+        path = self.directory / "gateway.sock"
+        self._start("cluster-remote", "serve", "--cluster", _CLUSTER, "--listen", f"unix:{path}")
+        _wait_for(lambda: _listens(str(path)), "cluster-remote serve")
+        return token
+
+    def server_pids(self) -> list[int]:
+        """The servers that were started."""
+        return [server.pid for server in self._servers]
+
+    def forget(self, keys: Sequence[str]) -> None:
+        """Takes contents away from every repository, so that the disk does not fill up with what was measured."""
+        for repository in self.directory.iterdir():
+            objects = repository / ".git" / "annex" / "objects"
+            if objects.is_dir():
+                for key in keys:
+                    for folder in objects.glob(f"*/*/{key}"):
+                        folder.chmod(0o700)
+                        shutil.rmtree(folder)
+
+    def close(self) -> None:
+        """Ends the servers and removes everything."""
+        for server in self._servers:
+            os.killpg(server.pid, signal.SIGTERM)
+        for server in self._servers:
+            try:
+                server.wait(15)
+            except subprocess.TimeoutExpired:
+                os.killpg(server.pid, signal.SIGKILL)
+                server.wait(15)
+        for folder, _folders, _files in os.walk(self.directory):
+            Path(folder).chmod(0o700)
+        shutil.rmtree(self.directory)
+
+
+def _listens(address: str | tuple[str, int]) -> bool:
+    family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
+    with socket.socket(family) as connection:
+        return connection.connect_ex(address) == 0
+
+
+def _wait_for(condition: object, what: str, seconds: float = 20.0) -> None:
+    assert callable(condition)
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise BenchFailed(f"{what} did not start within {seconds:.0f} seconds")
+        time.sleep(0.05)

@@ -1,0 +1,130 @@
+"""cluster-remote bench: how fast, beside git-annex itself, on this machine."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import typer
+
+from cluster_remote.cli.exitcodes import FAILED, USAGE
+
+__all__ = ["bench"]
+
+_ALL = ("large", "small", "limit", "start", "slow")
+
+
+def _sizes(text: str) -> int:
+    """A number of bytes such as 10k, 64M, 1G (powers of 1024)."""
+    units = {"k": 10, "m": 20, "g": 30}
+    number, unit = (text[:-1], units.get(text[-1:].lower())) if text[-1:].isalpha() else (text, 0)
+    if unit is None or not number.isdigit() or not int(number):
+        raise typer.BadParameter(f"{text!r} is not a size such as 10k, 64M or 1G")
+    return int(number) << unit
+
+
+def bench(
+    case: list[str] = typer.Option([], "--case", help=f"What to measure: {', '.join(_ALL)} (default: all)."),
+    way: list[str] = typer.Option([], "--way", help="Which ways to the cluster (default: all; see docs/benchmark.md)."),
+    rounds: int = typer.Option(3, min=1, help="How often each is measured; medians are shown."),
+    nodes: int = typer.Option(3, min=1, max=64, help="How many nodes the cluster has."),
+    size: str = typer.Option("1G", help="The size of the large file."),
+    files: int = typer.Option(1000, min=1, help="How many small files of 10 kB."),
+    jobs: list[int] = typer.Option([1], "--jobs", "-J", min=1, help="git-annex's -J for the small files."),
+    directory: Path = typer.Option(None, help="Where to make the repositories (default: a temporary directory)."),
+    json_file: Path = typer.Option(None, "--json", help="Save every figure as JSON."),
+    chart_file: Path = typer.Option(None, "--chart", help="Draw the medians as SVG."),
+) -> None:
+    """Measure transfers through git-annex's own gateway and through this program, in one run on one machine.
+
+    Makes its own cluster of real repositories and removes it afterwards. Figures of different machines, or of different
+    runs, are not to be compared; the ratios are what counts.
+
+    Example: cluster-remote bench --case small --files 200 --rounds 1
+    """
+    from cluster_remote.bench.cases import Load, Results, run_limit, run_slow_node, run_start_up, run_transfers
+    from cluster_remote.bench.report import as_json, chart
+    from cluster_remote.bench.site import WAYS, BenchFailed, Site
+
+    cases = set(case) or set(_ALL)
+    ways = way or list(WAYS)
+    if not cases <= set(_ALL) or not set(ways) <= set(WAYS):
+        typer.echo(f"cluster-remote: --case is one of {', '.join(_ALL)}; --way one of {', '.join(WAYS)}", err=True)
+        raise typer.Exit(USAGE)
+    large, small = Load("1 file of " + size, 1, _sizes(size)), Load(f"{files} files of 10 kB", files, 10_000)
+    results = Results()
+    top = Path(tempfile.mkdtemp(prefix="cluster-remote-bench-", dir=directory)).resolve()
+
+    def tell(text: str) -> None:
+        typer.echo(text, err=True)
+
+    def make_site(number: int, slow: bool = False) -> Site:
+        site = Site(Path(tempfile.mkdtemp(prefix="site-", dir=top)), number, slow)
+        site.build()
+        return site
+
+    try:
+        if cases & {"large", "small", "limit", "start"}:
+            site = make_site(nodes)
+            try:
+                clients = {way: site.client(way) for way in ways}
+                if "large" in cases:
+                    run_transfers(site, clients, large, [1], rounds, results, tell, ("up", "down"))
+                if "small" in cases:
+                    run_transfers(site, clients, small, jobs, rounds, results, tell)
+                if "limit" in cases:
+                    for load, wanted in ((large, "large"), (small, "small")):
+                        if wanted in cases:
+                            run_limit(site, load, rounds, results, tell)
+                if "start" in cases:
+                    some = next((clients[way] for way in ("serverless", "remote", "gateway") if way in clients), None)
+                    if some is not None:
+                        run_start_up(site, some, rounds, results, tell)
+            finally:
+                site.close()
+        if "slow" in cases:
+            run_slow_node(make_site, Load("1 file of 64M", 1, 64 << 20), rounds, results, tell)
+    except BenchFailed as error:
+        typer.echo(f"cluster-remote: {error}", err=True)
+        raise typer.Exit(FAILED) from None
+    finally:
+        shutil.rmtree(top, ignore_errors=True)
+    _show(results)
+    if json_file is not None:
+        json_file.write_text(as_json(results, _versions()))
+    if chart_file is not None:
+        chart_file.write_text(chart(results))
+
+
+def _show(results: object) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from cluster_remote.bench.cases import Results
+    from cluster_remote.bench.report import rows
+
+    assert isinstance(results, Results)
+    table = Table("case", "way", "median", "times as fast as git-annex", "our memory", "processes")
+    for row in rows(results):
+        for number, (way, seconds) in enumerate(row.seconds.items()):
+            ratio = row.ratio(way)
+            memory = results.median(row.case, way, "our memory (bytes)")
+            processes = results.median(row.case, way, "processes")
+            table.add_row(
+                "" if number else row.case,
+                way,
+                f"{seconds:.3f} s",
+                "" if ratio is None else f"{ratio:.2f}",
+                f"{memory / 2**20:.0f} MiB" if memory else "",
+                f"{processes:.0f}" if processes else "",
+            )
+    Console().print(table)
+
+
+def _versions() -> dict[str, str]:
+    from cluster_remote import __version__
+
+    annex = subprocess.run(["git-annex", "version", "--raw"], capture_output=True, text=True, timeout=30, check=False)
+    return {"git-annex": annex.stdout.strip(), "git-annex-remote-cluster": __version__}
