@@ -17,16 +17,17 @@ __all__ = ["Address", "BadAddress", "Directory", "Ssh", "Tcp", "Unix", "parse_ad
 
 FORMS = "/dir, file:///dir, ssh://[user@]host[:port]/dir, [user@]host:dir, unix:/path, tcp://host:port"
 
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(?!/?/?$)")
-_USER_HOST_PORT = re.compile(
-    r"(?:(?P<user>[^@/]*)@)?(?:\[(?P<ipv6>[0-9A-Fa-f:.%]+)\]|(?P<host>[^:/@\[\]]*))(?::(?P<port>[0-9]*))?"
-)
-_SCP = re.compile(
-    r"(?:(?P<user>[^@/:]*)@)?(?:\[(?P<ipv6>[0-9A-Fa-f:.%]+)\]|(?P<host>[^:/@\[\]]+)):(?P<dir>.*)", re.DOTALL
-)
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+# What looks like a scheme or a program of git's (`ext::sh -c …`) is never taken for the name of a host.
+_SCHEME_WITHOUT_SLASHES = re.compile(r"((?:file|ssh|tcp|tls|https?|annex\+https?)):", re.IGNORECASE)
+_PROGRAM = re.compile(r"([A-Za-z0-9+._-]+)::")
+_IPV6 = r"\[(?P<ipv6>[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*(?:%[A-Za-z0-9_.%-]+)?)\]"
+_USER_HOST_PORT = re.compile(rf"(?:(?P<user>[^@/]*)@)?(?:{_IPV6}|(?P<host>[^:/@\[\]]*))(?::(?P<port>[0-9]*))?")
+_SCP = re.compile(rf"(?:(?P<user>[^@/:]*)@)?(?:{_IPV6}|(?P<host>[^:/@\[\]]+)):(?P<dir>.*)", re.DOTALL)
+_SCP_WITH_PASSWORD = re.compile(r"[^/@]*:[^/@]*@[^/@]*:")
 _NODE = re.compile(r"(?P<rest>.*?)(?:\?node=(?P<node>[^?&]*))?", re.DOTALL)
-_HOST = re.compile(r"[A-Za-z0-9_.:%-]+")
-_USER = re.compile(r"[A-Za-z0-9_.+$\\@-]+")
+_HOST = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.-]*")
+_USER = re.compile(r"[A-Za-z0-9_.+$\\@][A-Za-z0-9_.+$\\@-]*")
 
 
 class BadAddress(ValueError):
@@ -59,10 +60,16 @@ class Ssh:
         return self.host if self.user is None else f"{self.user}@{self.host}"
 
     def __str__(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
         user = "" if self.user is None else f"{self.user}@"
+        if self.port is None and not self.path.startswith(("/", "~")):
+            host = f"[{self.host}]" if ":" in self.host else self.host
+            return f"{user}{host}:{self.path}"
+        user = "" if self.user is None else self.user.replace("@", "%40") + "@"
         port = "" if self.port is None else f":{self.port}"
-        return f"ssh://{user}{host}{port}{self.path if self.path.startswith('/') else '/' + self.path}"
+        # As git writes it: what is relative to the home directory begins with a tilde.
+        path = self.path if self.path.startswith(("/", "~")) else f"~/{self.path}"
+        path = path.replace("%", "%25")
+        return f"ssh://{user}{_bracketed(self.host)}{port}{path if path.startswith('/') else '/' + path}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +92,15 @@ class Tcp:
     node: UUID | None = None
 
     def __str__(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"tcp://{host}:{self.port}{_suffix(self.node)}"
+        return f"tcp://{_bracketed(self.host)}:{self.port}{_suffix(self.node)}"
 
 
 Address: TypeAlias = Directory | Ssh | Unix | Tcp
+
+
+def _bracketed(host: str) -> str:
+    """A host as it stands in a url: the zone of an IPv6 address follows a percent sign, which has to be quoted."""
+    return f"[{host.replace('%', '%25')}]" if ":" in host else host
 
 
 def _suffix(node: UUID | None) -> str:
@@ -112,55 +123,72 @@ def is_local(address: Address) -> bool:
         case Directory() | Unix():
             return True
         case Ssh(host=host) | Tcp(host=host):
-            return host in {"localhost", "::1"} or host.startswith("127.")
+            return host in {"localhost", "::1"} or re.fullmatch(r"127(?:\.[0-9]+){3}", host) is not None
 
 
 def parse_address(text: str) -> Address:
     """Reads a url. Raises BadAddress."""
     if not text:
         raise BadAddress(f"the url is empty; it can be {FORMS}")
-    if any(ord(c) < 32 or ord(c) == 127 for c in text):
-        raise BadAddress(f"the url {text!r} has control characters in it")
+    _check_characters(text, text)
     if text.startswith("/"):
         return Directory(text)
-    scheme = _SCHEME.match(text)
-    if scheme and (text[scheme.end() :].startswith("//") or scheme[1].lower() == "unix"):
+    if scheme := _SCHEME.match(text):
         rest = text[scheme.end() :]
         match scheme[1].lower():
             case "file":
                 return _file(text, rest)
             case "ssh" | "ssh+git" | "git+ssh":
-                return _ssh(text, rest[2:])
+                return _ssh(text, rest)
             case "unix":
-                return _unix(text, rest)
+                return _unix(text, "//" + rest)
             case "tcp":
-                return _tcp(text, rest[2:])
+                return _tcp(text, rest)
             case other:
-                raise BadAddress(f"urls of the form {other}: are not supported; the url can be {FORMS}")
-    if text.startswith(("p2p-annex::", "tor-annex::")):
-        raise BadAddress(f"urls of the form {text.partition('::')[0]}:: are not supported; the url can be {FORMS}")
+                raise BadAddress(f"urls of the form {other}:// are not supported; the url can be {FORMS}")
+    if program := _PROGRAM.match(text):
+        raise BadAddress(f"urls of the form {program[1]}:: are not supported; the url can be {FORMS}")
+    if text[:5].lower() == "unix:":
+        return _unix(text, text[5:])
+    if scheme := _SCHEME_WITHOUT_SLASHES.match(text):
+        raise BadAddress(f"{_shown(text)}: two slashes come after {scheme[1]}: (the url can be {FORMS})")
     return _scp(text)
 
 
+def _shown(text: str) -> str:
+    """A url that was refused as an error may repeat it: without what may be a password or a token."""
+    scheme = _SCHEME.match(text)
+    start = scheme.end() if scheme else 0
+    rest = re.sub(r".*(?:@|%40)", "…@", text[start:], flags=re.DOTALL)
+    return repr(text[:start] + re.sub(r"([?&](?!node=)[^=&]*=)[^&]*", r"\1…", rest))
+
+
+def _check_characters(text: str, part: str) -> None:
+    if any(ord(c) < 32 or 127 <= ord(c) < 160 for c in part):
+        raise BadAddress(f"the url {_shown(text)} has control characters in it")
+
+
 def _file(text: str, rest: str) -> Directory:
-    host, slash, path = rest[2:].partition("/")
+    host, slash, path = rest.partition("/")
     if host not in {"", "localhost"} or not slash or not path:
-        raise BadAddress(f"{text!r}: a file url is file:///dir, with three slashes")
+        raise BadAddress(f"{_shown(text)}: a file url is file:///dir, with three slashes")
     return Directory(_unquote(text, "/" + path))
 
 
 def _ssh(text: str, rest: str) -> Ssh:
     authority, _slash, path = rest.partition("/")
+    if ":" in unquote(authority.rpartition("@")[0]):
+        raise _password()
     parts = _USER_HOST_PORT.fullmatch(authority)
     if parts is None:
-        raise BadAddress(f"{text!r}: an ssh url is ssh://[user@]host[:port]/dir")
+        raise BadAddress(f"{_shown(text)}: an ssh url is ssh://[user@]host[:port]/dir")
     path = _unquote(text, path)
     # As git reads it: ssh://host/~/dir is below the home directory, anything else begins at the root.
     path = path if path.startswith("~") else "/" + path
     return _checked_ssh(
         text,
         Ssh(
-            host=parts["ipv6"] or _unquote(text, parts["host"]),
+            host=_host(text, parts, quoted=True),
             path=path,
             user=None if parts["user"] is None else _unquote(text, parts["user"]),
             port=_port(text, parts["port"]) if parts["port"] else None,
@@ -169,21 +197,23 @@ def _ssh(text: str, rest: str) -> Ssh:
 
 
 def _scp(text: str) -> Ssh:
+    if _SCP_WITH_PASSWORD.match(text):
+        raise _password()
     parts = _SCP.fullmatch(text)
     if parts is None:
-        raise BadAddress(f"{text!r} is not an address; it can be {FORMS}")
-    return _checked_ssh(text, Ssh(host=parts["ipv6"] or parts["host"], path=parts["dir"], user=parts["user"]))
+        raise BadAddress(f"{_shown(text)} is not an address; it can be {FORMS}")
+    return _checked_ssh(text, Ssh(host=_host(text, parts, quoted=False), path=parts["dir"], user=parts["user"]))
+
+
+def _password() -> BadAddress:
+    return BadAddress("a password cannot stand in an ssh url; let ssh ask for it, or use a key")
 
 
 def _checked_ssh(text: str, address: Ssh) -> Ssh:
-    if address.user is not None and ":" in address.user:
-        raise BadAddress("a password cannot stand in an ssh url; let ssh ask for it, or use a key")
-    if address.host.startswith("-") or not _HOST.fullmatch(address.host):
-        raise BadAddress(f"{text!r}: {address.host!r} is not the name of a host")
-    if address.user is not None and (address.user.startswith("-") or not _USER.fullmatch(address.user)):
-        raise BadAddress(f"{text!r}: {address.user!r} is not the name of a user")
-    if address.path in {"", "/"} or address.path.startswith("-"):
-        raise BadAddress(f"{text!r} does not say which directory on the host is the repository")
+    if address.user is not None and not _USER.fullmatch(address.user):
+        raise BadAddress(f"{_shown(text)}: what stands before the @ is not the name of a user")
+    if not address.path.strip("/") or address.path.startswith("-"):
+        raise BadAddress(f"{_shown(text)} does not say which directory on the host is the repository")
     return address
 
 
@@ -195,42 +225,48 @@ def _node(text: str, rest: str) -> tuple[str, UUID | None]:
     try:
         return parts["rest"], UUID.parse(parts["node"])
     except ValueError as error:
-        raise BadAddress(f"{text!r}: after ?node= comes a repository's UUID: {error}") from None
+        raise BadAddress(f"{_shown(text)}: after ?node= comes a repository's UUID: {error}") from None
 
 
 def _unix(text: str, rest: str) -> Unix:
     path, node = _node(text, rest)
     path = re.sub(r"^//(?=/)", "", path)
     if not path.startswith("/") or path.startswith("//") or path == "/":
-        raise BadAddress(f"{text!r}: a unix socket is unix:/path, absolute")
+        raise BadAddress(f"{_shown(text)}: a unix socket is unix:/path, absolute")
     return Unix(path, node)
 
 
 def _tcp(text: str, rest: str) -> Tcp:
     authority, node = _node(text, rest)
-    parts = _USER_HOST_PORT.fullmatch(authority.removesuffix("/"))
-    if parts is not None and parts["user"] is not None:
+    if "@" in unquote(authority):
         raise BadAddress(
             "a token cannot stand in a url, which others can read; put it into the environment variable "
             "CLUSTER_REMOTE_TOKEN"
         )
-    if parts is None or not parts["port"] or not (parts["ipv6"] or parts["host"]):
-        raise BadAddress(f"{text!r}: a TCP address is tcp://host:port")
-    host = parts["ipv6"] or parts["host"]
+    parts = _USER_HOST_PORT.fullmatch(authority.removesuffix("/"))
+    if parts is None or not parts["port"]:
+        raise BadAddress(f"{_shown(text)}: a TCP address is tcp://host:port")
+    return Tcp(_host(text, parts, quoted=True), _port(text, parts["port"]), node)
+
+
+def _host(text: str, parts: re.Match[str], *, quoted: bool) -> str:
+    """The host, of which ssh can make no option. `quoted`: whether percent signs in the url quote characters."""
+    if parts["ipv6"]:
+        return parts["ipv6"].replace("%25", "%") if quoted else parts["ipv6"]
+    host = _unquote(text, parts["host"]) if quoted else parts["host"]
     if not _HOST.fullmatch(host):
-        raise BadAddress(f"{text!r}: {host!r} is not the name of a host")
-    return Tcp(host, _port(text, parts["port"]), node)
+        raise BadAddress(f"{_shown(text)} does not have the name of a host where one should be")
+    return host
 
 
 def _port(text: str, digits: str) -> int:
     port = int(digits) if len(digits) < 6 else 0
     if not 0 < port < 65536:
-        raise BadAddress(f"{text!r}: {digits[:20]} is not a port")
+        raise BadAddress(f"{_shown(text)}: {digits[:20]} is not a port")
     return port
 
 
 def _unquote(text: str, part: str) -> str:
     part = unquote(part, errors="surrogateescape")
-    if any(ord(c) < 32 or ord(c) == 127 for c in part):
-        raise BadAddress(f"the url {text!r} has control characters in it")
+    _check_characters(text, part)
     return part

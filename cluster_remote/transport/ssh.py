@@ -50,7 +50,12 @@ def ssh_command(
                 raise BadAddress(f"{address}: the ssh program in use (variant simple) cannot be given a port")
             case _:
                 options = ["-p", str(address.port)]
-    return [*start, *options, address.destination, " ".join(shlex.quote(word) for word in remote_command)]
+    return [*start, *options, address.destination, " ".join(map(_quoted, remote_command))]
+
+
+def _quoted(word: str) -> str:
+    """A word as every login shell reads it, csh too: that one sees an exclamation mark inside quotes."""
+    return shlex.quote(word).replace("!", "'\\!'")
 
 
 def _words(line: str) -> list[str]:
