@@ -53,6 +53,7 @@ __all__ = ["LOCK_RETENTION", "Closing", "Ended", "Mode", "Served", "serve"]
 LOCK_RETENTION = 600.0
 """Seconds that a lock outlasts a client whose connection broke (P2P protocol: at least 10 minutes)."""
 
+_FOR_THE_SESSION = (CheckPresent, Remove, RemoveBefore, GetTimestamp, Put, Get, LockContent)
 # Characters of an error that a client is told.
 _ERROR_LIMIT = 2000
 
@@ -82,12 +83,12 @@ class Served:
     """What a client talks to, once it has been let in.
 
     `uuid` is the repository or cluster that answers. `session` makes the session, not yet connected, that is to
-    bypass those gateways; the server closes it. `connect` carries CONNECT to the git repository behind the server
-    until the service has ended; None where that is not supported.
+    bypass those gateways, or raises SessionError; the server closes it. `connect` carries CONNECT to the git
+    repository behind the server until the service has ended; None where that is not supported.
     """
 
     uuid: UUID
-    session: Callable[[frozenset[UUID]], Session]
+    session: Callable[[frozenset[UUID]], Awaitable[Session]]
     mode: Mode = Mode.READ_WRITE
     connect: Callable[[MessageStream, str], Awaitable[None]] | None = None
 
@@ -114,14 +115,14 @@ class Closing:
             scope.cancel()
 
     @contextmanager
-    def idle(self) -> Iterator[anyio.CancelScope]:
+    def idle(self) -> Iterator[None]:
         """For waiting that may be broken off when the server closes."""
         with anyio.CancelScope() as scope:
             if self.begun:
                 scope.cancel()
             self._idle.add(scope)
             try:
-                yield scope
+                yield
             finally:
                 self._idle.discard(scope)
 
@@ -211,9 +212,9 @@ class _Server:
             with anyio.CancelScope(shield=True):
                 await session.aclose()
 
-    def _opened(self) -> Session:
+    async def _opened(self) -> Session:
         if self._session is None:
-            self._session = self._served.session(self._bypass)
+            self._session = await self._served.session(self._bypass)
         return self._session
 
     async def _take(self, request: Message) -> bool:
@@ -248,27 +249,28 @@ class _Server:
 
     async def _pass_on(self, request: Message) -> None:
         """Raises SessionError only where the client is still waiting for an answer."""
+        if not isinstance(request, _FOR_THE_SESSION):
+            raise ClientMisbehaved(f"unexpected {describe(request)[:100]}")
+        session = await self._opened()
         match request:
             case CheckPresent(key):
-                present = await self._opened().check_present(key)
+                present = await session.check_present(key)
                 await self._client.send(Success() if present else Failure())
             case Remove(key):
-                await self._remove(key, None)
+                await self._remove(session, key, None)
             case RemoveBefore(timestamp, key):
-                await self._remove(key, timestamp)
+                await self._remove(session, key, timestamp)
             case GetTimestamp():
-                await self._client.send(Timestamp(await self._opened().timestamp()))
+                await self._client.send(Timestamp(await session.timestamp()))
             case Put(file, key):
-                await self._put(file, key)
+                await self._put(session, file, key)
             case Get(offset, file, key):
-                await self._get(offset, file, key)
+                await self._get(session, offset, file, key)
             case LockContent(key):
-                await self._lock(key)
-            case _:
-                raise ClientMisbehaved(f"unexpected {describe(request)[:100]}")
+                await self._lock(session, key)
 
-    async def _remove(self, key: Key, before: int | None) -> None:
-        removal = await self._opened().remove(key, before)
+    async def _remove(self, session: Session, key: Key, before: int | None) -> None:
+        removal = await session.remove(key, before)
         self._noted(*removal.reasons)
         uuids = removal.uuids
         if removal.removed and not self._served.uuid.is_cluster:
@@ -280,10 +282,10 @@ class _Server:
     def _speaks(self, message: type[Message]) -> bool:
         return self._client.version >= since(message)
 
-    async def _lock(self, key: Key) -> None:
+    async def _lock(self, session: Session, key: Key) -> None:
         answered = False
         try:
-            async with self._opened().lock(key) as locked:
+            async with session.lock(key) as locked:
                 await self._client.send(Success() if locked else Failure())
                 answered = True
                 if locked:
@@ -305,10 +307,10 @@ class _Server:
         if not isinstance(message, UnlockContent):
             raise ClientMisbehaved(f"{describe(message)[:100]} in place of UNLOCKCONTENT")
 
-    async def _get(self, offset: int, file: AssociatedFile, key: Key) -> None:
+    async def _get(self, session: Session, offset: int, file: AssociatedFile, key: Key) -> None:
         answered = False
         try:
-            async with self._opened().download(key, file, offset) as download:
+            async with session.download(key, file, offset) as download:
                 await self._client.send_content(relayed(download), with_validity=self._client.version > 0)
                 answered = True
         except SessionError as error:
@@ -323,11 +325,11 @@ class _Server:
                 case other:
                     raise ClientMisbehaved(f"{describe(other)[:100]} in place of SUCCESS or FAILURE")
 
-    async def _put(self, file: AssociatedFile, key: Key) -> None:
+    async def _put(self, session: Session, file: AssociatedFile, key: Key) -> None:
         source: ClientSource | None = None
         outcome: Present | Stored = Stored(False)
         try:
-            async with self._opened().upload(key, file) as offer:
+            async with session.upload(key, file) as offer:
                 if isinstance(offer, Present):
                     outcome = offer
                 else:

@@ -106,7 +106,7 @@ def behind_shell(
     """Serve what git-annex's own gateway serves under this UUID."""
     environment = gateway.environment
 
-    def session(bypass: frozenset[UUID]) -> Session:
+    async def session(bypass: frozenset[UUID]) -> Session:
         command = ["git-annex-shell", "p2pstdio", str(gateway.path), str(CLIENT), "--uuid", uuid]
         return StreamSession(
             ProcessTransport(command, name=f"{gateway.path.name} as {uuid}", environment=environment.env),

@@ -472,7 +472,10 @@ class _FailingDownload(Download):
 
 
 def behind(session: Session) -> Served:
-    return Served(SERVER, lambda bypass: session)
+    async def made(bypass: frozenset[UUID]) -> Session:
+        return session
+
+    return Served(SERVER, made)
 
 
 REQUESTS = [
@@ -484,6 +487,15 @@ REQUESTS = [
     f"PUT  {KEY}",
     f"GET 0  {KEY}",
 ]
+
+
+async def test_a_session_that_cannot_be_made_is_answered_with_the_reason() -> None:
+    async def none(bypass: frozenset[UUID]) -> Session:
+        raise Unreachable("the cluster has no nodes")
+
+    async with conversation(Served(SERVER, none)) as talk:
+        for _ in range(2):
+            assert await talk.ask(f"CHECKPRESENT {KEY}") == "ERROR the cluster has no nodes"
 
 
 @pytest.mark.parametrize("error", [Refused("node1: no"), Unreachable("node1: is away"), ConnectionLost("node1: gone")])
@@ -584,7 +596,7 @@ async def test_invalid_content_is_cut_off_in_version_0_which_cannot_say_so() -> 
 async def test_the_session_is_closed_with_the_conversation_and_made_anew_for_other_bypasses() -> None:
     made: list[tuple[frozenset[UUID], Failing]] = []
 
-    def session(bypass: frozenset[UUID]) -> Session:
+    async def session(bypass: frozenset[UUID]) -> Session:
         made.append((bypass, Failing(Refused("no"))))
         return made[-1][1]
 
