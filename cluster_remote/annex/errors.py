@@ -12,6 +12,8 @@ __all__ = [
     "CommandFailed",
     "CredentialsUnreadable",
     "LocationLogError",
+    "NoContent",
+    "NotAKey",
     "NotARepository",
     "NotInitialised",
 ]
@@ -53,6 +55,14 @@ class BadAnswer(AnnexError):
 
 class LocationLogError(AnnexError):
     """The location log could not be read, or did not take what was to be recorded."""
+
+
+class NotAKey(AnnexError):
+    """What was given is neither a key nor an annexed file."""
+
+
+class NoContent(AnnexError):
+    """The content of a key is not in this repository."""
 
 
 class BranchUnreadable(AnnexError):

@@ -23,7 +23,12 @@ from cluster_remote.p2p.key import UUID, AssociatedFile, Key
 __all__ = ["OUTCOMES", "document", "outcome", "schema", "schema_of"]
 
 OUTCOMES: Mapping[str, str] = {
+    "drop": "cluster_remote.diagnosis.request:Dropped",
+    "get": "cluster_remote.diagnosis.request:Downloaded",
+    "lock": "cluster_remote.diagnosis.request:Locked",
     "ping": "cluster_remote.cli.ping:Pong",
+    "present": "cluster_remote.diagnosis.request:Presence",
+    "put": "cluster_remote.diagnosis.request:Uploaded",
 }
 """For each command that has `--json` the class of what it emits, as module:class."""
 

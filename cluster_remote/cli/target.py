@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import uuid as random_uuids
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from cluster_remote.annex.branchlog import BranchLogs
 from cluster_remote.annex.credentials import read_credentials
@@ -16,19 +17,25 @@ from cluster_remote.p2p.stream import Trace
 from cluster_remote.remote.identity import wanted_server
 from cluster_remote.remote.settings import BadSettings, Settings, token_setting
 from cluster_remote.remote.workplace import Workplace
-from cluster_remote.transport.address import BadAddress, parse_address
+from cluster_remote.transport.address import BadAddress, Directory, at_node, parse_address
 from cluster_remote.transport.opening import Caller, session_at
 
-__all__ = ["Target", "looks_like_address", "our_remotes", "remote_settings", "resolve"]
+__all__ = ["Target", "looks_like_address", "node_named", "our_remotes", "remote_settings", "resolve"]
 
 
 @dataclass(frozen=True)
 class Target:
-    """Somebody to talk to. `settings` is None for a bare address."""
+    """Somebody to talk to.
+
+    `settings` is None for a bare address, `repository` outside of one of git-annex; `descriptions` is what the
+    repositories are called here.
+    """
 
     label: str
     session: Session
     settings: Settings | None = None
+    repository: Repository | None = None
+    descriptions: Mapping[UUID, str] = field(default_factory=dict)
 
 
 def looks_like_address(text: str) -> bool:
@@ -56,15 +63,47 @@ def remote_settings(name: str, config: GitConfig, logs: BranchLogs) -> Settings:
     return Settings.read(lambda setting: parameters.get(setting, ""), uuid, name)
 
 
+def node_named(text: str, config: GitConfig, logs: BranchLogs, cluster: UUID | None = None) -> UUID:
+    """The repository that somebody means by its UUID, its description, a remote's name here, or its gateway's name.
+
+    Where several are called so, the nodes of `cluster` come first. Raises BadSettings.
+    """
+    try:
+        return UUID.parse(text)
+    except ValueError:
+        pass
+    found = {uuid for uuid, description in logs.descriptions.items() if description == text}
+    found |= {names[text] for names in logs.proxied.values() if text in names}
+    own = config.remote(text, "annex-uuid")
+    if own:
+        found.add(UUID.parse(own))
+    if len(found) > 1 and cluster is not None:
+        found = found & logs.clusters.nodes(cluster) or found
+    if len(found) == 1:
+        return found.pop()
+    if found:
+        raise BadSettings(f"--node {text}: several are called so; give a UUID: {', '.join(sorted(map(str, found)))}")
+    known = sorted({name for names in logs.proxied.values() for name, uuid in names.items() if not uuid.is_cluster})
+    raise BadSettings(
+        f"--node {text}: this repository knows none of that name; "
+        + (f"its gateways have {', '.join(known)}" if known else "give its UUID")
+    )
+
+
 async def resolve(
-    text: str, *, timeout: float | None = None, trace: Trace | None = None, server: UUID | None = None
+    text: str,
+    *,
+    timeout: float | None = None,
+    trace: Trace | None = None,
+    server: UUID | None = None,
+    node: str = "",
 ) -> Target:
-    """The remote or address that `text` names. Nothing is connected yet.
+    """The remote or address that `text` names, or the one `node` behind it. Nothing is connected yet.
 
     Raises BadSettings, BadAddress, AnnexError.
     """
     if looks_like_address(text):
-        return await _address(text, timeout, trace, server)
+        return await _address(text, timeout, trace, server, node)
     repository = Repository.here()
     config = repository.config()
     logs = await BranchLogs.read(repository)
@@ -72,8 +111,16 @@ async def resolve(
     token = _stored_token(repository, settings)
     workplace = Workplace(settings, str(repository.git_dir), token, timeout)
     await workplace.read_repository()
+    if node:
+        cluster = wanted_server(settings, logs, config.clusters())
+        uuid = node_named(node, config, logs, cluster)
+        # Without a server this very repository is the gateway, and its git-annex-shell stands before the nodes.
+        address = settings.address or Directory(str(repository.work_tree or repository.git_dir))
+        session: Session = session_at(at_node(address, uuid), workplace.caller(trace), server=uuid, token=token)
+        return Target(f"{text} ({node})", session, settings, repository, logs.descriptions)
     server = server or wanted_server(workplace.settings, workplace.logs, config.clusters())
-    return Target(text, await workplace.session_with(server, trace), settings)
+    session = await workplace.session_with(server, trace)
+    return Target(text, session, settings, repository, logs.descriptions)
 
 
 def _stored_token(repository: Repository, settings: Settings) -> str | None:
@@ -85,11 +132,12 @@ def _stored_token(repository: Repository, settings: Settings) -> str | None:
     return stored[1] if stored else None
 
 
-async def _address(text: str, timeout: float | None, trace: Trace | None, server: UUID | None) -> Target:
+async def _address(text: str, timeout: float | None, trace: Trace | None, server: UUID | None, node: str) -> Target:
     try:
         address = parse_address(text)
     except BadAddress as error:
         raise BadSettings(str(error)) from None
+    repository: Repository | None
     try:
         repository = Repository.here()
         config = repository.config()
@@ -98,7 +146,14 @@ async def _address(text: str, timeout: float | None, trace: Trace | None, server
         )
     except AnnexError:
         # An address can be tried from anywhere; the server only wants to be told some UUID.
+        repository, config = None, GitConfig.parse(b"")
         caller = Caller(UUID.parse(str(random_uuids.uuid4())))
+    logs = BranchLogs({}) if repository is None else await BranchLogs.read(repository)
+    if node:
+        server = node_named(node, config, logs)
+        address = at_node(address, server)
     caller = Caller(caller.uuid, timeout or caller.timeout, caller.ssh_command, caller.ssh_variant, trace)
     token = os.environ.get("CLUSTER_REMOTE_TOKEN")
-    return Target(text, session_at(address, caller, server=server, token=token))
+    label = f"{text} ({node})" if node else text
+    session = session_at(address, caller, server=server, token=token)
+    return Target(label, session, None, repository, logs.descriptions)

@@ -1,0 +1,45 @@
+"""Which key a file of the work tree has, and where the content of a key lies."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cluster_remote.annex.errors import NoContent, NotAKey
+from cluster_remote.p2p.key import AssociatedFile, Key, decode, encode
+
+if TYPE_CHECKING:
+    from cluster_remote.annex.repository import Repository
+
+__all__ = ["associated_file", "content_of", "key_of"]
+
+
+async def key_of(repository: Repository, path: str) -> Key:
+    """The key of an annexed file; `path` is relative to the working directory. Raises NotAKey, CommandFailed."""
+    # In batch mode, for git-annex hands arguments on to git without the bytes that are not UTF-8.
+    done = await repository.run("git", "annex", "lookupkey", "--batch", "-z", input=encode(path) + b"\0")
+    text = decode(done.stdout.strip(b"\n\0"))
+    if not text:
+        raise NotAKey(f"{path!r} is no annexed file of this repository (git annex add would make it one)")
+    return Key.parse(text)
+
+
+async def content_of(repository: Repository, key: Key) -> bytes:
+    """The path of the file that has the content of a key, in this very repository. Raises NoContent, CommandFailed."""
+    done = await repository.run("git", "annex", "contentlocation", "--batch", input=bytes(key) + b"\n")
+    found = done.stdout.strip(b"\n")
+    if not found:
+        raise NoContent(f"the content of {key} is not in this repository; git annex get brings it here")
+    top = repository.work_tree or repository.git_dir
+    return bytes(top / os.fsdecode(found))
+
+
+def associated_file(repository: Repository, path: str) -> AssociatedFile:
+    """A file of the work tree as the protocol names it: from the top of the work tree. None where it is elsewhere."""
+    if repository.work_tree is None:
+        return AssociatedFile()
+    file = (repository.cwd or Path.cwd()) / path
+    # An annexed file is a link itself, so only its directory is resolved.
+    relative = os.path.relpath(file.parent.resolve() / file.name, repository.work_tree.resolve())
+    return AssociatedFile() if relative.startswith("..") else AssociatedFile(relative)

@@ -1,0 +1,471 @@
+"""cluster-remote present, put, get, drop, lock: one request to one server or node."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import typer
+
+from cluster_remote.cli.completion import nodes, remotes
+from cluster_remote.cli.exitcodes import FAILED, INTERRUPTED
+from cluster_remote.cli.render import duration, emit, size
+from cluster_remote.p2p.errors import printable
+from cluster_remote.remote.settings import BadSettings
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from cluster_remote.annex.repository import Repository
+    from cluster_remote.cli.render import Lines
+    from cluster_remote.cli.target import Target
+    from cluster_remote.diagnosis.request import Downloaded, Dropped, Locked, Presence, Uploaded
+    from cluster_remote.p2p.key import UUID, Key
+
+__all__ = ["drop", "get", "lock", "present", "put"]
+
+T = TypeVar("T")
+
+_TargetName = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME|URL",
+        help="A remote of this repository, or an address.",
+        autocompletion=remotes,
+        show_default=False,
+    ),
+]
+_KeyOrFile = Annotated[
+    str, typer.Argument(metavar="KEY|FILE", help="A key, or an annexed file of this repository.", show_default=False)
+]
+_Node = Annotated[
+    str,
+    typer.Option(
+        "--node",
+        metavar="UUID|NAME",
+        help="Ask one node behind the server, by its UUID, its description or its name.",
+        autocompletion=nodes,
+        show_default=False,
+    ),
+]
+_Record = Annotated[bool, typer.Option("--record", help="Write what turned out to the location log.")]
+_Timeout = Annotated[
+    float | None,
+    typer.Option(help="Seconds without progress to wait (default: that of the remote, else 60).", show_default=False),
+]
+_Json = Annotated[bool, typer.Option("--json", help="Print a JSON object (docs/json.md).")]
+
+
+@asynccontextmanager
+async def _reach(text: str, node: str, timeout: float | None) -> AsyncIterator[Target]:
+    """Somebody to talk to, hung up on in the end. Raises BadSettings, BadAddress, AnnexError."""
+    from cluster_remote.cli.target import resolve
+
+    target = await resolve(text, timeout=timeout, node=node)
+    try:
+        yield target
+    finally:
+        await target.session.aclose()
+
+
+async def _key(text: str) -> tuple[Key, Repository | None]:
+    """The key that a word means, and the repository where it is the name of a file there."""
+    from cluster_remote.annex.contents import key_of
+    from cluster_remote.annex.repository import Repository
+    from cluster_remote.p2p.key import Key
+
+    if _exists(text):
+        repository = Repository.here()
+        return await key_of(repository, text), repository
+    try:
+        return Key.parse(text), None
+    except ValueError as error:
+        raise BadSettings(f"there is no file {text!r} here, and {error}") from None
+
+
+def _exists(path: str | Path) -> bool:
+    # Also a link that leads nowhere: that is what an annexed file without its content is.
+    return os.path.lexists(path)
+
+
+def _run(function: Callable[[], Awaitable[T]]) -> T:
+    import anyio
+
+    return anyio.run(function)
+
+
+def _described(target: Target, uuids: Collection[UUID]) -> dict[str, str]:
+    return {str(uuid): target.descriptions[uuid] for uuid in sorted(uuids) if uuid in target.descriptions}
+
+
+def _names(uuids: Collection[UUID], descriptions: Mapping[str, str]) -> str:
+    return ", ".join(printable(descriptions.get(str(uuid), str(uuid))) for uuid in uuids)
+
+
+def _recorded(uuids: Collection[UUID], descriptions: Mapping[str, str], console: Console) -> None:
+    if uuids:
+        console.print(f"recorded in the location log: {_names(uuids, descriptions)}")
+
+
+def present(
+    target: _TargetName,
+    key: _KeyOrFile,
+    node: _Node = "",
+    record: _Record = False,
+    timeout: _Timeout = None,
+    as_json: _Json = False,
+) -> None:
+    """Ask a server, or one node behind it, whether it has a content.
+
+    A gateway answers for its cluster by its own location log; with --node the node itself is asked.
+
+    Exit codes: 0 it has it, 1 it has not, 2 wrong usage, 3 no answer, 4 not in a repository, 130 interrupted.
+
+    Example: cluster-remote present mycluster photo.jpg --node nas
+    """
+    outcome = _run(lambda: _present(target, key, node, record, timeout))
+    emit(outcome, as_json, _show_presence)
+    if not outcome.present:
+        raise typer.Exit(FAILED)
+
+
+async def _present(text: str, word: str, node: str, record: bool, timeout: float | None) -> Presence:
+    from cluster_remote.diagnosis import request
+
+    key, _ = await _key(word)
+    async with _reach(text, node, timeout) as target:
+        repository = request.check_recording(target.repository, target.settings) if record else None
+        outcome = await request.present(target.session, target.label, key)
+    if repository is None:
+        return outcome
+    who = request.holders(target.settings, outcome.server, ())
+    if who == [outcome.server] and outcome.server.is_cluster:
+        raise BadSettings("--record: a cluster does not say which of its nodes have the content; ask them with --node")
+    there, gone = (who, []) if outcome.present else ([], who)
+    return replace(outcome, recorded=await request.record(repository, key, present=there, absent=gone))
+
+
+def _show_presence(outcome: Presence, console: Console) -> None:
+    console.print(f"{outcome.target}: {'has' if outcome.present else 'does not have'} {outcome.key}")
+    _recorded(outcome.recorded, {}, console)
+
+
+def put(
+    target: _TargetName,
+    file: Annotated[
+        str, typer.Argument(metavar="[FILE]", help="An annexed file of this repository.", show_default=False)
+    ] = "",
+    key: Annotated[str, typer.Option("--key", metavar="KEY", help="The key to store.", show_default=False)] = "",
+    source: Annotated[
+        str,
+        typer.Option(
+            "--from",
+            metavar="PATH",
+            help="With --key: the file that has its content (default: this repository's own).",
+            show_default=False,
+        ),
+    ] = "",
+    node: _Node = "",
+    record: _Record = False,
+    timeout: _Timeout = None,
+    as_json: _Json = False,
+) -> None:
+    """Store one content on a server, or on one node behind it. git annex copy does that, and records it.
+
+    Exit codes: 0 stored, or there already, 1 not stored, 2 wrong usage, 3 no answer, 4 not in a repository,
+    130 interrupted.
+
+    Example: cluster-remote put mycluster photo.jpg
+
+    Example: cluster-remote put ssh://nas.local/srv/annex --key WORM-s5--hello --from /tmp/hello
+    """
+    if bool(file) == bool(key):
+        raise BadSettings("give either an annexed FILE, or --key KEY with --from PATH")
+    if source and not key:
+        raise BadSettings("--from PATH goes with --key KEY; a FILE has its own content")
+    outcome = _run(lambda: _put(target, file, key, source, node, record, timeout))
+    emit(outcome, as_json, _show_upload)
+    if not outcome.stored:
+        raise typer.Exit(FAILED)
+
+
+async def _put(
+    text: str, file: str, key_text: str, source: str, node: str, record: bool, timeout: float | None
+) -> Uploaded:
+    from cluster_remote.annex.contents import associated_file, content_of
+    from cluster_remote.annex.repository import Repository
+    from cluster_remote.cli.render import progress
+    from cluster_remote.diagnosis import request
+    from cluster_remote.p2p.key import AssociatedFile, Key
+
+    name = AssociatedFile()
+    if file:
+        if not _exists(file):
+            raise BadSettings(f"there is no file {file!r}; a key goes with --key KEY --from PATH")
+        key, repository = await _key(file)
+        assert repository is not None
+        name = associated_file(repository, file)
+        path = await content_of(repository, key)
+    else:
+        try:
+            key = Key.parse(key_text)
+        except ValueError as error:
+            raise BadSettings(f"--key: {error}") from None
+        path = os.fsencode(source) if source else await content_of(Repository.here(), key)
+    async with _reach(text, node, timeout) as target:
+        settings = target.settings
+        if settings is not None and settings.encryption != "none":
+            raise BadSettings(
+                f"{settings.name} is encrypted, and this command would store the content in the clear; git annex copy "
+                f"--to {shlex.quote(settings.name)} encrypts it"
+            )
+        own = request.check_recording(target.repository, settings) if record else None
+        with progress(in_bytes=True) as lines:
+            lines.begin(target.label, key.content_size)
+            outcome = await request.upload(target.session, target.label, key, name, path, _moving(lines, target.label))
+    outcome = replace(outcome, descriptions=_described(target, {outcome.server, *outcome.uuids}))
+    if own is None:
+        return outcome
+    who = request.holders(settings, outcome.server, outcome.uuids) if outcome.stored else list(outcome.uuids)
+    return replace(outcome, recorded=await request.record(own, key, present=who))
+
+
+def _moving(lines: Lines, name: str) -> Callable[[int], None]:
+    """Turns positions in a content into progress."""
+    last = 0
+
+    def moved(position: int) -> None:
+        nonlocal last
+        lines.advance(name, position - last)
+        last = position
+
+    return moved
+
+
+def _show_upload(outcome: Uploaded, console: Console) -> None:
+    if outcome.already_present:
+        console.print(f"{outcome.target}: has {outcome.key} already")
+    elif outcome.stored:
+        console.print(
+            f"{outcome.target}: stored {outcome.key} ({size(outcome.size)} in {duration(outcome.seconds)}), "
+            f"protocol version {outcome.version}"
+        )
+    else:
+        console.print(f"{outcome.target}: did not store {outcome.key}")
+    if outcome.uuids:
+        console.print(f"on: {_names(outcome.uuids, outcome.descriptions)}")
+    for reason in outcome.reasons:
+        console.print(f"because: {printable(reason)}")
+    _recorded(outcome.recorded, outcome.descriptions, console)
+
+
+def get(
+    target: _TargetName,
+    key: _KeyOrFile,
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to", metavar="PATH", help="The file to write (default: one here, named as the key).", show_default=False
+        ),
+    ] = "",
+    resume: Annotated[bool, typer.Option("--continue", help="Go on from where the file at PATH ends.")] = False,
+    node: _Node = "",
+    timeout: _Timeout = None,
+    as_json: _Json = False,
+) -> None:
+    """Fetch one content from a server, or from one node behind it, into a file, and compare its checksum.
+
+    The repository is not changed; git annex get does that.
+
+    Exit codes: 0 fetched, 1 not fetched or not as its key says, 2 wrong usage, 3 no answer, 4 not in a repository,
+    130 interrupted.
+
+    Example: cluster-remote get mycluster photo.jpg --node nas --to /tmp/from-nas.jpg
+    """
+    outcome = _run(lambda: _get(target, key, Path(to) if to else None, resume, node, timeout))
+    emit(outcome, as_json, _show_download)
+    if outcome.verified is False:
+        raise typer.Exit(FAILED)
+
+
+async def _get(text: str, word: str, path: Path | None, resume: bool, node: str, timeout: float | None) -> Downloaded:
+    from cluster_remote.cli.render import progress
+    from cluster_remote.diagnosis import request
+
+    key, _ = await _key(word)
+    # A key's name may have slashes in it; git-annex writes them so in the names of its files.
+    path = path or Path(str(key).replace("/", "%"))
+    before = _check_free(path, resume)
+    async with _reach(text, node, timeout) as target:
+        with progress(in_bytes=True) as lines:
+            lines.begin(target.label, key.content_size)
+            moved = _moving(lines, target.label)
+            try:
+                return await request.download(target.session, target.label, key, path, moved)
+            except BaseException:
+                if not before:
+                    _explain_partial(path)
+                raise
+
+
+def _check_free(path: Path, resume: bool) -> bool:
+    """Whether there is a file at `path`, to go on with. Raises BadSettings where it is not to be touched."""
+    if path.is_dir():
+        raise BadSettings(f"{str(path)!r} is a directory; give the name of a file in it: --to PATH")
+    there = _exists(path)
+    if there and not resume:
+        raise BadSettings(f"{str(path)!r} exists; give --continue to go on from where it ends, or --to another file")
+    return there
+
+
+def _explain_partial(path: Path) -> None:
+    if not path.exists():
+        return
+    came = path.stat().st_size
+    if came:
+        print(f"{size(came)} came and are in {str(path)!r}; --continue goes on from there", file=sys.stderr)
+    else:
+        path.unlink()
+
+
+def _show_download(outcome: Downloaded, console: Console) -> None:
+    came = outcome.size - outcome.offset
+    console.print(
+        f"{outcome.target}: {size(came)} in {duration(outcome.seconds)} into {printable(outcome.path)}"
+        + (f", after the {size(outcome.offset)} that were there" if outcome.offset else "")
+    )
+    match outcome.verified:
+        case True:
+            console.print("the content has the checksum of its key")
+        case False:
+            console.print(f"but it is NOT the content of {outcome.key}: the checksum is another")
+        case None:
+            console.print("its key has no checksum that could be compared")
+
+
+def drop(
+    target: _TargetName,
+    key: _KeyOrFile,
+    force: Annotated[
+        bool, typer.Option("--force", help="Yes, remove it without looking for other copies. Needed.")
+    ] = False,
+    node: _Node = "",
+    record: _Record = False,
+    timeout: _Timeout = None,
+    as_json: _Json = False,
+) -> None:
+    """Remove one content from a server, or from one node behind it, WITHOUT checking that other copies exist.
+
+    git annex drop --from checks the copies first, and is what you want as a rule: this one can lose the last of them.
+    Therefore it needs --force.
+
+    Exit codes: 0 removed, or it was not there, 1 not removed, or not everywhere, 2 wrong usage, 3 no answer,
+    4 not in a repository, 130 interrupted.
+
+    Example: cluster-remote drop mycluster photo.jpg --node nas --force
+    """
+    if not force:
+        raise BadSettings(
+            "this removes the content without checking that there are other copies, as git annex drop --from would do; "
+            "add --force if that is what you want"
+        )
+    outcome = _run(lambda: _drop(target, key, node, record, timeout))
+    emit(outcome, as_json, _show_removal)
+    if not outcome.removed:
+        raise typer.Exit(FAILED)
+
+
+async def _drop(text: str, word: str, node: str, record: bool, timeout: float | None) -> Dropped:
+    from cluster_remote.diagnosis import request
+
+    key, _ = await _key(word)
+    async with _reach(text, node, timeout) as target:
+        repository = request.check_recording(target.repository, target.settings) if record else None
+        outcome = await request.drop(target.session, target.label, key)
+    outcome = replace(outcome, descriptions=_described(target, {outcome.server, *outcome.uuids}))
+    if repository is None:
+        return outcome
+    if outcome.removed:
+        gone = request.holders(target.settings, outcome.server, outcome.uuids)
+    else:
+        gone = [] if target.settings and target.settings.tracking == "remote" else list(outcome.uuids)
+    return replace(outcome, recorded=await request.record(repository, key, absent=gone))
+
+
+def _show_removal(outcome: Dropped, console: Console) -> None:
+    if outcome.removed:
+        console.print(f"{outcome.target}: {outcome.key} is not there any more")
+    else:
+        console.print(f"{outcome.target}: did not remove {outcome.key}" + (" everywhere" if outcome.uuids else ""))
+    if outcome.uuids:
+        console.print(f"removed from: {_names(outcome.uuids, outcome.descriptions)}")
+    for reason in outcome.reasons:
+        console.print(f"because: {printable(reason)}")
+    _recorded(outcome.recorded, outcome.descriptions, console)
+
+
+def lock(
+    target: _TargetName,
+    key: _KeyOrFile,
+    command: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[-- COMMAND…]", help="What to run meanwhile; without it, until Ctrl-C.", show_default=False
+        ),
+    ] = None,
+    node: _Node = "",
+    timeout: _Timeout = None,
+    as_json: _Json = False,
+) -> None:
+    """Keep a content from being removed for as long as COMMAND runs, or until Ctrl-C.
+
+    Only nodes and single repositories can lock a content, a cluster never can: name one with --node.
+
+    Exit codes: that of COMMAND (127: not found, 126: cannot be run); 130 where Ctrl-C ended it; 1 not locked,
+    2 wrong usage, 3 no answer, or the lock was lost before the end, 4 not in a repository.
+
+    Example: cluster-remote lock mycluster photo.jpg --node nas -- rsync -a nas:photos/ /mnt/photos/
+    """
+    outcome = _run(lambda: _lock(target, key, command or [], node, timeout, quiet=as_json))
+    emit(outcome, as_json, _show_lock)
+    if not outcome.locked:
+        raise typer.Exit(FAILED)
+    raise typer.Exit(INTERRUPTED if outcome.exit_code is None else outcome.exit_code)
+
+
+async def _lock(text: str, word: str, command: list[str], node: str, timeout: float | None, *, quiet: bool) -> Locked:
+    import time
+
+    from cluster_remote.cli.foreground import run_in_foreground, until_interrupted
+    from cluster_remote.diagnosis import request
+
+    key, _ = await _key(word)
+    async with _reach(text, node, timeout) as target, request.lock(target.session, target.label, key) as outcome:
+        if not outcome.locked:
+            return outcome
+        started = time.monotonic()
+        print(f"{target.label}: {key} is locked" + ("" if command else "; Ctrl-C unlocks it"), file=sys.stderr)
+        if command:
+            code = await run_in_foreground(command, stdout_to_stderr=quiet)
+        else:
+            await until_interrupted()
+            code = None
+        return replace(outcome, held=time.monotonic() - started, exit_code=code)
+
+
+def _show_lock(outcome: Locked, console: Console) -> None:
+    if outcome.locked:
+        console.print(f"{outcome.target}: {outcome.key} was held locked for {duration(outcome.held)}")
+    else:
+        why = (
+            "a cluster cannot; name one of its nodes with --node"
+            if outcome.server.is_cluster
+            else "the server does not have it, or cannot lock it"
+        )
+        console.print(f"{outcome.target}: {outcome.key} was not locked: {why}")

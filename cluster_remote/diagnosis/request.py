@@ -1,0 +1,238 @@
+"""One request to one server or node, and what came of it: for scripts and for bug reports.
+
+These are the requests of the protocol as they are. Nothing is recorded and no copies are counted unless the caller asks
+for it, so that what a server does can be seen apart from what git-annex makes of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import AsyncIterator, Collection, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import anyio.to_thread
+
+from cluster_remote.annex.errors import NotARepository
+from cluster_remote.annex.locationlog import LocationLog, recordable
+from cluster_remote.p2p.file import FileSource
+from cluster_remote.p2p.key import UUID, AssociatedFile, Key
+from cluster_remote.p2p.session import Present, Progress
+from cluster_remote.remote.retrieval import retrieve
+from cluster_remote.remote.settings import BadSettings
+
+if TYPE_CHECKING:
+    from cluster_remote.annex.repository import Repository
+    from cluster_remote.p2p.session import Session
+    from cluster_remote.remote.settings import Settings
+
+__all__ = ["Downloaded", "Dropped", "Locked", "Presence", "Uploaded", "download", "drop", "holders", "lock", "present"]
+
+_Names = Annotated[Mapping[str, str], "what this repository calls those that are named here, by UUID"]
+_Recorded = Annotated[tuple[UUID, ...], "repositories whose location has been written to the location log"]
+_Target = Annotated[str, "what was given on the command line"]
+_Server = Annotated[UUID, "the repository or cluster that answered"]
+_Version = Annotated[int | None, "of the protocol, as agreed on"]
+_Seconds = Annotated[float, "from the first byte to the last, with connecting"]
+
+
+@dataclass(frozen=True)
+class Presence:
+    """Whether a server has a content."""
+
+    target: _Target
+    server: _Server
+    version: _Version
+    key: Key
+    present: bool
+    recorded: _Recorded = ()
+
+
+@dataclass(frozen=True)
+class Uploaded:
+    """What came of an upload."""
+
+    target: _Target
+    server: _Server
+    version: _Version
+    key: Key
+    stored: Annotated[bool, "whether the content is there now"]
+    already_present: Annotated[bool, "whether it had been there before, so that nothing was sent"]
+    uuids: Annotated[tuple[UUID, ...], "the repositories behind the server that it says have stored it, or have it"]
+    reasons: Annotated[tuple[str, ...], "why a part of it failed"]
+    size: Annotated[int | None, "bytes of the content, where the key says it"]
+    seconds: _Seconds
+    recorded: _Recorded = ()
+    descriptions: _Names = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Downloaded:
+    """What came of a download."""
+
+    target: _Target
+    server: _Server
+    version: _Version
+    key: Key
+    path: Annotated[str, "the file that has the content now"]
+    offset: Annotated[int, "bytes that were in the file before"]
+    size: Annotated[int, "bytes that are in the file now"]
+    verified: Annotated[bool | None, "whether the content has the key's checksum; null where the key has none"]
+    seconds: _Seconds
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """What came of a removal."""
+
+    target: _Target
+    server: _Server
+    version: _Version
+    key: Key
+    removed: Annotated[bool, "whether the content is gone from everywhere that the server stands for"]
+    uuids: Annotated[tuple[UUID, ...], "the repositories behind the server that it says it removed it from"]
+    reasons: Annotated[tuple[str, ...], "why a part of it failed"]
+    recorded: _Recorded = ()
+    descriptions: _Names = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Locked:
+    """What came of locking a content."""
+
+    target: _Target
+    server: _Server
+    version: _Version
+    key: Key
+    locked: bool
+    held: Annotated[float, "seconds that it was held locked"] = 0.0
+    exit_code: Annotated[int | None, "that of the command which was run meanwhile"] = None
+
+
+async def present(session: Session, target: str, key: Key) -> Presence:
+    """CHECKPRESENT. Raises SessionError."""
+    server = await session.open()
+    return Presence(target, server, session.version, key, await session.check_present(key))
+
+
+async def upload(
+    session: Session, target: str, key: Key, file: AssociatedFile, path: bytes, progress: Progress
+) -> Uploaded:
+    """PUT. Raises SessionError; SourceError where the file is not the content of this key."""
+    started = time.monotonic()
+    server = await session.open()
+    outcome = await session.store(key, file, FileSource(path), progress)
+    stored, reasons = (True, ()) if isinstance(outcome, Present) else (outcome.stored, outcome.reasons)
+    return Uploaded(
+        target,
+        server,
+        session.version,
+        key,
+        stored=stored,
+        already_present=isinstance(outcome, Present),
+        uuids=tuple(sorted(outcome.uuids)),
+        reasons=reasons,
+        size=key.content_size,
+        seconds=time.monotonic() - started,
+    )
+
+
+async def download(session: Session, target: str, key: Key, path: Path, progress: Progress) -> Downloaded:
+    """GET, from where the file at `path` ends. What came stays in the file where the rest does not come.
+
+    Raises SessionError, CannotWrite.
+    """
+    started = time.monotonic()
+    server = await session.open()
+    before = _size(path)
+    await retrieve(session, key, bytes(path), progress)
+    seconds = time.monotonic() - started
+    verified = await anyio.to_thread.run_sync(has_checksum, key, path)
+    after = _size(path)
+    return Downloaded(target, server, session.version, key, str(path), min(before, after), after, verified, seconds)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+async def drop(session: Session, target: str, key: Key) -> Dropped:
+    """REMOVE: no copies are counted. Raises SessionError."""
+    server = await session.open()
+    outcome = await session.remove(key)
+    return Dropped(target, server, session.version, key, outcome.removed, tuple(sorted(outcome.uuids)), outcome.reasons)
+
+
+@asynccontextmanager
+async def lock(session: Session, target: str, key: Key) -> AsyncIterator[Locked]:
+    """LOCKCONTENT, held while the context is open. Raises SessionError, also where the lock is lost before the end."""
+    server = await session.open()
+    version = session.version
+    async with session.lock(key) as locked:
+        yield Locked(target, server, version, key, locked)
+
+
+def has_checksum(key: Key, path: Path) -> bool | None:
+    """Whether a file has the checksum that its key names; None for keys of a backend that is no hash known here."""
+    # The backends that end in E add the file's extension to the name.
+    algorithm = _ALGORITHMS.get(key.backend.removesuffix("E"))
+    if algorithm is None or key.is_chunk:
+        return None
+    name = key.text.partition("--")[2]
+    wanted = name.partition(".")[0] if key.backend.endswith("E") else name
+    with path.open("rb") as file:
+        digest = hashlib.new(algorithm, usedforsecurity=False)
+        while chunk := file.read(1024 * 1024):
+            digest.update(chunk)
+    return digest.hexdigest() == wanted
+
+
+_ALGORITHMS = {
+    "MD5": "md5",
+    "SHA1": "sha1",
+    "SHA224": "sha224",
+    "SHA256": "sha256",
+    "SHA384": "sha384",
+    "SHA512": "sha512",
+    "SHA3_224": "sha3_224",
+    "SHA3_256": "sha3_256",
+    "SHA3_384": "sha3_384",
+    "SHA3_512": "sha3_512",
+}
+
+
+# Recording
+
+
+def holders(settings: Settings | None, server: UUID, uuids: Collection[UUID]) -> list[UUID]:
+    """Whose presence follows when `server` says that a content is there (or gone), `uuids` being those it named."""
+    if settings is not None and settings.tracking == "remote":
+        return [settings.uuid]
+    return sorted({server, *uuids})
+
+
+async def record(
+    repository: Repository, key: Key, *, present: Collection[UUID] = (), absent: Collection[UUID] = ()
+) -> tuple[UUID, ...]:
+    """Writes to the location log what belongs there; gives whose lines were written. Raises LocationLogError."""
+    async with LocationLog(repository) as log:
+        await log.record(key, present, absent)
+    return tuple(recordable(key, [*present, *absent], None))
+
+
+def check_recording(repository: Repository | None, settings: Settings | None) -> Repository:
+    """Whether there is a location log that this may be written to. Raises NotARepository, BadSettings."""
+    if repository is None:
+        raise NotARepository(
+            "--record writes to the location log of a repository, and this is none; run it inside one, or leave "
+            "--record out"
+        )
+    if settings is not None and settings.tracking == "remote" and (settings.encryption != "none" or settings.chunked):
+        raise BadSettings(
+            f"--record: {settings.name} keeps what it stores encrypted or in chunks, which is not what this command "
+            f"sends or asks for; git annex copy and git annex fsck record the right thing"
+        )
+    return repository
