@@ -59,16 +59,17 @@ def run() -> int:
     """Runs the command line of this process; gives the exit code. No traceback reaches a user."""
     try:
         outcome = app(standalone_mode=False)
+        sys.stdout.flush()
     except KeyboardInterrupt:
-        print("cluster-remote: interrupted", file=sys.stderr)
-        return INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read our output has seen enough. Nothing more can be written, not even at the end of the program.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
+        return _interrupted()
     except Exception as error:  # noqa: BLE001 -- every failure ends here, as words
         return _report(error)
     return outcome if isinstance(outcome, int) else 0
+
+
+def _interrupted() -> int:
+    print("cluster-remote: interrupted", file=sys.stderr)
+    return INTERRUPTED
 
 
 def _report(error: Exception) -> int:
@@ -78,10 +79,16 @@ def _report(error: Exception) -> int:
         show()
         return USAGE
     if type(error).__name__ == "Abort":
-        return INTERRUPTED
-    from cluster_remote.remote.failure import in_words
+        return _interrupted()
+    from cluster_remote.remote.failure import causes, in_words
     from cluster_remote.remote.protocol import one_line
 
+    # What went wrong in tasks that ran side by side comes as a group; one of them is enough to decide.
+    cause = next(causes(error))
+    if isinstance(cause, BrokenPipeError):
+        # Whoever read our output has seen enough. Nothing more can be written, not even at the end of the program.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
     words, expected = in_words(error)
     print(f"cluster-remote: {one_line(words)}", file=sys.stderr)
     if not expected:
@@ -91,7 +98,7 @@ def _report(error: Exception) -> int:
 
             traceback.print_exception(error)
         return FAILED
-    return _exit_code(error)
+    return _exit_code(cause)
 
 
 def _exit_code(error: BaseException) -> int:
@@ -109,6 +116,4 @@ def _exit_code(error: BaseException) -> int:
             return NOT_USABLE
         case AnnexError():
             return FAILED
-    # What went wrong in tasks side by side comes as a group (ExceptionGroup, built in from Python 3.11 on).
-    parts: tuple[BaseException, ...] = getattr(error, "exceptions", ())
-    return _exit_code(parts[0]) if parts else USAGE
+    return USAGE

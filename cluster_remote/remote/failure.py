@@ -10,29 +10,29 @@ from cluster_remote.remote.retrieval import CannotWrite
 from cluster_remote.remote.settings import BadSettings
 from cluster_remote.transport.address import BadAddress
 
-__all__ = ["in_words"]
+__all__ = ["causes", "in_words"]
 
 _EXPECTED = (SessionError, BadAddress, BadSettings, AnnexError, CannotWrite)
 
 
 def in_words(error: Exception) -> tuple[str, bool]:
     """What went wrong, and whether it is one of the things that are known to go wrong."""
-    causes = list(_leaves(error))
-    expected = all(isinstance(cause, _EXPECTED) for cause in causes)
+    found = list(causes(error))
+    expected = all(isinstance(cause, _EXPECTED) for cause in found)
     words = "; ".join(
         dict.fromkeys(
             str(cause) if isinstance(cause, _EXPECTED) else f"internal error: {type(cause).__name__}: {cause}"
-            for cause in causes
+            for cause in found
         )
     )
     return words, expected
 
 
-def _leaves(error: BaseException) -> Iterator[BaseException]:
+def causes(error: BaseException) -> Iterator[BaseException]:
     """The errors of tasks that ran side by side come as a group (ExceptionGroup, built in from Python 3.11 on)."""
     parts: tuple[BaseException, ...] | None = getattr(error, "exceptions", None)
     if parts is None:
         yield error
     else:
         for part in parts:
-            yield from _leaves(part)
+            yield from causes(part)
