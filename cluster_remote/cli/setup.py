@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shlex
 import subprocess
 from collections.abc import Sequence
@@ -61,6 +63,23 @@ class Commands:
             raise CommandFailed(argv, None, f"cannot be started: {error.strerror}") from None
         if code:
             raise CommandFailed(argv, code, f"ended with exit code {code}; its message is above")
+
+    def output(self, *argv: str) -> str:
+        """What a command prints, without showing it: for questions that change nothing. Raises CommandFailed."""
+        from cluster_remote.annex.errors import CommandFailed
+
+        try:
+            done = subprocess.run(
+                argv,
+                cwd=self._repository.cwd,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                timeout=60,
+                check=False,
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise CommandFailed(argv, None, str(error)) from None
+        return done.stdout.decode("utf-8", "surrogateescape")
 
 
 def setup(
@@ -166,9 +185,12 @@ class Setup:
             self._make_nodes(address, sameas, server, logs)
 
     async def _who(self, url: str) -> UUID:
-        from cluster_remote.cli.target import resolve
+        from cluster_remote.cli.target import our_remotes, remote_settings, resolve
 
-        target = await resolve(url)
+        config = self.config
+        known = self.name in our_remotes(config) and remote_settings(self.name, config, await self.logs()).url == url
+        # A remote that is there already has its token with it.
+        target = await resolve(self.name if known else url)
         try:
             return await target.session.open()
         finally:
@@ -277,11 +299,14 @@ class Setup:
         """Makes a remote, or mends it where it is there already. Raises BadSettings, CommandFailed."""
         config = self.config
         parameters = [f"{key}={value}" for key, value in plan.parameters.items()]
-        if plan.name in config.remotes():
+        here = plan.name in config.remotes()
+        if here:
             self._check_same(config, plan)
-        if plan.name in config.remotes() or self._exists_elsewhere(logs, plan):
+        if here and self._as_planned(config, logs, plan):
+            typer.echo(f"{plan.name} is set up already.")
+        elif here or self._exists_elsewhere(logs, plan):
             self.commands.run("git", "annex", "enableremote", plan.name, *parameters)
-            self.commands.run("git", "annex", "verifyremote", plan.name, "--safe", "1")
+            self._verify(plan)
         else:
             sameas = [] if plan.sameas is None else [f"--sameas={plan.sameas}"]
             private = ["--private"] if plan.private else []
@@ -292,6 +317,36 @@ class Setup:
         for key, value in plan.config.items():
             if config.remote(plan.name, key) != value:
                 self.commands.run("git", "config", f"remote.{plan.name}.{key}", value)
+
+    def _verify(self, plan: Plan) -> None:
+        """Tells git-annex that a configuration is safe, which it asks for because it may come from somebody else.
+
+        It is, when it is what the user has just typed; git-annex says which one it is about.
+        """
+        argv = ("git", "annex", "verifyremote", plan.name)
+        output = self.commands.output(*argv)
+        number = re.search(r"--safe ([0-9]+)", output)
+        if number is None:
+            return
+        shown = next((line.split() for line in output.splitlines() if "externaltype=" in line), [])
+        if any(f"{key}={value}" not in shown for key, value in plan.parameters.items() if key in {"url", "timeout"}):
+            typer.echo(output)
+            raise BadSettings(
+                f"the configuration of {plan.name!r} that git-annex asks about is not the one that was asked for; look "
+                f"at it above and decide yourself: {shlex.join(argv)}"
+            )
+        self.commands.run(*argv, "--safe", number[1])
+
+    def _as_planned(self, config: GitConfig, logs: BranchLogs, plan: Plan) -> bool:
+        """Whether nothing is left to be done for a remote: its parameters are right, it is verified, no new token."""
+        uuid = config.remote(plan.name, "annex-config-uuid") or config.remote(plan.name, "annex-uuid") or ""
+        stored = next((settings for key, settings in logs.remotes.items() if key.text == uuid), {})
+        return (
+            config.remote(plan.name, "annex-verified") == "verified"
+            # The encryption of a remote that is the same as another is not stored; it is always none.
+            and all(stored.get(key) == value for key, value in plan.parameters.items() if key != "encryption")
+            and not os.environ.get("CLUSTER_REMOTE_TOKEN")
+        )
 
     def _check_same(self, config: GitConfig, plan: Plan) -> None:
         if config.remote(plan.name, "annex-externaltype") != "cluster":
