@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 
 import anyio
@@ -72,6 +72,8 @@ DEFAULT_TIMEOUT = 60.0
 _BYTES_PER_SECOND_OF_PATIENCE = 1024 * 1024
 # Seconds that a child process or a socket gets to end by itself: after a good conversation, and after a bad one.
 _GRACE, _SHORT_GRACE = 5.0, 0.5
+# Bytes of questions that are sent before the answers to the last ones are read, and of what each has besides its key.
+_AHEAD, _QUESTION = 8 * 1024, 16
 # Characters of a peer's own words that are worth repeating.
 _LONGEST_WORDS = 500
 
@@ -231,6 +233,10 @@ class StreamSession(Session):
         async with self._request(f"checking {key}") as exchange, exchange.named():
             return exchange.yes_or_no(await exchange.ask(CheckPresent(key)))
 
+    async def check_all(self, keys: Sequence[Key]) -> list[bool | Refused]:
+        async with self._request(f"checking {len(keys)} keys") as exchange, exchange.named():
+            return await exchange.ask_all(keys)
+
     async def remove(self, key: Key, before: int | None = None) -> Removal:
         async with self._request(f"removing {key}") as exchange, exchange.named():
             if before is not None:
@@ -368,6 +374,31 @@ class _Exchange:
             raise Refused(self.session._said(answer.text))
         return answer
 
+    async def ask_all(self, keys: Sequence[Key]) -> list[bool | Refused]:
+        """Asks about one key after the other, ahead of the answers."""
+        answers: list[bool | Refused] = []
+        waiting = 0
+        for questions in _ahead(keys):
+            self.settled = False
+            await self.stream.send(*questions)
+            # What was sent before is answered first, while the peer has these to go on with.
+            answers += [await self._presence() for _ in range(waiting)]
+            waiting = len(questions)
+        answers += [await self._presence() for _ in range(waiting)]
+        self.settled = True
+        return answers
+
+    async def _presence(self) -> bool | Refused:
+        match await self.stream.receive():
+            case Success():
+                return True
+            case Failure():
+                return False
+            case Error(text):
+                return Refused(f"{self.session.name}: {self.session._said(text)}")
+            case other:
+                raise _unexpected(other, "SUCCESS or FAILURE")
+
     def yes_or_no(self, answer: Message) -> bool:
         match answer:
             case Success() | Failure():
@@ -380,6 +411,20 @@ class _Exchange:
         with anyio.CancelScope(shield=True):
             await self.stream.send(UnlockContent())
         self.settled = True
+
+
+def _ahead(keys: Sequence[Key]) -> Iterator[list[CheckPresent]]:
+    """Questions in portions, of which two fit into any pipe: whoever writes them never has to wait for a reader."""
+    portion: list[CheckPresent] = []
+    size = 0
+    for key in keys:
+        if portion and size + len(key.text) > _AHEAD:
+            yield portion
+            portion, size = [], 0
+        portion.append(CheckPresent(key))
+        size += len(key.text) + _QUESTION
+    if portion:
+        yield portion
 
 
 class _StreamUpload(Upload):

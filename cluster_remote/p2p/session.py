@@ -7,10 +7,11 @@ they can be put together in any way: the special remote and the gateway each hol
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
+from cluster_remote.p2p.errors import Refused
 from cluster_remote.p2p.key import UUID, AssociatedFile, Key
 
 __all__ = [
@@ -143,6 +144,20 @@ class Session(ABC):
     @abstractmethod
     async def check_present(self, key: Key) -> bool:
         """Whether the content is there: a definite answer, or an error."""
+
+    async def check_all(self, keys: Sequence[Key]) -> list[bool | Refused]:
+        """Whether each content is there, in the order of `keys`; for one that was answered with ERROR, the refusal.
+
+        Where the way to the peer allows it, many questions are under way at once. Raises SessionError where not all
+        of them were answered.
+        """
+        answers: list[bool | Refused] = []
+        for key in keys:
+            try:
+                answers.append(await self.check_present(key))
+            except Refused as refusal:
+                answers.append(refusal)
+        return answers
 
     @abstractmethod
     def upload(self, key: Key, file: AssociatedFile) -> AbstractAsyncContextManager[Present | Upload]:
