@@ -31,8 +31,8 @@ async def content_of(repository: Repository, key: Key) -> bytes:
     found = done.stdout.strip(b"\n")
     if not found:
         raise NoContent(f"the content of {key} is not in this repository; git annex get brings it here")
-    top = repository.work_tree or repository.git_dir
-    return bytes(top / os.fsdecode(found))
+    # git-annex gives it as seen from where it ran.
+    return bytes((repository.cwd or Path.cwd()) / os.fsdecode(found))
 
 
 def associated_file(repository: Repository, path: str) -> AssociatedFile:

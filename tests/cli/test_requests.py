@@ -1,0 +1,325 @@
+"""One request to one server or node: what is asked, what comes of it, and that nothing else is done."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.cli.command import cluster_remote, told
+from tests.remote.sites import Site, initremote
+from tests.support.environment import Environment
+from tests.support.processes import wait_until
+from tests.support.repositories import DESCRIPTIONS, Repository, locked
+from tests.support.sockets import serve_p2p
+
+NOBODYS = "SHA256E-s5--0000000000000000000000000000000000000000000000000000000000000000"
+
+
+def log(site: Site, key: str) -> set[str]:
+    """The nodes that the client's location log names."""
+    return site.present(key)
+
+
+# present
+
+
+def test_present_answers_by_its_exit_code_and_its_json(site: Site) -> None:
+    key = site.client.add("asked for", b"asked for\n")
+    assert told(site.client, "present", "mycl", "asked for", code=1)["present"] is False
+    site.client.annex("copy", "--to", "mycl", "asked for")
+    said = told(site.client, "present", "mycl", "asked for")
+    assert (said["present"], said["key"], said["server"]) == (True, key, site.cluster.uuid)
+    assert f"has {key}" in cluster_remote(site.client, "present", "mycl", key).out
+
+
+def test_present_asks_one_node_by_its_uuid_its_description_or_its_name(site: Site) -> None:
+    key = site.client.add("on the second", b"on the second node only\n")
+    second = site.cluster.nodes[1]
+    second.set_key(key, b"on the second node only\n")
+    for name in (second.uuid, DESCRIPTIONS[1], "node2", "n2"):
+        said = told(site.client, "present", "mycl", key, "--node", name)
+        assert said["server"] == second.uuid, name
+    cluster_remote(site.client, "present", "mycl", key, "--node", "node1", code=1)
+    # A gateway believes its own log, which knows nothing of it.
+    cluster_remote(site.client, "present", "mycl", key, code=1)
+    # An address leads to the same places as the remote that has it.
+    cluster_remote(site.client, "present", site.url, key, "--node", "node2")
+
+
+def test_an_unknown_node_is_wrong_usage_and_the_known_ones_are_named(site: Site) -> None:
+    done = cluster_remote(site.client, "present", "mycl", NOBODYS, "--node", "node9", code=2)
+    assert "node9" in done.err
+    assert "node1, node2, node3" in done.err
+
+
+def test_what_one_node_answers_can_be_recorded_and_what_a_cluster_answers_cannot(site: Site) -> None:
+    key = site.client.add("unrecorded", b"unrecorded\n")
+    first = site.cluster.nodes[0]
+    first.set_key(key, b"unrecorded\n")
+    cluster_remote(site.client, "present", "mycl", key, "--node", "node1")
+    assert log(site, key) == set()
+    said = told(site.client, "present", "mycl", key, "--node", "node1", "--record")
+    assert said["recorded"] == [first.uuid]
+    assert log(site, key) == {first.uuid}
+    first.annex("drop", "--force", "--key", key)
+    cluster_remote(site.client, "present", "mycl", key, "--node", "node1", "--record", code=1)
+    assert log(site, key) == set()
+    done = cluster_remote(site.client, "present", "mycl", key, "--record", code=2)
+    assert "--node" in done.err
+
+
+def test_a_word_that_is_neither_a_file_nor_a_key_is_wrong_usage(site: Site) -> None:
+    assert "there is no file 'nothing'" in cluster_remote(site.client, "present", "mycl", "nothing", code=2).err
+    site.client.write("plain", b"not annexed\n")
+    assert "no annexed file" in cluster_remote(site.client, "present", "mycl", "plain", code=1).err
+
+
+# put
+
+
+def test_put_stores_on_every_node_and_records_nothing_unless_told(site: Site) -> None:
+    key = site.client.add("folder/put here", b"put here\n")
+    done = cluster_remote(site.client, "put", "mycl", "put here", cwd=site.client.path / "folder")
+    assert all(description in done.out for description in DESCRIPTIONS[:3])
+    assert site.cluster.holders(key) == [True] * 3
+    assert log(site, key) == set()
+    said = told(site.client, "put", "mycl", "folder/put here", "--record")
+    assert (said["stored"], said["already_present"], set(said["uuids"])) == (True, True, site.nodes)
+    assert set(said["recorded"]) == site.nodes
+    assert log(site, key) == site.nodes
+
+
+def test_put_to_one_node_reaches_that_node_alone(site: Site) -> None:
+    key = site.client.add("one of them", b"one of them\n")
+    said = told(site.client, "put", "mycl", "one of them", "--node", "node3", "--record")
+    assert site.cluster.holders(key) == [False, False, True]
+    assert said["recorded"] == [site.cluster.nodes[2].uuid]
+
+
+def test_put_takes_any_file_for_a_key_at_a_bare_address_outside_of_a_repository(site: Site) -> None:
+    environment = site.environment
+    file = environment.directory / "content"
+    file.write_bytes(b"hello")
+    key = "WORM-s5-m1--outside"
+    node = str(site.cluster.nodes[0].path)
+    said = told(environment, "put", node, "--key", key, "--from", file)
+    assert (said["stored"], said["uuids"], said["size"]) == (True, [], 5)
+    assert site.cluster.nodes[0].object_bytes(key) == b"hello"
+    cluster_remote(environment, "present", node, key)
+    done = cluster_remote(environment, "put", node, "--key", key, "--from", file, "--record", code=4)
+    assert "--record" in done.err
+
+
+def test_put_of_a_file_that_is_not_the_keys_content_fails_and_says_so(site: Site) -> None:
+    file = site.client.write("too long", b"longer than the key says")
+    done = cluster_remote(site.client, "put", "mycl", "--key", NOBODYS, "--from", file, code=1)
+    assert "its key says 5" in done.err
+    file.write_bytes(b"12345")
+    done = cluster_remote(site.client, "put", "mycl", "--key", NOBODYS, "--from", file, code=1)
+    assert "did not store" in done.out
+    missing = cluster_remote(site.client, "put", "mycl", "--key", NOBODYS, "--from", "no such file", code=1)
+    assert "cannot read 'no such file'" in missing.err
+
+
+def test_put_of_a_content_that_is_not_here_says_how_to_get_it(site: Site) -> None:
+    site.client.add("elsewhere", b"elsewhere\n")
+    site.client.annex("drop", "--force", "elsewhere")
+    done = cluster_remote(site.client, "put", "mycl", "elsewhere", code=1)
+    assert "git annex get" in done.err
+
+
+@pytest.mark.parametrize("arguments", [(), ("file", "--key", NOBODYS), ("file", "--from", "other")])
+def test_put_wants_a_file_or_a_key(site: Site, arguments: tuple[str, ...]) -> None:
+    cluster_remote(site.client, "put", "mycl", *arguments, code=2)
+
+
+def test_put_to_an_encrypted_remote_would_store_in_the_clear_and_is_refused(own_site: Site) -> None:
+    client = own_site.client
+    initremote(
+        client, "secret", f"url={own_site.url}", "encryption=shared", "tracking=remote",
+        f"cluster={own_site.cluster.uuid}", private=False,
+    )  # fmt: skip
+    key = client.add("private", b"private\n")
+    done = cluster_remote(client, "put", "secret", "private", code=2)
+    assert "git annex copy --to secret" in done.err
+    assert own_site.cluster.holders(key) == [False] * 3
+    done = cluster_remote(client, "present", "secret", "private", "--record", code=2)
+    assert "git annex fsck" in done.err
+
+
+# get
+
+
+def test_get_writes_a_file_and_compares_its_checksum(site: Site, tmp_path: Path) -> None:
+    content = os.urandom(300_000)
+    site.client.add("fetched.jpg", content)
+    site.client.annex("copy", "--to", "mycl", "fetched.jpg")
+    said = told(site.client, "get", "mycl", "fetched.jpg", "--to", tmp_path / "here")
+    assert (tmp_path / "here").read_bytes() == content
+    assert (said["verified"], said["offset"], said["size"]) == (True, 0, len(content))
+    done = cluster_remote(site.client, "get", "mycl", "fetched.jpg", "--to", tmp_path / "here", code=2)
+    assert "--continue" in done.err
+
+
+def test_get_goes_on_from_where_the_file_ends(site: Site, tmp_path: Path) -> None:
+    content = os.urandom(300_000)
+    site.client.add("resumed", content)
+    site.client.annex("copy", "--to", "mycl", "resumed")
+    (tmp_path / "part").write_bytes(content[:1000])
+    said = told(site.client, "get", "mycl", "resumed", "--to", tmp_path / "part", "--continue")
+    assert (tmp_path / "part").read_bytes() == content
+    assert (said["offset"], said["size"], said["verified"]) == (1000, len(content), True)
+
+
+def test_get_of_what_is_not_its_keys_content_says_so(site: Site, tmp_path: Path) -> None:
+    key = site.client.add("rotten", b"as it was at first")
+    site.client.annex("copy", "--to", "mycl", "rotten")
+    path = site.cluster.nodes[0].object_path(key)
+    assert path is not None
+    path.chmod(0o644)
+    path.write_bytes(b"as it is by now...")
+    done = cluster_remote(site.client, "get", "mycl", "rotten", "--node", "node1", "--to", tmp_path / "rotten", code=1)
+    assert f"NOT the content of {key}" in done.out
+
+
+def test_get_of_what_is_not_there_fails_and_leaves_no_file(site: Site, tmp_path: Path) -> None:
+    done = cluster_remote(site.client, "get", "mycl", NOBODYS, cwd=tmp_path, code=4)
+    assert "repository" in done.err
+    done = cluster_remote(site.client, "get", site.url, NOBODYS, cwd=tmp_path, code=1)
+    assert "does not have" in done.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_get_names_the_file_after_the_key(site: Site, tmp_path: Path) -> None:
+    key = site.client.add("named", b"named\n", backend="WORM")
+    site.client.annex("copy", "--to", "n1", "named")
+    cluster_remote(site.client, "get", site.cluster.nodes[0].path, key, cwd=tmp_path)
+    assert (tmp_path / key).read_bytes() == b"named\n"
+
+
+# drop
+
+
+def test_drop_without_force_removes_nothing_and_says_why(site: Site) -> None:
+    key = site.client.add("precious", b"precious\n")
+    site.client.annex("copy", "--to", "mycl", "precious")
+    done = cluster_remote(site.client, "drop", "mycl", "precious", code=2)
+    assert "git annex drop --from" in done.err
+    assert site.cluster.holders(key) == [True] * 3
+
+
+def test_drop_removes_and_records_only_when_told(site: Site) -> None:
+    key = site.client.add("dropped at once", b"dropped at once\n")
+    site.client.annex("copy", "--to", "mycl", key_file := "dropped at once")
+    said = told(site.client, "drop", "mycl", key_file, "--node", "node1", "--force")
+    assert (said["removed"], said["recorded"]) == (True, [])
+    assert site.cluster.holders(key) == [False, True, True]
+    assert log(site, key) == site.nodes
+    said = told(site.client, "drop", "mycl", key_file, "--force", "--record")
+    assert site.cluster.holders(key) == [False] * 3
+    assert log(site, key) == set()
+
+
+def test_drop_that_a_node_cannot_do_fails_and_tells_which_did(site: Site) -> None:
+    key = site.client.add("held", b"held\n")
+    site.client.annex("copy", "--to", "mycl", "held")
+    first, *others = site.cluster.nodes
+    with locked(first, key):
+        said = told(site.client, "drop", "mycl", "held", "--force", "--record", code=1)
+    assert set(said["uuids"]) == {node.uuid for node in others}
+    assert set(said["recorded"]) == set(said["uuids"])
+    assert log(site, key) == {first.uuid}
+
+
+# lock
+
+
+def test_a_cluster_cannot_lock_and_the_message_says_what_can(site: Site) -> None:
+    site.client.add("unlockable", b"unlockable\n")
+    site.client.annex("copy", "--to", "mycl", "unlockable")
+    done = cluster_remote(site.client, "lock", "mycl", "unlockable", code=1)
+    assert "--node" in done.out
+
+
+def test_lock_holds_while_the_command_runs_and_gives_its_exit_code(site: Site) -> None:
+    key = site.client.add("kept", b"kept\n")
+    site.client.annex("copy", "--to", "mycl", "kept")
+    drop = "cluster-remote drop mycl kept --node node1 --force; test $? = 1 && exit 9"
+    said = told(site.client, "lock", "mycl", "kept", "--node", "node1", "--", "sh", "-c", f"{{ {drop}; }} >&2", code=9)
+    assert (said["locked"], said["exit_code"]) == (True, 9)
+    assert said["held"] > 0
+    cluster_remote(site.client, "drop", "mycl", "kept", "--node", "node1", "--force")
+    assert not site.cluster.nodes[0].has_object(key)
+
+
+def test_lock_of_what_is_not_there_fails_and_runs_nothing(site: Site) -> None:
+    done = cluster_remote(site.client, "lock", "n1", NOBODYS, "--", "touch", "must-not-be", code=1)
+    assert "not locked" in done.out
+    assert not (site.client.path / "must-not-be").exists()
+
+
+def test_lock_with_a_command_that_cannot_be_run_says_so_as_shells_do(site: Site) -> None:
+    site.client.add("kept for nothing", b"kept for nothing\n")
+    site.client.annex("copy", "--to", "n1", "kept for nothing")
+    done = cluster_remote(site.client, "lock", "n1", "kept for nothing", "--", "no-such-command", code=127)
+    assert "no-such-command" in done.err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_lock_without_a_command_holds_until_it_is_interrupted(site: Site, number: signal.Signals) -> None:
+    name = f"until {number.name}"
+    key = site.client.add(name, name.encode())
+    site.client.annex("copy", "--to", "n1", name)
+    with site.environment.popen(
+        "cluster-remote", "lock", "n1", name, cwd=site.client.path, stderr=-1, stdout=-1
+    ) as process:
+        assert process.stderr is not None
+        assert b"is locked" in process.stderr.readline()
+        cluster_remote(site.client, "drop", "n1", name, "--force", code=1)
+        assert site.cluster.nodes[0].has_object(key)
+        process.send_signal(number)
+        assert process.wait(20) == 130
+        assert process.stdout is not None
+        assert b"was held locked" in process.stdout.read()
+    cluster_remote(site.client, "drop", "n1", name, "--force")
+    assert not site.cluster.nodes[0].has_object(key)
+
+
+def test_a_signal_for_lock_reaches_the_command_that_runs_meanwhile(site: Site) -> None:
+    site.client.add("handed on", b"handed on\n")
+    site.client.annex("copy", "--to", "n1", "handed on")
+    started = site.environment.directory / "started"
+    script = f"trap 'exit 5' TERM; touch {started}; while :; do sleep 0.05; done"
+    with site.environment.popen(
+        "cluster-remote", "lock", "n1", "handed on", "--", "sh", "-c", script, cwd=site.client.path, stderr=-1
+    ) as process:
+        assert wait_until(started.exists, 20)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 5
+
+
+# a socket
+
+
+def test_requests_go_over_a_socket_with_the_token_from_the_environment(environment: Environment) -> None:
+    environment.run("git", "init", "--quiet", "served")
+    repository = Repository(environment.directory / "served", environment)
+    repository.annex("init", "--quiet", "served")
+    key = repository.add("file", b"over a socket\n")
+    with serve_p2p(repository) as (path, token):
+        env = {"CLUSTER_REMOTE_TOKEN": token}
+        assert told(environment, "present", f"unix:{path}", key, env=env)["server"] == repository.uuid
+        without = cluster_remote(environment, "present", f"unix:{path}", key, code=2)
+        assert "CLUSTER_REMOTE_TOKEN" in without.err
+        wrong = cluster_remote(
+            environment, "present", f"unix:{path}", key, code=3, env={"CLUSTER_REMOTE_TOKEN": "x" * 52}
+        )
+        assert "x" * 52 not in wrong.err + wrong.out
+        deadline = time.monotonic() + 30
+    gone = cluster_remote(environment, "present", f"unix:{path}", key, code=3, env=env)
+    assert "cannot connect" in gone.err
+    assert time.monotonic() < deadline
