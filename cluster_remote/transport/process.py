@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import select
+import signal
 import subprocess
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 
 import anyio
 
@@ -80,17 +84,86 @@ class _ProcessConnection(DescriptorConnection):
 
     async def aclose(self, patience: float) -> None:
         await super().aclose(patience)
-        if not await self._ended(patience):
-            self._child.terminate()
-            if not await self._ended(patience):
-                self._child.kill()
-                # Nothing survives this but a process stuck inside the kernel, and nobody waits for that.
-                await self._ended(5.0)
+        if await self._ended(patience):
+            return
+        with _Offspring(self._child.pid) as offspring:
+            for blow in (signal.SIGTERM, signal.SIGKILL):
+                self._child.send_signal(blow)
+                offspring.send_signal(blow)
+                # Nothing survives the second but a process stuck inside the kernel, and nobody waits for that.
+                if await self._ended(patience, offspring):
+                    break
 
-    async def _ended(self, patience: float) -> bool:
+    async def _ended(self, patience: float, offspring: _Offspring | None = None) -> bool:
+        def ended() -> bool:
+            return self._child.poll() is not None and (offspring is None or offspring.ended())
+
         pause = _FIRST_LOOK
         with anyio.CancelScope(shield=True), anyio.move_on_after(patience):
-            while self._child.poll() is None:
+            while not ended():
                 await anyio.sleep(pause)
                 pause = min(2 * pause, _LONGEST_LOOK)
-        return self._child.poll() is not None
+        return ended()
+
+
+class _Offspring:
+    """The processes that a child has started and that are still there, to be ended with it.
+
+    GIT_SSH_COMMAND goes through a shell, and the user's ssh may be a script: killing our child alone would leave a
+    hanging ssh behind. A process group of its own would help too, but an ssh in the background cannot ask for a
+    password. What made itself independent, as the master of a shared ssh connection does, is no longer among them.
+
+    They are held by descriptors, which never mean another process; where the system has none, nothing is known of
+    them, and the child is ended alone.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self._descriptors: list[int] = []
+        if not hasattr(os, "pidfd_open"):
+            return
+        for descendant in _descendants(pid):
+            try:
+                self._descriptors.append(os.pidfd_open(descendant))
+            except OSError:
+                # It has just ended, or the kernel is too old.
+                continue
+
+    def __enter__(self) -> _Offspring:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for descriptor in self._descriptors:
+            os.close(descriptor)
+
+    def send_signal(self, number: signal.Signals) -> None:
+        for descriptor in self._descriptors:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(descriptor, number)
+
+    def ended(self) -> bool:
+        """Whether all of them have: a descriptor can be read from then on."""
+        poll = select.poll()
+        for descriptor in self._descriptors:
+            poll.register(descriptor, select.POLLIN)
+        return len(poll.poll(0)) == len(self._descriptors)
+
+
+def _descendants(pid: int) -> list[int]:
+    """The children of a process in its process group, their children, and so on, as Linux lists them."""
+    group = os.getpgid(pid)
+    parents: dict[int, int] = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            status = (entry / "stat").read_bytes()
+        except OSError:
+            continue
+        # After the program's name in parentheses, which may have any characters in it: state, parent, process group.
+        _state, parent, process_group = status[status.rindex(b")") + 1 :].split()[:3]
+        if int(process_group) == group:
+            parents[int(entry.name)] = int(parent)
+    found: list[int] = []
+    generation = {pid}
+    while generation:
+        generation = {child for child, parent in parents.items() if parent in generation}
+        found += generation
+    return found

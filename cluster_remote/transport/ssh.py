@@ -38,7 +38,9 @@ def ssh_command(
         start = [program]
     variant = environment.get("GIT_SSH_VARIANT") or variant or "auto"
     if variant == "auto":
-        variant = os.path.basename(program).lower().removesuffix(".exe")  # noqa: PTH119 -- a word, not a file
+        name = os.path.basename(program).lower().removesuffix(".exe")  # noqa: PTH119 -- a word, not a file
+        # By its name git knows these, "putty" and "simple" only by the variant.
+        variant = name if name in {"plink", "tortoiseplink"} else "ssh"
     options: list[str] = []
     if address.port is not None:
         match variant:

@@ -1,0 +1,360 @@
+"""The command line for ssh: the user's own program and options as git takes them, and nothing that a url could smuggle
+in; then the same against a real ssh."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cluster_remote.p2p.errors import ConnectionLost, SessionError, TimedOut, Unreachable
+from cluster_remote.p2p.key import UUID, Key
+from cluster_remote.transport.address import BadAddress, Ssh, parse_address
+from cluster_remote.transport.opening import Caller, session_at
+from cluster_remote.transport.ssh import ssh_command
+from tests.support.environment import Environment
+from tests.support.processes import wait_until
+from tests.support.repositories import Repository, make_repository
+from tests.support.ssh import SshServer
+
+HOST = Ssh("host", "/dir", "me")
+KEY = Key("SHA256E-s3--abc")
+CLIENT = UUID("c11e0000-0000-4000-8000-000000000002")
+
+# Writes down its arguments, of all its calls, and fails: enough for git to have said what it wanted. A call with -G
+# asks which kind of ssh this is.
+RECORDER = """\
+#!/bin/sh
+case " $* " in *" -G "*) exit; esac
+printf '%s\\0' "$@" > "$HOME/arguments"
+exit 1
+"""
+
+
+# The last word
+
+
+@given(st.lists(st.text(st.characters(exclude_characters="\0", codec="utf-8")), min_size=1, max_size=30))
+@settings(max_examples=30)
+def test_a_shell_on_the_other_side_reads_exactly_the_words_that_were_meant(words: list[str]) -> None:
+    line = ssh_command(HOST, ["printf", "%s\\0", *words], {})[-1]
+    read = subprocess.run(["sh", "-c", line], capture_output=True, check=True, timeout=10).stdout
+    assert read.split(b"\0")[:-1] == [word.encode() for word in words]
+
+
+@pytest.mark.parametrize("shell", ["sh", "bash"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/a b",
+        "/it's",
+        '/"q"',
+        "/$(id)",
+        "/`id`",
+        "/a;ls",
+        "/a\\b",
+        "/!!",
+        "/*",
+        "~/x",
+        "/caf\u00e9",
+        "/\udcff",
+        "/a#b",
+        "/&",
+    ],
+)
+def test_an_odd_path_reaches_git_annex_shell_as_it_is(shell: str, path: str) -> None:
+    line = ssh_command(HOST, ["printf", "%s", path], {})[-1]
+    read = subprocess.run([shell, "-c", os.fsencode(line)], capture_output=True, check=True, timeout=10).stdout
+    assert read == os.fsencode(path)
+
+
+def test_an_exclamation_mark_does_not_stand_inside_quotes() -> None:
+    assert ssh_command(HOST, ["a b!c"], {})[-1] == r"""'a b'\!'c'"""
+
+
+# Which program, with which options
+
+
+@pytest.mark.parametrize(
+    ("environment", "core", "start"),
+    [
+        ({}, None, ["ssh"]),
+        ({"GIT_SSH": "/opt/my ssh"}, None, ["/opt/my ssh"]),
+        ({"GIT_SSH": "/opt/my ssh"}, "ssh -F x", ["sh", "-c", 'ssh -F x "$@"', "ssh -F x"]),
+        ({"GIT_SSH_COMMAND": "ssh -i 'a b'"}, "ssh -F x", ["sh", "-c", "ssh -i 'a b' \"$@\"", "ssh -i 'a b'"]),
+        ({"GIT_SSH_COMMAND": "", "GIT_SSH": ""}, "", ["ssh"]),
+    ],
+)
+def test_the_users_program_is_the_one_that_git_would_run(
+    environment: Mapping[str, str], core: str | None, start: list[str]
+) -> None:
+    assert ssh_command(HOST, ["true"], environment, core) == [*start, "me@host", "true"]
+
+
+def test_a_host_without_a_user_is_the_destination_by_itself() -> None:
+    assert ssh_command(Ssh("host", "/dir"), ["true"], {}) == ["ssh", "host", "true"]
+    assert ssh_command(Ssh("::1", "/dir"), ["true"], {}) == ["ssh", "::1", "true"]
+
+
+@pytest.mark.parametrize(
+    ("program", "options"),
+    [
+        ("ssh", ["-p", "22"]),
+        ("/usr/bin/ssh", ["-p", "22"]),
+        ("my-wrapper", ["-p", "22"]),
+        ("plink", ["-P", "22"]),
+        ("PLINK.EXE", ["-P", "22"]),
+        ("tortoiseplink", ["-batch", "-P", "22"]),
+        ("putty", ["-p", "22"]),
+        ("simple", ["-p", "22"]),
+    ],
+)
+def test_a_port_is_given_as_the_program_wants_it(program: str, options: list[str]) -> None:
+    address = Ssh("host", "/dir", port=22)
+    assert ssh_command(address, ["true"], {"GIT_SSH": program})[1:-2] == options
+    for line in (program, f"'{program}'", f"A=1 {program} -x", f"{program} 'unfinished"):
+        assert ssh_command(address, ["true"], {"GIT_SSH_COMMAND": line})[4:-2] == options
+
+
+@pytest.mark.parametrize(
+    ("environment", "configured", "options"),
+    [
+        ({"GIT_SSH_VARIANT": "plink"}, "ssh", ["-P", "22"]),
+        ({"GIT_SSH_VARIANT": "auto"}, None, ["-p", "22"]),
+        ({}, "putty", ["-P", "22"]),
+        ({}, "tortoiseplink", ["-batch", "-P", "22"]),
+        ({"GIT_SSH": "plink"}, "ssh", ["-p", "22"]),
+        ({"GIT_SSH": "plink"}, "auto", ["-P", "22"]),
+    ],
+)
+def test_a_variant_that_was_named_decides(
+    environment: Mapping[str, str], configured: str | None, options: list[str]
+) -> None:
+    command = ssh_command(Ssh("host", "/dir", port=22), ["true"], environment, None, configured)
+    assert command[1:-2] == options
+
+
+def test_a_program_that_cannot_be_given_a_port_is_refused_one() -> None:
+    with pytest.raises(BadAddress, match=r"ssh://host:22/dir: .*variant simple.* cannot be given a port"):
+        ssh_command(Ssh("host", "/dir", port=22), ["true"], {"GIT_SSH_VARIANT": "simple"})
+    assert ssh_command(Ssh("host", "/dir"), ["true"], {"GIT_SSH_VARIANT": "simple"})[-2:] == ["host", "true"]
+
+
+HOW = ["GIT_SSH_COMMAND", "core.sshCommand", "GIT_SSH"]
+NAMES = ["ssh", "plink", "tortoiseplink.exe", "other"]
+VARIANTS = [None, "ssh", "plink", "putty", "tortoiseplink", "auto"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("how", HOW)
+def test_the_program_gets_the_arguments_that_git_would_give_it(environment: Environment, how: str, name: str) -> None:
+    program = environment.bin / "a directory" / name
+    program.parent.mkdir()
+    program.write_text(RECORDER)
+    program.chmod(0o755)
+    line = f"'{program}' -o 'An option=with spaces'"
+    make_repository(environment, environment.directory / "r", "r")
+    repository = Repository(environment.directory / "r", environment)
+    core = line if how == "core.sshCommand" else None
+    if core is not None:
+        repository.git("config", "core.sshCommand", core)
+    else:
+        environment.env[how] = line if how == "GIT_SSH_COMMAND" else str(program)
+    for variant in VARIANTS:
+        if variant is not None:
+            environment.env["GIT_SSH_VARIANT"] = variant
+        repository.git("ls-remote", "ssh://me@host:2222/a dir", check=False)
+        wanted = _recorded(environment)
+        command = ssh_command(
+            Ssh("host", "/a dir", "me", 2222), ["git-upload-pack", "/a dir"], environment.env, core, None
+        )
+        environment.run(*command, check=False)
+        got = _recorded(environment)
+        # git alone wants to hand on a variable of its own, and quotes the name of its program differently.
+        wanted = [word for word in wanted if word not in ("-o", "SendEnv=GIT_PROTOCOL")]
+        assert [word for word in got if word != "-o"] == wanted
+        assert got[-1] == "git-upload-pack '/a dir'"
+
+
+def _recorded(environment: Environment) -> list[str]:
+    written = environment.home / "arguments"
+    words = os.fsdecode(written.read_bytes()).split("\0")[:-1]
+    written.unlink()
+    return words
+
+
+@given(
+    st.lists(st.sampled_from(["-o", "ssh://", "-", "@", ":", "/", "~", "h", "%2D", "[::1]", " ", "'"]), max_size=8),
+    st.sampled_from([{}, {"GIT_SSH_COMMAND": "ssh -v"}, {"GIT_SSH_VARIANT": "plink"}]),
+)
+def test_whatever_the_url_its_words_are_the_destination_and_the_command(
+    pieces: list[str], environment: Mapping[str, str]
+) -> None:
+    try:
+        address = parse_address("".join(pieces))
+    except BadAddress:
+        return
+    if not isinstance(address, Ssh):
+        return
+    command = ssh_command(address, ["git-annex-shell", "p2pstdio", address.path], environment)
+    plain = ssh_command(Ssh("host", "/dir", port=address.port), ["git-annex-shell", "p2pstdio", "/dir"], environment)
+    assert command[:-2] == plain[:-2], "nothing of the url stands before the destination"
+    assert not command[-2].startswith("-")
+    assert command[-1].startswith("git-annex-shell p2pstdio ")
+
+
+# A real ssh to a real server
+
+
+def _caller(timeout: float = 30.0, ssh_command: str | None = None) -> Caller:
+    return Caller(CLIENT, timeout, ssh_command)
+
+
+@pytest.fixture
+def repository(environment: Environment) -> Repository:
+    return make_repository(environment, environment.home / 'it\'s a "repo" $(ls) 100% !', "odd")
+
+
+@pytest.mark.anyio
+async def test_a_repository_is_reached_by_every_way_of_saying_where_it_is(
+    environment: Environment, repository: Repository, ssh_server: SshServer
+) -> None:
+    host, name = ssh_server.host, repository.path.name
+    quoted = name.replace("%", "%25").replace(" ", "%20")
+    addresses = [
+        f"{host}:{repository.path}",
+        f"{ssh_server.user}@{host}:{name}",
+        f"{host}:~/{name}",
+        f"ssh://{host}{repository.path.parent}/{quoted}",
+        f"ssh://{ssh_server.user}@127.0.0.1:{ssh_server.port}/~/{quoted}",
+    ]
+    server = UUID(repository.uuid)
+    with environment.applied():
+        for text in addresses:
+            session = session_at(parse_address(text), _caller(), server=server)
+            assert await session.open() == server, text
+            assert not await session.check_present(KEY)
+            await session.aclose()
+            environment.assert_no_process_left()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("how", HOW)
+async def test_the_users_own_ssh_is_used_with_its_quotes_and_spaces(
+    environment: Environment, repository: Repository, ssh_server: SshServer, how: str
+) -> None:
+    wrapper = environment.bin / "my own ssh"
+    wrapper.write_text(
+        f'#!/bin/sh\ntest "$1" = "--label=a b" && shift\n: > "$HOME/was used"\nexec {ssh_server.client_command} "$@"\n'
+    )
+    wrapper.chmod(0o755)
+    del environment.env["GIT_SSH_COMMAND"]
+    line = f"'{wrapper}' '--label=a b'"
+    if how == "GIT_SSH":
+        environment.env[how] = str(wrapper)
+    elif how == "GIT_SSH_COMMAND":
+        environment.env[how] = line
+    core = line if how == "core.sshCommand" else None
+    address = parse_address(f"ssh://127.0.0.1:{ssh_server.port}/~/{repository.path.name.replace('%', '%25')}")
+    with environment.applied():
+        session = session_at(address, _caller(ssh_command=core), server=UUID(repository.uuid))
+        assert await session.open() == UUID(repository.uuid)
+        await session.aclose()
+    assert (environment.home / "was used").exists()
+
+
+async def _failure(environment: Environment, text: str, caller: Caller, server: UUID | None = None) -> SessionError:
+    with environment.applied():
+        session = session_at(parse_address(text), caller, server=server)
+        try:
+            with pytest.raises(SessionError) as caught:
+                await session.check_present(KEY)
+        finally:
+            await session.aclose()
+    environment.assert_no_process_left(2.0)
+    return caught.value
+
+
+@pytest.mark.anyio
+async def test_what_ssh_says_of_a_host_that_refuses_is_in_the_error(
+    environment: Environment, ssh_server: SshServer
+) -> None:
+    ssh_server.stop()
+    error = await _failure(environment, f"{ssh_server.host}:dir", _caller())
+    assert isinstance(error, ConnectionLost)
+    assert "Connection refused" in str(error)
+    assert str(error).isprintable()
+
+
+@pytest.mark.anyio
+async def test_what_ssh_says_of_a_host_that_is_not_there_is_in_the_error(
+    environment: Environment, ssh_server: SshServer
+) -> None:
+    error = await _failure(environment, "nowhere.invalid:dir", _caller())
+    assert "nowhere.invalid" in str(error)
+    assert "Could not resolve hostname" in str(error)
+
+
+@pytest.mark.anyio
+async def test_what_git_annex_shell_says_over_there_is_in_the_error(
+    environment: Environment, ssh_server: SshServer
+) -> None:
+    error = await _failure(environment, f"{ssh_server.host}:no such repository", _caller())
+    assert "no such repository" in str(error)
+    assert "git-annex-shell" in str(error)
+
+
+@pytest.mark.anyio
+async def test_a_host_without_git_annex_says_so(environment: Environment, ssh_server: SshServer) -> None:
+    environment.program("git-annex-shell", "#!/bin/sh\necho 'git-annex-shell: not found' >&2\nexit 127\n")
+    error = await _failure(environment, f"{ssh_server.host}:dir", _caller())
+    assert "git-annex-shell: not found" in str(error)
+
+
+@pytest.mark.anyio
+async def test_a_missing_ssh_program_is_an_error_that_names_it(environment: Environment) -> None:
+    environment.env["GIT_SSH"] = str(environment.bin / "nossh")
+    error = await _failure(environment, "host:dir", _caller())
+    assert isinstance(error, Unreachable)
+    assert "nossh" in str(error)
+    assert "No such file" in str(error)
+
+
+@pytest.mark.anyio
+async def test_an_ssh_that_hangs_is_given_up_and_ended_and_what_it_waits_for_is_said(environment: Environment) -> None:
+    script = environment.program("slow ssh", "#!/bin/sh\ntrap '' TERM\necho 'waiting for a password' >&2\nsleep 60\n")
+    environment.env["GIT_SSH_COMMAND"] = f"'{script}'"
+    error = await _failure(environment, "host:dir", _caller(timeout=0.5))
+    assert isinstance(error, TimedOut)
+    assert "no progress for 0.5 seconds while waiting to be let in" in str(error)
+    assert "waiting for a password" in str(error)
+
+
+@pytest.mark.anyio
+async def test_a_server_that_goes_away_is_connected_to_anew_when_it_is_back(
+    environment: Environment, repository: Repository, ssh_server: SshServer
+) -> None:
+    with environment.applied():
+        session = session_at(parse_address(f"{ssh_server.host}:{repository.path}"), _caller())
+        assert not await session.check_present(KEY)
+        ssh_server.stop()
+        assert wait_until(lambda: session._stream is not None and session._stream.ended())
+        ssh_server.start()
+        assert not await session.check_present(KEY)
+        await session.aclose()
+
+
+def test_the_programs_environment_keeps_what_is_said_about_ssh(environment: Environment, tmp_path: Path) -> None:
+    environment.env.update(GIT_DIR=str(tmp_path), GIT_SSH_VARIANT="ssh", GIT_SSH="x")
+    with environment.applied():
+        from cluster_remote.transport.opening import _ssh_environment
+
+        kept = _ssh_environment()
+    assert kept["GIT_SSH_VARIANT"] == "ssh"
+    assert kept["GIT_SSH"] == "x"
+    assert "GIT_DIR" not in kept
