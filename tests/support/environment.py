@@ -181,6 +181,9 @@ class Environment:
 
     def assert_no_process_left(self, within: float = 5.0) -> None:
         """Raise AssertionError, and kill them, if processes of this environment outlast so many seconds."""
+        if (self.directory / "home" / ".gnupg").exists():
+            # gpg, which git-annex encrypts with, leaves an agent running for as long as its home is there.
+            self.run("gpgconf", "--kill", "all", cwd=self.directory)
         assert_none_left(self.processes, within)
 
 

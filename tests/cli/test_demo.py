@@ -1,0 +1,45 @@
+"""cluster-remote demo: shows the main job, and cannot go on past something that did not happen."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.support.environment import Environment
+
+
+@pytest.fixture
+def temporary(environment: Environment) -> Path:
+    """Where the demonstration makes its directory; empty."""
+    directory = Path(environment.env["TMPDIR"])
+    assert not list(directory.iterdir())
+    return directory
+
+
+def test_every_step_does_what_it_shows_and_nothing_is_left(environment: Environment, temporary: Path) -> None:
+    done = environment.run("cluster-remote", "demo", cwd=environment.directory, timeout=280)
+    text = os.fsdecode(done.stdout)
+    for step in ("setup", "git annex copy", "git annex whereis", "git annex drop", "git annex get", "git annex move"):
+        assert f"$ {step}" in text or f"$ cluster-remote {step}" in text
+    assert text.rstrip().endswith("Every step did what it shows.")
+    assert not list(temporary.iterdir())
+
+
+def test_a_step_that_does_not_do_what_it_shows_ends_it(environment: Environment, temporary: Path) -> None:
+    real = environment.which("git-annex")
+    # Says that it copied, and does nothing.
+    environment.program("git-annex", f'#!/bin/sh\n[ "$1" = copy ] && echo copy ok && exit 0\nexec {real} "$@"\n')
+    done = environment.run("cluster-remote", "demo", cwd=environment.directory, check=False, timeout=280)
+    assert done.returncode == 1
+    assert b"This did not work as it should: the content is in all" in done.stderr
+    assert not list(temporary.iterdir())
+
+
+def test_without_git_annex_it_says_what_is_missing(environment: Environment, temporary: Path) -> None:
+    program = environment.which("cluster-remote")
+    environment.env["PATH"] = "/usr/bin:/bin"
+    done = environment.run(program, "demo", cwd=environment.directory, check=False)
+    assert done.returncode == 1
+    assert b"git-annex is not on PATH" in done.stderr
