@@ -1,0 +1,428 @@
+"""The location logs of many keys at once: of all that are known, of the files below a directory, of given keys.
+
+They come in batches, so that a million keys need no more memory than a thousand. Each batch is what the logs said at
+the moment it was read.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import deque
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+import anyio
+from anyio.abc import ByteReceiveStream, Process
+from anyio.streams.buffered import BufferedByteReceiveStream
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+
+from cluster_remote.annex import child, logformat
+from cluster_remote.annex.batch import BatchProcess
+from cluster_remote.annex.branchlog import BRANCH, journalled
+from cluster_remote.annex.errors import BadAnswer, BranchUnreadable, CommandFailed, NotAKey
+from cluster_remote.p2p.key import UUID, Key, decode, encode
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from cluster_remote.annex.repository import Repository
+
+__all__ = ["Batches", "Located", "LocationReader", "Selection", "located", "read_log"]
+
+# Keys in a batch: enough that what a batch costs does not count, few enough that the first is there at once.
+BATCH = 256
+# Batches that are read before anybody wants them.
+_AHEAD = 2
+_CHUNK = 64 * 1024
+_JOURNALS = ("journal", "journal-private")
+
+# No log of a key is longer than this, in bytes: a line for each repository that ever had it.
+_LOG_LIMIT = 16 * 2**20
+_LOG = re.compile(rb"[0-9a-f]{3}/(?:[0-9a-f]{3}/)?([^/]+)\.log")
+_LISTED = re.compile(rb"[0-7]+ blob ([0-9a-f]+)\t([^\0]*)\0")
+# A log as git-annex writes it as a rule, which can be taken apart at its spaces.
+_USUAL = re.compile(rb"(?:[0-9]+(?:\.[0-9]+)?s [01X] [0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\n)*")
+_ESCAPED = re.compile(r"&([asc])|%")
+_MEANT = {"&a": "&", "&s": "%", "&c": ":", "%": "/"}
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """A key, and who has its content by the location log. `file` is a file of the work tree, where one was asked for.
+
+    `dead` is a key that nobody has and that nobody is to be warned about any more (`git annex dead --key`).
+    """
+
+    key: Key
+    holders: frozenset[UUID]
+    dead: bool = False
+    file: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What to call it before people: the file where there is one."""
+        return self.key.text if self.file is None else self.file
+
+
+Batches: TypeAlias = MemoryObjectReceiveStream[list[Located]]
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which keys are meant: every one that the location log knows, given ones, or those of files.
+
+    Without any of these, the files below the working directory.
+    """
+
+    everything: bool = False
+    keys: tuple[Key, ...] = ()
+    files: tuple[str, ...] = ()
+
+
+@lru_cache(maxsize=4096)
+def _uuid(raw: bytes) -> UUID:
+    return UUID(raw.decode("ascii"))
+
+
+def read_log(raw: bytes) -> tuple[frozenset[UUID], bool]:
+    """What a location log says: who has the content, and whether the key is dead.
+
+    The same as `logformat.presence`, at a tenth of its cost for logs without anything unusual.
+    """
+    if _USUAL.fullmatch(raw):
+        words = raw.split()
+        uuids, statuses = words[2::3], words[1::3]
+        if len(set(uuids)) == len(uuids):
+            holders = frozenset(_uuid(uuid) for uuid, status in zip(uuids, statuses, strict=True) if status == b"1")
+            return holders, bool(statuses) and all(status == b"X" for status in statuses)
+    return logformat.presence(raw), _dead(raw)
+
+
+def _dead(raw: bytes) -> bool:
+    entries = [(clock, *rest.partition(" ")[::2]) for clock, rest in logformat.dated(raw)]
+    newest = logformat.newest((clock, uuid, status) for clock, status, uuid in reversed(entries))
+    return bool(newest) and all(status == "X" for status in newest.values())
+
+
+def _key_of(path: bytes) -> Key | None:
+    """The key whose location log lies at a path of the branch; None if it is the log of something else."""
+    match = _LOG.fullmatch(path)
+    if match is None:
+        return None
+    try:
+        return Key(_ESCAPED.sub(lambda found: _MEANT[found[0]], decode(match[1])))
+    except ValueError:
+        return None
+
+
+def _located(key: Key, raw: bytes, file: str | None = None) -> Located:
+    holders, dead = read_log(raw)
+    return Located(key, holders, dead, file)
+
+
+class _Blobs:
+    """Takes the output of `git cat-file --batch` apart, as it comes. What is not there counts as empty."""
+
+    def __init__(self) -> None:
+        self._buffer = b""
+
+    def feed(self, chunk: bytes) -> Iterator[bytes]:
+        """The contents that are complete now. Raises BadAnswer."""
+        buffer = self._buffer + chunk if self._buffer else chunk
+        position = 0
+        while (end := buffer.find(b"\n", position)) >= 0:
+            header = buffer[position:end]
+            if header.endswith(b" missing"):
+                position = end + 1
+                yield b""
+                continue
+            kind, _, size = header[header.find(b" ") + 1 :].partition(b" ")
+            if kind != b"blob" or not size.isdigit() or int(size) > _LOG_LIMIT:
+                raise BadAnswer(f"answered with {header[:200]!r}, which is no log of at most {_LOG_LIMIT} bytes")
+            after = end + 1 + int(size)
+            if len(buffer) <= after:
+                break
+            yield buffer[end + 1 : after]
+            position = after + 1
+        self._buffer = buffer[position:]
+
+
+class LocationReader:
+    """Reads the location logs of given keys, many at once. For one task at a time; close it in the end."""
+
+    def __init__(self, repository: Repository) -> None:
+        self._repository = repository
+        self._levels = 1 if repository.config().boolean("annex.tune.branchhash1") else 2
+        self._git = BatchProcess(("git", "cat-file", "--batch"), cwd=repository.cwd, env=repository.environment())
+        self._tree = b""
+        self._folders: Mapping[bytes, bytes] = {}
+
+    async def __aenter__(self) -> LocationReader:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._git.aclose()
+
+    async def read(self, keys: Sequence[Key], timeout: float = 60.0) -> list[Located]:
+        """What the log says of each key now. Raises BatchFailed, BranchUnreadable."""
+        found: list[Located] = []
+        # In portions whose questions fit into a pipe.
+        for start in range(0, len(keys), BATCH):
+            portion = keys[start : start + BATCH]
+            paths = [logformat.branch_path(key, levels=self._levels) for key in portion]
+            # First the journal: git-annex moves what is there to the branch, never back.
+            recent = [journalled(self._repository.annex_dir, path) for path in paths]
+            committed = await self._committed(paths, timeout)
+            found += [_located(key, new + old) for key, new, old in zip(portion, recent, committed, strict=True)]
+        return found
+
+    async def _committed(self, paths: Sequence[bytes], timeout: float) -> list[bytes]:
+        """Files of the branch.
+
+        git would go through all of the branch's 4096 folders for each of them, which takes it a millisecond; so they
+        are looked up here.
+        """
+        await self._git.converse(BRANCH + b"^{tree}\n", self._read_top, timeout)
+        questions: list[bytes] = []
+        for path in paths:
+            folder, _, rest = path.partition(b"/")
+            identity = self._folders.get(folder)
+            questions.append(b"" if identity is None else identity + b":" + rest + b"\n")
+        expected = sum(1 for question in questions if question)
+
+        async def answers(stream: BufferedByteReceiveStream) -> list[bytes]:
+            blobs = _Blobs()
+            read: list[bytes] = []
+            while len(read) < expected:
+                read += blobs.feed(await stream.receive(_CHUNK))
+            return read
+
+        read = iter(await self._git.converse(b"".join(questions), answers, timeout))
+        return [next(read) if question else b"" for question in questions]
+
+    async def _read_top(self, stream: BufferedByteReceiveStream) -> None:
+        """Reads the folders of the branch, unless they are those that were read last."""
+        header = await stream.receive_until(b"\n", _CHUNK)
+        identity, _, rest = header.partition(b" ")
+        kind, _, size = rest.partition(b" ")
+        if kind != b"tree" or not size.isdigit() or int(size) > _LOG_LIMIT:
+            raise BadAnswer(f"answered with {header[:200]!r} where the git-annex branch was asked for")
+        content = await stream.receive_exactly(int(size))
+        await stream.receive_exactly(1)
+        if identity != self._tree:
+            self._tree, self._folders = identity, dict(_entries(content, len(identity) // 2))
+
+
+def _entries(tree: bytes, length: int) -> Iterator[tuple[bytes, bytes]]:
+    """The names in a tree object of git and what they stand for; `length` is that of an identity, in bytes."""
+    position = 0
+    while position < len(tree):
+        space = tree.index(b" ", position)
+        end = tree.index(b"\0", space)
+        position = end + 1 + length
+        yield tree[space + 1 : end], tree[end + 1 : position].hex().encode()
+
+
+@asynccontextmanager
+async def located(repository: Repository, selection: Selection) -> AsyncIterator[Batches]:
+    """The selected keys with their locations, in batches, while the context is open.
+
+    Raises NotAKey for a file that is not annexed, CommandFailed and BranchUnreadable; those that come up while the
+    batches are read leave the context as a group.
+    """
+    plain, directories = await _keys_of_files(repository, selection.files)
+    given = [(key, None) for key in selection.keys] + plain
+    searched = not (selection.everything or given or directories)
+    send, receive = anyio.create_memory_object_stream[list[Located]](_AHEAD)
+
+    async def produce() -> None:
+        async with send:
+            if selection.everything:
+                await _walk(repository, send)
+                return
+            async with LocationReader(repository) as reader:
+                for start in range(0, len(given), BATCH):
+                    await _look_up(reader, given[start : start + BATCH], send)
+                if directories or searched:
+                    await _find(repository, directories, reader, send)
+
+    async with anyio.create_task_group() as tasks, receive:
+        tasks.start_soon(produce)
+        yield receive
+        tasks.cancel_scope.cancel()
+
+
+async def _look_up(
+    reader: LocationReader,
+    named: Sequence[tuple[Key, str | None]],
+    send: MemoryObjectSendStream[list[Located]],
+) -> None:
+    found = await reader.read([key for key, _ in named])
+    await send.send([replace(each, file=file) for each, (_, file) in zip(found, named, strict=True)])
+
+
+# Files
+
+
+async def _keys_of_files(
+    repository: Repository, files: Sequence[str]
+) -> tuple[list[tuple[Key, str | None]], list[str]]:
+    """The keys of those that are files, and those that are directories. Raises NotAKey."""
+    plain, directories = _sorted_out(repository.cwd or Path.cwd(), files)
+    found: list[tuple[Key, str | None]] = []
+    if plain:
+        # In batch mode, for git-annex hands arguments on to git without the bytes that are not UTF-8.
+        question = b"".join(encode(file) + b"\0" for file in plain)
+        done = await repository.run("git", "annex", "lookupkey", "--batch", "-z", input=question, timeout=600)
+        answers = done.stdout.split(b"\n")
+        for file, answer in zip(plain, answers, strict=False):
+            if not answer:
+                raise NotAKey(f"{file!r} is no annexed file of this repository (git annex add would make it one)")
+            found.append((Key.parse(decode(answer)), file))
+    return found, directories
+
+
+def _sorted_out(base: Path, files: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Which are files, and which are directories. Raises NotAKey for what is not there."""
+    for file in files:
+        # Also a link that leads nowhere: that is what an annexed file without its content is.
+        if not os.path.lexists(base / file):
+            raise NotAKey(f"there is no file {file!r} here")
+    directories = [file for file in files if (base / file).is_dir()]
+    return [file for file in files if file not in set(directories)], directories
+
+
+async def _find(
+    repository: Repository,
+    directories: Sequence[str],
+    reader: LocationReader,
+    send: MemoryObjectSendStream[list[Located]],
+) -> None:
+    """All annexed files below directories (none: below the working directory), with their locations."""
+    argv = ("git", "annex", "find", "--anything", "--format=${key}\\000${file}\\000", "--", *directories)
+    async with _output(repository, argv) as stdout:
+        rest = b""
+        found: list[tuple[Key, str | None]] = []
+        async for chunk in stdout:
+            *words, rest = (rest + chunk).split(b"\0")
+            if len(words) % 2:
+                rest = words.pop() + b"\0" + rest
+            for key, file in zip(words[::2], words[1::2], strict=True):
+                found.append((Key.parse(decode(key)), decode(file)))
+            while len(found) >= BATCH:
+                await _look_up(reader, found[:BATCH], send)
+                del found[:BATCH]
+        if found:
+            await _look_up(reader, found, send)
+
+
+# Everything
+
+
+def _journal(annex_dir: Path) -> dict[bytes, bytes]:
+    """The location logs in the journals as they are at the moment, by their paths on the branch."""
+    found: dict[bytes, bytes] = {}
+    for journal in _JOURNALS:
+        try:
+            files = list((annex_dir / journal).iterdir())
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        for file in files:
+            # The inverse of logformat.journal_name.
+            path = re.sub(rb"__|_", lambda match: b"_" if match[0] == b"__" else b"/", encode(file.name))
+            if path not in found and _key_of(path) is not None:
+                found[path] = journalled(annex_dir, path)
+    return found
+
+
+async def _walk(repository: Repository, send: MemoryObjectSendStream[list[Located]]) -> None:
+    """Every key that the location log knows, in no particular order."""
+    # First the journal: git-annex moves what is there to the branch, never back.
+    journal = _journal(repository.annex_dir)
+    keys: deque[tuple[Key, bytes]] = deque()
+    batch: list[Located] = []
+    listing = ("git", "ls-tree", "-r", "-z", "--full-tree", decode(BRANCH))
+    async with (
+        _output(repository, listing) as names,
+        _converse(repository, ("git", "cat-file", "--batch", "--buffer")) as git,
+        anyio.create_task_group() as tasks,
+    ):
+        tasks.start_soon(_ask_for, names, git, keys, journal)
+        assert git.stdout is not None
+        blobs = _Blobs()
+        async for chunk in git.stdout:
+            for raw in blobs.feed(chunk):
+                key, recent = keys.popleft()
+                batch.append(_located(key, recent + raw))
+                if len(batch) >= BATCH:
+                    await send.send(batch)
+                    batch = []
+    if keys:
+        raise BranchUnreadable("the git-annex branch could not be read to its end; try git fsck")
+    for path, recent in journal.items():
+        known = _key_of(path)
+        if known is not None:
+            batch.append(_located(known, recent))
+    if batch:
+        await send.send(batch)
+
+
+async def _ask_for(
+    names: ByteReceiveStream, git: Process, keys: deque[tuple[Key, bytes]], journal: dict[bytes, bytes]
+) -> None:
+    """Asks git for the contents of all location logs that `names` lists; what is asked for is appended to `keys`."""
+    assert git.stdin is not None
+    rest = b""
+    async for chunk in names:
+        rest += chunk
+        end = rest.rfind(b"\0") + 1
+        wanted: list[bytes] = []
+        for identity, path in _LISTED.findall(rest[:end]):
+            key = _key_of(path)
+            if key is not None:
+                keys.append((key, journal.pop(path, b"") if journal else b""))
+                wanted.append(identity)
+        rest = rest[end:]
+        if wanted:
+            await git.stdin.send(b"\n".join(wanted) + b"\n")
+    await git.stdin.aclose()
+
+
+# Children
+
+
+@asynccontextmanager
+async def _converse(repository: Repository, argv: Sequence[str]) -> AsyncIterator[Process]:
+    """A child in the repository, for as long as the context is open.
+
+    Raises CommandFailed where it ends with an error; if the context was left early, it is ended.
+    """
+    tail = child.Tail()
+    process = await child.start(argv, cwd=repository.cwd, env=repository.environment())
+    assert process.stderr is not None
+    try:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(child.drain, process.stderr, tail)
+            yield process
+            await process.wait()
+        if process.returncode:
+            raise CommandFailed(argv, process.returncode, f"ended with exit code {process.returncode}", tail.text())
+    finally:
+        await child.kill(process)
+
+
+@asynccontextmanager
+async def _output(repository: Repository, argv: Sequence[str]) -> AsyncIterator[ByteReceiveStream]:
+    """What a child writes, which is given nothing to read."""
+    async with _converse(repository, argv) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        await process.stdin.aclose()
+        yield process.stdout
