@@ -17,13 +17,18 @@ __all__ = ["TcpTransport", "UnixTransport"]
 
 _SocketAddress: TypeAlias = tuple[str | int, ...] | bytes
 
+# Seconds between two tries where too many others are waiting to be let in.
+_BUSY = 0.02
+
 
 async def _connect(connection: socket.socket, address: _SocketAddress) -> None:
     """Connects without blocking. Raises OSError. Closes the socket if it fails."""
     try:
         connection.setblocking(False)
-        result = connection.connect_ex(address)
-        if result in (errno.EINPROGRESS, errno.EWOULDBLOCK):
+        # A unix socket whose queue is full says so, and nothing tells when there is room.
+        while (result := connection.connect_ex(address)) == errno.EAGAIN:
+            await anyio.sleep(_BUSY)
+        if result == errno.EINPROGRESS:
             await anyio.wait_writable(connection)
             result = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if result:

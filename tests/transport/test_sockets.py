@@ -1,0 +1,248 @@
+"""Peers on sockets: the real remotedaemon, and what there is instead of it when it cannot be reached."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import anyio
+import pytest
+
+from cluster_remote.p2p.errors import AuthenticationFailed, SessionError, TimedOut, Unreachable, WrongRepository
+from cluster_remote.p2p.key import UUID, AssociatedFile, Key
+from cluster_remote.p2p.session import Removal, Stored
+from cluster_remote.transport.address import BadAddress, Tcp, Unix, parse_address
+from cluster_remote.transport.opening import Caller, session_at, transport_to
+from cluster_remote.transport.sockets import TcpTransport, UnixTransport
+from tests.p2p.memory import Pieces
+from tests.support.environment import Environment
+from tests.support.peers import Expect, ScriptedPeer, Send, Stall, opening
+from tests.support.repositories import Repository, make_repository
+from tests.support.sockets import free_port, serve_p2p, tcp_bridge
+
+pytestmark = pytest.mark.anyio
+
+CLIENT = UUID("c11e0000-0000-4000-8000-000000000002")
+NODE = UUID("0de00000-0000-4000-8000-000000000003")
+TOKEN = "sesame0pen"
+KEY = Key("SHA256E-s3--abc")
+
+
+class Served:
+    """A repository behind a unix socket and a TCP port."""
+
+    def __init__(self, environment: Environment, stack: ExitStack) -> None:
+        self.repository: Repository = make_repository(environment, environment.directory / "r", "served")
+        self.uuid = UUID(self.repository.uuid)
+        self.path, self.token = stack.enter_context(serve_p2p(self.repository))
+        self.host, self.port = stack.enter_context(tcp_bridge(self.path))
+
+    def url(self, kind: str) -> str:
+        return f"unix:{self.path}" if kind == "unix" else f"tcp://{self.host}:{self.port}"
+
+
+@pytest.fixture(scope="module")
+def served(make_environment: Callable[[], Environment]) -> Iterator[Served]:
+    with ExitStack() as stack:
+        yield Served(make_environment(), stack)
+
+
+def descriptors() -> int:
+    """How many this process has open."""
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+@pytest.mark.parametrize("kind", ["unix", "tcp"])
+async def test_the_remotedaemon_is_reached_and_serves_every_request(served: Served, kind: str) -> None:
+    content = f"over {kind}".encode()
+    key = Key(f"SHA256-s{len(content)}--{hashlib.sha256(content).hexdigest()}")
+    session = session_at(parse_address(served.url(kind)), Caller(CLIENT, 20.0), server=served.uuid, token=served.token)
+    assert await session.open() == served.uuid
+    assert session.version == 4
+    assert await session.store(key, AssociatedFile("f"), Pieces(content)) == Stored(True)
+    assert await session.check_present(key)
+    async with session.download(key, AssociatedFile("f"), 5) as download:
+        assert b"".join([chunk async for chunk in download.chunks()]) == content[5:]
+        assert await download.valid()
+    async with session.lock(key) as locked:
+        assert locked
+    assert await session.remove(key, await session.timestamp() + 100) == Removal(True)
+    assert not await session.check_present(key)
+    await session.aclose()
+
+
+async def test_a_closed_session_leaves_no_socket(served: Served) -> None:
+    before = descriptors()
+    session = session_at(parse_address(served.url("unix")), Caller(CLIENT, 20.0), token=served.token)
+    await session.open()
+    assert descriptors() == before + 1
+    await session.aclose()
+    assert descriptors() == before
+
+
+@pytest.mark.parametrize("kind", ["unix", "tcp"])
+async def test_a_wrong_token_is_refused_and_not_repeated(served: Served, kind: str) -> None:
+    session = session_at(parse_address(served.url(kind)), Caller(CLIENT, 20.0), token=TOKEN)
+    with pytest.raises(AuthenticationFailed, match="did not accept the token") as caught:
+        await session.open()
+    assert TOKEN not in str(caught.value)
+
+
+async def test_another_repository_than_the_wanted_one_is_refused(served: Served) -> None:
+    session = session_at(parse_address(served.url("unix")), Caller(CLIENT, 20.0), server=NODE, token=served.token)
+    with pytest.raises(WrongRepository, match=str(served.uuid)):
+        await session.open()
+
+
+async def _failure(url: str, timeout: float = 20.0) -> SessionError:
+    before = descriptors()
+    session = session_at(parse_address(url), Caller(CLIENT, timeout), token=TOKEN)
+    with pytest.raises(SessionError) as caught:
+        await session.check_present(KEY)
+    assert descriptors() == before
+    assert TOKEN not in str(caught.value)
+    assert str(caught.value).startswith(f"{url}: checking {KEY}: ")
+    return caught.value
+
+
+async def test_a_missing_socket_is_unreachable(tmp_path: Path) -> None:
+    error = await _failure(f"unix:{tmp_path}/nothing")
+    assert isinstance(error, Unreachable)
+    assert "cannot connect: No such file or directory" in str(error)
+
+
+async def test_a_socket_that_nobody_listens_on_any_more_is_unreachable(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(tmp_path / "s"))
+    assert stat.S_ISSOCK((tmp_path / "s").stat().st_mode)
+    error = await _failure(f"unix:{tmp_path}/s")
+    assert isinstance(error, Unreachable)
+    assert "Connection refused" in str(error)
+
+
+async def test_a_file_that_is_no_socket_is_unreachable(tmp_path: Path) -> None:
+    (tmp_path / "s").write_bytes(b"")
+    error = await _failure(f"unix:{tmp_path}/s")
+    assert isinstance(error, Unreachable)
+    assert "Connection refused" in str(error)
+
+
+async def test_a_path_that_is_too_long_for_a_socket_is_unreachable() -> None:
+    error = await _failure(f"unix:/{'long/' * 40}s")
+    assert isinstance(error, Unreachable)
+    assert "path too long" in str(error)
+
+
+async def test_a_closed_port_is_unreachable() -> None:
+    error = await _failure(f"tcp://127.0.0.1:{free_port()}")
+    assert isinstance(error, Unreachable)
+    assert "127.0.0.1: Connection refused" in str(error)
+
+
+async def test_a_host_that_is_not_known_is_unreachable() -> None:
+    error = await _failure("tcp://nowhere.invalid:4711")
+    assert isinstance(error, Unreachable)
+    assert "cannot find the host 'nowhere.invalid'" in str(error)
+
+
+@pytest.mark.parametrize("host", ["a" * 64, "a..b", "." * 300])
+async def test_a_host_that_no_name_server_could_know_is_unreachable(host: str) -> None:
+    error = await _failure(f"tcp://{host}:4711")
+    assert isinstance(error, Unreachable)
+    assert "cannot find the host" in str(error)
+
+
+async def test_every_address_of_a_host_is_tried() -> None:
+    # localhost is ::1 as well as 127.0.0.1 on most machines; the peer is only at the latter.
+    script = [*opening(str(NODE), token=TOKEN), Expect(f"CHECKPRESENT {KEY}".encode()), Send(b"SUCCESS\n")]
+    with ScriptedPeer(script, tcp=True) as peer:
+        session = session_at(Tcp("localhost", peer.port), Caller(CLIENT, 20.0), token=TOKEN)
+        assert await session.check_present(KEY)
+        await session.aclose()
+
+
+async def test_a_full_queue_is_waited_for(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "s"))
+        listener.listen(0)
+        with socket.socket(socket.AF_UNIX) as first:
+            first.connect(str(tmp_path / "s"))
+            transport = UnixTransport(os.fsencode(tmp_path / "s"), token=TOKEN, name="busy")
+            with anyio.move_on_after(0.2) as scope:
+                await transport.connect()
+            assert scope.cancelled_caught, "it connected where nobody has room for it"
+            async with anyio.create_task_group() as group:
+                group.start_soon(_accept_two_after, 0.1, listener)
+                with anyio.fail_after(5):
+                    connection = await transport.connect()
+            assert await connection.receive(1) == b"", "it is connected, and the other side has closed"
+            await connection.aclose(0)
+
+
+async def _accept_two_after(seconds: float, listener: socket.socket) -> None:
+    await anyio.sleep(seconds)
+    for _ in range(2):
+        accepted, _name = await anyio.to_thread.run_sync(listener.accept)
+        accepted.close()
+
+
+async def test_a_queue_that_stays_full_ends_with_the_deadline(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as first:
+        listener.bind(str(tmp_path / "s"))
+        listener.listen(0)
+        first.connect(str(tmp_path / "s"))
+        error = await _failure(f"unix:{tmp_path}/s", timeout=0.3)
+    assert isinstance(error, TimedOut)
+    assert "no connection within 0.3 seconds" in str(error)
+
+
+async def test_cancelling_a_connection_that_is_being_made_leaves_no_socket(tmp_path: Path) -> None:
+    before = descriptors()
+    script = [Stall()]
+    with ScriptedPeer(script, unix=tmp_path / "s"):
+        session = session_at(Unix(str(tmp_path / "s")), Caller(CLIENT, 20.0), token=TOKEN)
+        with anyio.move_on_after(0.1) as scope:
+            await session.open()
+        assert scope.cancelled_caught
+    assert descriptors() == before
+
+
+# Tokens
+
+
+@pytest.mark.parametrize("url", ["unix:/s", "tcp://host:4711"])
+@pytest.mark.parametrize("token", [None, ""])
+def test_a_socket_wants_a_token_and_says_where_to_put_it(url: str, token: str | None) -> None:
+    with pytest.raises(BadAddress, match=f"{url} wants a token: .*CLUSTER_REMOTE_TOKEN"):
+        transport_to(parse_address(url), Caller(CLIENT), token=token)
+
+
+@pytest.mark.parametrize("token", ["two words", "line\nbreak", "tab\t", "nul\0", "slash/es", " ", "esc\x1b"])
+def test_a_token_that_could_be_more_than_a_token_is_refused_and_not_repeated(token: str) -> None:
+    with pytest.raises(BadAddress, match="characters in it that no token has") as caught:
+        transport_to(parse_address("unix:/s"), Caller(CLIENT), token=token)
+    assert token.strip() not in str(caught.value) or not token.strip()
+
+
+def test_a_node_behind_the_gateway_is_asked_for_with_the_token() -> None:
+    for url in (f"unix:/s?node={NODE}", f"tcp://host:4711?node={NODE}"):
+        transport = transport_to(parse_address(url), Caller(CLIENT), token=TOKEN)
+        assert transport.token == f"{TOKEN}/{NODE}"
+        assert transport.name == url
+
+
+def test_an_odd_path_of_a_socket_reaches_the_system_as_its_bytes() -> None:
+    transport = transport_to(parse_address("unix:/a b\udcff%20"), Caller(CLIENT), token=TOKEN)
+    assert isinstance(transport, UnixTransport)
+    assert transport.path == b"/a b\xff%20"
+
+
+def test_an_ipv6_address_is_handed_on_without_its_brackets() -> None:
+    transport = transport_to(parse_address("tcp://[::1]:4711"), Caller(CLIENT), token=TOKEN)
+    assert isinstance(transport, TcpTransport)
+    assert (transport.host, transport.port) == ("::1", 4711)
