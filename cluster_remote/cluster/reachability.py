@@ -1,0 +1,35 @@
+"""Which nodes could not be reached a short while ago, so that they do not cost their deadline on each of many files."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+__all__ = ["LONGEST_REST", "REST", "Reachability"]
+
+# A node is left alone for this many times what its failure cost: at most a tenth of the time goes into trying. One
+# that refuses at once is tried at once again; a failure of a few seconds is the most that is ever paid for.
+REST = 10.0
+# Seconds that a node is left alone at most: someone who has just brought it back should not have to wait.
+LONGEST_REST = 120.0
+
+
+class Reachability:
+    """Remembers failures to reach a node. Several cluster sessions of one process may share it."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._resting: dict[str, tuple[float, str]] = {}
+
+    def failed(self, name: str, cost: float, reason: str) -> None:
+        """A node could not be reached, or stalled; finding out took `cost` seconds."""
+        self._resting[name] = self._clock() + min(REST * cost, LONGEST_REST), reason
+
+    def answered(self, name: str) -> None:
+        """A node gave any answer."""
+        self._resting.pop(name, None)
+
+    def resting(self, name: str) -> str | None:
+        """Why a node is better left alone for now; None if it is not."""
+        until, reason = self._resting.get(name, (0.0, ""))
+        return reason if self._clock() < until else None

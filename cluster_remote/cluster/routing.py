@@ -1,0 +1,174 @@
+"""Which nodes a request goes to, and what their answers come to. Pure.
+
+The rules are those of git-annex's clusters: reads trust the location log and prefer low cost, uploads go to every node
+that lacks the content, removals to every node whatever the log says. What differs is what a node that is away means: it
+is left out and named, where git-annex gives up the whole request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TypeAlias, TypeVar
+
+from cluster_remote.cluster.node import Node
+from cluster_remote.p2p.errors import Refused, SessionError, TimedOut, Unreachable
+from cluster_remote.p2p.key import UUID, Key
+from cluster_remote.p2p.session import Present, Removal, Stored
+
+__all__ = [
+    "Pick",
+    "ReadingOrder",
+    "UploadAnswer",
+    "all_repositories",
+    "failure_of_all",
+    "gained",
+    "in_log",
+    "lacking",
+    "lost",
+    "presence",
+    "reading_order",
+    "reason",
+    "removal_outcome",
+    "upload_outcome",
+]
+
+T = TypeVar("T")
+
+# Given how many there are, the number of one of them: which of several equally good ones comes first.
+Pick: TypeAlias = Callable[[int], int]
+
+UploadAnswer: TypeAlias = Present | Stored | SessionError
+
+
+def in_log(key: Key) -> bool:
+    """Whether the location log can know of a key: chunks and encrypted content never are in it."""
+    return not (key.is_chunk or key.is_encrypted)
+
+
+def all_repositories(nodes: Iterable[Node]) -> frozenset[UUID]:
+    """Every repository of the cluster that can be reached through these nodes."""
+    return frozenset().union(*(node.repositories for node in nodes))
+
+
+def lacking(nodes: Iterable[Node], holders: Collection[UUID]) -> list[Node]:
+    """Where an upload goes: the nodes that the log does not list; a gateway if it lacks one of those behind it."""
+    return [node for node in nodes if not node.repositories or not node.repositories <= frozenset(holders)]
+
+
+@dataclass(frozen=True, slots=True)
+class ReadingOrder:
+    """Whom to ask for content: first those that have it by the log, then the others, each in order of cost."""
+
+    logged: tuple[Node, ...]
+    others: tuple[Node, ...]
+
+
+def reading_order(nodes: Iterable[Node], holders: Collection[UUID], pick: Pick) -> ReadingOrder:
+    """`pick` decides where to begin among nodes of the same cost, so that these share the load."""
+    ordered: list[Node] = []
+    for _, group in groupby(sorted(nodes, key=lambda node: node.cost), key=lambda node: node.cost):
+        ordered += _rotated(list(group), pick)
+    return ReadingOrder(
+        tuple(node for node in ordered if not node.repositories.isdisjoint(holders)),
+        tuple(node for node in ordered if node.repositories.isdisjoint(holders)),
+    )
+
+
+def _rotated(nodes: list[Node], pick: Pick) -> list[Node]:
+    start = pick(len(nodes)) if len(nodes) > 1 else 0
+    return nodes[start:] + nodes[:start]
+
+
+def presence(answers: Iterable[tuple[Node, bool | SessionError]], suspects: Collection[Node]) -> bool | None:
+    """Whether the content is there: None, unknown, if a node that may well have it gave no answer, or none did."""
+    answers = list(answers)
+    if any(answer is True for _, answer in answers):
+        return True
+    unknown = any(node in suspects for node, answer in answers if isinstance(answer, SessionError))
+    return None if unknown or not any(answer is False for _, answer in answers) else False
+
+
+def _repositories(uuids: Iterable[UUID]) -> frozenset[UUID]:
+    # git-annex names the cluster too; a cluster is no copy.
+    return frozenset(uuid for uuid in uuids if not uuid.is_cluster)
+
+
+def gained(node: Node, answer: UploadAnswer) -> frozenset[UUID]:
+    """The repositories that have the content, going by a node's answer to an upload.
+
+    A gateway is only believed what it names: some of those behind it may have been away.
+    """
+    match answer:
+        case Present(uuids) | Stored(True, uuids):
+            return _repositories({node.uuid, *uuids})
+        case Stored(False, uuids):
+            return _repositories(uuids)
+        case _:
+            return frozenset()
+
+
+def lost(node: Node, answer: Removal | SessionError) -> frozenset[UUID]:
+    """The repositories that do not have the content any more, going by a node's answer to a removal."""
+    match answer:
+        case Removal(True, uuids):
+            named = _repositories({node.uuid, *uuids})
+            # A gateway that names none speaks a version without names, and says that all of them removed it.
+            return named or node.repositories
+        case Removal(False, uuids):
+            return _repositories(uuids)
+        case _:
+            return frozenset()
+
+
+def reason(node: Node, answer: UploadAnswer | Removal) -> str:
+    """Why a node did not do it, in words."""
+    match answer:
+        case Stored(reasons=reasons) | Removal(reasons=reasons) if reasons:
+            return f"{node}: {', '.join(reasons)}"
+        case Stored():
+            return f"{node}: did not store it"
+        case Removal():
+            return f"{node}: did not remove it"
+        case _:
+            return f"{node}: {answer}"
+
+
+def upload_outcome(answers: Sequence[tuple[Node, UploadAnswer]]) -> Present | Stored:
+    """What the answers of all nodes that were asked come to: stored if one stored it or has it.
+
+    Nodes that failed are named, save those that got the content some other way (through another gateway).
+    """
+    uuids = frozenset().union(*(gained(node, answer) for node, answer in answers))
+    if answers and all(isinstance(answer, Present) for _, answer in answers):
+        return Present(uuids)
+    stored = any(isinstance(answer, Present) or (isinstance(answer, Stored) and answer.stored) for _, answer in answers)
+    reasons: list[str] = []
+    for node, answer in answers:
+        match answer:
+            case Present():
+                continue
+            case Stored(True, _, complaints):
+                reasons += [f"{node}: {complaint}" for complaint in complaints]
+            case _ if not node.repositories or not node.repositories <= uuids:
+                reasons.append(reason(node, answer))
+    return Stored(stored, uuids, tuple(reasons))
+
+
+def removal_outcome(answers: Sequence[tuple[Node, Removal | SessionError]]) -> Removal:
+    """What the answers of all nodes come to: removed if every one of them removed it."""
+    uuids = frozenset().union(*(lost(node, answer) for node, answer in answers))
+    failed = [(node, answer) for node, answer in answers if not (isinstance(answer, Removal) and answer.removed)]
+    return Removal(not failed, uuids, tuple(reason(node, answer) for node, answer in failed))
+
+
+def failure_of_all(what: str, failures: Sequence[tuple[Node, SessionError]]) -> SessionError:
+    """The error of a request that no node could answer: names each, and says whether trying later may help."""
+    text = f"{what}: " + "; ".join(reason(node, error) for node, error in failures)
+    errors = [error for _, error in failures]
+    if errors and all(isinstance(error, Refused) for error in errors):
+        return Refused(text)
+    if errors and all(isinstance(error, Unreachable | TimedOut) for error in errors):
+        return Unreachable(text)
+    return SessionError(text)

@@ -1,0 +1,446 @@
+"""The cluster as one session: many sessions that answer as one.
+
+What a node that is away, stalls or fails means for a request: uploads leave it out, removals are partial, reads go to
+the next node. Each is named in the outcome, with what happened.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from typing import Protocol, TypeVar
+
+import anyio
+
+from cluster_remote.annex.errors import AnnexError
+from cluster_remote.cluster import routing
+from cluster_remote.cluster.download import ClusterDownload
+from cluster_remote.cluster.node import Node
+from cluster_remote.cluster.reachability import Reachability
+from cluster_remote.cluster.upload import Attempt, ClusterUpload, store_everywhere, task_group
+from cluster_remote.p2p.client import DEFAULT_TIMEOUT, patience_for
+from cluster_remote.p2p.errors import Refused, SessionError, SourceError, TimedOut, Unreachable
+from cluster_remote.p2p.key import UUID, AssociatedFile, Key
+from cluster_remote.p2p.messages import MAX_VERSION
+from cluster_remote.p2p.session import Download, Present, Progress, Removal, Session, Source, Stored, Upload
+
+__all__ = ["ClusterSession", "Locations", "Recorder"]
+
+T = TypeVar("T")
+
+# Seconds that a removal which was interrupted may still take to record what it has removed already.
+_LAST_RECORD = 10.0
+# Seconds for all sessions together to close; each is bounded by itself.
+_CLOSING = 20.0
+
+
+class Locations(Protocol):
+    """Who has what, as far as it is known here."""
+
+    async def locations(self, key: Key) -> frozenset[UUID]:
+        """The repositories that have the content of `key`. Raises AnnexError."""
+
+
+class Recorder(Protocol):
+    """Where it is written down that content came or went."""
+
+    async def record(self, key: Key, present: Collection[UUID] = (), absent: Collection[UUID] = ()) -> None:
+        """Returns when it is written. Raises AnnexError."""
+
+
+def _any_of(count: int) -> int:
+    # Not the random module: it takes longer to import than a small file takes to store.
+    return int.from_bytes(os.urandom(4), "big") % count
+
+
+class ClusterSession(Session):
+    """See Session. Takes one request at a time, and goes to as many nodes at once as that request needs.
+
+    Sessions with the nodes are made when first needed and kept. After an error this session goes on as before.
+    """
+
+    def __init__(
+        self,
+        uuid: UUID,
+        nodes: Sequence[Node],
+        locations: Locations,
+        *,
+        name: str,
+        record: Recorder | None = None,
+        uploader: Session | None = None,
+        timeout: float = DEFAULT_TIMEOUT,
+        clock: Callable[[], float] = time.monotonic,
+        pick: routing.Pick = _any_of,
+        reachability: Reachability | None = None,
+    ) -> None:
+        """`nodes` are at least one, each with a name of its own.
+
+        `record` is told what came and went before a request returns; None where the caller records it. `uploader`, if
+        given, does all uploads in place of the nodes' sessions (git-annex's own gateway, where preferred content
+        has to decide). `timeout` is how long a node may keep the others waiting before it says anything, in seconds.
+        `clock` is the monotonic clock that `timestamp` reads, in seconds.
+        """
+        if not nodes:
+            raise ValueError("a cluster without nodes cannot do anything")
+        if len({node.name for node in nodes}) < len(nodes):
+            raise ValueError("two nodes of a cluster have the same name")
+        self.uuid = uuid
+        self.nodes = tuple(nodes)
+        self._name = name
+        self._locations = locations
+        self._recorder = record
+        self._uploader = uploader
+        self._timeout = timeout
+        self._clock = clock
+        self._pick = pick
+        self._reachability = reachability or Reachability(clock)
+        self._sessions: dict[str, Session] = {}
+        self._busy = False
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def version(self) -> int | None:
+        """The newest: what a node cannot do is answered for that node."""
+        return MAX_VERSION
+
+    async def open(self) -> UUID:
+        """Says who answers. Nothing is opened: the cluster is this very process, and a node is asked when needed."""
+        return self.uuid
+
+    async def aclose(self) -> None:
+        sessions = [*self._sessions.values(), *([] if self._uploader is None else [self._uploader])]
+        self._sessions = {}
+        with anyio.move_on_after(_CLOSING, shield=True):
+            async with anyio.create_task_group() as tasks:
+                for session in sessions:
+                    tasks.start_soon(session.aclose)
+
+    # Reading
+
+    async def check_present(self, key: Key) -> bool:
+        """Whether any node has it.
+
+        The nodes that have it by the log are asked one after the other, then all others at once: the log may be behind.
+        Raises SessionError when none said yes and one that may well have it gave no answer. Those are the nodes in the
+        log; where the log cannot know (chunks, encrypted content) any node.
+        """
+        with self._request():
+            order = routing.reading_order(self.nodes, await self._holders(key), self._pick)
+            answers: list[tuple[Node, bool | SessionError]] = []
+            awake, resting = self._rested(order.logged)
+            for node in awake:
+                answer = await self._caught(node, lambda session: session.check_present(key))
+                if answer is True:
+                    return True
+                answers.append((node, answer))
+            others, others_resting = self._rested(order.others)
+            later = [*resting, *others]
+            suspects = order.logged if routing.in_log(key) else self.nodes
+            if suspects is self.nodes or not (answers or later):
+                later += others_resting
+            await self._each_into(answers, later, lambda session: session.check_present(key))
+            present = routing.presence(answers, suspects)
+            if present is None:
+                failures = [(node, answer) for node, answer in answers if isinstance(answer, SessionError)]
+                raise routing.failure_of_all(f"{self.name}: whether it has {key} cannot be told", failures)
+            return present
+
+    @asynccontextmanager
+    async def download(self, key: Key, file: AssociatedFile, offset: int = 0) -> AsyncIterator[Download]:
+        """See Session. The node that the content comes from may change on the way, at any byte."""
+        with self._request():
+            order = routing.reading_order(self.nodes, await self._holders(key), self._pick)
+            awake, resting = self._rested([*order.logged, *order.others])
+
+            async def fetch(stack: AsyncExitStack, node: Node, position: int) -> Download:
+                with self._observed(node), self._deadline(patience_for(key.size)):
+                    return await stack.enter_async_context(self._session(node).download(key, file, position))
+
+            download = ClusterDownload(
+                f"{self.name}: no node gave {key}",
+                [*awake, *resting],
+                fetch,
+                offset,
+                key.content_size,
+                self._failed_on_the_way,
+            )
+            try:
+                await download.begin()
+                yield download
+            finally:
+                await download.aclose()
+
+    # Writing
+
+    @asynccontextmanager
+    async def upload(self, key: Key, file: AssociatedFile) -> AsyncIterator[Present | Upload]:
+        """See Session. The offset is the lowest that any node asks for.
+
+        A node that says nothing within the timeout is left out. Raises SessionError if no node can take the content.
+        """
+        with self._request():
+            if self._uploader is not None:
+                async with self._uploader.upload(key, file) as delegated:
+                    yield delegated
+                return
+            holders = await self._holders(key)
+            targets, left_out = self._upload_targets(holders)
+            if not targets:
+                yield Present(routing.all_repositories(self.nodes))
+                return
+            attempts = [Attempt(node) for node in targets]
+
+            @asynccontextmanager
+            async def offer(node: Node) -> AsyncIterator[Present | Upload]:
+                with self._observed(node) as observed:
+                    async with _within(
+                        self._timeout + patience_for(key.size), self._session(node).upload(key, file)
+                    ) as o:
+                        observed.moved()
+                        yield o
+
+            async def conclude() -> Stored:
+                answers = [(a.node, a.answer) for a in attempts if a.answer is not None]
+                outcome = routing.upload_outcome([*answers, *left_out])
+                await self._record(key, present=outcome.uuids)
+                if isinstance(outcome, Present):
+                    return Stored(True, outcome.uuids)
+                return outcome
+
+            async with task_group() as tasks:
+                for attempt in attempts:
+                    tasks.start_soon(attempt.run, offer)
+                for attempt in attempts:
+                    await attempt.offered.wait()
+                waiting = [(a, a.offset) for a in attempts if a.answer is None and a.offset is not None]
+                if waiting:
+                    yield ClusterUpload(f"{self.name}: no node took {key}", waiting, conclude)
+                else:
+                    outcome = await conclude()
+                    if not outcome.stored:
+                        raise self._failure(key, [*((a.node, a.answer) for a in attempts), *left_out])
+                    yield Present(outcome.uuids | holders & routing.all_repositories(self.nodes))
+
+    async def store(
+        self, key: Key, file: AssociatedFile, source: Source, progress: Progress | None = None
+    ) -> Present | Stored:
+        """See Session. From a file every node is served at its own pace, and this returns when the slowest is done."""
+        if not source.repeatable:
+            return await super().store(key, file, source, progress)
+        with self._request():
+            if self._uploader is not None:
+                return await self._uploader.store(key, file, source, progress)
+            holders = await self._holders(key)
+            targets, left_out = self._upload_targets(holders)
+            if not targets:
+                return Present(routing.all_repositories(self.nodes))
+
+            async def store(node: Node, tell: Progress) -> Present | Stored:
+                with self._observed(node) as observed:
+
+                    def moved(position: int) -> None:
+                        observed.moved()
+                        tell(position)
+
+                    return await self._session(node).store(key, file, source, moved)
+
+            answers, failure = await store_everywhere(targets, store, progress)
+            outcome = routing.upload_outcome([*answers, *left_out])
+            await self._record(key, present=outcome.uuids)
+            if failure is not None:
+                raise failure
+            if isinstance(outcome, Present):
+                return Present(outcome.uuids | holders & routing.all_repositories(self.nodes))
+            return outcome
+
+    async def remove(self, key: Key, before: int | None = None) -> Removal:
+        """See Session. From every node, whatever the log says, also from one that could not be reached just now.
+
+        With `before`, each node's clock is read, then our own, and the time that is left by ours is what the node gets:
+        an answer on its way makes that shorter, never longer. A node that has no clock to ask does not remove.
+        """
+
+        async def request(session: Session) -> Removal:
+            if before is None:
+                return await session.remove(key)
+            theirs = await session.timestamp()
+            left = before - math.ceil(self._clock())
+            if left < 0:
+                return Removal(False, reasons=("the time that was allowed for the removal is over",))
+            return await session.remove(key, theirs + left)
+
+        with self._request():
+            answers: list[tuple[Node, Removal | SessionError]] = []
+            try:
+                await self._each_into(answers, self.nodes, request, patience_for(key.size))
+            except BaseException:
+                # What is gone must not stay in the log, even if nobody waits for the answer any more; whether that
+                # can be written, nobody can be told either.
+                with anyio.move_on_after(_LAST_RECORD, shield=True), suppress(SessionError):
+                    await self._record(key, absent=routing.removal_outcome(answers).uuids)
+                raise
+            order = {node.name: place for place, node in enumerate(self.nodes)}
+            outcome = routing.removal_outcome(sorted(answers, key=lambda answer: order[answer[0].name]))
+            await self._record(key, absent=outcome.uuids)
+            return outcome
+
+    async def timestamp(self) -> int:
+        """Seconds of our own clock, whoever is away: the nodes' clocks are asked when it comes to a removal."""
+        return math.floor(self._clock())
+
+    @asynccontextmanager
+    async def lock(self, key: Key) -> AsyncIterator[bool]:
+        """Never locks: a cluster is no copy, its nodes are, and each of them can be locked."""
+        with self._request():
+            yield False
+
+    # Asking nodes
+
+    @contextmanager
+    def _request(self) -> Iterator[None]:
+        if self._busy:
+            raise RuntimeError(f"{self.name}: a session takes one request at a time")
+        self._busy = True
+        try:
+            yield
+        finally:
+            self._busy = False
+
+    def _session(self, node: Node) -> Session:
+        session = self._sessions.get(node.name)
+        if session is None:
+            try:
+                session = node.session()
+            except ValueError as error:
+                raise Unreachable(str(error)) from None
+            self._sessions[node.name] = session
+        return session
+
+    def _rested(self, nodes: Iterable[Node]) -> tuple[list[Node], list[Node]]:
+        """Those to be asked, and those that are left alone for now."""
+        awake: list[Node] = []
+        resting: list[Node] = []
+        for node in nodes:
+            (resting if self._reachability.resting(node.name) else awake).append(node)
+        return awake, resting
+
+    def _upload_targets(self, holders: frozenset[UUID]) -> tuple[list[Node], list[tuple[Node, Unreachable]]]:
+        awake, resting = self._rested(routing.lacking(self.nodes, holders))
+        if not awake:
+            return resting, []
+        return awake, [(node, self._not_tried(node)) for node in resting]
+
+    def _not_tried(self, node: Node) -> Unreachable:
+        return Unreachable(f"not tried again so soon after this: {self._reachability.resting(node.name)}")
+
+    @contextmanager
+    def _observed(self, node: Node) -> Iterator[_Observed]:
+        """Around all that is asked of a node in one request: remembers whether it could be reached."""
+        observed = _Observed(self._clock())
+        try:
+            yield observed
+        except SourceError:
+            raise
+        except Refused:
+            self._reachability.answered(node.name)
+            raise
+        except SessionError as error:
+            if not observed.has_moved:
+                self._reachability.failed(node.name, self._clock() - observed.began, str(error))
+            else:
+                self._failed_on_the_way(node, error)
+            raise
+        else:
+            self._reachability.answered(node.name)
+
+    def _failed_on_the_way(self, node: Node, error: SessionError) -> None:
+        # What broke off cost nothing to find out; what stalled has cost the deadline.
+        if isinstance(error, TimedOut):
+            self._reachability.failed(node.name, self._timeout, str(error))
+
+    @contextmanager
+    def _deadline(self, patience: float = 0.0) -> Iterator[None]:
+        seconds = self._timeout + patience
+        try:
+            with anyio.fail_after(seconds):
+                yield
+        except TimeoutError:
+            raise TimedOut(f"no answer within {seconds:.0f} seconds") from None
+
+    async def _caught(
+        self, node: Node, request: Callable[[Session], Awaitable[T]], patience: float = 0.0
+    ) -> T | SessionError:
+        try:
+            with self._observed(node), self._deadline(patience):
+                return await request(self._session(node))
+        except SessionError as error:
+            return error
+
+    async def _each_into(
+        self,
+        answers: list[tuple[Node, T | SessionError]],
+        nodes: Iterable[Node],
+        request: Callable[[Session], Awaitable[T]],
+        patience: float = 0.0,
+    ) -> None:
+        """Asks several nodes at once, and adds their answers as they come."""
+
+        async def one(node: Node) -> None:
+            answers.append((node, await self._caught(node, request, patience)))
+
+        async with anyio.create_task_group() as tasks:
+            for node in nodes:
+                tasks.start_soon(one, node)
+
+    # The log
+
+    async def _holders(self, key: Key) -> frozenset[UUID]:
+        if not routing.in_log(key):
+            return frozenset()
+        try:
+            return await self._locations.locations(key)
+        except AnnexError as error:
+            raise SessionError(f"{self.name}: {error}") from None
+
+    async def _record(self, key: Key, present: Collection[UUID] = (), absent: Collection[UUID] = ()) -> None:
+        if self._recorder is None or not (present or absent):
+            return
+        try:
+            await self._recorder.record(key, present=present, absent=absent)
+        except AnnexError as error:
+            done = "stored on" if present else "removed from"
+            where = ", ".join(sorted(str(uuid) for uuid in (present or absent)))
+            raise SessionError(
+                f"{self.name}: {key} was {done} {where}, but that could not be recorded: {error}"
+            ) from None
+
+    def _failure(self, key: Key, answers: Iterable[tuple[Node, object]]) -> SessionError:
+        failures = [(node, answer) for node, answer in answers if isinstance(answer, SessionError)]
+        return routing.failure_of_all(f"{self.name}: no node took {key}", failures)
+
+
+class _Observed:
+    def __init__(self, began: float) -> None:
+        self.began = began
+        self.has_moved = False
+
+    def moved(self) -> None:
+        """The node has answered, or taken something."""
+        self.has_moved = True
+
+
+@asynccontextmanager
+async def _within(seconds: float, context: AbstractAsyncContextManager[T]) -> AsyncIterator[T]:
+    """A context that has to be entered within so many seconds. Raises TimedOut."""
+    with anyio.CancelScope(deadline=anyio.current_time() + seconds) as scope:
+        async with context as entered:
+            scope.deadline = math.inf
+            yield entered
+    if scope.cancelled_caught:
+        raise TimedOut(f"no answer within {seconds:.0f} seconds")

@@ -1,0 +1,138 @@
+"""Which nodes a request goes to, for any cluster and any log."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster_remote.cluster.node import Node
+from cluster_remote.cluster.routing import (
+    UploadAnswer,
+    all_repositories,
+    gained,
+    in_log,
+    lacking,
+    lost,
+    presence,
+    reading_order,
+    removal_outcome,
+    upload_outcome,
+)
+from cluster_remote.p2p.errors import SessionError, Unreachable
+from cluster_remote.p2p.key import UUID, Key
+from cluster_remote.p2p.session import Present, Removal, Stored
+from tests.cluster.fakes import CLUSTER, Peer, uuid
+
+uuid_sets = st.frozensets(st.integers(0, 8).map(uuid), max_size=5)
+answers: st.SearchStrategy[UploadAnswer] = st.one_of(
+    st.builds(Present, uuid_sets),
+    st.builds(Stored, st.booleans(), uuid_sets, st.just(())),
+    st.just(Unreachable("away")),
+)
+removals: st.SearchStrategy[Removal | SessionError] = st.one_of(
+    st.builds(Removal, st.booleans(), uuid_sets, st.just(())), st.just(Unreachable("away"))
+)
+
+
+@st.composite
+def clusters(draw: st.DrawFn) -> list[Node]:
+    count = draw(st.integers(1, 6))
+    costs = draw(st.lists(st.sampled_from([50.0, 100.0, 200.0]), min_size=count, max_size=count))
+    behind = draw(st.lists(st.frozensets(st.integers(20, 23).map(uuid), max_size=2), min_size=count, max_size=count))
+    return [Peer(n).node(cost, members) for n, (cost, members) in enumerate(zip(costs, behind, strict=True))]
+
+
+@given(clusters(), st.frozensets(st.integers(0, 23).map(uuid)))
+def test_uploads_go_to_exactly_the_nodes_that_the_log_does_not_list(
+    nodes: list[Node], holders: frozenset[UUID]
+) -> None:
+    targets = lacking(nodes, holders)
+    assert all((node in targets) == bool(node.repositories - holders) for node in nodes)
+    assert all_repositories(nodes) <= holders or targets
+
+
+@given(clusters(), st.frozensets(st.integers(0, 23).map(uuid)), st.integers(0, 5))
+def test_reading_asks_every_node_once_those_in_the_log_first_the_cheapest_first(
+    nodes: list[Node], holders: frozenset[UUID], turn: int
+) -> None:
+    order = reading_order(nodes, holders, lambda count: turn % count)
+    assert sorted(node.name for node in (*order.logged, *order.others)) == sorted(node.name for node in nodes)
+    assert all(node.repositories & holders for node in order.logged)
+    assert not any(node.repositories & holders for node in order.others)
+    for part in (order.logged, order.others):
+        costs = [node.cost for node in part]
+        assert costs == sorted(costs)
+
+
+def test_each_of_several_equally_good_nodes_comes_first_for_some_choice() -> None:
+    nodes = [Peer(n).node(100.0) for n in range(4)]
+    everywhere = all_repositories(nodes)
+    turns = itertools.count()
+    firsts = {reading_order(nodes, everywhere, lambda count: next(turns) % count).logged[0] for _ in nodes}
+    assert firsts == set(nodes)
+
+
+@given(st.lists(answers, max_size=5))
+def test_an_upload_succeeds_if_any_node_has_the_content_and_names_all_that_have_it(given: list[UploadAnswer]) -> None:
+    asked = [(Peer(n).node(), answer) for n, answer in enumerate(given)]
+    outcome = upload_outcome(asked)
+    good = [isinstance(a, Present) or (isinstance(a, Stored) and a.stored) for a in given]
+    assert isinstance(outcome, Present) == bool(given and all(isinstance(a, Present) for a in given))
+    assert {uuid(n) for n, ok in enumerate(good) if ok} <= outcome.uuids
+    if isinstance(outcome, Stored):
+        assert outcome.stored == any(good)
+        named = {node.name for node, _ in asked if any(str(node) in reason for reason in outcome.reasons)}
+        assert named == {
+            node.name
+            for (node, _), ok in zip(asked, good, strict=True)
+            if not ok and not node.repositories <= outcome.uuids
+        }
+
+
+@given(st.lists(removals, max_size=5))
+def test_a_removal_succeeds_if_every_node_removed_it_and_names_each_that_did_not(
+    given: list[Removal | SessionError],
+) -> None:
+    asked = [(Peer(n).node(), answer) for n, answer in enumerate(given)]
+    outcome = removal_outcome(asked)
+    good = [isinstance(a, Removal) and a.removed for a in given]
+    assert outcome.removed == all(good)
+    assert len(outcome.reasons) == good.count(False)
+    assert {uuid(n) for n, ok in enumerate(good) if ok} <= outcome.uuids
+
+
+@given(answers, removals)
+def test_a_cluster_is_never_taken_for_a_copy(answer: UploadAnswer, removal: Removal | SessionError) -> None:
+    gateway = Peer(1).node(members=frozenset({uuid(5)}))
+    assert CLUSTER not in gained(gateway, answer)
+    assert CLUSTER not in lost(gateway, removal)
+
+
+@given(
+    st.lists(st.sampled_from([True, False, Unreachable("away")]), min_size=1, max_size=5),
+    st.frozensets(st.integers(0, 4)),
+)
+def test_unknown_is_never_given_as_absent(given: list[bool | SessionError], suspected: frozenset[int]) -> None:
+    nodes = [Peer(n).node() for n in range(len(given))]
+    verdict = presence(zip(nodes, given, strict=True), [nodes[n] for n in suspected if n < len(nodes)])
+    assert (verdict is True) == (True in given)
+    if verdict is False:
+        assert False in given
+        assert all(given[n] is False for n in suspected if n < len(given))
+
+
+@pytest.mark.parametrize(
+    ("key", "known"),
+    [("SHA256E-s5--abc.txt", True), ("GPGHMACSHA1--abc", False), ("SHA256-s5-S2-C1--abc", False)],
+)
+def test_the_log_knows_nothing_of_chunks_and_encrypted_content(key: str, known: bool) -> None:
+    assert in_log(Key(key)) is known
+
+
+def test_a_node_is_called_what_git_annex_calls_it() -> None:
+    assert str(Peer(1).node()) == "disk 1 (shelf) [node1]"
+    assert str(Node(uuid(1), "nas", "nas", 100.0, Peer(1).session)) == "nas"
+    assert str(Node(uuid(1), "nas", "", 100.0, Peer(1).session)) == "nas"
