@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -26,7 +27,8 @@ class FileSource(Source):
     @asynccontextmanager
     async def read(self, offset: int) -> AsyncIterator[SourceReading]:
         try:
-            descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            # Without waiting: a named pipe would make us wait for whoever writes to it.
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as error:
             raise SourceError(f"cannot read {os.fsdecode(self.path)!r}: {error.strerror}") from None
         try:
@@ -40,6 +42,8 @@ class _FileReading(SourceReading):
         self._descriptor = descriptor
         self._path = path
         self._before = os.fstat(descriptor)
+        if not stat.S_ISREG(self._before.st_mode):
+            raise SourceError(f"cannot read {os.fsdecode(path)!r}: it is not a file")
         self._offset = offset
         self.length = self._before.st_size - offset
         if self.length < 0:

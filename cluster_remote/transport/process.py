@@ -86,8 +86,10 @@ class _ProcessConnection(DescriptorConnection):
         await super().aclose(patience)
         if await self._ended(patience):
             return
-        with _Offspring(self._child.pid) as offspring:
+        with _Offspring() as offspring:
             for blow in (signal.SIGTERM, signal.SIGKILL):
+                if self._child.poll() is None:
+                    offspring.look(self._child.pid)
                 self._child.send_signal(blow)
                 offspring.send_signal(blow)
                 # Nothing survives the second but a process stuck inside the kernel, and nobody waits for that.
@@ -117,33 +119,35 @@ class _Offspring:
     them, and the child is ended alone.
     """
 
-    def __init__(self, pid: int) -> None:
-        self._descriptors: list[int] = []
-        if not hasattr(os, "pidfd_open"):
-            return
-        for descendant in _descendants(pid):
-            try:
-                self._descriptors.append(os.pidfd_open(descendant))
-            except OSError:
-                # It has just ended, or the kernel is too old.
-                continue
+    def __init__(self) -> None:
+        self._descriptors: dict[int, int] = {}
 
     def __enter__(self) -> _Offspring:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for descriptor in self._descriptors:
+        for descriptor in self._descriptors.values():
             os.close(descriptor)
 
+    def look(self, pid: int) -> None:
+        """Takes in those of `pid`, a child that has not been waited for, that are not yet known."""
+        if not hasattr(os, "pidfd_open"):
+            return
+        for descendant in _descendants(pid):
+            if descendant not in self._descriptors:
+                # It may have just ended, or the kernel be too old.
+                with suppress(OSError):
+                    self._descriptors[descendant] = os.pidfd_open(descendant)
+
     def send_signal(self, number: signal.Signals) -> None:
-        for descriptor in self._descriptors:
+        for descriptor in self._descriptors.values():
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(descriptor, number)
 
     def ended(self) -> bool:
         """Whether all of them have: a descriptor can be read from then on."""
         poll = select.poll()
-        for descriptor in self._descriptors:
+        for descriptor in self._descriptors.values():
             poll.register(descriptor, select.POLLIN)
         return len(poll.poll(0)) == len(self._descriptors)
 

@@ -1,0 +1,300 @@
+"""Peers behind child processes: a real git-annex-shell, and children that behave badly. None of them is left behind,
+and what they say on standard error reaches the people who have to mend it."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import time
+from pathlib import Path
+
+import anyio
+import pytest
+
+from cluster_remote.p2p.client import StreamSession
+from cluster_remote.p2p.errors import ConnectionLost, ProtocolError, SessionError, TimedOut, Unreachable
+from cluster_remote.p2p.key import UUID, AssociatedFile, Key
+from cluster_remote.transport.address import Directory, parse_address
+from cluster_remote.transport.opening import Caller, session_at
+from cluster_remote.transport.process import ProcessTransport
+from tests.p2p.memory import CLIENT, SERVER, Pieces
+from tests.support.environment import Environment
+from tests.support.processes import wait_until
+from tests.support.repositories import Repository, make_repository
+
+pytestmark = pytest.mark.anyio
+
+KEY = Key("SHA256E-s3--abc")
+HELLO = f"echo AUTH-SUCCESS {SERVER}; read version; echo VERSION 4"
+
+
+def child(environment: Environment, script: str, *, timeout: float = 20.0, hint: str = "") -> StreamSession:
+    """A session with a shell script."""
+    return StreamSession(
+        ProcessTransport(["sh", "-c", script], name="a child", environment=environment.env, hint=hint),
+        client=CLIENT,
+        timeout=timeout,
+    )
+
+
+async def failure(session: StreamSession) -> SessionError:
+    """The error of a request, after which nothing is left of the child."""
+    try:
+        with pytest.raises(SessionError) as caught:
+            await session.check_present(KEY)
+    finally:
+        await session.aclose()
+    assert str(caught.value).isprintable()
+    return caught.value
+
+
+def descriptors() -> int:
+    """How many this process has open."""
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+# A directory
+
+
+@pytest.mark.parametrize(
+    "name", ["with space", "it's", '"q"', "100%", "-dash", "$(ls)", "latin1\udcff", "a;b", "caf\u00e9"]
+)
+async def test_a_repository_in_a_directory_of_any_name_is_reached(environment: Environment, name: str) -> None:
+    repository = make_repository(environment, environment.directory / "plain", "odd")
+    repository.path.rename(environment.directory / name)
+    server = UUID(Repository(environment.directory / name, environment).uuid)
+    with environment.applied():
+        session = session_at(Directory(str(environment.directory / name)), Caller(CLIENT, 20.0), server=server)
+        assert await session.open() == server
+        assert not await session.check_present(KEY)
+        await session.aclose()
+    environment.assert_no_process_left(0)
+
+
+async def test_a_directory_that_is_no_repository_is_named_with_git_annexs_own_words(environment: Environment) -> None:
+    with environment.applied():
+        session = session_at(Directory(f"{environment.home}/no where"), Caller(CLIENT, 20.0))
+        error = await failure(session)
+    assert isinstance(error, ConnectionLost)
+    assert str(error).startswith(f"{environment.home}/no where: checking {KEY}: ")
+    assert "git-annex-shell: " in str(error)
+
+
+async def test_another_repository_than_the_wanted_one_is_refused_with_git_annexs_own_words(
+    environment: Environment,
+) -> None:
+    repository = make_repository(environment, environment.directory / "r", "r")
+    with environment.applied():
+        session = session_at(Directory(str(repository.path)), Caller(CLIENT, 20.0), server=SERVER)
+        error = await failure(session)
+    assert str(SERVER) in str(error)
+
+
+async def test_without_git_annex_shell_the_error_says_where_it_comes_from(environment: Environment) -> None:
+    environment.env["PATH"] = str(environment.bin)
+    # git is still needed to know which variables not to hand on.
+    (environment.bin / "git").symlink_to("/usr/bin/git")
+    with environment.applied():
+        error = await failure(session_at(parse_address("/somewhere"), Caller(CLIENT, 20.0)))
+    assert isinstance(error, Unreachable)
+    assert "cannot run 'git-annex-shell': No such file or directory; git-annex-shell comes with git-annex" in str(error)
+
+
+async def test_a_program_that_may_not_be_run_is_unreachable(environment: Environment) -> None:
+    program = environment.program("git-annex-shell", "#!/bin/sh\n")
+    program.chmod(0o644)
+    transport = ProcessTransport([str(program)], name="a child", environment=environment.env)
+    error = await failure(StreamSession(transport, client=CLIENT))
+    assert isinstance(error, Unreachable)
+    assert "Permission denied" in str(error)
+
+
+REPOSITORY_VARIABLES = {
+    "GIT_DIR": "/elsewhere/.git",
+    "GIT_WORK_TREE": "/elsewhere",
+    "GIT_INDEX_FILE": "/elsewhere/index",
+    "GIT_PREFIX": "sub/",
+    "GIT_OBJECT_DIRECTORY": "/elsewhere/objects",
+    "GIT_CONFIG_PARAMETERS": "'annex.uuid'='x'",
+    "GIT_CONFIG_COUNT": "1",
+    "GIT_CONFIG_KEY_0": "annex.uuid",
+    "GIT_CONFIG_VALUE_0": "x",
+}
+
+
+@pytest.mark.parametrize("url", ["/some where", "host:/some where"])
+async def test_a_child_sees_no_variable_of_the_repository_that_we_were_started_in(
+    environment: Environment, url: str
+) -> None:
+    for name in ("git-annex-shell", "ssh"):
+        environment.program(name, '#!/bin/sh\nenv -0 > "$HOME/variables"\nprintf "%s\\0" "$@" > "$HOME/arguments"\n')
+    environment.env.update(REPOSITORY_VARIABLES, GIT_ANNEX_SHELL_READONLY="1", GIT_SSH_VARIANT="ssh")
+    with environment.applied():
+        await failure(session_at(parse_address(url), Caller(CLIENT, 20.0), server=SERVER))
+    seen = dict(line.split("=", 1) for line in (environment.home / "variables").read_text().split("\0")[:-1])
+    assert not set(seen) & set(REPOSITORY_VARIABLES)
+    assert seen["GIT_ANNEX_SHELL_READONLY"] == "1"
+    assert seen["HOME"] == str(environment.home)
+    arguments = (environment.home / "arguments").read_text().split("\0")[:-1]
+    words = shlex.split(arguments[-1]) if url.startswith("host") else ["git-annex-shell", *arguments]
+    assert words == ["git-annex-shell", "p2pstdio", "/some where", str(CLIENT), "--uuid", str(SERVER)]
+
+
+async def test_no_token_is_ever_an_argument(environment: Environment) -> None:
+    with environment.applied():
+        session = session_at(parse_address("/somewhere"), Caller(CLIENT), token="sesame0pen")
+    assert isinstance(session.transport, ProcessTransport)
+    assert session.transport.token is None
+    assert not [word for word in session.transport.command if "sesame0pen" in word]
+
+
+# What a child says
+
+
+async def test_the_last_words_of_a_child_are_in_the_error(environment: Environment) -> None:
+    error = await failure(child(environment, "echo 'the disk is not mounted' >&2; exit 1"))
+    assert isinstance(error, ConnectionLost)
+    assert str(error).endswith("closed while waiting to be let in: the disk is not mounted")
+
+
+async def test_the_last_words_inside_a_request_are_in_the_error(environment: Environment) -> None:
+    error = await failure(child(environment, f"{HELLO}; read request; echo 'killed by the cat' >&2"))
+    assert isinstance(error, ConnectionLost)
+    assert str(error).endswith("closed while waiting for an answer: killed by the cat")
+
+
+async def test_last_words_become_one_line_that_a_terminal_does_not_obey(environment: Environment) -> None:
+    said = r"first\n\n  \033[31msecond\r\n\tthird\033]0;title\007 \302\233 \377\n"
+    error = await failure(child(environment, f"printf '{said}' >&2"))
+    assert str(error).endswith(": first; [31msecond; third ]0;title    \ufffd")
+
+
+async def test_of_many_words_the_last_are_kept(environment: Environment) -> None:
+    error = await failure(child(environment, "seq 100000 >&2; echo and then it broke >&2"))
+    assert str(error).endswith("; 99999; 100000; and then it broke")
+    assert len(str(error)) < 1000
+
+
+async def test_a_talkative_child_is_never_blocked(environment: Environment) -> None:
+    talk = "dd if=/dev/zero bs=65536 count=48 2>/dev/null >&2"
+    session = child(environment, f"{talk}; {HELLO}; read request; {talk}; echo SUCCESS; {talk}; cat")
+    assert await session.check_present(KEY)
+    await session.aclose()
+
+
+async def test_a_child_that_speaks_another_language_is_a_protocol_error(environment: Environment) -> None:
+    error = await failure(child(environment, "echo 'Welcome to the machine!'; cat"))
+    assert isinstance(error, ProtocolError)
+    assert "unknown message 'Welcome'" in str(error)
+
+
+async def test_a_child_that_falls_silent_is_given_up_with_what_it_said(environment: Environment) -> None:
+    error = await failure(child(environment, "echo 'password?' >&2; exec sleep 60", timeout=0.3))
+    assert isinstance(error, TimedOut)
+    assert str(error).endswith("no progress for 0.3 seconds while waiting to be let in: password?")
+    environment.assert_no_process_left(0)
+
+
+# Its end
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "cat > /dev/null",
+        "exec sleep 60",
+        "sleep 60; true",
+        "(sleep 60; true); true",
+        "trap '' TERM HUP; sleep 60; true",
+        "trap 'sleep 60' TERM; sleep 60; true",
+        "kill -STOP $$",
+    ],
+    ids=[
+        "that waits for the end of its input",
+        "that does not",
+        "with a child",
+        "with children",
+        "that ignores SIGTERM",
+        "that goes on after SIGTERM",
+        "that is stopped",
+    ],
+)
+async def test_a_child_ends_with_its_connection_within_thrice_the_patience(
+    environment: Environment, script: str
+) -> None:
+    before = descriptors()
+    transport = ProcessTransport(["sh", "-c", f"echo; {script}"], name="a child", environment=environment.env)
+    connection = await transport.connect()
+    assert await connection.receive(1) == b"\n"
+    start = time.monotonic()
+    await connection.aclose(0.3)
+    assert time.monotonic() - start < 0.9 + 1.0
+    environment.assert_no_process_left(0)
+    assert wait_until(lambda: descriptors() == before)
+
+
+async def test_a_child_ends_with_its_session(environment: Environment) -> None:
+    session = child(environment, f"{HELLO}; cat > /dev/null; sleep 0.2")
+    await session.open()
+    await session.aclose()
+    environment.assert_no_process_left(0)
+
+
+async def test_a_child_ends_when_its_request_is_cancelled(environment: Environment) -> None:
+    before = descriptors()
+    session = child(environment, f"trap '' TERM; {HELLO}; sleep 60")
+    with anyio.move_on_after(0.3) as scope:
+        await session.check_present(KEY)
+    assert scope.cancelled_caught
+    environment.assert_no_process_left(0)
+    assert session.version is None
+    assert wait_until(lambda: descriptors() == before)
+
+
+async def test_a_child_that_stops_reading_is_ended(environment: Environment) -> None:
+    content = Pieces(*[b"x" * 100_000] * 10)
+    session = child(environment, f"{HELLO}; read request; echo PUT-FROM 0; exec sleep 60", timeout=0.5)
+    with pytest.raises(TimedOut, match="while sending content"):
+        await session.store(Key("SHA256E-s1000000--abc"), AssociatedFile(), content)
+    environment.assert_no_process_left(0)
+
+
+async def test_what_a_child_left_running_on_purpose_is_left_alone_and_not_waited_for(environment: Environment) -> None:
+    # As the master of a shared ssh connection: in a session of its own, and holding standard error open.
+    session = child(environment, f"setsid sleep 60 </dev/null >/dev/null & {HELLO}; exit")
+    await session.open()
+    with anyio.fail_after(4):
+        await session.aclose()
+    left = environment.processes()
+    assert [process.command for process in left] == ["sleep 60"]
+    os.kill(left[0].pid, 9)
+
+
+async def test_a_child_that_left_something_holding_its_standard_error_is_not_waited_for(
+    environment: Environment,
+) -> None:
+    session = child(environment, "echo 'gone' >&2; setsid sleep 60 </dev/null >/dev/null & exit 1")
+    start = time.monotonic()
+    error = await failure(session)
+    assert str(error).endswith(": gone")
+    assert time.monotonic() - start < 4
+    for process in environment.processes():
+        os.kill(process.pid, 9)
+
+
+async def test_children_come_and_go_without_anything_left(environment: Environment) -> None:
+    before = descriptors()
+    for _ in range(5):
+        session = child(environment, f"{HELLO}; cat > /dev/null")
+        await session.open()
+        await session.aclose()
+    environment.assert_no_process_left(0)
+    assert wait_until(lambda: descriptors() == before)
+
+
+async def test_a_child_that_died_idle_is_started_anew(environment: Environment) -> None:
+    session = child(environment, f"{HELLO}; read request; echo SUCCESS")
+    assert await session.check_present(KEY)
+    assert wait_until(lambda: session._stream is not None and session._stream.ended())
+    assert await session.check_present(KEY)
+    await session.aclose()
