@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from cluster_remote.remote.loop import EventLoop
 from cluster_remote.remote.protocol import AnnexMaster
 from cluster_remote.remote.remote import ClusterRemote, Shared
+from cluster_remote.transport.tracing import JOB
 
 if TYPE_CHECKING:
     import io
@@ -91,6 +92,8 @@ def _start(whole: AnnexMaster, number: str, shared: Shared) -> tuple[_Lines, thr
     master.protocol.extensions = whole.protocol.extensions
 
     def listen() -> None:
+        # What a thread sets here is seen in the requests that it has the event loop run.
+        JOB.set(number)
         try:
             master.Listen(lines)
         except BrokenPipeError:

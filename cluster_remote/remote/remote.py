@@ -118,8 +118,9 @@ class ClusterRemote(SpecialRemote):  # type: ignore[misc] # annexremote has no t
         from cluster_remote.p2p.file import FileSource
         from cluster_remote.p2p.key import AssociatedFile
         from cluster_remote.p2p.session import Stored
+        from cluster_remote.remote.chunks import stored_as
 
-        outcome = await session.store(key, AssociatedFile(), FileSource(path), self._progress())
+        outcome = await session.store(stored_as(key), AssociatedFile(), FileSource(path), self._progress())
         if isinstance(outcome, Stored):
             if not outcome.stored:
                 # A part of the nodes may have it all the same, and then the location log has to know.
@@ -136,18 +137,23 @@ class ClusterRemote(SpecialRemote):  # type: ignore[misc] # annexremote has no t
         await workplace.record(key, present=outcome.uuids)
 
     async def _retrieve(self, workplace: Workplace, session: Session, key: Key, path: bytes) -> None:
+        from cluster_remote.remote.chunks import stored_as
         from cluster_remote.remote.retrieval import retrieve
 
-        await retrieve(session, key, path, self._progress())
+        await retrieve(session, stored_as(key), path, self._progress())
 
     async def _check_present(self, workplace: Workplace, session: Session, key: Key) -> bool:
-        present = await session.check_present(key)
+        from cluster_remote.remote.chunks import stored_as
+
+        present = await session.check_present(stored_as(key))
         if present and workplace.counts_nodes:
             await workplace.learn_locations(session, key)
         return present
 
     async def _remove(self, workplace: Workplace, session: Session, key: Key) -> None:
-        outcome = await session.remove(key)
+        from cluster_remote.remote.chunks import stored_as
+
+        outcome = await session.remove(stored_as(key))
         gone = outcome.uuids
         if outcome.removed and not gone and workplace.counts_nodes:
             # Below version 2 no nodes are named, but a cluster's removal succeeds on every node or not at all.
