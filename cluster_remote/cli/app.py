@@ -39,7 +39,7 @@ def options(
 
 
 def _register() -> None:
-    from cluster_remote.cli import bench, demo, ping, requests, setup
+    from cluster_remote.cli import bench, demo, ping, requests, setup, trace
 
     app.command()(setup.setup)
     app.command()(ping.ping)
@@ -49,6 +49,7 @@ def _register() -> None:
     app.command()(requests.get)
     app.command()(requests.drop)
     app.command()(requests.lock)
+    app.command()(trace.trace)
     app.command()(bench.bench)
 
 

@@ -11,6 +11,7 @@ from cluster_remote.p2p.client import DEFAULT_TIMEOUT, StreamSession, Transport
 from cluster_remote.p2p.key import UUID
 from cluster_remote.p2p.stream import Trace
 from cluster_remote.transport.address import Address, BadAddress, Directory, Ssh, Tcp, Unix
+from cluster_remote.transport.tracing import recorded
 
 __all__ = ["Caller", "session_at", "transport_to"]
 
@@ -87,7 +88,7 @@ def session_at(
         expected=server,
         timeout=caller.timeout,
         bypass=bypass,
-        trace=caller.trace,
+        trace=recorded(caller.trace, str(address), server, token),
     )
 
 

@@ -1,0 +1,261 @@
+"""cluster-remote trace: what a git-annex command and the cluster say to each other."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import IO, Annotated
+
+import typer
+
+from cluster_remote.cli.exitcodes import OK
+from cluster_remote.cli.render import JsonStream
+from cluster_remote.diagnosis.conversation import (
+    BadTrace,
+    Ending,
+    Heading,
+    Said,
+    Telling,
+    is_heading,
+    parse_said,
+    read_ending,
+    read_heading,
+    write_ending,
+    write_heading,
+    write_said,
+)
+from cluster_remote.diagnosis.drawing import MOST_MESSAGES, Diagram, as_svg, as_text, lay_out
+from cluster_remote.remote.settings import BadSettings
+
+__all__ = ["trace"]
+
+# Seconds between two looks for messages.
+_LOOK = 0.05
+# Characters of a line of a trace; the longest message and what is said about it.
+_LINE_LIMIT = 1024 * 1024
+
+
+def trace(
+    command: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="-- COMMAND… | FILE", help="What to run and listen to, or a saved trace.", show_default=False
+        ),
+    ],
+    save: Annotated[
+        Path | None, typer.Option("--save", metavar="FILE", help="Keep the conversation in FILE.", show_default=False)
+    ] = None,
+    diagram: Annotated[bool, typer.Option("--diagram", help="Draw it with arrows, at the end.")] = False,
+    svg: Annotated[
+        Path | None, typer.Option("--svg", metavar="FILE", help="Draw it into FILE as SVG.", show_default=False)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object (docs/json.md).")] = False,
+) -> None:
+    """Run COMMAND and show what its cluster remotes say in the P2P protocol, message by message; or show a saved trace.
+
+    Each line has the seconds since the start, the session, the side (→ to the server, ← from it), the message, and
+    how many bytes of content follow it. Tokens are blanked. While COMMAND runs all of this goes to standard error, so
+    that its own output stays apart; with --json it is the other way round.
+
+    Exit codes: that of COMMAND (127: not found, 126: cannot be run); 0 for a saved trace; 2 wrong usage, or FILE is
+    no trace.
+
+    Example: cluster-remote trace -- git annex copy --to mycluster photo.jpg
+
+    Example: cluster-remote trace --save bug.trace -- git annex drop --from mycluster photo.jpg
+    """
+    file = _saved_trace(command)
+    with ExitStack() as stack:
+        keep = None if save is None else stack.enter_context(_writable(save, "--save"))
+        picture = None if svg is None else stack.enter_context(_writable(svg, "--svg"))
+        shown = sys.stdout if file is not None or as_json else sys.stderr
+        report = _Report(shown, as_json, keep, drawn=diagram or picture is not None)
+        if file is not None:
+            code = _replay(stack.enter_context(file), report)
+        else:
+            import anyio
+
+            code = anyio.run(_listen, command, report, as_json)
+        if diagram and not as_json:
+            for line in as_text(report.diagram(), plain=not _speaks_unicode(shown)):
+                print(line, file=shown)
+        if picture is not None:
+            picture.writelines(line + "\n" for line in as_svg(report.diagram()))
+        if not report.heard:
+            print(
+                "cluster-remote: nothing was said: the command used no remote of type cluster, or could not connect",
+                file=sys.stderr,
+            )
+    raise typer.Exit(code)
+
+
+class _Report:
+    """What becomes of a conversation while it goes on: it is shown, kept in a file, remembered for a drawing."""
+
+    def __init__(self, shown: IO[str], as_json: bool, keep: IO[str] | None, drawn: bool) -> None:
+        self.heard = 0
+        self._shown = shown
+        self._json = JsonStream(shown) if as_json else None
+        self._keep = keep
+        self._most = MOST_MESSAGES if drawn else 0
+        self._first: list[Said] = []
+        self._heading = Heading((), 0.0)
+        self._stack = ExitStack()
+
+    def begin(self, heading: Heading) -> None:
+        self._heading = heading
+        self._telling = Telling(heading, plain=not _speaks_unicode(self._shown))
+        if self._keep is not None:
+            self._keep.write(write_heading(heading))
+        if self._json is not None:
+            self._json.field("command", heading.command)
+            self._json.field("started", heading.started)
+            self._json.field("names", heading.names)
+            self._add = self._stack.enter_context(self._json.items("messages"))
+
+    def message(self, said: Said) -> None:
+        self.heard += 1
+        if len(self._first) < self._most:
+            self._first.append(said)
+        if self._keep is not None:
+            self._keep.write(write_said(said))
+        if self._json is not None:
+            self._add(said)
+        else:
+            for line in self._telling.lines(said):
+                print(line, file=self._shown)
+
+    def end(self, ending: Ending) -> None:
+        if self._keep is not None:
+            self._keep.write(write_ending(ending))
+        if self._json is not None:
+            self._stack.close()
+            self._json.field("exit_code", ending.exit_code)
+            self._json.close()
+        self._shown.flush()
+
+    def diagram(self) -> Diagram:
+        return lay_out(self._heading, self._first, self.heard - len(self._first))
+
+
+def _speaks_unicode(stream: IO[str]) -> bool:
+    return str(getattr(stream, "encoding", "")).lower().startswith("utf")
+
+
+@contextmanager
+def _writable(path: Path, option: str) -> Iterator[IO[str]]:
+    """A file to write to, open before anything is done that could not be written down then. Raises BadSettings."""
+    try:
+        file = path.open("w", encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise BadSettings(f"{option} {path}: {error.strerror}") from None
+    with file:
+        yield file
+
+
+# A saved trace
+
+
+def _saved_trace(words: list[str]) -> IO[str] | None:
+    """The file, where the only word is the name of one that is a saved trace; otherwise it is a command."""
+    if len(words) != 1 or not Path(words[0]).is_file():
+        return None
+    try:
+        file = open(words[0], encoding="utf-8", errors="backslashreplace")  # noqa: SIM115 -- the caller closes it
+        first = file.readline(_LINE_LIMIT)
+    except OSError as error:
+        raise BadSettings(f"{words[0]}: {error.strerror}") from None
+    if is_heading(first):
+        file.seek(0)
+        return file
+    file.close()
+    if os.access(words[0], os.X_OK):
+        return None
+    raise BadSettings(f"{words[0]} is neither a trace that this program has saved, nor a program")
+
+
+def _replay(file: IO[str], report: _Report) -> int:
+    """Reads a saved trace. Raises BadSettings where it is damaged; what comes before the damage is shown."""
+    ending = Ending()
+    try:
+        report.begin(read_heading(file.readline(_LINE_LIMIT)))
+        while line := file.readline(_LINE_LIMIT):
+            end = read_ending(line)
+            if end is not None:
+                ending = end
+                break
+            report.message(parse_said(line))
+    except BadTrace as error:
+        raise BadSettings(f"{file.name}: {error}") from None
+    report.end(ending)
+    return OK
+
+
+# A command
+
+
+async def _listen(command: list[str], report: _Report, as_json: bool) -> int:
+    """Runs the command and reports what is said meanwhile; gives its exit code."""
+    import anyio
+
+    from cluster_remote.cli.foreground import run_in_foreground
+    from cluster_remote.transport.tracing import VARIABLE
+
+    with tempfile.TemporaryDirectory(prefix="cluster-remote-trace-") as directory:
+        path = Path(directory) / "conversation"
+        path.touch(mode=0o600)
+        report.begin(Heading(_without_token(command), time.time(), await _names()))
+        codes: list[int] = []
+        with path.open("rb") as file:
+            async with anyio.create_task_group() as tasks:
+
+                async def run() -> None:
+                    environment = {**os.environ, VARIABLE: str(path)}
+                    codes.append(await run_in_foreground(command, env=environment, stdout_to_stderr=as_json))
+
+                tasks.start_soon(run)
+                rest = b""
+                while not codes:
+                    await anyio.sleep(_LOOK)
+                    rest = _hear(file, rest, report)
+            _hear(file, rest, report)
+    report.end(Ending(codes[0]))
+    return codes[0]
+
+
+def _hear(file: IO[bytes], rest: bytes, report: _Report) -> bytes:
+    """Reports what has been added to the file in whole lines; gives back the beginning of a line."""
+    while chunk := file.read(_LINE_LIMIT):
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            try:
+                said = parse_said(line.decode("ascii", "backslashreplace"))
+            except BadTrace as error:
+                # A disk that is full, as a rule. Watching must not disturb what is watched.
+                print(f"cluster-remote: a message could not be read: {error}", file=sys.stderr)
+            else:
+                report.message(said)
+    return rest
+
+
+def _without_token(command: list[str]) -> tuple[str, ...]:
+    token = os.environ.get("CLUSTER_REMOTE_TOKEN")
+    return tuple(word.replace(token, "[token]") if token else word for word in command)
+
+
+async def _names() -> dict[str, str]:
+    """What the repository here calls others; nothing outside of one, where a trace is worth having too."""
+    from cluster_remote.annex.branchlog import BranchLogs
+    from cluster_remote.annex.errors import AnnexError
+    from cluster_remote.annex.repository import Repository
+
+    try:
+        logs = await BranchLogs.read(Repository.here(), ("uuid.log",))
+    except AnnexError:
+        return {}
+    return {uuid.text: name for uuid, name in logs.descriptions.items()}

@@ -1,0 +1,78 @@
+"""What is said in sessions, appended to a file where the environment asks for it: `cluster-remote trace` reads it.
+
+The file is named by CLUSTER_REMOTE_TRACE. Any number of processes may append to it; each message is a line of JSON, the
+fields of which are those of `Said` in diagnosis/conversation.py. No token is ever part of it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from contextvars import ContextVar
+from functools import cache
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cluster_remote.p2p.key import UUID
+    from cluster_remote.p2p.messages import Message
+    from cluster_remote.p2p.stream import Trace
+
+__all__ = ["JOB", "VARIABLE", "recorded"]
+
+VARIABLE = "CLUSTER_REMOTE_TRACE"
+JOB: ContextVar[str | None] = ContextVar("job", default=None)
+"""Which of git-annex's jobs a request belongs to."""
+
+_numbers = itertools.count(1)
+
+
+def recorded(trace: Trace | None, peer: str, server: UUID | None, token: str | None) -> Trace | None:
+    """`trace`, or one that also writes to the file that the environment names. Called once for each session."""
+    path = os.environ.get(VARIABLE)
+    if not path:
+        return trace
+    # Not at the top: every run of the special remote imports this module, and few are traced.
+    from cluster_remote.p2p.messages import Data, describe, serialise
+
+    number = next(_numbers)
+
+    def both(outgoing: bool, message: Message) -> None:
+        if trace is not None:
+            trace(outgoing, message)
+        text = describe(message)
+        if token:
+            # A peer's own words may repeat it.
+            text = text.replace(token, "[token]")
+        _append(
+            path,
+            {
+                "time": time.time(),
+                "pid": os.getpid(),
+                "session": number,
+                "peer": peer,
+                "server": None if server is None else server.text,
+                "job": JOB.get(),
+                "out": outgoing,
+                "message": text,
+                "size": len(serialise(message)),
+                "data": message.length if isinstance(message, Data) else None,
+            },
+        )
+
+    return both
+
+
+@cache
+def _file(path: str) -> int:
+    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+
+def _append(path: str, entry: dict[str, object]) -> None:
+    import json
+
+    try:
+        os.write(_file(path), json.dumps(entry).encode() + b"\n")
+    except OSError:
+        # Watching must not disturb: a transfer does not fail because nobody can read along.
+        return
