@@ -137,16 +137,16 @@ class JsonStream:
 def table(columns: Iterable[str], rows: Iterable[Iterable[object]], *, right: Iterable[str] = ()) -> Table:
     """A table for `console().print`. Cells may be rich's Text; all else is shown as one line that is safe to show.
 
-    `right` names the columns whose values are numbers.
+    `right` names the columns whose values are numbers. Where the terminal is too narrow, the first column is folded.
     """
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
+    made = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="bold")
     numbers = set(right)
-    for column in columns:
-        made.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
+    for number, column in enumerate(columns):
+        made.add_column(column, justify="right" if column in numbers else "left", overflow="fold", no_wrap=number > 0)
     for row in rows:
         made.add_row(*(cell if isinstance(cell, Text) else printable(str(cell), _UNLIMITED) for cell in row))
     return made

@@ -29,6 +29,7 @@ OUTCOMES: Mapping[str, str] = {
     "ping": "cluster_remote.cli.ping:Pong",
     "present": "cluster_remote.diagnosis.request:Presence",
     "put": "cluster_remote.diagnosis.request:Uploaded",
+    "status": "cluster_remote.diagnosis.state:Status",
     "trace": "cluster_remote.diagnosis.conversation:Conversation",
 }
 """For each command that has `--json` the class of what it emits, as module:class."""

@@ -20,7 +20,7 @@ from cluster_remote.remote.workplace import Workplace
 from cluster_remote.transport.address import BadAddress, Directory, at_node, parse_address
 from cluster_remote.transport.opening import Caller, session_at
 
-__all__ = ["Target", "looks_like_address", "node_named", "our_remotes", "remote_settings", "resolve"]
+__all__ = ["Target", "looks_like_address", "node_named", "our_remotes", "remote_settings", "resolve", "stored_token"]
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ async def resolve(
     config = repository.config()
     logs = await BranchLogs.read(repository)
     settings = remote_settings(text, config, logs)
-    token = _stored_token(repository, settings)
+    token = stored_token(repository, settings)
     workplace = Workplace(settings, str(repository.git_dir), token, timeout)
     await workplace.read_repository()
     if node:
@@ -123,7 +123,8 @@ async def resolve(
     return Target(text, session, settings, repository, logs.descriptions)
 
 
-def _stored_token(repository: Repository, settings: Settings) -> str | None:
+def stored_token(repository: Repository, settings: Settings) -> str | None:
+    """The token for a remote's gateway, from the environment or as git-annex keeps it. Raises CredentialsUnreadable."""
     given = os.environ.get("CLUSTER_REMOTE_TOKEN")
     if not settings.wants_token or given:
         return given

@@ -1,0 +1,170 @@
+"""cluster-remote status: the cluster at a glance, and what is wrong with it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cluster_remote.cli.completion import remotes
+from cluster_remote.cli.exitcodes import FAILED, UNREACHABLE
+from cluster_remote.cli.render import duration, emit, size, table
+from cluster_remote.p2p.errors import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rich.console import Console
+    from rich.text import Text
+
+    from cluster_remote.diagnosis.state import ClusterState, NodeState, Problem, Status
+
+__all__ = ["show_problems", "status"]
+
+
+def status(
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="[NAME|URL]",
+            help="A remote of this repository, or an address; without it, all cluster remotes of this repository.",
+            autocompletion=remotes,
+            show_default=False,
+        ),
+    ] = "",
+    sample: Annotated[
+        int, typer.Option(min=0, help="How many keys, picked at random, each node is asked about.")
+    ] = 100,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that each node is given to answer.")] = 10,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object (docs/json.md).")] = False,
+) -> None:
+    """Show the state of a cluster: who answers and how fast, what each node holds, what is wrong and what mends it.
+
+    All nodes are asked at once. Numbers of keys are those of the location log; a sample of keys is asked for at every
+    node, to see whether the log can be believed. cluster-remote check asks about all of them.
+
+    Exit codes: 0 all is well, 1 something is wrong, 2 wrong usage, 3 nobody answers, 4 not in a repository,
+    130 interrupted.
+
+    Example: cluster-remote status mycluster
+    """
+    import anyio
+
+    outcome = anyio.run(_status, target, sample, timeout)
+    emit(outcome, as_json, _show)
+    if not outcome.well:
+        raise typer.Exit(UNREACHABLE if _all_down(outcome) else FAILED)
+
+
+async def _status(target: str, sample: int, timeout: float) -> Status:
+    from cluster_remote.cli.target import looks_like_address
+    from cluster_remote.cli.viewing import every_view, view_of, views_at
+    from cluster_remote.diagnosis.survey import survey
+
+    if not target:
+        views = await every_view(timeout)
+    elif looks_like_address(target):
+        views = await views_at(target, timeout)
+    else:
+        views = [await view_of(target, timeout)]
+    return await survey(views, timeout=timeout, sample=sample)
+
+
+def _all_down(outcome: Status) -> bool:
+    """Whether nobody answered at all."""
+    contacts = [node.contact for cluster in outcome.clusters for node in cluster.nodes]
+    contacts += [cluster.gateway.contact for cluster in outcome.clusters if cluster.gateway is not None]
+    asked = [contact for contact in contacts if contact is not None]
+    return bool(asked) and not any(contact.reachable for contact in asked)
+
+
+def _show(outcome: Status, console: Console) -> None:
+    for number, cluster in enumerate(outcome.clusters):
+        if number:
+            console.print()
+        _show_cluster(cluster, console)
+
+
+def _show_cluster(cluster: ClusterState, console: Console) -> None:
+    from rich.text import Text
+
+    title = Text(printable(cluster.name), style="bold")
+    title.append(f"  {printable(cluster.description)}  {cluster.uuid}", style="not bold")
+    console.print(title)
+    for line in _way(cluster):
+        console.print(line)
+    if cluster.keys is not None and cluster.size is not None:
+        console.print(f"{cluster.keys:,} contents, {size(cluster.size)}")
+    if cluster.nodes:
+        console.print()
+        console.print(_nodes_table(cluster))
+    console.print()
+    if cluster.problems:
+        show_problems(cluster.problems, console)
+    else:
+        console.print(Text("All is well.", style="green"))
+
+
+def _way(cluster: ClusterState) -> Iterator[str]:
+    gateway = cluster.gateway
+    if gateway is None:
+        yield "without a server: the nodes are remotes of this repository"
+        return
+    contact = gateway.contact
+    yield f"through {printable(gateway.address)}" + (
+        f": {printable(gateway.description or str(contact.uuid))}, protocol {contact.version}, "
+        f"connected in {duration(contact.connecting)}"
+        if contact.reachable
+        else ", which does not answer"
+    )
+    if cluster.tracking == "remote":
+        yield "counts as one copy (tracking=remote), however many nodes there are behind it"
+
+
+def _nodes_table(cluster: ClusterState) -> object:
+    columns = ["node", "state", "latency", "version", "keys", "size", "free", "cost"]
+    # What nothing is said about is not worth the room on a terminal of 80 columns.
+    graded = any(node.trust != "semitrusted" for node in cluster.nodes)
+    choosy = any(node.preferred or node.required for node in cluster.nodes)
+    rows: list[list[object]] = []
+    for node in cluster.nodes:
+        contact = node.contact
+        row: list[object] = [
+            f"{node.title} ({node.name})" if node.name not in (node.title, str(node.uuid)) else node.title,
+            _state(node),
+            duration(contact.latency) if contact and contact.latency is not None else "",
+            contact.version if contact and contact.version is not None else "",
+            f"{node.keys:,}" if node.keys is not None else "",
+            ("" if node.size is None else size(node.size)) + ("+" if node.unsized else ""),
+            size(node.free) if node.free is not None else "",
+            f"{node.cost:g}" if node.cost is not None else "",
+        ]
+        if graded:
+            row.append(node.trust)
+        if choosy:
+            wanted = [f"wants {node.preferred}"] if node.preferred else []
+            row.append("; ".join([*wanted, *([f"requires {node.required}"] if node.required else [])]))
+        rows.append(row)
+    columns += [*(["trust"] if graded else []), *(["preferred content"] if choosy else [])]
+    return table(columns, rows, right=("latency", "version", "keys", "size", "free", "cost"))
+
+
+def _state(node: NodeState) -> Text:
+    from rich.text import Text
+
+    if node.contact is None:
+        return Text("dead", style="dim")
+    return Text("reachable", style="green") if node.contact.reachable else Text("unreachable", style="bold red")
+
+
+def show_problems(problems: tuple[Problem, ...], console: Console) -> None:
+    """What is wrong, each with its remedy below it."""
+    from rich.text import Text
+
+    for problem in problems:
+        words = Text("✗ ", style="bold red")
+        words.append(printable(problem.words, 2000), style="not bold default")
+        console.print(words)
+        console.print(f"  {printable(problem.remedy, 2000)}")
+        for command in problem.commands:
+            console.print(Text(f"    {printable(command, 2000)}", style="bold"))

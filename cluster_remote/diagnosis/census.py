@@ -1,0 +1,57 @@
+"""What the location log says about the nodes of a cluster, in numbers, and a sample of the keys it speaks of. Pure."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+from cluster_remote.annex.locations import Located
+from cluster_remote.p2p.key import UUID, Key
+
+__all__ = ["Census", "Tally"]
+
+
+@dataclass
+class Tally:
+    """How many keys, and how many bytes they say they have."""
+
+    keys: int = 0
+    size: int = 0
+    unsized: int = 0
+
+    def add(self, key: Key) -> None:
+        size = key.content_size
+        self.keys += 1
+        if size is None:
+            self.unsized += 1
+        else:
+            self.size += size
+
+
+class Census:
+    """Counts what the location log says about the nodes of one cluster, and picks a sample of its keys."""
+
+    def __init__(self, nodes: Collection[UUID], sample: int, choose: random.Random | None = None) -> None:
+        """`sample` keys are picked, each of those that any node has with the same probability."""
+        self.nodes = frozenset(nodes)
+        self.all = Tally()
+        self.held: Mapping[UUID, Tally] = {uuid: Tally() for uuid in self.nodes}
+        self.lacking: Mapping[UUID, Tally] = {uuid: Tally() for uuid in self.nodes}
+        self.sample: list[Located] = []
+        self._size = sample
+        self._choose = choose or random.Random()
+
+    def count(self, batch: Iterable[Located]) -> None:
+        """Takes note of what the log says of some keys."""
+        for each in batch:
+            holders = each.holders & self.nodes
+            if not holders:
+                continue
+            self.all.add(each.key)
+            for uuid in self.nodes:
+                (self.held if uuid in holders else self.lacking)[uuid].add(each.key)
+            if len(self.sample) < self._size:
+                self.sample.append(each)
+            elif (place := self._choose.randrange(self.all.keys)) < self._size:
+                self.sample[place] = each

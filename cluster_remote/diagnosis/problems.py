@@ -1,0 +1,115 @@
+"""What is wrong with a cluster, going by its state, and what mends it. Pure."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable
+
+from cluster_remote.annex.repository import GitConfig
+from cluster_remote.diagnosis.state import ClusterState, NodeState, Problem
+
+__all__ = ["find_problems"]
+
+# git-annex's own default of annex.diskreserve, in bytes: with less than that it stores nothing more.
+_RESERVE = 100 * 10**6
+
+
+def find_problems(state: ClusterState, config: GitConfig) -> list[Problem]:
+    """What is wrong with a cluster, the worst first. Pure."""
+    name = shlex.quote(state.name)
+    ours = state.name in config.remotes()
+    problems: list[Problem] = []
+    if ours and config.remote(state.name, "annex-verified", "verified") != "verified":
+        problems.append(
+            Problem(
+                "not-verified",
+                None,
+                f"git-annex does not use the remote {state.name} yet, because it has not been verified",
+                "Say that its address is the right one:",
+                (f"git annex verifyremote {name} --safe 1",),
+            )
+        )
+    down = state.gateway is not None and not state.gateway.contact.reachable
+    if state.gateway is not None and down:
+        problems.append(
+            Problem(
+                "gateway-unreachable",
+                None,
+                f"the gateway cannot be reached: {state.gateway.contact.error}",
+                "See that it runs and that the address is right, then try:",
+                (f"cluster-remote ping {name}",),
+            )
+        )
+    if not state.nodes:
+        problems.append(
+            Problem(
+                "no-nodes",
+                None,
+                "this repository knows no node of the cluster",
+                "Fetch the git-annex branch of the gateway, where the nodes are named:",
+                ("git fetch --all", "git annex merge"),
+            )
+        )
+    for node in state.nodes:
+        problems += _node_problems(state, node, name, gateway_down=down)
+    return problems
+
+
+def _node_problems(state: ClusterState, node: NodeState, name: str, *, gateway_down: bool) -> Iterable[Problem]:
+    contact = node.contact
+    if contact is None:
+        return
+    if not contact.reachable and not gateway_down:
+        there = f" at {node.path}" if node.path else ""
+        yield Problem(
+            "node-unreachable",
+            node.uuid,
+            f"{node.title} cannot be reached: {contact.error}",
+            f"Bring it back{there}, then let it catch up (first command). If it is gone for good, say so (second):",
+            (f"cluster-remote repair {name}", f"git annex dead {node.uuid}"),
+        )
+    sample = node.sample
+    if sample is not None and sample.missing:
+        yield Problem(
+            "content-missing",
+            node.uuid,
+            f"{node.title} has lost content: of {sample.asked} keys that it was asked about, it does not have "
+            f"{sample.missing} that the location log says it has",
+            "Ask about all of them and record what is true, then bring back what is missing:",
+            (f"cluster-remote check {name} --all --fix", f"cluster-remote repair {name}"),
+        )
+    if sample is not None and sample.unlogged:
+        yield Problem(
+            "content-unlogged",
+            node.uuid,
+            f"the location log does not know all that {node.title} has: {sample.unlogged} of {sample.asked} keys that "
+            "it was asked about",
+            "Ask about all of them and record what is true:",
+            (f"cluster-remote check {name} --all --fix",),
+        )
+    choosy = node.preferred is not None or node.required is not None
+    if node.lacking and not choosy and not (sample and (sample.missing or sample.unlogged)) and contact.reachable:
+        yield Problem(
+            "lagging",
+            node.uuid,
+            f"{node.title} lacks {node.lacking} contents that other nodes have",
+            "Bring them there:",
+            (f"cluster-remote repair {name}",),
+        )
+    if node.free is not None and node.free < _RESERVE:
+        yield Problem(
+            "disk-full",
+            node.uuid,
+            f"{node.title} is full: {node.free // 10**6} MB are left, and git-annex keeps "
+            f"{_RESERVE // 10**6} MB free (annex.diskreserve)",
+            "Make room on its disk; this shows contents that no file needs any more:",
+            ("git annex unused",),
+        )
+    if contact.version is not None and contact.version < 2:
+        yield Problem(
+            "old-protocol",
+            node.uuid,
+            f"{node.title} speaks version {contact.version} of the protocol, which cannot say where content was stored",
+            "Install a newer git-annex there. This shows what it speaks:",
+            (f"cluster-remote ping {name}",),
+        )
