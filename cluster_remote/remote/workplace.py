@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import anyio
 
@@ -21,6 +22,10 @@ from cluster_remote.remote.pool import SessionPool
 from cluster_remote.remote.settings import Settings
 from cluster_remote.transport.address import at_node
 from cluster_remote.transport.opening import Caller, session_at
+
+if TYPE_CHECKING:
+    from cluster_remote.cluster.membership import Membership
+    from cluster_remote.cluster.reachability import Reachability
 
 __all__ = ["Remaining", "Workplace"]
 
@@ -60,6 +65,9 @@ class Workplace:
         self._token = token
         self._sessions = SessionPool(lambda trace: self.session_with(self.server, trace))
         self._location_log: LocationLog | None = None
+        self._membership: Membership | None = None
+        self._reachability: Reachability | None = None
+        self._ready = False
         self._opening = anyio.Lock()
         self._requests: set[anyio.CancelScope] = set()
         # Whether offers are worth making, see learn_locations.
@@ -72,10 +80,10 @@ class Workplace:
             self._requests.add(scope)
             try:
                 async with self._opening:
-                    if self._location_log is None:
+                    if not self._ready:
                         await self.read_repository()
                         self.server = wanted_server(self.settings, self.logs, self.config.clusters())
-                        self._location_log = LocationLog(self.repository, self.settings.uuid)
+                        self._ready = True
                 async with self._sessions.lend(trace) as session:
                     yield session
             finally:
@@ -109,13 +117,27 @@ class Workplace:
         caller = self.caller(trace)
         address = self.settings.address
         if address is None:
-            from cluster_remote.cluster.membership import open_cluster
-
-            wanted = self.settings.cluster or (None if server is None else server.text)
-            return await open_cluster(self.repository, wanted, caller)
+            return self._own_cluster(server, caller)
         if server is not None and not server.is_cluster and self.settings.tracking == "remote":
             address = at_node(address, server)
         return session_at(address, caller, server=server, token=self._token)
+
+    def _own_cluster(self, server: UUID | None, caller: Caller) -> Session:
+        """The cluster of this very repository. Its nodes' locations are recorded by the remote, see `record`."""
+        from cluster_remote.cluster.membership import membership
+        from cluster_remote.cluster.reachability import Reachability
+
+        if self._membership is None:
+            wanted = self.settings.cluster or (None if server is None else server.text)
+            place = self.repository.work_tree or self.repository.git_dir
+            self._membership = membership(self.config, self.logs, place, wanted)
+            self._reachability = Reachability()
+        return self._membership.session(caller, locations=self._locations(), reachability=self._reachability)
+
+    def _locations(self) -> LocationLog:
+        if self._location_log is None:
+            self._location_log = LocationLog(self.repository, self.settings.uuid)
+        return self._location_log
 
     @property
     def counts_nodes(self) -> bool:
@@ -125,8 +147,7 @@ class Workplace:
     async def record(self, key: Key, present: Collection[UUID] = (), absent: Collection[UUID] = ()) -> None:
         """Records where the content is now, as far as that is this remote's to say. Raises LocationLogError."""
         if self.settings.tracking == "nodes":
-            assert self._location_log is not None
-            await self._location_log.record(key, present, absent)
+            await self._locations().record(key, present, absent)
 
     def name_of(self, uuid: UUID) -> str:
         return names_of(uuid, self.logs.descriptions)
@@ -144,8 +165,7 @@ class Workplace:
 
     async def nodes_with(self, key: Key) -> frozenset[UUID]:
         """The nodes that have the content, by the location log."""
-        assert self._location_log is not None
-        return await self._location_log.locations(key) & self.logs.clusters.nodes(self.settings.uuid)
+        return await self._locations().locations(key) & self.logs.clusters.nodes(self.settings.uuid)
 
     async def learn_locations(self, session: Session, key: Key) -> None:
         """Where the log lacks nodes of a cluster that has the content: finds out whether they have it, and records it.
