@@ -8,7 +8,7 @@ would look at the wrong repository. So nothing here starts a child with the envi
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
@@ -71,7 +71,7 @@ class GitConfig:
 
     def remotes(self) -> list[str]:
         """The names of all remotes, in the order in which the configuration first mentions them."""
-        return list(dict.fromkeys(self._subsections("remote")))
+        return self.subsections("remote")
 
     def remote(self, name: str, key: str, default: str | None = None) -> str | None:
         """A setting of one remote: `remote("disk1", "annex-uuid")`."""
@@ -91,12 +91,15 @@ class GitConfig:
                     continue
         return found
 
-    def _subsections(self, section: str) -> Iterator[str]:
+    def subsections(self, section: str) -> list[str]:
+        """What stands in quotes after a section's name (`[url "base"]`), in the order in which each first comes up."""
+        found: dict[str, None] = {}
         for name in self._values:
             first, _, rest = name.partition(".")
             subsection, separator, _ = rest.rpartition(".")
             if first == section and separator:
-                yield subsection
+                found[subsection] = None
+        return list(found)
 
 
 def _canonical(name: str) -> str:

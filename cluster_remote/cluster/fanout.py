@@ -65,16 +65,15 @@ class Share(Source):
 
     async def give(self, piece: memoryview, position: int) -> None:
         """Puts the part of `piece` that is wanted into the buffer; waits for room as long as the node takes."""
-        part = piece[wanted(position, len(piece), self.offset)]
-        if not part:
-            return
-        while self._held and self._held + len(part) > self._limit and not self.over:
+        # What is wanted is looked at anew after each wait: whoever takes may only then say from where on.
+        while not self.over and (part := piece[wanted(position, len(piece), self.offset)]):
+            if not self._held or self._held + len(part) <= self._limit:
+                self._waiting.append(part)
+                self._held += len(part)
+                self._given.set()
+                return
             self._taken = anyio.Event()
             await self._taken.wait()
-        if not self.over:
-            self._waiting.append(part)
-            self._held += len(part)
-            self._given.set()
 
     def finish(self, valid: bool) -> None:
         """All has been given; `valid` says whether it is what it should be."""

@@ -44,6 +44,10 @@ class Locations(Protocol):
         """The repositories that have the content of `key`. Raises AnnexError."""
 
 
+class Closable(Protocol):
+    async def aclose(self) -> None: ...
+
+
 class Recorder(Protocol):
     """Where it is written down that content came or went."""
 
@@ -98,6 +102,7 @@ class ClusterSession(Session):
         self._pick = pick
         self._reachability = reachability or Reachability(clock)
         self._sessions: dict[str, Session] = {}
+        self._owned: list[Closable] = []
         self._busy = False
 
     @property
@@ -113,13 +118,19 @@ class ClusterSession(Session):
         """Says who answers. Nothing is opened: the cluster is this very process, and a node is asked when needed."""
         return self.uuid
 
+    def owns(self, resource: Closable) -> None:
+        """Makes this session close `resource` together with itself."""
+        self._owned.append(resource)
+
     async def aclose(self) -> None:
-        sessions = [*self._sessions.values(), *([] if self._uploader is None else [self._uploader])]
+        closing: list[Closable] = [*self._sessions.values(), *self._owned]
+        if self._uploader is not None:
+            closing.append(self._uploader)
         self._sessions = {}
         with anyio.move_on_after(_CLOSING, shield=True):
             async with anyio.create_task_group() as tasks:
-                for session in sessions:
-                    tasks.start_soon(session.aclose)
+                for each in closing:
+                    tasks.start_soon(each.aclose)
 
     # Reading
 

@@ -136,6 +136,8 @@ def test_every_node_receives_its_bytes_once_and_in_order_and_the_verdict(
 
 
 @given(contents, st.integers(0, 20), st.integers(0, 70))
+@example(b"123456789", 0, 6)
+@example(b"123456789", 0, 9)
 def test_a_node_may_read_from_later_than_it_announced(content: bytes, announced: int, later: int) -> None:
     offset = min(announced, len(content))
     begin = min(offset + later, len(content))

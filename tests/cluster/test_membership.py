@@ -1,0 +1,299 @@
+"""Who the nodes of a cluster are, and the way to each, from any configuration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cluster_remote.annex.branchlog import BranchLogs
+from cluster_remote.annex.errors import NotInitialised
+from cluster_remote.annex.repository import GitConfig
+from cluster_remote.cluster.membership import (
+    Direct,
+    Membership,
+    NoCluster,
+    Proxied,
+    Way,
+    chosen_cluster,
+    cost_of,
+    membership,
+    way_to,
+)
+from cluster_remote.p2p.client import StreamSession
+from cluster_remote.p2p.key import UUID, AssociatedFile, Key
+from cluster_remote.p2p.session import Session
+from cluster_remote.transport.address import BadAddress, Directory, Ssh
+from cluster_remote.transport.opening import Caller
+from cluster_remote.transport.process import ProcessTransport
+from tests.cluster.fakes import CLUSTER, Log, uuid
+
+pytestmark = pytest.mark.anyio
+
+OWN, OTHER_CLUSTER = uuid(40), UUID("ac111111-1111-8111-8111-111111111111")
+PLACE = Path("/srv/gateway")
+CALLER = Caller(OWN, timeout=5.0)
+
+
+def config(*lines: str) -> GitConfig:
+    """Each line is `name=value`."""
+    always = (f"annex.uuid={OWN}", f"annex.cluster.mycluster={CLUSTER}")
+    return GitConfig.parse(b"".join(line.replace("=", "\n", 1).encode() + b"\0" for line in (*always, *lines)))
+
+
+def remote(name: str, number: int, url: str | None, *more: str, cluster: str | None = "mycluster") -> list[str]:
+    settings = [f"annex-uuid={uuid(number)}", *more]
+    settings += [] if url is None else [f"url={url}"]
+    settings += [] if cluster is None else [f"annex-cluster-node={cluster}"]
+    return [f"remote.{name}.{setting}" for setting in settings]
+
+
+def logs(nodes: list[int], **files: str) -> BranchLogs:
+    listed = " ".join(uuid(number).text for number in nodes)
+    written = {"cluster.log": f"1s {CLUSTER} {listed}\n"}
+    written |= {name.replace("_", "-") + ".log": text for name, text in files.items()}
+    return BranchLogs({name: text.encode() for name, text in written.items()})
+
+
+def names(found: Membership) -> list[str]:
+    return [member.name for member in found.members]
+
+
+def test_nodes_are_the_remotes_that_both_the_configuration_and_the_log_name() -> None:
+    found = membership(
+        config(
+            *remote("disk1", 1, "/disk1"),
+            *remote("only-configured", 2, "/disk2"),
+            *remote("only-logged", 3, "/disk3", cluster=None),
+            *remote("of-another", 4, "/disk4", cluster="elsewhere"),
+            *remote("disk5", 5, "/disk5", cluster="elsewhere  mycluster"),
+            *remote("ignored", 6, "/disk6", "annex-ignore=true"),
+            "remote.without-uuid.annex-cluster-node=mycluster",
+        ),
+        logs([1, 3, 4, 5, 6], uuid=f"{uuid(1)} first disk (attic) timestamp=1s\n"),
+        PLACE,
+    )
+    assert names(found) == ["disk1", "disk5", "ignored"]
+    assert [member.description for member in found.members] == ["first disk (attic)", "", ""]
+    assert (found.cluster, found.name, found.own) == (CLUSTER, "mycluster", OWN)
+
+
+def test_of_two_remotes_that_are_the_same_node_the_first_counts() -> None:
+    found = membership(config(*remote("a", 1, "/a"), *remote("b", 1, "/b")), logs([1]), PLACE)
+    assert names(found) == ["a"]
+
+
+def test_a_cluster_is_found_by_name_by_uuid_or_as_the_only_one() -> None:
+    one = config()
+    two = config(f"annex.cluster.other={OTHER_CLUSTER}")
+    assert chosen_cluster(one, None) == (CLUSTER, "mycluster")
+    assert chosen_cluster(two, "MyCluster") == (CLUSTER, "mycluster")
+    assert chosen_cluster(two, OTHER_CLUSTER.text) == (OTHER_CLUSTER, "other")
+
+
+@pytest.mark.parametrize(
+    ("lines", "wanted", "message"),
+    [
+        ([f"annex.cluster.other={OTHER_CLUSTER}"], None, rf"several.*mycluster \({CLUSTER}\), other"),
+        ([], "nosuch", r"no cluster 'nosuch' of its own \(there is mycluster"),
+        ([], None, "mycluster has no nodes here: .*annex-cluster-node mycluster, and run git annex updatecluster"),
+        (remote("disk9", 9, "/d"), None, "does not list disk9 as its nodes yet: run git annex updatecluster"),
+    ],
+)
+def test_what_is_missing_is_named_with_the_command_that_makes_it(
+    lines: list[str], wanted: str | None, message: str
+) -> None:
+    with pytest.raises(NoCluster, match=message):
+        membership(config(*lines), logs([1]), PLACE, wanted)
+
+
+def test_a_repository_without_a_cluster_is_told_how_to_make_one() -> None:
+    with pytest.raises(NoCluster, match="git annex initcluster NAME"):
+        membership(GitConfig.parse(b""), logs([]), PLACE)
+
+
+def test_a_repository_that_is_not_initialised_is_told_so() -> None:
+    with pytest.raises(NotInitialised, match="git annex init"):
+        membership(GitConfig.parse(f"annex.cluster.c\n{CLUSTER}\0".encode()), logs([]), PLACE)
+
+
+WAYS: list[tuple[list[str], Way]] = [
+    (["url=/disk"], Direct(Directory("/disk"))),
+    (["url=../disk"], Direct(Directory("/srv/gateway/../disk"))),
+    (["url=./a:b"], Direct(Directory("/srv/gateway/a:b"))),
+    (["url=file:///disk"], Direct(Directory("/disk"))),
+    (["url=ssh://me@nas:22/disk"], Direct(Ssh("nas", "/disk", "me", 22))),
+    (["url=nas:disk"], Direct(Ssh("nas", "disk"))),
+    (["url=ssh://nas/disk", "annex-shell=/opt/git-annex-shell"], Proxied()),
+    (["url=ssh://nas/disk", "annex-ssh-options=-4"], Proxied()),
+    (["url=https://example.com/r"], Proxied()),
+    (["url=p2p-annex::net:address"], Proxied()),
+    (["url=gcrypt::ssh://nas/disk"], Proxied()),
+    (["url=tcp://nas:5000"], Proxied()),
+    (["url=ssh://-oProxyCommand=evil/disk"], Proxied()),
+    (["annex-directory=/bucket"], Proxied()),
+]
+
+
+@pytest.mark.parametrize(("settings", "way"), WAYS)
+def test_git_repositories_by_path_and_ssh_are_reached_directly_and_the_rest_through_git_annex(
+    settings: list[str], way: Way
+) -> None:
+    assert way_to(config(*(f"remote.r.{setting}" for setting in settings)), "r", PLACE) == way
+
+
+def test_urls_are_rewritten_as_git_does_it() -> None:
+    rules = ["url.ssh://nas/.insteadOf=n:", "url./mnt/.insteadOf=n:disks/", "url.ssh://nas/.insteadOf=nn:"]
+
+    def way(url: str) -> Way:
+        return way_to(config(*rules, f"remote.r.url={url}"), "r", PLACE)
+
+    assert way("n:disks/a") == Direct(Directory("/mnt/a"))
+    assert way("n:a") == way("nn:a") == Direct(Ssh("nas", "/a"))
+    assert way("host:a") == Direct(Ssh("host", "a"))
+
+
+def test_a_special_remote_is_reached_through_git_annex_also_where_it_has_a_url() -> None:
+    found = membership(
+        config(*remote("lfs", 1, "ssh://nas/lfs"), *remote("auto", 2, "ssh://nas/auto"), *remote("dir", 3, None)),
+        logs([1, 2, 3], remote=f"{uuid(1)} type=git-lfs timestamp=1s\n{uuid(2)} type=git timestamp=1s\n"),
+        PLACE,
+    )
+    assert [member.kind for member in found.members] == ["proxied", "ssh", "proxied"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "special", "cost"),
+    [
+        (["url=/disk"], "", 100),
+        (["url=ssh://nas/disk"], "", 200),
+        (["url=ssh://localhost/disk"], "", 200),
+        (["url=annex+http://nas/git-annex/"], "", 200),
+        (["url=p2p-annex::net:address"], "", 1000),
+        (["annex-directory=/bucket"], "type=directory", 100),
+        (["annex-directory=/bucket"], "type=directory encryption=shared", 150),
+        (["annex-s3=true"], "type=S3 encryption=none", 200),
+        (["annex-externaltype=x"], "type=external encryption=hybrid", 250),
+        (["annex-rsyncurl=/bucket"], "type=rsync rsyncurl=/bucket", 100),
+        (["annex-rsyncurl=nas:/bucket"], "type=rsync rsyncurl=nas:/bucket", 200),
+        (["url=/disk", "annex-cost=33.5"], "", 33.5),
+        (["url=/disk", "annex-cost=cheap"], "", 100),
+    ],
+)
+def test_a_node_costs_what_git_annex_takes_it_to_cost(settings: list[str], special: str, cost: float) -> None:
+    known = logs([1], remote=f"{uuid(1)} {special} timestamp=1s\n" if special else "")
+    own = config(*(f"remote.r.{setting}" for setting in [*settings, f"annex-uuid={uuid(1)}"]))
+    assert cost_of(own, "r", way_to(own, "r", PLACE, special=bool(special)), known) == cost
+
+
+def gateways(*more: str) -> Membership:
+    """Two nodes here, and two other gateways; node 2 can also be reached through the first of these."""
+    return membership(
+        config(
+            *remote("disk1", 1, "/disk1"),
+            *remote("disk2", 2, "/disk2"),
+            *remote("west", 31, "ssh://west/repo", f"annex-cluster-gateway={CLUSTER}", cluster=None),
+            *remote("east", 32, "/east", f"annex-cluster-gateway={OTHER_CLUSTER} {CLUSTER}", cluster=None),
+            *more,
+        ),
+        logs(
+            [1, 2, 5, 6, 7],
+            proxy=f"1s {uuid(31)} {uuid(5)}:five {uuid(2)}:two {CLUSTER}:mycluster {uuid(99)}:no-node\n",
+        ),
+        PLACE,
+    )
+
+
+def test_another_gateway_stands_for_the_nodes_behind_it_that_are_not_near() -> None:
+    west, east = gateways().members[2:]
+    assert (west.name, west.kind, west.uuid, west.behind) == ("west", "gateway", CLUSTER, frozenset({uuid(5)}))
+    # What it proxies is not known yet, so it may be any.
+    assert (east.name, east.kind, east.uuid, east.behind) == (
+        "east",
+        "gateway",
+        CLUSTER,
+        frozenset(map(uuid, (5, 6, 7))),
+    )
+
+
+def test_no_gateway_is_gone_to_that_the_request_has_been_through() -> None:
+    assert [node.name for node in gateways().nodes(CALLER, frozenset({uuid(31)}))] == ["disk1", "disk2", "east"]
+
+
+def sessions(found: Membership, bypass: frozenset[UUID] = frozenset()) -> dict[str, StreamSession]:
+    made: dict[str, StreamSession] = {}
+    for node in found.nodes(CALLER, bypass):
+        session = node.session()
+        assert isinstance(session, StreamSession)
+        made[node.name] = session
+    return made
+
+
+def command(session: StreamSession) -> list[str]:
+    assert isinstance(session.transport, ProcessTransport)
+    return session.transport.command
+
+
+def test_a_gateway_is_asked_for_the_cluster_and_told_whom_not_to_ask() -> None:
+    made = sessions(gateways(), frozenset({uuid(33)}))
+    assert made["west"].expected == made["east"].expected == CLUSTER
+    assert made["west"].bypass == {OWN, uuid(33), uuid(32)}
+    assert made["east"].bypass == {OWN, uuid(33), uuid(31)}
+    assert made["disk1"].bypass == frozenset()
+    assert command(made["east"]) == [
+        "git-annex-shell", "p2pstdio", "/east", OWN.text, "--uuid", CLUSTER.text,
+    ]  # fmt: skip
+
+
+def test_a_node_that_is_a_gateway_too_is_both() -> None:
+    found = gateways(
+        *remote("both", 7, "/both", f"annex-cluster-gateway={CLUSTER}"),
+    )
+    assert names(found) == ["disk1", "disk2", "both", "west", "east", "both (gateway)"]
+
+
+def test_a_gateway_that_no_session_leads_to_is_as_good_as_unreachable() -> None:
+    found = membership(
+        config(*remote("far", 31, "gcrypt::far", f"annex-cluster-gateway={CLUSTER}", cluster=None)),
+        logs([1]),
+        PLACE,
+    )
+    with pytest.raises(BadAddress, match="remote far is none that a gateway"):
+        found.nodes(CALLER)[0].session()
+
+
+def test_each_node_is_asked_for_by_its_uuid_directly_or_through_this_repository() -> None:
+    found = membership(config(*remote("disk", 1, "/disk"), *remote("bucket", 2, None)), logs([1, 2]), PLACE)
+    made = sessions(found)
+    assert command(made["disk"])[2:] == ["/disk", OWN.text, "--uuid", uuid(1).text]
+    assert command(made["bucket"])[2:] == ["/srv/gateway", OWN.text, "--uuid", uuid(2).text]
+    assert [node.kind for node in found.nodes(CALLER)] == ["local", "proxied"]
+
+
+@pytest.mark.parametrize("log", ["preferred_content", "required_content"])
+async def test_where_a_node_is_choosy_git_annex_itself_does_the_uploads(log: str) -> None:
+    lines = [*remote("disk1", 1, "/nowhere/disk1"), *remote("disk2", 2, "/nowhere/disk2")]
+    easy = membership(config(*lines), logs([1, 2], **{log: f"{uuid(7)} include=*.mp3 timestamp=1s\n"}), PLACE)
+    choosy = membership(config(*lines), logs([1, 2], **{log: f"{uuid(2)} include=*.mp3 timestamp=1s\n"}), PLACE)
+    assert not easy.choosy
+    assert choosy.choosy
+    # The error names whom it went to.
+    session: Session = choosy.session(CALLER, locations=Log())
+    with pytest.raises(Exception, match=r"^/srv/gateway: uploading"):
+        async with session.upload(Key("WORM-s1--x"), AssociatedFile()):
+            pytest.fail("there is no such repository")
+    await session.aclose()
+    session = easy.session(CALLER, locations=Log())
+    with pytest.raises(Exception, match=r"^cluster mycluster: no node took .*disk1: /nowhere/disk1: uploading"):
+        async with session.upload(Key("WORM-s1--x"), AssociatedFile()):
+            pytest.fail("there is no such repository")
+    await session.aclose()
+
+
+def test_a_cluster_all_of_whose_gateways_were_asked_before_cannot_be_opened() -> None:
+    found = membership(
+        config(*remote("west", 31, "/west", f"annex-cluster-gateway={CLUSTER}", cluster=None)), logs([5]), PLACE
+    )
+    assert found.session(CALLER, locations=Log()).uuid == CLUSTER
+    with pytest.raises(NoCluster, match="no nodes are left"):
+        found.session(CALLER, locations=Log(), bypass=frozenset({uuid(31)}))
