@@ -17,6 +17,7 @@ from tests.support.repositories import GATEWAY_DESCRIPTION, Cluster
 from tests.support.repositories import Repository as RealRepository
 
 from .test_locationlog import TRACE
+from .test_logformat import commit_file
 
 pytestmark = pytest.mark.anyio
 
@@ -124,6 +125,15 @@ async def test_trust_groups_and_preferences_are_those_that_were_set(real: RealRe
     assert [logs.has_preferred_content([u]) for u in (a, b, c, d, e)] == [False, True, True, False, False]
     assert logs.has_preferred_content([a, b])
     assert not logs.has_preferred_content([])
+
+
+async def test_the_journal_counts_where_the_branch_has_the_same_time(real: RealRepository, here: Repository) -> None:
+    lines = f"{here.uuid} committed timestamp=5s\n".encode()
+    commit_file(real, b"uuid.log", lines)
+    (here.annex_dir / "journal" / "uuid.log").write_bytes(lines.replace(b"committed", b"journalled"))
+    assert (await BranchLogs.read(here)).descriptions[here.uuid] == "journalled"
+    told = real.annex("info", "--fast", str(here.uuid)).stdout.decode()
+    assert "description: journalled" in told
 
 
 async def test_what_was_not_read_is_empty(real: RealRepository, here: Repository) -> None:

@@ -97,6 +97,12 @@ class TestWithGitAnnex:
         assert plain.text in logs[0]
         assert real.locations(str(plain)) == {str(A)}
 
+    async def test_ones_own_location_is_left_to_git_annex(self, real: RealRepository, here: Repository) -> None:
+        real.annex("setpresentkey", plain.text, str(A), "1")
+        async with LocationLog(here, own=A) as log:
+            await log.record(plain, present=[B], absent=[A])
+        assert known(real, plain) == {A, B}
+
     async def test_without_anything_to_record_nothing_is_started(self, here: Repository) -> None:
         async with LocationLog(here) as log:
             before = descendants_here()
@@ -154,12 +160,27 @@ class TestWithGitAnnex:
             assert await log.locations(plain) == {A, C}
             assert known(real, plain) == {A, C}
 
+    @pytest.mark.parametrize(("committed", "journalled"), [("1", "0"), ("0", "1")])
+    async def test_the_journal_counts_where_the_branch_has_the_same_time(
+        self, real: RealRepository, here: Repository, committed: str, journalled: str
+    ) -> None:
+        real.annex("setpresentkey", plain.text, str(A), journalled)
+        (file,) = (here.annex_dir / "journal").glob("*.log")
+        line = file.read_bytes()
+        commit_file(real, branch_path(plain), line.replace(f"s {journalled} ".encode(), f"s {committed} ".encode()))
+        async with LocationLog(here) as log:
+            assert await log.locations(plain) == ({A} if journalled == "1" else set())
+        assert known(real, plain) == ({A} if journalled == "1" else set())
+
     async def test_private_repositories_are_found_too(self, real: RealRepository, here: Repository) -> None:
         (here.git_dir.parent / "store").mkdir()
         real.annex("initremote", "--quiet", "--private", "p", "type=directory", "directory=store", "encryption=none")
         private = UUID.parse(real.config("remote.p.annex-uuid") or "")
         async with LocationLog(here) as log:
             await log.record(plain, present=[A, private])
+            assert await log.locations(plain) == {A, private}
+            (file,) = (here.annex_dir / "journal").glob("*-s5--*.log")
+            file.write_bytes(file.read_bytes().removesuffix(b"\n"))
             assert await log.locations(plain) == {A, private}
             real.annex("group", "here")
             assert await log.locations(plain) == {A, private}
