@@ -11,7 +11,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +45,8 @@ def demo(
             raise typer.Exit(FAILED)
     with _directory(keep) as directory:
         try:
-            _gateway(Stage(directory))
+            _serverless(Stage(directory / "without-a-server"))
+            _gateway(Stage(directory / "with-a-gateway"))
         except NotAsShown as error:
             typer.secho(f"\nThis did not work as it should: {error}", fg="red", err=True)
             raise typer.Exit(FAILED) from None
@@ -117,6 +118,16 @@ class Stage:
         found = (self.directory / node / ".git" / "annex" / "objects").glob("*/*/*/*")
         return [path.read_bytes() for path in found if path.is_file()]
 
+    def everywhere(self) -> bool:
+        """Whether each node holds the one content that the demonstration is about."""
+        return all(self.objects(node) == [_PHOTO] for node in _NODES)
+
+    def prepare(self) -> None:
+        """Makes the directory and the configuration."""
+        (self.directory / "home").mkdir(parents=True)
+        for setting in ("user.name Demo", "user.email demo@example.com", "init.defaultBranch main"):
+            self.run(".", f"git config --global {setting}", show=False)
+
     def _environment(self) -> dict[str, str]:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
         return {**inherited, "HOME": str(self.directory / "home"), "GIT_CONFIG_NOSYSTEM": "1"}
@@ -126,33 +137,53 @@ _NODES = ("node1", "node2", "node3")
 _PHOTO = b"a photograph that nobody wants to lose\n"
 
 
-def _everywhere(stage: Stage, nodes: tuple[str, ...] = _NODES) -> Callable[[], bool]:
-    return lambda: all(stage.objects(node) == [_PHOTO] for node in nodes)
+def _repository(stage: Stage, name: str, description: str, origin: str = "") -> None:
+    stage.run(".", f"git clone -q {origin} {name}" if origin else f"git init -q {name}", show=False)
+    stage.run(name, f"git annex init '{description}'", show=False)
+    if not origin:
+        stage.run(name, "git commit -q --allow-empty -m start", show=False)
+
+
+def _nodes_of(stage: Stage, repository: str) -> None:
+    for number, node in enumerate(_NODES, 1):
+        _repository(stage, node, f"disk {number}", repository)
+        stage.run(repository, f"git remote add {node} ../{node}")
+        stage.run(repository, f"git fetch -q {node}", show=False)
+    # Any command that looks at the remotes learns their UUIDs.
+    stage.run(repository, "git annex info --fast", show=False)
+
+
+def _serverless(stage: Stage) -> None:
+    stage.title("WITHOUT A SERVER: a repository with three disks as its remotes")
+    stage.prepare()
+    _repository(stage, "laptop", "laptop")
+    _nodes_of(stage, "laptop")
+    stage.title("One command makes them a cluster, and the cluster a remote")
+    stage.run("laptop", "cluster-remote setup photos --node node1 --node node2 --node node3")
+    _main_job(stage, "laptop", "photos")
+
+    stage.title("A disk that is away does not stop the rest; when it is back, the same command fills it")
+    (stage.directory / "node2").rename(stage.directory / "unplugged")
+    stage.run("laptop", "git annex copy --to photos photo.jpg")
+    found = stage.run("laptop", "git annex whereis photo.jpg")
+    stage.check("it is on disk 1 and disk 3", "disk 1" in found and "disk 3" in found and "disk 2" not in found)
+    (stage.directory / "unplugged").rename(stage.directory / "node2")
+    stage.run("laptop", "git annex copy --to photos photo.jpg")
+    stage.check("the content is in all three nodes", stage.everywhere())
 
 
 def _gateway(stage: Stage) -> None:
-    stage.title("A gateway repository with three nodes behind it, made with git-annex's own commands")
-    (stage.directory / "home").mkdir()
-    for setting in ("user.name Demo", "user.email demo@example.com", "init.defaultBranch main"):
-        stage.run(".", f"git config --global {setting}", show=False)
-    stage.run(".", "git init -q gateway")
-    stage.run("gateway", "git annex init gateway", show=False)
-    stage.run("gateway", "git commit -q --allow-empty -m start", show=False)
-    for number, node in enumerate(_NODES, 1):
-        stage.run(".", f"git clone -q gateway {node}", show=False)
-        stage.run(node, f"git annex init 'disk {number}'", show=False)
-        stage.run("gateway", f"git remote add {node} ../{node}")
-        stage.run("gateway", f"git fetch -q {node}", show=False)
+    stage.title("WITH A GATEWAY: a repository with three nodes behind it, made with git-annex's own commands")
+    stage.prepare()
+    _repository(stage, "gateway", "gateway")
+    _nodes_of(stage, "gateway")
     stage.run("gateway", "git annex initcluster photos")
     for node in _NODES:
         stage.run("gateway", f"git config remote.{node}.annex-cluster-node photos")
-    # Any command that looks at the remotes learns their UUIDs.
-    stage.run("gateway", "git annex info --fast", show=False)
     stage.run("gateway", "git annex updatecluster")
 
     stage.title("A clone, and in it one command that makes the cluster a remote")
-    stage.run(".", "git clone -q gateway laptop", show=False)
-    stage.run("laptop", "git annex init laptop", show=False)
+    _repository(stage, "laptop", "laptop", "gateway")
     stage.run("laptop", f"cluster-remote setup photos {stage.directory}/gateway")
     stage.run("laptop", "cluster-remote ping photos")
     _main_job(stage, "laptop", "photos")
@@ -164,11 +195,10 @@ def _main_job(stage: Stage, here: str, remote: str) -> None:
     stage.run(here, "git annex add photo.jpg", show=False)
     stage.run(here, "git commit -q -m photo", show=False)
     stage.run(here, "git annex numcopies 3", show=False)
-    everywhere = _everywhere(stage)
 
     stage.title("One upload reaches every node, and each of them counts as a copy")
     stage.run(here, f"git annex copy --to {remote} photo.jpg")
-    stage.check("the content is in all three nodes", everywhere())
+    stage.check("the content is in all three nodes", stage.everywhere())
     found = stage.run(here, "git annex whereis photo.jpg")
     stage.check("the location log names the three nodes", all(f"disk {number}" in found for number in (1, 2, 3)))
 
@@ -184,7 +214,7 @@ def _main_job(stage: Stage, here: str, remote: str) -> None:
 
     stage.title("Moving the file to the cluster and back")
     stage.run(here, f"git annex move --to {remote} photo.jpg")
-    stage.check("it is on all nodes and no longer here", everywhere() and not stage.objects(here))
+    stage.check("it is on all nodes and no longer here", stage.everywhere() and not stage.objects(here))
     stage.run(here, "git annex get photo.jpg")
 
     stage.title("Dropping it from the cluster removes it from every node")

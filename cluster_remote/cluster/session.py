@@ -162,6 +162,23 @@ class ClusterSession(Session):
                 raise routing.failure_of_all(f"{self.name}: whether it has {key} cannot be told", failures)
             return present
 
+    async def survey(self, key: Key) -> tuple[frozenset[UUID], frozenset[UUID]]:
+        """Of the nodes that the log does not list: those that have the content all the same, and those that lack it.
+
+        A node that gives no answer is among neither, nor is another gateway, which answers for all behind it.
+        """
+        with self._request():
+            holders = await self._holders(key)
+            awake, _resting = self._rested(node for node in self.nodes if node.repositories.isdisjoint(holders))
+            answers: list[tuple[Node, bool | SessionError]] = []
+            await self._each_into(
+                answers, [node for node in awake if not node.members], lambda session: session.check_present(key)
+            )
+            return (
+                frozenset(node.uuid for node, answer in answers if answer is True),
+                frozenset(node.uuid for node, answer in answers if answer is False),
+            )
+
     @asynccontextmanager
     async def download(self, key: Key, file: AssociatedFile, offset: int = 0) -> AsyncIterator[Download]:
         """See Session. The node that the content comes from may change on the way, at any byte."""

@@ -146,8 +146,10 @@ class ClusterRemote(SpecialRemote):  # type: ignore[misc] # annexremote has no t
         from cluster_remote.remote.chunks import stored_as
 
         present = await session.check_present(stored_as(key))
-        if present and workplace.counts_nodes:
-            await workplace.learn_locations(session, key)
+        if present and workplace.counts_nodes and await workplace.has_gaps(session, key):
+            self._tell("on a part of the nodes only; git annex copy brings it to the rest")
+            # Only this answer makes git-annex upload.
+            return False
         return present
 
     async def _remove(self, workplace: Workplace, session: Session, key: Key) -> None:

@@ -70,7 +70,7 @@ class Workplace:
         self._ready = False
         self._opening = anyio.Lock()
         self._requests: set[anyio.CancelScope] = set()
-        # Whether offers are worth making, see learn_locations.
+        # Whether it is worth asking, see has_gaps.
         self._offers = True
 
     @asynccontextmanager
@@ -167,26 +167,53 @@ class Workplace:
         """The nodes that have the content, by the location log."""
         return await self._locations().locations(key) & self.logs.clusters.nodes(self.settings.uuid)
 
-    async def learn_locations(self, session: Session, key: Key) -> None:
-        """Where the log lacks nodes of a cluster that has the content: finds out whether they have it, and records it.
+    async def has_gaps(self, session: Session, key: Key) -> bool:
+        """Whether a content that the cluster has should be uploaded from here all the same, to nodes that lack it.
 
-        git-annex uploads nothing that is there already, so it would never hear of the nodes that others stored it on.
-        An offer to upload is answered with their UUIDs if all have it. If not, the offer has to be given up together
-        with the connection, so that is done once at most. Never raises: what was asked for is known already.
+        git-annex uploads nothing that is there already. So it would never fill a node that was away, nor hear of nodes
+        that others stored it on: what is found out about these is recorded here. Only nodes that the location log does
+        not list are looked at, and only those count as gaps that can be reached. Never raises: that the content is
+        there is known, and is the answer to what was asked.
         """
         nodes = self.logs.clusters.nodes(self.settings.uuid)
-        if not self._offers or self.settings.address is None or key.is_chunk or key.is_encrypted:
-            return
+        if key.is_chunk or key.is_encrypted or not self._offers:
+            return False
         try:
-            if nodes <= await self.nodes_with(key):
-                return
+            locations = await self._locations().locations(key)
+            if nodes <= locations:
+                return False
+            here = self.repository.uuid in locations
             with anyio.fail_after(min(_EXPLAIN_TIMEOUT, self.settings.timeout)):
-                async with session.upload(key, AssociatedFile()) as offer:
-                    uuids = offer.uuids if isinstance(offer, Present) else frozenset()
-            self._offers = bool(uuids)
-            await self.record(key, present=uuids)
+                gaps = await (self._offer if self._membership is None else self._survey)(session, key)
+            # What cannot be filled from here need not be looked for again.
+            self._offers = here or not gaps
+            return here and gaps
         except (SessionError, AnnexError, TimeoutError):
             self._offers = False
+            return False
+
+    async def _offer(self, session: Session, key: Key) -> bool:
+        """Asks a gateway whether any node lacks a content, by offering it.
+
+        The offer is answered with the UUIDs of the nodes if all have it. If not, it has to be given up together with
+        the connection.
+        """
+        async with session.upload(key, AssociatedFile()) as offer:
+            present = isinstance(offer, Present)
+        if isinstance(offer, Present):
+            await self.record(key, present=offer.uuids)
+        return not present
+
+    async def _survey(self, session: Session, key: Key) -> bool:
+        """Asks the nodes themselves, which are this repository's own."""
+        from cluster_remote.cluster.session import ClusterSession
+
+        assert isinstance(session, ClusterSession)
+        assert self._membership is not None
+        present, absent = await session.survey(key)
+        await self.record(key, present=present)
+        # Where nodes have preferred content, lacking it may be what they want.
+        return bool(absent) and not self._membership.choosy
 
     async def explain_remaining(self, key: Key, outcome: Removal) -> Remaining:
         """Which nodes still have a content after a removal that failed in part, and why."""
