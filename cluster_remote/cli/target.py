@@ -17,7 +17,7 @@ from cluster_remote.p2p.stream import Trace
 from cluster_remote.remote.identity import wanted_server
 from cluster_remote.remote.settings import BadSettings, Settings, token_setting
 from cluster_remote.remote.workplace import Workplace
-from cluster_remote.transport.address import BadAddress, Directory, at_node, parse_address
+from cluster_remote.transport.address import BadAddress, at_node, parse_address
 from cluster_remote.transport.opening import Caller, session_at
 
 __all__ = ["Target", "looks_like_address", "node_named", "our_remotes", "remote_settings", "resolve", "stored_token"]
@@ -111,16 +111,39 @@ async def resolve(
     token = stored_token(repository, settings)
     workplace = Workplace(settings, str(repository.git_dir), token, timeout)
     await workplace.read_repository()
+    # This one knows its work tree, which relative paths of remotes are relative to.
+    workplace.repository = repository
     if node:
         cluster = wanted_server(settings, logs, config.clusters())
         uuid = node_named(node, config, logs, cluster)
-        # Without a server this very repository is the gateway, and its git-annex-shell stands before the nodes.
-        address = settings.address or Directory(str(repository.work_tree or repository.git_dir))
-        session: Session = session_at(at_node(address, uuid), workplace.caller(trace), server=uuid, token=token)
+        caller = workplace.caller(trace)
+        session: Session
+        if settings.address is None:
+            session = _own_node(repository, config, logs, cluster, uuid, caller)
+        else:
+            session = session_at(at_node(settings.address, uuid), caller, server=uuid, token=token)
         return Target(f"{text} ({node})", session, settings, repository, logs.descriptions)
     server = server or wanted_server(workplace.settings, workplace.logs, config.clusters())
     session = await workplace.session_with(server, trace)
     return Target(text, session, settings, repository, logs.descriptions)
+
+
+def _own_node(
+    repository: Repository, config: GitConfig, logs: BranchLogs, cluster: UUID | None, node: UUID, caller: Caller
+) -> Session:
+    """A session with a node of a cluster whose nodes are remotes of this repository. Raises BadSettings, NoCluster."""
+    from cluster_remote.cluster.membership import membership
+
+    place = repository.work_tree or repository.git_dir
+    found = membership(config, logs, place, None if cluster is None else cluster.text)
+    nodes = found.nodes(caller)
+    for each in nodes:
+        if each.uuid == node:
+            return each.session()
+    raise BadSettings(
+        f"{logs.descriptions.get(node, node.text)} is no node of the cluster {found.name} of this repository; its "
+        f"nodes are {', '.join(each.name for each in nodes)}"
+    )
 
 
 def stored_token(repository: Repository, settings: Settings) -> str | None:
