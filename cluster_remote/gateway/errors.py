@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cluster_remote.annex.errors import AnnexError
 
-__all__ = ["CannotListen", "GatewayError", "TokensUnusable", "UnknownToken"]
+__all__ = ["CannotListen", "GatewayError", "NotServed", "TokensUnusable", "UnknownToken"]
 
 
 class GatewayError(AnnexError):
@@ -13,6 +13,10 @@ class GatewayError(AnnexError):
 
 class CannotListen(GatewayError):
     """A socket could not be opened, or the one that was handed over is of no use."""
+
+
+class NotServed(GatewayError):
+    """There is no such repository or cluster behind this gateway."""
 
 
 class TokensUnusable(GatewayError):

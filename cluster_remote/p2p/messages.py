@@ -67,9 +67,12 @@ class MalformedMessage(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Auth:
-    """A client's first message on a socket. The token may be `TOKEN/UUID`, as our gateway reads it."""
+    """A client's first message on a socket. The token may be `TOKEN/UUID`, as our gateway reads it.
 
-    client: UUID
+    A client may have no UUID: git clone, for the repository is still to be made.
+    """
+
+    client: UUID | None
     token: str
 
     def __repr__(self) -> str:
@@ -308,7 +311,7 @@ def serialise(message: Message) -> bytes:
 def _words(message: Message) -> tuple[bytes, ...]:
     match message:
         case Auth(client, token):
-            return b"AUTH", encode(client.text), encode(token)
+            return b"AUTH", encode(client.text if client else ""), encode(token)
         case AuthSuccess(uuid):
             return b"AUTH-SUCCESS", encode(uuid.text)
         case AuthFailure():
@@ -396,7 +399,7 @@ def _two(raw: bytes) -> tuple[bytes, bytes]:
 def _parse_auth(raw: bytes) -> Auth:
     client, token = _two(raw)
     try:
-        uuid = UUID(decode(client))
+        uuid = UUID(decode(client)) if client else None
     except ValueError:
         # Not with the word itself: where the order is wrong, that is the token.
         raise MalformedMessage("the first word is not a UUID") from None
@@ -506,5 +509,5 @@ def parse(line: bytes) -> Message:
 def describe(message: Message) -> str:
     """The message as its line reads, for logs; a token is never part of it."""
     if isinstance(message, Auth):
-        return f"AUTH {message.client} [token]"
+        return f"AUTH {message.client or ''} [token]"
     return decode(serialise(message).rstrip(b"\n"))

@@ -83,14 +83,15 @@ class Served:
     """What a client talks to, once it has been let in.
 
     `uuid` is the repository or cluster that answers. `session` makes the session, not yet connected, that is to
-    bypass those gateways, or raises SessionError; the server closes it. `connect` carries CONNECT to the git
-    repository behind the server until the service has ended; None where that is not supported.
+    bypass those gateways, or raises SessionError; the server closes it. `connect` carries CONNECT for a service to the
+    git repository behind the server until the service has ended, or tells git why it may not be had, if there is a
+    reason; None where that is not supported.
     """
 
     uuid: UUID
     session: Callable[[frozenset[UUID]], Awaitable[Session]]
     mode: Mode = Mode.READ_WRITE
-    connect: Callable[[MessageStream, str], Awaitable[None]] | None = None
+    connect: Callable[[MessageStream, str, str | None], Awaitable[None]] | None = None
 
 
 @dataclass(frozen=True)
@@ -164,6 +165,7 @@ class _Server:
     ) -> None:
         self.requests = 0
         self._note = note
+        self._begun = False
         self._client = client
         self._served = served
         self._closing = closing
@@ -178,7 +180,7 @@ class _Server:
             while (request := await self._next_request()) is not None:
                 if not await self._take(request):
                     return None
-                self.requests += 1
+                self._begun = True
         except ClientGone as gone:
             return str(gone)
         except ClientMisbehaved as fault:
@@ -219,21 +221,23 @@ class _Server:
 
     async def _take(self, request: Message) -> bool:
         """Answers a request. Whether there may be another one after it."""
+        if not isinstance(request, Version | Bypass):
+            self.requests += 1
         refusal = self._served.mode.refusal(request)
+        if isinstance(request, Connect):
+            await self._relay(request.service, refusal)
+            return False
         if refusal is not None:
             await self._client.send(Error(refusal))
             return True
         match request:
-            case Version(number) if not self.requests:
+            case Version(number) if not self._begun:
                 self._client.version = min(number, MAX_VERSION)
                 await self._client.send(Version(self._client.version))
             case Bypass(uuids):
                 if uuids != self._bypass:
                     self._bypass = uuids
                     await self.close_session()
-            case Connect(service):
-                await self._relay(service)
-                return False
             case _:
                 try:
                     await self._pass_on(request)
@@ -370,11 +374,11 @@ class _Server:
             case other:
                 raise ClientMisbehaved(f"{describe(other)[:100]} in place of DATA")
 
-    async def _relay(self, service: str) -> None:
+    async def _relay(self, service: str, refusal: str | None) -> None:
         if self._served.connect is None:
             raise ClientMisbehaved("relaying to git is not supported on this connection", None)
         try:
-            await self._served.connect(self._client.stream, service)
+            await self._served.connect(self._client.stream, service, refusal)
         except SessionError as error:
             raise ClientGone(str(error)) from None
 

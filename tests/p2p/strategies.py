@@ -90,7 +90,7 @@ _timestamps = st.integers(-MAX_DATA_LENGTH, MAX_DATA_LENGTH)
 _files = plain_file_names.map(AssociatedFile)
 
 _by_type: dict[type[Message], st.SearchStrategy[Message]] = {
-    Auth: st.builds(Auth, uuids, _line),
+    Auth: st.builds(Auth, st.none() | uuids, _line),
     AuthSuccess: st.builds(AuthSuccess, uuids),
     AuthFailure: st.just(AuthFailure()),
     Version: st.builds(Version, st.integers(0, 10**6)),

@@ -69,6 +69,7 @@ def test_reading_what_was_written_gives_the_message_back(kind: type[Message], da
     ("line", "message"),
     [
         (b"AUTH 11111111-1111-4111-8111-111111111111 sesame0pen", Auth(ONE, TOKEN)),
+        (b"AUTH  sesame0pen", Auth(None, TOKEN)),
         (b"AUTH-SUCCESS 11111111-1111-4111-8111-111111111111", AuthSuccess(ONE)),
         (b"VERSION 4", Version(4)),
         (b"CHECKPRESENT SHA256E-s3--abc.txt", CheckPresent(KEY)),

@@ -1,0 +1,97 @@
+"""git-annex-p2p-cluster ADDRESS: standard input and output, connected to a gateway's socket.
+
+This makes our gateways a network of git-annex's P2P transports: for a remote with the url p2p-annex::cluster:ADDRESS
+git-annex runs this program with ADDRESS and speaks the protocol with it, AUTH included. So it carries bytes and does
+not look at them.
+
+`?node=UUID` in ADDRESS changes nothing here: git-annex keeps one token for each address, and remotes for different
+repositories behind the same gateway need different ones.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import threading
+
+from cluster_remote.transport.address import BadAddress, Tcp, Unix, parse_address
+
+__all__ = ["connect", "main", "relay"]
+
+_CHUNK = 256 * 1024
+# Seconds for the connection to be made.
+_TIMEOUT = 60.0
+
+_USAGE = "usage: git-annex-p2p-cluster ADDRESS, where ADDRESS is unix:/path or tcp://host:port"
+
+
+def main() -> int:
+    """Gives the exit code: 0 when the gateway has closed the connection, 1 where there was none, 2 for wrong usage."""
+    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
+        print(_USAGE, file=sys.stderr)
+        return 2
+    if sys.argv[1] == "address":
+        # So git-annex asks a network for our addresses, when a repository is to be served by git-annex itself.
+        print("git-annex-p2p-cluster: to serve, run cluster-remote serve --listen ADDRESS", file=sys.stderr)
+        return 2
+    try:
+        gateway = connect(sys.argv[1])
+    except BadAddress as error:
+        print(f"git-annex-p2p-cluster: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        reason = error.strerror or error
+        print(f"git-annex-p2p-cluster: cannot connect to {sys.argv[1]}: {reason}", file=sys.stderr)
+        return 1
+    try:
+        relay(gateway, sys.stdin.fileno(), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def connect(text: str) -> socket.socket:
+    """Raises BadAddress, OSError."""
+    match parse_address(text):
+        case Unix(path=path):
+            gateway = socket.socket(socket.AF_UNIX)
+            try:
+                gateway.settimeout(_TIMEOUT)
+                gateway.connect(os.fsencode(path))
+            except BaseException:
+                gateway.close()
+                raise
+        case Tcp(host=host, port=port):
+            gateway = socket.create_connection((host, port), _TIMEOUT)
+            gateway.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            gateway.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        case _:
+            raise BadAddress(f"{text!r} is not the address of a gateway's socket: unix:/path or tcp://host:port")
+    gateway.settimeout(None)
+    return gateway
+
+
+def relay(gateway: socket.socket, reading: int, writing: int) -> None:
+    """Carries bytes both ways until the gateway closes. The end of our input is the end of the gateway's."""
+
+    def to_gateway() -> None:
+        try:
+            while data := os.read(reading, _CHUNK):
+                gateway.sendall(data)
+            gateway.shutdown(socket.SHUT_WR)
+        except OSError:
+            # It closed; the other direction sees that too, after what it said last.
+            return
+
+    # A daemon, for it may be waiting for input that never comes when the gateway has closed.
+    threading.Thread(target=to_gateway, daemon=True).start()
+    with gateway:
+        try:
+            while data := gateway.recv(_CHUNK):
+                view = memoryview(data)
+                while view:
+                    view = view[os.write(writing, view) :]
+        except OSError:
+            # Either side broke off; git-annex sees the end of the conversation, which tells it so.
+            return

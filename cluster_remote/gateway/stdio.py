@@ -1,0 +1,77 @@
+"""One client on standard input and output: for inetd, a socket unit with Accept=yes, or an ssh forced command.
+
+Whoever started this program has let the client in already, so there is no AUTH, and what the client may do is said
+by the environment, as for git-annex-shell.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import anyio
+
+from cluster_remote.p2p.server import Closing, Ended, Mode, Served, serve
+from cluster_remote.p2p.stream import MessageStream
+from cluster_remote.transport.descriptor import DescriptorConnection
+
+__all__ = ["mode_from", "serve_stdio", "stderr_is_the_client"]
+
+_STDIN, _STDOUT, _STDERR = 0, 1, 2
+
+
+def mode_from(environment: Mapping[str, str]) -> Mode:
+    """What the client may do. Any value but the empty one counts (observed with git-annex 10.20261026)."""
+    if environment.get("GIT_ANNEX_SHELL_READONLY"):
+        return Mode.READ_ONLY
+    if environment.get("GIT_ANNEX_SHELL_APPENDONLY"):
+        return Mode.APPEND_ONLY
+    return Mode.READ_WRITE
+
+
+def stderr_is_the_client() -> bool:
+    """Whether what is written to standard error goes to the client, as under inetd: it must not then."""
+    try:
+        error, output = os.fstat(_STDERR), os.fstat(_STDOUT)
+    except OSError:
+        return True
+    return (error.st_dev, error.st_ino) == (output.st_dev, output.st_ino)
+
+
+async def serve_stdio(served: Served, timeout: float, to_finish: float, note: Callable[[str], None]) -> Ended:
+    """Serves until the client hangs up, or until SIGTERM or SIGINT and what is under way then has been finished.
+
+    A request may go on for `to_finish` seconds after the signal; what is cut off then is a fault like any other.
+    """
+    closing = Closing()
+    ended = Ended(0, "cut off")
+    with _without_blocking(), anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        connection = DescriptorConnection(os.dup(_STDIN), os.dup(_STDOUT))
+        try:
+            async with anyio.create_task_group() as tasks:
+
+                async def stop() -> None:
+                    async for _ in signals:
+                        closing.begin()
+                        await anyio.sleep(to_finish)
+                        tasks.cancel_scope.cancel()
+
+                tasks.start_soon(stop)
+                ended = await serve(MessageStream(connection, timeout), served, closing=closing, note=note)
+                tasks.cancel_scope.cancel()
+        finally:
+            await connection.aclose(0)
+    return ended
+
+
+@contextmanager
+def _without_blocking() -> Iterator[None]:
+    """Gives standard input and output back as they were: a terminal, or another process, may share them."""
+    before = [(descriptor, os.get_blocking(descriptor)) for descriptor in (_STDIN, _STDOUT)]
+    try:
+        yield
+    finally:
+        for descriptor, blocking in before:
+            os.set_blocking(descriptor, blocking)
