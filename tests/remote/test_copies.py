@@ -41,18 +41,31 @@ def test_lost_locations_of_what_every_node_has_are_restored(site: Site, command:
     assert site.present(key) == site.nodes
 
 
-def test_copy_of_what_not_every_node_has_invents_no_location(site: Site) -> None:
+def test_copy_fills_the_nodes_that_lack_what_others_have(site: Site) -> None:
     key = site.client.add("partly", b"on the third node only")
     site.client.annex("copy", "--to", "n3", "partly")
     done = site.client.annex("copy", "--to", "mycl", "partly", "--debug")
-    assert "< SUCCESS" in messages(done)
-    assert site.cluster.holders(key) == [False, False, True]
-    assert site.present(key) == {site.cluster.nodes[2].uuid}
-    # The offer that was given up has not spoiled anything.
-    assert messages(done)[-1] == "< PUT-FROM 0"
-    site.client.annex("drop", "--from", "n3", "partly")
-    site.client.annex("copy", "--to", "mycl", "partly")
+    assert "on a part of the nodes only" in text(done)
     assert site.cluster.holders(key) == [True] * 3
+    assert site.present(key) == site.nodes
+
+
+def test_what_cannot_be_filled_from_here_is_present_on_one_node_and_no_location_is_invented(site: Site) -> None:
+    key = site.client.add("elsewhere", b"on the second node only")
+    site.client.annex("copy", "--to", "n2", "elsewhere")
+    site.client.annex("drop", "--force", "elsewhere")
+    site.client.annex("fsck", "--fast", "--from", "mycl", "elsewhere")
+    assert site.cluster.holders(key) == [False, True, False]
+    assert site.present(key) == {site.cluster.nodes[1].uuid}
+
+
+def test_fsck_says_that_a_node_lacks_what_could_be_copied_to_it(site: Site) -> None:
+    key = site.client.add("partial", b"on the first node only")
+    site.client.annex("copy", "--to", "n1", "partial")
+    done = site.client.annex("fsck", "--fast", "--from", "mycl", "partial", check=False)
+    assert done.returncode != 0
+    assert "on a part of the nodes only" in text(done)
+    assert site.present(key) == {site.cluster.nodes[0].uuid}
 
 
 def test_drop_counts_the_nodes_as_copies_and_get_brings_the_content_back(site: Site) -> None:
