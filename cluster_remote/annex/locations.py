@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from cluster_remote.annex.repository import Repository
 
-__all__ = ["Batches", "Located", "LocationReader", "Selection", "located", "read_log"]
+__all__ = ["Batches", "Located", "LocationReader", "Selection", "estimate", "located", "read_log"]
 
 # Keys in a batch: enough that what a batch costs does not count, few enough that the first is there at once.
 BATCH = 256
@@ -257,6 +257,21 @@ async def located(repository: Repository, selection: Selection) -> AsyncIterator
         tasks.start_soon(produce)
         yield receive
         tasks.cancel_scope.cancel()
+
+
+async def estimate(repository: Repository, selection: Selection) -> int:
+    """About how many keys a selection has, for showing how far something has come. Raises CommandFailed."""
+    if selection.everything:
+        argv = ["git", "ls-tree", "-r", "-z", "--name-only", "--full-tree", decode(BRANCH)]
+    elif selection.keys and not selection.files:
+        return len(selection.keys)
+    else:
+        argv = ["git", "ls-files", "-z", "--", *selection.files]
+    count = 0
+    async with _output(repository, argv) as names:
+        async for chunk in names:
+            count += chunk.count(b".log\0" if selection.everything else b"\0")
+    return count + len(selection.keys)
 
 
 async def _look_up(

@@ -116,9 +116,12 @@ class JsonStream:
 
     @contextmanager
     def items(self, name: str) -> Iterator[Callable[[object], None]]:
-        """A field with a list. Gives what adds an item to it, each on a line of its own."""
-        self._stream.write(f"{self._separator}{json.dumps(name)}: [")
-        separator = "\n"
+        """A field with a list. Gives what adds an item to it, each on a line of its own.
+
+        Nothing is written before there is an item, so that what fails at once leaves nothing behind.
+        """
+        start = f"{self._separator}{json.dumps(name)}: ["
+        separator = start + "\n"
 
         def add(item: object) -> None:
             nonlocal separator
@@ -126,7 +129,7 @@ class JsonStream:
             separator = ",\n"
 
         yield add
-        self._stream.write("]")
+        self._stream.write("]" if separator == ",\n" else start + "]")
         self._separator = ",\n"
 
     def close(self) -> None:
@@ -188,6 +191,11 @@ class Lines:
         self._shown = shown
         self._tasks: dict[str, TaskID] = {}
 
+    @property
+    def shown(self) -> bool:
+        """Whether anybody sees it."""
+        return self._shown is not None
+
     def begin(self, name: str, total: float | None = None) -> None:
         """A line for `name`; `total` is where it will end, None where that is not known."""
         if self._shown is not None:
@@ -210,12 +218,12 @@ class Lines:
 
 
 @contextmanager
-def progress(*, unit: str = "", in_bytes: bool = False) -> Iterator[Lines]:
+def progress(*, unit: str = "", in_bytes: bool = False, shown: bool = True) -> Iterator[Lines]:
     """Progress on standard error while the context is open: a bar, how many, how fast, how long still.
 
-    Only where standard error is a terminal; it is gone from there afterwards.
+    Only where standard error is a terminal, and `shown`; it is gone from there afterwards.
     """
-    if not sys.stderr.isatty():
+    if not (shown and sys.stderr.isatty()):
         yield Lines(None)
         return
     from rich.progress import (
@@ -244,5 +252,8 @@ def progress(*, unit: str = "", in_bytes: bool = False) -> Iterator[Lines]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=console(stderr=True), transient=True) as shown:
-        yield Lines(shown)
+    # What is printed meanwhile goes where it belongs, not through the progress.
+    with Progress(
+        *columns, console=console(stderr=True), transient=True, redirect_stdout=False, redirect_stderr=False
+    ) as drawn:
+        yield Lines(drawn)

@@ -23,6 +23,7 @@ from cluster_remote.p2p.key import UUID, AssociatedFile, Key
 __all__ = ["OUTCOMES", "document", "outcome", "schema", "schema_of"]
 
 OUTCOMES: Mapping[str, str] = {
+    "check": "cluster_remote.diagnosis.presence:Check",
     "drop": "cluster_remote.diagnosis.request:Dropped",
     "get": "cluster_remote.diagnosis.request:Downloaded",
     "lock": "cluster_remote.diagnosis.request:Locked",

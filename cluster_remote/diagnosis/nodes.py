@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cluster_remote.annex.locationlog import LocationLog
+from cluster_remote.cluster.membership import Direct, Membership, membership
 from cluster_remote.cluster.node import Node
 from cluster_remote.p2p.key import UUID
 from cluster_remote.remote.identity import candidates, wanted_server
-from cluster_remote.remote.settings import BadSettings
 from cluster_remote.transport.address import Directory, at_node
 from cluster_remote.transport.opening import session_at
 
@@ -83,7 +85,7 @@ class View:
 def of_remote(
     label: str, settings: Settings, repository: Repository, logs: BranchLogs, caller: Caller, token: str | None
 ) -> View:
-    """A remote of this repository. Raises BadSettings, BadAddress."""
+    """A remote of this repository. Raises BadSettings, BadAddress; without a server NoCluster."""
     config = repository.config()
     server = wanted_server(settings, logs, config.clusters())
     if settings.address is None:
@@ -181,4 +183,32 @@ def costs_of(config: GitConfig) -> Mapping[UUID, float]:
 def _serverless(
     label: str, settings: Settings, repository: Repository, config: GitConfig, logs: BranchLogs, caller: Caller
 ) -> View:
-    raise BadSettings(f"{label}: clusters without a server cannot be looked at yet")
+    """A cluster whose nodes are remotes of this repository. Raises NoCluster, NotInitialised."""
+    wanted = settings.cluster or (settings.uuid.text if settings.uuid.is_cluster else None)
+    found = membership(config, logs, repository.work_tree or repository.git_dir, wanted)
+
+    def session() -> Session:
+        log = LocationLog(repository)
+        whole = found.session(caller, locations=log)
+        whole.owns(log)
+        return whole
+
+    if settings.tracking == "nodes":
+        nodes = tuple(_by_themselves(found, logs, caller))
+    else:
+        description = logs.descriptions.get(settings.uuid, "")
+        nodes = (Node(settings.uuid, settings.name, description, settings.cost, session, "proxied"),)
+    return View(label, repository, config, logs, settings, settings.uuid, None, nodes, caller.timeout, session)
+
+
+def _by_themselves(found: Membership, logs: BranchLogs, caller: Caller) -> Iterator[Node]:
+    """The nodes of a cluster, those behind another gateway each by itself too."""
+    members = {member.name: member for member in found.members}
+    for node in found.nodes(caller):
+        way = members[node.name].way
+        if node.kind != "gateway":
+            yield node
+        elif isinstance(way, Direct):
+            for uuid in sorted(node.members):
+                session = partial(session_at, at_node(way.address, uuid), caller, server=uuid)
+                yield Node(uuid, f"{node.name}: {uuid}", logs.descriptions.get(uuid, ""), node.cost, session, "gateway")

@@ -7,8 +7,9 @@ from collections.abc import Iterable
 
 from cluster_remote.annex.repository import GitConfig
 from cluster_remote.diagnosis.state import ClusterState, NodeState, Problem
+from cluster_remote.p2p.key import UUID
 
-__all__ = ["find_problems"]
+__all__ = ["find_problems", "unreachable"]
 
 # git-annex's own default of annex.diskreserve, in bytes: with less than that it stores nothing more.
 _RESERVE = 100 * 10**6
@@ -55,19 +56,24 @@ def find_problems(state: ClusterState, config: GitConfig) -> list[Problem]:
     return problems
 
 
+def unreachable(uuid: UUID, title: str, error: str | None, name: str, path: str | None = None) -> Problem:
+    """A node that gave no answer; `name` is the cluster remote, quoted for a shell."""
+    return Problem(
+        "node-unreachable",
+        uuid,
+        f"{title} cannot be reached: {error}",
+        f"Bring it back{f' at {path}' if path else ''}, then let it catch up (first command). If it is gone for good, "
+        "say so (second):",
+        (f"cluster-remote repair {name}", f"git annex dead {uuid}"),
+    )
+
+
 def _node_problems(state: ClusterState, node: NodeState, name: str, *, gateway_down: bool) -> Iterable[Problem]:
     contact = node.contact
     if contact is None:
         return
     if not contact.reachable and not gateway_down:
-        there = f" at {node.path}" if node.path else ""
-        yield Problem(
-            "node-unreachable",
-            node.uuid,
-            f"{node.title} cannot be reached: {contact.error}",
-            f"Bring it back{there}, then let it catch up (first command). If it is gone for good, say so (second):",
-            (f"cluster-remote repair {name}", f"git annex dead {node.uuid}"),
-        )
+        yield unreachable(node.uuid, node.title, contact.error, name, node.path)
     sample = node.sample
     if sample is not None and sample.missing:
         yield Problem(

@@ -17,6 +17,7 @@ ProblemKind = Literal[
     "content-missing",
     "content-unlogged",
     "lagging",
+    "few-copies",
     "disk-full",
     "old-protocol",
     "not-verified",
@@ -74,7 +75,7 @@ class NodeState:
     contact: Annotated[Contact | None, "null for a dead one, which is not asked"]
     trust: Trust
     groups: tuple[str, ...]
-    cost: Annotated[float | None, "the lowest of this repository's remotes for it; null if it has none"]
+    cost: Annotated[float | None, "of this repository's remote for it; null if it has none"]
     preferred: Annotated[str | None, "preferred content expression"]
     required: Annotated[str | None, "required content expression"]
     keys: Annotated[int | None, "contents it has by the location log; null outside of a repository"]

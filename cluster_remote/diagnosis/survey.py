@@ -196,7 +196,7 @@ def paths_of(config: GitConfig, base: Path, wanted: Collection[UUID]) -> dict[UU
 
 
 def _state(view: View, census: Census, found: _Findings) -> ClusterState:
-    costs = costs_of(view.config)
+    costs = costs_of(view.config) if view.gateway else {node.uuid: node.cost for node in view.nodes}
     known = view.repository is not None
     nodes = tuple(_node_state(view, node, census if known else None, found, costs) for node in view.nodes)
     gateway = None

@@ -1,0 +1,183 @@
+"""Asking every node about many keys, so that what it takes is decided by the nodes.
+
+Each node has a queue of batches and several sessions that take from it; on each session the questions of a batch go out
+ahead of the answers. Batches come back in their order, complete: with an answer of every node, or the fact that it gave
+none. There is never more under way than a few batches a session, whatever there is to be asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import anyio
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+
+from cluster_remote.annex.locations import Batches, Located
+from cluster_remote.cluster.node import Node
+from cluster_remote.p2p.errors import Refused, SessionError, TimedOut
+from cluster_remote.p2p.key import UUID, Key
+from cluster_remote.p2p.session import Session
+
+__all__ = ["Advance", "Answered", "Nodes", "asked", "pipelined"]
+
+Advance: TypeAlias = Callable[[Node, int], None]
+
+
+@dataclass(eq=False)
+class Answered:
+    """A batch of keys, and what each node said of them: a list for each node, in the order of the keys."""
+
+    keys: Sequence[Located]
+    answers: dict[UUID, list[bool | None]] = field(default_factory=dict)
+    _complete: anyio.Event = field(default_factory=anyio.Event)
+
+    async def wait(self) -> None:
+        """Returns when every node has answered, or been given up."""
+        await self._complete.wait()
+
+    def answered(self) -> None:
+        """Every node has."""
+        self._complete.set()
+
+    def of(self, number: int) -> dict[UUID, bool | None]:
+        """What all nodes said of one key."""
+        return {uuid: answers[number] for uuid, answers in self.answers.items()}
+
+
+class _Asked:
+    """One node: its queue, its sessions, and whether there is any point in asking it."""
+
+    def __init__(self, node: Node, ahead: int) -> None:
+        self.node = node
+        self.error: str | None = None
+        self.given_up = False
+        self._worked = False
+        send, receive = anyio.create_memory_object_stream[tuple[Answered, int]](ahead)
+        self.queue: MemoryObjectSendStream[tuple[Answered, int]] = send
+        self._taking: MemoryObjectReceiveStream[tuple[Answered, int]] = receive
+
+    async def work(self, advance: Advance) -> None:
+        """Answers what is in the queue with a session of its own. Ends when the queue is closed."""
+        session = self.node.session()
+        try:
+            async for batch, nodes in self._taking:
+                answers = await self._ask(session, [each.key for each in batch.keys])
+                advance(self.node, len(answers))
+                batch.answers[self.node.uuid] = answers
+                if len(batch.answers) == nodes:
+                    batch.answered()
+        finally:
+            await session.aclose()
+
+    def close(self) -> None:
+        self.queue.close()
+        self._taking.close()
+
+    async def _ask(self, session: Session, keys: Sequence[Key]) -> list[bool | None]:
+        if not self.given_up:
+            try:
+                return self._known(await session.check_all(keys))
+            except TimedOut as failure:
+                self._give_up(failure)
+            except SessionError as failure:
+                # A connection may break; a node that lets nobody in, or not a second time, is not asked for ever.
+                if not self._worked:
+                    self._give_up(failure)
+                else:
+                    try:
+                        return self._known(await session.check_all(keys))
+                    except SessionError as again:
+                        self._give_up(again)
+        return [None] * len(keys)
+
+    def _known(self, answers: Sequence[bool | Refused]) -> list[bool | None]:
+        self._worked = True
+        for answer in answers:
+            if isinstance(answer, Refused):
+                self.error = self.error or str(answer)
+                break
+        return [None if isinstance(answer, Refused) else answer for answer in answers]
+
+    def _give_up(self, failure: SessionError) -> None:
+        if not self.given_up:
+            self.given_up = True
+            self.error = str(failure)
+
+
+class Nodes:
+    """Nodes that can be asked, while `asked` is open."""
+
+    def __init__(self, asked: Sequence[_Asked]) -> None:
+        self._asked = tuple(asked)
+
+    @property
+    def errors(self) -> Mapping[UUID, str]:
+        """Why nodes gave no answer, those that did not."""
+        return {each.node.uuid: each.error for each in self._asked if each.error is not None}
+
+    @property
+    def given_up(self) -> frozenset[UUID]:
+        """The nodes that are not asked any more."""
+        return frozenset(each.node.uuid for each in self._asked if each.given_up)
+
+    async def begin(self, keys: Sequence[Located]) -> Answered:
+        """Puts a batch into all queues, as soon as there is room."""
+        batch = Answered(keys)
+        if not self._asked:
+            batch.answered()
+        for each in self._asked:
+            await each.queue.send((batch, len(self._asked)))
+        return batch
+
+    async def ask(self, keys: Sequence[Located]) -> Answered:
+        """Asks about a batch out of turn, and waits for the answers."""
+        batch = await self.begin(keys)
+        await batch.wait()
+        return batch
+
+
+@asynccontextmanager
+async def asked(nodes: Sequence[Node], jobs: int, advance: Advance) -> AsyncIterator[Nodes]:
+    """Nodes to be asked while the context is open, each with up to `jobs` sessions; these open when first needed.
+
+    `advance` is told when a node has dealt with so many keys.
+    """
+    each_asked = [_Asked(node, jobs + 1) for node in nodes]
+    try:
+        async with anyio.create_task_group() as tasks:
+            for each in each_asked:
+                for _ in range(jobs):
+                    tasks.start_soon(each.work, advance)
+            yield Nodes(each_asked)
+            for each in each_asked:
+                each.queue.close()
+    finally:
+        for each in each_asked:
+            each.close()
+
+
+@asynccontextmanager
+async def pipelined(batches: Batches, nodes: Nodes, ahead: int) -> AsyncIterator[MemoryObjectReceiveStream[Answered]]:
+    """Has every batch asked about, `ahead` of whoever takes them: they come complete and in their order."""
+    starting, started = anyio.create_memory_object_stream[Answered](ahead)
+    completing, complete = anyio.create_memory_object_stream[Answered](0)
+
+    async def begin() -> None:
+        async with starting:
+            async for batch in batches:
+                await starting.send(await nodes.begin(batch))
+
+    async def finish() -> None:
+        async with completing:
+            async for batch in started:
+                await batch.wait()
+                await completing.send(batch)
+
+    async with started, complete, anyio.create_task_group() as tasks:
+        tasks.start_soon(begin)
+        tasks.start_soon(finish)
+        yield complete
+        tasks.cancel_scope.cancel()
