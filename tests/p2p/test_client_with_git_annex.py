@@ -360,6 +360,8 @@ async def test_a_locked_content_cannot_be_removed_by_another_session_until_it_is
             with pytest.raises(ConnectionLost, match=r"removing .*: git-annex: content is locked"):
                 await other.remove(content.key)
             assert await other.check_present(content.key)
+        # There is no answer to UNLOCKCONTENT; to the next request there is.
+        assert await holder.check_present(content.key)
         assert await other.remove(content.key) == Removal(True)
 
 
@@ -370,6 +372,7 @@ async def test_a_lock_is_released_after_an_exception(repository: Repository) -> 
         with pytest.raises(ZeroDivisionError):
             async with holder.lock(content.key):
                 raise ZeroDivisionError
+        assert await holder.check_present(content.key)
         assert await other.remove(content.key) == Removal(True)
         assert not await holder.check_present(content.key)
 
