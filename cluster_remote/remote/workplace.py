@@ -118,7 +118,8 @@ class Workplace:
         address = self.settings.address
         if address is None:
             return self._own_cluster(server, caller)
-        if server is not None and not server.is_cluster and self.settings.tracking == "remote":
+        if server is not None and not server.is_cluster and not self.settings.sameas:
+            # Named by cluster=. A remote that is the same as a repository says so in its url if that is not enough.
             address = at_node(address, server)
         return session_at(address, caller, server=server, token=self._token)
 
