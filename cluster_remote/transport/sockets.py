@@ -19,6 +19,8 @@ _SocketAddress: TypeAlias = tuple[str | int, ...] | bytes
 
 # Seconds between two tries where too many others are waiting to be let in.
 _BUSY = 0.02
+# Seconds for an address of a host that has others, which may answer where this one does not.
+_SHARE = 5.0
 
 
 async def _connect(connection: socket.socket, address: _SocketAddress) -> None:
@@ -71,10 +73,17 @@ class TcpTransport(Transport):
         except (OSError, UnicodeError) as error:
             raise Unreachable(f"cannot find the host {self.host!r}: {error}") from None
         reasons = []
-        for family, kind, protocol, _name, address in candidates:
+        for number, (family, kind, protocol, _name, address) in enumerate(candidates, 1):
             connection = socket.socket(family, kind, protocol)
+            # The last has as long as the caller gives it.
+            share = None if number == len(candidates) else _SHARE
             try:
-                await _connect(connection, address)
+                with anyio.fail_after(share):
+                    await _connect(connection, address)
+            except TimeoutError:
+                # The kernel's own ETIMEDOUT is one, too.
+                reasons.append(f"{address[0]}: no answer")
+                continue
             except OSError as error:
                 reasons.append(f"{address[0]}: {error.strerror or error}")
                 continue

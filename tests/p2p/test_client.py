@@ -10,6 +10,8 @@ from contextlib import asynccontextmanager
 
 import anyio
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cluster_remote.p2p.client import StreamSession, Transport, patience_for
 from cluster_remote.p2p.errors import (
@@ -23,14 +25,28 @@ from cluster_remote.p2p.errors import (
     WrongRepository,
 )
 from cluster_remote.p2p.key import UUID, AssociatedFile, Key
-from cluster_remote.p2p.messages import Auth, Message, describe
+from cluster_remote.p2p.messages import Auth, Message, describe, serialise
 from cluster_remote.p2p.session import Download, Present, Removal, Stored, Upload
 from cluster_remote.p2p.stream import Connection
 from cluster_remote.transport.sockets import TcpTransport
-from tests.p2p.memory import CLIENT, SERVER, MemoryConnection, Pieces
+from tests.p2p.memory import CLIENT, OPENING, SERVER, MemoryConnection, Pieces
+from tests.p2p.strategies import messages
 from tests.support.peers import Close, Expect, Pause, Read, Reset, Script, ScriptedPeer, Send, Stall, Step, opening
 
 pytestmark = pytest.mark.anyio
+
+
+class InMemory(Transport):
+    """A way to connections that were made before."""
+
+    name = "memory"
+
+    def __init__(self, *connections: MemoryConnection) -> None:
+        self.left = list(connections)
+
+    async def connect(self) -> Connection:
+        return self.left.pop(0)
+
 
 TOKEN = "sesame0pen"
 BRIEF = 0.3
@@ -417,6 +433,39 @@ async def test_a_connection_that_does_not_come_about_is_given_up() -> None:
     session = StreamSession(NoWayThere(), client=CLIENT, timeout=BRIEF)
     with pytest.raises(TimedOut, match=r"^the moon: checking .*: no connection within 0\.3 seconds"):
         await session.check_present(KEY)
+
+
+# Any peer at all
+
+
+async def _fetch_from_2(session: StreamSession) -> object:
+    async with session.download(UNSIZED, NO_FILE, 2) as download:
+        return [chunk async for chunk in download.chunks()], await download.valid()
+
+
+anything = st.lists(
+    messages.map(serialise)
+    | st.binary(max_size=10)
+    | st.sampled_from([b"SUCCESS\n", b"PUT-FROM 3\n", b"DATA 6\nabcdef", b"VALID\n", b"\n"]),
+    max_size=6,
+)
+
+
+@pytest.mark.parametrize("ask", [*REQUESTS.values(), _fetch_from_2])
+@given(said=anything)
+async def test_whatever_a_peer_says_a_request_has_an_outcome_or_a_session_error(
+    ask: Callable[[StreamSession], Awaitable[object]], said: list[bytes]
+) -> None:
+    first, second = MemoryConnection([OPENING, *said]), MemoryConnection([OPENING, b"SUCCESS\n"], stalls=True)
+    session = StreamSession(InMemory(first, second), client=CLIENT)
+    failure: SessionError | None = None
+    try:
+        await ask(session)
+    except SessionError as error:
+        failure = error
+    assert failure is None or isinstance(failure, Refused) or first.closed, "any other error closes the connection"
+    await session.aclose()
+    assert await session.check_present(KEY)
 
 
 # Patience
@@ -873,18 +922,6 @@ async def test_a_trace_shows_the_whole_conversation_and_no_token() -> None:
         ">VALID",
         "<SUCCESS",
     ]
-
-
-class InMemory(Transport):
-    """A way to connections that were made before."""
-
-    name = "memory"
-
-    def __init__(self, *connections: MemoryConnection) -> None:
-        self.left = list(connections)
-
-    async def connect(self) -> Connection:
-        return self.left.pop(0)
 
 
 async def test_without_a_token_the_peer_speaks_first() -> None:

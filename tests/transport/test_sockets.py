@@ -166,6 +166,40 @@ async def test_every_address_of_a_host_is_tried() -> None:
         await session.aclose()
 
 
+async def test_an_address_that_does_not_answer_leaves_time_for_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cluster_remote.transport.sockets._SHARE", 0.2)
+    script = [*opening(str(NODE), token=TOKEN), Expect(f"CHECKPRESENT {KEY}".encode()), Send(b"SUCCESS\n")]
+    with ScriptedPeer(script, tcp=True) as peer, ExitStack() as stack:
+        deaf = _deaf_port(stack)
+        places = [("127.0.0.1", deaf), ("127.0.0.1", peer.port)]
+
+        async def two_addresses(*_: object, **__: object) -> list[object]:
+            return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", place) for place in places]
+
+        monkeypatch.setattr("anyio.getaddrinfo", two_addresses)
+        session = session_at(Tcp("two.example.com", 4711), Caller(CLIENT, 20.0), token=TOKEN)
+        assert await session.check_present(KEY)
+        await session.aclose()
+        places = [("127.0.0.1", deaf), ("127.0.0.1", free_port())]
+        with pytest.raises(Unreachable, match=r"127\.0\.0\.1: no answer; 127\.0\.0\.1: Connection refused"):
+            await session.check_present(KEY)
+        places = [("127.0.0.1", deaf)]
+        session = session_at(Tcp("one.example.com", 4711), Caller(CLIENT, 0.5), token=TOKEN)
+        with pytest.raises(TimedOut, match=r"no connection within 0\.5 seconds"):
+            await session.check_present(KEY)
+
+
+def _deaf_port(stack: ExitStack) -> int:
+    """A port with a full queue: further connections are neither taken nor refused."""
+    listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+    for _ in range(3):
+        waiting = stack.enter_context(socket.socket())
+        waiting.setblocking(False)
+        waiting.connect_ex(listener.getsockname())
+    port: int = listener.getsockname()[1]
+    return port
+
+
 async def test_a_full_queue_is_waited_for(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "s"))
