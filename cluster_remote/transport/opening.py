@@ -49,6 +49,7 @@ def transport_to(
                 name=str(address),
                 environment=foreign_environment(),
                 hint=_SHELL_HINT,
+                place=path,
             )
         case Ssh(path=path):
             from cluster_remote.transport.process import ProcessTransport

@@ -28,14 +28,24 @@ _FIRST_LOOK, _LONGEST_LOOK = 0.001, 0.05
 class ProcessTransport(Transport):
     """Runs a program and speaks with its standard input and output.
 
-    `name` is for people; no secret may be in `command`, which everyone on the machine can see.
+    `name` is for people; no secret may be in `command`, which everyone on the machine can see. `place` is the directory
+    that the program works on, where that is on this machine.
     """
 
-    def __init__(self, command: Sequence[str], *, name: str, environment: Mapping[str, str], hint: str = "") -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        name: str,
+        environment: Mapping[str, str],
+        hint: str = "",
+        place: str | None = None,
+    ) -> None:
         self.command = list(command)
         self.name = name
         self._environment = dict(environment)
         self._hint = hint
+        self._place = place
 
     async def connect(self) -> DescriptorConnection:
         try:
@@ -50,11 +60,21 @@ class ProcessTransport(Transport):
         except OSError as error:
             hint = f"; {self._hint}" if self._hint else ""
             raise Unreachable(f"cannot run {self.command[0]!r}: {error.strerror}{hint}") from None
-        return _ProcessConnection(child)
+        return _ProcessConnection(child, self._place)
+
+
+def _identity(place: str) -> tuple[int, int] | None:
+    try:
+        found = Path(place).stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 class _ProcessConnection(DescriptorConnection):
-    def __init__(self, child: subprocess.Popen[bytes]) -> None:
+    def __init__(self, child: subprocess.Popen[bytes], place: str | None) -> None:
+        self._place = place
+        self._identity = None if place is None else _identity(place)
         assert child.stdin is not None
         assert child.stdout is not None
         super().__init__(os.dup(child.stdout.fileno()), os.dup(child.stdin.fileno()))
@@ -66,6 +86,11 @@ class _ProcessConnection(DescriptorConnection):
         # that the child left running (a shared ssh connection) may keep the pipe open.
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
+
+    def ended(self) -> bool:
+        # A disk that was taken away while the program ran: git-annex-shell would say of every content that it is not
+        # there, and of every removal that it succeeded. One that is started anew finds no repository, and says that.
+        return super().ended() or (self._place is not None and _identity(self._place) != self._identity)
 
     def _listen(self) -> None:
         stderr = self._child.stderr
