@@ -1,0 +1,112 @@
+"""Cluster sessions with real nodes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+from cluster_remote.annex.locationlog import LocationLog
+from cluster_remote.annex.repository import Repository as AnnexRepository
+from cluster_remote.cluster.membership import open_cluster
+from cluster_remote.cluster.session import ClusterSession
+from cluster_remote.p2p.key import UUID, AssociatedFile, Key
+from cluster_remote.p2p.messages import Message
+from cluster_remote.transport.opening import Caller
+from tests.support.environment import Environment
+from tests.support.processes import Process
+from tests.support.repositories import Repository
+
+FILE = AssociatedFile("some file")
+
+
+def content(size: int, seed: bytes = b"") -> bytes:
+    """Bytes in which no part is like another."""
+    blocks = range(size // 32 + 1)
+    return b"".join(hashlib.sha256(seed + str(block).encode()).digest() for block in blocks)[:size]
+
+
+def key_of(data: bytes) -> Key:
+    return Key(f"SHA256-s{len(data)}--{hashlib.sha256(data).hexdigest()}")
+
+
+@asynccontextmanager
+async def opened(
+    gateway: Repository,
+    wanted: str | None = None,
+    *,
+    timeout: float = 30.0,
+    bypass: frozenset[UUID] = frozenset(),
+    said: list[tuple[bool, Message]] | None = None,
+) -> AsyncIterator[ClusterSession]:
+    """A session with the cluster of a repository, which records in that repository.
+
+    `said` gets the messages that went out (True) to nodes, and came in.
+    """
+    with gateway.environment.applied(gateway.path):
+        repository = AnnexRepository.here()
+
+        def trace(outgoing: bool, message: Message) -> None:
+            if said is not None:
+                said.append((outgoing, message))
+
+        caller = Caller(repository.uuid, timeout, ssh_command=repository.config().get("core.sshCommand"), trace=trace)
+        log = LocationLog(repository)
+        session = await open_cluster(repository, wanted, caller, locations=log, record=log, bypass=bypass)
+        try:
+            yield session
+        finally:
+            await session.aclose()
+            await log.aclose()
+
+
+def uuids(*repositories: Repository) -> frozenset[UUID]:
+    return frozenset(UUID(repository.uuid) for repository in repositories)
+
+
+def serving(node: Repository) -> list[Process]:
+    """The processes that serve a node by git-annex-shell."""
+    return [process for process in node.environment.processes() if f"p2pstdio {node.path} " in process.command]
+
+
+@contextmanager
+def stopped(processes: list[Process]) -> Iterator[None]:
+    """Processes that stand still meanwhile; they may be gone in the end."""
+    assert processes, "nothing to stop"
+    for process in processes:
+        os.kill(process.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for process in processes:
+            try:
+                os.kill(process.pid, signal.SIGCONT)
+            except ProcessLookupError:
+                continue
+
+
+@contextmanager
+def gone(node: Repository) -> Iterator[None]:
+    """A node whose directory is not where it was."""
+    elsewhere = node.path.with_name(node.path.name + "-elsewhere")
+    node.path.rename(elsewhere)
+    try:
+        yield
+    finally:
+        elsewhere.rename(node.path)
+
+
+def leave_partial(node: Repository, key: Key, part: bytes) -> None:
+    """Make a node look as after an upload that broke off."""
+    partial = node.path / ".git/annex/tmp" / key.text
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    partial.write_bytes(part)
+
+
+def write(environment: Environment, data: bytes, name: str = "upload") -> Path:
+    path = environment.directory / name
+    path.write_bytes(data)
+    return path
