@@ -1,0 +1,96 @@
+"""Servers that speak an older version of the protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.remote.sites import Site, initremote, make_site, messages, text
+from tests.support.environment import temporary_environment
+from tests.support.shells import limit_version
+
+VERSIONS = [0, 1, 2, 3]
+
+
+@pytest.fixture(scope="module", params=VERSIONS, ids=lambda version: f"version {version}")
+def older(request: pytest.FixtureRequest) -> Iterator[tuple[int, Site]]:
+    """The version of all servers of a site, and the site; its client has a remote `one` for the first node alone."""
+    with temporary_environment() as environment:
+        site = make_site(environment)
+        node = site.cluster.nodes[0]
+        initremote(site.client, "one", f"url={node.path}", sameas=node.uuid)
+        limit_version(environment, request.param)
+        yield request.param, site
+
+
+@pytest.mark.parametrize("content", [b"some content", b""], ids=["content", "empty"])
+def test_a_single_repository_stores_gives_checks_and_drops(older: tuple[int, Site], content: bytes) -> None:
+    version, site = older
+    node = site.cluster.nodes[0]
+    key = site.client.add("single", content)
+    done = site.client.annex("copy", "--to", "one", "single", "--debug")
+    said = messages(done)
+    assert ("< ERROR unknown command" if version == 0 else f"< VERSION {version}") in said
+    assert ("> VALID" in said) is (version > 0)
+    assert node.object_bytes(key) == content
+    assert site.present(key) == {node.uuid}
+    site.client.annex("checkpresentkey", key, "one")
+    site.client.annex("drop", "--force", "single")
+    site.client.annex("get", "--from", "one", "single")
+    assert site.client.object_bytes(key) == content
+    site.client.annex("drop", "--from", "one", "single")
+    assert not node.has_object(key)
+    assert site.present(key) == set()
+    gone = site.client.annex("checkpresentkey", key, "one", check=False)
+    assert gone.returncode == 1
+
+
+def test_downloads_of_what_is_not_there_fail(older: tuple[int, Site]) -> None:
+    _, site = older
+    for key in ("WORM-s5-m1--absent", "WORM-s0-m1--absent-and-empty", "WORM--absent-without-a-size"):
+        file = site.environment.directory / "file"
+        with site.driver(site.cluster.nodes[0].uuid, url=str(site.cluster.nodes[0].path)) as annex:
+            annex.prepare()
+            assert annex.ask(f"TRANSFER RETRIEVE {key} {file}").startswith(f"TRANSFER-FAILURE RETRIEVE {key} ")
+
+
+def test_downloads_resume(older: tuple[int, Site]) -> None:
+    _, site = older
+    node = site.cluster.nodes[0]
+    content = bytes(range(256)) * 1000
+    key = f"WORM-s{len(content)}-m1--resumed"
+    node.set_key(key, content)
+    file = site.environment.directory / "file"
+    file.write_bytes(content[:100_001])
+    with site.driver(node.uuid, url=str(node.path)) as annex:
+        annex.prepare()
+        assert annex.ask(f"TRANSFER RETRIEVE {key} {file}") == f"TRANSFER-SUCCESS RETRIEVE {key}"
+    assert file.read_bytes() == content
+    assert f"P2P < DATA {len(content) - 100_001}" in annex.debug
+
+
+def test_a_cluster_is_stored_to_only_where_its_nodes_are_named(older: tuple[int, Site]) -> None:
+    version, site = older
+    key = site.client.add("everywhere", b"on every node")
+    done = site.client.annex("copy", "--to", "mycl", "everywhere", check=False)
+    if version < 2:
+        assert done.returncode != 0
+        assert f"not on which nodes (it speaks version {version} of the protocol)" in text(done)
+        assert site.present(key) == set()
+    else:
+        assert done.returncode == 0
+        assert site.cluster.holders(key) == [True] * 3
+        assert site.present(key) == site.nodes
+
+
+def test_a_cluster_that_names_no_nodes_has_lost_what_it_dropped(older: tuple[int, Site]) -> None:
+    _, site = older
+    content = b"dropped from every node"
+    key = site.client.add("nowhere", content)
+    for node in site.cluster.nodes:
+        node.set_key(key, content)
+        site.client.annex("setpresentkey", key, node.uuid, "1")
+    site.client.annex("drop", "--from", "mycl", "nowhere")
+    assert site.cluster.holders(key) == [False] * 3
+    assert site.present(key) == set()
