@@ -69,7 +69,7 @@ def run_transfers(
                 for step in steps:
                     if step == "down":
                         site.annex(client.path, "drop", "-q", "--force", mark)
-                    usage = _step(site, client, step, job, mark)
+                    usage = _step(site, way, client, step, job, mark)
                     case = f"{load.name} {step}, {site.nodes} nodes, -J{job}"
                     results.add(case, way, "seconds", usage.seconds)
                     results.add(case, way, "our memory (bytes)", usage.memory)
@@ -78,7 +78,7 @@ def run_transfers(
                 site.forget(keys)
 
 
-def _step(site: Site, client: Client, step: str, jobs: int, mark: str) -> Usage:
+def _step(site: Site, way: str, client: Client, step: str, jobs: int, mark: str) -> Usage:
     command = {
         "up": ["copy", "--to", client.remote],
         "down": ["get", "--from", client.remote],
@@ -86,7 +86,7 @@ def _step(site: Site, client: Client, step: str, jobs: int, mark: str) -> Usage:
         "drop": ["drop", "--from", client.remote],
     }[step]
     argv = ["git", "annex", *command, "-q", f"-J{jobs}", mark]
-    return timed(argv, client.path, site.environment(), site.server_pids())
+    return timed(argv, client.path, site.environment(), site.server_pids(way))
 
 
 def run_limit(site: Site, load: Load, rounds: int, results: Results, tell: Callable[[str], None]) -> None:

@@ -87,7 +87,7 @@ class Site:
     directory: Path
     nodes: int
     slow_node: bool = False
-    _servers: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    _servers: list[tuple[str, subprocess.Popen[bytes]]] = field(default_factory=list)
 
     @property
     def gateway(self) -> Path:
@@ -163,7 +163,7 @@ class Site:
         if way == "serverless":
             self._initremote(self.gateway)
             return Client(self.gateway, "bench-remote")
-        path = self.directory / way
+        path = self.directory / f"client-{way}"
         url = f"ssh://localhost{self.gateway}" if way == "native-ssh" else str(self.gateway)
         self.run(self.directory, "git", "clone", "-q", url, path)
         self.annex(path, "init", way)
@@ -193,31 +193,32 @@ class Site:
             "type=external", "externaltype=cluster", "encryption=none", *parameters, env=environment,
         )  # fmt: skip
 
-    def _start(self, *argv: str | Path) -> None:
-        self._servers.append(
-            subprocess.Popen(
-                argv, cwd=self.gateway, env=self.environment(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL, start_new_session=True,
-            )
+    def _start(self, way: str, *argv: str | Path) -> None:
+        server = subprocess.Popen(
+            argv, cwd=self.gateway, env=self.environment(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
+        self._servers.append((way, server))
 
     def _serve_http(self) -> int:
         with socket.create_server(("127.0.0.1", 0)) as free:
             port: int = free.getsockname()[1]
-        self._start("git", "annex", "p2phttp", "-J8", "--wideopen", "--bind", "127.0.0.1", "--port", str(port))
+        self._start(
+            "native-http", "git", "annex", "p2phttp", "-J8", "--wideopen", "--bind", "127.0.0.1", "--port", str(port)
+        )
         _wait_for(lambda: _listens(("127.0.0.1", port)), "git annex p2phttp")
         return port
 
     def _serve_ours(self) -> str:
         token = self.run(self.gateway, "cluster-remote", "token", "create").strip().split()[-1]
         path = self.directory / "gateway.sock"
-        self._start("cluster-remote", "serve", "--cluster", _CLUSTER, "--listen", f"unix:{path}")
+        self._start("gateway", "cluster-remote", "serve", "--cluster", _CLUSTER, "--listen", f"unix:{path}")
         _wait_for(lambda: _listens(str(path)), "cluster-remote serve")
         return token
 
-    def server_pids(self) -> list[int]:
-        """The servers that were started."""
-        return [server.pid for server in self._servers]
+    def server_pids(self, way: str) -> list[int]:
+        """The servers that work for one of the ways."""
+        return [server.pid for name, server in self._servers if name == way]
 
     def forget(self, keys: Sequence[str]) -> None:
         """Takes contents away from every repository, so that the disk does not fill up with what was measured."""
@@ -231,9 +232,9 @@ class Site:
 
     def close(self) -> None:
         """Ends the servers and removes everything."""
-        for server in self._servers:
+        for _way, server in self._servers:
             os.killpg(server.pid, signal.SIGTERM)
-        for server in self._servers:
+        for _way, server in self._servers:
             try:
                 server.wait(15)
             except subprocess.TimeoutExpired:
