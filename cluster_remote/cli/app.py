@@ -39,10 +39,13 @@ def options(
 
 
 def _register() -> None:
-    from cluster_remote.cli import bench, demo, ping, requests, setup, trace
+    from cluster_remote.cli import bench, check, demo, ping, repair, requests, serve, setup, status, token, trace
 
     app.command()(setup.setup)
     app.command()(ping.ping)
+    app.command()(status.status)
+    app.command()(check.check)
+    app.command()(repair.repair)
     app.command()(demo.demo)
     app.command()(requests.present)
     app.command()(requests.put)
@@ -51,6 +54,8 @@ def _register() -> None:
     app.command()(requests.lock)
     app.command()(trace.trace)
     app.command()(bench.bench)
+    app.command()(serve.serve)
+    app.add_typer(token.app, name="token")
 
 
 _register()

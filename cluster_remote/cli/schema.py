@@ -30,6 +30,7 @@ OUTCOMES: Mapping[str, str] = {
     "ping": "cluster_remote.cli.ping:Pong",
     "present": "cluster_remote.diagnosis.request:Presence",
     "put": "cluster_remote.diagnosis.request:Uploaded",
+    "repair": "cluster_remote.diagnosis.repairing:Repair",
     "status": "cluster_remote.diagnosis.state:Status",
     "trace": "cluster_remote.diagnosis.conversation:Conversation",
 }

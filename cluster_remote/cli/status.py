@@ -161,10 +161,14 @@ def show_problems(problems: tuple[Problem, ...], console: Console) -> None:
     """What is wrong, each with its remedy below it."""
     from rich.text import Text
 
-    for problem in problems:
+    for number, problem in enumerate(problems):
         words = Text("✗ ", style="bold red")
         words.append(printable(problem.words, 2000), style="not bold default")
         console.print(words)
+        following = problems[number + 1] if number + 1 < len(problems) else None
+        if following and (following.remedy, following.commands) == (problem.remedy, problem.commands):
+            # The same mends both.
+            continue
         console.print(f"  {printable(problem.remedy, 2000)}")
         for command in problem.commands:
             console.print(Text(f"    {printable(command, 2000)}", style="bold"))

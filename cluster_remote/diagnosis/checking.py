@@ -16,7 +16,7 @@ from cluster_remote.annex.locationlog import LocationLog
 from cluster_remote.annex.locations import Located, LocationReader, Selection, located
 from cluster_remote.diagnosis.asking import Advance, Answered, Nodes, asked, pipelined
 from cluster_remote.diagnosis.presence import Answers, Check, Finding, NodeCount, compare
-from cluster_remote.diagnosis.problems import unreachable
+from cluster_remote.diagnosis.problems import many, unreachable
 from cluster_remote.diagnosis.state import Problem
 from cluster_remote.p2p.key import UUID
 from cluster_remote.remote.settings import BadSettings
@@ -197,7 +197,7 @@ class _Check:
                     Problem(
                         "content-missing",
                         node.uuid,
-                        f"{node.title} does not have {node.missing:,} keys that the location log says it has",
+                        f"{node.title} does not have {many(node.missing, 'key')} that the location log says it has",
                         "Record what is true, then bring back what is missing:",
                         (again, f"cluster-remote repair {name}"),
                     )
@@ -207,7 +207,7 @@ class _Check:
                     Problem(
                         "content-unlogged",
                         node.uuid,
-                        f"{node.title} has {node.unlogged:,} keys that the location log does not know of",
+                        f"{node.title} has {many(node.unlogged, 'key')} that the location log does not know of",
                         "Record what is true:",
                         (again,),
                     )
@@ -218,8 +218,8 @@ class _Check:
                 Problem(
                     "few-copies",
                     None,
-                    f"{counts.mendable:,} keys have fewer than {self.needed} copies, and not all nodes have them",
-                    "Bring them to the nodes that lack them:",
+                    f"{_short(counts.mendable, self.needed)}, and not all nodes have it",
+                    "Bring it to the nodes that lack it:",
                     (f"cluster-remote repair {name}",),
                 )
             )
@@ -228,12 +228,16 @@ class _Check:
                 Problem(
                     "few-copies",
                     None,
-                    f"{left:,} keys have fewer than {self.needed} copies, and the nodes cannot have more of them",
-                    "Copy them to another repository, or be content with fewer copies:",
+                    f"{_short(left, self.needed)}, and the nodes of the cluster cannot hold any more of it",
+                    "Copy it to another repository as well, or be content with fewer copies:",
                     ("git annex copy --auto --to REMOTE", "git annex numcopies NUMBER"),
                 )
             )
         return problems
+
+
+def _short(keys: int, needed: int) -> str:
+    return f"fewer than {many(needed, 'copy', 'copies')} of {many(keys, 'key')}"
 
 
 def _words(selection: Selection) -> str:

@@ -9,7 +9,7 @@ from cluster_remote.annex.repository import GitConfig
 from cluster_remote.diagnosis.state import ClusterState, NodeState, Problem
 from cluster_remote.p2p.key import UUID
 
-__all__ = ["find_problems", "unreachable"]
+__all__ = ["find_problems", "many", "unreachable"]
 
 # git-annex's own default of annex.diskreserve, in bytes: with less than that it stores nothing more.
 _RESERVE = 100 * 10**6
@@ -56,6 +56,11 @@ def find_problems(state: ClusterState, config: GitConfig) -> list[Problem]:
     return problems
 
 
+def many(number: int, one: str, more: str | None = None) -> str:
+    """So many of something: `1 key`, `2,000 keys`."""
+    return f"{number:,} {one if number == 1 else more or one + 's'}"
+
+
 def unreachable(uuid: UUID, title: str, error: str | None, name: str, path: str | None = None) -> Problem:
     """A node that gave no answer; `name` is the cluster remote, quoted for a shell."""
     return Problem(
@@ -79,8 +84,8 @@ def _node_problems(state: ClusterState, node: NodeState, name: str, *, gateway_d
         yield Problem(
             "content-missing",
             node.uuid,
-            f"{node.title} has lost content: of {sample.asked} keys that it was asked about, it does not have "
-            f"{sample.missing} that the location log says it has",
+            f"{node.title} has lost content: of {many(sample.asked, 'key')} that it was asked about, it does not have "
+            f"{sample.missing} although the location log says so",
             "Ask about all of them and record what is true, then bring back what is missing:",
             (f"cluster-remote check {name} --all --fix", f"cluster-remote repair {name}"),
         )
@@ -88,8 +93,8 @@ def _node_problems(state: ClusterState, node: NodeState, name: str, *, gateway_d
         yield Problem(
             "content-unlogged",
             node.uuid,
-            f"the location log does not know all that {node.title} has: {sample.unlogged} of {sample.asked} keys that "
-            "it was asked about",
+            f"the location log does not know all that {node.title} has: of {many(sample.asked, 'key')} that it was asked "
+            f"about, it has {sample.unlogged} although the log does not say so",
             "Ask about all of them and record what is true:",
             (f"cluster-remote check {name} --all --fix",),
         )
@@ -98,8 +103,8 @@ def _node_problems(state: ClusterState, node: NodeState, name: str, *, gateway_d
         yield Problem(
             "lagging",
             node.uuid,
-            f"{node.title} lacks {node.lacking} contents that other nodes have",
-            "Bring them there:",
+            f"{node.title} lacks {many(node.lacking, 'content')} that other nodes have",
+            "Bring there what is lacking:",
             (f"cluster-remote repair {name}",),
         )
     if node.free is not None and node.free < _RESERVE:

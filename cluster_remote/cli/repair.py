@@ -1,0 +1,188 @@
+"""cluster-remote repair: bring content to the nodes that lack it."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cluster_remote.cli.check import progress_of, selection_of
+from cluster_remote.cli.completion import remotes
+from cluster_remote.cli.exitcodes import FAILED, UNREACHABLE
+from cluster_remote.cli.render import JsonStream, console, duration, progress, size, table
+from cluster_remote.p2p.errors import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from rich.console import Console
+
+    from cluster_remote.annex.locations import Selection
+    from cluster_remote.diagnosis.delivery import Delivery
+    from cluster_remote.diagnosis.repairing import Repair
+    from cluster_remote.p2p.key import UUID, Key
+
+__all__ = ["repair"]
+
+# Deliveries that are shown to people; --json has all of them.
+_SHOWN = 50
+
+
+def repair(
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME", help="A cluster remote of this repository.", autocompletion=remotes, show_default=False
+        ),
+    ],
+    files: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[FILE…]",
+            help="Files or directories whose contents all nodes shall have (default: what any node has).",
+            show_default=False,
+        ),
+    ] = None,
+    key: Annotated[
+        list[str] | None,
+        typer.Option(help="A key that all nodes shall have; may be given several times.", show_default=False),
+    ] = None,
+    trust_log: Annotated[
+        bool, typer.Option("--trust-log", help="Go by the location log instead of asking every node about every key.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Show what would be done, and do nothing.")] = False,
+    jobs: Annotated[int, typer.Option("--jobs", "-J", min=1, max=100, help="Contents to bring at once.")] = 2,
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            min=0.1, help="Seconds that a node may keep us waiting (default: that of the remote).", show_default=False
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object (docs/json.md).")] = False,
+) -> None:
+    """Bring content to the nodes that lack it, and record where it is then.
+
+    From this repository where it has the content, otherwise from the nodes that have it, through here. Every upload is
+    verified by asking the node. Nodes with preferred or required content are left to git annex sync --content. Nothing
+    is ever removed.
+
+    Exit codes: 0 no node lacks anything any more, 1 some still do, 2 wrong usage, 3 no node answers, 4 not in a
+    repository, 130 interrupted.
+
+    Example: cluster-remote repair mycluster --dry-run
+    """
+    import anyio
+
+    selection = selection_of(files or [], key or [], not (files or key))
+    options = (target, selection, trust_log, dry_run, jobs, timeout)
+    if as_json:
+        outcome = _to_json(lambda tell: anyio.run(_repair, *options, False, tell))
+    else:
+        first: list[Delivery] = []
+        hidden = 0
+
+        def keep(delivery: Delivery) -> None:
+            nonlocal hidden
+            if delivery.complete:
+                return
+            if len(first) < _SHOWN:
+                first.append(delivery)
+            else:
+                hidden += 1
+
+        outcome = anyio.run(_repair, *options, True, keep)
+        _show(outcome, first, hidden, console())
+    if not outcome.well:
+        nobody = bool(outcome.keys) and all(node.unknown == outcome.keys for node in outcome.nodes)
+        raise typer.Exit(UNREACHABLE if nobody else FAILED)
+
+
+async def _repair(
+    target: str,
+    selection: Selection,
+    trust_log: bool,
+    dry_run: bool,
+    jobs: int,
+    timeout: float | None,
+    shown: bool,
+    tell: Callable[[Delivery], None],
+) -> Repair:
+    from cluster_remote.cli.viewing import view_of
+    from cluster_remote.diagnosis import repairing
+
+    view = await view_of(target, timeout)
+    with progress(unit="keys", shown=shown) as lines:
+        await progress_of(view, selection, lines)
+
+        def moved(key: Key, position: int) -> None:
+            if key.content_size:
+                note = f"{size(position)} of {size(key.content_size)}"
+                for node in view.living:
+                    lines.note(str(node), note)
+
+        return await repairing.repair(
+            view,
+            selection,
+            trusting=trust_log,
+            dry_run=dry_run,
+            jobs=jobs,
+            tell=tell,
+            advance=lambda node, count: lines.advance(str(node), count),
+            moved=moved,
+        )
+
+
+def _to_json(run: Callable[[Callable[[object], None]], Repair]) -> Repair:
+    stream = JsonStream()
+    with stream.items("deliveries") as add:
+        outcome = run(add)
+    for each in fields(outcome):
+        if each.name != "deliveries":
+            stream.field(each.name, getattr(outcome, each.name))
+    stream.close()
+    return outcome
+
+
+def _show(outcome: Repair, first: list[Delivery], hidden: int, console: Console) -> None:
+    from rich.text import Text
+
+    from cluster_remote.cli.status import show_problems
+
+    titles = {node.uuid: node.title for node in outcome.nodes}
+    for delivery in first:
+        console.print(_in_words(delivery, titles, outcome.dry_run))
+    if hidden:
+        console.print(f"… and {hidden:,} more; --json shows all of them")
+    if first:
+        console.print()
+    columns = ["node", "lacked", "has now", "size", "unknown"]
+    rows = [
+        (node.title, f"{node.lacked:,}", f"{node.stored:,}", size(node.size), f"{node.unknown:,}")
+        for node in outcome.nodes
+    ]
+    console.print(table(columns, rows, right=columns[1:]))
+    console.print()
+    console.print(f"{outcome.keys:,} keys in {duration(outcome.seconds)}")
+    if outcome.recorded:
+        console.print(f"recorded in the location log: {outcome.recorded:,} contents that nodes had already")
+    for node in outcome.nodes:
+        if node.choosy:
+            console.print(
+                f"{printable(node.title)} has preferred or required content set; git annex sync --content brings it "
+                "what it wants"
+            )
+    show_problems(outcome.problems, console)
+    if outcome.well:
+        console.print(Text("No node lacks anything.", style="green"))
+    elif outcome.dry_run:
+        console.print("Nothing has been done (--dry-run).")
+
+
+def _in_words(delivery: Delivery, titles: Mapping[UUID, str], dry_run: bool) -> str:
+    left = [printable(titles[uuid]) for uuid in delivery.lacking if uuid not in delivery.stored]
+    name = printable(delivery.file or delivery.key.text)
+    if dry_run and delivery.source is not None:
+        where = "here" if delivery.source == "here" else "the nodes that have it"
+        return f"{name}: would go from {where} to {', '.join(left)}"
+    return f"{name}: still lacking on {', '.join(left)}: {'; '.join(map(printable, delivery.reasons)) or 'not stored'}"

@@ -1,0 +1,284 @@
+"""Bringing content to the nodes that lack it, and recording where it is then. Nothing is ever removed."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
+
+import anyio
+
+from cluster_remote.annex.batch import BatchProcess
+from cluster_remote.annex.locationlog import LocationLog
+from cluster_remote.annex.locations import Batches, Located, Selection, located
+from cluster_remote.cluster.node import Node
+from cluster_remote.cluster.reachability import Reachability
+from cluster_remote.diagnosis.asking import Advance, Nodes, asked, pipelined
+from cluster_remote.diagnosis.checking import comparable
+from cluster_remote.diagnosis.delivery import Carrier, Delivery, Task, task_for
+from cluster_remote.diagnosis.problems import many, unreachable
+from cluster_remote.diagnosis.state import Problem
+from cluster_remote.p2p.key import UUID, Key
+
+if TYPE_CHECKING:
+    from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+
+    from cluster_remote.annex.repository import Repository
+    from cluster_remote.diagnosis.nodes import View
+
+__all__ = ["NodeRepair", "Repair", "repair"]
+
+# Seconds for git-annex to say where a content lies.
+_TIMEOUT = 60.0
+
+Moved: TypeAlias = Callable[[Key, int], None]
+"""Told how many bytes of a content have been brought so far."""
+
+
+@dataclass(frozen=True)
+class NodeRepair:
+    """What came of one node."""
+
+    uuid: UUID
+    name: Annotated[str, "what the gateway, or this repository, calls the remote"]
+    description: Annotated[str, "what people call the repository"]
+    lacked: Annotated[int, "contents that it lacked"]
+    stored: Annotated[int, "how many of these it has now"]
+    size: Annotated[int, "bytes of these, as far as their keys say"]
+    unknown: Annotated[int, "contents about which it gave no answer, and which were not brought there"]
+    choosy: Annotated[bool, "whether it has preferred or required content set, so that git-annex has to decide"]
+    error: Annotated[str | None, "why it gave no answer; the first reason"]
+
+    @property
+    def title(self) -> str:
+        """What to call it before people."""
+        return self.description or self.name
+
+
+@dataclass(frozen=True)
+class Repair:
+    """What came of bringing content to the nodes that lack it."""
+
+    name: Annotated[str, "the remote"]
+    well: Annotated[bool, "whether no node lacks anything any more, as far as could be found out"]
+    dry_run: Annotated[bool, "whether nothing was done"]
+    deliveries: Annotated[tuple[Delivery, ...], "each content that nodes lacked"]
+    keys: Annotated[int, "how many were looked at"]
+    recorded: Annotated[int, "contents that nodes had without the location log knowing, and that it knows of now"]
+    nodes: tuple[NodeRepair, ...]
+    seconds: Annotated[float, "how long it took"]
+    problems: tuple[Problem, ...]
+
+
+class _Repair:
+    def __init__(
+        self,
+        view: View,
+        selection: Selection,
+        nodes: Nodes,
+        log: LocationLog,
+        tell: Callable[[Delivery], None],
+        moved: Moved,
+        *,
+        trusting: bool,
+        dry_run: bool,
+    ) -> None:
+        assert view.repository is not None
+        self.view = view
+        self.repository: Repository = view.repository
+        self.selection = selection
+        self.nodes = nodes
+        self.log = log
+        self.tell = tell
+        self.moved = moved
+        self.trusting = trusting
+        self.dry_run = dry_run
+        self.reachability = Reachability()
+        self.keys = self.recorded = self.homeless = 0
+        self.lacked: Counter[UUID] = Counter()
+        self.stored: Counter[UUID] = Counter()
+        self.size: Counter[UUID] = Counter()
+        self.unknown: Counter[UUID] = Counter()
+        self.reasons: dict[UUID, str] = {}
+
+    # Finding out
+
+    async def find(self, batches: Batches, jobs: int, tasks: MemoryObjectSendStream[Task]) -> None:
+        """Puts what there is to do into `tasks`, which is closed in the end."""
+        async with tasks:
+            if self.trusting:
+                async for keys in batches:
+                    for each in keys:
+                        await self._consider(each, None, tasks)
+                return
+            async with pipelined(batches, self.nodes, 2 * jobs + 1) as complete:
+                async for batch in complete:
+                    for number, each in enumerate(batch.keys):
+                        await self._consider(each, batch.of(number), tasks)
+
+    async def _consider(
+        self, each: Located, answers: dict[UUID, bool | None] | None, tasks: MemoryObjectSendStream[Task]
+    ) -> None:
+        self.keys += 1
+        for uuid, answer in (answers or {}).items():
+            self.unknown[uuid] += answer is None
+        task = task_for(self.view, each, answers, whole=self.selection.everything)
+        if task is not None:
+            await tasks.send(task)
+
+    # Doing
+
+    async def work(self, tasks: MemoryObjectReceiveStream[Task], where: BatchProcess) -> None:
+        """Does what is to be done, one thing after the other, until there is no more."""
+        carrier = Carrier(self.view, self.reachability)
+        try:
+            async with tasks:
+                async for task in tasks:
+                    await self._do(task, carrier, where)
+        finally:
+            await carrier.aclose()
+
+    async def _do(self, task: Task, carrier: Carrier, where: BatchProcess) -> None:
+        key = task.each.key
+        if task.learnt and not self.dry_run:
+            await self.log.record(key, present=task.learnt)
+            self.recorded += 1
+        if not task.lacking:
+            return
+        path = await self._path(key, where) if self.repository.uuid in task.each.holders else None
+        source: Literal["here", "nodes"] | None = "here" if path is not None else "nodes" if task.holders else None
+        stored: frozenset[UUID] = frozenset()
+        reasons: tuple[str, ...] = ()
+        if source is None:
+            self.homeless += 1
+            reasons = ("neither this repository nor any node that answers has it",)
+        elif not self.dry_run:
+            all_up = not self.nodes.given_up and self.view.living == self.view.nodes
+            said, reasons = await carrier.bring(task, path, lambda position: self.moved(key, position), all_up=all_up)
+            stored = await self._verified(task, said)
+            await self.log.record(key, present=stored)
+        for node in task.lacking:
+            self.lacked[node.uuid] += 1
+            if node.uuid in stored:
+                self.stored[node.uuid] += 1
+                self.size[node.uuid] += key.content_size or 0
+            elif reasons and source is not None:
+                self.reasons.setdefault(node.uuid, _reason_of(node, reasons))
+        lacking = tuple(sorted(node.uuid for node in task.lacking))
+        self.tell(Delivery(key, task.each.file, source, lacking, tuple(sorted(stored)), reasons))
+
+    async def _path(self, key: Key, where: BatchProcess) -> bytes | None:
+        """Where the content lies in this repository; None if it does not, whatever the log says."""
+        answer = await where.ask(bytes(key), _TIMEOUT)
+        top = self.repository.work_tree or self.repository.git_dir
+        path = top / os.fsdecode(answer)
+        there = bool(answer) and await anyio.Path(path).is_file()
+        return bytes(path) if there else None
+
+    async def _verified(self, task: Task, said: frozenset[UUID]) -> frozenset[UUID]:
+        """Those of the nodes that say they stored it, and that have it when they are asked."""
+        if not said:
+            return said
+        answers = (await self.nodes.ask([task.each])).of(0)
+        return frozenset(uuid for uuid in said if answers.get(uuid))
+
+    # What it comes to
+
+    def conclude(self, seconds: float) -> Repair:
+        errors = self.nodes.errors
+        nodes = tuple(
+            NodeRepair(
+                node.uuid,
+                node.name,
+                node.description,
+                self.lacked[node.uuid],
+                self.stored[node.uuid],
+                self.size[node.uuid],
+                self.unknown[node.uuid],
+                not self.view.wants_all(node),
+                errors.get(node.uuid),
+            )
+            for node in self.view.living
+        )
+        problems = tuple(self._problems(nodes))
+        lacking = any(node.lacked > node.stored for node in nodes)
+        well = not problems and not lacking
+        return Repair(self.view.label, well, self.dry_run, (), self.keys, self.recorded, nodes, seconds, problems)
+
+    def _problems(self, nodes: Sequence[NodeRepair]) -> list[Problem]:
+        name = shlex.quote(self.view.label)
+        problems: list[Problem] = []
+        for node in nodes:
+            if node.unknown:
+                problems.append(unreachable(node.uuid, node.title, node.error, name))
+            elif node.uuid in self.reasons:
+                problems.append(
+                    Problem(
+                        "lagging",
+                        node.uuid,
+                        f"{node.title} still lacks {many(node.lacked - node.stored, 'content')}: {self.reasons[node.uuid]}",
+                        "When that is mended, try again:",
+                        (f"cluster-remote repair {name}",),
+                    )
+                )
+        if self.homeless:
+            problems.append(
+                Problem(
+                    "few-copies",
+                    None,
+                    f"{many(self.homeless, 'content')} cannot be had from here: neither this repository nor any node that "
+                    "answers has it",
+                    "Record what is true, then see who else may have it:",
+                    (f"cluster-remote check {name} --all --fix", f"git annex whereis --all --in {name}"),
+                )
+            )
+        return problems
+
+
+def _reason_of(node: Node, reasons: Sequence[str]) -> str:
+    """Why one node did not take it: what begins with its name, or else all that was said."""
+    own = [reason for reason in reasons if reason.startswith(f"{node}: ")]
+    return "; ".join(own or reasons)
+
+
+async def repair(
+    view: View,
+    selection: Selection,
+    *,
+    trusting: bool,
+    dry_run: bool,
+    jobs: int,
+    tell: Callable[[Delivery], None],
+    advance: Advance,
+    moved: Moved,
+) -> Repair:
+    """Brings what nodes lack to them; `jobs` contents at once. `tell` is given each delivery; the outcome has none.
+
+    With `trusting` the location log says who lacks what, else every node is asked. With `dry_run` nothing is changed.
+    Raises BadSettings, AnnexError; errors that come up on the way leave this as a group.
+    """
+    repository = comparable(view)
+    started = anyio.current_time()
+    async with AsyncExitStack() as stack:
+        batches = await stack.enter_async_context(located(repository, selection))
+        nodes = await stack.enter_async_context(asked(view.living, jobs, advance))
+        log = await stack.enter_async_context(LocationLog(repository))
+        where = await stack.enter_async_context(
+            BatchProcess(
+                ("git", "annex", "contentlocation", "--batch"),
+                cwd=repository.cwd,
+                env=repository.environment(),
+            )
+        )
+        work = _Repair(view, selection, nodes, log, tell, moved, trusting=trusting, dry_run=dry_run)
+        sending, receiving = anyio.create_memory_object_stream[Task](jobs)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(work.find, batches, jobs, sending)
+            for _ in range(jobs):
+                tasks.start_soon(work.work, receiving.clone(), where)
+            receiving.close()
+    return work.conclude(anyio.current_time() - started)
