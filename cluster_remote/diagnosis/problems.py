@@ -93,8 +93,8 @@ def _node_problems(state: ClusterState, node: NodeState, name: str, *, gateway_d
         yield Problem(
             "content-unlogged",
             node.uuid,
-            f"the location log does not know all that {node.title} has: of {many(sample.asked, 'key')} that it was asked "
-            f"about, it has {sample.unlogged} although the log does not say so",
+            f"the location log does not know all that {node.title} has: of {many(sample.asked, 'key')} that it was "
+            f"asked about, it has {sample.unlogged} although the log does not say so",
             "Ask about all of them and record what is true:",
             (f"cluster-remote check {name} --all --fix",),
         )

@@ -216,11 +216,12 @@ class _Repair:
             if node.unknown:
                 problems.append(unreachable(node.uuid, node.title, node.error, name))
             elif node.uuid in self.reasons:
+                left = many(node.lacked - node.stored, "content")
                 problems.append(
                     Problem(
                         "lagging",
                         node.uuid,
-                        f"{node.title} still lacks {many(node.lacked - node.stored, 'content')}: {self.reasons[node.uuid]}",
+                        f"{node.title} still lacks {left}: {self.reasons[node.uuid]}",
                         "When that is mended, try again:",
                         (f"cluster-remote repair {name}",),
                     )
@@ -230,8 +231,8 @@ class _Repair:
                 Problem(
                     "few-copies",
                     None,
-                    f"{many(self.homeless, 'content')} cannot be had from here: neither this repository nor any node that "
-                    "answers has it",
+                    f"{many(self.homeless, 'content')} cannot be had from here: neither this repository nor any node "
+                    "that answers has it",
                     "Record what is true, then see who else may have it:",
                     (f"cluster-remote check {name} --all --fix", f"git annex whereis --all --in {name}"),
                 )
