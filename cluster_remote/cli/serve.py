@@ -13,6 +13,8 @@ from cluster_remote.remote.settings import BadSettings
 
 if TYPE_CHECKING:
     from cluster_remote.gateway.behind import Behind
+    from cluster_remote.gateway.listeners import Listener
+    from cluster_remote.transport.address import Tcp, Unix
 
 __all__ = ["serve"]
 
@@ -28,7 +30,7 @@ def serve(
         False, "--stdio", help="Serve one client on standard input and output: for inetd or an ssh forced command."
     ),
     timeout: float = typer.Option(60.0, min=0.1, help="Seconds without progress before a request is given up."),
-    max_connections: int = typer.Option(64, min=1, help="How many clients may be connected at the same time."),
+    max_clients: int = typer.Option(64, min=1, help="How many clients may be connected at the same time."),
 ) -> None:
     """Serve the cluster of this repository to others.
 
@@ -53,7 +55,7 @@ def serve(
             raise BadSettings("--stdio serves one client and listens nowhere: leave out --listen")
         anyio.run(_one_client, behind)
     else:
-        anyio.run(_everybody, behind, listen, max_connections)
+        anyio.run(_everybody, behind, listen, max_clients)
 
 
 def _say(line: str) -> None:
@@ -61,35 +63,50 @@ def _say(line: str) -> None:
     print(datetime.now().astimezone().isoformat(timespec="seconds"), line, file=sys.stderr, flush=True)
 
 
-async def _everybody(behind: Behind, addresses: list[str], connections: int) -> None:
-    import os
+async def _everybody(behind: Behind, addresses: list[str], clients: int) -> None:
+    import signal
+
+    import anyio
 
     from cluster_remote.gateway.gateway import Gateway, Limits
-    from cluster_remote.gateway.listeners import handed_over, listen, parse_listen
+    from cluster_remote.gateway.listeners import parse_listen
     from cluster_remote.gateway.tokens import Tokens
 
     parsed = [parse_listen(address) for address in addresses]
+    tokens = Tokens.of(behind.repository)
+    if not tokens.all():
+        _say("warning: there are no tokens yet, so nobody can come in: cluster-remote token create")
+    # Before there is a socket, which a signal would leave behind.
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        listeners = _open(parsed)
+        for listener in listeners:
+            _say(f"{listener.name}: serving {behind.cluster}")
+        await Gateway(behind, tokens, behind.timeout, _say, Limits(clients=clients)).run(listeners, signals)
+
+
+def _open(addresses: list[Unix | Tcp]) -> list[Listener]:
+    """All of them, or none."""
+    import os
+
+    from cluster_remote.gateway.listeners import handed_over, listen
+
     listeners = handed_over(os.environ)
     try:
-        for address in parsed:
+        for address in addresses:
             listeners += listen(address)
         if not listeners:
             raise BadSettings("nothing to listen on: --listen unix:/path, --listen tcp://host:port, or --stdio")
-        tokens = Tokens.of(behind.repository)
-        for listener in listeners:
-            if listener.in_the_clear:
-                _say(
-                    f"warning: {listener.name} can be reached over the network, where tokens and contents can be read "
-                    "by others: put it behind ssh, a VPN or a TLS proxy, or listen on 127.0.0.1"
-                )
-            _say(f"{listener.name}: serving {behind.cluster}")
-        if not tokens.all():
-            _say("warning: there are no tokens yet, so nobody can come in: cluster-remote token create")
     except BaseException:
         for listener in listeners:
             listener.close()
         raise
-    await Gateway(behind, tokens, behind.timeout, _say, Limits(connections=connections)).run(listeners)
+    for listener in listeners:
+        if listener.in_the_clear:
+            _say(
+                f"warning: {listener.name} can be reached over the network, where others can read tokens and contents: "
+                "put it behind ssh, a VPN or a TLS proxy, or listen on 127.0.0.1"
+            )
+    return listeners
 
 
 async def _one_client(behind: Behind) -> None:

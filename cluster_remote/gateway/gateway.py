@@ -1,7 +1,7 @@
 """The gateway: lets clients in that have a token, and serves each of them for as long as it stays.
 
-No client can keep others out: whoever does not authenticate is dropped soon, there may only be so many of them and so
-many connections in all, and who is one too many is told so. Each client has a session of its own.
+No client can keep others out for long: whoever does not authenticate is dropped soon, there may only be so many of
+them and so many clients, and who is one too many is told so. Each client has a session of its own.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ _MOST_REFUSALS = 32
 
 @dataclass(frozen=True)
 class Limits:
-    """`strangers`: connections that have not authenticated yet. Times are in seconds.
+    """How many `clients` may be connected, and besides how many `strangers`, who have not authenticated yet.
 
-    `to_authenticate` is how long such a connection may take; `after_wrong_token` how long its refusal takes, which
-    makes guessing slow; `to_finish` how long requests may go on once the gateway has been told to stop.
+    Times are in seconds: `to_authenticate` is what a stranger may take, `after_wrong_token` how long its refusal takes,
+    which makes guessing slow; `to_finish` is for requests that are under way when the gateway is told to stop.
     """
 
-    connections: int = 64
-    strangers: int = 16
+    clients: int = 64
+    strangers: int = 64
     to_authenticate: float = 10.0
     after_wrong_token: float = 1.0
     to_finish: float = 10.0
@@ -52,10 +52,14 @@ class Limits:
 
 @dataclass
 class _Count:
+    number: int = 0
     connections: int = 0
     strangers: int = 0
     refusals: int = 0
-    number: int = 0
+
+    @property
+    def clients(self) -> int:
+        return self.connections - self.strangers
 
 
 @dataclass
@@ -73,28 +77,27 @@ class Gateway:
         self._closing = Closing()
         self._nobody_left = anyio.Event()
 
-    async def run(self, listeners: Sequence[Listener]) -> None:
-        """Serves until SIGTERM or SIGINT; then lets requests finish, for some time; a second signal ends them.
+    async def run(self, listeners: Sequence[Listener], signals: AsyncIterator[signal.Signals]) -> None:
+        """Serves until there is a signal; then lets requests finish, for some time; a second signal ends them.
 
         Closes the listeners. Raises CannotListen if one of them stops working.
         """
-        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-            async with anyio.create_task_group() as connections:
-                failures: list[CannotListen] = []
-                try:
-                    async with anyio.create_task_group() as accepting:
-                        for listener in listeners:
-                            accepting.start_soon(self._accept, listener, connections, failures, accepting)
-                        async for received in signals:
-                            self.log(f"{signal.Signals(received).name}: finishing what is under way")
-                            accepting.cancel_scope.cancel()
-                            break
-                finally:
+        async with anyio.create_task_group() as connections:
+            failures: list[CannotListen] = []
+            try:
+                async with anyio.create_task_group() as accepting:
                     for listener in listeners:
-                        listener.close()
-                self._closing.begin()
-                await self._finish(signals)
-                connections.cancel_scope.cancel()
+                        accepting.start_soon(self._accept, listener, connections, failures, accepting)
+                    async for received in signals:
+                        self.log(f"{signal.Signals(received).name}: finishing what is under way")
+                        accepting.cancel_scope.cancel()
+                        break
+            finally:
+                for listener in listeners:
+                    listener.close()
+            self._closing.begin()
+            await self._finish(signals)
+            connections.cancel_scope.cancel()
         if failures:
             raise failures[0]
 
@@ -129,15 +132,12 @@ class Gateway:
                 return
             self._count.number += 1
             name = f"{listener.name} #{self._count.number}"
-            if self._count.connections >= self.limits.connections:
-                full = f"this gateway serves {self._count.connections} connections already"
-            elif self._count.strangers >= self.limits.strangers:
-                full = f"{self._count.strangers} others are waiting to authenticate"
-            else:
+            if self._count.strangers < self.limits.strangers:
                 self._count.connections += 1
                 self._count.strangers += 1
                 connections.start_soon(self._connection, connection, name)
                 continue
+            full = f"{self._count.strangers} others are waiting to authenticate"
             self.log(f"{name}: refused: {full}")
             if self._count.refusals < _MOST_REFUSALS:
                 self._count.refusals += 1
@@ -219,6 +219,9 @@ class Gateway:
                     served = await self.behind.served(claim.wanted, uuid, token.mode, with_git=True, note=note)
                 except AnnexError as error:
                     raise ClientMisbehaved(str(error), printable(str(error))) from None
+                if self._count.clients >= self.limits.clients:
+                    full = f"this gateway has {self._count.clients} clients already"
+                    raise ClientMisbehaved(full, f"{full}; try again later")
                 return served, f"{who} with {_named(token)}"
             case other:
                 raise ClientMisbehaved(f"{describe(other)[:100]} in place of AUTH", "expected AUTH")

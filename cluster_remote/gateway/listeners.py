@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import ipaddress
 import os
-import secrets
 import socket
 import stat
-from collections.abc import MutableMapping
+import time
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +26,8 @@ __all__ = ["Listener", "SocketConnection", "handed_over", "listen", "parse_liste
 _BACKLOG = 64
 # What Linux takes as the path of a unix socket, in bytes.
 _MAX_PATH = 107
+# Seconds to wait for another gateway that starts in the same directory, and between two looks.
+_LOCK_WAIT, _LOCK_LOOK = 5.0, 0.02
 # systemd's first descriptor (sd_listen_fds(3)).
 _FIRST_DESCRIPTOR = 3
 # Seconds until another connection is accepted after this machine had no room for one.
@@ -121,29 +125,28 @@ def listen(address: Unix | Tcp) -> list[Listener]:
 
 def _listen_unix(address: Unix) -> Listener:
     path = Path(address.path)
-    # Under another name at first: it gets its place only once it listens and nobody else may connect, and whoever
-    # finds it there finds it answering.
-    new = path.with_name(f".{secrets.token_hex(3)}")
-    longest = max(len(os.fsencode(each)) for each in (path, new))
-    if longest > _MAX_PATH:
+    excess = len(os.fsencode(path)) - _MAX_PATH
+    if excess > 0:
         raise CannotListen(
-            f"{address}: the path of a unix socket has at most {_MAX_PATH} bytes (with {longest - _MAX_PATH} fewer "
-            "this one would do)"
+            f"cannot listen on {address}: the path of a unix socket has at most {_MAX_PATH} bytes; this one would do "
+            f"with {excess} fewer"
         )
     made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _refuse_if_taken(address)
-        made.bind(os.fsencode(new))
-        try:
-            new.chmod(0o600)
-            made.listen(_BACKLOG)
-            made.setblocking(False)
-            inode = new.lstat().st_ino
-            new.replace(path)
-        except BaseException:
-            new.unlink(missing_ok=True)
-            raise
+        with _alone_in(path.parent, str(address)):
+            _make_way(address)
+            # Of the socket itself, from which the file gets its mode (unix(7)): at no time may others connect.
+            os.fchmod(made.fileno(), 0o600)
+            made.bind(os.fsencode(path))
+            try:
+                inode = path.lstat().st_ino
+                path.chmod(0o600)
+                made.listen(_BACKLOG)
+                made.setblocking(False)
+            except BaseException:
+                path.unlink(missing_ok=True)
+                raise
     except OSError as error:
         made.close()
         raise CannotListen(f"cannot listen on {address}: {error.strerror or error}") from None
@@ -153,8 +156,27 @@ def _listen_unix(address: Unix) -> Listener:
     return Listener(made, str(address), file=(path, inode))
 
 
-def _refuse_if_taken(address: Unix) -> None:
-    """Raises CannotListen unless there is nothing at the path, or a socket that nobody listens on any more."""
+@contextmanager
+def _alone_in(directory: Path, what: str) -> Iterator[None]:
+    """Keeps another gateway that starts at the same time from taking our socket for one that nobody listens on."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        deadline = time.monotonic() + _LOCK_WAIT
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise CannotListen(f"cannot listen on {what}: somebody keeps {directory} locked") from None
+                time.sleep(_LOCK_LOOK)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _make_way(address: Unix) -> None:
+    """Removes a socket that nobody listens on any more. Raises CannotListen if there is anything else."""
     try:
         mode = os.lstat(address.path).st_mode
     except FileNotFoundError:
@@ -165,6 +187,7 @@ def _refuse_if_taken(address: Unix) -> None:
         probe.setblocking(False)
         result = probe.connect_ex(os.fsencode(address.path))
     if result in (errno.ECONNREFUSED, errno.ENOENT):
+        Path(address.path).unlink(missing_ok=True)
         return
     if result in (0, errno.EAGAIN):
         raise CannotListen(

@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -118,6 +119,29 @@ def test_a_path_that_is_too_long_for_a_socket_says_by_how_much(tmp_path: Path) -
     path = tmp_path / ("x" * 107)
     with pytest.raises(CannotListen, match=f"with {len(str(path)) - 107} fewer"):
         listen(Unix(str(path)))
+    shorter = Unix(str(path)[:107])
+    with listening(shorter):
+        pass
+
+
+def test_gateways_that_start_at_the_same_time_do_not_take_each_other_s_socket(tmp_path: Path) -> None:
+    path = tmp_path / "gw"
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(str(path))
+
+    def attempt(_: int) -> Listener | None:
+        try:
+            return listen(Unix(str(path)))[0]
+        except CannotListen:
+            return None
+
+    with ThreadPoolExecutor(8) as pool:
+        (winner,) = [listener for listener in pool.map(attempt, range(8)) if listener is not None]
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+        accepted, _ = winner.socket.accept()
+        accepted.close()
+    winner.close()
 
 
 def test_a_place_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:

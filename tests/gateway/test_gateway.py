@@ -1,0 +1,326 @@
+"""Who is let in to a gateway, to what, and how nobody can keep others out."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
+
+import anyio
+import pytest
+
+from cluster_remote.annex.repository import Repository as AnnexRepository
+from cluster_remote.gateway.behind import Behind
+from cluster_remote.gateway.gateway import Gateway as Server
+from cluster_remote.gateway.gateway import Limits
+from cluster_remote.gateway.listeners import listen
+from cluster_remote.gateway.tokens import Tokens
+from cluster_remote.p2p.client import StreamSession, Transport
+from cluster_remote.p2p.errors import AuthenticationFailed
+from cluster_remote.p2p.file import FileSource
+from cluster_remote.p2p.key import UUID, AssociatedFile, Key
+from cluster_remote.p2p.server import Mode
+from cluster_remote.p2p.session import Stored
+from cluster_remote.transport.address import Tcp, Unix, parse_address
+from cluster_remote.transport.sockets import TcpTransport, UnixTransport
+from tests.gateway.served import Gateway
+from tests.support.sockets import free_port
+
+pytestmark = pytest.mark.anyio
+
+CLIENT = "c11e0000-0000-4000-8000-000000000002"
+NOBODY = "0bad0000-0000-4000-8000-000000000009"
+ABSENT = "SHA256E-s5--2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824"
+
+
+def say(client: socket.socket, *lines: str) -> None:
+    client.sendall("".join(line + "\n" for line in lines).encode())
+
+
+def hear(client: socket.socket) -> str:
+    """All that the gateway says until it closes."""
+    heard = b""
+    while data := client.recv(65536):
+        heard += data
+    return heard.decode()
+
+
+def answer(client: socket.socket, *lines: str) -> str:
+    """The next line that comes; the empty text where the gateway closes instead."""
+    say(client, *lines)
+    line = b""
+    while not line.endswith(b"\n") and (byte := client.recv(1)):
+        line += byte
+    return line.decode().rstrip("\n")
+
+
+# Which repository
+
+
+def test_a_token_lets_in_to_the_cluster(gateway: Gateway) -> None:
+    with gateway.connect() as client:
+        text = gateway.tokens[Mode.READ_WRITE]
+        assert answer(client, f"AUTH {CLIENT} {text}") == f"AUTH-SUCCESS {gateway.cluster.uuid}"
+        assert answer(client, "VERSION 4") == "VERSION 4"
+        assert answer(client, f"CHECKPRESENT {ABSENT}") == "FAILURE"
+
+
+def test_a_token_with_a_uuid_lets_in_to_that_repository(gateway: Gateway) -> None:
+    text = gateway.tokens[Mode.READ_WRITE]
+    cluster = gateway.cluster
+    for uuid in (cluster.uuid, cluster.gateway.uuid, *(node.uuid for node in cluster.nodes)):
+        for claim in (f"{text}/{uuid}", text + uuid.replace("-", "")):
+            with gateway.connect() as client:
+                assert answer(client, f"AUTH {CLIENT} {claim}") == f"AUTH-SUCCESS {uuid}"
+                assert answer(client, f"CHECKPRESENT {ABSENT}") == "FAILURE"
+
+
+def test_a_repository_that_is_not_there_is_named_and_the_connection_closed(gateway: Gateway) -> None:
+    with gateway.connect() as client:
+        say(client, f"AUTH {CLIENT} {gateway.tokens[Mode.READ_WRITE]}/{NOBODY}")
+        assert hear(client) == f"ERROR this gateway does not stand before {NOBODY}\n"
+
+
+def test_a_client_needs_no_uuid_of_its_own(gateway: Gateway) -> None:
+    with gateway.connect() as client:
+        text = gateway.tokens[Mode.READ_ONLY]
+        assert answer(client, f"AUTH  {text}") == f"AUTH-SUCCESS {gateway.cluster.uuid}"
+        assert answer(client, f"CHECKPRESENT {ABSENT}") == "FAILURE"
+
+
+@pytest.mark.parametrize("mode", Mode)
+def test_a_token_s_mode_holds_for_every_repository_behind_the_gateway(gateway: Gateway, mode: Mode) -> None:
+    cluster = gateway.cluster
+    for uuid in (cluster.uuid, cluster.gateway.uuid, cluster.nodes[0].uuid):
+        with gateway.connect() as client:
+            assert answer(client, f"AUTH {CLIENT} {gateway.tokens[mode]}/{uuid}") == f"AUTH-SUCCESS {uuid}"
+            put = answer(client, f"PUT  {ABSENT}")
+            remove = answer(client, f"REMOVE {ABSENT}") if mode is not Mode.READ_WRITE else ""
+        match mode:
+            case Mode.READ_WRITE:
+                assert put == "PUT-FROM 0"
+            case Mode.APPEND_ONLY:
+                # After the offer only the content may come.
+                assert put == "PUT-FROM 0"
+                assert remove == "ERROR protocol error"
+            case Mode.READ_ONLY:
+                assert put == "ERROR this repository is read-only; write access denied"
+                assert remove == put
+
+
+# Our own client
+
+
+def transport(gateway: Gateway, address: str, token: str) -> Transport:
+    match parse_address(address):
+        case Unix(path=path):
+            return UnixTransport(os.fsencode(path), token=token, name=address)
+        case Tcp(host=host, port=port):
+            return TcpTransport(host, port, token=token, name=address)
+        case _:
+            raise AssertionError
+
+
+@pytest.mark.parametrize("kind", ["unix", "tcp"])
+async def test_our_own_sessions_store_fetch_and_remove_through_it(gateway: Gateway, kind: str, tmp_path: Path) -> None:
+    content = os.urandom(3_000_000)
+    file = tmp_path / "content"
+    file.write_bytes(content)
+    key = Key.parse(f"WORM-s{len(content)}--through-{kind}")
+    session = StreamSession(
+        transport(gateway, getattr(gateway, kind), gateway.tokens[Mode.READ_WRITE]),
+        client=UUID(CLIENT),
+        expected=UUID(gateway.cluster.uuid),
+    )
+    nodes = frozenset(UUID(node.uuid) for node in gateway.cluster.nodes)
+    try:
+        stored = await session.store(key, AssociatedFile("f"), FileSource(bytes(file)))
+        assert stored == Stored(True, nodes)
+        assert gateway.cluster.holders(key.text) == [True, True, True]
+        async with session.download(key, AssociatedFile(), 1_000_000) as download:
+            fetched = b"".join([bytes(chunk) async for chunk in download.chunks()])
+            assert await download.valid()
+        assert fetched == content[1_000_000:]
+        removal = await session.remove(key)
+        assert (removal.removed, removal.uuids) == (True, nodes)
+        assert gateway.cluster.holders(key.text) == [False, False, False]
+    finally:
+        await session.aclose()
+
+
+async def test_our_own_session_says_that_the_token_is_wrong(gateway: Gateway) -> None:
+    session = StreamSession(transport(gateway, gateway.unix, "wrong"), client=UUID(CLIENT))
+    with pytest.raises(AuthenticationFailed, match="did not accept the token"):
+        await session.open()
+
+
+# Strangers
+
+
+@pytest.fixture(scope="module")
+def behind(gateway: Gateway) -> Behind:
+    cluster = gateway.cluster
+    repository = AnnexRepository(cluster.gateway.path / ".git", cluster.gateway.path, cluster.gateway.path)
+    return Behind(repository, UUID(cluster.gateway.uuid), UUID(cluster.uuid), 20.0)
+
+
+class InProcess:
+    """A gateway in this process, for what would take too long otherwise."""
+
+    def __init__(self, port: int, log: list[str], token: str) -> None:
+        self.port = port
+        self.log = log
+        self.token = token
+
+    def connect(self) -> socket.socket:
+        client = socket.create_connection(("127.0.0.1", self.port), 20)
+        client.settimeout(20)
+        return client
+
+
+@asynccontextmanager
+async def in_process(behind: Behind, tmp_path: Path, limits: Limits) -> AsyncIterator[InProcess]:
+    tokens = Tokens(tmp_path / "tokens" / "tokens")
+    _, token = tokens.create(Mode.READ_WRITE, "in process")
+    port = free_port()
+    log: list[str] = []
+    async with anyio.create_task_group() as tasks:
+        server = Server(behind, tokens, 20.0, log.append, limits)
+        tasks.start_soon(server.run, listen(Tcp("127.0.0.1", port)), _no_signals())
+        yield InProcess(port, log, token)
+        tasks.cancel_scope.cancel()
+
+
+async def _no_signals() -> AsyncIterator[signal.Signals]:
+    await anyio.sleep_forever()
+    yield signal.SIGTERM
+
+
+async def off_the_loop(function: Callable[..., str], *arguments: object) -> str:
+    return await anyio.to_thread.run_sync(lambda: function(*arguments))
+
+
+@pytest.mark.parametrize(
+    "claim",
+    ["wrong", "", "/", "TOKEN/", "TOKEN/node1", "TOKENx", " TOKEN", "TOKEN TOKEN"],
+)
+async def test_a_wrong_token_is_refused_after_a_delay(behind: Behind, tmp_path: Path, claim: str) -> None:
+    delay = 0.3
+    async with in_process(behind, tmp_path, Limits(after_wrong_token=delay)) as server:
+        with server.connect() as client:
+            before = time.monotonic()
+            say(client, f"AUTH {CLIENT} {claim.replace('TOKEN', server.token)}")
+            assert await off_the_loop(hear, client) == "AUTH-FAILURE\n"
+            assert time.monotonic() - before >= delay
+    assert "wrong token" in server.log[-1]
+    assert server.token not in "".join(server.log)
+
+
+async def test_a_revoked_token_is_a_wrong_one_at_once(behind: Behind, tmp_path: Path) -> None:
+    async with in_process(behind, tmp_path, Limits(after_wrong_token=0)) as server:
+        tokens = Tokens(tmp_path / "tokens" / "tokens")
+        with server.connect() as client:
+            greeting = await off_the_loop(answer, client, f"AUTH {CLIENT} {server.token}")
+            assert greeting == f"AUTH-SUCCESS {behind.cluster}"
+        tokens.revoke(tokens.all()[0].id)
+        with server.connect() as client:
+            assert await off_the_loop(answer, client, f"AUTH {CLIENT} {server.token}") == "AUTH-FAILURE"
+
+
+async def test_tokens_that_cannot_be_read_let_nobody_in_and_tell_strangers_nothing(
+    behind: Behind, tmp_path: Path
+) -> None:
+    async with in_process(behind, tmp_path, Limits()) as server:
+        (tmp_path / "tokens" / "tokens").write_text("damaged")
+        with server.connect() as client:
+            said = await off_the_loop(answer, client, f"AUTH {CLIENT} {server.token}")
+    assert said == "ERROR this gateway cannot check tokens; see its log"
+    assert "is damaged" in server.log[-1]
+
+
+STRANGE = {
+    "no AUTH": ("VERSION 4\n", "ERROR expected AUTH\n"),
+    "HTTP": ("GET / HTTP/1.1\r\n\r\n", "ERROR protocol error: "),
+    "no UUID": ("AUTH me token\n", "ERROR protocol error: "),
+    "an error": ("ERROR lost\n", "ERROR protocol error\n"),
+    "an endless line": ("A" * 200_000, "ERROR protocol error: a line of more than 65536 bytes"),
+}
+
+
+@pytest.mark.parametrize(("said", "told"), STRANGE.values(), ids=STRANGE)
+async def test_a_stranger_that_says_anything_else_is_told_so_and_dropped(
+    behind: Behind, tmp_path: Path, said: str, told: str
+) -> None:
+    async with in_process(behind, tmp_path, Limits()) as server:
+        with server.connect() as client:
+            client.sendall(said.encode())
+            assert (await off_the_loop(hear, client)).startswith(told)
+    assert "not let in" in server.log[-1]
+
+
+@pytest.mark.parametrize("said", ["", "AUTH ", "AUTH c11e0000"])
+async def test_a_stranger_that_does_not_come_to_the_point_is_dropped(behind: Behind, tmp_path: Path, said: str) -> None:
+    async with in_process(behind, tmp_path, Limits(to_authenticate=0.3)) as server:
+        with server.connect() as client:
+            client.sendall(said.encode())
+            assert await off_the_loop(hear, client) == ""
+    assert "no progress" in server.log[-1]
+
+
+async def test_strangers_do_not_keep_out_for_long_who_has_a_token(behind: Behind, tmp_path: Path) -> None:
+    async with in_process(behind, tmp_path, Limits(strangers=3, to_authenticate=0.6)) as server:
+        strangers = [server.connect() for _ in range(3)]
+        while len(server.log) < 1:
+            # Each of the three has to be accepted before there is one too many.
+            with server.connect() as client:
+                await anyio.sleep(0.05)
+                say(client, f"AUTH {CLIENT} {server.token}")
+                refused = await off_the_loop(answer, client)
+        assert refused == "ERROR 3 others are waiting to authenticate; try again later"
+        for stranger in strangers:
+            with closing(stranger):
+                assert await off_the_loop(hear, stranger) == ""
+        with server.connect() as client:
+            assert (await off_the_loop(answer, client, f"AUTH {CLIENT} {server.token}")).startswith("AUTH-SUCCESS")
+
+
+async def test_one_client_too_many_is_told_so_and_the_others_stay(behind: Behind, tmp_path: Path) -> None:
+    async with in_process(behind, tmp_path, Limits(clients=2)) as server:
+        clients = [server.connect() for _ in range(2)]
+        for client in clients:
+            assert (await off_the_loop(answer, client, f"AUTH {CLIENT} {server.token}")).startswith("AUTH-SUCCESS")
+        with server.connect() as client:
+            told = await off_the_loop(answer, client, f"AUTH {CLIENT} {server.token}")
+            assert told == "ERROR this gateway has 2 clients already; try again later"
+        for client in clients:
+            with closing(client):
+                assert await off_the_loop(answer, client, "VERSION 3") == "VERSION 3"
+        while len(server.log) < 3:
+            await anyio.sleep(0.02)
+        with server.connect() as client:
+            assert (await off_the_loop(answer, client, f"AUTH {CLIENT} {server.token}")).startswith("AUTH-SUCCESS")
+
+
+async def test_a_line_for_each_connection_says_who_and_what_and_no_token(behind: Behind, tmp_path: Path) -> None:
+    async with in_process(behind, tmp_path, Limits()) as server:
+        with server.connect() as client:
+            await off_the_loop(answer, client, f"AUTH {CLIENT} {server.token}")
+            for line in ("VERSION 4", f"REMOVE-BEFORE -5 {ABSENT}", f"CHECKPRESENT {ABSENT}"):
+                await off_the_loop(answer, client, line)
+        while not server.log[-1:] or "requests" not in server.log[-1]:
+            await anyio.sleep(0.02)
+    token = Tokens(tmp_path / "tokens" / "tokens").all()[0]
+    whom = f"{CLIENT} with token {token.id} (in process), read-write, to {behind.cluster}"
+    assert server.log[-1].startswith(f"tcp://127.0.0.1:{server.port} #1: {whom}: 2 requests (")
+    assert server.token not in "".join(server.log)
+
+
+def test_nothing_in_the_log_of_all_this_is_a_token(gateway: Gateway) -> None:
+    log = gateway.log.read_text()
+    assert "AUTH" not in log
+    assert not any(text in log for text in gateway.tokens.values())
+    assert "Traceback" not in log

@@ -1,0 +1,277 @@
+"""`cluster-remote serve` from its start to its end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from cluster_remote.gateway.tokens import Tokens
+from cluster_remote.p2p.server import Mode
+from tests.cli.command import cluster_remote
+from tests.gateway.served import Gateway, gateway_of
+from tests.gateway.test_gateway import CLIENT, answer, hear, say
+from tests.support.environment import Environment
+from tests.support.processes import end_group, wait_until
+from tests.support.repositories import Cluster, make_cluster
+from tests.support.sockets import free_port
+
+SECONDS = 30.0
+SIZE = 4_000_000
+KEY = f"WORM-s{SIZE}--under-way"
+
+
+@pytest.fixture(scope="module")
+def site(make_environment: Callable[[], Environment]) -> Cluster:
+    environment = make_environment()
+    return make_cluster(environment, environment.directory)
+
+
+def admitted(gateway: Gateway) -> socket.socket:
+    """A client that has been let in."""
+    client = gateway.connect()
+    greeting = answer(client, f"AUTH {CLIENT} {gateway.tokens[Mode.READ_WRITE]}")
+    assert greeting == f"AUTH-SUCCESS {gateway.cluster.uuid}"
+    assert answer(client, "VERSION 4") == "VERSION 4"
+    return client
+
+
+def refuses(gateway: Gateway) -> bool:
+    """Whether nobody listens any more, on either address."""
+    with socket.socket() as tcp:
+        return not gateway.path.exists() and tcp.connect_ex(("127.0.0.1", gateway.port)) != 0
+
+
+# The end
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_and_idle_clients_in_good_order(site: Cluster, signum: int) -> None:
+    with gateway_of(site) as gateway, admitted(gateway) as client, gateway.connect() as stranger:
+        assert gateway.stop(signum) == 0
+        assert hear(client) == ""
+        assert hear(stranger) == ""
+        assert refuses(gateway)
+        assert "Traceback" not in gateway.log.read_text()
+    assert wait_until(lambda: not site.gateway.environment.processes())
+
+
+def test_a_transfer_that_is_under_way_is_finished_first(site: Cluster) -> None:
+    with gateway_of(site) as gateway, admitted(gateway) as client:
+        content = os.urandom(SIZE)
+        assert answer(client, f"PUT  {KEY}") == "PUT-FROM 0"
+        say(client, f"DATA {SIZE}")
+        client.sendall(content[: SIZE // 2])
+        gateway.process.send_signal(signal.SIGTERM)
+        assert wait_until(lambda: refuses(gateway), SECONDS)
+        time.sleep(0.5)
+        client.sendall(content[SIZE // 2 :])
+        assert answer(client, "VALID").startswith("SUCCESS-PLUS ")
+        assert hear(client) == ""
+        assert gateway.process.wait(SECONDS) == 0
+    assert [node.object_bytes(KEY) == content for node in site.nodes] == [True, True, True]
+    for node in site.nodes:
+        node.annex("drop", "--force", "--key", KEY)
+
+
+def test_a_transfer_that_does_not_come_to_an_end_is_cut_off(site: Cluster) -> None:
+    with gateway_of(site) as gateway, admitted(gateway) as client:
+        assert answer(client, f"PUT  {KEY}") == "PUT-FROM 0"
+        say(client, f"DATA {SIZE}")
+        began = time.monotonic()
+        assert gateway.stop(within=40) == 0
+        assert time.monotonic() - began > 9
+        assert "1 connections are cut off" in gateway.log.read_text()
+    assert wait_until(lambda: not site.gateway.environment.processes())
+    assert site.holders(KEY) == [False, False, False]
+
+
+def test_a_second_signal_ends_it_at_once(site: Cluster) -> None:
+    with gateway_of(site) as gateway, admitted(gateway) as client:
+        assert answer(client, f"PUT  {KEY}") == "PUT-FROM 0"
+        gateway.process.send_signal(signal.SIGTERM)
+        assert wait_until(lambda: refuses(gateway), SECONDS)
+        began = time.monotonic()
+        assert gateway.stop() == 0
+        assert time.monotonic() - began < 9
+        assert "again" in gateway.log.read_text()
+    assert wait_until(lambda: not site.gateway.environment.processes())
+
+
+def test_it_can_be_started_again_after_it_was_killed(site: Cluster) -> None:
+    with gateway_of(site) as gateway:
+        gateway.process.kill()
+        gateway.process.wait(SECONDS)
+        assert gateway.path.exists()
+    with gateway_of(site) as gateway, admitted(gateway):
+        assert gateway.stop() == 0
+
+
+# Clients that do not play along
+
+
+@pytest.fixture(scope="module")
+def impatient(site: Cluster) -> Iterator[Gateway]:
+    """A gateway that gives up a stalled request soon."""
+    with gateway_of(site, "--timeout", "1", name="impatient") as gateway:
+        yield gateway
+
+
+def test_a_stalled_upload_is_given_up_and_stored_nowhere(site: Cluster, impatient: Gateway) -> None:
+    with admitted(impatient) as client:
+        assert answer(client, f"PUT  {KEY}") == "PUT-FROM 0"
+        say(client, f"DATA {SIZE}")
+        client.sendall(bytes(1000))
+        assert hear(client) == ""
+    assert site.holders(KEY) == [False, False, False]
+    assert "no progress for 1 seconds" in impatient.log.read_text()
+
+
+def test_a_client_that_reads_nothing_is_given_up(site: Cluster, impatient: Gateway) -> None:
+    content = os.urandom(SIZE)
+    for node in site.nodes:
+        node.set_key(KEY, content)
+        site.gateway.annex("setpresentkey", KEY, node.uuid, "1")
+    with admitted(impatient) as client:
+        say(client, f"GET 0  {KEY}")
+        assert wait_until(lambda: "while sending content" in impatient.log.read_text(), SECONDS)
+    with admitted(impatient) as client:
+        assert answer(client, f"REMOVE {KEY}").startswith("SUCCESS-PLUS ")
+
+
+def test_a_client_that_closes_its_side_is_answered_all_the_same(impatient: Gateway) -> None:
+    with admitted(impatient) as client:
+        say(client, f"CHECKPRESENT {KEY}", f"CHECKPRESENT {KEY}")
+        client.shutdown(socket.SHUT_WR)
+        assert hear(client) == "FAILURE\nFAILURE\n"
+
+
+@pytest.mark.parametrize("said", [b"\x00" * 1000 + b"\n", b"x" * 70_000, b"GET x x x\n", b"\n", b"AUTH\n"])
+def test_garbage_after_authentication_ends_the_conversation_alone(impatient: Gateway, said: bytes) -> None:
+    with admitted(impatient) as client, admitted(impatient) as other:
+        client.sendall(said)
+        assert hear(client).startswith("ERROR protocol error")
+        assert answer(other, f"CHECKPRESENT {KEY}") == "FAILURE"
+
+
+def test_many_that_come_and_go_leave_nothing_behind(site: Cluster, impatient: Gateway) -> None:
+    descriptors = Path(f"/proc/{impatient.process.pid}/fd")
+    before = len(list(descriptors.iterdir()))
+    for number in range(60):
+        with impatient.connect() as client:
+            if number % 2:
+                say(client, f"AUTH {CLIENT} {impatient.tokens[Mode.READ_WRITE]}")
+    with admitted(impatient) as client:
+        assert answer(client, f"CHECKPRESENT {KEY}") == "FAILURE"
+    assert wait_until(lambda: len(list(descriptors.iterdir())) <= before)
+    assert "Traceback" not in impatient.log.read_text()
+
+
+# The command line
+
+
+def test_without_anything_to_listen_on_it_says_what_there_is(site: Cluster) -> None:
+    said = cluster_remote(site.gateway, "serve", code=2).err
+    assert "--listen unix:/path" in said
+    assert "--stdio" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("--listen", "ssh://nas/annex"), 2, "unix:/path or tcp://host:port"),
+        (("--listen", "unix:relative"), 2, "absolute"),
+        (("--listen", "unix:/proc/nowhere/gw"), 1, "cannot listen on unix:/proc/nowhere/gw"),
+        (("--cluster", "other", "--listen", "unix:/tmp/x"), 1, "there is mycluster"),
+        (("--timeout", "0", "--listen", "unix:/tmp/x"), 2, "timeout"),
+        (("--max-clients", "0", "--listen", "unix:/tmp/x"), 2, "max-clients"),
+    ],
+)
+def test_what_cannot_be_served_is_said_in_words(
+    site: Cluster, arguments: tuple[str, ...], code: int, words: str
+) -> None:
+    assert words in cluster_remote(site.gateway, "serve", *arguments, code=code).err
+
+
+def test_a_second_gateway_on_the_same_socket_is_refused_and_the_first_stays(site: Cluster) -> None:
+    with gateway_of(site) as gateway:
+        said = cluster_remote(site.gateway, "serve", "--listen", gateway.unix, code=1).err
+        assert "somebody listens there already" in said
+        # Nor does it leave the sockets behind that it could have.
+        other = site.gateway.environment.directory / "other"
+        cluster_remote(site.gateway, "serve", "--listen", f"unix:{other}", "--listen", gateway.tcp, code=1)
+        assert not other.exists()
+        with admitted(gateway):
+            pass
+
+
+def test_it_warns_of_what_can_be_read_on_the_network_and_of_having_no_tokens(site: Cluster) -> None:
+    environment = site.gateway.environment
+    tokens = site.gateway.path / ".git/cluster-remote"
+    kept = tokens.rename(tokens.with_name("kept")) if tokens.exists() else None
+    log = environment.directory / "warnings"
+    with log.open("wb") as err:
+        process = environment.popen(
+            "cluster-remote",
+            "serve",
+            "--listen",
+            f"tcp://0.0.0.0:{free_port()}",
+            cwd=site.gateway.path,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=err.fileno(),
+        )
+    try:
+        assert wait_until(lambda: "serving" in log.read_text(), SECONDS)
+        assert "no tokens yet" in log.read_text()
+        assert "can be reached over the network" in log.read_text()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(SECONDS) == 0
+    finally:
+        end_group(process.pid)
+        process.wait(SECONDS)
+        if kept is not None:
+            kept.rename(tokens)
+
+
+HAND_OVER = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.environ.update(LISTEN_FDS="1", LISTEN_FDNAMES="gw", LISTEN_PID=str(os.getpid()))
+os.execvp(sys.argv[2], sys.argv[2:])
+"""
+
+
+def test_a_socket_from_systemd_is_served_and_left_to_it(site: Cluster, tmp_path: Path) -> None:
+    environment = site.gateway.environment
+    _, token = Tokens(site.gateway.path / ".git/cluster-remote/tokens").create(Mode.READ_ONLY)
+    path = environment.directory / "handed"
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+        listening.listen()
+        process = subprocess.Popen(
+            [sys.executable, "-c", HAND_OVER, str(listening.fileno()), "cluster-remote", "serve"],
+            cwd=site.gateway.path,
+            env=environment.env,
+            pass_fds=[listening.fileno()],
+            start_new_session=True,
+        )
+        try:
+            with socket.socket(socket.AF_UNIX) as client:
+                client.settimeout(SECONDS)
+                client.connect(str(path))
+                assert answer(client, f"AUTH {CLIENT} {token}") == f"AUTH-SUCCESS {site.uuid}"
+                assert answer(client, f"CHECKPRESENT {KEY}") == "FAILURE"
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(SECONDS) == 0
+        finally:
+            end_group(process.pid)
+            process.wait(SECONDS)
+    assert path.is_socket()
