@@ -66,14 +66,22 @@ class ReadingOrder:
 
 
 def reading_order(nodes: Iterable[Node], holders: Collection[UUID], pick: Pick) -> ReadingOrder:
-    """`pick` decides where to begin among nodes of the same cost, so that these share the load."""
+    """`pick` decides where to begin among nodes of the same cost, so that these share the load.
+
+    Of nodes that cost the same, those that git-annex has to be asked for come last: it fetches a content as a whole
+    before it passes on the first byte (observed: some 50 ms for a small one where a repository takes 1 ms).
+    """
     ordered: list[Node] = []
-    for _, group in groupby(sorted(nodes, key=lambda node: node.cost), key=lambda node: node.cost):
+    for _, group in groupby(sorted(nodes, key=_distance), key=_distance):
         ordered += _rotated(list(group), pick)
     return ReadingOrder(
         tuple(node for node in ordered if not node.repositories.isdisjoint(holders)),
         tuple(node for node in ordered if node.repositories.isdisjoint(holders)),
     )
+
+
+def _distance(node: Node) -> tuple[float, bool]:
+    return node.cost, node.kind == "proxied"
 
 
 def _rotated(nodes: list[Node], pick: Pick) -> list[Node]:
