@@ -45,8 +45,7 @@ async def numcopies(repository: Repository) -> int:
 
 def comparable(view: View) -> Repository:
     """The repository whose location log is compared. Raises BadSettings where there is nothing to compare."""
-    settings = view.settings
-    if settings is not None and (settings.encryption != "none" or settings.chunked):
+    if not view.legible:
         raise BadSettings(
             f"{view.label}: its nodes hold encrypted or chunked content, which only git-annex can tell the keys of; "
             f"git annex fsck --fast --from {shlex.quote(view.label)} asks about them"

@@ -77,6 +77,11 @@ class View:
         """The nodes that nobody has declared dead."""
         return tuple(node for node in self.nodes if self.trust(node.uuid) != "dead")
 
+    @property
+    def legible(self) -> bool:
+        """Whether the nodes hold contents under the keys that this repository knows them by."""
+        return self.settings is None or (self.settings.encryption == "none" and not self.settings.chunked)
+
     def wants_all(self, node: Node) -> bool:
         """Whether a node takes whatever it is offered: it has no preferred or required content set."""
         return not self.logs.has_preferred_content([node.uuid])

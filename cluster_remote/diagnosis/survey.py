@@ -73,7 +73,7 @@ async def survey(views: Sequence[View], *, timeout: float, sample: int) -> Statu
 
     `sample` keys of each cluster are asked for at each of its nodes. Raises AnnexError.
     """
-    censuses = [Census(view.uuids, sample) for view in views]
+    censuses = [Census(view.uuids, sample if view.legible else 0) for view in views]
     findings = [_Findings() for _ in views]
     counted = anyio.Event()
     async with anyio.create_task_group() as tasks:

@@ -1,0 +1,113 @@
+"""Clusters with contents, and what can go wrong with them behind git-annex's back."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pty
+import select
+import shlex
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.remote.sites import Site
+from tests.support.environment import Environment, remove_tree
+from tests.support.processes import end_group
+from tests.support.repositories import Repository
+
+
+def store(site: Site, names: Sequence[str], *, keep: bool = True) -> dict[str, str]:
+    """Adds files and copies them to the cluster; their keys, by name. Without `keep` they are not here any more."""
+    for name in names:
+        site.client.write(name, f"the content of {name}\n".encode())
+    site.client.annex("add", "--quiet", *names)
+    site.client.annex("copy" if keep else "move", "--quiet", "--to", "mycl", *names)
+    site.client.git("commit", "--quiet", "-m", "files", "--", *names)
+    return {name: site.client.key(name) for name in names}
+
+
+def stock(site: Site, count: int) -> list[str]:
+    """Has every node hold so many contents, and the client know it, without going through any remote."""
+    contents = {}
+    for number in range(count):
+        content = f"content number {number}\n".encode()
+        contents[f"SHA256-s{len(content)}--{hashlib.sha256(content).hexdigest()}"] = content
+    question = "".join(f"{key}\n" for key in contents).encode()
+    folders = site.client.annex("examinekey", "--batch", "--format=${hashdirmixed}\\n", input=question).stdout.decode()
+    for node in site.cluster.nodes:
+        for (key, content), folder in zip(contents.items(), folders.split("\n"), strict=False):
+            place = node.path / ".git/annex/objects" / folder / key
+            place.mkdir(parents=True)
+            (place / key).write_bytes(content)
+    lines = "".join(f"{key} {node.uuid} 1\n" for key in contents for node in site.cluster.nodes)
+    site.client.annex("setpresentkey", "--batch", input=lines.encode(), timeout=120)
+    return list(contents)
+
+
+def empty(node: Repository) -> None:
+    """Removes all contents of a node, and neither it nor anybody else records that."""
+    remove_tree(node.path / ".git/annex/objects")
+
+
+def lose(node: Repository, key: str) -> None:
+    """Removes one content of a node, and nobody records that."""
+    path = node.object_path(key)
+    assert path is not None
+    remove_tree(path.parent)
+
+
+@contextmanager
+def away(node: Repository) -> Iterator[None]:
+    """A node whose directory is not where it was, as long as the context is open."""
+    hidden = node.path.with_name(node.path.name + ".away")
+    node.path.rename(hidden)
+    try:
+        yield
+    finally:
+        hidden.rename(node.path)
+
+
+def carry_out(where: Repository, commands: Sequence[str]) -> None:
+    """Types commands as they were printed.
+
+    Raises:
+        AssertionError: one failed.
+    """
+    for command in commands:
+        where.environment.run(*shlex.split(command), cwd=where.path)
+
+
+def on_a_terminal(
+    environment: Environment, cwd: Path, *argv: str, within: float = 60.0, env: dict[str, str] | None = None
+) -> str:
+    """What a command writes to a terminal of 100 columns, standard error included.
+
+    Raises:
+        AssertionError: it did not end within so many seconds.
+    """
+    master, slave = pty.openpty()
+    deadline = time.monotonic() + within
+    written = b""
+    variables = {"TERM": "xterm-256color", "COLUMNS": "100", **(env or {})}
+    process = environment.popen(*argv, cwd=cwd, env=variables, stdin=slave, stdout=slave, stderr=slave)
+    os.close(slave)
+    with process:
+        try:
+            while True:
+                readable, _, _ = select.select([master], [], [], max(0.0, deadline - time.monotonic()))
+                assert readable, f"{argv} did not end within {within} s: {written!r}"
+                try:
+                    chunk = os.read(master, 1 << 16)
+                except OSError:  # how a terminal says that nobody writes to it any more
+                    break
+                if not chunk:
+                    break
+                written += chunk
+        except BaseException:
+            end_group(process.pid)
+            raise
+        finally:
+            os.close(master)
+    return os.fsdecode(written)

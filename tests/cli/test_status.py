@@ -1,0 +1,280 @@
+"""status: who answers, what each node holds, what is wrong and what mends it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.cli.ailing import away, empty, lose, on_a_terminal, store
+from tests.cli.command import cluster_remote, told
+from tests.remote.sites import Site, add_node_remotes, initremote, make_site
+from tests.support.environment import Environment
+from tests.support.peers import ScriptedPeer, Stall
+from tests.support.repositories import DESCRIPTIONS, GATEWAY_DESCRIPTION, make_repository
+from tests.support.shells import limit_version, scripted_shell
+from tests.support.sockets import serve_p2p
+
+
+@pytest.fixture(scope="module")
+def stocked(make_environment: Callable[[], Environment]) -> Site:
+    """A cluster with three contents on every node, that the tests of this file leave as it is."""
+    site = make_site(make_environment())
+    add_node_remotes(site)
+    store(site, ["one", "two", "three"])
+    return site
+
+
+def nodes_of(said: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The nodes of the only cluster in an outcome, by name."""
+    (cluster,) = said["clusters"]
+    return {node["name"]: node for node in cluster["nodes"]}
+
+
+def problems_of(said: dict[str, Any]) -> list[tuple[str, str | None]]:
+    (cluster,) = said["clusters"]
+    return [(problem["kind"], problem["node"]) for problem in cluster["problems"]]
+
+
+def test_a_healthy_cluster_is_well_and_every_node_is_described(stocked: Site) -> None:
+    said = told(stocked.client, "status", "mycl")
+    assert said["well"]
+    (cluster,) = said["clusters"]
+    assert (cluster["name"], cluster["uuid"], cluster["tracking"]) == ("mycl", stocked.cluster.uuid, "nodes")
+    size = sum(len(f"the content of {name}\n") for name in ("one", "two", "three"))
+    assert (cluster["keys"], cluster["size"], cluster["problems"]) == (3, size, [])
+    gateway = cluster["gateway"]
+    assert gateway["address"] == stocked.url
+    assert gateway["description"] == GATEWAY_DESCRIPTION
+    assert gateway["contact"]["uuid"] == stocked.cluster.gateway.uuid
+    nodes = nodes_of(said)
+    assert set(nodes) == {"node1", "node2", "node3"}
+    for number, place in enumerate(stocked.cluster.nodes, 1):
+        node = nodes[f"node{number}"]
+        assert (node["uuid"], node["description"]) == (place.uuid, DESCRIPTIONS[number - 1])
+        assert node["contact"]["reachable"]
+        assert node["contact"]["version"] == 4
+        assert 0 < node["contact"]["latency"] < node["contact"]["connecting"]
+        assert (node["keys"], node["size"], node["unsized"], node["lacking"]) == (3, size, 0, 0)
+        assert node["sample"] == {"asked": 3, "missing": 0, "unlogged": 0}
+        assert (node["trust"], node["cost"], node["path"]) == ("semitrusted", 110, str(place.path))
+        assert 0 < node["free"] <= shutil.disk_usage(place.path).total
+
+
+def test_what_people_see_names_the_way_the_nodes_and_that_all_is_well(stocked: Site) -> None:
+    shown = cluster_remote(stocked.client, "status", "mycl").out
+    for words in (*DESCRIPTIONS[:3], stocked.url, GATEWAY_DESCRIPTION, "reachable", "3 contents", "All is well."):
+        assert words in shown
+
+
+def test_without_a_name_all_clusters_are_shown_and_node_remotes_are_no_clusters(stocked: Site) -> None:
+    said = told(stocked.client, "status")
+    assert [cluster["name"] for cluster in said["clusters"]] == ["mycl"]
+
+
+def test_a_remote_for_one_node_can_be_asked_for_by_name(stocked: Site) -> None:
+    said = told(stocked.client, "status", "n2")
+    (node,) = nodes_of(said).values()
+    assert (node["uuid"], node["keys"], node["contact"]["reachable"]) == (stocked.cluster.nodes[1].uuid, 3, True)
+
+
+def test_it_works_from_a_subdirectory(stocked: Site) -> None:
+    below = stocked.client.path / "some" / "where"
+    below.mkdir(parents=True)
+    assert told(stocked.client, "status", cwd=below)["clusters"][0]["keys"] == 3
+
+
+def test_at_an_address_the_clusters_known_here_are_shown(stocked: Site) -> None:
+    said = told(stocked.client, "status", stocked.url)
+    assert said["clusters"][0]["uuid"] == stocked.cluster.uuid
+    assert {node["keys"] for node in nodes_of(said).values()} == {3}
+
+
+def test_at_an_address_outside_of_any_repository_whoever_answers_is_shown(stocked: Site) -> None:
+    said = told(stocked.environment, "status", stocked.url)
+    (cluster,) = said["clusters"]
+    assert (cluster["uuid"], cluster["keys"]) == (stocked.cluster.gateway.uuid, None)
+    assert said["well"]
+
+
+def test_at_a_socket_the_token_is_used_and_not_shown(environment: Environment) -> None:
+    repository = make_repository(environment, environment.directory / "served", "served")
+    with serve_p2p(repository) as (path, token):
+        done = cluster_remote(environment, "status", f"unix:{path}", env={"CLUSTER_REMOTE_TOKEN": token})
+        assert repository.uuid in done.out
+        assert token not in done.out + done.err
+
+
+def test_trust_groups_and_preferred_content_are_shown_and_a_choosy_node_does_not_lag(own_site: Site) -> None:
+    client, (first, second, third) = own_site.client, own_site.cluster.nodes
+    keys = store(own_site, ["one"])
+    client.annex("untrust", first.uuid)
+    client.annex("group", second.uuid, "archive")
+    client.annex("wanted", second.uuid, "include=*.jpg")
+    client.annex("required", third.uuid, "include=*.txt")
+    for node in (second, third):
+        node.annex("drop", "--force", "--key", keys["one"])
+        client.annex("setpresentkey", keys["one"], node.uuid, "0")
+    said = told(client, "status", "mycl")
+    nodes = nodes_of(said)
+    assert nodes["node1"]["trust"] == "untrusted"
+    assert (nodes["node2"]["groups"], nodes["node2"]["preferred"]) == (["archive"], "include=*.jpg")
+    assert (nodes["node3"]["required"], nodes["node3"]["lacking"]) == ("include=*.txt", 1)
+    assert problems_of(said) == []
+    shown = cluster_remote(client, "status", "mycl").out
+    assert "untrusted" in shown
+    assert "wants include=*.jpg" in shown
+
+
+def test_a_node_that_is_away_is_named_with_the_reason_and_the_others_are_shown(stocked: Site) -> None:
+    second = stocked.cluster.nodes[1]
+    with away(second):
+        said = told(stocked.client, "status", "mycl", code=1)
+        shown = cluster_remote(stocked.client, "status", "mycl", code=1).out
+    assert problems_of(said) == [("node-unreachable", second.uuid)]
+    nodes = nodes_of(said)
+    assert [nodes[name]["contact"]["reachable"] for name in ("node1", "node2", "node3")] == [True, False, True]
+    assert str(second.path) in nodes["node2"]["contact"]["error"]
+    assert nodes["node2"]["keys"] == 3
+    assert f"{DESCRIPTIONS[1]} cannot be reached" in shown
+    assert "cluster-remote repair mycl" in shown
+
+
+def test_a_node_that_was_declared_dead_is_not_asked_and_no_problem(own_site: Site) -> None:
+    second = own_site.cluster.nodes[1]
+    own_site.client.annex("dead", second.uuid)
+    with away(second):
+        said = told(own_site.client, "status", "mycl")
+    node = nodes_of(said)["node2"]
+    assert (node["trust"], node["contact"], node["sample"]) == ("dead", None, None)
+
+
+def test_a_node_that_was_emptied_is_found_by_a_sample(own_site: Site) -> None:
+    store(own_site, ["one", "two"])
+    third = own_site.cluster.nodes[2]
+    empty(third)
+    said = told(own_site.client, "status", "mycl", code=1)
+    assert problems_of(said) == [("content-missing", third.uuid)]
+    assert nodes_of(said)["node3"]["sample"] == {"asked": 2, "missing": 2, "unlogged": 0}
+    without = told(own_site.client, "status", "mycl", "--sample", "0")
+    assert nodes_of(without)["node3"]["sample"] is None
+    few = told(own_site.client, "status", "mycl", "--sample", "1", code=1)
+    assert nodes_of(few)["node3"]["sample"] == {"asked": 1, "missing": 1, "unlogged": 0}
+
+
+def test_content_that_the_log_does_not_know_is_found_by_a_sample(own_site: Site) -> None:
+    keys = store(own_site, ["one"])
+    first = own_site.cluster.nodes[0]
+    own_site.client.annex("setpresentkey", keys["one"], first.uuid, "0")
+    said = told(own_site.client, "status", "mycl", code=1)
+    assert problems_of(said) == [("content-unlogged", first.uuid)]
+
+
+def test_a_node_that_lags_by_the_log_is_named(own_site: Site) -> None:
+    keys = store(own_site, ["one", "two"])
+    first = own_site.cluster.nodes[0]
+    first.annex("drop", "--force", "--key", keys["one"])
+    own_site.client.annex("setpresentkey", keys["one"], first.uuid, "0")
+    said = told(own_site.client, "status", "mycl", code=1)
+    assert problems_of(said) == [("lagging", first.uuid)]
+    assert (nodes_of(said)["node1"]["lacking"], nodes_of(said)["node1"]["keys"]) == (1, 1)
+
+
+def test_a_remote_that_was_not_verified_is_named_with_the_command(own_site: Site) -> None:
+    own_site.client.git("config", "remote.mycl.annex-verified", "unverified")
+    done = cluster_remote(own_site.client, "status", "mycl", code=1)
+    assert "git annex verifyremote mycl --safe 1" in done.out
+
+
+def test_a_node_that_speaks_an_old_protocol_is_named(own_site: Site) -> None:
+    limit_version(own_site.environment, 1)
+    said = told(own_site.client, "status", "mycl", code=1)
+    assert {kind for kind, _ in problems_of(said)} == {"old-protocol"}
+
+
+def test_when_nobody_answers_the_exit_code_is_that_of_unreachable_servers(own_site: Site) -> None:
+    with away(own_site.cluster.gateway):
+        said = told(own_site.client, "status", "mycl", code=3)
+    assert problems_of(said) == [("gateway-unreachable", None)]
+    assert said["clusters"][0]["keys"] == 0
+
+
+def test_who_says_nothing_is_given_up_after_the_timeout(own_site: Site) -> None:
+    path = own_site.environment.directory / "stalled"
+    with ScriptedPeer([Stall()], unix=path):
+        scripted_shell(own_site.environment, path)
+        said = told(own_site.client, "status", "mycl", "--timeout", "0.5", code=3)
+    errors = [node["contact"]["error"] for node in nodes_of(said).values()]
+    assert "no answer within 0.5 seconds" in said["clusters"][0]["gateway"]["contact"]["error"]
+    assert len(errors) == 3
+    assert all(errors)
+
+
+def test_a_remote_that_counts_as_one_copy_is_one_node(own_site: Site) -> None:
+    initremote(
+        own_site.client, "crypt", f"url={own_site.url}", "encryption=shared", "tracking=remote",
+        f"cluster={own_site.cluster.uuid}", private=False,
+    )  # fmt: skip
+    own_site.client.add("one", b"one")
+    own_site.client.annex("copy", "--to", "crypt", "one")
+    said = told(own_site.client, "status", "crypt")
+    (cluster,) = said["clusters"]
+    assert cluster["tracking"] == "remote"
+    assert [(node["name"], node["keys"]) for node in cluster["nodes"]] == [("crypt", 1)]
+    assert len(told(own_site.client, "status")["clusters"]) == 2
+
+
+def test_without_a_server_the_nodes_are_asked_directly(own_site: Site) -> None:
+    gateway = own_site.cluster.gateway
+    initremote(gateway, "own", sameas=own_site.cluster.uuid)
+    key = gateway.add("one", b"one")
+    gateway.annex("copy", "--to", "own", "one")
+    lose(own_site.cluster.nodes[0], key)
+    said = told(gateway, "status", "own", code=1)
+    assert said["clusters"][0]["gateway"] is None
+    assert problems_of(said) == [("content-missing", own_site.cluster.nodes[0].uuid)]
+    nodes = nodes_of(said)
+    assert nodes["node2"]["path"] == str(own_site.cluster.nodes[1].path)
+    assert nodes["node2"]["free"] > 0
+
+
+def test_colours_are_for_terminals_and_not_for_those_who_do_not_want_them(stocked: Site) -> None:
+    assert "\x1b" not in cluster_remote(stocked.client, "status", "mycl").out
+    argv = ("cluster-remote", "status", "mycl")
+    assert "\x1b[" in on_a_terminal(stocked.environment, stocked.client.path, *argv)
+    plain = on_a_terminal(stocked.environment, stocked.client.path, *argv, env={"NO_COLOR": "1"})
+    assert "\x1b" not in plain
+    assert "All is well." in plain
+
+
+def test_names_that_would_play_tricks_with_a_terminal_are_shown_harmlessly(own_site: Site) -> None:
+    first = own_site.cluster.nodes[0]
+    own_site.client.annex("describe", first.uuid, "red\x1b[31m [bold]disk")
+    shown = cluster_remote(own_site.client, "status", "mycl").out
+    assert "\x1b" not in shown
+    assert "red [31m [bold]disk" in shown
+
+
+def test_a_repository_without_a_cluster_remote_is_told_how_to_make_one(environment: Environment) -> None:
+    repository = make_repository(environment, environment.directory / "alone", "alone")
+    assert "cluster-remote setup" in cluster_remote(repository, "status", code=2).err
+
+
+def test_a_git_repository_is_not_made_one_of_git_annex_by_looking_at_it(environment: Environment) -> None:
+    directory = environment.directory / "plain"
+    environment.run("git", "init", "--quiet", directory)
+    assert "git annex init" in cluster_remote(environment, "status", code=4, cwd=directory).err
+    assert "git annex init" in cluster_remote(environment, "status", "mycl", code=4, cwd=directory).err
+    assert b"uuid" not in environment.run("git", "config", "--list", "--local", cwd=directory).stdout
+
+
+def test_locations_that_are_not_committed_yet_are_counted(own_site: Site) -> None:
+    keys = store(own_site, ["one"])
+    client = own_site.client
+    client.git("-c", "annex.alwayscommit=false", "annex", "setpresentkey", keys["one"], client.uuid, "0")
+    node = own_site.cluster.nodes[0]
+    client.git("-c", "annex.alwayscommit=false", "annex", "setpresentkey", keys["one"], node.uuid, "0")
+    assert any((client.path / ".git/annex/journal").iterdir())
+    assert nodes_of(told(client, "status", "mycl", "--sample", "0", code=1))["node1"]["lacking"] == 1
