@@ -176,10 +176,7 @@ class StreamSession(Session):
             case AuthSuccess(uuid):
                 pass
             case AuthFailure():
-                raise AuthenticationFailed(
-                    "the server did not accept the token; put the right one into the environment variable "
-                    "CLUSTER_REMOTE_TOKEN and run git annex enableremote"
-                )
+                raise AuthenticationFailed("the server did not accept the token")
             case Error(text):
                 raise AuthenticationFailed(f"the server would not let us in: {self._said(text)}")
             case other:

@@ -7,58 +7,91 @@ can be seen when the remote is made is refused there, with the command that woul
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cluster_remote.p2p.key import UUID
 from cluster_remote.remote.settings import BadSettings, Settings
+from cluster_remote.transport.address import Directory, Ssh
 
 if TYPE_CHECKING:
     from cluster_remote.annex.branchlog import BranchLogs
+    from cluster_remote.annex.repository import GitConfig
 
 __all__ = [
+    "Commands",
     "candidates",
-    "check_alone",
     "check_server",
-    "initremote_command",
     "named_repository",
     "names_of",
     "wanted_server",
 ]
 
 
-def initremote_command(settings: Settings, sameas: UUID | None, **changes: str) -> str:
-    """The command line that makes this remote, with parameters changed; an empty value leaves one out."""
-    parameters = {
-        "type": "external",
-        "externaltype": "cluster",
-        "encryption": settings.encryption,
-        "url": settings.url,
-        "cluster": settings.cluster,
-        **changes,
-    }
-    words = ["git", "annex", "initremote", settings.name]
-    if sameas is not None:
-        words.append(f"--sameas={sameas}")
-    words += [f"{name}={value}" for name, value in parameters.items() if value]
-    return shlex.join(words)
+@dataclass(frozen=True)
+class Commands:
+    """The command lines that would be right where what was given is not."""
+
+    settings: Settings
+    private: bool = False
+    """Whether the remote is made with --private."""
+    exists: bool = False
+    """Whether git-annex knows the remote already, so that this is enableremote."""
+
+    @classmethod
+    def of(cls, settings: Settings, config: GitConfig, logs: BranchLogs) -> Commands:
+        """As far as the repository tells how git-annex was called."""
+        names = {name for known in logs.remotes.values() for name in (known.get("name"), known.get("sameas-name"))}
+        return cls(
+            settings,
+            # git-annex sets it before it starts us.
+            private=config.boolean(f"remote.{settings.name}.annex-private"),
+            exists=settings.name in names,
+        )
+
+    def initremote(self, sameas: UUID | None, **changes: str) -> str:
+        """Makes this remote with some parameters changed; an empty value leaves one out."""
+        given = {
+            "type": "external",
+            "externaltype": "cluster",
+            "encryption": self.settings.encryption,
+            "url": self.settings.url,
+            "cluster": self.settings.cluster,
+            **self.settings.others,
+            **changes,
+        }
+        words = ["git", "annex", "initremote", self.settings.name]
+        if sameas is not None:
+            words.append(f"--sameas={sameas}")
+        if self.private:
+            words.append("--private")
+        words += [f"{name}={value}" for name, value in given.items() if value]
+        return shlex.join(words)
+
+    def again(self) -> str:
+        """The same once more, for when the fault is elsewhere."""
+        if self.exists:
+            encryption = "encryption=none" if self.settings.sameas else ""
+            return shlex.join(filter(None, ["git", "annex", "enableremote", self.settings.name, encryption]))
+        return self.initremote(self.settings.uuid if self.settings.sameas else None, tracking=self.settings.given)
+
+    def same_as(self, uuids: Iterable[UUID]) -> str:
+        """Makes the remote the same as one of these, whose nodes are then the copies."""
+        # Without chunks, for the nodes can only be copies of whole contents.
+        return " or ".join(
+            self.initremote(uuid, cluster="", encryption="none", chunk="", chunksize="") for uuid in uuids
+        )
+
+    def own_uuid(self, clusters: Iterable[UUID]) -> str:
+        """Makes the remote one with a UUID of its own that stores to one of these."""
+        return " or ".join(self.initremote(None, cluster=str(uuid)) for uuid in clusters)
 
 
 def names_of(uuid: UUID, descriptions: Mapping[UUID, str]) -> str:
     """How to call a repository before people: by its description, or its UUID where it has none."""
     description = descriptions.get(uuid, "")
     return description or str(uuid)
-
-
-def check_alone(settings: Settings) -> None:
-    """What can be refused without asking anybody. Raises BadSettings."""
-    if settings.tracking == "nodes" and (settings.encryption != "none" or settings.chunked):
-        what = f"encryption={settings.encryption}" if settings.encryption != "none" else "chunks"
-        raise BadSettings(
-            f"with {what} the nodes hold something else than this repository's keys, so they cannot be tracked as "
-            f"copies; leave tracking out, so that the remote counts as one copy: "
-            f"{initremote_command(settings, None, tracking='')}"
-        )
 
 
 def named_repository(name: str, logs: BranchLogs, own_clusters: Mapping[str, UUID]) -> UUID:
@@ -97,54 +130,99 @@ def candidates(server: UUID, logs: BranchLogs) -> list[UUID]:
     return sorted(uuid for uuid in logs.proxied.get(server, {}).values() if uuid.is_cluster) or [server]
 
 
-def check_server(settings: Settings, server: UUID, logs: BranchLogs) -> None:
-    """What can be refused once `server` has said who it is. Raises BadSettings."""
-    if settings.tracking == "remote":
-        _check_not_counted_twice(settings, server, logs)
-    elif settings.uuid != server or not settings.sameas:
-        raise BadSettings(_wrong_uuid(settings, server, logs))
-    elif server.is_cluster and not logs.clusters.nodes(server):
-        raise BadSettings(_unknown(settings, server))
-
-
-def _check_not_counted_twice(settings: Settings, server: UUID, logs: BranchLogs) -> None:
-    if settings.uuid == server or settings.sameas:
-        raise BadSettings(
-            "with tracking=remote the remote has a UUID of its own; leave --sameas and uuid= out: "
-            + initremote_command(settings, None, tracking="remote")
-        )
+def check_server(commands: Commands, server: UUID, logs: BranchLogs) -> None:
+    """What is refused once `server` has said who it is. Raises BadSettings."""
+    settings = commands.settings
     if settings.encryption != "none":
+        if settings.sameas or settings.given == "nodes":
+            raise BadSettings(
+                f"with encryption={settings.encryption} the nodes hold something else than this repository's keys, so "
+                f"they cannot be counted as copies; give the remote a UUID of its own: "
+                f"{commands.own_uuid([settings.uuid] if settings.sameas else candidates(server, logs))}"
+            )
         # Encrypted content is no copy of anything that the nodes are recorded to have.
         return
-    known = server in logs.descriptions or server in logs.clusters.members
-    nodes = logs.clusters.nodes(server) & logs.descriptions.keys()
-    if known or nodes:
+    if settings.chunked and (settings.sameas or settings.given == "nodes"):
+        raise BadSettings(
+            "with chunks the nodes hold something else than this repository's keys, so they cannot be counted as "
+            f"copies; leave chunks out: {commands.same_as(_fitting(settings, server, logs))}"
+        )
+    if settings.tracking == "remote":
+        _check_not_counted_twice(commands, server, logs)
+    elif settings.uuid != server or not settings.sameas:
+        raise BadSettings(_wrong_uuid(commands, server, logs))
+    elif server.is_cluster and not logs.clusters.nodes(server):
+        raise BadSettings(_unknown(commands, server))
+
+
+def _check_not_counted_twice(commands: Commands, server: UUID, logs: BranchLogs) -> None:
+    if commands.settings.sameas:
+        raise BadSettings(
+            f"with tracking=remote the remote has a UUID of its own, and cannot be the same as another; leave "
+            f"tracking out: {commands.same_as(_fitting(commands.settings, server, logs))}"
+        )
+    if _known(server, logs) or logs.clusters.nodes(server) & logs.descriptions.keys():
         raise BadSettings(
             f"this repository knows {names_of(server, logs.descriptions)} already; the same content would be counted "
             f"twice, as a copy of the remote and of the nodes. Make it the same as what it reaches: "
-            f"{initremote_command(settings, server, tracking='', cluster='')}"
+            f"{commands.same_as(candidates(server, logs))}"
         )
 
 
-def _wrong_uuid(settings: Settings, server: UUID, logs: BranchLogs) -> str:
-    options = candidates(server, logs)
-    commands = " or ".join(initremote_command(settings, uuid, cluster="") for uuid in options)
-    if server not in logs.descriptions and server not in logs.clusters.members:
-        return _unknown(settings, server)
+def _known(server: UUID, logs: BranchLogs) -> bool:
+    return server in logs.descriptions or server in logs.clusters.members
+
+
+def _fitting(settings: Settings, server: UUID, logs: BranchLogs) -> list[UUID]:
+    """What the remote can be the same as, by preference what it was said to be."""
+    if settings.sameas and settings.uuid in {server, *candidates(server, logs)}:
+        return [settings.uuid]
+    return candidates(server, logs)
+
+
+def _wrong_uuid(commands: Commands, server: UUID, logs: BranchLogs) -> str:
+    settings = commands.settings
+    if not _known(server, logs):
+        return _unknown(commands, server)
     there = names_of(server, logs.descriptions)
+    options = candidates(server, logs)
     if settings.sameas:
         problem = f"at {settings.url} is {there}, not {names_of(settings.uuid, logs.descriptions)}"
-    elif settings.uuid in options:
-        problem = "uuid= would take the cluster's place and destroy its description for everybody; use --sameas"
+        if commands.exists:
+            return f"{problem}; give the url where that is: git annex enableremote {settings.name} url=URL"
+    elif settings.uuid in logs.descriptions:
+        problem = (
+            f"uuid= would take the place of {names_of(settings.uuid, logs.descriptions)} and destroy its description "
+            "for everybody; use --sameas"
+        )
+        # A node behind the gateway is as good a choice as its cluster.
+        if settings.uuid in logs.proxied.get(server, {}).values():
+            options = [settings.uuid]
     else:
         problem = f"a remote that tracks the nodes has to be the same as the cluster it reaches (at {there})"
-    return f"{problem}: {commands}"
+    return f"{problem}: {commands.same_as(options)}"
 
 
-def _unknown(settings: Settings, server: UUID) -> str:
+def _unknown(commands: Commands, server: UUID) -> str:
+    settings = commands.settings
+    # A url that git understands too is the way to the git-annex branch.
+    url = settings.url if isinstance(settings.address, Directory | Ssh) else "URL"
+    fetch = (
+        f"git remote add {shlex.quote(settings.name)}-gateway {shlex.quote(url)} && "
+        f"git fetch {shlex.quote(settings.name)}-gateway && git annex merge"
+    )
+    if settings.sameas or settings.uuid.is_cluster:
+        again = commands.initremote(settings.uuid, tracking="")
+    else:
+        again = commands.initremote(None, tracking="") + " (which will then say what to add)"
     return (
         f"this repository does not know {server}, which answers at {settings.url}: fetch the gateway's git-annex "
-        f"branch first, so that the copies on the nodes can be counted: git remote add {settings.name}-gateway URL && "
-        f"git fetch {settings.name}-gateway && git annex merge; then again: {initremote_command(settings, server)}"
-        f" (or, in a repository that shall never know the nodes, with tracking=remote)"
+        f"branch first, so that the copies on the nodes can be counted: {fetch}; then {again}. Or, in a repository "
+        f"that shall never know the nodes, count all of them as one copy: "
+        f"{commands.initremote(None, tracking='remote', cluster=_cluster_of(settings))}"
     )
+
+
+def _cluster_of(settings: Settings) -> str:
+    """The cluster that was meant, as the value of cluster=."""
+    return settings.cluster or (str(settings.uuid) if settings.uuid.is_cluster else "")

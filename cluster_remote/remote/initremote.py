@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from cluster_remote.p2p.errors import ConnectionLost, SessionError, WrongRepository
+from cluster_remote.p2p.errors import AuthenticationFailed, ConnectionLost, SessionError, WrongRepository
 from cluster_remote.p2p.key import UUID
-from cluster_remote.remote.identity import check_alone, check_server, initremote_command, wanted_server
-from cluster_remote.remote.settings import BadSettings, Settings, token_setting
+from cluster_remote.remote.identity import Commands, check_server, wanted_server
+from cluster_remote.remote.settings import TOKEN, BadSettings, Settings, token_setting
+from cluster_remote.transport.address import BadAddress
 
 if TYPE_CHECKING:
     from cluster_remote.remote.protocol import AnnexMaster
@@ -19,7 +20,7 @@ __all__ = ["check_remote", "store_token"]
 
 def store_token(settings: Settings, annex: AnnexMaster) -> None:
     """Gives the token from the environment to git-annex, which keeps it with its other credentials."""
-    token = os.environ.get("CLUSTER_REMOTE_TOKEN")
+    token = os.environ.get(TOKEN)
     if settings.wants_token and token:
         assert settings.address is not None
         annex.setcreds(token_setting(settings.address), "token", token)
@@ -28,17 +29,27 @@ def store_token(settings: Settings, annex: AnnexMaster) -> None:
 async def check_remote(workplace: Workplace) -> None:
     """Connects, and refuses what would make the location log wrong. Raises BadSettings, SessionError, AnnexError."""
     settings = workplace.settings
-    check_alone(settings)
     await workplace.read_repository()
+    commands = Commands.of(settings, workplace.config, workplace.logs)
     if settings.address is None:
-        await _check_serverless(settings, workplace)
+        await _check_serverless(commands, workplace)
         return
     wanted = wanted_server(settings, workplace.logs, workplace.config.clusters())
     if settings.tracking == "nodes" and not settings.sameas:
         # The UUID is one that git-annex has just made up, or one that is not to be taken over.
         wanted = None
-    server = await _who_is_there(workplace, wanted)
-    check_server(settings, server, workplace.logs)
+    try:
+        server = await _who_is_there(workplace, wanted)
+    except (AuthenticationFailed, BadAddress) as error:
+        # The address has been found to be right already; what can be wrong now is the token.
+        raise BadSettings(f"{error}: {TOKEN}=… {commands.again()}") from None
+    except WrongRepository:
+        raise
+    except SessionError as error:
+        raise BadSettings(
+            f"{error}. When the url is right and what it leads to can be reached: {commands.again()}"
+        ) from None
+    check_server(commands, server, workplace.logs)
 
 
 async def _who_is_there(workplace: Workplace, wanted: UUID | None) -> UUID:
@@ -65,7 +76,8 @@ async def _ask(workplace: Workplace, wanted: UUID | None) -> UUID:
         await session.aclose()
 
 
-async def _check_serverless(settings: Settings, workplace: Workplace) -> None:
+async def _check_serverless(commands: Commands, workplace: Workplace) -> None:
+    settings = commands.settings
     clusters = workplace.config.clusters()
     if not clusters:
         raise BadSettings(
@@ -75,8 +87,10 @@ async def _check_serverless(settings: Settings, workplace: Workplace) -> None:
     own = set(clusters.values())
     fits = settings.uuid in own if settings.tracking == "nodes" else settings.encryption != "none"
     if not fits or settings.sameas != (settings.tracking == "nodes"):
-        commands = " or ".join(initremote_command(settings, uuid, tracking="", cluster="") for uuid in sorted(own))
-        raise BadSettings(f"without a url the remote has to be the same as the cluster of this repository: {commands}")
+        raise BadSettings(
+            "without a url the remote has to be the same as the cluster of this repository: "
+            + commands.same_as(sorted(own))
+        )
     session = await workplace.session_with(None if settings.tracking == "remote" else settings.uuid)
     try:
         await session.open()

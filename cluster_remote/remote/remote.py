@@ -90,8 +90,9 @@ class ClusterRemote(SpecialRemote):  # type: ignore[misc] # annexremote has no t
         from cluster_remote.remote.initremote import check_remote, store_token
 
         settings = self._read_settings()
-        store_token(settings, self.annex)
         self._run(lambda workplace: check_remote(workplace))
+        # Not before it has been found to be right.
+        store_token(settings, self.annex)
 
     def transfer_store(self, key: str, local_file: str) -> None:
         self._ask(self._store, self._key(key), _path(local_file))
@@ -227,12 +228,12 @@ class ClusterRemote(SpecialRemote):  # type: ignore[misc] # annexremote has no t
             return self._shared.workplace
 
     def _token(self, settings: Settings) -> str | None:
-        from cluster_remote.remote.settings import token_setting
+        from cluster_remote.remote.settings import TOKEN, token_setting
 
         if not settings.wants_token:
             return None
         assert settings.address is not None
-        token = os.environ.get("CLUSTER_REMOTE_TOKEN")
+        token = os.environ.get(TOKEN)
         return token or str(self.annex.getcreds(token_setting(settings.address))["password"]) or None
 
     def _key(self, text: str) -> Key:
@@ -256,7 +257,8 @@ class ClusterRemote(SpecialRemote):  # type: ignore[misc] # annexremote has no t
         """Runs a request in the event loop. Whatever goes wrong becomes words for git-annex."""
         from concurrent.futures import CancelledError
 
-        from cluster_remote.remote.failure import in_words
+        from cluster_remote.p2p.errors import AuthenticationFailed
+        from cluster_remote.remote.failure import causes, in_words
 
         try:
             # git-annex is asked here, in the thread that it talks to, never from the event loop.
@@ -267,6 +269,8 @@ class ClusterRemote(SpecialRemote):  # type: ignore[misc] # annexremote has no t
             raise RemoteError("given up, because git-annex is gone") from None
         except Exception as error:  # noqa: BLE001 -- a user is never shown a traceback; --debug shows it
             words, expected = in_words(error)
+            if any(isinstance(cause, AuthenticationFailed) for cause in causes(error)):
+                words += f"; give the right one: {self._read_settings().new_token_command}"
             if not expected:
                 import traceback
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from cluster_remote.p2p.key import UUID
 from cluster_remote.transport.address import Address, BadAddress, Tcp, Unix, parse_address
 
-__all__ = ["DESCRIPTIONS", "BadSettings", "Settings", "Tracking", "token_setting"]
+__all__ = ["DESCRIPTIONS", "TOKEN", "BadSettings", "Settings", "Tracking", "token_setting"]
 
 Tracking = Literal["nodes", "remote"]
 
 DEFAULT_TIMEOUT = 60.0
+TOKEN = "CLUSTER_REMOTE_TOKEN"
+"""The environment variable that a token is taken from."""
 
 DESCRIPTIONS = {
     "url": "address of the cluster's gateway: /dir, ssh://[user@]host[:port]/dir, [user@]host:dir, unix:/path or "
@@ -56,6 +59,10 @@ class Settings:
     encryption: str
     chunked: bool
     sameas: bool
+    given: str
+    """What was said of tracking, empty for nothing."""
+    others: Mapping[str, str]
+    """Parameters as they were given that matter to no decision, or only by whether they are there."""
 
     @classmethod
     def read(cls, ask: Callable[[str], str], uuid: str, name: str = "") -> Settings:
@@ -67,8 +74,9 @@ class Settings:
             raise BadSettings(f"url: {error}") from None
         encryption = ask("encryption") or "none"
         # git-annex knows two names for it, the older one without progress during uploads.
-        chunked = any(ask(name) not in {"", "0"} for name in ("chunk", "chunksize"))
-        tracking = ask("tracking")
+        others = {name: value for name in ("timeout", "chunk", "chunksize") if (value := ask(name))}
+        chunked = any(others.get(name, "0") != "0" for name in ("chunk", "chunksize"))
+        tracking = given = ask("tracking")
         if tracking not in {"", "nodes", "remote"}:
             raise BadSettings(f"tracking={tracking}: it can be tracking=nodes or tracking=remote")
         if not tracking:
@@ -81,10 +89,12 @@ class Settings:
             address=address,
             cluster=ask("cluster"),
             tracking="nodes" if tracking == "nodes" else "remote",
-            timeout=_timeout(ask("timeout")),
+            timeout=_timeout(others.get("timeout", "")),
             encryption=encryption,
             chunked=chunked,
             sameas=bool(ask("sameas-uuid")),
+            given=given,
+            others=others,
         )
 
     @property
@@ -95,6 +105,13 @@ class Settings:
         if self.address is None:
             return 50
         return 100 if is_local(self.address) else 200
+
+    @property
+    def new_token_command(self) -> str:
+        """The command line that gives git-annex another token for a remote that there is already."""
+        # git-annex does not remember the encryption of a remote that is the same as another.
+        words = ["git", "annex", "enableremote", self.name, *(["encryption=none"] if self.sameas else [])]
+        return f"{TOKEN}=… {shlex.join(words)}"
 
     @property
     def wants_token(self) -> bool:
