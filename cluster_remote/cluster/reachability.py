@@ -18,12 +18,12 @@ class Reachability:
     """Remembers failures to reach a node. Several cluster sessions of one process may share it."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+        self.clock = clock
         self._resting: dict[str, tuple[float, str]] = {}
 
     def failed(self, name: str, cost: float, reason: str) -> None:
         """A node could not be reached, or stalled; finding out took `cost` seconds."""
-        self._resting[name] = self._clock() + min(REST * cost, LONGEST_REST), reason
+        self._resting[name] = self.clock() + min(REST * cost, LONGEST_REST), reason
 
     def answered(self, name: str) -> None:
         """A node gave any answer."""
@@ -32,4 +32,4 @@ class Reachability:
     def resting(self, name: str) -> str | None:
         """Why a node is better left alone for now; None if it is not."""
         until, reason = self._resting.get(name, (0.0, ""))
-        return reason if self._clock() < until else None
+        return reason if self.clock() < until else None

@@ -9,20 +9,21 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from typing import Protocol, TypeVar
 
 import anyio
 
 from cluster_remote.annex.errors import AnnexError
 from cluster_remote.cluster import routing
+from cluster_remote.cluster.asking import NodeSessions, within
 from cluster_remote.cluster.download import ClusterDownload
 from cluster_remote.cluster.node import Node
 from cluster_remote.cluster.reachability import Reachability
 from cluster_remote.cluster.upload import Attempt, ClusterUpload, store_everywhere, task_group
 from cluster_remote.p2p.client import DEFAULT_TIMEOUT, patience_for
-from cluster_remote.p2p.errors import Refused, SessionError, SourceError, TimedOut, Unreachable
+from cluster_remote.p2p.errors import SessionError, Unreachable
 from cluster_remote.p2p.key import UUID, AssociatedFile, Key
 from cluster_remote.p2p.messages import MAX_VERSION
 from cluster_remote.p2p.session import Download, Present, Progress, Removal, Session, Source, Stored, Upload
@@ -97,11 +98,9 @@ class ClusterSession(Session):
         self._locations = locations
         self._recorder = record
         self._uploader = uploader
-        self._timeout = timeout
         self._clock = clock
         self._pick = pick
-        self._reachability = reachability or Reachability(clock)
-        self._sessions: dict[str, Session] = {}
+        self._ask = NodeSessions(timeout, reachability or Reachability(clock))
         self._owned: list[Closable] = []
         self._busy = False
 
@@ -123,10 +122,9 @@ class ClusterSession(Session):
         self._owned.append(resource)
 
     async def aclose(self) -> None:
-        closing: list[Closable] = [*self._sessions.values(), *self._owned]
+        closing: list[Closable] = [self._ask, *self._owned]
         if self._uploader is not None:
             closing.append(self._uploader)
-        self._sessions = {}
         with anyio.move_on_after(_CLOSING, shield=True):
             async with anyio.create_task_group() as tasks:
                 for each in closing:
@@ -144,18 +142,18 @@ class ClusterSession(Session):
         with self._request():
             order = routing.reading_order(self.nodes, await self._holders(key), self._pick)
             answers: list[tuple[Node, bool | SessionError]] = []
-            awake, resting = self._rested(order.logged)
+            awake, resting = self._ask.rested(order.logged)
             for node in awake:
-                answer = await self._caught(node, lambda session: session.check_present(key))
+                answer = await self._ask.caught(node, lambda session: session.check_present(key))
                 if answer is True:
                     return True
                 answers.append((node, answer))
-            others, others_resting = self._rested(order.others)
+            others, others_resting = self._ask.rested(order.others)
             later = [*resting, *others]
             suspects = order.logged if routing.in_log(key) else self.nodes
             if suspects is self.nodes or not (answers or later):
                 later += others_resting
-            await self._each_into(answers, later, lambda session: session.check_present(key))
+            await self._ask.each(answers, later, lambda session: session.check_present(key))
             present = routing.presence(answers, suspects)
             if present is None:
                 failures = [(node, answer) for node, answer in answers if isinstance(answer, SessionError)]
@@ -169,9 +167,9 @@ class ClusterSession(Session):
         """
         with self._request():
             holders = await self._holders(key)
-            awake, _resting = self._rested(node for node in self.nodes if node.repositories.isdisjoint(holders))
+            awake, _resting = self._ask.rested(node for node in self.nodes if node.repositories.isdisjoint(holders))
             answers: list[tuple[Node, bool | SessionError]] = []
-            await self._each_into(
+            await self._ask.each(
                 answers, [node for node in awake if not node.members], lambda session: session.check_present(key)
             )
             return (
@@ -184,11 +182,11 @@ class ClusterSession(Session):
         """See Session. The node that the content comes from may change on the way, at any byte."""
         with self._request():
             order = routing.reading_order(self.nodes, await self._holders(key), self._pick)
-            awake, resting = self._rested([*order.logged, *order.others])
+            awake, resting = self._ask.rested([*order.logged, *order.others])
 
             async def fetch(stack: AsyncExitStack, node: Node, position: int) -> Download:
-                with self._observed(node), self._deadline(patience_for(key.size)):
-                    return await stack.enter_async_context(self._session(node).download(key, file, position))
+                with self._ask.observed(node), self._ask.deadline(patience_for(key.size)):
+                    return await stack.enter_async_context(self._ask.session(node).download(key, file, position))
 
             download = ClusterDownload(
                 f"{self.name}: no node gave {key}",
@@ -196,7 +194,7 @@ class ClusterSession(Session):
                 fetch,
                 offset,
                 key.content_size,
-                self._failed_on_the_way,
+                self._ask.broke_off,
             )
             try:
                 await download.begin()
@@ -226,12 +224,11 @@ class ClusterSession(Session):
 
             @asynccontextmanager
             async def offer(node: Node) -> AsyncIterator[Present | Upload]:
-                with self._observed(node) as observed:
-                    async with _within(
-                        self._timeout + patience_for(key.size), self._session(node).upload(key, file)
-                    ) as o:
+                with self._ask.observed(node) as observed:
+                    upload = self._ask.session(node).upload(key, file)
+                    async with within(self._ask.timeout + patience_for(key.size), upload) as offered:
                         observed.moved()
-                        yield o
+                        yield offered
 
             async def conclude() -> Stored:
                 answers = [(a.node, a.answer) for a in attempts if a.answer is not None]
@@ -270,13 +267,13 @@ class ClusterSession(Session):
                 return Present(routing.all_repositories(self.nodes))
 
             async def store(node: Node, tell: Progress) -> Present | Stored:
-                with self._observed(node) as observed:
+                with self._ask.observed(node) as observed:
 
                     def moved(position: int) -> None:
                         observed.moved()
                         tell(position)
 
-                    return await self._session(node).store(key, file, source, moved)
+                    return await self._ask.session(node).store(key, file, source, moved)
 
             answers, failure = await store_everywhere(targets, store, progress)
             outcome = routing.upload_outcome([*answers, *left_out])
@@ -306,7 +303,7 @@ class ClusterSession(Session):
         with self._request():
             answers: list[tuple[Node, Removal | SessionError]] = []
             try:
-                await self._each_into(answers, self.nodes, request, patience_for(key.size))
+                await self._ask.each(answers, self.nodes, request, patience_for(key.size))
             except BaseException:
                 # What is gone must not stay in the log, even if nobody waits for the answer any more; whether that
                 # can be written, nobody can be told either.
@@ -328,8 +325,6 @@ class ClusterSession(Session):
         with self._request():
             yield False
 
-    # Asking nodes
-
     @contextmanager
     def _request(self) -> Iterator[None]:
         if self._busy:
@@ -340,91 +335,12 @@ class ClusterSession(Session):
         finally:
             self._busy = False
 
-    def _session(self, node: Node) -> Session:
-        session = self._sessions.get(node.name)
-        if session is None:
-            try:
-                session = node.session()
-            except ValueError as error:
-                raise Unreachable(str(error)) from None
-            self._sessions[node.name] = session
-        return session
-
-    def _rested(self, nodes: Iterable[Node]) -> tuple[list[Node], list[Node]]:
-        """Those to be asked, and those that are left alone for now."""
-        awake: list[Node] = []
-        resting: list[Node] = []
-        for node in nodes:
-            (resting if self._reachability.resting(node.name) else awake).append(node)
-        return awake, resting
-
     def _upload_targets(self, holders: frozenset[UUID]) -> tuple[list[Node], list[tuple[Node, Unreachable]]]:
-        awake, resting = self._rested(routing.lacking(self.nodes, holders))
+        """The nodes that lack it and are to be asked, and those that are left out for now."""
+        awake, resting = self._ask.rested(routing.lacking(self.nodes, holders))
         if not awake:
             return resting, []
-        return awake, [(node, self._not_tried(node)) for node in resting]
-
-    def _not_tried(self, node: Node) -> Unreachable:
-        return Unreachable(f"not tried again so soon after this: {self._reachability.resting(node.name)}")
-
-    @contextmanager
-    def _observed(self, node: Node) -> Iterator[_Observed]:
-        """Around all that is asked of a node in one request: remembers whether it could be reached."""
-        observed = _Observed(self._clock())
-        try:
-            yield observed
-        except SourceError:
-            raise
-        except Refused:
-            self._reachability.answered(node.name)
-            raise
-        except SessionError as error:
-            if not observed.has_moved:
-                self._reachability.failed(node.name, self._clock() - observed.began, str(error))
-            else:
-                self._failed_on_the_way(node, error)
-            raise
-        else:
-            self._reachability.answered(node.name)
-
-    def _failed_on_the_way(self, node: Node, error: SessionError) -> None:
-        # What broke off cost nothing to find out; what stalled has cost the deadline.
-        if isinstance(error, TimedOut):
-            self._reachability.failed(node.name, self._timeout, str(error))
-
-    @contextmanager
-    def _deadline(self, patience: float = 0.0) -> Iterator[None]:
-        seconds = self._timeout + patience
-        try:
-            with anyio.fail_after(seconds):
-                yield
-        except TimeoutError:
-            raise TimedOut(f"no answer within {seconds:.0f} seconds") from None
-
-    async def _caught(
-        self, node: Node, request: Callable[[Session], Awaitable[T]], patience: float = 0.0
-    ) -> T | SessionError:
-        try:
-            with self._observed(node), self._deadline(patience):
-                return await request(self._session(node))
-        except SessionError as error:
-            return error
-
-    async def _each_into(
-        self,
-        answers: list[tuple[Node, T | SessionError]],
-        nodes: Iterable[Node],
-        request: Callable[[Session], Awaitable[T]],
-        patience: float = 0.0,
-    ) -> None:
-        """Asks several nodes at once, and adds their answers as they come."""
-
-        async def one(node: Node) -> None:
-            answers.append((node, await self._caught(node, request, patience)))
-
-        async with anyio.create_task_group() as tasks:
-            for node in nodes:
-                tasks.start_soon(one, node)
+        return awake, [(node, self._ask.not_tried(node)) for node in resting]
 
     # The log
 
@@ -451,24 +367,3 @@ class ClusterSession(Session):
     def _failure(self, key: Key, answers: Iterable[tuple[Node, object]]) -> SessionError:
         failures = [(node, answer) for node, answer in answers if isinstance(answer, SessionError)]
         return routing.failure_of_all(f"{self.name}: no node took {key}", failures)
-
-
-class _Observed:
-    def __init__(self, began: float) -> None:
-        self.began = began
-        self.has_moved = False
-
-    def moved(self) -> None:
-        """The node has answered, or taken something."""
-        self.has_moved = True
-
-
-@asynccontextmanager
-async def _within(seconds: float, context: AbstractAsyncContextManager[T]) -> AsyncIterator[T]:
-    """A context that has to be entered within so many seconds. Raises TimedOut."""
-    with anyio.CancelScope(deadline=anyio.current_time() + seconds) as scope:
-        async with context as entered:
-            scope.deadline = math.inf
-            yield entered
-    if scope.cancelled_caught:
-        raise TimedOut(f"no answer within {seconds:.0f} seconds")

@@ -277,7 +277,7 @@ async def test_a_node_that_does_not_answer_the_offer_is_left_out_after_the_timeo
         assert isinstance(offer, Upload)
         stored = await offer.send(Content(CONTENT, repeatable=False))
     assert stored.uuids == uuids(1)
-    assert stored.reasons == ("disk 2 (shelf) [node2]: no answer within 0 seconds",)
+    assert stored.reasons == ("disk 2 (shelf) [node2]: no answer within 0.05 seconds",)
     assert peers[1].under_way == 0
 
 
@@ -433,7 +433,7 @@ async def test_nodes_that_did_not_remove_make_it_a_failure_that_names_them() -> 
     assert removal.reasons == (
         "disk 1 (shelf) [node1]: no route",
         "disk 3 (shelf) [node3]: it is locked",
-        "disk 4 (shelf) [node4]: no answer within 0 seconds",
+        "disk 4 (shelf) [node4]: no answer within 0.05 seconds",
     )
     assert log.recorded == [("absent", Key("WORM--nosize"), uuids(2))]
 

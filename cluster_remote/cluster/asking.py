@@ -1,0 +1,151 @@
+"""Asking nodes: one session with each, kept from request to request, and what is remembered of those that fail."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from typing import TypeVar
+
+import anyio
+
+from cluster_remote.cluster.node import Node
+from cluster_remote.cluster.reachability import Reachability
+from cluster_remote.p2p.errors import Refused, SessionError, SourceError, TimedOut, Unreachable
+from cluster_remote.p2p.session import Session
+
+__all__ = ["NodeSessions", "Observed", "within"]
+
+T = TypeVar("T")
+
+
+class Observed:
+    """One request to one node, as it goes on."""
+
+    def __init__(self, began: float) -> None:
+        self.began = began
+        self.has_moved = False
+
+    def moved(self) -> None:
+        """The node has answered, or taken something."""
+        self.has_moved = True
+
+
+class NodeSessions:
+    """The sessions with the nodes of one cluster session, each made when it is first needed.
+
+    `timeout` is how long a node may take to say anything, in seconds, its connection included.
+    """
+
+    def __init__(self, timeout: float, reachability: Reachability) -> None:
+        self.timeout = timeout
+        self._reachability = reachability
+        self._sessions: dict[str, Session] = {}
+
+    def session(self, node: Node) -> Session:
+        """The session with a node. Raises Unreachable if there can be none."""
+        session = self._sessions.get(node.name)
+        if session is None:
+            try:
+                session = node.session()
+            except ValueError as error:
+                raise Unreachable(str(error)) from None
+            self._sessions[node.name] = session
+        return session
+
+    async def aclose(self) -> None:
+        """Closes them all at once."""
+        sessions, self._sessions = self._sessions, {}
+        async with anyio.create_task_group() as tasks:
+            for session in sessions.values():
+                tasks.start_soon(session.aclose)
+
+    # Whom to ask
+
+    def rested(self, nodes: Iterable[Node]) -> tuple[list[Node], list[Node]]:
+        """Those to be asked, and those that are left alone for now."""
+        awake: list[Node] = []
+        resting: list[Node] = []
+        for node in nodes:
+            (resting if self._reachability.resting(node.name) else awake).append(node)
+        return awake, resting
+
+    def not_tried(self, node: Node) -> Unreachable:
+        """What a node that is left alone has instead of an answer."""
+        return Unreachable(f"not tried again so soon after this: {self._reachability.resting(node.name)}")
+
+    @contextmanager
+    def observed(self, node: Node) -> Iterator[Observed]:
+        """Around all that is asked of a node in one request: remembers whether it could be reached."""
+        observed = Observed(self._reachability.clock())
+        try:
+            yield observed
+        except SourceError:
+            # That says nothing of the node.
+            raise
+        except Refused:
+            self._reachability.answered(node.name)
+            raise
+        except SessionError as error:
+            if observed.has_moved:
+                self.broke_off(node, error)
+            else:
+                self._reachability.failed(node.name, self._reachability.clock() - observed.began, str(error))
+            raise
+        else:
+            self._reachability.answered(node.name)
+
+    def broke_off(self, node: Node, error: SessionError) -> None:
+        """A node failed that had begun to do what it was asked."""
+        # What ended at once cost nothing to find out; what stalled has cost the deadline.
+        if isinstance(error, TimedOut):
+            self._reachability.failed(node.name, self.timeout, str(error))
+
+    # Asking
+
+    @contextmanager
+    def deadline(self, patience: float = 0.0) -> Iterator[None]:
+        """Raises TimedOut after the timeout and `patience` seconds."""
+        seconds = self.timeout + patience
+        try:
+            with anyio.fail_after(seconds):
+                yield
+        except TimeoutError:
+            raise TimedOut(f"no answer within {seconds:.3g} seconds") from None
+
+    async def caught(
+        self, node: Node, request: Callable[[Session], Awaitable[T]], patience: float = 0.0
+    ) -> T | SessionError:
+        """A node's answer to one request, or why there is none."""
+        try:
+            with self.observed(node), self.deadline(patience):
+                return await request(self.session(node))
+        except SessionError as error:
+            return error
+
+    async def each(
+        self,
+        answers: list[tuple[Node, T | SessionError]],
+        nodes: Iterable[Node],
+        request: Callable[[Session], Awaitable[T]],
+        patience: float = 0.0,
+    ) -> None:
+        """Asks several nodes at once, and adds to `answers` as they come."""
+
+        async def one(node: Node) -> None:
+            answers.append((node, await self.caught(node, request, patience)))
+
+        async with anyio.create_task_group() as tasks:
+            for node in nodes:
+                tasks.start_soon(one, node)
+
+
+@asynccontextmanager
+async def within(seconds: float, context: AbstractAsyncContextManager[T]) -> AsyncIterator[T]:
+    """A context that has to be entered within so many seconds. Raises TimedOut."""
+    with anyio.CancelScope(deadline=anyio.current_time() + seconds) as scope:
+        async with context as entered:
+            scope.deadline = math.inf
+            yield entered
+    if scope.cancelled_caught:
+        raise TimedOut(f"no answer within {seconds:.3g} seconds")
