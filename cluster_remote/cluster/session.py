@@ -185,6 +185,8 @@ class ClusterSession(Session):
             awake, resting = self._ask.rested([*order.logged, *order.others])
 
             async def fetch(stack: AsyncExitStack, node: Node, position: int) -> Download:
+                # The deadline is over before the download is read: no session's download may keep a cancel scope of
+                # its own open between its chunks, or these would cross.
                 with self._ask.observed(node), self._ask.deadline(patience_for(key.size)):
                     return await stack.enter_async_context(self._ask.session(node).download(key, file, position))
 

@@ -324,6 +324,28 @@ async def test_a_node_that_stands_still_during_an_upload_is_left_out(cluster: Cl
     assert cluster.holders(MEGABYTES_KEY.text) == [False, True, True]
 
 
+async def test_a_node_that_is_killed_during_an_upload_is_left_out_and_gets_the_rest_the_next_time(
+    cluster: Cluster,
+) -> None:
+    said: list[tuple[bool, Message]] = []
+    async with opened(cluster.gateway, said=said) as session:
+
+        def kill_midway(position: int) -> None:
+            if position > 2_000_000:
+                for process in serving(cluster.nodes[1]):
+                    os.kill(process.pid, signal.SIGKILL)
+
+        stored = await session.store(MEGABYTES_KEY, FILE, Stream(MEGABYTES, 0.01), kill_midway)
+        assert isinstance(stored, Stored)
+        assert stored.uuids == uuids(cluster.nodes[0], cluster.nodes[2])
+        assert stored.reasons[0].startswith("second disk (cellar) [node2]: ")
+        said.clear()
+        assert await put(session, cluster.gateway.environment, MEGABYTES) == Stored(True, uuids(cluster.nodes[1]))
+    (offset,) = (message.offset for _, message in said if isinstance(message, PutFrom))
+    assert 1_000_000 < offset < len(MEGABYTES)
+    assert cluster.holders(MEGABYTES_KEY.text) == [True] * 3
+
+
 async def test_a_node_that_stands_still_makes_a_removal_partial(cluster: Cluster) -> None:
     async with opened(cluster.gateway, timeout=2.0) as session:
         await put(session, cluster.gateway.environment)
