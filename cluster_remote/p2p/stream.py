@@ -168,7 +168,6 @@ class MessageStream:
         if left and self._buffer:
             chunk = bytes(self._buffer[:left])
             del self._buffer[:left]
-            self._searched = 0
             left -= len(chunk)
             yield chunk
         while left:

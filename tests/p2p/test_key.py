@@ -33,6 +33,8 @@ def test_any_bytes_survive_being_text(raw: bytes) -> None:
         ("WORM-s5-m1700000000--name", "WORM", 5, 5, False, False),
         ("URL--http&c%%example.com%x", "URL", None, None, False, False),
         ("SHA256E-s1000-S300-C4--abc", "SHA256E", 1000, None, True, False),
+        ("SHA256E-s1000-S300--abc", "SHA256E", 1000, None, True, False),
+        ("SHA256E-s1000-C4--abc", "SHA256E", 1000, None, True, False),
         ("GPGHMACSHA1--0badcafe", "GPGHMACSHA1", None, None, False, True),
         ("GPGHMACSHA512--0badcafe", "GPGHMACSHA512", None, None, False, True),
         ("XFOO-s007--leading-zeros", "XFOO", 7, 7, False, False),

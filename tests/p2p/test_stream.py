@@ -34,7 +34,10 @@ BRIEF = 0.3
 KEY = Key("SHA256E-s3--abc")
 
 # A message, or the content after a DATA message.
-conversations = st.lists(messages.filter(lambda m: not isinstance(m, Data)) | st.binary(max_size=50), max_size=8)
+_other = messages.filter(lambda message: not isinstance(message, Data))
+conversations = st.lists(
+    st.booleans().flatmap(lambda content: st.binary(max_size=50) if content else _other), max_size=8
+)
 
 
 def on_the_wire(conversation: list[Message | bytes]) -> bytes:
@@ -86,6 +89,11 @@ async def test_a_conversation_is_read_byte_by_byte(conversation: list[Message | 
 async def test_the_message_after_data_may_come_in_the_same_read() -> None:
     stream = a_stream(b"DATA 3\nabcVALID\nDATA 0\nINVALID\nSUC", b"CESS\n")
     assert await read_all(stream, 5) == [b"abc", Valid(), b"", Invalid(), Success()]
+
+
+async def test_content_that_ends_inside_a_read_ends_there() -> None:
+    stream = a_stream(b"DATA 6\n", b"abc", b"defVALID\nSUCCESS\n", stalls=True)
+    assert await read_all(stream, 3) == [b"abcdef", Valid(), Success()]
 
 
 async def test_content_may_look_like_messages() -> None:

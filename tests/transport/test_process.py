@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import time
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from cluster_remote.p2p.errors import ConnectionLost, ProtocolError, SessionErro
 from cluster_remote.p2p.key import UUID, AssociatedFile, Key
 from cluster_remote.transport.address import Directory, parse_address
 from cluster_remote.transport.opening import Caller, session_at
-from cluster_remote.transport.process import ProcessTransport
+from cluster_remote.transport.process import ProcessTransport, _ProcessConnection
 from tests.p2p.memory import CLIENT, SERVER, Pieces
 from tests.support.environment import Environment
 from tests.support.processes import wait_until
@@ -263,11 +264,40 @@ async def test_what_a_child_left_running_on_purpose_is_left_alone_and_not_waited
     # As the master of a shared ssh connection: in a session of its own, and holding standard error open.
     session = child(environment, f"setsid sleep 60 </dev/null >/dev/null & {HELLO}; exit")
     await session.open()
+    assert wait_until(lambda: "sleep 60" in commands(environment))
     with anyio.fail_after(4):
         await session.aclose()
+    _end_the_one_left(environment)
+
+
+def commands(environment: Environment) -> list[str]:
+    return [process.command for process in environment.processes()]
+
+
+def _end_the_one_left(environment: Environment) -> None:
     left = environment.processes()
     assert [process.command for process in left] == ["sleep 60"]
-    os.kill(left[0].pid, 9)
+    os.kill(left[0].pid, signal.SIGKILL)
+
+
+async def test_what_made_itself_independent_of_a_child_outlives_its_forced_end(environment: Environment) -> None:
+    script = "setsid sleep 60 </dev/null >/dev/null 2>&1 & sleep 61 & echo; wait"
+    transport = ProcessTransport(["sh", "-c", script], name="a child", environment=environment.env)
+    connection = await transport.connect()
+    await connection.receive(1)
+    assert wait_until(lambda: {"sleep 60", "sleep 61"} <= set(commands(environment)))
+    await connection.aclose(0.3)
+    _end_the_one_left(environment)
+
+
+async def test_of_what_a_child_says_a_bounded_amount_is_kept(environment: Environment) -> None:
+    script = "yes | head -c 3000000 >&2; echo; cat"
+    transport = ProcessTransport(["sh", "-c", script], name="a child", environment=environment.env)
+    connection = await transport.connect()
+    assert isinstance(connection, _ProcessConnection)
+    await connection.receive(1)
+    assert 0 < len(connection._words) <= 8192
+    await connection.aclose(1.0)
 
 
 async def test_a_child_that_left_something_holding_its_standard_error_is_not_waited_for(
@@ -279,7 +309,7 @@ async def test_a_child_that_left_something_holding_its_standard_error_is_not_wai
     assert str(error).endswith(": gone")
     assert time.monotonic() - start < 4
     for process in environment.processes():
-        os.kill(process.pid, 9)
+        os.kill(process.pid, signal.SIGKILL)
 
 
 async def test_children_come_and_go_without_anything_left(environment: Environment) -> None:
