@@ -1,0 +1,321 @@
+"""The refusals of INITREMOTE: each says what is wrong, and the command line that would be right."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from tests.remote.sites import initremote, text, whereis
+from tests.support.environment import Environment, temporary_environment
+from tests.support.repositories import Cluster, Repository, make_cluster, make_repository
+from tests.support.sockets import free_port, serve_p2p
+
+TOKEN = "CLUSTER_REMOTE_TOKEN"
+SECRET = "Sesame4711open"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A cluster, a client that knows it, and a repository that does not. None of them has a remote of ours yet."""
+
+    cluster: Cluster
+    client: Repository
+    stranger: Repository
+
+    @property
+    def url(self) -> str:
+        return f"url={self.cluster.gateway.path}"
+
+
+@pytest.fixture(scope="module")
+def place() -> Iterator[Place]:
+    """One for all tests of this file: each makes remotes of a name of its own."""
+    with temporary_environment() as environment:
+        cluster = make_cluster(environment, environment.directory)
+        yield Place(cluster, cluster.clone(), make_repository(environment, environment.directory / "other", "other"))
+
+
+_numbers = itertools.count()
+
+
+@pytest.fixture
+def name() -> str:
+    """A name for a remote that nobody else uses."""
+    return f"remote{next(_numbers)}"
+
+
+def refused(client: Repository, name: str, *parameters: str, **options: object) -> str:
+    """What `initremote` says that fails; nothing may have changed by it that others could see."""
+    before = client.descriptions()
+    done = initremote(client, name, *parameters, check=False, **options)  # type: ignore[arg-type]  # handed on
+    assert done.returncode != 0
+    assert client.descriptions() == before
+    assert client.config(f"remote.{name}.annex-uuid") is None
+    said = text(done)
+    assert "Traceback" not in said
+    assert "internal error" not in said
+    return said
+
+
+def corrected(said: str) -> str:
+    """The one `git annex initremote` command in a message."""
+    [command] = re.findall(r"git annex initremote [^\n]*", said)
+    assert isinstance(command, str)
+    return command
+
+
+def obey(client: Repository, command: str) -> None:
+    """Run a command as it was printed."""
+    client.environment.run("sh", "-c", command, cwd=client.path)
+
+
+def reaches(client: Repository, name: str, uuid: str) -> bool:
+    """Whether a remote is the same as the repository or cluster of that UUID."""
+    return client.config(f"remote.{name}.annex-uuid") == uuid
+
+
+def test_without_sameas_it_is_not_the_cluster(place: Place, name: str) -> None:
+    said = refused(place.client, name, place.url, "timeout=17")
+    assert "has to be the same as the cluster it reaches (at gateway (hall))" in said
+    obey(place.client, corrected(said))
+    assert reaches(place.client, name, place.cluster.uuid)
+    # What else was said is kept.
+    assert "timeout=17" in corrected(said)
+    assert "--private" in corrected(said)
+    key = place.client.add(name, b"stored as told")
+    place.client.annex("copy", "--to", name, name)
+    assert place.cluster.holders(key) == [True] * 3
+    assert place.cluster.uuid in whereis(place.client, name)
+
+
+def test_the_corrected_command_is_no_more_private_than_the_first(place: Place, name: str) -> None:
+    assert "--private" not in corrected(refused(place.client, name, place.url, private=False))
+
+
+@pytest.mark.parametrize("whose", ["cluster", "node"])
+def test_uuid_would_take_the_place_of_another(place: Place, name: str, whose: str) -> None:
+    uuid = place.cluster.uuid if whose == "cluster" else place.cluster.nodes[1].uuid
+    said = refused(place.client, name, place.url, f"uuid={uuid}")
+    assert "destroy its description for everybody; use --sameas" in said
+    obey(place.client, corrected(said))
+    assert reaches(place.client, name, uuid)
+
+
+def test_a_uuid_that_is_not_there(place: Place, name: str) -> None:
+    said = refused(place.client, name, place.url, sameas=place.client.uuid)
+    assert f"at {place.cluster.gateway.path} is gateway (hall), not client (desk)" in said
+    obey(place.client, corrected(said))
+    assert reaches(place.client, name, place.cluster.uuid)
+
+
+def test_a_cluster_that_is_not_at_a_node(place: Place, name: str) -> None:
+    node = place.cluster.nodes[2]
+    said = refused(place.client, name, f"url={node.path}", sameas=place.cluster.uuid)
+    assert f"at {node.path} is NAS: shelf 3, not cluster mycluster" in said
+    obey(place.client, corrected(said))
+    assert reaches(place.client, name, node.uuid)
+
+
+@pytest.mark.parametrize("by", ["uuid=", "nothing"])
+def test_a_cluster_that_this_repository_does_not_know(environment: Environment, by: str) -> None:
+    cluster = make_cluster(environment, environment.directory / "far away")
+    stranger = make_repository(environment, environment.directory / "stranger", "stranger")
+    parameters = [f"uuid={cluster.uuid}"] if by == "uuid=" else []
+    said = refused(stranger, "mycl", f"url={cluster.gateway.path}", *parameters)
+    assert f"does not know {cluster.gateway.uuid}" in said
+    fetch = re.search(r": (git remote add .* && git annex merge); then (git annex initremote .*?)(\. Or| \()", said)
+    assert fetch is not None
+    obey(stranger, fetch[1])
+    if by == "nothing":
+        # Only now can it be known which cluster is there.
+        again = stranger.environment.run("sh", "-c", fetch[2], cwd=stranger.path, check=False)
+        obey(stranger, corrected(text(again)))
+    else:
+        obey(stranger, fetch[2])
+    assert reaches(stranger, "mycl", cluster.uuid)
+    key = stranger.add("f", b"from afar")
+    stranger.annex("copy", "--to", "mycl", "f")
+    assert cluster.holders(key) == [True] * 3
+    assert stranger.locations(key) == {stranger.uuid, *(node.uuid for node in cluster.nodes)}
+
+
+def test_a_cluster_that_this_repository_shall_never_know(environment: Environment) -> None:
+    cluster = make_cluster(environment, environment.directory / "far")
+    stranger = make_repository(environment, environment.directory / "stranger", "stranger")
+    said = refused(stranger, "vault", f"url={cluster.gateway.path}", f"uuid={cluster.uuid}")
+    found = re.search(r"count all of them as one copy: (git annex initremote .*)", said)
+    assert found is not None
+    obey(stranger, found[1])
+    key = stranger.add("f", b"one copy")
+    stranger.annex("copy", "--to", "vault", "f")
+    assert cluster.holders(key) == [True] * 3
+    own = stranger.config("remote.vault.annex-uuid")
+    assert own is not None
+    assert stranger.locations(key) == {stranger.uuid, own}
+    assert cluster.uuid not in {own, *stranger.descriptions()}
+
+
+@pytest.mark.parametrize("tracking", [(), ("tracking=nodes",)], ids=["sameas", "nodes"])
+def test_encrypted_contents_cannot_be_counted_on_the_nodes(place: Place, name: str, tracking: tuple[str, ...]) -> None:
+    sameas = None if tracking else place.cluster.uuid
+    said = refused(place.client, name, place.url, "encryption=shared", "chunk=1MiB", *tracking, sameas=sameas)
+    assert "with encryption=shared the nodes hold something else than this repository's keys" in said
+    obey(place.client, corrected(said))
+    key = place.client.add(name, name.encode())
+    place.client.annex("copy", "--to", name, name)
+    own = place.client.config(f"remote.{name}.annex-uuid")
+    assert own is not None
+    assert place.client.locations(key) == {place.client.uuid, own}
+    # It is there, but as something else.
+    assert place.cluster.holders(key) == [False] * 3
+    place.client.annex("fsck", "--from", name, name)
+    # The content went to the cluster that was meant, not to its gateway's own repository.
+    assert f"cluster={place.cluster.uuid}" in corrected(said)
+
+
+@pytest.mark.parametrize("tracking", [(), ("tracking=nodes",)], ids=["sameas", "nodes"])
+def test_chunks_cannot_be_counted_on_the_nodes(place: Place, name: str, tracking: tuple[str, ...]) -> None:
+    sameas = None if tracking else place.cluster.uuid
+    said = refused(place.client, name, place.url, "chunk=1MiB", *tracking, sameas=sameas)
+    assert "with chunks the nodes hold something else than this repository's keys" in said
+    obey(place.client, corrected(said))
+    assert reaches(place.client, name, place.cluster.uuid)
+
+
+@pytest.mark.parametrize("chunks", [(), ("chunk=1MiB",)], ids=["whole", "chunks"])
+@pytest.mark.parametrize("cluster", ["named", "by UUID", "not named"])
+def test_contents_in_the_clear_would_be_counted_twice(
+    place: Place, name: str, cluster: str, chunks: tuple[str, ...]
+) -> None:
+    named = {"named": [f"cluster={place.cluster.name}"], "by UUID": [f"cluster={place.cluster.uuid}"], "not named": []}
+    said = refused(place.client, name, place.url, "tracking=remote", *chunks, *named[cluster])
+    assert "already; the same content would be counted twice" in said
+    obey(place.client, corrected(said))
+    assert reaches(place.client, name, place.cluster.uuid)
+
+
+def test_a_remote_that_is_the_same_as_another_has_no_uuid_of_its_own(place: Place, name: str) -> None:
+    node = place.cluster.nodes[0]
+    said = refused(place.client, name, place.url, "tracking=remote", sameas=node.uuid)
+    assert "with tracking=remote the remote has a UUID of its own" in said
+    obey(place.client, corrected(said))
+    assert reaches(place.client, name, node.uuid)
+
+
+def test_a_cluster_by_a_name_that_nobody_knows(place: Place, name: str) -> None:
+    for client in (place.client, place.stranger):
+        said = refused(client, name, place.url, "encryption=shared", "cluster=elsewhere")
+        assert "cluster=elsewhere: this repository knows none of that name" in said
+        assert "git config annex.cluster.elsewhere" in said
+
+
+@pytest.mark.parametrize(
+    ("url", "complaint"),
+    [
+        ("relative/dir", "'relative/dir' is not an address; it can be /dir, "),
+        ("http://example.com/x", "urls of the form http:// are not supported; the url can be /dir, "),
+        ("ssh://-oProxyCommand=true/dir", "does not have the name of a host where one should be"),
+        ("-oProxyCommand=true:dir", "does not have the name of a host where one should be"),
+        ("ssh://host", "does not say which directory on the host is the repository"),
+        ("host:", "does not say which directory on the host is the repository"),
+        ("tcp://host", "a TCP address is tcp://host:port"),
+        ("tcp://host:99999", "99999 is not a port"),
+        (f"tcp://{SECRET}@host:1", "a token cannot stand in a url, which others can read"),
+        ("unix:relative", "a unix socket is unix:/path, absolute"),
+        ("unix:/path?node=everything", "after ?node= comes a repository's UUID"),
+    ],
+)
+def test_a_url_that_is_none(place: Place, name: str, url: str, complaint: str) -> None:
+    said = refused(place.client, name, f"url={url}", sameas=place.cluster.uuid)
+    assert complaint in said
+    assert SECRET not in said
+
+
+@pytest.mark.parametrize("timeout", ["soon", "0", "-1", "nan", "inf", "1e9"])
+def test_a_timeout_that_is_none(place: Place, name: str, timeout: str) -> None:
+    said = refused(place.client, name, place.url, f"timeout={timeout}", sameas=place.cluster.uuid)
+    assert f"timeout={timeout}: it is a number of seconds, such as timeout=60" in said
+
+
+def test_a_tracking_that_is_none(place: Place, name: str) -> None:
+    said = refused(place.client, name, place.url, "tracking=both", sameas=place.cluster.uuid)
+    assert "tracking=both: it can be tracking=nodes or tracking=remote" in said
+
+
+def test_a_socket_wants_a_token_and_the_right_one(environment: Environment) -> None:
+    cluster = make_cluster(environment, environment.directory, nodes=1)
+    client, node = cluster.clone(), cluster.nodes[0]
+    with serve_p2p(node) as (path, token):
+        said = refused(client, "it", f"url=unix:{path}", sameas=node.uuid)
+        assert "wants a token: put it into the environment variable CLUSTER_REMOTE_TOKEN" in said
+        said = refused(client, "it", f"url=unix:{path}", sameas=node.uuid, env={TOKEN: SECRET})
+        assert "the server did not accept the token: CLUSTER_REMOTE_TOKEN=… git annex initremote it " in said
+        assert SECRET not in said
+        said = refused(client, "it", f"url=unix:{path}", sameas=node.uuid, env={TOKEN: f"{SECRET} and more"})
+        assert "characters in it that no token has" in said
+        assert SECRET not in said
+        # No wrong token was kept.
+        assert not list((client.path / ".git/annex").glob("creds/*"))
+        obey(client, f"{TOKEN}={token} {corrected(said)}")
+        assert [file.stat().st_mode & 0o77 for file in (client.path / ".git/annex/creds").iterdir()] == [0]
+        key = client.add("f", b"with a token")
+        client.annex("copy", "--to", "it", "f")
+        assert node.object_bytes(key) == b"with a token"
+        # When the token is no longer good, the way to give another is said.
+        for file in (client.path / ".git/annex/creds").iterdir():
+            file.write_text(f"token\n{SECRET}\n")
+        said = text(client.annex("fsck", "--from", "it", "f", check=False))
+        assert "the server did not accept the token; give the right one: " in said
+        command = re.search(r"CLUSTER_REMOTE_TOKEN=… (git annex enableremote .*)", said)
+        assert command is not None
+        obey(client, f"{TOKEN}={token} {command[1]}")
+        client.annex("fsck", "--from", "it", "f")
+        assert SECRET not in said
+        assert token not in said
+
+
+def test_what_cannot_be_reached(place: Place, name: str) -> None:
+    environment, cluster = place.client.environment, place.cluster
+    nobody = free_port()
+    for url, complaint in {
+        "/no/such/directory": "git-annex-shell: ",
+        str(environment.home): "git-annex-shell: ",
+        f"ssh://127.0.0.1:{nobody}/dir": "Connection refused",
+        f"tcp://127.0.0.1:{nobody}": "Connection refused",
+        "unix:/no/such/socket": "No such file or directory",
+    }.items():
+        said = refused(place.client, name, f"url={url}", sameas=cluster.uuid, env={TOKEN: SECRET})
+        assert f"{url.removeprefix('file://')}: connecting: " in said
+        assert complaint in said
+        assert SECRET not in said
+        assert f"url={url}" in corrected(said)
+
+
+def test_what_could_not_be_reached_can_be_once_it_is_there(environment: Environment) -> None:
+    cluster = make_cluster(environment, environment.directory, nodes=1)
+    client = cluster.clone()
+    away = cluster.gateway.path.rename(environment.directory / "away")
+    said = refused(client, "mycl", f"url={cluster.gateway.path}", sameas=cluster.uuid)
+    away.rename(cluster.gateway.path)
+    obey(client, corrected(said))
+    assert reaches(client, "mycl", cluster.uuid)
+
+
+def test_enableremote_of_an_address_where_something_else_is(environment: Environment) -> None:
+    cluster = make_cluster(environment, environment.directory, nodes=1)
+    client = cluster.clone()
+    initremote(client, "mycl", f"url={cluster.gateway.path}", sameas=cluster.uuid, private=False)
+    elsewhere = f"url={cluster.nodes[0].path}"
+    done = client.annex("enableremote", "mycl", elsewhere, "encryption=none", check=False)
+    assert done.returncode != 0
+    assert (
+        "is first disk (attic), not cluster mycluster; give the url where that is: git annex enableremote mycl"
+        in text(done)
+    )
+    key = client.add("f", b"as before")
+    client.annex("copy", "--to", "mycl", "f")
+    assert cluster.holders(key) == [True]
