@@ -267,11 +267,12 @@ async def estimate(repository: Repository, selection: Selection) -> int:
         return len(selection.keys)
     else:
         argv = ["git", "ls-files", "-z", "--", *selection.files]
-    count = 0
+    count, rest = len(selection.keys), b""
     async with _output(repository, argv) as names:
         async for chunk in names:
-            count += chunk.count(b".log\0" if selection.everything else b"\0")
-    return count + len(selection.keys)
+            *paths, rest = (rest + chunk).split(b"\0")
+            count += sum(1 for path in paths if _LOG.fullmatch(path)) if selection.everything else len(paths)
+    return count
 
 
 async def _look_up(

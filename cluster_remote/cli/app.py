@@ -4,15 +4,33 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
 from cluster_remote.cli.exitcodes import FAILED, INTERRUPTED, NOT_USABLE, UNREACHABLE, USAGE
 
 __all__ = ["app", "run"]
 
+
+class Interrupted(Exception):
+    """Ctrl-C."""
+
+
+class Commands(TyperGroup):
+    """All commands. Ctrl-C ends one with an exception of ours: typer would end it without a word."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise Interrupted from None
+
+
 app = typer.Typer(
     name="cluster-remote",
+    cls=Commands,
     help="A git-annex cluster as one remote: set it up, look at it, try it out.\n\n"
     "Exit codes: 0 all is well, 1 what was asked for did not succeed, 2 wrong usage, 3 a server cannot be reached, "
     "4 not in a repository that can do this, 130 interrupted.",
@@ -84,7 +102,7 @@ def _report(error: Exception) -> int:
         # typer's own: wrong usage, and Abort when a question is interrupted.
         show()
         return USAGE
-    if type(error).__name__ == "Abort":
+    if isinstance(error, Interrupted) or type(error).__name__ == "Abort":
         return _interrupted()
     from cluster_remote.remote.failure import causes, in_words
     from cluster_remote.remote.protocol import one_line

@@ -246,11 +246,11 @@ def progress(*, unit: str = "", in_bytes: bool = False, shown: bool = True) -> I
 
     counts = (DownloadColumn(), TransferSpeedColumn()) if in_bytes else (MofNCompleteColumn(), Rate())
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         *counts,
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
     # What is printed meanwhile goes where it belongs, not through the progress.
     with Progress(

@@ -1,0 +1,349 @@
+"""check: what nodes say they have against what the location log says, and recording what is true."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.cli.ailing import away, empty, lose, on_a_terminal, stock, store
+from tests.cli.command import cluster_remote, told
+from tests.remote.sites import Site, initremote, make_site
+from tests.support.environment import Environment
+from tests.support.processes import wait_until
+from tests.support.repositories import DESCRIPTIONS, make_repository
+
+
+@pytest.fixture(scope="module")
+def in_order(make_environment: Callable[[], Environment]) -> Site:
+    """A cluster with contents on every node, that the tests of this file leave as it is."""
+    site = make_site(make_environment())
+    store(site, ["one", "two", "below/three", "below/deeper/four"])
+    return site
+
+
+def counts(said: dict[str, Any], what: str) -> list[int]:
+    """A number for each node, in the order of the nodes' names."""
+    return [node[what] for node in sorted(said["nodes"], key=lambda node: node["name"])]
+
+
+def found(said: dict[str, Any]) -> dict[str, tuple[list[str], list[str]]]:
+    """Missing and unlogged, by key."""
+    return {each["key"]: (each["missing"], each["unlogged"]) for each in said["findings"]}
+
+
+def test_where_all_is_as_the_log_says_that_is_what_is_said(in_order: Site) -> None:
+    said = told(in_order.client, "check", "mycl", "--all")
+    assert said["well"]
+    assert (said["findings"], said["problems"], said["keys"]) == ([], [], 4)
+    assert (counts(said, "present"), counts(said, "missing"), counts(said, "unknown")) == ([4] * 3, [0] * 3, [0] * 3)
+    assert "The location log is right." in cluster_remote(in_order.client, "check", "mycl", "--all").out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "where", "keys"),
+    [
+        ((), ".", 4),
+        ((), "below", 2),
+        (("one", "below/deeper"), ".", 2),
+        (("deeper/four", "../two"), "below", 2),
+        ((".",), "below/deeper", 1),
+        (("--all",), "below", 4),
+    ],
+)
+def test_files_and_directories_are_meant_as_seen_from_where_one_is(
+    in_order: Site, arguments: tuple[str, ...], where: str, keys: int
+) -> None:
+    assert told(in_order.client, "check", "mycl", *arguments, cwd=in_order.client.path / where)["keys"] == keys
+
+
+def test_single_keys_can_be_asked_about(in_order: Site) -> None:
+    keys = [in_order.client.key("one"), in_order.client.key("two")]
+    said = told(in_order.client, "check", "mycl", "--key", keys[0], "--key", keys[1])
+    assert (said["keys"], counts(said, "present")) == (2, [2] * 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("nothing",), 1, "there is no file 'nothing'"),
+        (("plain",), 1, "no annexed file"),
+        (("--key", "nonsense"), 2, "not a key"),
+        (("--all", "one"), 2, "--all"),
+        (("--jobs", "0"), 2, "--jobs"),
+    ],
+)
+def test_what_cannot_be_asked_about_is_said(in_order: Site, arguments: tuple[str, ...], code: int, words: str) -> None:
+    in_order.client.write("plain", b"not annexed")
+    done = cluster_remote(in_order.client, "check", "mycl", "--json", *arguments, code=code)
+    assert words in done.err
+    assert done.out == ""
+
+
+def test_each_disagreement_is_named_and_only_fix_records_it(own_site: Site) -> None:
+    client, (first, second, third) = own_site.client, own_site.cluster.nodes
+    keys = store(own_site, ["one", "two", "three"])
+    lose(first, keys["one"])
+    client.annex("setpresentkey", keys["two"], second.uuid, "0")
+    empty(third)
+    said = told(client, "check", "mycl", "--all", code=1)
+    expected = {
+        keys["one"]: (sorted([first.uuid, third.uuid]), []),
+        keys["two"]: ([third.uuid], [second.uuid]),
+        keys["three"]: ([third.uuid], []),
+    }
+    assert found(said) == expected
+    assert {(problem["kind"], problem["node"]) for problem in said["problems"]} == {
+        ("content-missing", first.uuid),
+        ("content-unlogged", second.uuid),
+        ("content-missing", third.uuid),
+    }
+    before = {name: own_site.present(key) for name, key in keys.items()}
+    assert before == {"one": own_site.nodes, "two": {first.uuid, third.uuid}, "three": own_site.nodes}
+
+    shown = cluster_remote(client, "check", "mycl", "one", "two", code=1).out
+    assert f"one: not on {DESCRIPTIONS[0]}, {DESCRIPTIONS[2]}" in shown.replace(
+        f"{DESCRIPTIONS[2]}, {DESCRIPTIONS[0]}", f"{DESCRIPTIONS[0]}, {DESCRIPTIONS[2]}"
+    )
+    assert f"on {DESCRIPTIONS[1]}, which the location log does not know" in shown
+    assert "cluster-remote check mycl one two --fix" in shown
+    assert own_site.present(keys["one"]) == own_site.nodes
+
+    fixed = told(client, "check", "mycl", "--all", "--fix")
+    assert found(fixed) == expected
+    assert all(each["recorded"] for each in fixed["findings"])
+    assert (fixed["well"], fixed["recorded"]) == (True, 3)
+    assert own_site.present(keys["one"]) == {second.uuid}
+    assert own_site.present(keys["two"]) == {first.uuid, second.uuid}
+    assert own_site.present(keys["three"]) == {first.uuid, second.uuid}
+    assert told(client, "check", "mycl", "--all")["findings"] == []
+
+
+def test_a_node_that_cannot_be_asked_is_unknown_and_nothing_is_recorded_of_it(own_site: Site) -> None:
+    keys = store(own_site, ["one", "two"])
+    first, second, _ = own_site.cluster.nodes
+    lose(first, keys["one"])
+    with away(second):
+        said = told(own_site.client, "check", "mycl", "--all", "--fix", code=1)
+        shown = cluster_remote(own_site.client, "check", "mycl", code=1).out
+    assert (counts(said, "unknown"), counts(said, "missing")) == ([0, 2, 0], [1, 0, 0])
+    assert [(problem["kind"], problem["node"]) for problem in said["problems"]] == [("node-unreachable", second.uuid)]
+    assert own_site.present(keys["one"]) == own_site.nodes - {first.uuid}
+    assert f"{DESCRIPTIONS[1]} cannot be reached" in shown
+    assert str(second.path) in shown
+
+
+def test_when_no_node_answers_the_exit_code_is_that_of_unreachable_servers(own_site: Site) -> None:
+    store(own_site, ["one"])
+    with away(own_site.cluster.gateway):
+        said = told(own_site.client, "check", "mycl", "--all", code=3)
+    assert counts(said, "unknown") == [1] * 3
+
+
+def test_too_few_copies_are_named_and_what_can_be_done_about_them(own_site: Site) -> None:
+    client, (first, second, _) = own_site.client, own_site.cluster.nodes
+    keys = store(own_site, ["here"]) | store(own_site, ["elsewhere"], keep=False)
+    client.annex("numcopies", "4")
+    said = told(client, "check", "mycl", code=1)
+    assert (said["numcopies"], said["few"]) == (4, 1)
+    (finding,) = said["findings"]
+    assert (finding["file"], finding["copies"], finding["few"]) == ("elsewhere", 3, True)
+    # All nodes have it, so nothing can be brought there.
+    assert "git annex numcopies" in " ".join(said["problems"][0]["commands"])
+
+    client.annex("numcopies", "3")
+    assert told(client, "check", "mycl")["few"] == 0
+    # What an untrusted repository has does not count.
+    client.annex("untrust", second.uuid)
+    said = told(client, "check", "mycl", code=1)
+    assert [(each["file"], each["copies"]) for each in said["findings"]] == [("elsewhere", 2)]
+    lose(first, keys["elsewhere"])
+    said = told(client, "check", "mycl", "--fix", code=1)
+    assert [(each["file"], each["copies"]) for each in said["findings"]] == [("elsewhere", 1)]
+    assert said["problems"][0]["commands"] == ["cluster-remote repair mycl"]
+
+
+def test_what_was_dropped_everywhere_is_no_problem_unless_a_file_is_asked_about(own_site: Site) -> None:
+    keys = store(own_site, ["dropped"], keep=False)
+    own_site.client.annex("drop", "--force", "--from", "mycl", "dropped")
+    assert own_site.present(keys["dropped"]) == set()
+    said = told(own_site.client, "check", "mycl", "--all")
+    assert (said["gone"], said["findings"]) == (1, [])
+    said = told(own_site.client, "check", "mycl", "dropped", code=1)
+    assert [(each["file"], each["copies"]) for each in said["findings"]] == [("dropped", 0)]
+    # Of what was declared dead nobody wants to hear any more.
+    own_site.client.annex("dead", "--key", keys["dropped"])
+    assert told(own_site.client, "check", "mycl", "dropped")["findings"] == []
+
+
+def test_what_is_found_on_a_node_although_it_was_dropped_everywhere_is_named(own_site: Site) -> None:
+    keys = store(own_site, ["dropped"], keep=False)
+    for node in own_site.cluster.nodes:
+        own_site.client.annex("setpresentkey", keys["dropped"], node.uuid, "0")
+    said = told(own_site.client, "check", "mycl", "--all", "--fix")
+    assert found(said) == {keys["dropped"]: ([], sorted(own_site.nodes))}
+    assert own_site.present(keys["dropped"]) == own_site.nodes
+
+
+def test_odd_names_and_keys_are_asked_about_as_they_are(own_site: Site) -> None:
+    client, first = own_site.client, own_site.cluster.nodes[0]
+    names: list[str | bytes] = ["with space", "-dash", "per%cent", b"not utf-8 \xff", "new\u2028line", 'quo"te']
+    keys = [client.add(name, b"odd " + os.fsencode(name), backend="SHA256E") for name in names]
+    keys.append(client.add("worm", b"worm", backend="WORM"))
+    client.annex("copy", "--quiet", "--to", "mycl", ".")
+    for key in keys:
+        lose(first, key)
+    said = told(client, "check", "mycl", code=1)
+    # JSON keeps what is not UTF-8 as lone surrogates.
+    assert {each["file"] for each in said["findings"]} == {*map(os.fsdecode, names), "worm"}
+    said = told(client, "check", "mycl", "--", *map(os.fsdecode, names), code=1)
+    assert [each["file"] for each in said["findings"]] == [*map(os.fsdecode, names)]
+    assert told(client, "check", "mycl", "--all", "--fix")["recorded"] == len(names) + 1
+    assert own_site.present(keys[3]) == own_site.nodes - {first.uuid}
+
+
+def test_many_keys_are_asked_about_over_several_sessions_and_each_answer_goes_to_its_key(own_site: Site) -> None:
+    keys = stock(own_site, 300)
+    gone = {0: keys[5::30], 1: keys[7::30], 2: keys[::100]}
+    for number, lost in gone.items():
+        for key in lost:
+            lose(own_site.cluster.nodes[number], key)
+    for jobs in ("1", "3"):
+        said = told(own_site.client, "check", "mycl", "--all", "--jobs", jobs, code=1)
+        assert said["keys"] == 300
+        assert counts(said, "missing") == [10, 10, 3]
+        for number, lost in gone.items():
+            uuid = own_site.cluster.nodes[number].uuid
+            assert {each["key"] for each in said["findings"] if uuid in each["missing"]} == set(lost)
+    shown = cluster_remote(own_site.client, "check", "mycl", "--all", code=1).out
+    assert re.search(r"first disk \(attic\) +290 +10 +0 +0", shown)
+
+
+def test_of_many_findings_people_are_shown_the_first_and_how_many_more_there_are(own_site: Site) -> None:
+    stock(own_site, 70)
+    empty(own_site.cluster.nodes[0])
+    done = cluster_remote(own_site.client, "check", "mycl", "--all", code=1)
+    assert done.out.count("though the location log says so") == 50
+    assert "and 20 more" in done.out
+    assert len(told(own_site.client, "check", "mycl", "--all", code=1)["findings"]) == 70
+
+
+def test_encrypted_contents_are_left_to_git_annex(own_site: Site) -> None:
+    initremote(
+        own_site.client, "crypt", f"url={own_site.url}", "encryption=shared", "tracking=remote",
+        f"cluster={own_site.cluster.uuid}", private=False,
+    )  # fmt: skip
+    done = cluster_remote(own_site.client, "check", "crypt", "--all", code=2)
+    assert "git annex fsck --fast --from crypt" in done.err
+
+
+def test_without_a_server_the_nodes_are_asked_directly(own_site: Site) -> None:
+    gateway, first = own_site.cluster.gateway, own_site.cluster.nodes[0]
+    initremote(gateway, "own", sameas=own_site.cluster.uuid)
+    key = gateway.add("one", b"one")
+    gateway.annex("copy", "--quiet", "--to", "own", "one")
+    lose(first, key)
+    said = told(gateway, "check", "own", "one", "--fix")
+    assert found(said) == {key: ([first.uuid], [])}
+    assert gateway.locations(key) & own_site.nodes == own_site.nodes - {first.uuid}
+
+
+def test_progress_goes_to_a_terminal_and_nowhere_else(own_site: Site) -> None:
+    store(own_site, ["one", "two", "three"])
+    for arguments in (("--all",), ()):
+        assert cluster_remote(own_site.client, "check", "mycl", *arguments).err == ""
+        argv = ("cluster-remote", "check", "mycl", *arguments)
+        shown = on_a_terminal(own_site.environment, own_site.client.path, *argv)
+        assert "node2" in shown
+        assert re.search(r"[0-3]/3\b", shown)
+
+
+# What every command promises
+
+
+def test_a_wrong_name_is_wrong_usage_and_the_right_ones_are_named(in_order: Site) -> None:
+    for command in ("check", "repair", "status"):
+        done = cluster_remote(in_order.client, command, "other", code=2)
+        assert "'other' is not a cluster remote" in done.err
+        assert "mycl" in done.err
+
+
+def test_a_bare_address_has_no_location_log_to_compare_with(in_order: Site) -> None:
+    for command in ("check", "repair"):
+        done = cluster_remote(in_order.client, command, in_order.url, code=2)
+        assert "cluster-remote setup" in done.err
+
+
+def test_outside_of_a_repository_the_exit_code_says_so(environment: Environment) -> None:
+    for command in ("check", "repair", "status"):
+        assert "git annex init" in cluster_remote(environment, command, "mycl", code=4).err
+
+
+def test_help_has_an_example(environment: Environment) -> None:
+    for command in ("check", "repair", "status"):
+        shown = " ".join(cluster_remote(environment, command, "--help").out.split())
+        assert f"Example: cluster-remote {command} mycluster" in shown
+        assert "Exit codes: 0" in shown
+
+
+def test_who_closes_the_pipe_is_not_told_about_it(own_site: Site) -> None:
+    store(own_site, ["one"])
+    for command in ("check", "repair", "status"):
+        for option in ("", "--json"):
+            # The reader is gone before there is anything to be read.
+            line = f"cluster-remote {command} mycl {option} | true; exit ${{PIPESTATUS[0]}}"
+            done = own_site.environment.run("bash", "-c", line, cwd=own_site.client.path, check=False)
+            assert (done.returncode, done.stderr) == (1, b""), line
+
+
+@pytest.mark.parametrize("command", ["check", "repair", "status"])
+def test_an_interrupt_ends_it_with_a_line_and_leaves_no_process(own_site: Site, command: str) -> None:
+    store(own_site, ["one"])
+    # Nodes that take for ever, so that there is something to interrupt.
+    waiting = own_site.environment.directory / "waiting"
+    own_site.environment.program("git-annex-shell", f"#!/bin/sh\ntouch {shlex.quote(str(waiting))}\nexec sleep 600\n")
+    process = own_site.environment.popen(
+        "cluster-remote", command, "mycl", cwd=own_site.client.path, stderr=subprocess.PIPE
+    )
+    assert wait_until(waiting.exists, 30)
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, out, err) == (130, b"", b"cluster-remote: interrupted\n")
+    own_site.environment.assert_no_process_left()
+
+
+def test_the_shell_is_offered_the_remotes(in_order: Site) -> None:
+    for command in ("check", "repair", "status"):
+        done = in_order.environment.run(
+            "cluster-remote",
+            cwd=in_order.client.path,
+            env={
+                "_CLUSTER_REMOTE_COMPLETE": "complete_bash",
+                "COMP_WORDS": f"cluster-remote {command} my",
+                "COMP_CWORD": "2",
+            },
+            check=False,
+        )
+        assert done.stdout.decode().split() == ["mycl"]
+
+
+def test_a_branch_that_was_fetched_but_not_merged_is_taken_into_account(in_order: Site) -> None:
+    other = in_order.cluster.clone("other")
+    initremote(other, "mycl", f"url={in_order.url}", sameas=in_order.cluster.uuid)
+    other.git("remote", "add", "desk", in_order.client.path)
+    other.git("fetch", "--quiet", "desk")
+    assert told(other, "check", "mycl", "--all")["keys"] == 4
+
+
+def test_a_repository_that_knows_no_node_is_told_to_fetch(environment: Environment) -> None:
+    repository = make_repository(environment, environment.directory / "alone", "alone")
+    done = cluster_remote(repository, "check", "mycl", code=2)
+    assert "there is none yet" in done.err
