@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 
 import anyio
 
+from cluster_remote.p2p.client import Transport
 from cluster_remote.p2p.key import UUID
 from cluster_remote.p2p.messages import AuthSuccess, Version, serialise
 from cluster_remote.p2p.session import Source, SourceReading
@@ -74,6 +75,18 @@ class MemoryConnection(Connection):
 
     async def aclose(self, patience: float) -> None:
         self.closed += 1
+
+
+class InMemory(Transport):
+    """A way to connections that were made before."""
+
+    name = "memory"
+
+    def __init__(self, *connections: MemoryConnection) -> None:
+        self.left = list(connections)
+
+    async def connect(self) -> Connection:
+        return self.left.pop(0)
 
 
 class Pieces(Source):

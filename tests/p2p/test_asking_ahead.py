@@ -8,7 +8,7 @@ import pytest
 
 from cluster_remote.p2p.errors import ConnectionLost, ProtocolError, Refused
 from cluster_remote.p2p.key import Key
-from tests.p2p.test_client import HELLO, KEY, PRESENT, TOKEN, conversation
+from tests.p2p.scripted import HELLO, KEY, PRESENT, TOKEN, conversation
 from tests.support.peers import Close, Expect, Script, Send
 
 pytestmark = pytest.mark.anyio
