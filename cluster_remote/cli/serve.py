@@ -81,7 +81,11 @@ async def _everybody(behind: Behind, addresses: list[str], clients: int) -> None
         listeners = _open(parsed)
         for listener in listeners:
             _say(f"{listener.name}: serving {behind.cluster}")
-        await Gateway(behind, tokens, behind.timeout, _say, Limits(clients=clients)).run(listeners, signals)
+        try:
+            await Gateway(behind, tokens, behind.timeout, _say, Limits(clients=clients)).run(listeners, signals)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await behind.aclose()
 
 
 def _open(addresses: list[Unix | Tcp]) -> list[Listener]:
@@ -112,6 +116,8 @@ def _open(addresses: list[Unix | Tcp]) -> list[Listener]:
 async def _one_client(behind: Behind) -> None:
     import os
 
+    import anyio
+
     from cluster_remote.gateway.gateway import Limits
     from cluster_remote.gateway.stdio import mode_from, serve_stdio, stderr_is_the_client
 
@@ -120,7 +126,11 @@ async def _one_client(behind: Behind) -> None:
             print(f"cluster-remote: {line}", file=sys.stderr, flush=True)
 
     served = await behind.served(None, behind.own, mode_from(os.environ))
-    ended = await serve_stdio(served, behind.timeout, Limits().to_finish, say)
+    try:
+        ended = await serve_stdio(served, behind.timeout, Limits().to_finish, say)
+    finally:
+        with anyio.CancelScope(shield=True):
+            await behind.aclose()
     if ended.fault is not None:
         say(ended.fault)
         raise typer.Exit(FAILED)

@@ -2,59 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from functools import partial
 
 from cluster_remote.annex.branchlog import BranchLogs
 from cluster_remote.annex.errors import AnnexError
-from cluster_remote.annex.repository import GitConfig, Repository
+from cluster_remote.annex.repository import Repository
+from cluster_remote.cluster.membership import chosen_cluster, open_cluster
+from cluster_remote.cluster.reachability import Reachability
 from cluster_remote.gateway.connect import GitService
 from cluster_remote.gateway.errors import NotServed
+from cluster_remote.gateway.recording import SharedLog
 from cluster_remote.p2p.client import DEFAULT_TIMEOUT
 from cluster_remote.p2p.errors import Unreachable
 from cluster_remote.p2p.key import UUID
 from cluster_remote.p2p.server import Mode, Served
 from cluster_remote.p2p.session import Session
-from cluster_remote.transport.address import Directory
+from cluster_remote.transport.address import BadAddress, Directory
 from cluster_remote.transport.opening import Caller, session_at
 
 __all__ = ["Behind"]
 
-
-def _chosen(config: GitConfig, wanted: str | None) -> UUID:
-    """The cluster to be served: that of this name or UUID, or the only one there is. Raises NotServed."""
-    clusters = config.clusters()
-    if wanted is None:
-        if len(clusters) == 1:
-            return next(iter(clusters.values()))
-        if not clusters:
-            raise NotServed(
-                "this repository is not the gateway of a cluster: make one with git annex initcluster NAME, give it "
-                "nodes (git config remote.NODE.annex-cluster-node NAME) and run git annex updatecluster"
-            )
-        raise NotServed(f"there are several clusters here: say which with --cluster ({', '.join(sorted(clusters))})")
-    for name, uuid in clusters.items():
-        if wanted in (name, uuid.text):
-            return uuid
-    known = f"; there is {', '.join(sorted(clusters))}" if clusters else ""
-    raise NotServed(f"this repository is not the gateway of a cluster {wanted!r}{known}")
+# Of the time that clients grant, what a node gets: if it got all of it, they would give up together with the node.
+_FOR_A_NODE = 0.5
 
 
-@dataclass(frozen=True)
 class Behind:
-    """A gateway's repository (`own` is its UUID) and the cluster that clients get who do not say otherwise."""
+    """One gateway's repositories, for all its clients. To be closed in the end.
 
-    repository: Repository
-    own: UUID
-    cluster: UUID
-    timeout: float = DEFAULT_TIMEOUT
+    `own` is the UUID of the gateway's own repository, `cluster` what clients get who do not say otherwise; `timeout`
+    is what clients grant, in seconds without progress.
+    """
+
+    def __init__(self, repository: Repository, own: UUID, cluster: UUID, timeout: float = DEFAULT_TIMEOUT) -> None:
+        self.repository = repository
+        self.own = own
+        self.cluster = cluster
+        self.timeout = timeout
+        self.log = SharedLog(repository)
+        self._reachability = Reachability()
 
     @classmethod
     def at(cls, repository: Repository, cluster: str | None, timeout: float = DEFAULT_TIMEOUT) -> Behind:
-        """With the cluster of this name or UUID; None: the only one there is. Raises NotServed, AnnexError."""
+        """With the cluster of this name or UUID; None: the only one there is. Raises NoCluster, AnnexError."""
         own = repository.uuid
-        return cls(repository, own, _chosen(repository.config(), cluster), timeout)
+        uuid, _name = chosen_cluster(repository.config(), cluster)
+        return cls(repository, own, uuid, timeout)
 
     async def served(
         self,
@@ -70,24 +64,52 @@ class Behind:
         `with_git` lets it have the gateway's own git repository too, by CONNECT. Raises NotServed, AnnexError.
         """
         uuid = self.cluster if wanted is None else wanted
-        if uuid != self.cluster and uuid not in await self._others():
-            raise NotServed(f"this gateway does not stand before {uuid}")
-        connect = GitService(self.repository, note) if with_git else None
-        return Served(uuid, partial(self._session, uuid, client or self.own), mode, connect)
-
-    async def _others(self) -> set[UUID]:
-        """Every repository and cluster that can be had here, as it is now."""
         clusters = set(self.repository.config().clusters().values())
-        proxied = (await BranchLogs.read(self.repository, ["proxy.log"])).proxied
-        return {self.own, *clusters, *proxied.get(self.own, {}).values()}
+        session: Callable[[frozenset[UUID]], Awaitable[Session]]
+        if uuid in clusters:
+            session = partial(self._cluster_session, uuid)
+        elif uuid == self.own or uuid in await self._proxied():
+            session = partial(self._proxied_session, uuid, client or self.own)
+        else:
+            raise NotServed(f"this gateway does not stand before {uuid}")
+        connect = GitService(self.repository, self.log.commit, note) if with_git else None
+        return Served(uuid, session, mode, connect)
 
-    async def _session(self, uuid: UUID, client: UUID, bypass: frozenset[UUID]) -> Session:
+    async def _proxied(self) -> frozenset[UUID]:
+        proxied = (await BranchLogs.read(self.repository, ["proxy.log"])).proxied
+        return frozenset(proxied.get(self.own, {}).values())
+
+    def _caller(self, uuid: UUID) -> Caller:
+        config = self.repository.config()
+        return Caller(
+            uuid,
+            self.timeout * _FOR_A_NODE,
+            ssh_command=config.get("core.sshCommand"),
+            ssh_variant=config.get("ssh.variant"),
+        )
+
+    async def _cluster_session(self, uuid: UUID, bypass: frozenset[UUID]) -> Session:
+        """As the cluster is now: nodes come and go while the gateway runs."""
         try:
-            return self._proxied(uuid, client, bypass)
-        except AnnexError as error:
+            return await open_cluster(
+                self.repository,
+                uuid.text,
+                self._caller(self.own),
+                locations=self.log,
+                record=self.log,
+                bypass=bypass,
+                reachability=self._reachability,
+            )
+        except (AnnexError, BadAddress) as error:
             raise Unreachable(str(error)) from None
 
-    def _proxied(self, uuid: UUID, client: UUID, bypass: frozenset[UUID]) -> Session:
+    async def _proxied_session(self, uuid: UUID, client: UUID, bypass: frozenset[UUID]) -> Session:
         """By git-annex's own proxy, which records in this repository what comes and goes."""
         place = Directory(str(self.repository.work_tree or self.repository.git_dir))
-        return session_at(place, Caller(client, self.timeout), server=uuid, bypass=bypass)
+        # The proxy asks the node in its turn, so it gets all the time.
+        caller = replace(self._caller(client), timeout=self.timeout)
+        return session_at(place, caller, server=uuid, bypass=bypass)
+
+    async def aclose(self) -> None:
+        """Commits what has been recorded. Takes at most about a minute."""
+        await self.log.aclose()

@@ -18,7 +18,7 @@ import anyio
 from anyio.abc import Process
 
 from cluster_remote.annex import child
-from cluster_remote.annex.errors import CommandFailed
+from cluster_remote.annex.errors import AnnexError, CommandFailed
 from cluster_remote.annex.repository import Repository, foreign_environment
 from cluster_remote.p2p.errors import SessionError
 from cluster_remote.p2p.messages import Connect, ConnectDone, Data, describe
@@ -40,16 +40,20 @@ _CHUNK = 64 * 1024
 
 @dataclass(frozen=True)
 class GitService:
-    """The way to a git repository. `note` is told what git said on its standard error, if it failed."""
+    """The way to a git repository. `note` is told what git said on its standard error, if it failed.
+
+    `before_fetch` brings the repository's branches up to date, before somebody fetches them.
+    """
 
     repository: Repository
+    before_fetch: Callable[[], Awaitable[None]]
     note: Callable[[str], None] | None = None
     silence: float = _SILENCE
 
     async def __call__(self, stream: MessageStream, service: str, refusal: str | None) -> None:
         """Carries a client's CONNECT to its end; with a `refusal`, all that it gets is that.
 
-        Raises ClientGone, ClientMisbehaved, SessionError.
+        Raises ClientGone, ClientMisbehaved.
         """
         client = Client(stream)
         if service not in SERVICES:
@@ -57,6 +61,12 @@ class GitService:
         if refusal is not None:
             await _refuse(client, refusal)
             return
+        if service == "git-upload-pack":
+            try:
+                await self.before_fetch()
+            except AnnexError as error:
+                # What can be fetched is old, then, but not wrong.
+                self._noted(str(error))
         command = ("git", SERVICES[service], str(self.repository.git_dir))
         try:
             process = await child.start(command, cwd=None, env=foreign_environment())
@@ -87,7 +97,7 @@ class _Relay:
         self._silence = silence
         self._tail = tail
         self._heard = anyio.CancelScope()
-        self._failure: ClientGone | ClientMisbehaved | SessionError | None = None
+        self._failure: ClientGone | ClientMisbehaved | None = None
 
     async def run(self) -> None:
         stderr = self._process.stderr
@@ -99,8 +109,10 @@ class _Relay:
                 async def one_way(relay: Callable[[], Awaitable[None]]) -> None:
                     try:
                         await relay()
-                    except (ClientGone, ClientMisbehaved, SessionError) as error:
-                        self._failure = error
+                    except (ClientGone, ClientMisbehaved) as failure:
+                        self._failure = failure
+                    except SessionError as error:
+                        self._failure = ClientGone(str(error))
                     tasks.cancel_scope.cancel()
 
                 tasks.start_soon(child.drain, stderr, self._tail)

@@ -83,6 +83,7 @@ class Gateway:
         Closes the listeners. Raises CannotListen if one of them stops working.
         """
         async with anyio.create_task_group() as connections:
+            connections.start_soon(self.behind.log.commit_in_time, self.log)
             failures: list[CannotListen] = []
             try:
                 async with anyio.create_task_group() as accepting:

@@ -85,7 +85,7 @@ class Served:
     `uuid` is the repository or cluster that answers. `session` makes the session, not yet connected, that is to
     bypass those gateways, or raises SessionError; the server closes it. `connect` carries CONNECT for a service to the
     git repository behind the server until the service has ended, or tells git why it may not be had, if there is a
-    reason; None where that is not supported.
+    reason, and raises ClientGone and ClientMisbehaved; None where that is not supported.
     """
 
     uuid: UUID
@@ -377,10 +377,7 @@ class _Server:
     async def _relay(self, service: str, refusal: str | None) -> None:
         if self._served.connect is None:
             raise ClientMisbehaved("relaying to git is not supported on this connection", None)
-        try:
-            await self._served.connect(self._client.stream, service, refusal)
-        except SessionError as error:
-            raise ClientGone(str(error)) from None
+        await self._served.connect(self._client.stream, service, refusal)
 
 
 def _error(error: SessionError) -> Error:

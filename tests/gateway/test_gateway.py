@@ -161,7 +161,7 @@ async def test_our_own_session_says_that_the_token_is_wrong(gateway: Gateway) ->
 # Strangers
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def behind(gateway: Gateway) -> Behind:
     cluster = gateway.cluster
     repository = AnnexRepository(cluster.gateway.path / ".git", cluster.gateway.path, cluster.gateway.path)

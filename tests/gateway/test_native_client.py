@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -228,7 +229,11 @@ def test_ten_clients_store_and_fetch_at_the_same_time(gateway: Gateway, native: 
     done = native.annex("copy", "-J10", "--to", "gw", *contents, timeout=120)
     assert done.returncode == 0
     assert all(gateway.cluster.holders(key) == [True, True, True] for key in keys.values())
-    clients = [gateway.cluster.clone(f"one{number}") for number in range(10)]
+    first = gateway.cluster.clone("one")
+    clients = [
+        Repository(shutil.copytree(first.path, first.path.with_name(f"one{number}"), symlinks=True), first.environment)
+        for number in range(10)
+    ]
 
     def fetch(number: int) -> bytes:
         name = f"many {number}"

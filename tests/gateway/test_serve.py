@@ -77,8 +77,8 @@ def test_a_transfer_that_is_under_way_is_finished_first(site: Cluster) -> None:
         assert hear(client) == ""
         assert gateway.process.wait(SECONDS) == 0
     assert [node.object_bytes(KEY) == content for node in site.nodes] == [True, True, True]
-    for node in site.nodes:
-        node.annex("drop", "--force", "--key", KEY)
+    with gateway_of(site) as gateway, admitted(gateway) as client:
+        assert answer(client, f"REMOVE {KEY}").startswith("SUCCESS-PLUS ")
 
 
 def test_a_transfer_that_does_not_come_to_an_end_is_cut_off(site: Cluster) -> None:

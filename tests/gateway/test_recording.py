@@ -1,0 +1,158 @@
+"""What comes to the nodes through a gateway is in the branch that others fetch, soon and for certain."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import anyio
+import pytest
+
+from cluster_remote.annex.errors import LocationLogError
+from cluster_remote.annex.repository import Repository as AnnexRepository
+from cluster_remote.gateway import recording
+from cluster_remote.gateway.recording import SharedLog
+from cluster_remote.p2p.key import UUID, Key
+from tests.support.environment import Environment
+from tests.support.repositories import Repository, make_repository
+
+pytestmark = pytest.mark.anyio
+
+NODE = UUID("0e15e000-0000-4000-8000-000000000003")
+
+
+@pytest.fixture(scope="module")
+def repository(make_environment: Callable[[], Environment]) -> Repository:
+    environment = make_environment()
+    return make_repository(environment, environment.directory / "gateway", "gateway")
+
+
+@asynccontextmanager
+async def shared_log(repository: Repository) -> AsyncIterator[SharedLog]:
+    with repository.environment.applied(repository.path):
+        log = SharedLog(AnnexRepository(repository.path / ".git", repository.path, repository.path))
+        try:
+            yield log
+        finally:
+            await log.aclose()
+    repository.environment.assert_no_process_left()
+
+
+def in_branch(repository: Repository, key: Key) -> bool:
+    """Whether the branch, as others would fetch it, says that the node has the content."""
+    log = repository.git("grep", "-h", "-e", str(NODE), "git-annex", "--", f"*{key}.log", check=False)
+    return b" 1 " in log.stdout
+
+
+def a_key(name: str) -> Key:
+    return Key(f"WORM-s1--{name}")
+
+
+async def test_a_commit_brings_everything_into_the_branch(repository: Repository) -> None:
+    keys = [a_key(f"commit{number}") for number in range(3)]
+    async with shared_log(repository) as log:
+        for key in keys:
+            await log.record(key, present=[NODE])
+            assert await log.locations(key) == {NODE}
+        assert not any(in_branch(repository, key) for key in keys)
+        await log.commit()
+        assert all(in_branch(repository, key) for key in keys)
+        # And it goes on as before.
+        await log.record(keys[0], absent=[NODE])
+        assert await log.locations(keys[0]) == frozenset()
+        await log.commit()
+        assert not in_branch(repository, keys[0])
+
+
+async def test_a_commit_waits_for_one_that_is_under_way(repository: Repository) -> None:
+    key = a_key("under-way")
+    found: list[bool] = []
+    async with shared_log(repository) as log:
+        await log.record(key, present=[NODE])
+
+        async def commit() -> None:
+            await log.commit()
+            found.append(in_branch(repository, key))
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(3):
+                tasks.start_soon(commit)
+    assert found == [True, True, True]
+
+
+async def test_nothing_is_lost_where_many_record_while_it_commits(repository: Repository) -> None:
+    keys = [a_key(f"many{number}") for number in range(40)]
+    async with shared_log(repository) as log:
+
+        async def record(key: Key) -> None:
+            await log.record(key, present=[NODE])
+
+        async with anyio.create_task_group() as tasks:
+            for number, key in enumerate(keys):
+                tasks.start_soon(record, key)
+                if number % 10 == 9:
+                    await log.commit()
+    assert all(in_branch(repository, key) for key in keys)
+
+
+async def test_closing_commits(repository: Repository) -> None:
+    key = a_key("closed")
+    async with shared_log(repository) as log:
+        await log.record(key, present=[NODE])
+    assert in_branch(repository, key)
+
+
+async def test_a_rest_is_used_to_commit(repository: Repository) -> None:
+    keys = [a_key("rest1"), a_key("rest2")]
+    async with shared_log(repository) as log, anyio.create_task_group() as tasks:
+        tasks.start_soon(log.commit_in_time, pytest.fail)
+        for key in keys:
+            await log.record(key, present=[NODE])
+            with anyio.fail_after(20):
+                while not in_branch(repository, key):
+                    await anyio.sleep(0.05)
+        tasks.cancel_scope.cancel()
+
+
+async def test_without_any_rest_it_commits_all_the_same(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recording, "_LONGEST_LAG", 0.5)
+    first = a_key("restless0")
+    async with shared_log(repository) as log, anyio.create_task_group() as tasks:
+        tasks.start_soon(log.commit_in_time, pytest.fail)
+        await log.record(first, present=[NODE])
+        with anyio.fail_after(20):
+            number = 0
+            while not in_branch(repository, first):
+                number += 1
+                await log.record(a_key(f"restless{number}"), present=[NODE])
+                await anyio.sleep(0.1)
+        tasks.cancel_scope.cancel()
+
+
+async def test_a_failure_is_told_and_does_not_end_the_recording(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    key = a_key("failing")
+    async with shared_log(repository) as log, anyio.create_task_group() as tasks:
+        really = log.commit
+        failures = [LocationLogError("no room")]
+
+        async def commit() -> None:
+            if failures:
+                raise failures.pop()
+            await really()
+
+        monkeypatch.setattr(log, "commit", commit)
+        tasks.start_soon(log.commit_in_time, told.append)
+        await log.record(key, present=[NODE])
+        with anyio.fail_after(20):
+            while not told:
+                await anyio.sleep(0.05)
+            await log.record(a_key("after-failing"), present=[NODE])
+            while not in_branch(repository, key):
+                await anyio.sleep(0.05)
+        tasks.cancel_scope.cancel()
+    assert told == ["what was recorded could not be committed: no room"]

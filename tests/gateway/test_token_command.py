@@ -1,0 +1,147 @@
+"""`cluster-remote token`: made once, shown once, listed without its text, taken away."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cluster_remote.gateway.tokens import Tokens, read_claim
+from cluster_remote.p2p.key import UUID
+from cluster_remote.p2p.server import Mode
+from tests.cli.command import cluster_remote
+from tests.support.environment import Environment
+from tests.support.repositories import Cluster, make_cluster
+
+TOKEN = re.compile("[a-z2-7]{52}")
+
+
+@pytest.fixture(scope="module")
+def site(make_environment: Callable[[], Environment]) -> Cluster:
+    environment = make_environment()
+    return make_cluster(environment, environment.directory)
+
+
+def tokens(site: Cluster) -> Tokens:
+    return Tokens(site.gateway.path / ".git" / "cluster-remote" / "tokens")
+
+
+@pytest.mark.parametrize(
+    ("option", "mode"),
+    [((), Mode.READ_WRITE), (("--read-only",), Mode.READ_ONLY), (("--append-only",), Mode.APPEND_ONLY)],
+)
+def test_a_new_token_is_printed_once_and_allows_what_was_said(
+    site: Cluster, option: tuple[str, ...], mode: Mode
+) -> None:
+    (text,) = cluster_remote(site.gateway, "token", "create", *option, "--note", "for the café").out.splitlines()
+    assert TOKEN.fullmatch(text)
+    token = tokens(site).check(text)
+    assert token is not None
+    assert (token.mode, token.note) == (mode, "for the café")
+    listed = cluster_remote(site.gateway, "token", "list").out
+    assert text not in listed
+    (line,) = [line for line in listed.splitlines() if token.id in line]
+    assert mode.value in line
+    assert "for the café" in line
+
+
+def test_a_revoked_token_is_no_longer_listed_and_lets_nobody_in(site: Cluster) -> None:
+    text = cluster_remote(site.gateway, "token", "create", "--note", "the old laptop").out.strip()
+    token = tokens(site).check(text)
+    assert token is not None
+    said = cluster_remote(site.gateway, "token", "revoke", token.id).out
+    assert said == f"{token.id} lets nobody in any more (the old laptop)\n"
+    assert tokens(site).check(text) is None
+    assert token.id not in cluster_remote(site.gateway, "token", "list").out
+
+
+def test_without_tokens_the_list_says_how_to_make_one(site: Cluster) -> None:
+    assert "token create" in cluster_remote(site.nodes[0], "token", "list").out
+
+
+def test_as_json_there_is_the_same_in_fields(site: Cluster) -> None:
+    before = int(time.time())
+    new = json.loads(cluster_remote(site.gateway, "token", "create", "--read-only", "--note", "n", "--json").out)
+    assert set(new) == {"token", "text", "link"}
+    assert TOKEN.fullmatch(new["text"])
+    assert new["link"] is None
+    assert {name: new["token"][name] for name in ("mode", "note")} == {"mode": "read-only", "note": "n"}
+    assert before <= new["token"]["created"] <= time.time()
+    listed = json.loads(cluster_remote(site.gateway, "token", "list", "--json").out)["tokens"]
+    assert listed[-1] == new["token"]
+    gone = json.loads(cluster_remote(site.gateway, "token", "revoke", new["token"]["id"], "--json").out)
+    assert gone == new["token"]
+    assert json.loads(cluster_remote(site.gateway, "token", "list", "--json").out)["tokens"] == listed[:-1]
+
+
+def test_a_link_holds_the_address_and_the_token(site: Cluster) -> None:
+    address = "tcp://gateway.example:9419"
+    link = cluster_remote(site.gateway, "token", "create", "--link", "--address", address).out.strip()
+    start, _, text = link.rpartition(":")
+    assert start == f"p2p-annex::cluster:{address}"
+    assert tokens(site).check(text)
+
+
+@pytest.mark.parametrize("by", ["name", "uuid", "cluster", "here"])
+def test_a_link_to_one_repository_asks_for_it(site: Cluster, by: str) -> None:
+    uuid = {"name": site.nodes[1].uuid, "uuid": site.nodes[1].uuid, "cluster": site.uuid, "here": site.gateway.uuid}[by]
+    node = {"name": "node2", "uuid": uuid, "cluster": "mycluster", "here": "here"}[by]
+    created = cluster_remote(
+        site.gateway, "token", "create", "--link", "--address", "unix:/run/gw", "--node", node, "--json"
+    )
+    new = json.loads(created.out)
+    start, _, presented = new["link"].rpartition(":")
+    assert start == f"p2p-annex::cluster:unix:/run/gw?node={uuid}"
+    claim = read_claim(presented)
+    assert claim is not None
+    assert (claim.token, claim.wanted) == (new["text"], UUID(uuid))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("create", "--read-only", "--append-only"), 2, "do not go together"),
+        (("create", "--link"), 2, "--link and --address ADDRESS go together"),
+        (("create", "--address", "unix:/run/gw"), 2, "--link and --address ADDRESS go together"),
+        (("create", "--node", "node1"), 2, "--node goes with --link"),
+        (("create", "--link", "--address", "ssh://nas/annex"), 2, "unix:/path or tcp://host:port"),
+        (("create", "--link", "--address", "unix:/run/gw", "--node", "node9"), 2, "there is here, mycluster, node1"),
+        (("create", "--note", "two\nlines"), 2, "--note: a note is at most 200 printable characters"),
+        (("revoke", "0bad0bad"), 1, "there is no token '0bad0bad'"),
+        (("revoke",), 2, "ID"),
+        (("unknown",), 2, "unknown"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_words_and_makes_no_token(
+    site: Cluster, arguments: tuple[str, ...], code: int, words: str
+) -> None:
+    before = tokens(site).all()
+    done = cluster_remote(site.gateway, "token", *arguments, code=code)
+    assert words in done.err
+    assert done.out == ""
+    assert tokens(site).all() == before
+
+
+@pytest.mark.parametrize("command", [("create",), ("list",), ("revoke", "0bad0bad")])
+def test_outside_of_a_repository_it_says_so(site: Cluster, command: tuple[str, ...], tmp_path: Path) -> None:
+    said = cluster_remote(site.gateway.environment, "token", *command, cwd=tmp_path, code=4).err
+    assert "git annex init" in said
+
+
+def test_from_a_subdirectory_it_is_the_same_repository(site: Cluster) -> None:
+    below = site.gateway.path / "below" / "this"
+    below.mkdir(parents=True)
+    text = cluster_remote(site.gateway, "token", "create", cwd=below).out.strip()
+    assert tokens(site).check(text)
+
+
+@pytest.mark.parametrize(
+    "command", [("serve",), ("token",), ("token", "create"), ("token", "list"), ("token", "revoke")]
+)
+def test_help_has_an_example(site: Cluster, command: tuple[str, ...]) -> None:
+    said = cluster_remote(site.gateway, *command, "--help").out
+    assert "Example: cluster-remote" in said or command == ("token",)
