@@ -311,10 +311,11 @@ async def test_a_node_that_stands_still_during_an_upload_is_left_out(cluster: Cl
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(store)
-            while not serving(cluster.nodes[0]):
+            # Looked at once only: while a program becomes another one (exec) it cannot be told whose it is.
+            while not (node := serving(cluster.nodes[0])):
                 await anyio.sleep(0.001)
             # From here on it takes what fits into the pipe, and no more.
-            with stopped(serving(cluster.nodes[0])):
+            with stopped(node):
                 while not outcome:
                     await anyio.sleep(0.05)
     (stored,) = outcome
