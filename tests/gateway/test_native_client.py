@@ -229,24 +229,19 @@ def test_ten_clients_store_and_fetch_at_the_same_time(gateway: Gateway, native: 
     done = native.annex("copy", "-J10", "--to", "gw", *contents, timeout=120)
     assert done.returncode == 0
     assert all(gateway.cluster.holders(key) == [True, True, True] for key in keys.values())
-    first = gateway.cluster.clone("one")
+    first = native_client(gateway, "one", mode=Mode.READ_ONLY)
+    add_native_remote(first, "gw-tcp", gateway.tcp, gateway.cluster.uuid, gateway.tokens[Mode.READ_ONLY])
+    first.git("fetch", "--quiet", "gw")
+    first.annex("merge", "--quiet")
     clients = [
         Repository(shutil.copytree(first.path, first.path.with_name(f"one{number}"), symlinks=True), first.environment)
         for number in range(10)
     ]
 
     def fetch(number: int) -> bytes:
-        name = f"many {number}"
-        client = clients[number]
-        add_native_remote(
-            client,
-            "gw",
-            gateway.tcp if number % 2 else gateway.unix,
-            gateway.cluster.uuid,
-            gateway.tokens[Mode.READ_ONLY],
-        )
-        client.annex("get", "--from", "gw", "--key", keys[name], timeout=120)
-        return client.object_bytes(keys[name])
+        key = keys[f"many {number}"]
+        clients[number].annex("get", "--from", "gw-tcp" if number % 2 else "gw", "--key", key, timeout=120)
+        return clients[number].object_bytes(key)
 
     with ThreadPoolExecutor(10) as pool:
         assert list(pool.map(fetch, range(10))) == list(contents.values())
