@@ -47,8 +47,8 @@ class _JobMaster(AnnexMaster):
         self._whole = whole
         self._prefix = f"J {number} "
 
-    def say(self, line: str) -> None:
-        self._whole.say("\n".join(self._prefix + part for part in line.split("\n")))
+    def _write(self, lines: list[str]) -> None:
+        self._whole.say("\n".join(self._prefix + line for line in lines))
 
 
 def serve(stdin: io.TextIOWrapper, stdout: io.TextIOWrapper) -> None:

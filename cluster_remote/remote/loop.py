@@ -9,15 +9,17 @@ from __future__ import annotations
 import threading
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from anyio.from_thread import BlockingPortal
 
 __all__ = ["EventLoop"]
 
-P = ParamSpec("P")
 T = TypeVar("T")
+
+# Seconds.
+_NOW_AND_THEN = 0.5
 
 
 class EventLoop:
@@ -28,15 +30,25 @@ class EventLoop:
         self._portal: BlockingPortal | None = None
         self._starting = threading.Lock()
 
-    def run(self, function: Callable[..., Awaitable[T]], *arguments: object) -> T:
-        """Runs an async function to its end; its exceptions are raised here."""
+    def run(
+        self, function: Callable[..., Awaitable[T]], *arguments: object, now_and_then: Callable[[], None] | None = None
+    ) -> T:
+        """Runs an async function to its end; its exceptions are raised here.
+
+        Meanwhile `now_and_then` is called in this thread, every half second.
+        """
+        from concurrent.futures import wait
+
         with self._starting:
             if self._portal is None:
                 from anyio.from_thread import start_blocking_portal
 
                 self._context = start_blocking_portal("asyncio")
                 self._portal = self._context.__enter__()
-        return self._portal.call(function, *arguments)
+        future = self._portal.start_task_soon(function, *arguments)
+        while now_and_then is not None and not wait([future], _NOW_AND_THEN).done:
+            now_and_then()
+        return future.result()
 
     def close(self) -> None:
         """Ends the loop, and everything in it that has not been ended."""

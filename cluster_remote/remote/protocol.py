@@ -32,6 +32,10 @@ def one_line(text: str) -> str:
     return "; ".join(line.strip() for line in lines if line.strip()) or "unknown error"
 
 
+# How many debug messages wait for others at most.
+_HELD_MESSAGES = 64
+
+
 class _Protocol(Protocol):  # type: ignore[misc] # annexremote has no types
     def check_key(self, key: str) -> None:
         # The key is checked where it is read, by the rules of git-annex rather than those of Python.
@@ -64,6 +68,7 @@ class AnnexMaster(Master):  # type: ignore[misc] # annexremote has no types
         super().__init__(output)
         # Progress and debug messages come from the event loop's thread, those of jobs from theirs.
         self._sending = threading.Lock()
+        self._held: list[str] = []
 
     @property
     def asynchronous(self) -> bool:
@@ -99,11 +104,33 @@ class AnnexMaster(Master):  # type: ignore[misc] # annexremote has no types
             self.say(reply)
         return True
 
-    def say(self, line: str) -> None:
-        """One message, or several at once, each on a line of its own."""
+    def debug(self, *args: object) -> None:
+        """As in annexremote; but it may wait a little for the next message, and go out together with that.
+
+        Most of git-annex's users never see these messages: they must not cost a turn of two processes each. Whoever
+        waits for a request flushes them now and then.
+        """
         with self._sending:
-            self.output.write(line + "\n")
-            self.output.flush()
+            self._held.append(" ".join(["DEBUG", *map(str, args)]))
+            many = len(self._held) >= _HELD_MESSAGES
+        if many:
+            self.flush()
+
+    def flush(self) -> None:
+        """Sends the debug messages that wait."""
+        self.say("")
+
+    def say(self, line: str) -> None:
+        """One message, or several at once, each on a line of its own; after the debug messages that wait."""
+        with self._sending:
+            lines = [*self._held, *(line.split("\n") if line else [])]
+            self._held = []
+            if lines:
+                self._write(lines)
+
+    def _write(self, lines: list[str]) -> None:
+        self.output.write("".join(f"{line}\n" for line in lines))
+        self.output.flush()
 
     def _send(self, *args: object, **_keywords: object) -> None:
         self.say(" ".join(map(str, args)))

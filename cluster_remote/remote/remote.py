@@ -18,6 +18,7 @@ from annexremote import RemoteError, SpecialRemote
 from cluster_remote.remote.protocol import AnnexMaster, one_line
 
 if TYPE_CHECKING:
+    from cluster_remote.annex.repository import Repository
     from cluster_remote.p2p.key import Key
     from cluster_remote.p2p.messages import Message
     from cluster_remote.p2p.session import Removal, Session
@@ -90,9 +91,14 @@ class ClusterRemote(SpecialRemote):  # type: ignore[misc] # annexremote has no t
         from cluster_remote.remote.initremote import check_remote, store_token
 
         settings = self._read_settings()
-        self._run(lambda workplace: check_remote(workplace))
+
+        async def check(workplace: Workplace) -> Repository:
+            await check_remote(workplace)
+            return workplace.repository
+
+        repository = self._run(check)
         # Not before it has been found to be right.
-        store_token(settings, self.annex)
+        self._in_words(lambda: store_token(settings, self.annex, repository))
 
     def transfer_store(self, key: str, local_file: str) -> None:
         self._ask(self._store, self._key(key), _path(local_file))
@@ -232,9 +238,17 @@ class ClusterRemote(SpecialRemote):  # type: ignore[misc] # annexremote has no t
 
         if not settings.wants_token:
             return None
+        from cluster_remote.annex.credentials import read_credentials
+        from cluster_remote.annex.repository import Repository
+
         assert settings.address is not None
         token = os.environ.get(TOKEN)
-        return token or str(self.annex.getcreds(token_setting(settings.address))["password"]) or None
+        if token:
+            return token
+        setting = token_setting(settings.address)
+        # git-annex is only asked where the token is not in its usual place: with --debug, all that it says is printed.
+        stored = read_credentials(Repository.of_remote(self.annex.getgitdir()), settings.uuid, setting)
+        return (stored[1] if stored else str(self.annex.getcreds(setting)["password"])) or None
 
     def _key(self, text: str) -> Key:
         from cluster_remote.p2p.key import Key
@@ -254,15 +268,21 @@ class ClusterRemote(SpecialRemote):  # type: ignore[misc] # annexremote has no t
         return self._run(with_session)
 
     def _run(self, function: Callable[[Workplace], Awaitable[T]]) -> T:
-        """Runs a request in the event loop. Whatever goes wrong becomes words for git-annex."""
+        """Runs a request in the event loop."""
+        # git-annex is asked here, in the thread that it talks to, never from the event loop.
+        return self._in_words(
+            lambda: self._shared.loop.run(function, self._get_workplace(), now_and_then=self.annex.flush)
+        )
+
+    def _in_words(self, function: Callable[[], T]) -> T:
+        """Whatever goes wrong becomes words for git-annex."""
         from concurrent.futures import CancelledError
 
         from cluster_remote.p2p.errors import AuthenticationFailed
         from cluster_remote.remote.failure import causes, in_words
 
         try:
-            # git-annex is asked here, in the thread that it talks to, never from the event loop.
-            return self._shared.loop.run(function, self._get_workplace())
+            return function()
         except RemoteError as error:
             raise RemoteError(one_line(str(error))) from None
         except CancelledError:
