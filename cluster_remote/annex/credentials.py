@@ -1,18 +1,23 @@
-"""Credentials that git-annex keeps for a special remote (SETCREDS), for commands that git-annex does not run."""
+"""Credentials where git-annex keeps them for a special remote, without asking it.
+
+With --debug git-annex prints all that it hears from a special remote and tells it, credentials too (SETCREDS and
+CREDS, observed with git-annex 10.20261026). And there are commands that git-annex does not run.
+"""
 
 from __future__ import annotations
 
+import os
 import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster_remote.annex.errors import CredentialsUnreadable
-from cluster_remote.p2p.key import UUID, decode
+from cluster_remote.p2p.key import UUID, decode, encode
 
 if TYPE_CHECKING:
     from cluster_remote.annex.repository import Repository
 
-__all__ = ["credentials_file", "permissions_ok", "read_credentials"]
+__all__ = ["credentials_file", "permissions_ok", "read_credentials", "write_credentials"]
 
 # Far more than any user name and password.
 _LIMIT = 64 * 1024
@@ -45,6 +50,21 @@ def read_credentials(repository: Repository, uuid: UUID, setting: str) -> tuple[
             f"{file} is not two lines, user and password: give the token again with git annex enableremote"
         )
     return lines[0], lines[1]
+
+
+def write_credentials(repository: Repository, uuid: UUID, setting: str, user: str, password: str) -> None:
+    """Stores them for git-annex (GETCREDS) and for `read_credentials`. Raises CredentialsUnreadable."""
+    file = credentials_file(repository, uuid, setting)
+    new = file.with_name(f"{file.name}.{os.getpid()}.new")
+    try:
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with open(descriptor, "wb") as f:
+            f.write(encode(f"{user}\n{password}"))
+        new.replace(file)
+    except OSError as e:
+        new.unlink(missing_ok=True)
+        raise CredentialsUnreadable(f"{file} cannot be written: {e.strerror or e}; check its permissions") from e
 
 
 def permissions_ok(file: Path) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from cluster_remote.annex.credentials import write_credentials
 from cluster_remote.p2p.errors import AuthenticationFailed, ConnectionLost, SessionError, WrongRepository
 from cluster_remote.p2p.key import UUID
 from cluster_remote.remote.identity import Commands, check_server, wanted_server
@@ -12,18 +13,23 @@ from cluster_remote.remote.settings import TOKEN, BadSettings, Settings, token_s
 from cluster_remote.transport.address import BadAddress
 
 if TYPE_CHECKING:
+    from cluster_remote.annex.repository import Repository
     from cluster_remote.remote.protocol import AnnexMaster
     from cluster_remote.remote.workplace import Workplace
 
 __all__ = ["check_remote", "store_token"]
 
 
-def store_token(settings: Settings, annex: AnnexMaster) -> None:
-    """Gives the token from the environment to git-annex, which keeps it with its other credentials."""
+def store_token(settings: Settings, annex: AnnexMaster, repository: Repository) -> None:
+    """Keeps the token from the environment with git-annex's other credentials. Raises CredentialsUnreadable."""
     token = os.environ.get(TOKEN)
     if settings.wants_token and token:
         assert settings.address is not None
-        annex.setcreds(token_setting(settings.address), "token", token)
+        setting = token_setting(settings.address)
+        if annex.getconfig("embedcreds") == "yes":
+            annex.setcreds(setting, "token", token)
+        else:
+            write_credentials(repository, settings.uuid, setting, "token", token)
 
 
 async def check_remote(workplace: Workplace) -> None:
