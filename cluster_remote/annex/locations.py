@@ -46,7 +46,7 @@ _LOG_LIMIT = 16 * 2**20
 _LOG = re.compile(rb"[0-9a-f]{3}/(?:[0-9a-f]{3}/)?([^/]+)\.log")
 _LISTED = re.compile(rb"[0-7]+ blob ([0-9a-f]+)\t([^\0]*)\0")
 # A log as git-annex writes it as a rule, which can be taken apart at its spaces.
-_USUAL = re.compile(rb"(?:[0-9]+(?:\.[0-9]+)?s [01X] [0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\n)*")
+_USUAL = re.compile(rb"(?:[0-9]{1,20}(?:\.[0-9]{1,100})?s [01X] [0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\n)*")
 _ESCAPED = re.compile(r"&([asc])|%")
 _MEANT = {"&a": "&", "&s": "%", "&c": ":", "%": "/"}
 
@@ -126,20 +126,20 @@ def _located(key: Key, raw: bytes, file: str | None = None) -> Located:
 
 
 class _Blobs:
-    """Takes the output of `git cat-file --batch` apart, as it comes. What is not there counts as empty."""
+    """Takes the output of `git cat-file --batch` apart, as it comes."""
 
     def __init__(self) -> None:
         self._buffer = b""
 
-    def feed(self, chunk: bytes) -> Iterator[bytes]:
-        """The contents that are complete now. Raises BadAnswer."""
+    def feed(self, chunk: bytes) -> Iterator[bytes | None]:
+        """The contents that are complete now, None for one that is not there. Raises BadAnswer."""
         buffer = self._buffer + chunk if self._buffer else chunk
         position = 0
         while (end := buffer.find(b"\n", position)) >= 0:
             header = buffer[position:end]
             if header.endswith(b" missing"):
                 position = end + 1
-                yield b""
+                yield None
                 continue
             kind, _, size = header[header.find(b" ") + 1 :].partition(b" ")
             if kind != b"blob" or not size.isdigit() or int(size) > _LOG_LIMIT:
@@ -201,7 +201,8 @@ class LocationReader:
             blobs = _Blobs()
             read: list[bytes] = []
             while len(read) < expected:
-                read += blobs.feed(await stream.receive(_CHUNK))
+                # What is not there or is damaged counts as empty, as with git-annex.
+                read += [raw or b"" for raw in blobs.feed(await stream.receive(_CHUNK))]
             return read
 
         read = iter(await self._git.converse(b"".join(questions), answers, timeout))
@@ -376,18 +377,19 @@ async def _walk(repository: Repository, send: MemoryObjectSendStream[list[Locate
         async for chunk in git.stdout:
             for raw in blobs.feed(chunk):
                 key, recent = keys.popleft()
+                if raw is None:
+                    raise BranchUnreadable(
+                        f"the location log of {key} is damaged on the git-annex branch; try git fsck"
+                    )
                 batch.append(_located(key, recent + raw))
                 if len(batch) >= BATCH:
                     await send.send(batch)
                     batch = []
     if keys:
         raise BranchUnreadable("the git-annex branch could not be read to its end; try git fsck")
-    for path, recent in journal.items():
-        known = _key_of(path)
-        if known is not None:
-            batch.append(_located(known, recent))
-    if batch:
-        await send.send(batch)
+    batch += [_located(known, recent) for path, recent in journal.items() if (known := _key_of(path)) is not None]
+    for start in range(0, len(batch), BATCH):
+        await send.send(batch[start : start + BATCH])
 
 
 async def _ask_for(
