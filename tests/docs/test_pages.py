@@ -1,0 +1,65 @@
+"""What the pages say about the program is what the program says, and what they link to is there."""
+
+from __future__ import annotations
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+from cluster_remote.transport.address import BadAddress, parse_address
+
+TOP = Path(__file__).parents[2]
+DOCS = TOP / "docs"
+PAGES = [TOP / "README.md", *sorted(DOCS.rglob("*.md"))]
+
+_LINK = re.compile(r"\]\(([^)\s]+)\)")
+_FENCED = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
+
+
+def test_the_reference_of_the_commands_is_what_the_code_says() -> None:
+    made = runpy.run_path(str(DOCS / "make_cli.py"))["document"]()
+    assert (DOCS / "reference" / "cli.md").read_text("utf-8") == made, "make docs"
+
+
+def anchors(page: Path) -> set[str]:
+    """What can be linked to in a page."""
+    text = _FENCED.sub("", page.read_text("utf-8"))
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower()) for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(TOP)))
+def test_every_link_within_the_documentation_leads_somewhere(page: Path) -> None:
+    for link in _LINK.findall(_FENCED.sub("", page.read_text("utf-8"))):
+        if "://" in link:
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), f"{page.name}: {link}"
+        assert not anchor or anchor in anchors(target), f"{page.name}: {link}"
+
+
+def test_every_page_is_found_from_the_sites_navigation() -> None:
+    navigation = (TOP / "mkdocs.yml").read_text("utf-8")
+    missing = [str(page.relative_to(DOCS)) for page in PAGES[1:] if f" {page.relative_to(DOCS)}\n" not in navigation]
+    assert not missing
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "tls://nas.local:9420",
+        "tor-annex::abcdefgh.onion:9418",
+        "p2p-annex::cluster:unix:/run/gateway",
+        "annex+http://nas.local/git-annex/",
+        "annex+https://nas.local/git-annex/",
+    ],
+)
+def test_what_the_addresses_page_says_is_not_there_is_refused(address: str) -> None:
+    with pytest.raises(BadAddress, match="not supported"):
+        parse_address(address)
+    scheme = re.match(r"[a-z0-9+-]+(?:://|::)", address)
+    assert scheme is not None
+    assert scheme[0] in (DOCS / "addresses.md").read_text("utf-8")
