@@ -32,9 +32,19 @@ class Tally:
 class Census:
     """Counts what the location log says about the nodes of one cluster, and picks a sample of its keys."""
 
-    def __init__(self, nodes: Collection[UUID], sample: int, choose: random.Random | None = None) -> None:
-        """`sample` keys are picked, each of those that any node has with the same probability."""
+    def __init__(
+        self,
+        nodes: Collection[UUID],
+        sample: int,
+        dead: Collection[UUID] = (),
+        choose: random.Random | None = None,
+    ) -> None:
+        """`sample` keys are picked, each of those that any node has with the same probability.
+
+        What `dead` nodes have counts for themselves alone: nobody can get at it.
+        """
         self.nodes = frozenset(nodes)
+        self.living = self.nodes - frozenset(dead)
         self.all = Tally()
         self.held: Mapping[UUID, Tally] = {uuid: Tally() for uuid in self.nodes}
         self.lacking: Mapping[UUID, Tally] = {uuid: Tally() for uuid in self.nodes}
@@ -46,11 +56,13 @@ class Census:
         """Takes note of what the log says of some keys."""
         for each in batch:
             holders = each.holders & self.nodes
-            if not holders:
+            for uuid in holders:
+                self.held[uuid].add(each.key)
+            if holders.isdisjoint(self.living):
                 continue
             self.all.add(each.key)
-            for uuid in self.nodes:
-                (self.held if uuid in holders else self.lacking)[uuid].add(each.key)
+            for uuid in self.nodes - holders:
+                self.lacking[uuid].add(each.key)
             if len(self.sample) < self._size:
                 self.sample.append(each)
             elif (place := self._choose.randrange(self.all.keys)) < self._size:

@@ -63,7 +63,7 @@ class _Counts:
     """What there has been so far."""
 
     def __init__(self) -> None:
-        self.keys = self.few = self.gone = self.recorded = self.mendable = 0
+        self.keys = self.few = self.lost = self.gone = self.recorded = self.mendable = 0
         self.present: Counter[UUID] = Counter()
         self.missing: Counter[UUID] = Counter()
         self.unlogged: Counter[UUID] = Counter()
@@ -138,7 +138,8 @@ class _Check:
             return None
         if few:
             counts.few += 1
-            counts.mendable += any(answer is False for answer in answers.values()) and not found.gone
+            counts.lost += not found.copies
+            counts.mendable += found.copies > 0 and any(answer is False for answer in answers.values())
         recorded = self.log is not None and not found.agrees
         if self.log is not None and not found.agrees:
             await self.log.record(each.key, present=found.unlogged, absent=found.missing)
@@ -222,7 +223,18 @@ class _Check:
                     (f"cluster-remote repair {name}",),
                 )
             )
-        if left := counts.few - counts.mendable:
+        if counts.lost:
+            problems.append(
+                Problem(
+                    "lost",
+                    None,
+                    f"no repository is known to have {many(counts.lost, 'key')}",
+                    "If another repository has it, fetch from there. If it is lost for good, say so, and nobody is "
+                    "warned of it any more:",
+                    ("git fetch --all", "git annex dead --key KEY"),
+                )
+            )
+        if left := counts.few - counts.lost - counts.mendable:
             problems.append(
                 Problem(
                     "few-copies",

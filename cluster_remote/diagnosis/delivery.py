@@ -57,14 +57,13 @@ def task_for(view: View, each: Located, answers: Answers | None, *, whole: bool)
 
     `answers` are those of the nodes, None to go by the location log. A node that gave no answer is left out, and so is
     one that has preferred or required content set. With `whole`, which means every key that the location log knows,
-    only content that some node has, or is said to have, is the cluster's business.
+    only content that some node has, or is said to have, is the cluster's business; also what a dead one had.
     """
     living = view.living
     if answers is None:
         answers = {node.uuid: node.uuid in each.holders for node in living}
-    uuids = frozenset(node.uuid for node in living)
     holders = frozenset(uuid for uuid, answer in answers.items() if answer)
-    if whole and not (holders or each.holders & uuids):
+    if whole and not (holders or each.holders & view.uuids):
         return None
     lacking = tuple(node for node in living if answers.get(node.uuid) is False and view.wants_all(node))
     learnt = holders - each.holders

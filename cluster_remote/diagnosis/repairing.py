@@ -229,12 +229,12 @@ class _Repair:
         if self.homeless:
             problems.append(
                 Problem(
-                    "few-copies",
+                    "out-of-reach",
                     None,
                     f"{many(self.homeless, 'content')} cannot be had from here: neither this repository nor any node "
                     "that answers has it",
-                    "Record what is true, then see who else may have it:",
-                    (f"cluster-remote check {name} --all --fix", f"git annex whereis --all --in {name}"),
+                    "Record what is true; git annex whereis tells then who else may have it:",
+                    (f"cluster-remote check {name} --all --fix",),
                 )
             )
         return problems

@@ -18,6 +18,8 @@ ProblemKind = Literal[
     "content-unlogged",
     "lagging",
     "few-copies",
+    "lost",
+    "out-of-reach",
     "disk-full",
     "old-protocol",
     "not-verified",

@@ -178,6 +178,7 @@ def test_what_was_dropped_everywhere_is_no_problem_unless_a_file_is_asked_about(
     assert (said["gone"], said["findings"]) == (1, [])
     said = told(own_site.client, "check", "mycl", "dropped", code=1)
     assert [(each["file"], each["copies"]) for each in said["findings"]] == [("dropped", 0)]
+    assert [problem["kind"] for problem in said["problems"]] == ["lost"]
     # Of what was declared dead nobody wants to hear any more.
     own_site.client.annex("dead", "--key", keys["dropped"])
     assert told(own_site.client, "check", "mycl", "dropped")["findings"] == []
