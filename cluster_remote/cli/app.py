@@ -57,13 +57,27 @@ def options(
 
 
 def _register() -> None:
-    from cluster_remote.cli import bench, check, demo, ping, repair, requests, serve, setup, status, token, trace
+    from cluster_remote.cli import (
+        bench,
+        check,
+        demo,
+        doctor,
+        ping,
+        repair,
+        requests,
+        serve,
+        setup,
+        status,
+        token,
+        trace,
+    )
 
     app.command()(setup.setup)
     app.command()(ping.ping)
     app.command()(status.status)
     app.command()(check.check)
     app.command()(repair.repair)
+    app.command()(doctor.doctor)
     app.command()(demo.demo)
     app.command()(requests.present)
     app.command()(requests.put)

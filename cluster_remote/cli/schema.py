@@ -24,6 +24,7 @@ __all__ = ["OUTCOMES", "document", "outcome", "schema", "schema_of"]
 
 OUTCOMES: Mapping[str, str] = {
     "check": "cluster_remote.diagnosis.presence:Check",
+    "doctor": "cluster_remote.diagnosis.checkup:Checkup",
     "drop": "cluster_remote.diagnosis.request:Dropped",
     "get": "cluster_remote.diagnosis.request:Downloaded",
     "lock": "cluster_remote.diagnosis.request:Locked",

@@ -13,7 +13,7 @@ from cluster_remote.p2p.stream import Trace
 from cluster_remote.transport.address import Address, BadAddress, Directory, Ssh, Tcp, Unix
 from cluster_remote.transport.tracing import recorded
 
-__all__ = ["Caller", "session_at", "transport_to"]
+__all__ = ["Caller", "session_at", "ssh_environment", "transport_to"]
 
 _SHELL_HINT = "git-annex-shell comes with git-annex; put the directory that it is in on PATH"
 
@@ -63,7 +63,7 @@ def transport_to(
                 caller.ssh_command,
                 caller.ssh_variant,
             )
-            return ProcessTransport(command, name=str(address), environment=_ssh_environment())
+            return ProcessTransport(command, name=str(address), environment=ssh_environment())
         case Unix(path, node):
             from cluster_remote.transport.sockets import UnixTransport
 
@@ -109,7 +109,8 @@ def _token(address: Address, token: str | None, node: UUID | None) -> str:
     return token if node is None else f"{token}/{node}"
 
 
-def _ssh_environment() -> Mapping[str, str]:
+def ssh_environment() -> Mapping[str, str]:
+    """The environment for ssh: that of the user, with nothing in it that points at a repository here."""
     environment = foreign_environment()
     # What decides about ssh is the user's own environment, not that of the repository we were started in.
     for name in ("GIT_SSH", "GIT_SSH_COMMAND", "GIT_SSH_VARIANT"):

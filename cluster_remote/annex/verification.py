@@ -1,0 +1,63 @@
+"""Which configurations of special remotes the user has said to be safe.
+
+The configuration of a special remote may come from somebody else, by the git-annex branch; so git-annex keeps those
+that were verified, goes on with these when another one comes, and uses none that never was. `git annex verifyremote
+NAME` shows the one that is waiting and gives it a number; the same with `--safe NUMBER` verifies it. (Observed with
+git-annex 10.20261026, whose files are verified-remote.log and verifying-remote.log.)
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cluster_remote.annex import logformat
+from cluster_remote.annex.errors import BranchUnreadable
+from cluster_remote.p2p.key import UUID, decode
+
+if TYPE_CHECKING:
+    from cluster_remote.annex.repository import Repository
+
+__all__ = ["Pending", "pending", "verified"]
+
+_FILE = "verified-remote.log"
+_NUMBER = re.compile(r"verifyremote .*--safe ([0-9]+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A configuration that waits for the user's word."""
+
+    number: int
+    configuration: str
+
+
+def verified(repository: Repository) -> Mapping[UUID, Mapping[str, str]]:
+    """The parameters that were verified, by the UUID of the configuration. Raises BranchUnreadable.
+
+    Unlike remote.log it also has the encryption of a remote that is the same as another.
+    """
+    file = repository.annex_dir / _FILE
+    try:
+        content = file.read_bytes()
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise BranchUnreadable(f"{file} cannot be read: {error.strerror}; check its permissions") from error
+    newest = logformat.newest(logformat.annotated(content))
+    return {uuid: logformat.settings(value) for uuid, value in newest.items()}
+
+
+async def pending(repository: Repository, name: str) -> Pending | None:
+    """What `git annex verifyremote` asks about a remote; None where nothing is waiting. Raises CommandFailed."""
+    argv = ("git", "annex", "verifyremote", name)
+    # Without an answer it ends with 1.
+    done = await repository.run(*argv, accept=(0, 1))
+    text = decode(done.stdout)
+    number = _NUMBER.search(text)
+    if number is None:
+        return None
+    shown = (line.strip() for line in text.splitlines() if "externaltype=" in line or "type=" in line)
+    return Pending(int(number[1]), next(shown, ""))

@@ -1,0 +1,135 @@
+"""cluster-remote doctor: is everything installed and set up as it should be?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cluster_remote.cli.completion import remotes
+from cluster_remote.cli.exitcodes import FAILED, NOT_USABLE
+from cluster_remote.cli.render import emit, table
+from cluster_remote.p2p.errors import printable
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from cluster_remote.diagnosis.checkup import Checkup
+    from cluster_remote.p2p.session import Session
+
+__all__ = ["doctor"]
+
+
+def doctor(
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="[NAME]",
+            help="A cluster remote; without it, all of this repository, and the repository itself.",
+            autocompletion=remotes,
+            show_default=False,
+        ),
+    ] = "",
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that each server is given to answer.")] = 10,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object (docs/json.md).")] = False,
+) -> None:
+    """Look for mistakes in the installation and in how cluster remotes are set up, each with the command that mends it.
+
+    Nothing is changed. Outside of a repository only the programs are looked at.
+
+    Exit codes: 0 nothing found, 1 something found, 2 wrong usage, 4 nothing found, but this is no repository,
+    130 interrupted.
+
+    Example: cluster-remote doctor mycluster
+    """
+    import anyio
+
+    outcome = anyio.run(_doctor, name, timeout)
+    emit(outcome, as_json, _show)
+    if not outcome.healthy:
+        raise typer.Exit(FAILED)
+    if outcome.repository is None:
+        raise typer.Exit(NOT_USABLE)
+
+
+async def _doctor(name: str, timeout: float) -> Checkup:
+    import anyio.to_thread
+
+    from cluster_remote.annex.errors import NotARepository, NotInitialised
+    from cluster_remote.annex.repository import Repository
+    from cluster_remote.diagnosis.checkup import Checkup
+    from cluster_remote.diagnosis.facts import gather, servers
+    from cluster_remote.diagnosis.mistakes import find_mistakes, find_notes, mistakes_of_servers
+    from cluster_remote.diagnosis.programs import find_programs, mistakes_of_programs
+    from cluster_remote.transport.address import Ssh
+
+    programs = await anyio.to_thread.run_sync(find_programs)
+    broken = [each for each in mistakes_of_programs(programs, needs_ssh=False) if each.kind == "program-missing"]
+    try:
+        if programs.paths["git"] is None:
+            raise NotARepository
+        repository = Repository.here()
+        _ = repository.uuid
+    except (NotARepository, NotInitialised):
+        if name:
+            raise
+        findings = tuple(mistakes_of_programs(programs, needs_ssh=False))
+        return Checkup(not findings, None, programs.listed(), (), findings, ())
+    place = str(repository.work_tree or repository.git_dir)
+    if broken:
+        # Without these nothing can be asked.
+        return Checkup(False, place, programs.listed(), (), tuple(broken), ())
+    facts = await gather(repository, name)
+    tried = await servers(facts, _session, timeout)
+    needs_ssh = any(ours.settings is not None and isinstance(ours.settings.address, Ssh) for ours in facts.ours)
+    findings = (
+        *mistakes_of_programs(programs, needs_ssh=needs_ssh),
+        *find_mistakes(facts),
+        *mistakes_of_servers(facts, tried),
+    )
+    return Checkup(not findings, place, programs.listed(), tuple(tried), findings, tuple(find_notes(facts)))
+
+
+async def _session(name: str) -> Session:
+    from cluster_remote.cli.target import resolve
+
+    return (await resolve(name)).session
+
+
+def _show(outcome: Checkup, console: Console) -> None:
+    from rich.text import Text
+
+    rows = [
+        (each.name, each.version or ("" if each.path else "not found"), each.path or "") for each in outcome.programs
+    ]
+    console.print(table(("program", "version", "place"), rows))
+    if outcome.servers:
+        console.print()
+        console.print(
+            table(
+                ("remote", "leads to", "protocol", "git-annex there"),
+                (
+                    (
+                        each.remote,
+                        each.address or "the nodes, without a server",
+                        "no answer" if each.error else each.version,
+                        each.git_annex or "",
+                    )
+                    for each in outcome.servers
+                ),
+            )
+        )
+    console.print()
+    for finding in outcome.findings:
+        words = Text("✗ ", style="bold red")
+        words.append(printable(finding.words, 2000), style="not bold default")
+        console.print(words)
+        console.print(f"  {printable(finding.remedy, 2000)}")
+        for command in finding.commands:
+            console.print(Text(f"    {printable(command, 2000)}", style="bold"))
+    for note in outcome.notes:
+        console.print(f"Note: {printable(note, 2000)}")
+    if outcome.repository is None:
+        console.print("This is no repository of git-annex, so only the programs were looked at.")
+    elif outcome.healthy:
+        console.print(Text("Nothing is wrong here.", style="green"))

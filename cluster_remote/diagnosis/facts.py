@@ -1,0 +1,273 @@
+"""Finding out what mistakes show in: configuration, logs, files, what servers answer. Nothing is changed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from subprocess import DEVNULL
+from typing import TYPE_CHECKING
+
+import anyio
+import anyio.to_thread
+
+from cluster_remote.annex import logformat
+from cluster_remote.annex.branchlog import BRANCH, BranchLogs
+from cluster_remote.annex.credentials import permissions_ok
+from cluster_remote.annex.errors import AnnexError
+from cluster_remote.annex.merge import refresh
+from cluster_remote.annex.verification import pending, verified
+from cluster_remote.diagnosis.checkup import Server
+from cluster_remote.diagnosis.mistakes import Branch, Facts, Ours
+from cluster_remote.p2p.errors import SessionError, printable
+from cluster_remote.p2p.key import UUID, Key, decode
+from cluster_remote.remote.settings import BadSettings, Settings
+from cluster_remote.transport.address import BadAddress, Ssh
+from cluster_remote.transport.opening import ssh_environment
+from cluster_remote.transport.ssh import ssh_command
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from cluster_remote.annex.repository import GitConfig, Repository
+    from cluster_remote.p2p.session import Session
+
+__all__ = ["gather", "servers"]
+
+# Seconds for asking a git remote which branches it has.
+_ASK_GIT = 20.0
+# Seconds for asking a machine which git-annex it has.
+_ASK_VERSION = 10.0
+# How many are asked at the same time: an ssh server may not take more connections at once.
+_AT_ONCE = 8
+# Versions of uuid.log that are looked through for a description; the newest come first.
+_HISTORY = 200
+# A key that nobody has: a server has to look for it, and a gateway's node too.
+_NOBODYS = Key("SHA256-s1--0000000000000000000000000000000000000000000000000000000000000000")
+
+
+async def gather(repository: Repository, only: str = "") -> Facts:
+    """The facts about all remotes of ours, or about one and the nodes of its cluster.
+
+    Raises NotInitialised, CommandFailed, BranchUnreadable, BadSettings where there is no remote called `only`.
+    """
+    own = repository.uuid
+    await refresh(repository)
+    config = repository.config()
+    logs = await BranchLogs.read(repository)
+    ours = _ours(config, logs, verified(repository))
+    if only:
+        ours = _about(only, ours, logs)
+    ours = [await _with_pending(repository, config, each) for each in ours]
+    impostors = {each.uuid for each in ours if not each.sameas}
+    return Facts(
+        place=repository.work_tree or repository.git_dir,
+        uuid=own,
+        config=config,
+        logs=logs,
+        ours=tuple(ours),
+        everything=not only,
+        branches=() if only else await _branches(repository, config, logs),
+        earlier=await _earlier(repository, impostors, logs) if impostors else {},
+        readable=tuple(await anyio.to_thread.run_sync(_readable, repository)),
+    )
+
+
+def _ours(config: GitConfig, logs: BranchLogs, safe: Mapping[UUID, Mapping[str, str]]) -> list[Ours]:
+    found: list[Ours] = []
+    for name in config.remotes():
+        if config.remote(name, "annex-externaltype") != "cluster":
+            continue
+        try:
+            uuid = UUID.parse(config.remote(name, "annex-uuid") or "")
+            config_uuid = UUID.parse(config.remote(name, "annex-config-uuid") or uuid.text)
+        except ValueError:
+            # What an initremote that failed has left behind; git-annex takes it for no remote either.
+            continue
+        parameters = logs.remotes.get(config_uuid, {})
+        ours = Ours(name, uuid, config_uuid, parameters, safe.get(config_uuid))
+        try:
+            settings = Settings.read(partial(_given, parameters), uuid.text, name)
+        except BadSettings as error:
+            found.append(replace(ours, unusable=str(error)))
+        else:
+            found.append(replace(ours, settings=settings))
+    return found
+
+
+def _given(parameters: Mapping[str, str], setting: str) -> str:
+    return parameters.get(setting, "")
+
+
+def _about(name: str, ours: Sequence[Ours], logs: BranchLogs) -> list[Ours]:
+    """The remote called so, and those for the nodes of its cluster. Raises BadSettings."""
+    one = next((each for each in ours if each.name == name), None)
+    if one is None:
+        known = ", ".join(each.name for each in ours)
+        raise BadSettings(
+            f"{name!r} is not a cluster remote of this repository; "
+            + (f"there is {known}" if known else "there is none yet (cluster-remote setup makes one)")
+        )
+    nodes = logs.clusters.nodes(one.uuid)
+    return [one, *(each for each in ours if each is not one and each.uuid in nodes)]
+
+
+async def _with_pending(repository: Repository, config: GitConfig, ours: Ours) -> Ours:
+    """Where git-annex waits for the user's word on a configuration, which one it is."""
+    if ours.verified is None:
+        # A git-annex from before it asked did not write down what it used, and what it used is used.
+        waiting = config.remote(ours.name, "annex-verified") not in (None, "verified")
+    else:
+        # The encryption of a remote that is the same as another one is in none but the verified configuration.
+        apart = ("encryption", "cipher", "cipherkeys", "mac")
+        waiting = _without(ours.parameters, apart) != _without(ours.verified, apart) and bool(ours.parameters)
+    return replace(ours, pending=await pending(repository, ours.name)) if waiting else ours
+
+
+def _without(parameters: Mapping[str, str], names: Collection[str]) -> dict[str, str]:
+    return {name: value for name, value in parameters.items() if name not in names}
+
+
+async def _branches(repository: Repository, config: GitConfig, logs: BranchLogs) -> tuple[Branch, ...]:
+    """The git-annex branches of git remotes: of all that were never fetched, and of the gateways."""
+    done = await repository.run("git", "for-each-ref", "--format=%(objectname) %(refname)", "refs/remotes")
+    fetched: dict[str, str] = {}
+    for line in decode(done.stdout).splitlines():
+        name, _, ref = line.partition(" ")
+        if ref.endswith("/git-annex"):
+            fetched[ref.removeprefix("refs/remotes/").removesuffix("/git-annex")] = name
+    found: dict[str, Branch] = {}
+    gateways = {uuid.text for uuid in logs.proxied}
+
+    async def ask(remote: str) -> None:
+        there = await _branch_there(repository, remote)
+        found[remote] = Branch(remote, fetched.get(remote), there)
+
+    asked = [
+        remote
+        for remote in config.remotes()
+        if config.remote(remote, "url")
+        and not config.boolean(f"remote.{remote}.annex-ignore")
+        and (remote not in fetched or config.remote(remote, "annex-uuid") in gateways)
+    ]
+    await _all_of(asked, ask)
+    return tuple(found[remote] for remote in asked)
+
+
+async def _branch_there(repository: Repository, remote: str) -> str | None:
+    try:
+        done = await repository.run("git", "ls-remote", "--", remote, decode(BRANCH), timeout=_ASK_GIT)
+    except AnnexError:
+        # A remote that is away is no mistake in the configuration.
+        return None
+    return decode(done.stdout).partition("\t")[0] or None
+
+
+async def _earlier(repository: Repository, uuids: Collection[UUID], logs: BranchLogs) -> dict[UUID, str]:
+    """The descriptions that repositories had before the ones that they have now."""
+    done = await repository.run(
+        "git", "log", f"--max-count={_HISTORY}", "--format=%H", decode(BRANCH), "--", "uuid.log"
+    )
+    commits = decode(done.stdout).split()
+    request = "".join(f"{commit}:uuid.log\n" for commit in commits).encode()
+    blobs = (await repository.run("git", "cat-file", "--batch", input=request)).stdout
+    found: dict[UUID, str] = {}
+    for _ in commits:
+        header, _, rest = blobs.partition(b"\n")
+        if header.endswith(b" missing"):
+            blobs = rest
+            continue
+        size = int(header.rsplit(b" ", 1)[1])
+        content, blobs = rest[:size], rest[size + 1 :]
+        for uuid, description in logformat.newest(logformat.annotated(content)).items():
+            if uuid in uuids and description != logs.descriptions.get(uuid):
+                found.setdefault(uuid, description)
+    return found
+
+
+def _readable(repository: Repository) -> list[Path]:
+    """Files with secrets that somebody else than their owner can read or change."""
+    places = [*_files(repository.annex_dir / "creds"), repository.common_dir / "cluster-remote" / "tokens"]
+    return [place for place in places if place.is_file() and not permissions_ok(place)]
+
+
+def _files(directory: Path) -> list[Path]:
+    return sorted(directory.iterdir()) if directory.is_dir() else []
+
+
+# Servers
+
+
+async def servers(facts: Facts, reach: Callable[[str], Awaitable[Session]], timeout: float) -> list[Server]:
+    """Tries every remote of ours whose parameters can be used, all at once; each gets `timeout` seconds.
+
+    What was declared dead is left alone. `reach` makes a session with a remote, by its name.
+    """
+    found: dict[str, Server] = {}
+    usable = {
+        ours.name: ours.settings
+        for ours in facts.ours
+        if ours.settings is not None and facts.logs.trust.get(ours.uuid) != "dead"
+    }
+
+    async def ask(name: str) -> None:
+        found[name] = await _server(name, usable[name], reach, facts.config, timeout)
+
+    await _all_of(list(usable), ask)
+    return [found[name] for name in usable]
+
+
+async def _server(
+    name: str, settings: Settings, reach: Callable[[str], Awaitable[Session]], config: GitConfig, timeout: float
+) -> Server:
+    address = None if settings.address is None else str(settings.address)
+    try:
+        session = await reach(name)
+    except (BadSettings, BadAddress, AnnexError) as error:
+        return Server(name, address, None, None, None, str(error))
+    try:
+        with anyio.fail_after(timeout):
+            uuid = await session.open()
+            # A server that answers may still be unable to look.
+            await session.check_present(_NOBODYS)
+            version = session.version
+    except SessionError as error:
+        return Server(name, address, None, None, None, str(error))
+    except TimeoutError:
+        return Server(name, address, None, None, None, f"{session.name}: no answer within {timeout:g} seconds")
+    finally:
+        await session.aclose()
+    git_annex = await _annex_version(settings.address, config) if isinstance(settings.address, Ssh) else None
+    return Server(name, address, uuid, version, git_annex, None)
+
+
+async def _annex_version(address: Ssh, config: GitConfig) -> str | None:
+    """The version of git-annex at the other end of ssh; None where it may not be asked (git-annex-shell alone)."""
+    command = ssh_command(
+        address,
+        ["git-annex", "version", "--raw"],
+        os.environ,
+        config.get("core.sshCommand"),
+        config.get("ssh.variant"),
+    )
+    try:
+        with anyio.fail_after(_ASK_VERSION):
+            done = await anyio.run_process(command, stdin=DEVNULL, stderr=DEVNULL, check=False, env=ssh_environment())
+    except (OSError, TimeoutError):
+        return None
+    text = decode(done.stdout).strip()
+    return printable(text, 100) if not done.returncode and text[:1].isdigit() else None
+
+
+async def _all_of(names: Sequence[str], ask: Callable[[str], Awaitable[None]]) -> None:
+    slots = anyio.Semaphore(_AT_ONCE)
+
+    async def one(name: str) -> None:
+        async with slots:
+            await ask(name)
+
+    async with anyio.create_task_group() as tasks:
+        for name in names:
+            tasks.start_soon(one, name)

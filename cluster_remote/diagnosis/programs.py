@@ -1,0 +1,166 @@
+"""The programs and libraries that are needed: which are there, where, and in which version."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+
+from cluster_remote import __version__
+from cluster_remote.diagnosis.checkup import Finding, Program
+
+__all__ = ["OLDEST", "Programs", "find_programs", "mistakes_of_programs"]
+
+OLDEST = (10, 20240731)
+"""The first version of git-annex that has clusters."""
+
+# Seconds for a program to say its version.
+_QUICK = 20.0
+_VERSIONS: Mapping[str, tuple[str, ...]] = {
+    "git": ("git", "--version"),
+    "git-annex": ("git-annex", "version", "--raw"),
+    "git-annex-remote-cluster": ("git-annex-remote-cluster", "--version"),
+    "ssh": ("ssh", "-V"),
+}
+_NAMES = ("git", "git-annex", "git-annex-shell", "git-annex-remote-cluster", "ssh")
+_LIBRARIES = ("annexremote", "anyio")
+_VERSION = re.compile(r"[0-9]+(?:\.[0-9]+)+\S*")
+
+
+@dataclass(frozen=True)
+class Programs:
+    """What was found. `versions` has no entry for what does not say; `own` is where this very program is installed.
+
+    `elsewhere` has directories that are not on PATH, by the programs that lie there and were not found; `together` is
+    one that has both git-annex and git-annex-shell.
+    """
+
+    paths: Mapping[str, Path | None]
+    versions: Mapping[str, str]
+    own: Path
+    elsewhere: Mapping[str, Path] = field(default_factory=dict)
+    together: Path | None = None
+
+    def listed(self) -> tuple[Program, ...]:
+        """All of them, with the libraries."""
+        found = [Program(name, _text(self.paths.get(name)), self.versions.get(name)) for name in _NAMES]
+        found.append(Program("Python", sys.executable, self.versions.get("Python")))
+        found += [Program(name, None, self.versions.get(name)) for name in _LIBRARIES]
+        return tuple(found)
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+def find_programs() -> Programs:
+    """Looks for the programs on PATH, and asks each for its version."""
+    own = Path(sys.executable).parent
+    paths = {name: Path(found) if (found := shutil.which(name)) else None for name in _NAMES}
+    versions = {"Python": ".".join(map(str, sys.version_info[:3]))}
+    for name, argv in _VERSIONS.items():
+        if paths[name] is not None and (version := _version(argv)):
+            versions[name] = version
+    for library in _LIBRARIES:
+        versions[library] = metadata.version(library)
+    annex, shell = (_directories(paths[name]) for name in ("git-annex", "git-annex-shell"))
+    missing = (name for name in _NAMES if paths[name] is None)
+    elsewhere = {name: place for name in missing for place in (*annex, own) if _has(place, name)}
+    together = next((place for place in (*annex, *shell) if _has(place, "git-annex", "git-annex-shell")), None)
+    return Programs(paths, versions, own, elsewhere, together)
+
+
+def _directories(path: Path | None) -> tuple[Path, ...]:
+    return () if path is None else (path.parent, path.resolve().parent)
+
+
+def _has(directory: Path, *names: str) -> bool:
+    return all(os.access(directory / name, os.X_OK) for name in names)
+
+
+def _version(argv: tuple[str, ...]) -> str | None:
+    try:
+        done = subprocess.run(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=_QUICK,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    found = _VERSION.search(done.stdout.decode("utf-8", "replace"))
+    return found[0].rstrip(",;") if found and not done.returncode else None
+
+
+def mistakes_of_programs(programs: Programs, *, needs_ssh: bool) -> Iterator[Finding]:
+    """What is wrong with the installation. Pure."""
+    for name in _NAMES:
+        if programs.paths.get(name) is None and (name != "ssh" or needs_ssh):
+            yield _missing(name, programs)
+    annex, shell = programs.paths.get("git-annex"), programs.paths.get("git-annex-shell")
+    if annex is not None and shell is not None and not set(_directories(annex)) & set(_directories(shell)):
+        yield Finding(
+            "program-elsewhere",
+            "git-annex-shell",
+            f"git-annex is {annex}, but git-annex-shell is {shell}: two installations, which may be of two versions",
+            "Put the directory of one installation first on PATH (in the file where your shell has its settings, too):",
+            (_path_command(programs.together or annex.parent),),
+        )
+    ours = programs.paths.get("git-annex-remote-cluster")
+    version = programs.versions.get("git-annex-remote-cluster")
+    if ours is not None and version != __version__:
+        yield Finding(
+            "program-elsewhere",
+            "git-annex-remote-cluster",
+            f"git-annex starts {ours}, which is version {version or 'unknown'}; this program is version {__version__}",
+            "Put the directory that this program is in first on PATH (in the file where your shell has its settings, "
+            "too):",
+            (_path_command(programs.own),),
+        )
+    version = programs.versions.get("git-annex")
+    if version is not None and _number(version) < OLDEST:
+        yield Finding(
+            "program-old",
+            "git-annex",
+            f"git-annex is version {version}, and clusters need {'.'.join(map(str, OLDEST))} or newer",
+            "Install a newer one:",
+            ("python3 -m pip install --upgrade git-annex",),
+        )
+
+
+def _missing(name: str, programs: Programs) -> Finding:
+    place = programs.elsewhere.get(name)
+    if place is not None:
+        return Finding(
+            "program-missing",
+            name,
+            f"{name} is not on PATH, so that git-annex cannot start it; there is one in {place}",
+            "Put that directory on PATH (in the file where your shell has its settings, too):",
+            (_path_command(place),),
+        )
+    if name.startswith("git-annex"):
+        package = "git-annex" if name == "git-annex-shell" else name
+        remedy, command = "Install it:", f"{shlex.quote(sys.executable)} -m pip install {package}"
+    else:
+        remedy = "Install it as programs are installed on your system; on Debian and Ubuntu:"
+        command = f"sudo apt-get install {'openssh-client' if name == 'ssh' else name}"
+    return Finding("program-missing", name, f"{name} is not on PATH", remedy, (command,))
+
+
+def _path_command(directory: Path) -> str:
+    return f'export PATH={shlex.quote(str(directory))}:"$PATH"'
+
+
+def _number(version: str) -> tuple[int, ...]:
+    """The numbers that a version begins with: 10.20240731-g123 is (10, 20240731)."""
+    found = re.match(r"[0-9]+(?:\.[0-9]+)*", version)
+    return tuple(map(int, found[0].split("."))) if found else ()
