@@ -1,0 +1,125 @@
+"""Asking many nodes about many keys: every answer goes to its key, and one node's failure is nobody else's."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import anyio
+import anyio.lowlevel
+import pytest
+
+from cluster_remote.annex.locations import Batches, Located
+from cluster_remote.cluster.node import Node
+from cluster_remote.diagnosis.asking import asked, pipelined
+from cluster_remote.p2p.errors import ConnectionLost, Refused, SessionError, TimedOut, Unreachable
+from cluster_remote.p2p.key import UUID, Key
+from tests.diagnosis.places import UUIDS, Place, has
+
+pytestmark = pytest.mark.anyio
+
+KEYS = [Located(Key(f"WORM--{number}"), frozenset()) for number in range(100)]
+
+
+def batches_of(size: int) -> list[list[Located]]:
+    return [KEYS[start : start + size] for start in range(0, len(KEYS), size)]
+
+
+@asynccontextmanager
+async def given(batches: Sequence[list[Located]]) -> AsyncIterator[Batches]:
+    send, receive = anyio.create_memory_object_stream[list[Located]](0)
+
+    async def produce() -> None:
+        async with send:
+            for batch in batches:
+                await send.send(batch)
+
+    async with anyio.create_task_group() as tasks, receive:
+        tasks.start_soon(produce)
+        yield receive
+
+
+async def ask(
+    places: Sequence[Place], jobs: int = 2, size: int = 7
+) -> tuple[list[dict[UUID, bool | None]], dict[UUID, str]]:
+    """What all places say about all keys, in order, and the reasons of those that said nothing."""
+    dealt_with = dict.fromkeys(UUIDS, 0)
+
+    def advance(node: Node, count: int) -> None:
+        dealt_with[node.uuid] += count
+
+    answers: list[dict[UUID, bool | None]] = []
+    async with (
+        given(batches_of(size)) as batches,
+        asked([place.node for place in places], jobs, advance) as nodes,
+        pipelined(batches, nodes, 3) as complete,
+    ):
+        async for batch in complete:
+            assert list(batch.keys) == KEYS[len(answers) : len(answers) + size]
+            answers += [batch.of(number) for number in range(len(batch.keys))]
+    assert all(dealt_with[place.node.uuid] == len(KEYS) for place in places)
+    return answers, dict(nodes.errors)
+
+
+@pytest.mark.parametrize("jobs", [1, 2, 5])
+@pytest.mark.parametrize("size", [1, 7, 100])
+async def test_every_answer_goes_to_its_key_and_its_node(jobs: int, size: int) -> None:
+    answers, errors = await ask([Place(number) for number in range(3)], jobs, size)
+    assert answers == [{UUIDS[number]: has(number, each.key) for number in range(3)} for each in KEYS]
+    assert errors == {}
+
+
+async def test_no_more_sessions_are_busy_than_allowed() -> None:
+    place = Place(0)
+    await ask([place], jobs=3)
+    assert place.sessions == 3
+    assert place.most_open <= 3
+
+
+async def test_a_node_that_lets_nobody_in_is_tried_once_a_session_and_unknown() -> None:
+    away = Place(1, lambda _asked, _key: Unreachable("not there"))
+    answers, errors = await ask([Place(0), away], jobs=2)
+    assert answers == [{UUIDS[0]: has(0, each.key), UUIDS[1]: None} for each in KEYS]
+    assert errors == {UUIDS[1]: "not there"}
+    assert away.asked <= 2
+
+
+async def test_a_connection_that_breaks_once_costs_no_answer() -> None:
+    place = Place(0, lambda asked, _key: ConnectionLost("broke") if asked == 30 else None)
+    answers, errors = await ask([place], jobs=1)
+    assert answers == [{UUIDS[0]: has(0, each.key)} for each in KEYS]
+    assert errors == {}
+
+
+async def test_a_node_that_goes_away_midway_keeps_what_it_said_and_is_unknown_after_that() -> None:
+    place = Place(0, lambda asked, _key: ConnectionLost("gone") if asked > 30 else None)
+    answers, errors = await ask([place, Place(1)], jobs=1, size=10)
+    assert [each[UUIDS[0]] for each in answers[:30]] == [has(0, each.key) for each in KEYS[:30]]
+    assert {each[UUIDS[0]] for each in answers[30:]} == {None}
+    assert [each[UUIDS[1]] for each in answers] == [has(1, each.key) for each in KEYS]
+    assert errors == {UUIDS[0]: "gone"}
+
+
+async def test_a_node_that_stalls_is_not_waited_for_twice() -> None:
+    place = Place(0, lambda asked, _key: TimedOut("silent") if asked >= 15 else None)
+    answers, errors = await ask([place], jobs=1, size=10)
+    assert errors == {UUIDS[0]: "silent"}
+    assert place.asked == 15
+    assert {each[UUIDS[0]] for each in answers[10:]} == {None}
+
+
+async def test_a_key_that_is_refused_is_unknown_and_the_others_are_not() -> None:
+    refused = KEYS[13].key
+    place = Place(0, lambda _asked, key: Refused("not that one") if key == refused else None)
+    answers, errors = await ask([place])
+    assert answers == [{UUIDS[0]: None if each.key == refused else has(0, each.key)} for each in KEYS]
+    assert errors == {UUIDS[0]: "not that one"}
+
+
+async def test_a_mistake_of_ours_ends_everything_and_is_not_taken_for_an_answer() -> None:
+    def fail(asked: int, key: Key) -> SessionError | bool | None:
+        raise ZeroDivisionError
+
+    with pytest.raises(Exception) as failure:  # noqa: PT011 -- a group
+        await ask([Place(0, fail)])
+    assert "ZeroDivisionError" in repr(failure.value)

@@ -1,0 +1,94 @@
+"""Comparing nodes and log while things go on: what comes or goes at that very moment is no mistake."""
+
+from __future__ import annotations
+
+import pytest
+
+from cluster_remote.annex.branchlog import BranchLogs
+from cluster_remote.annex.locations import Selection
+from cluster_remote.annex.repository import Repository
+from cluster_remote.diagnosis.checking import check, numcopies
+from cluster_remote.diagnosis.nodes import View
+from cluster_remote.diagnosis.presence import Check, Finding
+from cluster_remote.p2p.errors import SessionError
+from cluster_remote.p2p.key import UUID, Key
+from tests.annex.conftest import here, real
+from tests.diagnosis.places import Place
+from tests.support.repositories import Repository as RealRepository
+
+pytestmark = pytest.mark.anyio
+
+__all__ = ["here", "real"]
+
+KEY = Key("WORM-s3--contended")
+CLUSTER = UUID("ac000001-0000-8000-8000-000000000000")
+
+
+async def checked(repository: Repository, place: Place, *, fix: bool = True) -> tuple[Check, list[Finding]]:
+    findings: list[Finding] = []
+    view = View(
+        label="all",
+        repository=repository,
+        config=repository.config(),
+        logs=BranchLogs({}),
+        settings=None,
+        uuid=CLUSTER,
+        gateway=None,
+        nodes=(place.node,),
+        timeout=10,
+        session=place.node.session,
+    )
+    outcome = await check(
+        view, Selection(keys=(KEY,)), fix=fix, jobs=1, tell=findings.append, advance=lambda _node, _count: None
+    )
+    return outcome, findings
+
+
+def setpresentkey(real: RealRepository, uuid: UUID, value: str) -> None:
+    real.annex("setpresentkey", KEY.text, uuid.text, value)
+
+
+async def test_an_upload_that_ends_while_the_node_is_asked_is_not_recorded_as_missing(
+    real: RealRepository, here: Repository
+) -> None:
+    place = Place(0, lambda asked, _key: asked > 1)
+    setpresentkey(real, place.node.uuid, "1")
+    outcome, findings = await checked(here, place)
+    assert findings == []
+    assert outcome.nodes[0].missing == 0
+    assert real.locations(KEY.text) == {place.node.uuid.text}
+
+
+async def test_content_that_is_dropped_while_the_node_is_asked_is_no_finding(
+    real: RealRepository, here: Repository
+) -> None:
+    def drop(_asked: int, _key: Key) -> SessionError | bool | None:
+        # Whoever drops it records that, after the log was read here and before the node answers.
+        setpresentkey(real, place.node.uuid, "0")
+        return False
+
+    place = Place(0, drop)
+    setpresentkey(real, place.node.uuid, "1")
+    setpresentkey(real, UUID("00000009-0000-4000-8000-000000000000"), "1")
+    outcome, findings = await checked(here, place)
+    assert findings == []
+    assert outcome.recorded == 0
+
+
+async def test_what_stays_as_it_is_is_found_and_recorded(real: RealRepository, here: Repository) -> None:
+    place = Place(0, lambda _asked, _key: True)
+    outcome, findings = await checked(here, place)
+    assert [finding.unlogged for finding in findings] == [(place.node.uuid,)]
+    assert outcome.recorded == 1
+    assert real.locations(KEY.text) == {place.node.uuid.text}
+    assert place.asked == 2
+
+
+async def test_numcopies_is_what_git_annex_takes(real: RealRepository, here: Repository) -> None:
+    assert await numcopies(here) == 1
+    real.git("config", "annex.numcopies", "2")
+    assert await numcopies(here) == 2
+    real.annex("numcopies", "4")
+    assert await numcopies(here) == 4
+    real.annex("numcopies", "3")
+    assert await numcopies(here) == 3

@@ -1,0 +1,61 @@
+"""What nodes say against what the log says: for any log and any answers."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster_remote.annex.locations import Located
+from cluster_remote.diagnosis.presence import compare
+from cluster_remote.p2p.key import UUID, Key
+
+KEY = Key("WORM-s1--x")
+UUIDS = [UUID(f"0000000{number}-0000-4000-8000-000000000000") for number in range(6)]
+NODES = UUIDS[:4]
+
+holders = st.frozensets(st.sampled_from(UUIDS))
+answers = st.fixed_dictionaries({node: st.sampled_from([True, False, None]) for node in NODES})
+
+
+def everybody(uuid: UUID) -> bool:
+    return True
+
+
+@given(holders, answers)
+def test_a_node_is_missing_only_if_it_said_so_itself(log: frozenset[UUID], said: dict[UUID, bool | None]) -> None:
+    found = compare(Located(KEY, log), said, everybody)
+    assert found.missing == {node for node in log & said.keys() if said[node] is False}
+    assert found.unlogged == {node for node in said.keys() - log if said[node] is True}
+
+
+@given(holders, answers)
+def test_what_gave_no_answer_changes_nothing(log: frozenset[UUID], said: dict[UUID, bool | None]) -> None:
+    known = {node: answer for node, answer in said.items() if answer is not None}
+    assert compare(Located(KEY, log), said, everybody) == compare(Located(KEY, log), known, everybody)
+
+
+@given(holders, answers)
+def test_once_the_truth_is_recorded_nothing_is_left_to_be_said(
+    log: frozenset[UUID], said: dict[UUID, bool | None]
+) -> None:
+    found = compare(Located(KEY, log), said, everybody)
+    after = compare(Located(KEY, log - found.missing | found.unlogged), said, everybody)
+    assert after.agrees
+    assert after.copies == found.copies
+
+
+@given(holders, answers, st.frozensets(st.sampled_from(UUIDS)))
+def test_copies_are_those_that_count_and_are_not_known_to_be_wrong(
+    log: frozenset[UUID], said: dict[UUID, bool | None], trusted: frozenset[UUID]
+) -> None:
+    found = compare(Located(KEY, log), said, trusted.__contains__)
+    there = {uuid for uuid in UUIDS if said.get(uuid) or (uuid in log and said.get(uuid) is None)}
+    assert found.copies == len(there & trusted)
+
+
+@given(holders, answers)
+def test_gone_is_what_nobody_has_and_nobody_was_said_to_have(
+    log: frozenset[UUID], said: dict[UUID, bool | None]
+) -> None:
+    found = compare(Located(KEY, log), said, everybody)
+    assert found.gone == (not log and not any(said.values()))
