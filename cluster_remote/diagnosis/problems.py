@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable
 
-from cluster_remote.annex.repository import GitConfig
 from cluster_remote.diagnosis.state import ClusterState, NodeState, Problem
 from cluster_remote.p2p.key import UUID
 
@@ -15,19 +14,22 @@ __all__ = ["find_problems", "many", "unreachable"]
 _RESERVE = 100 * 10**6
 
 
-def find_problems(state: ClusterState, config: GitConfig) -> list[Problem]:
-    """What is wrong with a cluster, the worst first. Pure."""
+def find_problems(state: ClusterState, unverified: int | None = None) -> list[Problem]:
+    """What is wrong with a cluster, the worst first. Pure.
+
+    `unverified` is the number of a configuration of the remote that waits for the user's word, see
+    annex/verification.py.
+    """
     name = shlex.quote(state.name)
-    ours = state.name in config.remotes()
     problems: list[Problem] = []
-    if ours and config.remote(state.name, "annex-verified", "verified") != "verified":
+    if unverified is not None:
         problems.append(
             Problem(
                 "not-verified",
                 None,
-                f"git-annex does not use the remote {state.name} yet, because it has not been verified",
-                "Say that its address is the right one:",
-                (f"git annex verifyremote {name} --safe 1",),
+                f"git-annex does not use the remote {state.name} as it is, because that has not been verified",
+                "See that its address is the right one (the first command shows it), then say so:",
+                (f"git annex verifyremote {name}", f"git annex verifyremote {name} --safe {unverified}"),
             )
         )
     down = state.gateway is not None and not state.gateway.contact.reachable

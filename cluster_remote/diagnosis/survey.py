@@ -18,6 +18,7 @@ import anyio.to_thread
 
 from cluster_remote.annex.locations import Located, LocationReader, Selection, located
 from cluster_remote.annex.repository import GitConfig, Repository, foreign_environment
+from cluster_remote.annex.verification import pending
 from cluster_remote.cluster.node import Node
 from cluster_remote.diagnosis.census import Census
 from cluster_remote.diagnosis.nodes import Gateway, View, costs_of
@@ -66,6 +67,7 @@ class _Findings:
     samples: dict[UUID, Sample] = field(default_factory=dict)
     paths: dict[UUID, Path] = field(default_factory=dict)
     free: dict[UUID, int] = field(default_factory=dict)
+    unverified: int | None = None
 
 
 async def survey(views: Sequence[View], *, timeout: float, sample: int) -> Status:
@@ -73,7 +75,10 @@ async def survey(views: Sequence[View], *, timeout: float, sample: int) -> Statu
 
     `sample` keys of each cluster are asked for at each of its nodes. Raises AnnexError.
     """
-    censuses = [Census(view.uuids, sample if view.legible else 0) for view in views]
+    censuses = [
+        Census(view.uuids, sample if view.legible else 0, view.uuids - {node.uuid for node in view.living})
+        for view in views
+    ]
     findings = [_Findings() for _ in views]
     counted = anyio.Event()
     async with anyio.create_task_group() as tasks:
@@ -83,6 +88,7 @@ async def survey(views: Sequence[View], *, timeout: float, sample: int) -> Statu
             for node in view.living:
                 tasks.start_soon(_ask_node, view, node, census, counted, found, timeout)
             tasks.start_soon(_look_at_disks, view, found, timeout)
+            tasks.start_soon(_ask_whether_verified, view, found)
         await _count(views, censuses)
         counted.set()
     clusters = tuple(map(_state, views, censuses, findings))
@@ -140,6 +146,15 @@ async def _spot_check(repository: Repository, session: Session, node: UUID, samp
         sum(answer is False and node in each.holders for each, answer in pairs),
         sum(answer is True and node not in each.holders for each, answer in pairs),
     )
+
+
+async def _ask_whether_verified(view: View, found: _Findings) -> None:
+    if view.repository is None or view.settings is None:
+        return
+    # Asking git-annex takes a while, and as a rule it has written down here that there is nothing to be asked.
+    if view.config.remote(view.label, "annex-verified") not in (None, "verified"):
+        waiting = await pending(view.repository, view.label)
+        found.unverified = None if waiting is None else waiting.number
 
 
 # Disks
@@ -215,7 +230,7 @@ def _state(view: View, census: Census, found: _Findings) -> ClusterState:
         nodes=nodes,
         problems=(),
     )
-    return replace(state, problems=tuple(find_problems(state, view.config)))
+    return replace(state, problems=tuple(find_problems(state, found.unverified)))
 
 
 def _node_state(

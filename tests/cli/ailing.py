@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.remote.sites import Site
+from tests.remote.sites import Site, initremote
 from tests.support.environment import Environment, remove_tree
 from tests.support.processes import end_group
 from tests.support.repositories import Repository
@@ -67,6 +67,17 @@ def away(node: Repository) -> Iterator[None]:
         yield
     finally:
         hidden.rename(node.path)
+
+
+def unverified(site: Site, name: str) -> Repository:
+    """Another clone, in which a shared remote for the cluster has been enabled, but not verified."""
+    initremote(site.client, name, f"url={site.url}", sameas=site.cluster.uuid, private=False)
+    site.client.git("push", "--quiet", "origin", "git-annex:refs/heads/synced/git-annex")
+    other = site.cluster.clone("other")
+    other.git("fetch", "--quiet", "origin")
+    other.annex("merge", "--quiet")
+    other.annex("enableremote", name, "encryption=none")
+    return other
 
 
 def carry_out(where: Repository, commands: Sequence[str]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.cli.ailing import away, empty, lose, on_a_terminal, store
+from tests.cli.ailing import away, carry_out, empty, lose, on_a_terminal, store, unverified
 from tests.cli.command import cluster_remote, told
 from tests.remote.sites import Site, add_node_remotes, initremote, make_site
 from tests.support.environment import Environment
@@ -183,9 +183,11 @@ def test_a_node_that_lags_by_the_log_is_named(own_site: Site) -> None:
 
 
 def test_a_remote_that_was_not_verified_is_named_with_the_command(own_site: Site) -> None:
-    own_site.client.git("config", "remote.mycl.annex-verified", "unverified")
-    done = cluster_remote(own_site.client, "status", "mycl", code=1)
-    assert "git annex verifyremote mycl --safe 1" in done.out
+    other = unverified(own_site, "shared")
+    said = told(other, "status", "shared", code=1)
+    assert problems_of(said) == [("not-verified", None)]
+    carry_out(other, said["clusters"][0]["problems"][0]["commands"][1:])
+    assert told(other, "status", "shared")["well"]
 
 
 def test_a_node_that_speaks_an_old_protocol_is_named(own_site: Site) -> None:

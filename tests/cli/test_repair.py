@@ -1,0 +1,310 @@
+"""repair: content is brought to the nodes that lack it, from wherever it can be had, and nothing else is done."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+
+import pytest
+
+from tests.cli.ailing import away, carry_out, empty, lose, stock, store, unverified
+from tests.cli.command import cluster_remote, told
+from tests.remote.sites import Site, initremote
+from tests.support.repositories import DESCRIPTIONS, Repository, make_repository
+
+
+def brought(said: dict[str, Any]) -> dict[str, tuple[str | None, list[str], list[str]]]:
+    """Where each content came from, who lacked it, and who has it now."""
+    return {each["key"]: (each["source"], each["lacking"], each["stored"]) for each in said["deliveries"]}
+
+
+def read_only(node: Repository) -> None:
+    """Has a node refuse every write, with git-annex's own words."""
+    real = node.environment.which("git-annex-shell")
+    # The gateway runs it for the node with the node's directory as an argument.
+    node.environment.program(
+        "git-annex-shell",
+        f'#!/bin/sh\ncase "$*" in *{node.path}*) export GIT_ANNEX_SHELL_READONLY=1;; esac\nexec {real} "$@"\n',
+    )
+
+
+def test_an_emptied_node_gets_everything_back_from_here(own_site: Site) -> None:
+    keys = store(own_site, ["one", "two"])
+    third = own_site.cluster.nodes[2]
+    empty(third)
+    said = told(own_site.client, "repair", "mycl")
+    assert said["well"]
+    assert brought(said) == {key: ("here", [third.uuid], [third.uuid]) for key in keys.values()}
+    for name, key in keys.items():
+        assert third.object_bytes(key) == f"the content of {name}\n".encode()
+        assert own_site.present(key) == own_site.nodes
+    assert told(own_site.client, "repair", "mycl")["deliveries"] == []
+    assert "No node lacks anything." in cluster_remote(own_site.client, "repair", "mycl").out
+
+
+def test_what_is_not_here_comes_from_the_nodes_that_have_it(own_site: Site) -> None:
+    keys = store(own_site, ["one", "two"], keep=False)
+    first, second, third = own_site.cluster.nodes
+    empty(first)
+    lose(second, keys["one"])
+    said = told(own_site.client, "repair", "mycl")
+    assert brought(said) == {
+        keys["one"]: ("nodes", sorted([first.uuid, second.uuid]), sorted([first.uuid, second.uuid])),
+        keys["two"]: ("nodes", [first.uuid], [first.uuid]),
+    }
+    for node in (first, second, third):
+        assert node.object_bytes(keys["one"]) == b"the content of one\n"
+        assert node.object_bytes(keys["two"]) == b"the content of two\n"
+    assert not own_site.client.has_object(keys["one"])
+    # Nothing of what went through here has stayed.
+    assert not list((own_site.client.path / ".git/annex").glob("tmp/*"))
+
+
+def test_several_nodes_that_lack_it_get_it_by_one_upload_to_the_gateway(own_site: Site) -> None:
+    keys = store(own_site, ["one"])
+    gateway = own_site.cluster.gateway
+    for node in own_site.cluster.nodes[:2]:
+        node.annex("drop", "--quiet", "--force", "--key", keys["one"])
+        for repository in (own_site.client, gateway):
+            repository.annex("setpresentkey", keys["one"], node.uuid, "0")
+    # Who puts to the gateway itself names the cluster; each session is a process with these arguments.
+    trace = own_site.environment.directory / "asked"
+    real = own_site.environment.which("git-annex-shell")
+    own_site.environment.program("git-annex-shell", f'#!/bin/sh\nprintf "%s\\n" "$*" >> {trace}\nexec {real} "$@"\n')
+    said = told(own_site.client, "repair", "mycl", "one")
+    assert len(said["deliveries"][0]["stored"]) == 2
+    assert any(own_site.cluster.uuid in line for line in trace.read_text().splitlines())
+    assert own_site.cluster.holders(keys["one"]) == [True] * 3
+
+
+def test_what_the_gateway_believes_to_be_there_is_brought_all_the_same(own_site: Site) -> None:
+    keys = store(own_site, ["one"])
+    first, second, _ = own_site.cluster.nodes
+    lose(first, keys["one"])
+    lose(second, keys["one"])
+    assert {first.uuid, second.uuid} <= own_site.cluster.gateway.locations(keys["one"])
+    assert told(own_site.client, "repair", "mycl")["well"]
+    assert own_site.cluster.holders(keys["one"]) == [True] * 3
+
+
+def test_a_dry_run_tells_and_does_nothing(own_site: Site) -> None:
+    keys = store(own_site, ["one"])
+    first, second, _ = own_site.cluster.nodes
+    lose(first, keys["one"])
+    own_site.client.annex("setpresentkey", keys["one"], second.uuid, "0")
+    said = told(own_site.client, "repair", "mycl", "--dry-run", code=1)
+    assert said["dry_run"]
+    assert brought(said) == {keys["one"]: ("here", [first.uuid], [])}
+    assert said["recorded"] == 0
+    done = cluster_remote(own_site.client, "repair", "mycl", "one", "-n", code=1)
+    assert f"one: would go from here to {DESCRIPTIONS[0]}" in done.out
+    assert "Nothing has been done" in done.out
+    assert own_site.cluster.holders(keys["one"]) == [False, True, True]
+    assert own_site.present(keys["one"]) == own_site.nodes - {second.uuid}
+
+
+def test_with_trust_in_the_log_no_node_is_asked_about_what_it_has_by_the_log(own_site: Site) -> None:
+    keys = store(own_site, ["lost", "lagging"])
+    first = own_site.cluster.nodes[0]
+    lose(first, keys["lost"])
+    first.annex("drop", "--quiet", "--force", "--key", keys["lagging"])
+    own_site.client.annex("setpresentkey", keys["lagging"], first.uuid, "0")
+    said = told(own_site.client, "repair", "mycl", "--trust-log")
+    assert brought(said) == {keys["lagging"]: ("here", [first.uuid], [first.uuid])}
+    assert own_site.cluster.holders(keys["lost"]) == [False, True, True]
+    assert own_site.cluster.holders(keys["lagging"]) == [True] * 3
+
+
+def test_content_that_nodes_have_without_the_log_knowing_is_recorded(own_site: Site) -> None:
+    keys = store(own_site, ["one"])
+    own_site.client.annex("setpresentkey", keys["one"], own_site.cluster.nodes[1].uuid, "0")
+    said = told(own_site.client, "repair", "mycl")
+    assert (said["well"], said["recorded"], said["deliveries"]) == (True, 1, [])
+    assert own_site.present(keys["one"]) == own_site.nodes
+
+
+def test_what_no_node_has_is_left_alone_unless_it_is_named(own_site: Site) -> None:
+    key = own_site.client.add("only here", b"only here")
+    assert told(own_site.client, "repair", "mycl")["deliveries"] == []
+    assert own_site.cluster.holders(key) == [False] * 3
+    said = told(own_site.client, "repair", "mycl", "only here")
+    assert len(said["deliveries"][0]["stored"]) == 3
+    assert own_site.cluster.holders(key) == [True] * 3
+    assert own_site.present(key) == own_site.nodes
+    other = own_site.client.add("another", b"another")
+    assert told(own_site.client, "repair", "mycl", "--key", other)["well"]
+    assert own_site.cluster.holders(other) == [True] * 3
+
+
+def test_what_nobody_within_reach_has_is_named(own_site: Site) -> None:
+    keys = store(own_site, ["lost", "kept"], keep=False)
+    for node in own_site.cluster.nodes:
+        lose(node, keys["lost"])
+    said = told(own_site.client, "repair", "mycl", code=1)
+    assert brought(said) == {keys["lost"]: (None, sorted(own_site.nodes), [])}
+    assert [problem["kind"] for problem in said["problems"]] == ["out-of-reach"]
+    done = cluster_remote(own_site.client, "repair", "mycl", "lost", code=1)
+    assert re.search("lost: still lacking on .*neither this repository nor any node", done.out)
+    # Its locations are for check to put right.
+    assert own_site.present(keys["lost"]) == own_site.nodes
+    # The exit code of this one is that something is wrong: there is no copy left.
+    (command,) = said["problems"][0]["commands"]
+    check = own_site.environment.run(*command.split(), cwd=own_site.client.path, check=False)
+    assert "no repository is known to have 1 key" in check.stdout.decode()
+    assert own_site.present(keys["lost"]) == set()
+    assert told(own_site.client, "repair", "mycl")["well"]
+
+
+def test_a_node_that_is_away_is_named_and_the_others_are_served(own_site: Site) -> None:
+    keys = store(own_site, ["one"])
+    first, second, third = own_site.cluster.nodes
+    empty(first)
+    empty(third)
+    with away(second):
+        said = told(own_site.client, "repair", "mycl", code=1)
+        assert own_site.cluster.nodes[0].has_object(keys["one"])
+    assert said["deliveries"][0]["stored"] == sorted([first.uuid, third.uuid])
+    assert [(problem["kind"], problem["node"]) for problem in said["problems"]] == [("node-unreachable", second.uuid)]
+    assert own_site.cluster.holders(keys["one"]) == [True] * 3
+
+
+def test_when_no_node_answers_the_exit_code_is_that_of_unreachable_servers(own_site: Site) -> None:
+    store(own_site, ["one"])
+    with away(own_site.cluster.gateway):
+        assert told(own_site.client, "repair", "mycl", code=3)["deliveries"] == []
+
+
+def test_a_node_that_refuses_is_named_with_its_reason_and_not_recorded(own_site: Site) -> None:
+    keys = store(own_site, ["one"])
+    gateway = own_site.cluster.gateway
+    initremote(gateway, "own", sameas=own_site.cluster.uuid)
+    gateway.annex("merge", "--quiet")
+    own_site.client.git("push", "--quiet", "origin", "git-annex:refs/heads/synced/git-annex")
+    first, second, _ = own_site.cluster.nodes
+    lose(first, keys["one"])
+    lose(second, keys["one"])
+    read_only(first)
+    said = told(gateway, "repair", "own", code=1)
+    assert brought(said) == {keys["one"]: ("nodes", sorted([first.uuid, second.uuid]), [second.uuid])}
+    (problem,) = said["problems"]
+    assert (problem["kind"], problem["node"]) == ("lagging", first.uuid)
+    assert "read-only" in problem["words"]
+    assert own_site.cluster.holders(keys["one"]) == [False, True, True]
+
+
+def test_a_node_with_preferred_content_is_left_to_git_annex(own_site: Site) -> None:
+    keys = store(own_site, ["one"])
+    first, second, _ = own_site.cluster.nodes
+    lose(first, keys["one"])
+    lose(second, keys["one"])
+    own_site.client.annex("wanted", first.uuid, "include=*.jpg")
+    said = told(own_site.client, "repair", "mycl")
+    assert brought(said) == {keys["one"]: ("here", [second.uuid], [second.uuid])}
+    assert [node["choosy"] for node in sorted(said["nodes"], key=lambda node: node["name"])] == [True, False, False]
+    assert own_site.cluster.holders(keys["one"]) == [False, True, True]
+    assert "git annex sync --content" in cluster_remote(own_site.client, "repair", "mycl").out
+
+
+def test_an_upload_that_was_broken_off_before_is_continued(own_site: Site) -> None:
+    content = bytes(range(256)) * 4000
+    key = own_site.client.add("large", content)
+    own_site.client.annex("copy", "--quiet", "--to", "mycl", "large")
+    first = own_site.cluster.nodes[0]
+    lose(first, key)
+    partial = first.path / ".git/annex/tmp" / key
+    partial.parent.mkdir(exist_ok=True)
+    partial.write_bytes(content[:500_000])
+    own_site.client.annex("drop", "--quiet", "--force", "large")
+    assert told(own_site.client, "repair", "mycl")["well"]
+    assert first.object_bytes(key) == content
+
+
+def test_many_contents_are_brought_side_by_side(own_site: Site) -> None:
+    keys = stock(own_site, 40)
+    first, second, _ = own_site.cluster.nodes
+    empty(first)
+    for key in keys[::2]:
+        lose(second, key)
+    said = told(own_site.client, "repair", "mycl", "--jobs", "4")
+    assert said["well"]
+    assert len(said["deliveries"]) == 40
+    assert all(own_site.cluster.holders(key) == [True] * 3 for key in keys[:4])
+    assert told(own_site.client, "check", "mycl", "--all")["well"]
+
+
+def test_odd_names_and_keys_are_brought_as_they_are(own_site: Site) -> None:
+    client, first = own_site.client, own_site.cluster.nodes[0]
+    names: list[str | bytes] = ["with space", "per%cent", b"not utf-8 \xff", "empty"]
+    keys = [client.add(name, b"" if name == "empty" else b"odd " + os.fsencode(name)) for name in names]
+    keys.append(client.add("worm", b"worm", backend="WORM"))
+    client.annex("copy", "--quiet", "--to", "mycl", ".")
+    empty(first)
+    assert told(client, "repair", "mycl", ".")["well"]
+    assert all(first.has_object(key) for key in keys)
+
+
+def test_without_a_server_content_goes_from_node_to_node_through_here(own_site: Site) -> None:
+    gateway, (first, second, third) = own_site.cluster.gateway, own_site.cluster.nodes
+    initremote(gateway, "own", sameas=own_site.cluster.uuid)
+    key = gateway.add("one", b"from node to node")
+    gateway.annex("move", "--quiet", "--to", "own", "one")
+    lose(first, key)
+    lose(second, key)
+    said = told(gateway, "repair", "own")
+    assert brought(said) == {key: ("nodes", sorted([first.uuid, second.uuid]), sorted([first.uuid, second.uuid]))}
+    assert [node.object_bytes(key) for node in (first, second, third)] == [b"from node to node"] * 3
+    assert not gateway.has_object(key)
+
+
+def test_running_the_remedies_makes_status_check_and_repair_clean(own_site: Site) -> None:
+    """A dead node, an emptied one and a stale location at once: each is named, and the commands shown mend it."""
+    first, second, third = own_site.cluster.nodes
+    keys = store(own_site, ["one", "two", "three"])
+    dead = second.uuid
+    client = unverified(own_site, "shared")
+    # What is lost on two nodes and out of reach on the third can only come from here.
+    client.set_key(keys["two"], b"the content of two\n")
+    lose(first, keys["two"])
+    empty(third)
+    with away(second):
+        state = told(client, "status", "shared", code=1)
+        check = told(client, "check", "shared", "--all", code=1)
+        (cluster,) = state["clusters"]
+        named = {(problem["kind"], problem["node"]) for problem in cluster["problems"]}
+        assert named == {
+            ("not-verified", None),
+            ("content-missing", first.uuid),
+            ("node-unreachable", dead),
+            ("content-missing", third.uuid),
+        }
+        assert {(problem["kind"], problem["node"]) for problem in check["problems"]} == named - {("not-verified", None)}
+        for problem in [*cluster["problems"], *check["problems"]]:
+            assert problem["words"]
+            assert problem["commands"]
+        for problem in cluster["problems"]:
+            match problem["kind"]:
+                case "not-verified" | "node-unreachable":
+                    # The first is to look at the address, and for when the node is back, not gone for good.
+                    carry_out(client, problem["commands"][1:])
+        for problem in check["problems"]:
+            if problem["kind"] == "content-missing":
+                carry_out(client, problem["commands"])
+        assert told(client, "status", "shared")["well"]
+        assert told(client, "check", "shared", "--all")["well"]
+        assert told(client, "repair", "shared")["well"]
+        assert first.has_object(keys["two"])
+        assert third.has_object(keys["two"])
+    assert {first.uuid, third.uuid} <= client.locations(keys["one"])
+
+
+@pytest.mark.parametrize("arguments", [("nothing",), ("--key", "nonsense")])
+def test_what_cannot_be_repaired_is_said(own_site: Site, arguments: tuple[str, ...]) -> None:
+    done = cluster_remote(own_site.client, "repair", "mycl", "--json", *arguments, code=1 if len(arguments) == 1 else 2)
+    assert done.err
+    assert done.out == ""
+
+
+def test_a_repository_without_cluster_remotes_is_told_how_to_make_one(own_site: Site) -> None:
+    alone = make_repository(own_site.environment, own_site.environment.directory / "alone", "alone")
+    assert "cluster-remote setup" in cluster_remote(alone, "repair", "mycl", code=2).err
