@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from cluster_remote.annex.locations import Located
-from cluster_remote.p2p.key import UUID, Key
+from cluster_remote.p2p.key import UUID
 
 __all__ = ["Census", "Tally"]
 
@@ -20,8 +20,8 @@ class Tally:
     size: int = 0
     unsized: int = 0
 
-    def add(self, key: Key) -> None:
-        size = key.content_size
+    def add(self, size: int | None) -> None:
+        """One more, of so many bytes."""
         self.keys += 1
         if size is None:
             self.unsized += 1
@@ -56,13 +56,14 @@ class Census:
         """Takes note of what the log says of some keys."""
         for each in batch:
             holders = each.holders & self.nodes
+            size = each.key.content_size if holders else None
             for uuid in holders:
-                self.held[uuid].add(each.key)
+                self.held[uuid].add(size)
             if holders.isdisjoint(self.living):
                 continue
-            self.all.add(each.key)
+            self.all.add(size)
             for uuid in self.nodes - holders:
-                self.lacking[uuid].add(each.key)
+                self.lacking[uuid].add(size)
             if len(self.sample) < self._size:
                 self.sample.append(each)
             elif (place := self._choose.randrange(self.all.keys)) < self._size:
