@@ -12,8 +12,8 @@ import threading
 import typing
 from typing import Any, BinaryIO
 
-from annexremote import Master, RemoteError, SpecialRemote, UnsupportedRequest
-from annexremote.annexremote import Protocol
+from annexremote import Master, ProtocolError, SpecialRemote, UnsupportedRequest
+from annexremote.annexremote import AnnexError, Protocol
 
 __all__ = ["AnnexMaster", "one_line", "text_streams"]
 
@@ -48,7 +48,13 @@ class _Protocol(Protocol):  # type: ignore[misc] # annexremote has no types
     def command(self, line: str) -> Any:
         word, _space, parameters = line.partition(" ")
         method = self.lookupMethod(word) or self.do_UNKNOWN
-        reply = method(parameters) if parameters else method()
+        try:
+            reply = method(parameters) if parameters else method()
+        except TypeError as error:
+            # The call itself, not something that was called by it.
+            if error.__traceback__ is None or error.__traceback__.tb_next is not None:
+                raise
+            raise ProtocolError(f"{word} came with {'too many' if parameters else 'no'} parameters") from None
         if method != self.do_EXPORT:
             self.exporting = False
         return reply
@@ -96,9 +102,15 @@ class AnnexMaster(Master):  # type: ignore[misc] # annexremote has no types
             reply = self.protocol.command(line.removesuffix("\n"))
         except UnsupportedRequest:
             reply = "UNSUPPORTED-REQUEST"
-        except RemoteError as error:
-            # Where the protocol has no way to refuse, only the end is left.
+        except (AnnexError, SyntaxError) as error:
+            # Where the protocol has no way to refuse, or git-annex does not keep to it, only the end is left.
             self.error(one_line(str(error)))
+            return False
+        except BrokenPipeError:
+            # git-annex is gone.
+            raise
+        except Exception as error:  # noqa: BLE001 -- a job that ended without a word would leave git-annex waiting
+            self.error(one_line(f"internal error: {type(error).__name__}: {error}"))
             return False
         if reply:
             self.say(reply)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import pytest
 
+from cluster_remote.remote.protocol import AnnexMaster
 from tests.remote.driver import EXTENSIONS, Driver
 from tests.remote.sites import Site, messages
 from tests.support.peers import Expect, ScriptedPeer, Stall, opening
@@ -133,3 +136,16 @@ def test_when_git_annex_hangs_up_requests_under_way_are_given_up_at_once(site: S
         jobs.answer_until(lambda: sum("P2P > CHECKPRESENT" in line for line in jobs.debug) == number_of_jobs)
         # Far less than the minute that the remote would wait for the peer.
         driver.hang_up(within=15)
+
+
+def test_a_mistake_in_the_program_ends_a_job_with_a_word() -> None:
+    output = io.StringIO()
+    master = AnnexMaster(cast(io.TextIOWrapper, output))
+
+    class Broken:
+        def prepare(self) -> None:
+            raise ZeroDivisionError("nobody thought of this")
+
+    master.LinkRemote(Broken())
+    assert master.answer("PREPARE\n") is False
+    assert output.getvalue() == "ERROR internal error: ZeroDivisionError: nobody thought of this\n"
