@@ -113,11 +113,21 @@ class ClusterRemote(SpecialRemote):  # type: ignore[misc] # annexremote has no t
         self._ask(self._remove, self._key(key))
 
     def whereis(self, key: str) -> str:
-        return self._ask(self._whereis, self._key(key))
+        # Both this and info have no way to fail but to end the program.
+        try:
+            return self._ask(self._whereis, self._key(key))
+        except RemoteError as error:
+            self._tell(str(error))
+            return ""
 
     @property
     def info(self) -> dict[str, str]:
-        return self._ask(self._info)
+        settings = self._read_settings()
+        fields = {"url": settings.url or "none: the cluster of this repository", "tracking": settings.tracking}
+        try:
+            return fields | self._ask(self._info)
+        except RemoteError as error:
+            return fields | {"protocol version": f"unknown: {error}"}
 
     # How they are answered
 
@@ -189,15 +199,12 @@ class ClusterRemote(SpecialRemote):  # type: ignore[misc] # annexremote has no t
 
         from cluster_remote.p2p.errors import SessionError
 
-        settings = workplace.settings
         fields = {
-            "url": settings.url or "none: the cluster of this repository",
-            "tracking": settings.tracking,
             "cluster": workplace.cluster_name(),
             "cluster uuid": str(workplace.server or "that of the repository at the url"),
         }
         try:
-            with anyio.fail_after(min(_INFO_TIMEOUT, settings.timeout)):
+            with anyio.fail_after(min(_INFO_TIMEOUT, workplace.settings.timeout)):
                 uuid = await session.open()
             fields["cluster uuid"] = str(uuid)
             fields["protocol version"] = str(session.version)

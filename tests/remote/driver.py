@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -31,6 +32,7 @@ class Driver:
         debug: the texts of its DEBUG messages.
         info: the texts of its INFO messages.
         progress: the numbers of its PROGRESS messages.
+        complaints: what it wrote to standard error, once it has ended. `with` fails if there is anything.
     """
 
     repository: Repository
@@ -41,9 +43,13 @@ class Driver:
     debug: list[str] = field(default_factory=list)
     info: list[str] = field(default_factory=list)
     progress: list[int] = field(default_factory=list)
+    complaints: str = ""
 
     def __enter__(self) -> Driver:
-        self.process = self.repository.environment.popen(PROGRAM, cwd=self.repository.path, env=self.env)
+        self._complaints = tempfile.TemporaryFile()
+        self.process = self.repository.environment.popen(
+            PROGRAM, cwd=self.repository.path, env=self.env, stderr=self._complaints.fileno()
+        )
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self._out = self.process.stdin
@@ -60,8 +66,11 @@ class Driver:
                 self.hang_up()
         finally:
             end_group(self.process.pid)
-            with self.process:
-                pass
+            with self.process, self._complaints:
+                self._complaints.seek(0)
+                self.complaints = os.fsdecode(self._complaints.read())
+        if error is None:
+            assert not self.complaints, self.complaints
 
     def hang_up(self, within: float = ANSWER_SECONDS) -> int:
         """Close the program's input, as git-annex does when it is done; the program's exit status."""

@@ -52,6 +52,19 @@ def messages(done: subprocess.CompletedProcess[bytes]) -> list[str]:
     return [line.partition(marker)[2] for line in text(done).splitlines() if marker in line]
 
 
+def objects(repository: Repository) -> dict[str, Path]:
+    """What lies in a repository's annex/objects, by key; unlike asking git-annex for each, this takes no time."""
+    top = repository.path / ".git/annex/objects"
+    return {_key(path.name): path for path in top.rglob("*") if path.is_file()}
+
+
+def _key(name: str) -> str:
+    """The key that git-annex keeps under a file name."""
+    for written, meant in (("%", "/"), ("&c", ":"), ("&s", "%"), ("&a", "&")):
+        name = name.replace(written, meant)
+    return name
+
+
 @dataclass(frozen=True)
 class Site:
     """A cluster, and a client with remotes for it and for its nodes.
