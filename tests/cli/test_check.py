@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -236,13 +236,14 @@ def test_of_many_findings_people_are_shown_the_first_and_how_many_more_there_are
     assert len(told(own_site.client, "check", "mycl", "--all", code=1)["findings"]) == 70
 
 
-def test_encrypted_contents_are_left_to_git_annex(own_site: Site) -> None:
+def test_encrypted_contents_are_left_to_git_annex(in_order: Site) -> None:
     initremote(
-        own_site.client, "crypt", f"url={own_site.url}", "encryption=shared", "tracking=remote",
-        f"cluster={own_site.cluster.uuid}", private=False,
+        in_order.client, "crypt", f"url={in_order.url}", "encryption=shared", "tracking=remote",
+        f"cluster={in_order.cluster.uuid}", private=False,
     )  # fmt: skip
-    done = cluster_remote(own_site.client, "check", "crypt", "--all", code=2)
-    assert "git annex fsck --fast --from crypt" in done.err
+    for command in ("check", "repair"):
+        done = cluster_remote(in_order.client, command, "crypt", code=2)
+        assert "git annex fsck --fast --from crypt" in done.err
 
 
 def test_without_a_server_the_nodes_are_asked_directly(own_site: Site) -> None:
@@ -256,14 +257,13 @@ def test_without_a_server_the_nodes_are_asked_directly(own_site: Site) -> None:
     assert gateway.locations(key) & own_site.nodes == own_site.nodes - {first.uuid}
 
 
-def test_progress_goes_to_a_terminal_and_nowhere_else(own_site: Site) -> None:
-    store(own_site, ["one", "two", "three"])
+def test_progress_goes_to_a_terminal_and_nowhere_else(in_order: Site) -> None:
     for arguments in (("--all",), ()):
-        assert cluster_remote(own_site.client, "check", "mycl", *arguments).err == ""
+        assert cluster_remote(in_order.client, "check", "mycl", *arguments).err == ""
         argv = ("cluster-remote", "check", "mycl", *arguments)
-        shown = on_a_terminal(own_site.environment, own_site.client.path, *argv)
+        shown = on_a_terminal(in_order.environment, in_order.client.path, *argv)
         assert "node2" in shown
-        assert re.search(r"[0-3]/3\b", shown)
+        assert re.search(r"[0-4]/4\b", shown)
 
 
 # What every command promises
@@ -294,31 +294,36 @@ def test_help_has_an_example(environment: Environment) -> None:
         assert "Exit codes: 0" in shown
 
 
-def test_who_closes_the_pipe_is_not_told_about_it(own_site: Site) -> None:
-    store(own_site, ["one"])
+def test_who_closes_the_pipe_is_not_told_about_it(in_order: Site) -> None:
     for command in ("check", "repair", "status"):
         for option in ("", "--json"):
             # The reader is gone before there is anything to be read.
             line = f"cluster-remote {command} mycl {option} | true; exit ${{PIPESTATUS[0]}}"
-            done = own_site.environment.run("bash", "-c", line, cwd=own_site.client.path, check=False)
+            done = in_order.environment.run("bash", "-c", line, cwd=in_order.client.path, check=False)
             assert (done.returncode, done.stderr) == (1, b""), line
 
 
+@pytest.fixture
+def waiting(in_order: Site) -> Iterator[Path]:
+    """Nodes that take for ever, so that there is something to interrupt. A file that is there once one was asked."""
+    file = in_order.environment.directory / "waiting"
+    shell = in_order.environment.program("git-annex-shell", f"#!/bin/sh\ntouch {file}\nexec sleep 600\n")
+    yield file
+    shell.unlink()
+    file.unlink()
+
+
 @pytest.mark.parametrize("command", ["check", "repair", "status"])
-def test_an_interrupt_ends_it_with_a_line_and_leaves_no_process(own_site: Site, command: str) -> None:
-    store(own_site, ["one"])
-    # Nodes that take for ever, so that there is something to interrupt.
-    waiting = own_site.environment.directory / "waiting"
-    own_site.environment.program("git-annex-shell", f"#!/bin/sh\ntouch {shlex.quote(str(waiting))}\nexec sleep 600\n")
-    process = own_site.environment.popen(
-        "cluster-remote", command, "mycl", cwd=own_site.client.path, stderr=subprocess.PIPE
+def test_an_interrupt_ends_it_with_a_line_and_leaves_no_process(in_order: Site, waiting: Path, command: str) -> None:
+    process = in_order.environment.popen(
+        "cluster-remote", command, "mycl", cwd=in_order.client.path, stderr=subprocess.PIPE
     )
     assert wait_until(waiting.exists, 30)
     time.sleep(0.2)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
     assert (process.returncode, out, err) == (130, b"", b"cluster-remote: interrupted\n")
-    own_site.environment.assert_no_process_left()
+    in_order.environment.assert_no_process_left()
 
 
 def test_the_shell_is_offered_the_remotes(in_order: Site) -> None:
