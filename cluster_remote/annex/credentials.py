@@ -6,6 +6,7 @@ CREDS, observed with git-annex 10.20261026). And there are commands that git-ann
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from pathlib import Path
@@ -63,7 +64,8 @@ def write_credentials(repository: Repository, uuid: UUID, setting: str, user: st
             f.write(encode(f"{user}\n{password}"))
         new.replace(file)
     except OSError as e:
-        new.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            new.unlink()
         raise CredentialsUnreadable(f"{file} cannot be written: {e.strerror or e}; check its permissions") from e
 
 

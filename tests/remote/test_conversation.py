@@ -1,0 +1,298 @@
+"""What the program answers to git-annex: questions that need no server, ones that do, and ones that make no sense."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.remote.driver import EXTENSIONS, Driver
+from tests.remote.sites import Site, text
+from tests.support.repositories import DESCRIPTIONS
+from tests.support.sockets import free_port, serve_p2p
+
+KEY = "WORM-s4-m1--conversation"
+
+
+def fields(annex: Driver) -> dict[str, str]:
+    """The answer to GETINFO."""
+    annex.say("GETINFO")
+    found: dict[str, str] = {}
+    while (line := annex.answer()) != "INFOEND":
+        name = line.removeprefix("INFOFIELD ")
+        found[name] = annex.read().removeprefix("INFOVALUE ")
+    return found
+
+
+# Without a server
+
+
+def test_parameters_are_listed_with_descriptions(site: Site) -> None:
+    with site.driver(url="") as annex:
+        annex.say("LISTCONFIGS")
+        listed = dict(line.removeprefix("CONFIG ").split(" ", 1) for line in iter(annex.answer, "CONFIGEND"))
+        assert listed.keys() == {"url", "cluster", "tracking", "timeout"}
+        assert all(len(description) > 20 for description in listed.values())
+
+
+def test_git_annex_knows_the_parameters(site: Site) -> None:
+    said = text(site.client.annex("initremote", "x", "type=external", "externaltype=cluster", "--whatelse"))
+    for name in ("url", "cluster", "tracking", "timeout"):
+        assert f"\n{name}\n" in said
+    refused = site.client.annex(
+        *("initremote", "x", "type=external", "externaltype=cluster", "encryption=none", "speed=fast"), check=False
+    )
+    assert "speed" in text(refused)
+
+
+@pytest.mark.parametrize(
+    ("url", "cost", "availability"),
+    [
+        ("/dir", 100, "LOCAL"),
+        ("unix:/path", 100, "LOCAL"),
+        ("tcp://127.0.0.1:1", 100, "LOCAL"),
+        ("tcp://gateway.example:1", 200, "GLOBAL"),
+        ("ssh://gateway.example/dir", 200, "GLOBAL"),
+        ("", 50, "LOCAL"),
+    ],
+)
+def test_cost_and_availability_follow_from_the_address(site: Site, url: str, cost: int, availability: str) -> None:
+    with site.driver(url=url) as annex:
+        annex.prepare()
+        assert annex.ask("GETCOST") == f"COST {cost}"
+        assert annex.ask("GETAVAILABILITY") == f"AVAILABILITY {availability}"
+        assert annex.ask("EXPORTSUPPORTED") == "EXPORTSUPPORTED-FAILURE"
+        assert annex.debug == []
+
+
+@pytest.mark.parametrize(
+    "request_line", ["CLAIMURL http://x/", "GETORDERED", "IMPORTKEYSUPPORTED", "TRANSFER THROW a b"]
+)
+def test_requests_that_are_not_supported_are_answered(site: Site, request_line: str) -> None:
+    with site.driver() as annex:
+        annex.prepare()
+        assert annex.ask(line) in {"UNSUPPORTED-REQUEST", "CLAIMURL-FAILURE"}
+        assert annex.ask("GETCOST") == "COST 100"
+
+
+def test_bad_parameters_are_said_when_the_remote_is_prepared(site: Site) -> None:
+    with site.driver(timeout="never") as annex:
+        answer = annex.ask("PREPARE")
+    assert answer == "PREPARE-FAILURE timeout=never: it is a number of seconds, such as timeout=60"
+
+
+# With one
+
+
+def test_information_is_about_the_cluster_and_the_way_to_it(site: Site) -> None:
+    with site.driver() as annex:
+        annex.prepare()
+        assert fields(annex) == {
+            "url": site.url,
+            "tracking": "nodes",
+            "cluster": "mycluster",
+            "cluster uuid": site.cluster.uuid,
+            "protocol version": "4",
+        }
+    shown = text(site.client.annex("info", "mycl"))
+    for line in (f"url: {site.url}", "tracking: nodes", "cluster: mycluster", f"cluster uuid: {site.cluster.uuid}"):
+        assert f"\n{line}\n" in shown
+    assert "\nprotocol version: 4\n" in shown
+
+
+def test_information_about_what_cannot_be_reached_says_so(site: Site) -> None:
+    url = f"tcp://127.0.0.1:{free_port()}"
+    with site.driver(url=url, env={"CLUSTER_REMOTE_TOKEN": "abc"}) as annex:
+        annex.prepare()
+        found = fields(annex)
+    assert found["url"] == url
+    assert "Connection refused" in found["protocol version"]
+    with site.driver(url=url) as annex:
+        annex.prepare()
+        found = fields(annex)
+        assert found["url"] == url
+        assert "wants a token" in found["protocol version"]
+        # It goes on.
+        assert annex.ask("GETCOST") == "COST 100"
+
+
+def test_whereis_names_the_nodes_by_their_descriptions(site: Site) -> None:
+    for node in site.cluster.nodes[:2]:
+        site.client.annex("setpresentkey", KEY, node.uuid, "1")
+    with site.driver() as annex:
+        annex.prepare()
+        first, second = sorted(DESCRIPTIONS[:2])
+        assert annex.ask(f"WHEREIS {KEY}") == f"WHEREIS-SUCCESS {first}, {second}"
+        assert annex.ask("WHEREIS WORM-s4-m1--nowhere") == "WHEREIS-FAILURE"
+        assert annex.ask("WHEREIS nonsense") == "WHEREIS-FAILURE"
+        # Nobody was asked but the location log.
+        assert not any(message.startswith("P2P") for message in annex.debug)
+    with site.driver(site.cluster.nodes[0].uuid) as annex:
+        annex.prepare()
+        assert annex.ask(f"WHEREIS {KEY}") == "WHEREIS-FAILURE"
+
+
+def test_presence_has_three_answers(site: Site, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"here")
+    key = "WORM-s4-m1--three-answers"
+    with site.driver() as annex:
+        annex.prepare()
+        assert annex.ask(f"CHECKPRESENT {key}") == f"CHECKPRESENT-FAILURE {key}"
+        assert annex.ask(f"TRANSFER STORE {key} {tmp_path}/file") == f"TRANSFER-SUCCESS STORE {key}"
+        assert annex.ask(f"CHECKPRESENT {key}") == f"CHECKPRESENT-SUCCESS {key}"
+    with site.driver(url="/no/such/directory") as annex:
+        annex.prepare()
+        assert annex.ask(f"CHECKPRESENT {key}").startswith(f"CHECKPRESENT-UNKNOWN {key} /no/such/directory: ")
+
+
+def test_git_annex_takes_what_is_unknown_for_unknown(own_site: Site) -> None:
+    key = own_site.client.add("f", b"somewhere")
+    own_site.client.annex("copy", "--to", "mycl", "f")
+    away = own_site.cluster.gateway.path.rename(own_site.environment.directory / "away")
+    assert own_site.client.annex("checkpresentkey", key, "mycl", check=False).returncode == 100
+    done = own_site.client.annex("fsck", "--from", "mycl", "f", check=False)
+    assert done.returncode != 0
+    assert own_site.present(key) == own_site.nodes
+    away.rename(own_site.cluster.gateway.path)
+    assert own_site.client.annex("checkpresentkey", key, "mycl").returncode == 0
+
+
+def test_the_exchange_is_told_when_git_annex_is_asked_to_debug(site: Site) -> None:
+    with site.driver() as annex:
+        annex.prepare()
+        annex.ask(f"CHECKPRESENT {KEY}")
+    assert annex.debug == [
+        f"P2P < AUTH-SUCCESS {site.cluster.uuid}",
+        "P2P > VERSION 4",
+        "P2P < VERSION 4",
+        f"P2P > CHECKPRESENT {KEY}",
+        "P2P < FAILURE",
+    ]
+
+
+def test_one_connection_serves_one_request_after_another(site: Site, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"here")
+    key = "WORM-s4-m1--again"
+    with site.driver() as annex:
+        annex.prepare()
+        for _ in range(3):
+            assert annex.ask(f"TRANSFER STORE {key} {tmp_path}/file") == f"TRANSFER-SUCCESS STORE {key}"
+            assert annex.ask(f"TRANSFER RETRIEVE {key} {tmp_path}/back") == f"TRANSFER-SUCCESS RETRIEVE {key}"
+            assert annex.ask(f"REMOVE {key}") == f"REMOVE-SUCCESS {key}"
+    assert [message for message in annex.debug if "AUTH" in message] == [f"P2P < AUTH-SUCCESS {site.cluster.uuid}"]
+
+
+# Of other kinds of git-annex
+
+
+def test_an_older_git_annex_offers_no_extensions(site: Site, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"here")
+    key = "WORM-s4-m1--older"
+    with site.driver() as annex:
+        assert annex.ask("PREPARE") == "PREPARE-SUCCESS"
+        assert annex.ask(f"TRANSFER STORE {key} {tmp_path}/file") == f"TRANSFER-SUCCESS STORE {key}"
+        assert annex.ask(f"REMOVE {key}") == f"REMOVE-SUCCESS {key}"
+        assert annex.info == []
+    with Driver(site.client, site.cluster.uuid, {"url": site.url, "encryption": "none"}) as annex:
+        answer = annex.ask("INITREMOTE")
+        # The remote's name is in its parameters, then.
+        assert "git annex initremote cluster --sameas=" in answer
+
+
+def test_extensions_are_only_accepted_where_they_are_offered(site: Site) -> None:
+    with site.driver() as annex:
+        assert annex.ask("EXTENSIONS INFO ASYNC UNKNOWN") == "EXTENSIONS INFO ASYNC"
+    with site.driver() as annex:
+        assert annex.ask("EXTENSIONS SOMETHING") == "EXTENSIONS"
+    with site.driver() as annex:
+        assert annex.ask("EXTENSIONS") == "EXTENSIONS"
+
+
+@pytest.mark.parametrize("line", ["CHECKPRESENT", "REMOVE ", "TRANSFER STORE", "TRANSFER", "PREPARE now"])
+def test_what_is_no_request_is_an_error_and_the_end(site: Site, line: str) -> None:
+    with site.driver() as annex:
+        annex.prepare()
+        assert annex.ask(line).startswith("ERROR ")
+        assert annex.read() == ""
+        assert annex.process.wait(20) == 0
+
+
+@pytest.mark.parametrize("line", ["", "NONSENSE", "J 1 PREPARE", "checkpresent-success"])
+def test_what_is_not_known_is_not_supported(site: Site, line: str) -> None:
+    with site.driver() as annex:
+        assert annex.ask(line) == "UNSUPPORTED-REQUEST"
+        annex.prepare()
+
+
+def test_an_error_of_git_annex_is_the_end(site: Site) -> None:
+    with site.driver() as annex:
+        annex.prepare()
+        assert annex.ask("ERROR out of bananas").startswith("ERROR ")
+        assert annex.read() == ""
+        assert annex.process.wait(20) == 0
+
+
+@pytest.mark.parametrize("jobs", [False, True], ids=["one at a time", "jobs"])
+def test_hanging_up_instead_of_answering_is_the_end(site: Site, jobs: bool) -> None:
+    with site.driver() as annex:
+        if jobs:
+            annex.ask("EXTENSIONS ASYNC")
+        annex.say("J 1 PREPARE" if jobs else "PREPARE")
+        assert annex.read().endswith("GETUUID")
+        annex.hang_up(within=20)
+
+
+def test_an_answer_that_is_none_is_an_error(site: Site) -> None:
+    with site.driver() as annex:
+        annex.say("PREPARE")
+        assert annex.read() == "GETUUID"
+        annex.say("BANANA 7")
+        assert annex.answer().startswith("ERROR ")
+
+
+def test_without_a_terminal_in_between_git_annex_is_expected_to_start_it(site: Site) -> None:
+    """Somebody may start it by hand to see what it is."""
+    line = "import pty, sys; sys.exit(pty.spawn(['git-annex-remote-cluster']) >> 8)"
+    done = site.environment.run(sys.executable, "-c", line, check=False)
+    assert done.returncode == 2
+    assert "git-annex starts this program by itself" in text(done)
+
+
+# Tokens
+
+
+def test_a_token_goes_where_git_annex_keeps_credentials_of_remotes_that_embed_them(own_site: Site) -> None:
+    node = own_site.cluster.nodes[0]
+    with serve_p2p(node) as (path, token):
+        url, env = f"unix:{path}", {"CLUSTER_REMOTE_TOKEN": token}
+        with own_site.driver(node.uuid, env=env, url=url, embedcreds="yes") as annex:
+            assert annex.ask(EXTENSIONS).startswith("EXTENSIONS")
+            assert annex.ask("INITREMOTE") == "INITREMOTE-SUCCESS"
+            [(setting, kept)] = annex.credentials.items()
+        assert re.fullmatch("token-[0-9a-f]{16}", setting)
+        assert kept == ("token", token)
+        assert not (own_site.client.path / ".git/annex/creds").exists()
+        with own_site.driver(node.uuid, url=url, embedcreds="yes") as annex:
+            annex.credentials[setting] = kept
+            annex.prepare()
+            assert annex.ask(f"CHECKPRESENT {KEY}") == f"CHECKPRESENT-FAILURE {KEY}"
+            assert token not in " ".join(annex.debug)
+
+
+def test_a_token_that_cannot_be_kept_is_an_error(own_site: Site) -> None:
+    node = own_site.cluster.nodes[0]
+    (own_site.client.path / ".git/annex/creds").write_text("in the way")
+    with serve_p2p(node) as (path, token):
+        with own_site.driver(node.uuid, env={"CLUSTER_REMOTE_TOKEN": token}, url=f"unix:{path}") as annex:
+            answer = annex.ask("INITREMOTE")
+        assert answer.startswith("INITREMOTE-FAILURE ")
+        assert "/creds/" in answer
+        assert "cannot be written: " in answer
+        assert token not in answer
+        with own_site.driver(node.uuid, url=f"unix:{path}") as annex:
+            annex.prepare()
+            answer = annex.ask(f"CHECKPRESENT {KEY}")
+        assert answer.startswith(f"CHECKPRESENT-UNKNOWN {KEY} ")
+        assert "cannot be read: " in answer
