@@ -67,10 +67,8 @@ def test_cost_and_availability_follow_from_the_address(site: Site, url: str, cos
         assert annex.debug == []
 
 
-@pytest.mark.parametrize(
-    "request_line", ["CLAIMURL http://x/", "GETORDERED", "IMPORTKEYSUPPORTED", "TRANSFER THROW a b"]
-)
-def test_requests_that_are_not_supported_are_answered(site: Site, request_line: str) -> None:
+@pytest.mark.parametrize("line", ["CLAIMURL http://x/", "GETORDERED", "IMPORTKEYSUPPORTED", "TRANSFER THROW a b"])
+def test_requests_that_are_not_supported_are_answered(site: Site, line: str) -> None:
     with site.driver() as annex:
         annex.prepare()
         assert annex.ask(line) in {"UNSUPPORTED-REQUEST", "CLAIMURL-FAILURE"}
