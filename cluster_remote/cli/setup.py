@@ -260,6 +260,13 @@ class Setup:
             if uuid == self.uuid or (uuid.text in reachable and ours.get(name) != uuid.text):
                 # This very repository, or one that is a remote already and can be verified through that.
                 continue
+            if logs.remotes.get(uuid, {}).get("encryption", "none") != "none":
+                typer.echo(
+                    f"{names.get(uuid, uuid.text)} is an encrypted special remote, and a remote that is the same as it "
+                    f"would encrypt too. Its copies can be verified after: git annex enableremote "
+                    f"{shlex.quote(logs.remotes[uuid].get('name', uuid.text))}"
+                )
+                continue
             parameters = {**self.parameters, "url": str(at_node(address, uuid))}
             extra = {"annex-sync": "false", "annex-cost": str(cost)}
             self.make(logs, Plan(name, uuid, parameters, not self.share, extra))

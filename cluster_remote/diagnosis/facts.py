@@ -20,7 +20,8 @@ from cluster_remote.annex.errors import AnnexError
 from cluster_remote.annex.merge import refresh
 from cluster_remote.annex.verification import pending, verified
 from cluster_remote.diagnosis.checkup import Server
-from cluster_remote.diagnosis.mistakes import Branch, Facts, Ours
+from cluster_remote.diagnosis.evidence import Branch, Facts, Ours
+from cluster_remote.diagnosis.impostors import impostors
 from cluster_remote.p2p.errors import SessionError, printable
 from cluster_remote.p2p.key import UUID, Key, decode
 from cluster_remote.remote.settings import BadSettings, Settings
@@ -61,7 +62,7 @@ async def gather(repository: Repository, only: str = "") -> Facts:
     if only:
         ours = _about(only, ours, logs)
     ours = [await _with_pending(repository, config, each) for each in ours]
-    impostors = {each.uuid for each in ours if not each.sameas}
+    replaced = set(impostors(config, logs).values())
     return Facts(
         place=repository.work_tree or repository.git_dir,
         uuid=own,
@@ -70,7 +71,7 @@ async def gather(repository: Repository, only: str = "") -> Facts:
         ours=tuple(ours),
         everything=not only,
         branches=() if only else await _branches(repository, config, logs),
-        earlier=await _earlier(repository, impostors, logs) if impostors else {},
+        earlier=await _earlier(repository, replaced, logs) if replaced else {},
         readable=tuple(await anyio.to_thread.run_sync(_readable, repository)),
     )
 

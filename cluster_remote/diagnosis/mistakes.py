@@ -6,19 +6,14 @@ What git-annex does with each of them was observed with git-annex 10.20261026.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Iterable, Iterator
 
-from cluster_remote.annex.branchlog import BranchLogs
-from cluster_remote.annex.repository import GitConfig
-from cluster_remote.annex.verification import Pending
-from cluster_remote.cluster.membership import cost_of, way_to
 from cluster_remote.diagnosis.checkup import Finding, Server
-from cluster_remote.p2p.key import UUID
-from cluster_remote.remote.settings import Settings
+from cluster_remote.diagnosis.evidence import Facts, Ours
+from cluster_remote.diagnosis.impostors import impostors, made_with_uuid
+from cluster_remote.diagnosis.own_clusters import mistakes_of_own_clusters
 
-__all__ = ["Branch", "Facts", "Ours", "find_mistakes", "find_notes", "mistakes_of_servers"]
+__all__ = ["find_mistakes", "find_notes", "mistakes_of_servers"]
 
 # What a sync is to find cheapest without a server.
 _SERVERLESS_COST = 50.0
@@ -26,100 +21,22 @@ _SERVERLESS_COST = 50.0
 _PLUS = 2
 
 
-@dataclass(frozen=True)
-class Ours:
-    """A remote of this repository that this program serves.
-
-    `config_uuid` is the UUID of its configuration, which is another one where the remote is the same as a repository.
-    `parameters` is what remote.log has of it, `verified` what the user has said to be safe. `settings` is None, and
-    `unusable` says why, where the parameters cannot be used.
-    """
-
-    name: str
-    uuid: UUID
-    config_uuid: UUID
-    parameters: Mapping[str, str]
-    verified: Mapping[str, str] | None
-    pending: Pending | None = None
-    settings: Settings | None = None
-    unusable: str = ""
-
-    @property
-    def quoted(self) -> str:
-        """The name for a shell."""
-        return shlex.quote(self.name)
-
-    @property
-    def sameas(self) -> bool:
-        """Whether it is the same as a repository or a cluster, as it should be where that is what it tracks."""
-        return self.config_uuid != self.uuid
-
-    @property
-    def is_cluster(self) -> bool:
-        """Whether it stands for a cluster whose nodes are the copies."""
-        return self.uuid.is_cluster and self.settings is not None and self.settings.tracking == "nodes"
-
-
-@dataclass(frozen=True)
-class Branch:
-    """The git-annex branch of a git remote: as it was fetched, and as it is there. None where there is none."""
-
-    remote: str
-    fetched: str | None
-    there: str | None
-
-
-@dataclass(frozen=True)
-class Facts:
-    """All that the mistakes show in.
-
-    `place` is this repository's directory. `ours` are the remotes to be looked at; `everything` says whether these are
-    all, so that the repository as a whole is looked at too. `earlier` are descriptions that repositories had before
-    they were overwritten. `readable` are files with secrets that others can read.
-    """
-
-    place: Path
-    uuid: UUID
-    config: GitConfig
-    logs: BranchLogs
-    ours: tuple[Ours, ...]
-    everything: bool = True
-    branches: tuple[Branch, ...] = ()
-    earlier: Mapping[UUID, str] = field(default_factory=dict)
-    readable: tuple[Path, ...] = ()
-
-    def name_of(self, uuid: UUID) -> str:
-        """What to call a repository before people."""
-        return self.logs.descriptions.get(uuid) or str(uuid)
-
-    def remotes_with(self, uuid: UUID) -> list[str]:
-        """The remotes of this repository that are the given one."""
-        return [name for name in self.config.remotes() if self.config.remote(name, "annex-uuid") == uuid.text]
-
-    def cost(self, remote: str) -> float:
-        """What git-annex takes a remote to cost."""
-        for ours in self.ours:
-            if ours.name == remote and ours.settings is not None and not self.config.remote(remote, "annex-cost"):
-                return float(ours.settings.cost)
-        return cost_of(self.config, remote, way_to(self.config, remote, self.place), self.logs)
-
-
 def find_mistakes(facts: Facts) -> Iterator[Finding]:
     """What is wrong, remote by remote, then with the repository as a whole."""
     if facts.everything:
         # First, for it is in the way of what mends the others.
         yield from _left_over(facts)
+        yield from made_with_uuid(facts)
     for ours in facts.ours:
         yield from _unusable(ours)
-        yield from _made_with_uuid(facts, ours)
-        yield from _encrypted(ours)
+        yield from _encrypted(facts, ours)
         yield from _not_verified(facts, ours)
         if ours.is_cluster and ours.sameas:
             yield from _cluster_unknown(facts, ours)
             yield from _node_remotes_missing(facts, ours)
             yield from _costs(facts, ours)
     if facts.everything:
-        yield from _own_clusters(facts)
+        yield from mistakes_of_own_clusters(facts)
         yield from _not_fetched(facts)
     for file in facts.readable:
         yield Finding(
@@ -142,79 +59,33 @@ def _unusable(ours: Ours) -> Iterator[Finding]:
         )
 
 
-def _made_with_uuid(facts: Facts, ours: Ours) -> Iterator[Finding]:
-    """uuid= instead of --sameas: the remote has taken the place of the cluster or node itself."""
-    if ours.sameas or not _is_somebody(facts, ours.uuid):
+def _encrypted(facts: Facts, ours: Ours) -> Iterator[Finding]:
+    """Encryption where the nodes are to be tracked, so that what they get is no copy, or is not what it seems."""
+    if not ours.sameas:
         return
-    what = "cluster" if ours.uuid.is_cluster else "node"
-    description = facts.earlier.get(ours.uuid) or _default_description(facts, ours.uuid)
-    commands = [f"git remote remove {ours.quoted}", f"git annex describe {ours.uuid} {shlex.quote(description)}"]
-    address = ours.parameters.get("url", "")
-    name = _free_name(facts, ours)
-    if ours.uuid.is_cluster and address:
-        commands.append(f"cluster-remote setup {shlex.quote(name)} {shlex.quote(address)} --cluster {ours.uuid}")
-    else:
-        parameters = "type=external externaltype=cluster encryption=none" + (
-            f" {shlex.quote(f'url={address}')}" if address else ""
-        )
-        commands.append(f"git annex initremote {shlex.quote(name)} --sameas={ours.uuid} --private {parameters}")
-    yield Finding(
-        "made-with-uuid",
-        ours.name,
-        f"the remote {ours.name} was made with uuid= and so has taken the place of the {what} itself: everybody sees "
-        "the "
-        f"{what} under the name {facts.name_of(ours.uuid)!r} and with this remote's configuration",
-        "Remove it, give the description back, and make a remote that is the same as the "
-        f"{what} instead. (The old name stays taken.) Tell others not to enable {ours.name}:",
-        tuple(commands),
-    )
-
-
-def _is_somebody(facts: Facts, uuid: UUID) -> bool:
-    """Whether there is a cluster, a node or something behind a gateway with this UUID, so that it is no remote's "
-    "own."""
-    return (
-        uuid.is_cluster
-        or any(uuid in nodes for nodes in facts.logs.clusters.members.values())
-        or any(uuid in names.values() for names in facts.logs.proxied.values())
-        or uuid in facts.logs.proxied
-    )
-
-
-def _default_description(facts: Facts, uuid: UUID) -> str:
-    for names in facts.logs.proxied.values():
-        for name, proxied in names.items():
-            if proxied == uuid:
-                return f"cluster {name}" if uuid.is_cluster else name
-    return "cluster" if uuid.is_cluster else str(uuid)
-
-
-def _free_name(facts: Facts, ours: Ours) -> str:
-    """A name that no remote has had: git-annex does not give one away again."""
-    taken = {each.get("sameas-name") or each.get("name") for each in facts.logs.remotes.values()}
-    taken |= set(facts.config.remotes())
-    number, name = 2, f"{ours.name}-2"
-    while name in taken:
-        number += 1
-        name = f"{ours.name}-{number}"
-    return name
-
-
-def _encrypted(ours: Ours) -> Iterator[Finding]:
-    """Encryption where the nodes are to be tracked: git-annex encrypts, so what they get is no copy of any key."""
     encryption = (ours.verified or {}).get("encryption", "none")
-    if not ours.sameas or encryption == "none":
-        return
-    yield Finding(
-        "encrypted",
-        ours.name,
-        f"the remote {ours.name} is the same as {'a cluster' if ours.uuid.is_cluster else 'a node'}, but has "
-        f"encryption={encryption}: what it stores are no copies that anybody could count or read without it",
-        "Make it a remote without encryption; content that was stored encrypted stays where it is, so store it again "
-        "afterwards. (For an encrypted remote that counts as one copy: cluster-remote setup --tracking remote "
-        "--encryption shared):",
-        (f"git annex enableremote {ours.quoted} encryption=none",),
-    )
+    inherited = facts.encryption_of(ours.uuid)
+    if inherited != "none":
+        yield Finding(
+            "encrypted",
+            ours.name,
+            f"the remote {ours.name} is the same as {facts.name_of(ours.uuid)}, which is a special remote with "
+            f"encryption={inherited}, and git-annex encrypts for both alike: what it stores through the gateway is no "
+            "copy that anybody could find there again",
+            "Remove it; its content is reached through the cluster, or by enabling the special remote itself:",
+            (f"git remote remove {ours.quoted}",),
+        )
+    elif encryption != "none":
+        yield Finding(
+            "encrypted",
+            ours.name,
+            f"the remote {ours.name} has encryption={encryption}, but git-annex does not encrypt for a remote that is "
+            "the same as another one: the nodes get everything in the clear, and it is not recorded that they have it",
+            "Say that it has none; content that is there already is counted when it is copied there again. (An "
+            "encrypted remote that counts as one copy is made by cluster-remote setup --tracking remote --encryption "
+            "shared.)",
+            (f"git annex enableremote {ours.quoted} encryption=none",),
+        )
 
 
 def _not_verified(facts: Facts, ours: Ours) -> Iterator[Finding]:
@@ -264,7 +135,11 @@ def _node_remotes_missing(facts: Facts, ours: Ours) -> Iterator[Finding]:
     missing = [
         uuid
         for uuid in sorted(facts.logs.clusters.nodes(ours.uuid))
-        if uuid != facts.uuid and not facts.remotes_with(uuid) and facts.logs.trust.get(uuid) != "dead"
+        if uuid != facts.uuid
+        and not facts.remotes_with(uuid)
+        and facts.logs.trust.get(uuid) != "dead"
+        # No remote through the gateway can be the same as one that is encrypted; see the notes.
+        and facts.encryption_of(uuid) == "none"
     ]
     if not missing:
         return
@@ -285,7 +160,7 @@ def _costs(facts: Facts, ours: Ours) -> Iterator[Finding]:
     own = facts.cost(ours.name)
     nodes = facts.logs.clusters.nodes(ours.uuid)
     if settings.address is None:
-        costs = [facts.cost(name) for name in facts.config.remotes() if _uuid_of(facts, name) in nodes]
+        costs = [facts.cost(name) for name in facts.config.remotes() if facts.uuid_of(name) in nodes]
         if costs and own >= min(costs):
             yield Finding(
                 "cost",
@@ -314,13 +189,6 @@ def _set_cost(ours: Ours, cost: float) -> str:
     return f"git config {shlex.quote(f'remote.{ours.name}.annex-cost')} {cost:g}"
 
 
-def _uuid_of(facts: Facts, remote: str) -> UUID | None:
-    try:
-        return UUID.parse(facts.config.remote(remote, "annex-uuid") or "")
-    except ValueError:
-        return None
-
-
 def _left_over(facts: Facts) -> Iterator[Finding]:
     """What an initremote that was refused or killed leaves: a remote that is none, but has the name."""
     for remote in facts.config.remotes():
@@ -332,81 +200,6 @@ def _left_over(facts: Facts) -> Iterator[Finding]:
                 f"{remote} is what an initremote that did not succeed has left in git's configuration",
                 "Remove it, so that its name is free again:",
                 (f"git config --remove-section {shlex.quote(f'remote.{remote}')}",),
-            )
-
-
-# The repository as a gateway, or as one whose remotes are nodes
-
-
-def _own_clusters(facts: Facts) -> Iterator[Finding]:
-    clusters = facts.config.clusters()
-    configured: dict[str, dict[str, UUID | None]] = {}
-    for remote in facts.config.remotes():
-        for name in (facts.config.remote(remote, "annex-cluster-node") or "").lower().split():
-            configured.setdefault(name, {})[remote] = _uuid_of(facts, remote)
-    for name in sorted(configured.keys() - clusters.keys()):
-        yield Finding(
-            "no-such-cluster",
-            name,
-            f"{', '.join(sorted(configured[name]))} shall be a node of the cluster {name!r}, which this repository "
-            "does "
-            "not have",
-            "Make it (or mend the name in remote.REMOTE.annex-cluster-node):",
-            (f"git annex initcluster {shlex.quote(name)}", "git annex updatecluster"),
-        )
-    for name, cluster in clusters.items():
-        yield from _own_cluster(facts, name, cluster, configured.get(name, {}))
-
-
-def _own_cluster(facts: Facts, name: str, cluster: UUID, configured: Mapping[str, UUID | None]) -> Iterator[Finding]:
-    listed = facts.logs.clusters.nodes(cluster)
-    for remote, uuid in configured.items():
-        if uuid is None:
-            yield Finding(
-                "node-unknown",
-                remote,
-                f"{remote} shall be a node of the cluster {name}, but git-annex does not know who it is",
-                "Let git-annex ask it, and write it down:",
-                (f"git fetch {shlex.quote(remote)}", f"git annex info {shlex.quote(remote)} --fast",
-                 "git annex updatecluster"),
-            )  # fmt: skip
-        elif uuid not in listed:
-            yield Finding(
-                "node-not-listed",
-                remote,
-                f"{remote} shall be a node of the cluster {name}, but cluster.log does not list it, so nothing is "
-                "stored "
-                "there",
-                "Write it down (each node has to be reachable):",
-                ("git annex updatecluster",),
-            )
-    elsewhere = {
-        uuid for gateway, names in facts.logs.proxied.items() if gateway != facts.uuid for uuid in names.values()
-    }
-    ours = {each.name for each in facts.ours}
-    for uuid in sorted(listed - set(configured.values()) - elsewhere):
-        others = [name for name in facts.remotes_with(uuid) if name not in ours]
-        for remote in others[:1]:
-            yield Finding(
-                "node-not-configured",
-                remote,
-                f"cluster.log lists {facts.name_of(uuid)} as a node of the cluster {name}, but the remote {remote} "
-                "is not "
-                "configured to be one, so nothing is stored there",
-                "Make it one (or take it out of the list: git annex updatecluster):",
-                (f"git config {shlex.quote(f'remote.{remote}.annex-cluster-node')} {shlex.quote(name)}",
-                 "git annex updatecluster"),
-            )  # fmt: skip
-        if not others:
-            yield Finding(
-                "node-not-configured",
-                str(uuid),
-                f"cluster.log lists {facts.name_of(uuid)} as a node of the cluster {name}, but no remote here leads "
-                "there",
-                "Take it out of the list (or add a remote for it first, and git config "
-                "remote.REMOTE.annex-cluster-node "
-                f"{name}):",
-                ("git annex updatecluster",),
             )
 
 
@@ -466,11 +259,19 @@ def find_notes(facts: Facts) -> Iterator[str]:
                 f"the git-annex branch of {branch.remote} has changed since it was fetched: git fetch "
                 f"{shlex.quote(branch.remote)}"
             )
-    mine = {ours.uuid for ours in facts.ours if not ours.sameas}
-    for uuid, parameters in facts.logs.remotes.items():
-        if uuid.is_cluster and uuid not in mine and "sameas-uuid" not in parameters:
+    nodes = {uuid for ours in facts.ours if ours.is_cluster for uuid in facts.logs.clusters.nodes(ours.uuid)}
+    for uuid in sorted(nodes):
+        if facts.encryption_of(uuid) != "none" and not facts.remotes_with(uuid):
+            name = facts.logs.remotes[uuid].get("name", str(uuid))
             yield (
-                f"the git-annex branch has a special remote {parameters.get('name', '?')!r} in the place of the "
-                "cluster "
-                f"{facts.name_of(uuid)}, made with uuid=; nobody should enable it"
+                f"the node {facts.name_of(uuid)} is an encrypted special remote; only a remote for itself can verify "
+                "the "
+                f"copies there: git annex enableremote {shlex.quote(name)}"
+            )
+    here = set(impostors(facts.config, facts.logs).values())
+    for uuid, parameters in facts.logs.remotes.items():
+        if uuid.is_cluster and uuid not in here and "sameas-uuid" not in parameters:
+            yield (
+                f"the git-annex branch has a special remote {parameters.get('name', '?')!r} that was made with uuid= "
+                f"in the place of {facts.name_of(uuid)}; nobody should enable it"
             )

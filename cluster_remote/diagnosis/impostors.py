@@ -1,0 +1,101 @@
+"""Remotes that were made with uuid= where --sameas was meant, and so took the place of a cluster or a node. Pure.
+
+The description is then the remote's name for everybody, and its configuration stands under the cluster's UUID.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+
+from cluster_remote.annex.branchlog import BranchLogs
+from cluster_remote.annex.repository import GitConfig
+from cluster_remote.diagnosis.checkup import Finding
+from cluster_remote.diagnosis.evidence import Facts, as_uuid
+from cluster_remote.p2p.key import UUID
+
+__all__ = ["impostors", "made_with_uuid"]
+
+
+def impostors(config: GitConfig, logs: BranchLogs) -> dict[str, UUID]:
+    """The remotes, by name, that were made with uuid= where --sameas was meant, and whose place they took.
+
+    A cluster is no special remote, whatever the type; a node can be one, but none that leads through a gateway.
+    """
+    found: dict[str, UUID] = {}
+    for name in config.remotes():
+        uuid = as_uuid(config.remote(name, "annex-uuid"))
+        if uuid not in logs.remotes or config.remote(name, "annex-config-uuid") or config.remote(name, "url"):
+            continue
+        ours = config.remote(name, "annex-externaltype") == "cluster"
+        assert uuid is not None
+        if uuid.is_cluster or (ours and _is_somebody(logs, uuid)):
+            found[name] = uuid
+    return found
+
+
+def made_with_uuid(facts: Facts) -> Iterator[Finding]:
+    for name, uuid in impostors(facts.config, facts.logs).items():
+        what = "cluster" if uuid.is_cluster else "node"
+        quoted = shlex.quote(name)
+        parameters = facts.logs.remotes.get(uuid, {})
+        description = facts.earlier.get(uuid) or _default_description(facts, uuid)
+        commands = [f"git remote remove {quoted}", f"git annex describe {uuid} {shlex.quote(description)}"]
+        remedy = "Remove it, and give the description back."
+        if parameters.get("externaltype") == "cluster":
+            commands += _right_commands(facts, name, uuid, parameters.get("url", ""))
+            remedy += f" Then make a remote that is the same as the {what}; it needs another name."
+        yield Finding(
+            "made-with-uuid",
+            name,
+            f"the remote {name} was made with uuid= and so has taken the place of the {what} itself: everybody sees "
+            "the "
+            f"{what} under the name {facts.name_of(uuid)!r} and with this remote's configuration",
+            f"{remedy} Tell others not to enable {name}:",
+            tuple(commands),
+        )
+
+
+def _right_commands(facts: Facts, old: str, uuid: UUID, url: str) -> list[str]:
+    """What was meant, in place of initremote with uuid=."""
+    name = _free_name(facts, old)
+    if uuid.is_cluster and url:
+        return [f"cluster-remote setup {shlex.quote(name)} {shlex.quote(url)} --cluster {uuid}"]
+    made = f"git annex initremote {shlex.quote(name)} --sameas={uuid} --private type=external externaltype=cluster"
+    if uuid.is_cluster:
+        return [f"{made} encryption=none"]
+    cost = facts.cost(old) + 1
+    return [
+        f"{made} encryption=none {shlex.quote(f'url={url}')}",
+        f"git config {shlex.quote(f'remote.{name}.annex-sync')} false",
+        f"git config {shlex.quote(f'remote.{name}.annex-cost')} {cost:g}",
+    ]
+
+
+def _is_somebody(logs: BranchLogs, uuid: UUID) -> bool:
+    """Whether a cluster, a node, a gateway or something behind one has this UUID: then it is no remote's own."""
+    return (
+        uuid.is_cluster
+        or any(uuid in nodes for nodes in logs.clusters.members.values())
+        or any(uuid in names.values() for names in logs.proxied.values())
+        or uuid in logs.proxied
+    )
+
+
+def _default_description(facts: Facts, uuid: UUID) -> str:
+    for names in facts.logs.proxied.values():
+        for name, proxied in names.items():
+            if proxied == uuid:
+                return f"cluster {name}" if uuid.is_cluster else name
+    return "cluster" if uuid.is_cluster else str(uuid)
+
+
+def _free_name(facts: Facts, old: str) -> str:
+    """A name that no remote has had: git-annex does not give one away again."""
+    taken = {each.get("sameas-name") or each.get("name") for each in facts.logs.remotes.values()}
+    taken |= set(facts.config.remotes())
+    number, name = 2, f"{old}-2"
+    while name in taken:
+        number += 1
+        name = f"{old}-{number}"
+    return name

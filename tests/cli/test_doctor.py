@@ -1,0 +1,544 @@
+"""doctor names each mistake that was really made, and what it prints mends it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster_remote.diagnosis.programs import Programs, mistakes_of_programs
+from tests.cli.command import cluster_remote, told
+from tests.remote.sites import Site, add_node_remotes, initremote, make_site
+from tests.support.environment import Environment
+from tests.support.repositories import DESCRIPTIONS, Cluster, Repository
+from tests.support.shells import limit_version
+from tests.support.ssh import SshServer
+
+# A program that lets every configuration pass, as others may do and this one did not always refuse all of them.
+CARELESS = """\
+#!/bin/sh
+echo VERSION 1
+while read -r word rest; do
+    case $word in
+    EXTENSIONS) echo EXTENSIONS ;;
+    LISTCONFIGS) echo "CONFIG url the address"; echo CONFIGEND ;;
+    INITREMOTE) echo INITREMOTE-SUCCESS ;;
+    PREPARE) echo PREPARE-SUCCESS ;;
+    EXPORTSUPPORTED) echo EXPORTSUPPORTED-FAILURE ;;
+    *) echo UNSUPPORTED-REQUEST ;;
+    esac
+done
+"""
+
+
+@contextmanager
+def careless(environment: Environment) -> Iterator[None]:
+    """git-annex starts a program that refuses nothing, as long as the context is open."""
+    program = environment.program("git-annex-remote-cluster", CARELESS)
+    yield
+    program.unlink()
+
+
+@pytest.fixture
+def full_site(own_site: Site) -> Site:
+    """A site as it should be, for one test."""
+    add_node_remotes(own_site)
+    return own_site
+
+
+def findings(where: Repository, *arguments: str, **options: Any) -> list[dict[str, Any]]:
+    """What doctor finds; at least one thing."""
+    said = told(where, "doctor", *arguments, code=1, **options)
+    assert said["healthy"] is False
+    found: list[dict[str, Any]] = said["findings"]
+    assert found
+    return found
+
+
+def only(found: list[dict[str, Any]], kind: str) -> dict[str, Any]:
+    """The one finding that there is."""
+    assert [each["kind"] for each in found] == [kind], found
+    return found[0]
+
+
+def carry_out(where: Repository, finding: dict[str, Any]) -> None:
+    """Types the commands of a remedy into a shell, as they are printed."""
+    for command in finding["commands"]:
+        where.environment.run("sh", "-c", command, cwd=where.path)
+
+
+def healthy(where: Repository, *arguments: str, **options: Any) -> dict[str, Any]:
+    """What doctor says where it finds nothing."""
+    said = told(where, "doctor", *arguments, **options)
+    assert said["healthy"] is True
+    assert said["findings"] == []
+    return said
+
+
+# In order
+
+
+def test_nothing_is_found_where_all_is_as_it_should_be(full_site: Site) -> None:
+    inside = full_site.client.path / "folder"
+    inside.mkdir()
+    said = healthy(full_site.client, cwd=inside)
+    assert said["repository"] == str(full_site.client.path)
+    assert {server["remote"]: server["version"] for server in said["servers"]} == {
+        "mycl": 4, "n1": 4, "n2": 4, "n3": 4,
+    }  # fmt: skip
+    programs = {program["name"]: program for program in said["programs"]}
+    assert programs["git-annex"]["version"].startswith("10.")
+    assert programs["annexremote"]["version"]
+    assert programs["git-annex-shell"]["path"] == str(full_site.environment.which("git-annex-shell"))
+    shown = cluster_remote(full_site.client, "doctor", "mycl").out
+    assert "Nothing is wrong here." in shown
+    healthy(full_site.cluster.gateway)
+
+
+def test_a_name_that_is_no_cluster_remote_is_wrong_usage(site: Site) -> None:
+    done = cluster_remote(site.client, "doctor", "origin", code=2)
+    assert "'origin' is not a cluster remote" in done.err
+
+
+def test_a_gateway_that_has_gone_on_is_a_note_and_no_finding(full_site: Site) -> None:
+    full_site.cluster.gateway.annex("describe", "here", "another name")
+    full_site.cluster.gateway.annex("merge")
+    said = healthy(full_site.client)
+    assert any("git fetch origin" in note for note in said["notes"])
+    full_site.client.git("fetch", "--quiet", "origin")
+    assert healthy(full_site.client)["notes"] == []
+
+
+def test_over_ssh_the_version_of_git_annex_there_is_told(
+    environment: Environment, cluster: Cluster, ssh_server: SshServer
+) -> None:
+    client = cluster.clone()
+    initremote(client, "far", f"url={ssh_server.url(cluster.nodes[0].path)}", sameas=cluster.nodes[0].uuid)
+    (server,) = healthy(client)["servers"]
+    assert server["git_annex"].startswith("10.")
+
+
+# Remotes
+
+
+def test_a_special_remote_in_the_place_of_a_cluster(full_site: Site) -> None:
+    client, uuid = full_site.client, full_site.cluster.uuid
+    client.annex("describe", uuid, 'it\'s the "family" photos')
+    (full_site.environment.directory / "d").mkdir()
+    place = f"directory={full_site.environment.directory}/d"
+    client.annex("initremote", "bad", "type=directory", place, "encryption=none", f"uuid={uuid}")
+    finding = only(findings(client), "made-with-uuid")
+    assert finding["about"] == "bad"
+    assert "uuid=" in finding["words"]
+    carry_out(client, finding)
+    notes = healthy(client)["notes"]
+    assert any("nobody should enable it" in note for note in notes)
+    assert 'it\'s the "family" photos [mycl]' in client.annex("info", "--fast").stdout.decode()
+
+
+def test_a_remote_in_the_place_of_a_cluster_is_made_anew(cluster: Cluster) -> None:
+    client = cluster.clone()
+    with careless(client.environment):
+        initremote(client, "bad", f"url={cluster.gateway.path}", f"uuid={cluster.uuid}", private=False)
+    finding = next(each for each in findings(client) if each["kind"] == "made-with-uuid")
+    assert "cluster-remote setup bad-2" in finding["commands"][-1]
+    carry_out(client, finding)
+    healthy(client)
+    client.add("stored", b"stored after all")
+    client.annex("copy", "--to", "bad-2", "stored")
+    assert cluster.holders(client.key("stored")) == [True] * 3
+
+
+def test_a_remote_in_the_place_of_a_node_is_made_anew(full_site: Site) -> None:
+    client, node = full_site.client, full_site.cluster.nodes[1]
+    with careless(client.environment):
+        initremote(client, "bad", f"url={full_site.url}", f"uuid={node.uuid}", private=False)
+    finding = only(findings(client), "made-with-uuid")
+    carry_out(client, finding)
+    healthy(client)
+    assert DESCRIPTIONS[1] in client.annex("info", "--fast").stdout.decode()
+    assert client.config("remote.bad-2.annex-config-uuid")
+
+
+def test_encryption_on_a_remote_that_is_the_same_as_a_cluster(full_site: Site) -> None:
+    client = full_site.client
+    with careless(client.environment):
+        initremote(client, "enc", f"url={full_site.url}", "encryption=shared", sameas=full_site.cluster.uuid)
+    key = client.add("secret", b"not so secret")
+    client.annex("copy", "--to", "enc", "secret")
+    # In the clear, whatever the user meant, and nobody counts them.
+    assert full_site.cluster.holders(key) == [True] * 3
+    assert full_site.present(key) == set()
+    finding = only(findings(client, "enc"), "encrypted")
+    assert "encryption=shared" in finding["words"]
+    assert "in the clear" in finding["words"]
+    carry_out(client, finding)
+    healthy(client, "enc")
+    client.annex("copy", "--to", "enc", "secret")
+    assert full_site.present(key) == full_site.nodes
+
+
+def test_a_remote_that_is_the_same_as_an_encrypted_node(cluster: Cluster) -> None:
+    gateway = cluster.gateway
+    (gateway.environment.directory / "bucket").mkdir()
+    place = f"directory={gateway.environment.directory}/bucket"
+    gateway.annex("initremote", "bucket", "type=directory", place, "encryption=shared")
+    gateway.git("config", "remote.bucket.annex-cluster-node", cluster.name)
+    gateway.annex("updatecluster")
+    client = cluster.clone()
+    uuid = gateway.config("remote.bucket.annex-uuid")
+    cluster_remote(client, "setup", "mycl", gateway.path)
+    (note,) = healthy(client)["notes"]
+    assert "git annex enableremote bucket" in note
+    with careless(client.environment):
+        initremote(client, "mycl-bucket", f"url={gateway.path}", sameas=uuid)
+    client.git("config", "remote.mycl-bucket.annex-cost", "101")
+    finding = next(each for each in findings(client) if each["kind"] == "encrypted")
+    assert finding["about"] == "mycl-bucket"
+    carry_out(client, finding)
+    healthy(client)
+
+
+def test_a_remote_that_was_never_verified(cluster: Cluster) -> None:
+    first = cluster.clone("first")
+    initremote(first, "shared", f"url={cluster.gateway.path}", sameas=cluster.uuid, private=False)
+    first.git("push", "--quiet", "origin", "git-annex:synced/git-annex")
+    cluster.gateway.annex("merge")
+    second = cluster.clone("second")
+    second.annex("enableremote", "shared", "encryption=none")
+    second.add("file", b"to be stored")
+    assert second.annex("copy", "--to", "shared", "file", check=False).returncode != 0
+    found = findings(second)
+    finding = next(each for each in found if each["kind"] == "not-verified")
+    assert f"url={cluster.gateway.path}" in finding["remedy"]
+    carry_out(second, finding)
+    assert "not-verified" not in [each["kind"] for each in findings(second)]
+    second.annex("copy", "--to", "shared", "file")
+
+
+def test_a_configuration_that_somebody_else_has_changed(cluster: Cluster) -> None:
+    first = cluster.clone("first")
+    initremote(first, "shared", f"url={cluster.nodes[0].path}", sameas=cluster.nodes[0].uuid, private=False)
+    first.git("push", "--quiet", "origin", "git-annex:synced/git-annex")
+    cluster.gateway.annex("merge")
+    second = cluster.clone("second")
+    second.annex("enableremote", "shared", "encryption=none")
+    carry_out(second, only(findings(second), "not-verified"))
+    healthy(second)
+    first.annex("enableremote", "shared", "encryption=none", f"url={cluster.gateway.path}")
+    first.git("push", "--quiet", "origin", "git-annex:synced/git-annex")
+    cluster.gateway.annex("merge")
+    second.git("fetch", "--quiet", "origin")
+    finding = only(findings(second), "not-verified")
+    assert "somebody has changed" in finding["words"]
+    assert f"url={cluster.gateway.path}" in finding["remedy"]
+    carry_out(second, finding)
+    healthy(second)
+
+
+def test_a_cluster_whose_nodes_were_never_fetched(cluster: Cluster) -> None:
+    gateway = cluster.gateway
+    environment = gateway.environment
+    history = gateway.git("log", "--reverse", "--format=%H", "git-annex", "--", "cluster.log").stdout.decode().split()
+    environment.run("git", "init", "--quiet", "late")
+    client = Repository(environment.directory / "late", environment)
+    client.git("commit", "--quiet", "--allow-empty", "--message", "begin")
+    client.annex("init", "--quiet", "late")
+    client.git("remote", "add", "origin", gateway.path)
+    gateway.git("config", "uploadpack.allowAnySHA1InWant", "true")
+    # As the branch was after initcluster and before updatecluster.
+    before = gateway.git("rev-parse", f"{history[0]}^").stdout.decode().strip()
+    client.git("fetch", "--quiet", "origin", f"{before}:refs/remotes/origin/git-annex")
+    with careless(environment):
+        initremote(client, "mycl", f"url={gateway.path}", sameas=cluster.uuid)
+    finding = only(findings(client), "cluster-unknown")
+    carry_out(client, finding)
+    finding = only(findings(client), "node-remotes-missing")
+    assert all(description in finding["words"] for description in DESCRIPTIONS[:3])
+    carry_out(client, finding)
+    healthy(client)
+
+
+def test_nodes_that_are_no_remotes_cannot_be_verified(own_site: Site) -> None:
+    client = own_site.client
+    client.add("counted", b"counted")
+    client.annex("copy", "--to", "mycl", "counted")
+    assert client.annex("drop", "counted", check=False).returncode != 0
+    finding = only(findings(client), "node-remotes-missing")
+    carry_out(client, finding)
+    healthy(client)
+    client.annex("drop", "counted")
+
+
+def test_a_node_that_is_as_cheap_as_its_cluster(full_site: Site) -> None:
+    full_site.client.git("config", "remote.n2.annex-cost", "100")
+    finding = only(findings(full_site.client), "cost")
+    assert finding["about"] == "n2"
+    carry_out(full_site.client, finding)
+    healthy(full_site.client)
+
+
+def test_a_cluster_without_a_server_that_is_dearer_than_its_nodes(cluster: Cluster) -> None:
+    gateway = cluster.gateway
+    cluster_remote(gateway, "setup", "all", "--cluster", cluster.name)
+    healthy(gateway)
+    gateway.git("config", "remote.node2.annex-cost", "40")
+    finding = only(findings(gateway), "cost")
+    assert "uploads" in finding["words"]
+    carry_out(gateway, finding)
+    assert gateway.config("remote.all.annex-cost") == "39"
+    healthy(gateway)
+
+
+def test_a_node_that_is_gone(full_site: Site) -> None:
+    node = full_site.cluster.nodes[0]
+    uuid = node.uuid
+    away = node.path.rename(node.path.with_name("away"))
+    finding = only(findings(full_site.client), "unreachable")
+    assert finding["about"] == "n1"
+    assert DESCRIPTIONS[0] in finding["words"]
+    carry_out(full_site.client, finding)
+    healthy(full_site.client)
+    full_site.client.annex("semitrust", uuid)
+    away.rename(node.path)
+    healthy(full_site.client)
+
+
+def test_a_gateway_that_is_gone(own_site: Site) -> None:
+    own_site.cluster.gateway.path.rename(own_site.environment.directory / "away")
+    found = findings(own_site.client, "mycl")
+    finding = next(each for each in found if each["kind"] == "unreachable")
+    assert finding["commands"] == ["cluster-remote ping mycl"]
+    cluster_remote(own_site.client, "ping", "mycl", code=3)
+
+
+def test_a_gateway_that_cannot_say_who_stored_what(full_site: Site) -> None:
+    shim = limit_version(full_site.environment, 1)
+    found = findings(full_site.client)
+    assert {each["kind"] for each in found if each["about"] == "mycl"} == {"old-protocol"}
+    shim.unlink()
+    healthy(full_site.client)
+
+
+def test_what_a_refused_initremote_leaves_behind(full_site: Site) -> None:
+    client = full_site.client
+    nowhere = f"url={full_site.environment.directory}/nowhere"
+    assert initremote(client, "odd", nowhere, sameas=full_site.cluster.uuid, check=False).returncode != 0
+    finding = only(findings(client), "left-over")
+    assert finding["about"] == "odd"
+    carry_out(client, finding)
+    healthy(client)
+
+
+def test_parameters_that_cannot_be_used(full_site: Site) -> None:
+    client = full_site.client
+    with careless(client.environment):
+        initremote(client, "odd", "url=gopher://nowhere", sameas=full_site.cluster.uuid)
+    finding = only(findings(client, "odd"), "settings-unusable")
+    assert "gopher" in finding["words"]
+
+
+# The repository as a gateway
+
+
+def test_a_node_of_a_cluster_that_does_not_exist(cluster: Cluster) -> None:
+    cluster.gateway.git("config", "remote.node3.annex-cluster-node", "other")
+    found = findings(cluster.gateway)
+    assert [each["kind"] for each in found] == ["no-such-cluster", "node-not-configured"]
+    carry_out(cluster.gateway, found[0])
+    healthy(cluster.gateway)
+
+
+def test_a_node_that_cluster_log_does_not_list(cluster: Cluster) -> None:
+    gateway = cluster.gateway
+    gateway.git("config", "--unset", "remote.node2.annex-cluster-node")
+    gateway.annex("updatecluster")
+    healthy(gateway)
+    gateway.git("config", "remote.node2.annex-cluster-node", cluster.name)
+    finding = only(findings(gateway), "node-not-listed")
+    assert finding["about"] == "node2"
+    carry_out(gateway, finding)
+    healthy(gateway)
+
+
+def test_a_node_that_the_configuration_does_not_name(cluster: Cluster) -> None:
+    gateway = cluster.gateway
+    gateway.git("config", "--unset", "remote.node2.annex-cluster-node")
+    finding = only(findings(gateway), "node-not-configured")
+    assert (finding["about"], DESCRIPTIONS[1] in finding["words"]) == ("node2", True)
+    carry_out(gateway, finding)
+    healthy(gateway)
+    assert gateway.config("remote.node2.annex-cluster-node") == cluster.name
+
+
+def test_a_node_whose_remote_was_removed(cluster: Cluster) -> None:
+    gateway = cluster.gateway
+    gateway.git("remote", "remove", "node2")
+    finding = only(findings(gateway), "node-not-configured")
+    assert DESCRIPTIONS[1] in finding["words"]
+    carry_out(gateway, finding)
+    healthy(gateway)
+    assert DESCRIPTIONS[1] not in gateway.annex("info", cluster.uuid, check=False).stdout.decode()
+
+
+def test_a_node_that_git_annex_does_not_know(cluster: Cluster) -> None:
+    gateway = cluster.gateway
+    gateway.environment.run("git", "clone", "--quiet", gateway.path, "node4")
+    fourth = Repository(gateway.path.with_name("node4"), gateway.environment)
+    fourth.annex("init", "--quiet", "a fourth")
+    gateway.git("remote", "add", "node4", fourth.path)
+    gateway.git("config", "remote.node4.annex-cluster-node", cluster.name)
+    away = fourth.path.rename(fourth.path.with_name("away"))
+    finding = only(findings(gateway), "node-unknown")
+    assert finding["about"] == "node4"
+    away.rename(fourth.path)
+    carry_out(gateway, finding)
+    healthy(gateway)
+
+
+def test_a_branch_that_was_never_fetched(cluster: Cluster) -> None:
+    client = cluster.clone()
+    client.git("remote", "add", "disk", cluster.nodes[0].path)
+    finding = only(findings(client), "not-fetched")
+    assert finding["about"] == "disk"
+    carry_out(client, finding)
+    healthy(client)
+
+
+def test_secrets_that_others_can_read(full_site: Site) -> None:
+    client = full_site.client
+    cluster_remote(client, "token", "create")
+    tokens = client.path / ".git/cluster-remote/tokens"
+    creds = client.path / ".git/annex/creds/some credential"
+    creds.parent.mkdir(exist_ok=True)
+    creds.write_text("user\npassword\n")
+    for file in (tokens, creds):
+        file.chmod(0o644)
+    found = findings(client)
+    assert [(each["kind"], each["about"]) for each in found] == [
+        ("readable-by-others", str(creds)),
+        ("readable-by-others", str(tokens)),
+    ]
+    for finding in found:
+        carry_out(client, finding)
+    healthy(client)
+
+
+# Programs
+
+
+def doctor_with_path(repository: Repository, path: str, code: int) -> dict[str, Any]:
+    program = str(repository.environment.which("cluster-remote"))
+    done = repository.environment.run(program, "doctor", "--json", cwd=repository.path, env={"PATH": path}, check=False)
+    assert done.returncode == code, done
+    said: dict[str, Any] = json.loads(done.stdout)
+    return said
+
+
+def path_after(command: str, path: str) -> str:
+    """What PATH is after an `export PATH=…` that was printed."""
+    assert command.startswith("export PATH=")
+    shell = shutil.which("sh")
+    assert shell is not None
+    done = subprocess.run(
+        [shell, "-c", f'{command}; printf %s "$PATH"'], env={"PATH": path}, capture_output=True, check=True
+    )
+    return done.stdout.decode()
+
+
+def test_programs_that_are_installed_but_not_on_path(full_site: Site) -> None:
+    """As in a virtual environment that nobody has activated."""
+    bare = full_site.environment.directory / "bare"
+    bare.mkdir()
+    git = shutil.which("git")
+    assert git is not None
+    (bare / "git").symlink_to(git)
+    path = f"{bare}:/usr/bin:/bin"
+    said = doctor_with_path(full_site.client, path, 1)
+    assert {each["about"] for each in said["findings"]} == {
+        "git-annex", "git-annex-shell", "git-annex-remote-cluster",
+    }  # fmt: skip
+    mended = path_after(said["findings"][0]["commands"][0], path)
+    assert mended.startswith(str(Path(sys.executable).parent))
+    assert doctor_with_path(full_site.client, mended, 0)["healthy"] is True
+
+
+def test_two_installations(full_site: Site) -> None:
+    environment = full_site.environment
+    real = environment.which("git-annex-shell")
+    environment.program("git-annex-shell", f'#!/bin/sh\nexec {shlex.quote(str(real))} "$@"\n')
+    finding = only(findings(full_site.client), "program-elsewhere")
+    assert (finding["about"], str(real.parent) in finding["commands"][0]) == ("git-annex-shell", True)
+    mended = path_after(finding["commands"][0], environment.env["PATH"])
+    healthy(full_site.client, env={"PATH": mended})
+
+
+def test_another_version_of_this_program_is_found_first(full_site: Site) -> None:
+    environment = full_site.environment
+    real = environment.which("git-annex-remote-cluster")
+    environment.program(
+        "git-annex-remote-cluster",
+        f'#!/bin/sh\ntest "$1" = --version && echo git-annex-remote-cluster 0.0.1 && exit\nexec {real} "$@"\n',
+    )
+    finding = only(findings(full_site.client), "program-elsewhere")
+    assert "0.0.1" in finding["words"]
+    healthy(full_site.client, env={"PATH": path_after(finding["commands"][0], environment.env["PATH"])})
+
+
+def test_a_git_annex_that_has_no_clusters(full_site: Site) -> None:
+    environment = full_site.environment
+    real = environment.which("git-annex")
+    directory = environment.bin
+    environment.program(
+        "git-annex", f'#!/bin/sh\ntest "$*" = "version --raw" && printf 8.20210223 && exit\nexec {real} "$@"\n'
+    )
+    shell = environment.which("git-annex-shell")
+    environment.program("git-annex-shell", f'#!/bin/sh\nexec {shell} "$@"\n')
+    finding = only(findings(full_site.client), "program-old")
+    assert "8.20210223" in finding["words"]
+    (directory / "git-annex").unlink()
+    (directory / "git-annex-shell").unlink()
+    healthy(full_site.client)
+
+
+def test_outside_of_a_repository_the_programs_are_looked_at(environment: Environment) -> None:
+    said = told(environment, "doctor", code=4)
+    assert (said["healthy"], said["repository"]) == (True, None)
+    assert "no repository" in cluster_remote(environment, "doctor", code=4).out
+    assert "no usable git repository" in cluster_remote(environment, "doctor", "mycl", code=4).err
+    environment.run("git", "init", "--quiet", "plain")
+    cluster_remote(environment, "doctor", "mycl", code=4, cwd=environment.directory / "plain")
+    # Looking has not made a repository of git-annex out of it.
+    assert not (environment.directory / "plain/.git/annex").exists()
+
+
+def test_what_is_not_installed_at_all_comes_with_the_way_to_install_it() -> None:
+    found = list(mistakes_of_programs(Programs({}, {}, Path("/venv/bin")), needs_ssh=True))
+    assert {each.about for each in found} == {
+        "git", "git-annex", "git-annex-shell", "git-annex-remote-cluster", "ssh",
+    }  # fmt: skip
+    for each in found:
+        (command,) = each.commands
+        assert "install" in command
+    assert not [
+        each for each in mistakes_of_programs(Programs({}, {}, Path("/x")), needs_ssh=False) if each.about == "ssh"
+    ]
+
+
+def test_looking_changes_nothing(environment: Environment) -> None:
+    site = make_site(environment)
+    site.client.git("config", "remote.mycl.annex-cost", "100")
+    config = (site.client.path / ".git/config").read_bytes()
+    refs = site.client.git("for-each-ref").stdout
+    findings(site.client)
+    assert (site.client.path / ".git/config").read_bytes() == config
+    assert site.client.git("for-each-ref").stdout == refs
+    assert [file.name for file in site.client.path.iterdir()] == [".git"]
