@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
+    from cluster_remote.diagnosis.nodes import Unusable
     from cluster_remote.diagnosis.state import ClusterState, NodeState, Problem, Status
 
 __all__ = ["show_problems", "status"]
@@ -61,13 +62,14 @@ async def _status(target: str, sample: int, timeout: float) -> Status:
     from cluster_remote.cli.viewing import every_view, view_of, views_at
     from cluster_remote.diagnosis.survey import survey
 
+    broken: list[Unusable] = []
     if not target:
-        views = await every_view(timeout)
+        views, broken = await every_view(timeout)
     elif looks_like_address(target):
         views = await views_at(target, timeout)
     else:
         views = [await view_of(target, timeout)]
-    return await survey(views, timeout=timeout, sample=sample)
+    return await survey(views, broken, timeout=timeout, sample=sample)
 
 
 def _all_down(outcome: Status) -> bool:
@@ -91,8 +93,9 @@ def _show_cluster(cluster: ClusterState, console: Console) -> None:
     title = Text(printable(cluster.name), style="bold")
     title.append(f"  {printable(cluster.description)}  {cluster.uuid}", style="not bold")
     console.print(title)
-    for line in _way(cluster):
-        console.print(line)
+    if cluster.nodes or cluster.gateway:
+        for line in _way(cluster):
+            console.print(line)
     if cluster.keys is not None and cluster.size is not None:
         console.print(f"{cluster.keys:,} contents, {size(cluster.size)}")
     if cluster.nodes:

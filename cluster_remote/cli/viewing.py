@@ -8,11 +8,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from cluster_remote.annex.branchlog import BranchLogs
-from cluster_remote.annex.errors import AnnexError
+from cluster_remote.annex.errors import AnnexError, NotARepository, NotInitialised
 from cluster_remote.annex.merge import refresh
 from cluster_remote.annex.repository import GitConfig, Repository
 from cluster_remote.cli.target import looks_like_address, our_remotes, remote_settings, stored_token
-from cluster_remote.diagnosis.nodes import View, at_address, of_remote
+from cluster_remote.diagnosis.nodes import Unusable, View, at_address, of_remote
 from cluster_remote.p2p.key import UUID
 from cluster_remote.remote.settings import BadSettings
 from cluster_remote.transport.address import BadAddress, parse_address
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["every_view", "view_of", "views_at"]
 
 
-async def every_view(timeout: float | None) -> list[View]:
+async def every_view(timeout: float | None) -> tuple[list[View], list[Unusable]]:
     """All cluster remotes of this repository, without the remotes that lead to one node of another of them.
 
     Raises BadSettings where there is none, AnnexError.
@@ -32,15 +32,20 @@ async def every_view(timeout: float | None) -> list[View]:
     repository = Repository.here()
     config = repository.config()
     logs = await _merged_logs(repository)
-    views = [_remote(name, repository, config, logs, timeout) for name in our_remotes(config)]
+    names = our_remotes(config)
+    if not names:
+        raise BadSettings("this repository has no cluster remote yet; cluster-remote setup NAME URL makes one")
+    views: list[View] = []
+    unusable: list[Unusable] = []
+    for name in names:
+        try:
+            views.append(_remote(name, repository, config, logs, timeout))
+        except (BadSettings, AnnexError) as error:
+            # The others are to be seen all the same.
+            uuid = UUID.parse(config.remote(name, "annex-uuid") or "")
+            unusable.append(Unusable(name, uuid, logs.descriptions.get(uuid, ""), str(error)))
     nodes = {uuid for view in views if view.uuid.is_cluster for uuid in view.uuids}
-    found = [view for view in views if view.uuid not in nodes]
-    if not found:
-        # Which also says whether this is a repository of git-annex at all.
-        raise BadSettings(
-            f"repository {repository.uuid} has no cluster remote yet; cluster-remote setup NAME URL makes one"
-        )
-    return found
+    return [view for view in views if view.uuid not in nodes], unusable
 
 
 async def view_of(name: str, timeout: float | None = None) -> View:
@@ -89,7 +94,7 @@ async def views_at(url: str, timeout: float | None) -> list[View]:
             repository.uuid, ssh_command=config.get("core.sshCommand"), ssh_variant=config.get("ssh.variant")
         )
         logs = await _merged_logs(repository)
-    except AnnexError:
+    except (NotARepository, NotInitialised):
         # An address can be tried from anywhere; the server only wants to be told some UUID.
         repository, config, logs = None, GitConfig.parse(b""), BranchLogs({})
         caller = Caller(UUID.parse(str(random_uuids.uuid4())))

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from cluster_remote.transport.address import Address
     from cluster_remote.transport.opening import Caller
 
-__all__ = ["Gateway", "View", "at_address", "costs_of", "of_remote"]
+__all__ = ["Gateway", "Unusable", "View", "at_address", "costs_of", "of_remote"]
 
 # git-annex's own cost of a repository on the network, for a node that is no remote here.
 _COST = 200.0
@@ -85,6 +85,16 @@ class View:
     def wants_all(self, node: Node) -> bool:
         """Whether a node takes whatever it is offered: it has no preferred or required content set."""
         return not self.logs.has_preferred_content([node.uuid])
+
+
+@dataclass(frozen=True)
+class Unusable:
+    """A cluster remote that cannot even be looked at, and why."""
+
+    label: str
+    uuid: UUID
+    description: str
+    reason: str
 
 
 def of_remote(

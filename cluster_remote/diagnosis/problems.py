@@ -5,13 +5,26 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable
 
+from cluster_remote.diagnosis.nodes import Unusable
 from cluster_remote.diagnosis.state import ClusterState, NodeState, Problem
 from cluster_remote.p2p.key import UUID
 
-__all__ = ["find_problems", "many", "unreachable"]
+__all__ = ["find_problems", "many", "unreachable", "unusable"]
 
 # git-annex's own default of annex.diskreserve, in bytes: with less than that it stores nothing more.
 _RESERVE = 100 * 10**6
+
+
+def unusable(remote: Unusable) -> ClusterState:
+    """The state of a remote that cannot be looked at."""
+    problem = Problem(
+        "unusable",
+        None,
+        remote.reason,
+        "This looks for the mistakes that are known to be made, and names what mends each:",
+        (f"cluster-remote doctor {shlex.quote(remote.label)}",),
+    )
+    return ClusterState(remote.label, remote.uuid, remote.description, "nodes", None, None, None, (), (problem,))
 
 
 def find_problems(state: ClusterState, unverified: int | None = None) -> list[Problem]:

@@ -23,6 +23,7 @@ ProblemKind = Literal[
     "disk-full",
     "old-protocol",
     "not-verified",
+    "unusable",
 ]
 
 

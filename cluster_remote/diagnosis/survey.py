@@ -21,8 +21,8 @@ from cluster_remote.annex.repository import GitConfig, Repository, foreign_envir
 from cluster_remote.annex.verification import pending
 from cluster_remote.cluster.node import Node
 from cluster_remote.diagnosis.census import Census
-from cluster_remote.diagnosis.nodes import Gateway, View, costs_of
-from cluster_remote.diagnosis.problems import find_problems
+from cluster_remote.diagnosis.nodes import Gateway, Unusable, View, costs_of
+from cluster_remote.diagnosis.problems import find_problems, unusable
 from cluster_remote.diagnosis.state import ClusterState, Contact, GatewayState, NodeState, Sample, Status
 from cluster_remote.p2p.errors import SessionError
 from cluster_remote.p2p.key import UUID, Key
@@ -70,7 +70,7 @@ class _Findings:
     unverified: int | None = None
 
 
-async def survey(views: Sequence[View], *, timeout: float, sample: int) -> Status:
+async def survey(views: Sequence[View], broken: Sequence[Unusable] = (), *, timeout: float, sample: int) -> Status:
     """Looks at all clusters and all their nodes at once, each for at most `timeout` seconds.
 
     `sample` keys of each cluster are asked for at each of its nodes. Raises AnnexError.
@@ -91,7 +91,7 @@ async def survey(views: Sequence[View], *, timeout: float, sample: int) -> Statu
             tasks.start_soon(_ask_whether_verified, view, found)
         await _count(views, censuses)
         counted.set()
-    clusters = tuple(map(_state, views, censuses, findings))
+    clusters = (*map(_state, views, censuses, findings), *map(unusable, broken))
     return Status(not any(cluster.problems for cluster in clusters), clusters)
 
 

@@ -259,6 +259,19 @@ def test_names_that_would_play_tricks_with_a_terminal_are_shown_harmlessly(own_s
     assert "red [31m [bold]disk" in shown
 
 
+def test_a_remote_that_cannot_be_used_does_not_hide_the_others(own_site: Site) -> None:
+    # Without a server, in a repository that has none of the nodes as its remotes.
+    initremote(own_site.client, "nodeless", sameas=own_site.cluster.uuid, check=False)
+    assert own_site.client.config("remote.nodeless.annex-uuid") is None
+    own_site.client.git("config", "remote.mycl2.annex-externaltype", "cluster")
+    own_site.client.git("config", "remote.mycl2.annex-uuid", own_site.cluster.uuid)
+    said = told(own_site.client, "status", code=1)
+    assert [(cluster["name"], len(cluster["nodes"])) for cluster in said["clusters"]] == [("mycl", 3), ("mycl2", 0)]
+    (problem,) = said["clusters"][1]["problems"]
+    assert problem["kind"] == "unusable"
+    assert "cluster-remote doctor mycl2" in cluster_remote(own_site.client, "status", code=1).out
+
+
 def test_a_repository_without_a_cluster_remote_is_told_how_to_make_one(environment: Environment) -> None:
     repository = make_repository(environment, environment.directory / "alone", "alone")
     assert "cluster-remote setup" in cluster_remote(repository, "status", code=2).err
