@@ -1,0 +1,93 @@
+"""However git-annex ends, so does the program, and everything that it has started."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.remote.sites import Site, initremote
+from tests.support.environment import Environment
+from tests.support.peers import Expect, ScriptedPeer, Send, Stall, opening
+from tests.support.processes import wait_until
+from tests.support.repositories import make_cluster
+from tests.support.shells import scripted_shell
+
+PUT = Expect(re.compile(rb"PUT  \S+"))
+CHECK = Expect(re.compile(rb"CHECKPRESENT \S+"))
+# Far less than the timeout of the remote, which is left at a minute.
+SOON = 15.0
+
+
+@pytest.fixture
+def stalling(environment: Environment) -> tuple[Site, Path]:
+    """A site whose only node is a git-annex-shell that will stall when something is uploaded; and where its peer is."""
+    cluster = make_cluster(environment, environment.directory, nodes=1)
+    site = Site(cluster, cluster.clone())
+    initremote(site.client, "node", f"url={cluster.nodes[0].path}", sameas=cluster.nodes[0].uuid)
+    path = environment.directory / "peer"
+    scripted_shell(environment, path)
+    return site, path
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_git_annex_is_killed_amid_an_upload(stalling: tuple[Site, Path], how: signal.Signals) -> None:
+    site, path = stalling
+    node = site.cluster.nodes[0]
+    key = site.client.add("f", b"never arrives")
+    script = [*opening(node.uuid), CHECK, Send(b"FAILURE\n"), PUT, Send(b"PUT-FROM 0\n"), Stall()]
+    with ScriptedPeer(script, unix=path) as peer:
+        command = ("git-annex", "copy", "--to", "node", "f")
+        with site.environment.popen(*command, cwd=site.client.path, stderr=subprocess.PIPE) as annex:
+            assert wait_until(lambda: len(peer.received) == 3, within=20)
+            running = {process.command.split("/")[-1] for process in site.environment.processes()}
+            assert any("git-annex-remote-cluster" in command for command in running)
+            annex.send_signal(how)
+            _, complaints = annex.communicate(timeout=30)
+        site.environment.assert_no_process_left(within=SOON)
+    assert b"Traceback" not in complaints
+    assert site.client.locations(key) == {site.client.uuid}
+
+
+def test_an_interrupt_from_the_terminal_ends_all_without_a_word_of_python(stalling: tuple[Site, Path]) -> None:
+    """It goes to every process at once."""
+    site, path = stalling
+    site.client.add("f", b"never arrives")
+    with ScriptedPeer([*opening(site.cluster.nodes[0].uuid), CHECK, Stall()], unix=path) as peer:
+        command = ("git", "annex", "copy", "--to", "node", "f")
+        with site.environment.popen(*command, cwd=site.client.path, stderr=subprocess.PIPE) as annex:
+            assert wait_until(lambda: len(peer.received) == 2, within=20)
+            for process in site.environment.processes():
+                os.kill(process.pid, signal.SIGINT)
+            _, complaints = annex.communicate(timeout=30)
+        site.environment.assert_no_process_left(within=SOON)
+    assert b"Traceback" not in complaints
+    assert b"KeyboardInterrupt" not in complaints
+
+
+@pytest.mark.parametrize("extensions", ["EXTENSIONS INFO", "EXTENSIONS INFO ASYNC"])
+def test_git_annex_hangs_up_between_requests(site: Site, extensions: str) -> None:
+    with site.driver() as annex:
+        annex.ask(extensions)
+        prefix = "J 1 " if "ASYNC" in extensions else ""
+        annex.say(f"{prefix}PREPARE")
+        while not (line := annex.read()).endswith("PREPARE-SUCCESS"):
+            word, _, setting = line.removeprefix(prefix).partition(" ")
+            value = site.cluster.uuid if word == "GETUUID" else annex.config.get(setting, "")
+            annex.say(f"{prefix}VALUE {value}")
+        annex.hang_up(within=SOON)
+
+
+def test_connections_are_closed_and_what_is_behind_them_ends(site: Site) -> None:
+    with site.driver() as annex:
+        annex.prepare()
+        assert annex.ask("CHECKPRESENT WORM-s1-m1--x") == "CHECKPRESENT-FAILURE WORM-s1-m1--x"
+        shells = [process for process in site.environment.processes() if "p2pstdio" in process.command]
+        assert shells
+        assert annex.hang_up(within=SOON) == 0
+        left = {process.pid for process in site.environment.processes()}
+        assert not left & {process.pid for process in shells}
