@@ -144,7 +144,7 @@ class Membership:
         self,
         caller: Caller,
         *,
-        locations: Locations,
+        locations: Locations | None,
         record: Recorder | None = None,
         bypass: frozenset[UUID] = frozenset(),
         reachability: Reachability | None = None,

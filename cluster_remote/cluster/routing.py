@@ -43,8 +43,19 @@ UploadAnswer: TypeAlias = Present | Stored | SessionError
 
 
 def in_log(key: Key) -> bool:
-    """Whether the location log can know of a key: chunks and encrypted content never are in it."""
-    return not (key.is_chunk or key.is_encrypted)
+    """Whether the location log can know of a key: chunks and encrypted content never are in it.
+
+    Nor are chunks under a WORM key, which is what a special remote has to make of them before a repository takes them.
+    git-annex's proxies still record them for the nodes that they stand before, and for no others.
+    """
+    if key.is_chunk or key.is_encrypted:
+        return False
+    if key.backend != "WORM":
+        return True
+    try:
+        return not Key.parse(key.text.partition("--")[2]).is_chunk
+    except ValueError:
+        return True
 
 
 def all_repositories(nodes: Iterable[Node]) -> frozenset[UUID]:

@@ -71,7 +71,7 @@ class ClusterSession(Session):
         self,
         uuid: UUID,
         nodes: Sequence[Node],
-        locations: Locations,
+        locations: Locations | None,
         *,
         name: str,
         record: Recorder | None = None,
@@ -83,6 +83,7 @@ class ClusterSession(Session):
     ) -> None:
         """`nodes` are at least one, each with a name of its own.
 
+        `locations` is None where no log knows which node has what: then every node may, and all are asked.
         `record` is told what came and went before a request returns; None where the caller records it. `uploader`, if
         given, does all uploads in place of the nodes' sessions (git-annex's own gateway, where preferred content
         has to decide). `timeout` is how long a node may keep the others waiting before it says anything, in seconds.
@@ -150,7 +151,7 @@ class ClusterSession(Session):
                 answers.append((node, answer))
             others, others_resting = self._ask.rested(order.others)
             later = [*resting, *others]
-            suspects = order.logged if routing.in_log(key) else self.nodes
+            suspects = order.logged if self._logged(key) else self.nodes
             if suspects is self.nodes or not (answers or later):
                 later += others_resting
             await self._ask.each(answers, later, lambda session: session.check_present(key))
@@ -346,8 +347,11 @@ class ClusterSession(Session):
 
     # The log
 
+    def _logged(self, key: Key) -> bool:
+        return self._locations is not None and routing.in_log(key)
+
     async def _holders(self, key: Key) -> frozenset[UUID]:
-        if not routing.in_log(key):
+        if self._locations is None or not routing.in_log(key):
             return frozenset()
         try:
             return await self._locations.locations(key)

@@ -133,7 +133,9 @@ class Workplace:
             place = self.repository.work_tree or self.repository.git_dir
             self._membership = membership(self.config, self.logs, place, wanted)
             self._reachability = Reachability()
-        return self._membership.session(caller, locations=self._locations(), reachability=self._reachability)
+        # What a remote that counts as one copy has on which node, no log says.
+        locations = self._locations() if self.settings.tracking == "nodes" else None
+        return self._membership.session(caller, locations=locations, reachability=self._reachability)
 
     def _locations(self) -> LocationLog:
         if self._location_log is None:

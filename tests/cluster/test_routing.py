@@ -126,7 +126,14 @@ def test_unknown_is_never_given_as_absent(given: list[bool | SessionError], susp
 
 @pytest.mark.parametrize(
     ("key", "known"),
-    [("SHA256E-s5--abc.txt", True), ("GPGHMACSHA1--abc", False), ("SHA256-s5-S2-C1--abc", False)],
+    [
+        ("SHA256E-s5--abc.txt", True),
+        ("GPGHMACSHA1--abc", False),
+        ("SHA256-s5-S2-C1--abc", False),
+        ("WORM-s2--SHA256-s5-S2-C1--abc", False),
+        ("WORM-s2-m1--a-file", True),
+        ("WORM-s2--SHA256-s5--abc", True),
+    ],
 )
 def test_the_log_knows_nothing_of_chunks_and_encrypted_content(key: str, known: bool) -> None:
     assert in_log(Key(key)) is known

@@ -565,6 +565,18 @@ async def test_of_encrypted_content_the_log_knows_nothing_so_every_node_has_to_a
         await cluster(peers, log).check_present(CHUNK_KEY)
 
 
+async def test_without_a_log_every_node_is_asked_and_has_to_answer() -> None:
+    peers = [Peer(1), Peer(2, contents={KEY: CONTENT})]
+    session = ClusterSession(CLUSTER, [peer.node() for peer in peers], None, name="c", pick=first)
+    assert await session.check_present(KEY)
+    assert (await fetch(session))[1] == CONTENT
+    assert await session.store(KEY, FILE, Content(CONTENT, repeatable=True)) == Stored(True, uuids(1, 2))
+    peers[0].refuse = Unreachable("away")
+    peers[1].contents.clear()
+    with pytest.raises(SessionError, match="cannot be told"):
+        await session.check_present(KEY)
+
+
 async def test_a_silent_node_costs_a_check_the_timeout_at_most() -> None:
     peers, log = [Peer(1, silent=True), Peer(2, contents={KEY: CONTENT})], Log({KEY: [1, 2]})
     assert await cluster(peers, log, timeout=0.05).check_present(KEY)
