@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 
 import typer
 
+from cluster_remote.cli.completion import remotes
+
 __all__ = ["Pong", "ping"]
 
 # Requests whose round trips are timed; the fastest counts, for it has the least of everything else in it.
@@ -50,13 +52,15 @@ async def measure(text: str, timeout: float | None) -> Pong:
 
 
 def ping(
-    target: str = typer.Argument(..., metavar="NAME|URL", help="A remote of this repository, or an address."),
+    target: str = typer.Argument(
+        ..., metavar="NAME|URL", help="A remote of this repository, or an address.", autocompletion=remotes
+    ),
     timeout: float = typer.Option(None, help="Seconds to wait (default: that of the remote, else 60)."),
     as_json: bool = typer.Option(False, "--json", help="Print a JSON object."),
 ) -> None:
     """Connect to a cluster's gateway and say who answers, in which version of the protocol, and how fast.
 
-    The exit code says whether it can be reached: 0 or 3.
+    Exit codes: 0 it can be reached, 2 wrong usage, 3 it cannot, 4 not in a repository, 130 interrupted.
 
     Example: cluster-remote ping ssh://nas.local/srv/annex
     """

@@ -33,6 +33,9 @@ OUTCOMES: Mapping[str, str] = {
     "put": "cluster_remote.diagnosis.request:Uploaded",
     "repair": "cluster_remote.diagnosis.repairing:Repair",
     "status": "cluster_remote.diagnosis.state:Status",
+    "token create": "cluster_remote.cli.token:NewToken",
+    "token list": "cluster_remote.cli.token:KnownTokens",
+    "token revoke": "cluster_remote.cli.token:KnownToken",
     "trace": "cluster_remote.diagnosis.conversation:Conversation",
 }
 """For each command that has `--json` the class of what it emits, as module:class."""

@@ -14,6 +14,7 @@ from cluster_remote.remote.settings import BadSettings
 if TYPE_CHECKING:
     from cluster_remote.gateway.behind import Behind
     from cluster_remote.gateway.listeners import Listener
+    from cluster_remote.p2p.key import UUID
     from cluster_remote.transport.address import Tcp, Unix
 
 __all__ = ["serve"]
@@ -28,6 +29,9 @@ def serve(
     ),
     stdio: bool = typer.Option(
         False, "--stdio", help="Serve one client on standard input and output: for inetd or an ssh forced command."
+    ),
+    uuid: str = typer.Option(
+        "", metavar="UUID", help="With --stdio: a repository behind this gateway, in place of the cluster."
     ),
     timeout: float = typer.Option(60.0, min=0.1, help="Seconds without progress before a request is given up."),
     max_clients: int = typer.Option(64, min=1, help="How many clients may be connected at the same time."),
@@ -53,7 +57,9 @@ def serve(
     if stdio:
         if listen:
             raise BadSettings("--stdio serves one client and listens nowhere: leave out --listen")
-        anyio.run(_one_client, behind)
+        anyio.run(_one_client, behind, _parsed(uuid) if uuid else None)
+    elif uuid:
+        raise BadSettings("--uuid goes with --stdio; a client on a socket says itself what it wants (TOKEN/UUID)")
     else:
         anyio.run(_everybody, behind, listen, max_clients)
 
@@ -113,7 +119,16 @@ def _open(addresses: list[Unix | Tcp]) -> list[Listener]:
     return listeners
 
 
-async def _one_client(behind: Behind) -> None:
+def _parsed(uuid: str) -> UUID:
+    from cluster_remote.p2p.key import UUID
+
+    try:
+        return UUID.parse(uuid)
+    except ValueError as error:
+        raise BadSettings(f"--uuid: {error}") from None
+
+
+async def _one_client(behind: Behind, wanted: UUID | None) -> None:
     import os
 
     import anyio
@@ -125,7 +140,7 @@ async def _one_client(behind: Behind) -> None:
         if not stderr_is_the_client():
             print(f"cluster-remote: {line}", file=sys.stderr, flush=True)
 
-    served = await behind.served(None, behind.own, mode_from(os.environ))
+    served = await behind.served(wanted, None, mode_from(os.environ))
     try:
         ended = await serve_stdio(served, behind.timeout, Limits().to_finish, say)
     finally:

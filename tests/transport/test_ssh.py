@@ -352,9 +352,9 @@ async def test_a_server_that_goes_away_is_connected_to_anew_when_it_is_back(
 def test_the_programs_environment_keeps_what_is_said_about_ssh(environment: Environment, tmp_path: Path) -> None:
     environment.env.update(GIT_DIR=str(tmp_path), GIT_SSH_VARIANT="ssh", GIT_SSH="x")
     with environment.applied():
-        from cluster_remote.transport.opening import _ssh_environment
+        from cluster_remote.transport.opening import ssh_environment
 
-        kept = _ssh_environment()
+        kept = ssh_environment()
     assert kept["GIT_SSH_VARIANT"] == "ssh"
     assert kept["GIT_SSH"] == "x"
     assert "GIT_DIR" not in kept
