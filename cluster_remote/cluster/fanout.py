@@ -172,7 +172,7 @@ async def distribute(reading: SourceReading, start: int, shares: Sequence[Share]
                 for share in shares:
                     await share.give(piece, position)
                 position += len(piece)
-            if all(share.over for share in shares):
+            if position < start + reading.length and all(share.over for share in shares):
                 return False
         if position != start + reading.length:
             raise SourceError(f"the content has {position - start} bytes instead of the {reading.length} announced")

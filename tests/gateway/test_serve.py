@@ -120,7 +120,7 @@ def test_it_can_be_started_again_after_it_was_killed(site: Cluster) -> None:
 @pytest.fixture(scope="module")
 def impatient(site: Cluster) -> Iterator[Gateway]:
     """A gateway that gives up a stalled request soon."""
-    with gateway_of(site, "--timeout", "1", name="impatient") as gateway:
+    with gateway_of(site, "--timeout", "5", name="impatient") as gateway:
         yield gateway
 
 
