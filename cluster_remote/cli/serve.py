@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -65,8 +66,14 @@ def serve(
 
 
 def _say(line: str) -> None:
-    """A line of the log. Without a date where the journal adds its own is not worth the trouble."""
-    print(datetime.now().astimezone().isoformat(timespec="seconds"), line, file=sys.stderr, flush=True)
+    """A line of the log."""
+    text = f"{datetime.now().astimezone().isoformat(timespec='seconds')} {line}\n"
+    try:
+        # Past Python's buffer: what could not be written would stay in it, and be complained about at the exit.
+        os.write(2, text.encode("utf-8", "backslashreplace"))
+    except OSError:
+        # Nobody reads it any more, or the disk is full: no reason to stop serving.
+        return
 
 
 async def _everybody(behind: Behind, addresses: list[str], clients: int) -> None:
@@ -96,8 +103,6 @@ async def _everybody(behind: Behind, addresses: list[str], clients: int) -> None
 
 def _open(addresses: list[Unix | Tcp]) -> list[Listener]:
     """All of them, or none."""
-    import os
-
     from cluster_remote.gateway.listeners import handed_over, listen
 
     listeners = handed_over(os.environ)
@@ -129,8 +134,6 @@ def _parsed(uuid: str) -> UUID:
 
 
 async def _one_client(behind: Behind, wanted: UUID | None) -> None:
-    import os
-
     import anyio
 
     from cluster_remote.gateway.gateway import Limits
@@ -140,7 +143,11 @@ async def _one_client(behind: Behind, wanted: UUID | None) -> None:
         if not stderr_is_the_client():
             print(f"cluster-remote: {line}", file=sys.stderr, flush=True)
 
-    served = await behind.served(wanted, None, mode_from(os.environ))
+    mode = mode_from(os.environ)
+    for name in [name for name in os.environ if name.startswith("GIT_ANNEX_SHELL_")]:
+        # These are about our client; git-annex-shell, by which we reach the nodes, would take them for its own.
+        del os.environ[name]
+    served = await behind.served(wanted, None, mode)
     try:
         ended = await serve_stdio(served, behind.timeout, Limits().to_finish, say)
     finally:

@@ -6,9 +6,11 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
 
+import anyio.to_thread
+
 from cluster_remote.annex.branchlog import BranchLogs
 from cluster_remote.annex.errors import AnnexError
-from cluster_remote.annex.repository import Repository
+from cluster_remote.annex.repository import GitConfig, Repository
 from cluster_remote.cluster.membership import chosen_cluster, open_cluster
 from cluster_remote.cluster.reachability import Reachability
 from cluster_remote.gateway.connect import GitService
@@ -64,7 +66,7 @@ class Behind:
         `with_git` lets it have the gateway's own git repository too, by CONNECT. Raises NotServed, AnnexError.
         """
         uuid = self.cluster if wanted is None else wanted
-        clusters = set(self.repository.config().clusters().values())
+        clusters = set((await self._config()).clusters().values())
         session: Callable[[frozenset[UUID]], Awaitable[Session]]
         if uuid in clusters:
             session = partial(self._cluster_session, uuid)
@@ -79,8 +81,12 @@ class Behind:
         proxied = (await BranchLogs.read(self.repository, ["proxy.log"])).proxied
         return frozenset(proxied.get(self.own, {}).values())
 
-    def _caller(self, uuid: UUID) -> Caller:
-        config = self.repository.config()
+    async def _config(self) -> GitConfig:
+        """As it is now, read off the event loop: others are being served."""
+        return await anyio.to_thread.run_sync(self.repository.config)
+
+    async def _caller(self, uuid: UUID) -> Caller:
+        config = await self._config()
         return Caller(
             uuid,
             self.timeout * _FOR_A_NODE,
@@ -94,7 +100,7 @@ class Behind:
             return await open_cluster(
                 self.repository,
                 uuid.text,
-                self._caller(self.own),
+                await self._caller(self.own),
                 locations=self.log,
                 record=self.log,
                 bypass=bypass,
@@ -107,7 +113,7 @@ class Behind:
         """By git-annex's own proxy, which records in this repository what comes and goes."""
         place = Directory(str(self.repository.work_tree or self.repository.git_dir))
         # The proxy asks the node in its turn, so it gets all the time.
-        caller = replace(self._caller(client), timeout=self.timeout)
+        caller = replace(await self._caller(client), timeout=self.timeout)
         return session_at(place, caller, server=uuid, bypass=bypass)
 
     async def aclose(self) -> None:

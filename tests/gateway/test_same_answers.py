@@ -355,6 +355,17 @@ def fits(answers: list[str], expected: list[str], sites: Sites) -> bool:
     return len(answers) == len(patterns) and all(map(re.fullmatch, patterns, answers))
 
 
+def test_a_lock_whose_holder_says_something_else_is_given_up_with_an_error(sites: Sites) -> None:
+    key = "WORM-s1--held"
+    for node in (sites.native.nodes[0], sites.ours.cluster.nodes[0]):
+        node.set_key(key, b"x")
+    said = spoken([f"LOCKCONTENT {key}", None, *CHECK], 4)
+    theirs = native(sites, "node", said, 4, seconds=SILENCE_SECONDS)
+    assert theirs == ["VERSION 4", "SUCCESS", SILENT, CLOSED]
+    assert ours(sites, "node", said, 4) == ["VERSION 4", "SUCCESS", *PROTOCOL_ERROR]
+    assert ours(sites, "node", [f"REMOVE {key}", None], 0) == ["SUCCESS", CLOSED]
+
+
 def test_a_lock_whose_holder_hangs_up_is_given_up_by_git_annex_and_kept_by_us(sites: Sites) -> None:
     # A key of its own, for with us it stays locked for ten minutes.
     key = "WORM-s1--locked"

@@ -114,6 +114,36 @@ def test_it_can_be_started_again_after_it_was_killed(site: Cluster) -> None:
         assert gateway.stop() == 0
 
 
+def test_it_goes_on_where_nobody_reads_its_log_any_more(site: Cluster) -> None:
+    environment = site.gateway.environment
+    path = environment.directory / "unread"
+    process = environment.popen(
+        "cluster-remote",
+        "serve",
+        "--listen",
+        f"unix:{path}",
+        cwd=site.gateway.path,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        with process:
+            assert process.stderr is not None
+            assert wait_until(path.exists, SECONDS)
+            process.stderr.close()
+            for _ in range(2):
+                with socket.socket(socket.AF_UNIX) as client:
+                    client.settimeout(SECONDS)
+                    client.connect(str(path))
+                    assert answer(client, "nonsense").startswith("ERROR ")
+                    assert hear(client) == ""
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(SECONDS) == 0
+    finally:
+        end_group(process.pid)
+
+
 # Clients that do not play along
 
 

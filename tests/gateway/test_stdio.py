@@ -73,6 +73,17 @@ def test_the_environment_says_what_the_client_may_do(site: Cluster, value: str) 
     assert both[0][1:] == [read_only, read_only]
 
 
+def test_what_is_said_of_the_client_is_not_said_of_us(site: Cluster) -> None:
+    """An ssh forced command may restrict git-annex-shell to the gateway's directory; the nodes are elsewhere."""
+    answers, said = talk(
+        site,
+        f"PUT  {ABSENT}\nDATA 5\nhelloREMOVE {ABSENT}\n",
+        GIT_ANNEX_SHELL_DIRECTORY=str(site.gateway.path),
+        GIT_ANNEX_SHELL_LIMITED="1",
+    )
+    assert (answers[1:], said) == (["PUT-FROM 0", "SUCCESS", "SUCCESS"], "")
+
+
 def test_an_empty_variable_says_nothing(site: Cluster) -> None:
     answers, _ = talk(site, f"REMOVE {ABSENT}\n", GIT_ANNEX_SHELL_READONLY="", GIT_ANNEX_SHELL_APPENDONLY="")
     assert answers[1:] == ["SUCCESS"]
