@@ -1,6 +1,7 @@
 """A long-lived child that answers one question after another, such as `git annex … --batch`.
 
-Starting git-annex takes 35 ms or more, a question to one that runs already under one.
+Starting git-annex takes 35 ms or more, a question to one that runs already under one. So what is asked for every file
+goes straight to the child's pipes, and the event loop is only needed for waiting.
 """
 
 from __future__ import annotations
@@ -11,37 +12,83 @@ from types import TracebackType
 from typing import TypeVar
 
 import anyio
-from anyio.abc import Process
-from anyio.streams.buffered import BufferedByteReceiveStream
 
-from cluster_remote.annex import child
+from cluster_remote.annex.child import PipedChild
 from cluster_remote.annex.errors import BadAnswer, BatchFailed
 
-__all__ = ["BatchProcess"]
+__all__ = ["Answers", "BatchProcess"]
 
 T = TypeVar("T")
 
 # An answer is a line; git-annex's JSON about one key repeats it a few times.
 _LINE_LIMIT = 2**20
+# Bytes that are read at once.
+_CHUNK = 2**16
 # Seconds that a child which has closed its output may take to end and to say why.
 _LAST_WORDS = 2.0
+
+
+class _Ended(Exception):
+    """The child has closed its output."""
+
+
+class Answers:
+    """What a child writes. Every method may also find that the child has ended, which only its owner has to know."""
+
+    def __init__(self, child: PipedChild) -> None:
+        self._child = child
+        self._buffer = bytearray()
+
+    async def receive(self) -> bytes:
+        """Some bytes, at least one."""
+        if not self._buffer:
+            await self._more()
+        data = bytes(self._buffer)
+        self._buffer.clear()
+        return data
+
+    async def receive_line(self, limit: int = _LINE_LIMIT) -> bytes:
+        """A line without its newline. Raises BadAnswer if it has more than `limit` bytes."""
+        searched = 0
+        while (end := self._buffer.find(b"\n", searched)) < 0:
+            searched = len(self._buffer)
+            if searched > limit:
+                raise BadAnswer(f"answered with a line longer than {limit} bytes")
+            await self._more()
+        line = bytes(self._buffer[:end])
+        del self._buffer[: end + 1]
+        return line
+
+    async def receive_exactly(self, length: int) -> bytes:
+        """So many bytes."""
+        while len(self._buffer) < length:
+            await self._more()
+        data = bytes(self._buffer[:length])
+        del self._buffer[:length]
+        return data
+
+    async def _more(self) -> None:
+        data = await self._child.receive(_CHUNK)
+        if not data:
+            raise _Ended
+        self._buffer += data
 
 
 class BatchProcess:
     """A child that is started with the first question and restarted when it has died since the last one.
 
     One question at a time: further callers wait. Between questions nothing reads the child's output, so it can never
-    hold more than a pipe does; during one, standard error is read along with the answer.
+    hold more than a pipe does.
     """
 
     def __init__(self, argv: Sequence[str], *, cwd: Path | None, env: Mapping[str, str]) -> None:
         self._argv = tuple(argv)
         self._cwd = cwd
         self._env = dict(env)
-        self._lock = anyio.Lock()
-        self._process: Process | None = None
-        self._answers: BufferedByteReceiveStream | None = None
-        self._tail = child.Tail()
+        self._lock = anyio.Lock(fast_acquire=True)
+        self._child: PipedChild | None = None
+        self._answers: Answers | None = None
+        self._last_words = ""
         self._closed = False
 
     async def __aenter__(self) -> BatchProcess:
@@ -55,7 +102,14 @@ class BatchProcess:
     @property
     def pid(self) -> int | None:
         """The child's process id while one runs."""
-        return None if self._process is None else self._process.pid
+        return None if self._child is None else self._child.pid
+
+    def start(self) -> None:
+        """Starts the child if none runs, so that it is ready when the first question comes. Raises CommandFailed."""
+        if self._child is None and not self._closed:
+            self._last_words = ""
+            self._child = PipedChild(self._argv, cwd=self._cwd, env=self._env)
+            self._answers = Answers(self._child)
 
     async def ask(self, line: bytes, timeout: float) -> bytes:
         """Writes `line` (without its newline) and gives back one line of answer, without its newline.
@@ -71,14 +125,12 @@ class BatchProcess:
             if b"\n" in line:
                 raise ValueError("a question to a batch process is one line")
 
-        async def read(answers: BufferedByteReceiveStream) -> list[bytes]:
-            return [await answers.receive_until(b"\n", _LINE_LIMIT) for _ in lines]
+        async def read(answers: Answers) -> list[bytes]:
+            return [await answers.receive_line() for _ in lines]
 
         return await self.converse(b"".join(line + b"\n" for line in lines), read, timeout)
 
-    async def converse(
-        self, request: bytes, read: Callable[[BufferedByteReceiveStream], Awaitable[T]], timeout: float
-    ) -> T:
+    async def converse(self, request: bytes, read: Callable[[Answers], Awaitable[T]], timeout: float) -> T:
         """Writes `request` and lets `read` take the answer off the stream; all else is as with `ask`.
 
         `read` raises nothing but what the stream raises, and BadAnswer. A question may be put twice, so it must be one
@@ -88,7 +140,7 @@ class BatchProcess:
             async with self._lock:
                 if self._closed:
                     raise BatchFailed(self._argv, None, "was asked after it was closed")
-                fresh = self._process is None
+                fresh = self._child is None
                 try:
                     return await self._converse_once(request, read)
                 except BatchFailed:
@@ -97,63 +149,38 @@ class BatchProcess:
                 # It had answered before, so it may have died while nobody asked: that is no failure of this question.
                 return await self._converse_once(request, read)
         assert deadline.cancelled_caught
-        raise BatchFailed(self._argv, None, f"gave no answer within {timeout:g} seconds", self._tail.text())
+        raise BatchFailed(self._argv, None, f"gave no answer within {timeout:g} seconds", self._last_words)
 
-    async def _converse_once(self, request: bytes, read: Callable[[BufferedByteReceiveStream], Awaitable[T]]) -> T:
-        if self._process is None:
-            self._tail = child.Tail()
-            self._process = await child.start(self._argv, cwd=self._cwd, env=self._env)
-            assert self._process.stdout is not None
-            self._answers = BufferedByteReceiveStream(self._process.stdout)
-        process, answers, tail = self._process, self._answers, self._tail
+    async def _converse_once(self, request: bytes, read: Callable[[Answers], Awaitable[T]]) -> T:
+        self.start()
+        child, answers = self._child, self._answers
+        assert child is not None
         assert answers is not None
-        assert process.stdin is not None
-        assert process.stderr is not None
-        stdin, stderr = process.stdin, process.stderr
         answer: list[T] = []
-        failure = ""
-        complaints_read = anyio.Event()
-
-        async def complaints() -> None:
-            await child.drain(stderr, tail)
-            complaints_read.set()
-
-        async def write() -> None:
-            try:
-                await stdin.send(request)
-            except (anyio.BrokenResourceError, anyio.ClosedResourceError):
-                # The reading side sees the end of the child and says so.
-                return
-
+        failure, code = "", None
         try:
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(complaints)
-                tasks.start_soon(write)
-                try:
-                    answer.append(await read(answers))
-                except (anyio.EndOfStream, anyio.IncompleteRead, anyio.BrokenResourceError):
-                    failure = "ended instead of answering"
-                    with anyio.move_on_after(_LAST_WORDS):
-                        await complaints_read.wait()
-                        await process.wait()
-                except BadAnswer as e:
-                    failure = str(e)
-                except anyio.DelimiterNotFound:
-                    failure = f"answered with a line longer than {_LINE_LIMIT} bytes"
-                tasks.cancel_scope.cancel()
+            rest = child.send_at_once(request)
+            answer.append(await (_while_sending(child, rest, answers, read) if rest else read(answers)))
+        except _Ended:
+            failure = "ended instead of answering"
+            with anyio.move_on_after(_LAST_WORDS):
+                await child.wait()
+            code = child.returncode
+        except BadAnswer as error:
+            failure = str(error)
         finally:
             if not answer:
-                code = process.returncode
                 await self._discard()
         if answer:
             return answer[0]
         ending = "" if code is None else f" (exit code {code})"
-        raise BatchFailed(self._argv, code, failure + ending, tail.text())
+        raise BatchFailed(self._argv, code, failure + ending, child.complaint())
 
     async def _discard(self) -> None:
-        process, self._process, self._answers = self._process, None, None
-        if process is not None:
-            await child.kill(process)
+        child, self._child, self._answers = self._child, None, None
+        if child is not None:
+            self._last_words = child.complaint()
+            await child.kill()
 
     async def aclose(self, grace: float = 60.0) -> None:
         """Lets the child end by itself for `grace` seconds (it may have to write what it knows), then ends it.
@@ -164,12 +191,28 @@ class BatchProcess:
         try:
             with anyio.move_on_after(grace):
                 async with self._lock:
-                    process = self._process
-                    if process is not None and process.stdin and process.stdout and process.stderr:
-                        await process.stdin.aclose()
-                        async with anyio.create_task_group() as tasks:
-                            tasks.start_soon(child.drain, process.stdout, child.Tail())
-                            tasks.start_soon(child.drain, process.stderr, child.Tail())
-                            await process.wait()
+                    if self._child is not None:
+                        self._child.close_input()
+                        while await self._child.receive(_CHUNK):
+                            pass
+                        await self._child.wait()
         finally:
             await self._discard()
+
+
+async def _while_sending(
+    child: PipedChild, rest: memoryview, answers: Answers, read: Callable[[Answers], Awaitable[T]]
+) -> T:
+    """What `read` gives, for a question that does not fit into a pipe: the child may answer before it has all of it."""
+    outcome: list[T] = []
+    failure: list[_Ended | BadAnswer] = []
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(child.send, rest)
+        try:
+            outcome.append(await read(answers))
+        except (_Ended, BadAnswer) as error:
+            failure.append(error)
+        tasks.cancel_scope.cancel()
+    if failure:
+        raise failure[0]
+    return outcome[0]

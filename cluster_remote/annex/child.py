@@ -6,8 +6,10 @@ kills only the first leaves the others behind.
 
 from __future__ import annotations
 
+import math
 import os
 import signal
+import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from subprocess import PIPE
@@ -16,12 +18,17 @@ import anyio
 from anyio.abc import ByteReceiveStream, Process
 
 from cluster_remote.annex.errors import CommandFailed
+from cluster_remote.p2p.errors import ConnectionLost
 from cluster_remote.p2p.key import decode
+from cluster_remote.transport.children import Complaints, pipes_of, until
+from cluster_remote.transport.descriptor import DescriptorConnection
 
-__all__ = ["Tail", "drain", "kill", "start"]
+__all__ = ["PipedChild", "Tail", "drain", "kill", "start"]
 
 # Seconds to wait for a killed child to be gone. Only a process stuck in the kernel takes longer than moments.
 _REAP = 10.0
+# Seconds that the complaints of a child that has ended may take to come: what it has started may hold the pipe open.
+_LAST_WORDS = 0.5
 
 
 class Tail:
@@ -36,8 +43,90 @@ class Tail:
 
     def text(self) -> str:
         """What is kept, without the control characters that could play tricks with a terminal."""
-        text = decode(self._end).strip()
-        return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
+        return _harmless(self._end)
+
+
+def _harmless(words: bytes) -> str:
+    return "".join(c if c.isprintable() or c == "\n" else "?" for c in decode(words).strip())
+
+
+class PipedChild:
+    """A child that is spoken with over and over again: its pipes are read and written without going through the event
+    loop's streams, and its complaints are read by a thread of their own.
+
+    Raises CommandFailed where it cannot be started at all.
+    """
+
+    def __init__(self, argv: Sequence[str], *, cwd: Path | None, env: Mapping[str, str]) -> None:
+        try:
+            self._child = subprocess.Popen(
+                list(argv), stdin=PIPE, stdout=PIPE, stderr=PIPE, bufsize=0, cwd=cwd, env=env, start_new_session=True
+            )
+        except OSError as e:
+            raise CommandFailed(argv, None, f"cannot be started: {e.strerror or e}") from e
+        self._pipes = DescriptorConnection(*pipes_of(self._child))
+        self._complaints = Complaints(self._child)
+
+    @property
+    def pid(self) -> int:
+        return self._child.pid
+
+    @property
+    def returncode(self) -> int | None:
+        """None while it runs."""
+        return self._child.poll()
+
+    def complaint(self) -> str:
+        """The end of what it has written to standard error."""
+        return _harmless(self._complaints.last)
+
+    def send_at_once(self, data: bytes) -> memoryview:
+        """Sends as much as can be sent without waiting. Gives what is left.
+
+        Nothing is left either where the child does not read any more; its output tells.
+        """
+        try:
+            return memoryview(data)[self._pipes.send_at_once(data) :]
+        except ConnectionLost:
+            return memoryview(b"")
+
+    async def send(self, data: memoryview) -> None:
+        """Sends all of it, unless the child does not read any more; its output tells."""
+        try:
+            while data:
+                data = data[await self._pipes.send_some(data) :]
+        except ConnectionLost:
+            return
+
+    async def receive(self, max_bytes: int) -> bytes:
+        """Some of its output; nothing at the end."""
+        try:
+            return await self._pipes.receive(max_bytes)
+        except ConnectionLost:
+            return b""
+
+    def close_input(self) -> None:
+        """Lets it see the end of its input."""
+        self._pipes.close_writing()
+
+    async def wait(self) -> None:
+        """Waits until it has ended and what it complained about has been read. No deadline."""
+        await until(lambda: self._child.poll() is not None, math.inf)
+        await self._complaints.wait(_LAST_WORDS)
+
+    async def kill(self) -> None:
+        """Ends the child and all that it started, at once, and waits until it is gone. Not interrupted by cancellation.
+
+        Harmless for a child that has already ended.
+        """
+        with anyio.CancelScope(shield=True):
+            if self._child.poll() is None:
+                try:
+                    os.killpg(self._child.pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    pass
+            await self._pipes.aclose(0)
+            await until(lambda: self._child.poll() is not None, _REAP)
 
 
 async def start(argv: Sequence[str], *, cwd: Path | None, env: Mapping[str, str]) -> Process:

@@ -8,26 +8,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable
-from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from cluster_remote.annex import logformat
-from cluster_remote.annex.branchlog import BRANCH, journalled
-from cluster_remote.annex.errors import AnnexError, BadAnswer, CommandFailed, LocationLogError
+from cluster_remote.annex.errors import AnnexError, CommandFailed, LocationLogError
 from cluster_remote.p2p.key import UUID, Key
 
 if TYPE_CHECKING:
-    from anyio.streams.buffered import BufferedByteReceiveStream
-
     from cluster_remote.annex.batch import BatchProcess
+    from cluster_remote.annex.locations import LocationReader
     from cluster_remote.annex.repository import Repository
 
 __all__ = ["LocationLog", "recordable"]
-
-# A location log has a line for each repository that ever had the key.
-_LOG_LIMIT = 16 * 2**20
-_HEADER_LIMIT = 2**17
 
 
 def recordable(key: Key, uuids: Iterable[UUID], own: UUID | None) -> list[UUID]:
@@ -51,7 +43,7 @@ class LocationLog:
         self._repository = repository
         self._own = own
         self._writer: BatchProcess | None = None
-        self._reader: BatchProcess | None = None
+        self._reader: LocationReader | None = None
 
     async def __aenter__(self) -> LocationLog:
         return self
@@ -60,6 +52,14 @@ class LocationLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.aclose()
+
+    def expect(self) -> None:
+        """Starts the child that records, which takes it some 40 ms, so that it is there when it is needed."""
+        try:
+            self._get_writer().start()
+        except CommandFailed:
+            # Whoever needs it will hear of it.
+            return
 
     async def record(
         self, key: Key, present: Collection[UUID] = (), absent: Collection[UUID] = (), timeout: float = 30.0
@@ -76,11 +76,10 @@ class LocationLog:
             # The batch mode splits its lines at whitespace, of which Unicode has more than a key may not hold.
             await self._record_singly(key, lines, timeout)
             return
-        if self._writer is None:
-            self._writer = self._batch("git", "annex", "setpresentkey", "--batch", "--json", "--json-error-messages")
+        writer = self._get_writer()
         questions = [b"%b %b %b" % (bytes(key), str(uuid).encode(), value) for uuid, value in lines]
         try:
-            answers = await self._writer.ask_all(questions, timeout)
+            answers = await writer.ask_all(questions, timeout)
         except CommandFailed as e:
             raise LocationLogError(f"the location of {key} could not be recorded: {e}") from e
         for (uuid, _), answer in zip(lines, answers, strict=True):
@@ -102,15 +101,14 @@ class LocationLog:
         if key.is_chunk or key.is_encrypted:
             return frozenset()
         try:
-            path = logformat.branch_path(key, levels=self._levels)
-            # First the journal: git-annex moves what is there to the branch, never back.
-            recent = journalled(self._repository.annex_dir, path)
             if self._reader is None:
-                self._reader = self._batch("git", "cat-file", "--batch")
-            committed = await self._reader.converse(BRANCH + b":" + path + b"\n", _read_blob, timeout)
+                from cluster_remote.annex.locations import LocationReader
+
+                self._reader = LocationReader(self._repository)
+            [found] = await self._reader.read([key], timeout)
         except AnnexError as e:
             raise LocationLogError(f"the locations of {key} could not be read: {e}") from e
-        return logformat.presence(recent + committed)
+        return found.holders
 
     async def aclose(self) -> None:
         """Ends the children: git-annex may take up to a minute to put away what it wrote, then it is killed."""
@@ -122,31 +120,14 @@ class LocationLog:
             if reader is not None:
                 await reader.aclose()
 
-    @cached_property
-    def _levels(self) -> int:
-        return 1 if self._repository.config().boolean("annex.tune.branchhash1") else 2
+    def _get_writer(self) -> BatchProcess:
+        if self._writer is None:
+            from cluster_remote.annex.batch import BatchProcess
 
-    def _batch(self, *argv: str) -> BatchProcess:
-        from cluster_remote.annex.batch import BatchProcess
-
-        return BatchProcess(argv, cwd=self._repository.cwd, env=self._repository.environment())
-
-
-async def _read_blob(stream: BufferedByteReceiveStream) -> bytes:
-    """The answer of `git cat-file --batch`; empty for a file that is not there or is damaged, as with git-annex."""
-    header = await stream.receive_until(b"\n", _HEADER_LIMIT)
-    if header.endswith(b" missing"):
-        return b""
-    try:
-        _, kind, size = header.split(b" ")
-        length = int(size)
-    except ValueError:
-        raise BadAnswer(f"answered with {header[:200]!r}") from None
-    if kind != b"blob" or not 0 <= length <= _LOG_LIMIT:
-        raise BadAnswer(f"answered with {header[:200]!r}, which is no log of at most {_LOG_LIMIT} bytes")
-    content = await stream.receive_exactly(length)
-    await stream.receive_exactly(1)
-    return content
+            argv = ("git", "annex", "setpresentkey", "--batch", "--json", "--json-error-messages")
+            here = self._repository
+            self._writer = BatchProcess(argv, cwd=here.cwd, env=here.environment())
+        return self._writer
 
 
 def _confirm(key: Key, uuid: UUID, answer: bytes) -> None:

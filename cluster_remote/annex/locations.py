@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -18,13 +18,12 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import anyio
 from anyio.abc import ByteReceiveStream, Process
-from anyio.streams.buffered import BufferedByteReceiveStream
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from cluster_remote.annex import child, logformat
-from cluster_remote.annex.batch import BatchProcess
+from cluster_remote.annex.batch import Answers, BatchProcess
 from cluster_remote.annex.branchlog import BRANCH, journalled
-from cluster_remote.annex.errors import BadAnswer, BranchUnreadable, CommandFailed, NotAKey
+from cluster_remote.annex.errors import BadAnswer, BatchFailed, BranchUnreadable, CommandFailed, NotAKey
 from cluster_remote.p2p.key import UUID, Key, decode, encode
 
 if TYPE_CHECKING:
@@ -39,6 +38,8 @@ BATCH = 256
 # Batches that are read before anybody wants them.
 _AHEAD = 2
 _CHUNK = 64 * 1024
+# The exit code of a git that does not know an option.
+_USAGE = 129
 _JOURNALS = ("journal", "journal-private")
 
 # No log of a key is longer than this, in bytes: a line for each repository that ever had it.
@@ -153,14 +154,25 @@ class _Blobs:
 
 
 class LocationReader:
-    """Reads the location logs of given keys, many at once. For one task at a time; close it in the end."""
+    """Reads the location logs of given keys, many at once or one after the other. Close it in the end.
+
+    git is asked by `cat-file --batch-command`, which can tell whether the branch has changed without showing all of its
+    folders; a git from before version 2.36 has only `--batch`. May be used by several tasks at once.
+    """
 
     def __init__(self, repository: Repository) -> None:
         self._repository = repository
         self._levels = 1 if repository.config().boolean("annex.tune.branchhash1") else 2
-        self._git = BatchProcess(("git", "cat-file", "--batch"), cwd=repository.cwd, env=repository.environment())
+        self._git = self._cat_file("--batch-command")
+        self._old = False
+        self._lock = anyio.Lock(fast_acquire=True)
+        # The branch's tree and its folders as they were when they were last asked for; nothing without a branch.
         self._tree = b""
         self._folders: Mapping[bytes, bytes] = {}
+
+    def _cat_file(self, mode: str) -> BatchProcess:
+        repository = self._repository
+        return BatchProcess(("git", "cat-file", mode), cwd=repository.cwd, env=repository.environment())
 
     async def __aenter__(self) -> LocationReader:
         return self
@@ -168,6 +180,10 @@ class LocationReader:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Ends the child."""
         await self._git.aclose()
 
     async def read(self, keys: Sequence[Key], timeout: float = 60.0) -> list[Located]:
@@ -179,7 +195,8 @@ class LocationReader:
             paths = [logformat.branch_path(key, levels=self._levels) for key in portion]
             # First the journal: git-annex moves what is there to the branch, never back.
             recent = [journalled(self._repository.annex_dir, path) for path in paths]
-            committed = await self._committed(paths, timeout)
+            async with self._lock:
+                committed = await self._committed(paths, timeout)
             found += [_located(key, new + old) for key, new, old in zip(portion, recent, committed, strict=True)]
         return found
 
@@ -189,36 +206,86 @@ class LocationReader:
         git would go through all of the branch's 4096 folders for each of them, which takes it a millisecond; so they
         are looked up here.
         """
+        if not self._old:
+            try:
+                return await self._asked_together(paths, timeout)
+            except BatchFailed as error:
+                if error.returncode != _USAGE:
+                    raise
+            await self._git.aclose()
+            self._git, self._old = self._cat_file("--batch"), True
         await self._git.converse(BRANCH + b"^{tree}\n", self._read_top, timeout)
+        return await self._files(paths, b"", timeout)
+
+    async def _asked_together(self, paths: Sequence[bytes], timeout: float) -> list[bytes]:
+        """Asks at once for the files in the folders that are known, and whether these are still the branch's."""
+        while True:
+            question = b"info " + BRANCH + b"^{tree}\n"
+            latest: list[bytes] = []
+
+            async def current(stream: Answers, latest: list[bytes] = latest) -> None:
+                latest.append(_tree_of(await stream.receive_line(_CHUNK))[0])
+
+            found = await self._files(paths, b"contents ", timeout, question, current)
+            if latest[-1] == self._tree:
+                return found
+            self._tree, self._folders = b"", {}
+            if latest[-1]:
+                await self._git.converse(b"contents " + latest[-1] + b"\n", self._read_top, timeout)
+
+    async def _files(
+        self,
+        paths: Sequence[bytes],
+        command: bytes,
+        timeout: float,
+        first: bytes = b"",
+        read_first: Callable[[Answers], Awaitable[None]] | None = None,
+    ) -> list[bytes]:
+        """Files of the known folders; `first` is a question to be put before, whose answer `read_first` takes."""
         questions: list[bytes] = []
         for path in paths:
             folder, _, rest = path.partition(b"/")
             identity = self._folders.get(folder)
-            questions.append(b"" if identity is None else identity + b":" + rest + b"\n")
+            questions.append(b"" if identity is None else command + identity + b":" + rest + b"\n")
         expected = sum(1 for question in questions if question)
 
-        async def answers(stream: BufferedByteReceiveStream) -> list[bytes]:
+        async def answers(stream: Answers) -> list[bytes]:
+            if read_first is not None:
+                await read_first(stream)
             blobs = _Blobs()
             read: list[bytes] = []
             while len(read) < expected:
                 # What is not there or is damaged counts as empty, as with git-annex.
-                read += [raw or b"" for raw in blobs.feed(await stream.receive(_CHUNK))]
+                read += [raw or b"" for raw in blobs.feed(await stream.receive())]
             return read
 
-        read = iter(await self._git.converse(b"".join(questions), answers, timeout))
+        read = iter(await self._git.converse(first + b"".join(questions), answers, timeout))
         return [next(read) if question else b"" for question in questions]
 
-    async def _read_top(self, stream: BufferedByteReceiveStream) -> None:
+    async def _read_top(self, stream: Answers) -> None:
         """Reads the folders of the branch, unless they are those that were read last."""
-        header = await stream.receive_until(b"\n", _CHUNK)
-        identity, _, rest = header.partition(b" ")
-        kind, _, size = rest.partition(b" ")
-        if kind != b"tree" or not size.isdigit() or int(size) > _LOG_LIMIT:
-            raise BadAnswer(f"answered with {header[:200]!r} where the git-annex branch was asked for")
-        content = await stream.receive_exactly(int(size))
+        identity, size = _tree_of(await stream.receive_line(_CHUNK))
+        if not identity:
+            self._tree, self._folders = b"", {}
+            return
+        content = await stream.receive_exactly(size)
         await stream.receive_exactly(1)
         if identity != self._tree:
             self._tree, self._folders = identity, dict(_entries(content, len(identity) // 2))
+
+
+def _tree_of(header: bytes) -> tuple[bytes, int]:
+    """The identity and the size in bytes of the tree that an answer is about; empty where there is no branch.
+
+    Raises BadAnswer.
+    """
+    if header.endswith(b" missing"):
+        return b"", 0
+    identity, _, rest = header.partition(b" ")
+    kind, _, size = rest.partition(b" ")
+    if kind != b"tree" or not size.isdigit() or int(size) > _LOG_LIMIT:
+        raise BadAnswer(f"answered with {header[:200]!r} where the git-annex branch was asked for")
+    return identity, int(size)
 
 
 def _entries(tree: bytes, length: int) -> Iterator[tuple[bytes, bytes]]:

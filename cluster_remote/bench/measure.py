@@ -14,7 +14,7 @@ from cluster_remote.bench.site import BenchFailed
 __all__ = ["Usage", "timed"]
 
 # Seconds between two looks at the processes.
-_LOOK = 0.02
+_LOOK = 0.25
 _TIMEOUT = 3600.0
 _OURS = (b"git-annex-remote-cluster", b"cluster-remote")
 

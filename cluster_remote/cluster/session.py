@@ -10,7 +10,7 @@ import math
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Protocol, TypeVar
 
 import anyio
@@ -32,8 +32,6 @@ __all__ = ["ClusterSession", "Locations", "Recorder"]
 
 T = TypeVar("T")
 
-# Seconds that a removal which was interrupted may still take to record what it has removed already.
-_LAST_RECORD = 10.0
 # Seconds for all sessions together to close; each is bounded by itself.
 _CLOSING = 20.0
 
@@ -52,8 +50,11 @@ class Closable(Protocol):
 class Recorder(Protocol):
     """Where it is written down that content came or went."""
 
+    def expect(self) -> None:
+        """Something will come soon: what it takes to record it can be started meanwhile. Never raises."""
+
     async def record(self, key: Key, present: Collection[UUID] = (), absent: Collection[UUID] = ()) -> None:
-        """Returns when it is written. Raises AnnexError."""
+        """Returns when it is written; not later than after a minute. Raises AnnexError."""
 
 
 def _any_of(count: int) -> int:
@@ -276,13 +277,17 @@ class ClusterSession(Session):
                         observed.moved()
                         tell(position)
 
-                    return await self._ask.session(node).store(key, file, source, moved)
+                    answer = await self._ask.session(node).store(key, file, source, moved)
+                await self._record_now(unrecorded, key, present=routing.gained(node, answer))
+                return answer
 
+            unrecorded: list[SessionError] = []
+            self._expect_to_record()
             answers, failure = await store_everywhere(targets, store, progress)
             outcome = routing.upload_outcome([*answers, *left_out])
-            await self._record(key, present=outcome.uuids)
-            if failure is not None:
-                raise failure
+            for error in [*unrecorded, failure]:
+                if error is not None:
+                    raise error
             if isinstance(outcome, Present):
                 return Present(outcome.uuids | holders & routing.all_repositories(self.nodes))
             return outcome
@@ -304,19 +309,21 @@ class ClusterSession(Session):
             return await session.remove(key, theirs + left)
 
         with self._request():
-            answers: list[tuple[Node, Removal | SessionError]] = []
-            try:
-                await self._ask.each(answers, self.nodes, request, patience_for(key.size))
-            except BaseException:
-                # What is gone must not stay in the log, even if nobody waits for the answer any more; whether that
-                # can be written, nobody can be told either.
-                with anyio.move_on_after(_LAST_RECORD, shield=True), suppress(SessionError):
-                    await self._record(key, absent=routing.removal_outcome(answers).uuids)
-                raise
-            order = {node.name: place for place, node in enumerate(self.nodes)}
-            outcome = routing.removal_outcome(sorted(answers, key=lambda answer: order[answer[0].name]))
-            await self._record(key, absent=outcome.uuids)
-            return outcome
+            answers: dict[str, Removal | SessionError] = {}
+            unrecorded: list[SessionError] = []
+
+            async def one(node: Node) -> None:
+                answer = await self._ask.caught(node, request, patience_for(key.size))
+                answers[node.name] = answer
+                await self._record_now(unrecorded, key, absent=routing.lost(node, answer))
+
+            self._expect_to_record()
+            async with anyio.create_task_group() as tasks:
+                for node in self.nodes:
+                    tasks.start_soon(one, node)
+            if unrecorded:
+                raise unrecorded[0]
+            return routing.removal_outcome([(node, answers[node.name]) for node in self.nodes])
 
     async def timestamp(self) -> int:
         """Seconds of our own clock, whoever is away: the nodes' clocks are asked when it comes to a removal."""
@@ -357,6 +364,21 @@ class ClusterSession(Session):
             return await self._locations.locations(key)
         except AnnexError as error:
             raise SessionError(f"{self.name}: {error}") from None
+
+    def _expect_to_record(self) -> None:
+        if self._recorder is not None:
+            self._recorder.expect()
+
+    async def _record_now(
+        self, failures: list[SessionError], key: Key, present: Collection[UUID] = (), absent: Collection[UUID] = ()
+    ) -> None:
+        """Records what one node has done, while others are still at work, even if nobody waits for the outcome any
+        more: it is done. That it could not be recorded is the failure of the request, not that of the node."""
+        with anyio.CancelScope(shield=True):
+            try:
+                await self._record(key, present, absent)
+            except SessionError as error:
+                failures.append(error)
 
     async def _record(self, key: Key, present: Collection[UUID] = (), absent: Collection[UUID] = ()) -> None:
         if self._recorder is None or not (present or absent):

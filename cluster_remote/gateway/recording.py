@@ -37,6 +37,10 @@ class SharedLog:
         """See LocationLog."""
         return await self._log.locations(key)
 
+    def expect(self) -> None:
+        """See LocationLog."""
+        self._log.expect()
+
     async def record(self, key: Key, present: Collection[UUID] = (), absent: Collection[UUID] = ()) -> None:
         """See LocationLog."""
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
+from types import TracebackType
 
 import anyio
 
@@ -53,6 +54,7 @@ from cluster_remote.p2p.messages import (
 )
 from cluster_remote.p2p.session import (
     Download,
+    FilePart,
     Present,
     Progress,
     Removal,
@@ -348,15 +350,10 @@ class _Exchange:
         self.settled = True
         """Whether the peer waits for the next request: the connection can serve one then, and else must be closed."""
 
-    @asynccontextmanager
-    async def named(self) -> AsyncIterator[None]:
+    def named(self) -> _Named:
         """Where the peer is spoken with: errors come to say which session it was, what it was doing and, where the
         peer's program said why it ended, that."""
-        try:
-            yield
-        except SessionError as error:
-            words = "" if self.settled else await _last_words(self.stream, error)
-            raise type(error)(f"{self.session.name}: {self.doing}: {error}{words}") from None
+        return _Named(self)
 
     async def ask(self, request: Message, patience: float = 0) -> Message:
         """Sends a request, and gives the answer. Raises Refused if that is ERROR."""
@@ -408,6 +405,24 @@ class _Exchange:
         with anyio.CancelScope(shield=True):
             await self.stream.send(UnlockContent())
         self.settled = True
+
+
+class _Named:
+    """See `_Exchange.named`. A class, for it is entered several times a request, and this is quicker."""
+
+    def __init__(self, exchange: _Exchange) -> None:
+        self._exchange = exchange
+
+    async def __aenter__(self) -> None:
+        return
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, SessionError):
+            exchange = self._exchange
+            words = "" if exchange.settled else await _last_words(exchange.stream, error)
+            raise type(error)(f"{exchange.session.name}: {exchange.doing}: {error}{words}") from None
 
 
 def _ahead(keys: Sequence[Key]) -> Iterator[list[CheckPresent]]:
@@ -486,6 +501,14 @@ class _Counting(SourceReading):
         self._reading = reading
         self._position = offset
         self._progress = progress
+
+    def file(self) -> FilePart | None:
+        return self._reading.file()
+
+    def sent(self, count: int) -> None:
+        self._reading.sent(count)
+        self._position += count
+        self._progress(self._position)
 
     async def chunks(self) -> AsyncIterator[bytes | memoryview]:
         async for chunk in self._reading.chunks():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import AsyncIterator
@@ -10,7 +11,7 @@ from contextlib import asynccontextmanager
 import anyio.to_thread
 
 from cluster_remote.p2p.errors import SourceError
-from cluster_remote.p2p.session import Source, SourceReading
+from cluster_remote.p2p.session import FilePart, Source, SourceReading
 from cluster_remote.p2p.stream import CHUNK
 
 __all__ = ["FileSource"]
@@ -51,22 +52,52 @@ class _FileReading(SourceReading):
                 f"{os.fsdecode(path)!r} has {self._before.st_size} bytes; the peer says it has {offset} already"
             )
 
-    async def chunks(self) -> AsyncIterator[bytes]:
-        position, end = self._offset, self._offset + self.length
+    def file(self) -> FilePart:
+        return FilePart(self._descriptor, self._offset)
+
+    def sent(self, count: int) -> None:
+        if not count:
+            raise self._shorter()
+        self._offset += count
+
+    async def chunks(self) -> AsyncIterator[memoryview]:
+        position, end = self._offset, self._before.st_size
+        buffer = memoryview(bytearray(min(CHUNK, end - position)))
         while position < end:
-            wanted = min(CHUNK, end - position)
+            part = buffer[: end - position]
             try:
-                # A thread, because a disk that spins up or a network file system must not stop everything else.
-                chunk = await anyio.to_thread.run_sync(os.pread, self._descriptor, wanted, position)
+                read = _at_hand(self._descriptor, part, position)
+                if not read:
+                    # A thread, because a disk that spins up or a network file system must not stop everything else.
+                    read = await anyio.to_thread.run_sync(os.preadv, self._descriptor, [part], position)
             except OSError as error:
                 raise SourceError(f"cannot read {os.fsdecode(self._path)!r}: {error.strerror}") from None
-            if not chunk:
-                raise SourceError(f"{os.fsdecode(self._path)!r} became shorter while it was read")
-            position += len(chunk)
-            yield chunk
+            if not read:
+                raise self._shorter()
+            position += read
+            yield part[:read]
+
+    def _shorter(self) -> SourceError:
+        return SourceError(f"{os.fsdecode(self._path)!r} became shorter while it was read")
 
     async def valid(self) -> bool:
         # An unlocked file may be written to at any time; then what was sent is neither the old nor the new content.
         after = os.fstat(self._descriptor)
         before = self._before
         return (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+
+
+def _at_hand(descriptor: int, buffer: memoryview, position: int) -> int:
+    """Reads what the kernel has of a part of a file without asking the disk. How many bytes; none where it cannot say.
+
+    A thread for each small file would take longer than all else that is done to send it.
+    """
+    if not hasattr(os, "RWF_NOWAIT"):
+        return 0
+    try:
+        return os.preadv(descriptor, [buffer], position, os.RWF_NOWAIT)
+    except OSError as error:
+        # Not at hand, or a file system that cannot tell; the thread finds out about all other errors.
+        if error.errno in (errno.EAGAIN, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+            return 0
+        raise

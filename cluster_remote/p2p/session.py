@@ -16,6 +16,7 @@ from cluster_remote.p2p.key import UUID, AssociatedFile, Key
 
 __all__ = [
     "Download",
+    "FilePart",
     "Present",
     "Progress",
     "Removal",
@@ -30,11 +31,27 @@ __all__ = [
 Progress = Callable[[int], None]
 
 
+@dataclass(frozen=True, slots=True)
+class FilePart:
+    """Bytes that lie in a file from `offset` on; `descriptor` is open for as long as they are read."""
+
+    descriptor: int
+    offset: int
+
+
 class SourceReading(ABC):
     """The bytes of a content from an offset to its end, read once."""
 
     length: int
     """How many bytes `chunks` yields, in bytes. Known before the first is read, since DATA announces it."""
+
+    def file(self) -> FilePart | None:
+        """Where the next bytes lie, if they lie in a file: the kernel can send them without our reading them."""
+        return None
+
+    def sent(self, count: int) -> None:
+        """That many bytes of the file have been sent, and are not to come as chunks."""
+        raise NotImplementedError
 
     @abstractmethod
     def chunks(self) -> AsyncIterator[bytes | memoryview]:

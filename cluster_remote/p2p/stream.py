@@ -8,8 +8,8 @@ deadline.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable
+from types import TracebackType
 
 import anyio
 
@@ -28,6 +28,9 @@ CHUNK = 1024 * 1024
 _SMALL = 256 * 1024
 _HELD = 0.25
 
+# From this many bytes on a file is sent by the kernel, where it can: less is not worth a thread.
+_LARGE = 4 * 1024 * 1024
+
 # Called with True for a message that goes out, False for one that came in.
 Trace = Callable[[bool, Message], None]
 
@@ -42,6 +45,21 @@ class Connection(ABC):
     @abstractmethod
     async def send_some(self, data: memoryview) -> int:
         """Sends a part of `data`, waiting until at least one byte can go. How many went. Raises ConnectionLost."""
+
+    def copied_last(self) -> int | None:
+        """How many bytes at the end of a file have to be sent by `send_some`; None where all of it has to be.
+
+        What `send_file` sends is read by the peer from the file itself, as late as that: only when the peer has taken
+        all of it can be told whether the file has changed meanwhile. What is sent behind it sees to that.
+        """
+        return None
+
+    async def send_file(self, descriptor: int, offset: int, length: int) -> int:
+        """Sends a part of a file as it lies there, at most `length` bytes. How many went; none at the file's end.
+
+        Waits until at least one byte can go. Raises ConnectionLost; OSError where the file cannot be read.
+        """
+        raise NotImplementedError
 
     @abstractmethod
     def ended(self) -> bool:
@@ -59,6 +77,25 @@ class Connection(ABC):
         return ""
 
 
+class _Deadline:
+    """Raises TimedOut where no progress is made. A class, for it is entered for every message, and this is quicker."""
+
+    def __init__(self, seconds: float, doing: str) -> None:
+        self._seconds = seconds
+        self._doing = doing
+
+    def __enter__(self) -> anyio.CancelScope:
+        self._scope = anyio.CancelScope(deadline=anyio.current_time() + self._seconds)
+        return self._scope.__enter__()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._scope.__exit__(kind, error, trace)
+        if self._scope.cancelled_caught:
+            raise TimedOut(f"no progress for {self._seconds:.3g} seconds while {self._doing}") from None
+
+
 class MessageStream:
     """Messages over a connection. `timeout` is in seconds without progress."""
 
@@ -70,14 +107,8 @@ class MessageStream:
         # How far the buffer has been searched for a newline: keeps reading a line linear in its length.
         self._searched = 0
 
-    @contextmanager
-    def _deadline(self, doing: str, patience: float = 0) -> Iterator[anyio.CancelScope]:
-        seconds = self.timeout + patience
-        try:
-            with anyio.fail_after(seconds) as scope:
-                yield scope
-        except TimeoutError:
-            raise TimedOut(f"no progress for {seconds:.3g} seconds while {doing}") from None
+    def _deadline(self, doing: str, patience: float = 0) -> _Deadline:
+        return _Deadline(self.timeout + patience, doing)
 
     async def send(self, *messages: Message) -> None:
         """Sends messages together. Raises TimedOut, ConnectionLost."""
@@ -140,6 +171,10 @@ class MessageStream:
         pending = bytearray(serialise(announcement))
         held_until = anyio.current_time() + _HELD
         left = reading.length
+        if left > _LARGE and (tail := self.connection.copied_last()) is not None and reading.file() is not None:
+            await self._send_all(memoryview(pending), "sending content")
+            pending = bytearray()
+            left -= await self._send_file(reading, left - tail)
         async for chunk in reading.chunks():
             left -= len(chunk)
             if left < 0:
@@ -160,6 +195,21 @@ class MessageStream:
         pending += b"".join(map(serialise, messages))
         await self._send_all(memoryview(pending), "sending content")
         return valid
+
+    async def _send_file(self, reading: SourceReading, length: int) -> int:
+        """Sends the first `length` bytes of a reading from its file. How many these were."""
+        left = length
+        while left > 0:
+            part = reading.file()
+            assert part is not None
+            with self._deadline("sending content"):
+                try:
+                    count = await self.connection.send_file(part.descriptor, part.offset, left)
+                except OSError as error:
+                    raise SourceError(f"the content cannot be read: {error.strerror}") from None
+            reading.sent(count)
+            left -= count
+        return length
 
     async def receive_data(self, length: int) -> AsyncIterator[bytes]:
         """The `length` bytes after a DATA message. Raises TimedOut, ConnectionLost."""

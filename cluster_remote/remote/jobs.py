@@ -1,105 +1,228 @@
-"""The ASYNC extension: with it, one process serves all of git-annex's jobs.
+"""git-annex's requests, from the first line to the last: one process, one event loop, any number of jobs.
 
-Every line in both directions begins with the number of a job (`J n …`). A job is a thread in which a Master listens,
-exactly as it would to git-annex itself; what comes in for it is put into its queue, what it says gets its number. So
-the special remote is the same with and without the extension, and its jobs share connections, logs and event loop.
+With the ASYNC extension every line in both directions begins with the number of a job (`J n …`); without it there is
+one job, whose lines have no beginning of their own. What moves, checks or removes content is answered in the event
+loop, which is where the sessions live. All else is answered by code that may ask git-annex in its turn and waits for
+the reply: by the main thread itself before the loop runs, by a thread for each such request from then on. The loop
+begins with the first request that needs it, since most runs of the program (LISTCONFIGS, GETCOST) do not.
 """
 
 from __future__ import annotations
 
+import os
 import queue
-import threading
+from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from cluster_remote.remote.loop import EventLoop
-from cluster_remote.remote.protocol import AnnexMaster
+from cluster_remote.remote.protocol import AnnexMaster, needs_sessions
 from cluster_remote.remote.remote import ClusterRemote, Shared
-from cluster_remote.transport.tracing import JOB
 
 if TYPE_CHECKING:
     import io
 
+    from anyio.abc import TaskGroup
+
 __all__ = ["serve"]
 
-# Seconds that jobs get to notice that git-annex is gone and their requests are cancelled.
+# Seconds that requests get to notice that git-annex is gone.
 _PARTING = 10.0
+# Seconds that debug messages wait at most.
+_NOW_AND_THEN = 0.5
+_CHUNK = 64 * 1024
 
 
-class _Lines:
-    """What git-annex says to one job, as something to read lines from."""
+class _Input:
+    """Lines from git-annex, as text in which any byte survives."""
 
-    def __init__(self) -> None:
-        self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._lines: deque[str] = deque()
+        self._rest = b""
+        self._ended = False
 
-    def put(self, line: str) -> None:
-        """The empty text is the end."""
-        self._lines.put(line)
+    def take(self) -> str:
+        """The next line with its newline; the empty text at the end. Waits, and everything with it."""
+        while not self._lines and not self._ended:
+            self._read()
+        return self._lines.popleft() if self._lines else ""
+
+    def put_back(self, line: str) -> None:
+        """Makes a line the next one again."""
+        self._lines.appendleft(line)
+
+    async def take_in_the_loop(self) -> str:
+        """As `take`, but others go on meanwhile."""
+        import anyio
+
+        while not self._lines and not self._ended:
+            try:
+                await anyio.wait_readable(self._descriptor)
+            except PermissionError:
+                # A file, in which all that there is can be read at any time.
+                await anyio.lowlevel.checkpoint()
+            self._read()
+        return self._lines.popleft() if self._lines else ""
+
+    def _read(self) -> None:
+        data = os.read(self._descriptor, _CHUNK)
+        self._ended = not data
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        self._lines += [f"{line.decode('utf-8', 'surrogateescape')}\n" for line in lines]
+
+
+class _Job:
+    """One of git-annex's jobs: what it asks comes one after the other."""
+
+    def __init__(self, master: AnnexMaster, replied: Callable[[_Job], str]) -> None:
+        self.master = master
+        self.over = False
+        """Whether it ended with an error: nobody listens to it any more."""
+        self.replies: queue.SimpleQueue[str] = queue.SimpleQueue()
+        """What git-annex replies to a thread that has asked it, once the loop runs; the empty text at the end."""
+        self._replied = replied
+        master.input = self
 
     def readline(self) -> str:
-        return self._lines.get()
+        """What git-annex replies to a question; the empty text at the end."""
+        return self._replied(self)
 
 
 class _JobMaster(AnnexMaster):
     """Speaks for one job over the line that all of them share."""
 
-    def __init__(self, whole: AnnexMaster, number: str) -> None:
+    def __init__(self, whole: AnnexMaster, number: str, shared: Shared) -> None:
         super().__init__(whole.output)
+        self.number = number
         self._whole = whole
         self._prefix = f"J {number} "
+        self.LinkRemote(ClusterRemote(self, shared))
+        # What git-annex offered was said before there were jobs.
+        self.protocol.extensions = whole.protocol.extensions
 
     def _write(self, lines: list[str]) -> None:
         self._whole.say("\n".join(self._prefix + line for line in lines))
 
 
-def serve(stdin: io.TextIOWrapper, stdout: io.TextIOWrapper) -> None:
-    """Answers git-annex until it hangs up, then closes everything."""
-    loop = EventLoop()
-    shared = Shared(loop)
-    whole = AnnexMaster(stdout)
-    whole.LinkRemote(ClusterRemote(whole, shared))
-    jobs: dict[str, tuple[_Lines, threading.Thread]] = {}
-    try:
-        whole.greet()
-        whole.input = stdin
-        while line := stdin.readline():
-            tag, _space, rest = line.partition(" ")
-            number, space, request = rest.partition(" ")
-            if tag == "J" and space and whole.asynchronous:
-                if number not in jobs:
-                    jobs[number] = _start(whole, number, shared)
-                jobs[number][0].put(request)
-            elif not whole.answer(line):
+class _Service:
+    """Everything that is under way for one git-annex."""
+
+    def __init__(self, stdin: int, stdout: io.TextIOWrapper) -> None:
+        self._input = _Input(stdin)
+        self._shared = Shared()
+        self._whole = AnnexMaster(stdout)
+        self._whole.LinkRemote(ClusterRemote(self._whole, self._shared))
+        # The only job there is, unless there are numbers.
+        self._only = _Job(self._whole, self._replied)
+        self._numbered: dict[str, _Job] = {}
+        self._looping = False
+
+    # Before the loop
+
+    def answer_what_is_simple(self) -> bool:
+        """Answers requests until git-annex hangs up, or wants something that needs the event loop; whether it does."""
+        self._whole.greet()
+        while line := self._input.take():
+            job, request = self._job_of(line)
+            if needs_sessions(request):
+                self._input.put_back(line)
+                return True
+            if not job.over:
+                job.over = not job.master.answer(request)
+            if self._only.over:
                 break
-    finally:
-        for lines, _thread in jobs.values():
-            lines.put("")
+        return False
+
+    def _job_of(self, line: str) -> tuple[_Job, str]:
+        """Whose line it is, and the line as that job knows it."""
+        tag, _space, rest = line.partition(" ")
+        number, space, request = rest.partition(" ")
+        if not (self._whole.asynchronous and tag == "J" and space):
+            return self._only, line
+        if number not in self._numbered:
+            self._numbered[number] = _Job(_JobMaster(self._whole, number, self._shared), self._replied)
+        return self._numbered[number], request
+
+    def _replied(self, asking: _Job) -> str:
+        if self._looping:
+            return asking.replies.get()
+        others: list[str] = []
         try:
-            if jobs:
-                # Nobody is left to hear how the requests under way end.
-                shared.abandon()
-            for _lines, thread in jobs.values():
-                thread.join(_PARTING)
+            while line := self._input.take():
+                job, reply = self._job_of(line)
+                if job is asking:
+                    return reply
+                others.append(line)
+            return ""
         finally:
-            shared.close()
-            loop.close()
+            for line in reversed(others):
+                self._input.put_back(line)
 
+    # In the loop
 
-def _start(whole: AnnexMaster, number: str, shared: Shared) -> tuple[_Lines, threading.Thread]:
-    lines = _Lines()
-    master = _JobMaster(whole, number)
-    master.LinkRemote(ClusterRemote(master, shared))
-    # What git-annex offered was said before there were jobs.
-    master.protocol.extensions = whole.protocol.extensions
+    async def answer_everything(self) -> None:
+        """Answers requests until git-annex hangs up, many at once, and closes everything."""
+        import anyio
 
-    def listen() -> None:
-        # What a thread sets here is seen in the requests that it has the event loop run.
-        JOB.set(number)
+        self._looping = True
+        self._listening = anyio.CancelScope()
         try:
-            master.Listen(lines)
-        except BrokenPipeError:
-            # git-annex is gone; the thread that reads from it sees that too, and ends everything.
-            return
+            async with anyio.create_task_group() as flushing:
+                flushing.start_soon(self._flush_now_and_then)
+                async with anyio.create_task_group() as requests:
+                    with self._listening:
+                        await self._listen(requests)
+                    # Nobody is left to hear how the requests under way end.
+                    requests.cancel_scope.deadline = anyio.current_time() + _PARTING
+                    for job in self._jobs():
+                        job.replies.put("")
+                    self._shared.abandon()
+                flushing.cancel_scope.cancel()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self._shared.aclose()
 
-    thread = threading.Thread(target=listen, name=f"job {number}", daemon=True)
-    thread.start()
-    return lines, thread
+    def _jobs(self) -> list[_Job]:
+        return [self._only, *self._numbered.values()]
+
+    async def _listen(self, requests: TaskGroup) -> None:
+        while line := await self._input.take_in_the_loop():
+            job, text = self._job_of(line)
+            if job.master.talking:
+                job.replies.put(text)
+            elif not job.over:
+                requests.start_soon(self._answer, job, text)
+
+    async def _answer(self, job: _Job, request: str) -> None:
+        from cluster_remote.transport.tracing import JOB
+
+        if isinstance(job.master, _JobMaster):
+            JOB.set(job.master.number)
+        try:
+            job.over = not await job.master.answer_in_the_loop(request)
+        except BrokenPipeError:
+            # git-annex is gone, which its end of our input may not show.
+            self._listening.cancel()
+        if self._only.over:
+            self._listening.cancel()
+
+    async def _flush_now_and_then(self) -> None:
+        import anyio
+
+        while True:
+            await anyio.sleep(_NOW_AND_THEN)
+            try:
+                for job in self._jobs():
+                    job.master.flush()
+            except BrokenPipeError:
+                self._listening.cancel()
+                return
+
+
+def serve(stdin: int, stdout: io.TextIOWrapper) -> None:
+    """Answers git-annex until it hangs up, then closes everything. `stdin` is a descriptor."""
+    service = _Service(stdin, stdout)
+    if service.answer_what_is_simple():
+        import anyio
+
+        anyio.run(service.answer_everything)

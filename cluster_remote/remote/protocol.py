@@ -10,30 +10,40 @@ import io
 import sys
 import threading
 import typing
-from typing import Any, BinaryIO
+from collections.abc import Callable
+from typing import Any, TypeVar
 
-from annexremote import Master, ProtocolError, SpecialRemote, UnsupportedRequest
+from annexremote import Master, ProtocolError, RemoteError, SpecialRemote, UnsupportedRequest
 from annexremote.annexremote import AnnexError, Protocol
 
-__all__ = ["AnnexMaster", "one_line", "text_streams"]
-
-
-def text_streams(stdin: BinaryIO, stdout: BinaryIO) -> tuple[io.TextIOWrapper, io.TextIOWrapper]:
-    """The two ways to git-annex as text in which any byte survives, lines ending in a newline and nothing else."""
-    return (
-        io.TextIOWrapper(stdin, encoding="utf-8", errors="surrogateescape", newline="\n"),
-        io.TextIOWrapper(stdout, encoding="utf-8", errors="surrogateescape", newline="\n"),
-    )
+__all__ = ["AnnexMaster", "Lines", "needs_sessions", "one_line", "standard_streams"]
 
 
 def one_line(text: str) -> str:
     """A message as the protocol can carry it. Other control characters could do things to a terminal."""
+    if text.isprintable() and text and not (text[0].isspace() or text[-1].isspace()):
+        return text
     lines = ("".join(c if c.isprintable() or ord(c) > 0x9F else " " for c in line) for line in text.splitlines())
     return "; ".join(line.strip() for line in lines if line.strip()) or "unknown error"
 
 
+T = TypeVar("T")
+
 # How many debug messages wait for others at most.
 _HELD_MESSAGES = 64
+
+# What is answered in the event loop, and what is answered by code that only needs it.
+_IN_THE_LOOP = frozenset({"CHECKPRESENT", "REMOVE", "TRANSFER"})
+_WITH_SESSIONS = _IN_THE_LOOP | {"GETINFO", "INITREMOTE", "WHEREIS"}
+
+
+def _word(line: str) -> str:
+    return line.rstrip("\n").partition(" ")[0].upper()
+
+
+def needs_sessions(line: str) -> bool:
+    """Whether a request cannot be answered without the event loop."""
+    return _word(line) in _WITH_SESSIONS
 
 
 class _Protocol(Protocol):  # type: ignore[misc] # annexremote has no types
@@ -59,6 +69,37 @@ class _Protocol(Protocol):  # type: ignore[misc] # annexremote has no types
             self.exporting = False
         return reply
 
+    async def transact(self, line: str) -> str:
+        """A request about a content. annexremote has the same ones for code that waits."""
+        word, _space, parameters = line.partition(" ")
+        first, _space, rest = parameters.partition(" ")
+        key, _space, file = rest.partition(" ")
+        remote = self.remote
+        if not parameters:
+            raise ProtocolError(f"{word} came with no parameters")
+        try:
+            match word.upper(), first:
+                case "CHECKPRESENT", _:
+                    answer = "SUCCESS" if await remote.checkpresent(parameters) else "FAILURE"
+                    return f"CHECKPRESENT-{answer} {parameters}"
+                case "REMOVE", _:
+                    await remote.remove(parameters)
+                    return f"REMOVE-SUCCESS {parameters}"
+                case "TRANSFER", "STORE" | "RETRIEVE" if file:
+                    await (remote.transfer_store if first == "STORE" else remote.transfer_retrieve)(key, file)
+                    return f"TRANSFER-SUCCESS {first} {key}"
+        except RemoteError as error:
+            match word.upper():
+                case "CHECKPRESENT":
+                    return f"CHECKPRESENT-UNKNOWN {parameters} {error}"
+                case "REMOVE":
+                    return f"REMOVE-FAILURE {parameters} {error}"
+                case _:
+                    return f"TRANSFER-FAILURE {first} {key} {error}"
+        if first in ("STORE", "RETRIEVE"):
+            raise ProtocolError(f"TRANSFER {first} came without a key and a file")
+        raise UnsupportedRequest
+
 
 class Lines(typing.Protocol):
     """Where a Master reads from."""
@@ -68,18 +109,26 @@ class Lines(typing.Protocol):
 
 
 class AnnexMaster(Master):  # type: ignore[misc] # annexremote has no types
-    """Speaks with git-annex over the given streams until it hangs up."""
+    """Speaks with git-annex, or for one of its jobs."""
+
+    input: Lines
 
     def __init__(self, output: io.TextIOWrapper) -> None:
         super().__init__(output)
-        # Progress and debug messages come from the event loop's thread, those of jobs from theirs.
+        # Most comes from the event loop, but not all: some requests are answered by threads.
         self._sending = threading.Lock()
         self._held: list[str] = []
+        self._conversations = 0
 
     @property
     def asynchronous(self) -> bool:
         """Whether git-annex and this program have agreed on the ASYNC extension."""
         return "ASYNC" in self.protocol.extensions
+
+    @property
+    def talking(self) -> bool:
+        """Whether what git-annex says next to this job is a reply to what it was asked."""
+        return self._conversations > 0
 
     def LinkRemote(self, remote: SpecialRemote) -> None:
         self.remote = remote
@@ -89,32 +138,44 @@ class AnnexMaster(Master):  # type: ignore[misc] # annexremote has no types
         """The first line of the protocol."""
         self.say(self.protocol.version)
 
-    def Listen(self, input: Lines) -> None:
-        """Answers requests until git-annex hangs up, or until one cannot be answered at all."""
-        self.input = input
-        while line := input.readline():
-            if not self.answer(line):
-                return
-
     def answer(self, line: str) -> bool:
         """Answers one request. False where nothing more can be said."""
+        return self._said(*self._reply_to(line))
+
+    async def answer_in_the_loop(self, line: str) -> bool:
+        """The same, while others are answered. What may ask git-annex in its turn is done by a thread."""
+        if _word(line) not in _IN_THE_LOOP:
+            return self._said(*await self.converse(self._reply_to, line))
         try:
-            reply = self.protocol.command(line.removesuffix("\n"))
-        except UnsupportedRequest:
-            reply = "UNSUPPORTED-REQUEST"
-        except (AnnexError, SyntaxError) as error:
-            # Where the protocol has no way to refuse, or git-annex does not keep to it, only the end is left.
-            self.error(one_line(str(error)))
-            return False
-        except BrokenPipeError:
-            # git-annex is gone.
-            raise
+            reply = await self.protocol.transact(line.removesuffix("\n"))
         except Exception as error:  # noqa: BLE001 -- a job that ended without a word would leave git-annex waiting
-            self.error(one_line(f"internal error: {type(error).__name__}: {error}"))
-            return False
+            return self._said(*_last_reply(error))
+        return self._said(reply, True)
+
+    async def converse(self, function: Callable[..., T], *arguments: object) -> T:
+        """Runs in a thread what may ask git-annex. What git-annex says to this job meanwhile is the reply to that."""
+        import math
+
+        import anyio.to_thread
+
+        self._conversations += 1
+        try:
+            # As many as there are jobs: those that wait for git-annex must not keep others waiting.
+            limiter = anyio.CapacityLimiter(math.inf)
+            return await anyio.to_thread.run_sync(function, *arguments, abandon_on_cancel=True, limiter=limiter)
+        finally:
+            self._conversations -= 1
+
+    def _reply_to(self, line: str) -> tuple[str, bool]:
+        try:
+            return self.protocol.command(line.removesuffix("\n")) or "", True
+        except Exception as error:  # noqa: BLE001 -- see above
+            return _last_reply(error)
+
+    def _said(self, reply: str, go_on: bool) -> bool:
         if reply:
             self.say(reply)
-        return True
+        return go_on
 
     def debug(self, *args: object) -> None:
         """As in annexremote; but it may wait a little for the next message, and go out together with that.
@@ -148,8 +209,26 @@ class AnnexMaster(Master):  # type: ignore[misc] # annexremote has no types
         self.say(" ".join(map(str, args)))
 
 
-def standard_streams() -> tuple[io.TextIOWrapper, io.TextIOWrapper]:
-    """Takes over standard input and output. What anything prints by mistake goes to standard error from now on."""
-    streams = text_streams(sys.stdin.buffer, sys.stdout.buffer)
+def _last_reply(error: Exception) -> tuple[str, bool]:
+    """What is said where a request was not answered, and whether others can be."""
+    match error:
+        case BrokenPipeError():
+            # git-annex is gone.
+            raise error
+        case UnsupportedRequest():
+            return "UNSUPPORTED-REQUEST", True
+        case AnnexError() | SyntaxError():
+            # Where the protocol has no way to refuse, or git-annex does not keep to it, only the end is left.
+            return f"ERROR {one_line(str(error))}", False
+        case _:
+            return f"ERROR {one_line(f'internal error: {type(error).__name__}: {error}')}", False
+
+
+def standard_streams() -> tuple[int, io.TextIOWrapper]:
+    """Takes over standard input, as a descriptor, and standard output, as text in which any byte survives.
+
+    What anything prints by mistake goes to standard error from now on.
+    """
+    output = io.TextIOWrapper(sys.stdout.buffer, encoding="utf-8", errors="surrogateescape", newline="\n")
     sys.stdout = sys.stderr
-    return streams
+    return sys.stdin.fileno(), output

@@ -1,7 +1,7 @@
 """The special remote: git-annex's requests, answered by one session.
 
 It does not know what kind of session it holds; without a url it is the cluster of this very repository. What every
-request has in common: it waits for the event loop, it records before it reports success, and every way to fail ends in
+request has in common: it has a session to itself, it records before it reports success, and every way to fail ends in
 one line of words.
 """
 
@@ -10,8 +10,9 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from annexremote import RemoteError, SpecialRemote
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from cluster_remote.p2p.key import Key
     from cluster_remote.p2p.messages import Message
     from cluster_remote.p2p.session import Removal, Session
-    from cluster_remote.remote.loop import EventLoop
     from cluster_remote.remote.settings import Settings
     from cluster_remote.remote.workplace import Workplace
 
@@ -39,8 +39,7 @@ _INFO_TIMEOUT = 10.0
 class Shared:
     """What all jobs of one process share."""
 
-    def __init__(self, loop: EventLoop) -> None:
-        self.loop = loop
+    def __init__(self) -> None:
         self.settings: Settings | None = None
         self.workplace: Workplace | None = None
         # Held while git-annex is asked for what all of them need.
@@ -49,12 +48,12 @@ class Shared:
     def abandon(self) -> None:
         """Cancels the requests that are under way."""
         if self.workplace is not None:
-            self.loop.run(self.workplace.cancel_requests)
+            self.workplace.cancel_requests()
 
-    def close(self) -> None:
+    async def aclose(self) -> None:
         """Closes the connections. What has been recorded is committed by git-annex at the latest then."""
         if self.workplace is not None:
-            self.loop.run(self.workplace.aclose)
+            await self.workplace.aclose()
             self.workplace = None
 
 
@@ -92,42 +91,47 @@ class ClusterRemote(SpecialRemote):  # type: ignore[misc] # annexremote has no t
 
         settings = self._read_settings()
 
-        async def check(workplace: Workplace) -> Repository:
-            await check_remote(workplace)
-            return workplace.repository
+        async def check() -> Repository:
+            workplace = await self._workplace()
+            with self._in_words():
+                await check_remote(workplace)
+                return workplace.repository
 
-        repository = self._run(check)
-        # Not before it has been found to be right.
-        self._in_words(lambda: store_token(settings, self.annex, repository))
+        repository = self._wait_for(check)
+        with self._in_words():
+            # Not before it has been found to be right.
+            store_token(settings, self.annex, repository)
 
-    def transfer_store(self, key: str, local_file: str) -> None:
-        self._ask(self._store, self._key(key), _path(local_file))
+    async def transfer_store(self, key: str, local_file: str) -> None:
+        await self._ask(self._store, self._key(key), _path(local_file))
 
-    def transfer_retrieve(self, key: str, local_file: str) -> None:
-        self._ask(self._retrieve, self._key(key), _path(local_file))
+    async def transfer_retrieve(self, key: str, local_file: str) -> None:
+        await self._ask(self._retrieve, self._key(key), _path(local_file))
 
-    def checkpresent(self, key: str) -> bool:
-        return self._ask(self._check_present, self._key(key))
+    async def checkpresent(self, key: str) -> bool:
+        return await self._ask(self._check_present, self._key(key))
 
-    def remove(self, key: str) -> None:
-        self._ask(self._remove, self._key(key))
+    async def remove(self, key: str) -> None:
+        await self._ask(self._remove, self._key(key))
 
     def whereis(self, key: str) -> str:
         # Both this and info have no way to fail but to end the program.
         try:
-            return self._ask(self._whereis, self._key(key))
+            where: str = self._wait_for(self._ask, self._whereis, self._key(key))
         except RemoteError as error:
             self._tell(str(error))
             return ""
+        return where
 
     @property
     def info(self) -> dict[str, str]:
         settings = self._read_settings()
         fields = {"url": settings.url or "none: the cluster of this repository", "tracking": settings.tracking}
         try:
-            return fields | self._ask(self._info)
+            found: dict[str, str] = self._wait_for(self._ask, self._info)
         except RemoteError as error:
-            return fields | {"protocol version": f"unknown: {error}"}
+            found = {"protocol version": f"unknown: {error}"}
+        return fields | found
 
     # How they are answered
 
@@ -137,11 +141,12 @@ class ClusterRemote(SpecialRemote):  # type: ignore[misc] # annexremote has no t
         from cluster_remote.p2p.session import Stored
         from cluster_remote.remote.chunks import stored_as
 
+        workplace.expect_to_record()
         outcome = await session.store(stored_as(key), AssociatedFile(), FileSource(path), self._progress())
         if isinstance(outcome, Stored):
             if not outcome.stored:
                 # A part of the nodes may have it all the same, and then the location log has to know.
-                await workplace.record(key, present=outcome.uuids)
+                await workplace.record_outcome(key, present=outcome.uuids)
                 raise RemoteError("; ".join(outcome.reasons) or f"{session.name} did not store it")
             for reason in outcome.reasons:
                 self._tell(reason)
@@ -151,7 +156,7 @@ class ClusterRemote(SpecialRemote):  # type: ignore[misc] # annexremote has no t
                 f"{session.version} of the protocol), so the copies cannot be counted; clusters need git-annex "
                 f"10.20240731 or newer on the gateway"
             )
-        await workplace.record(key, present=outcome.uuids)
+        await workplace.record_outcome(key, present=outcome.uuids)
 
     async def _retrieve(self, workplace: Workplace, session: Session, key: Key, path: bytes) -> None:
         from cluster_remote.remote.chunks import stored_as
@@ -172,12 +177,13 @@ class ClusterRemote(SpecialRemote):  # type: ignore[misc] # annexremote has no t
     async def _remove(self, workplace: Workplace, session: Session, key: Key) -> None:
         from cluster_remote.remote.chunks import stored_as
 
+        workplace.expect_to_record()
         outcome = await session.remove(stored_as(key))
         gone = outcome.uuids
         if outcome.removed and not gone and workplace.counts_nodes:
             # Below version 2 no nodes are named, but a cluster's removal succeeds on every node or not at all.
             gone = await workplace.nodes_with(key)
-        await workplace.record(key, absent=gone)
+        await workplace.record_outcome(key, absent=gone)
         if not outcome.removed:
             raise RemoteError(await self._why_not_removed(workplace, session, key, outcome))
 
@@ -265,23 +271,30 @@ class ClusterRemote(SpecialRemote):  # type: ignore[misc] # annexremote has no t
         except ValueError as error:
             raise RemoteError(one_line(str(error))) from None
 
-    def _ask(self, function: Callable[..., Awaitable[T]], *arguments: object) -> T:
-        """Runs a request that needs a session."""
-
-        async def with_session(workplace: Workplace) -> T:
+    async def _ask(self, function: Callable[..., Coroutine[Any, Any, T]], *arguments: object) -> T:
+        """Answers a request that needs a session."""
+        workplace = await self._workplace()
+        with self._in_words():
             async with workplace.request(self._debug) as session:
                 return await function(workplace, session, *arguments)
 
-        return self._run(with_session)
+    async def _workplace(self) -> Workplace:
+        if self._shared.workplace is None:
+            # git-annex is asked, which takes a thread.
+            with self._in_words():
+                await self.annex.converse(self._get_workplace)
+        assert self._shared.workplace is not None
+        return self._shared.workplace
 
-    def _run(self, function: Callable[[Workplace], Awaitable[T]]) -> T:
-        """Runs a request in the event loop."""
-        # git-annex is asked here, in the thread that it talks to, never from the event loop.
-        return self._in_words(
-            lambda: self._shared.loop.run(function, self._get_workplace(), now_and_then=self.annex.flush)
-        )
+    def _wait_for(self, function: Callable[..., Coroutine[Any, Any, T]], *arguments: object) -> T:
+        """Has the event loop answer a request whose thread waits."""
+        from anyio.from_thread import run
 
-    def _in_words(self, function: Callable[[], T]) -> T:
+        outcome: T = run(function, *arguments)
+        return outcome
+
+    @contextmanager
+    def _in_words(self) -> Iterator[None]:
         """Whatever goes wrong becomes words for git-annex."""
         from concurrent.futures import CancelledError
 
@@ -289,7 +302,7 @@ class ClusterRemote(SpecialRemote):  # type: ignore[misc] # annexremote has no t
         from cluster_remote.remote.failure import causes, in_words
 
         try:
-            return function()
+            yield
         except RemoteError as error:
             raise RemoteError(one_line(str(error))) from None
         except CancelledError:

@@ -91,7 +91,7 @@ class Workplace:
         if scope.cancelled_caught:
             raise GivenUp("given up, because git-annex is gone")
 
-    async def cancel_requests(self) -> None:
+    def cancel_requests(self) -> None:
         """Gives up every request that is under way."""
         for scope in self._requests:
             scope.cancel()
@@ -124,7 +124,7 @@ class Workplace:
         return session_at(address, caller, server=server, token=self._token)
 
     def _own_cluster(self, server: UUID | None, caller: Caller) -> Session:
-        """The cluster of this very repository. Its nodes' locations are recorded by the remote, see `record`."""
+        """The cluster of this very repository, which records what its nodes have."""
         from cluster_remote.cluster.membership import membership
         from cluster_remote.cluster.reachability import Reachability
 
@@ -134,8 +134,8 @@ class Workplace:
             self._membership = membership(self.config, self.logs, place, wanted)
             self._reachability = Reachability()
         # What a remote that counts as one copy has on which node, no log says.
-        locations = self._locations() if self.settings.tracking == "nodes" else None
-        return self._membership.session(caller, locations=locations, reachability=self._reachability)
+        log = self._locations() if self.settings.tracking == "nodes" else None
+        return self._membership.session(caller, locations=log, record=log, reachability=self._reachability)
 
     def _locations(self) -> LocationLog:
         if self._location_log is None:
@@ -146,6 +146,19 @@ class Workplace:
     def counts_nodes(self) -> bool:
         """Whether the remote is a cluster whose nodes are the copies."""
         return self.settings.tracking == "nodes" and self.settings.uuid.is_cluster
+
+    def expect_to_record(self) -> None:
+        """Something will be recorded soon: what that takes is started meanwhile."""
+        if self.settings.tracking == "nodes":
+            self._locations().expect()
+
+    async def record_outcome(self, key: Key, present: Collection[UUID] = (), absent: Collection[UUID] = ()) -> None:
+        """Records what a session has done, unless it is the cluster of this repository, which has recorded it itself.
+
+        Raises LocationLogError.
+        """
+        if self._membership is None:
+            await self.record(key, present, absent)
 
     async def record(self, key: Key, present: Collection[UUID] = (), absent: Collection[UUID] = ()) -> None:
         """Records where the content is now, as far as that is this remote's to say. Raises LocationLogError."""

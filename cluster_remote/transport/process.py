@@ -6,7 +6,6 @@ import os
 import select
 import signal
 import subprocess
-import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -15,14 +14,13 @@ import anyio
 
 from cluster_remote.p2p.client import Transport
 from cluster_remote.p2p.errors import Unreachable, printable
+from cluster_remote.transport.children import Complaints, pipes_of, until
 from cluster_remote.transport.descriptor import DescriptorConnection
 
 __all__ = ["ProcessTransport"]
 
-# Bytes of a child's standard error that are kept for the error message; the last ones matter.
-_KEPT = 4096
-# Seconds between two looks at whether a child has ended, at first; doubled up to the second figure.
-_FIRST_LOOK, _LONGEST_LOOK = 0.001, 0.05
+# Seconds that the last words of a child may take to come.
+_LAST_WORDS = 0.5
 
 
 class ProcessTransport(Transport):
@@ -75,37 +73,19 @@ class _ProcessConnection(DescriptorConnection):
     def __init__(self, child: subprocess.Popen[bytes], place: str | None) -> None:
         self._place = place
         self._identity = None if place is None else _identity(place)
-        assert child.stdin is not None
-        assert child.stdout is not None
-        super().__init__(os.dup(child.stdout.fileno()), os.dup(child.stdin.fileno()))
-        child.stdin.close()
-        child.stdout.close()
+        super().__init__(*pipes_of(child))
         self._child = child
-        self._words = bytearray()
-        # A thread, so that a talkative child is never blocked. It ends with the child; a daemon, because something
-        # that the child left running (a shared ssh connection) may keep the pipe open.
-        self._listener = threading.Thread(target=self._listen, daemon=True)
-        self._listener.start()
+        self._complaints = Complaints(child)
 
     def ended(self) -> bool:
         # A disk that was taken away while the program ran: git-annex-shell would say of every content that it is not
         # there, and of every removal that it succeeded. One that is started anew finds no repository, and says that.
         return super().ended() or (self._place is not None and _identity(self._place) != self._identity)
 
-    def _listen(self) -> None:
-        stderr = self._child.stderr
-        assert stderr is not None
-        with stderr:
-            while data := stderr.read(_KEPT):
-                self._words += data
-                del self._words[:-_KEPT]
-
     async def last_words(self) -> str:
         # The reason that a child gives when it ends comes over another pipe than its end does.
-        with anyio.move_on_after(0.5):
-            while self._listener.is_alive():
-                await anyio.sleep(_FIRST_LOOK)
-        return printable(bytes(self._words))
+        await self._complaints.wait(_LAST_WORDS)
+        return printable(self._complaints.last)
 
     async def aclose(self, patience: float) -> None:
         await super().aclose(patience)
@@ -122,15 +102,12 @@ class _ProcessConnection(DescriptorConnection):
                     break
 
     async def _ended(self, patience: float, offspring: _Offspring | None = None) -> bool:
-        def ended() -> bool:
+        def over() -> bool:
             return self._child.poll() is not None and (offspring is None or offspring.ended())
 
-        pause = _FIRST_LOOK
-        with anyio.CancelScope(shield=True), anyio.move_on_after(patience):
-            while not ended():
-                await anyio.sleep(pause)
-                pause = min(2 * pause, _LONGEST_LOOK)
-        return ended()
+        with anyio.CancelScope(shield=True):
+            await until(over, patience)
+        return over()
 
 
 class _Offspring:

@@ -23,13 +23,11 @@ import os, subprocess, sys
 git = "{git}"
 if "cat-file" not in sys.argv:
     os.execv(git, sys.argv)
-child = subprocess.Popen([git, *sys.argv[1:]], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-question = sys.stdin.buffer.readline()
-answer = child.communicate(question)[0]
+question = os.read(0, 65536)
+answer = subprocess.run([git, *sys.argv[1:]], check=True, input=question, stdout=subprocess.PIPE).stdout
 subprocess.run([git, "annex", "group", "here"], check=True, stdout=subprocess.DEVNULL)
-sys.stdout.buffer.write(answer)
-sys.stdout.buffer.flush()
-sys.stdin.read()
+os.write(1, answer)
+os.execv(git, sys.argv)
 """
 
 

@@ -89,6 +89,13 @@ async def read(here: Repository, selection: Selection) -> dict[Key, Located]:
     return found
 
 
+# A git from before cat-file had --batch-command.
+OLD = """#!/bin/sh
+for word; do if [ "$word" = --batch-command ]; then echo "error: unknown option" >&2; exit 129; fi; done
+exec {git} "$@"
+"""
+
+
 @pytest.mark.anyio
 class TestWithGitAnnex:
     async def test_all_keys_are_found_with_their_locations_in_the_branch_and_in_the_journal(
@@ -159,6 +166,27 @@ class TestWithGitAnnex:
         (key,) = keys(1)
         record(real, [(key, A, "1")], commit=False)
         async with LocationReader(here) as reader:
+            assert (await reader.read([key]))[0].holders == {A}
+
+    async def test_an_older_git_is_asked_in_the_older_way(self, real: RealRepository, here: Repository) -> None:
+        git = real.environment.which("git")
+        real.environment.program("git", OLD.format(git=git))
+        first, second = keys(2)
+        record(real, [(first, A, "1")])
+        async with LocationReader(here) as reader:
+            assert [each.holders for each in await reader.read([first, second])] == [{A}, set()]
+            record(real, [(second, B, "1")])
+            assert [each.holders for each in await reader.read([first, second])] == [{A}, {B}]
+
+    async def test_a_branch_that_comes_and_goes_is_followed(self, real: RealRepository, here: Repository) -> None:
+        (key,) = keys(1)
+        record(real, [(key, A, "1")])
+        async with LocationReader(here) as reader:
+            assert (await reader.read([key]))[0].holders == {A}
+            real.git("update-ref", "refs/heads/kept", "refs/heads/git-annex")
+            real.git("update-ref", "-d", "refs/heads/git-annex")
+            assert (await reader.read([key]))[0].holders == set()
+            real.git("update-ref", "refs/heads/git-annex", "refs/heads/kept")
             assert (await reader.read([key]))[0].holders == {A}
 
     async def test_files_come_with_their_names_as_seen_from_here(self, real: RealRepository, here: Repository) -> None:

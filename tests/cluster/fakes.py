@@ -246,15 +246,22 @@ class Log:
             raise LocationLogError("the log cannot be read")
         return self.known.get(key, frozenset())
 
+    def expect(self) -> None:
+        """There is nothing to be started."""
+
     async def record(self, key: Key, present: Collection[UUID] = (), absent: Collection[UUID] = ()) -> None:
         self.before_recording()
         await anyio.lowlevel.checkpoint()
         if self.broken:
             raise LocationLogError("the disk is full")
-        if present:
-            self.recorded.append(("present", key, frozenset(present)))
-        if absent:
-            self.recorded.append(("absent", key, frozenset(absent)))
+        for what, uuids in (("present", present), ("absent", absent)):
+            if not uuids:
+                continue
+            # Each node may be recorded by itself; what counts is what it comes to.
+            earlier = frozenset[UUID]()
+            if self.recorded and self.recorded[-1][:2] == (what, key):
+                earlier = self.recorded.pop()[2]
+            self.recorded.append((what, key, earlier | frozenset(uuids)))
         self.known[key] = (self.known.get(key, frozenset()) | frozenset(present)) - frozenset(absent)
 
 
