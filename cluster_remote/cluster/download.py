@@ -13,7 +13,7 @@ from contextlib import AsyncExitStack, suppress
 from cluster_remote.cluster.node import Node
 from cluster_remote.cluster.routing import failure_of_all
 from cluster_remote.p2p.errors import ConnectionLost, Refused, SessionError
-from cluster_remote.p2p.session import Download
+from cluster_remote.p2p.session import Download, Progress
 
 __all__ = ["ClusterDownload", "Fetch"]
 
@@ -62,10 +62,31 @@ class ClusterDownload(Download):
                 async for chunk in self._download.chunks():
                     self._position += len(chunk)
                     yield chunk
-                if self._position < self._end:
-                    raise ConnectionLost(f"it sent only {self._position} of {self._end} bytes")
+                self._check_complete()
             except SessionError as error:
                 await self._fail(error)
+
+    async def save(self, descriptor: int, position: int, progress: Progress) -> None:
+        assert self._end is not None
+        # How far the file's positions are ahead of the content's.
+        shift = position - self._position
+
+        def moved(position: int) -> None:
+            self._position = position - shift
+            progress(position)
+
+        while self._position < self._end:
+            assert self._download is not None
+            try:
+                await self._download.save(descriptor, self._position + shift, moved)
+                self._check_complete()
+            except SessionError as error:
+                await self._fail(error)
+
+    def _check_complete(self) -> None:
+        assert self._end is not None
+        if self._position < self._end:
+            raise ConnectionLost(f"it sent only {self._position} of {self._end} bytes")
 
     async def valid(self) -> bool:
         if self._end is None or self._position < self._end:

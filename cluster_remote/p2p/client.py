@@ -534,6 +534,13 @@ class _StreamDownload(Download):
                 self._left -= len(chunk)
                 yield chunk
 
+    async def save(self, descriptor: int, position: int, progress: Progress) -> None:
+        async with self._exchange.named():
+            async for count in self._exchange.stream.receive_into(self._left, descriptor, position):
+                self._left -= count
+                position += count
+                progress(position)
+
     async def valid(self) -> bool:
         if self._left:
             raise RuntimeError("the content has not been read to its end")

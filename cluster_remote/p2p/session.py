@@ -6,6 +6,7 @@ they can be put together in any way: the special remote and the gateway each hol
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -25,6 +26,7 @@ __all__ = [
     "SourceReading",
     "Stored",
     "Upload",
+    "write_at",
 ]
 
 # Called with a position in bytes from the start of the content.
@@ -121,6 +123,15 @@ class Upload(ABC):
         """
 
 
+def write_at(descriptor: int, data: bytes | memoryview, position: int) -> None:
+    """Writes all of it into a file from byte `position` on. Raises OSError."""
+    left = memoryview(data)
+    while left:
+        written = os.pwrite(descriptor, left, position)
+        left = left[written:]
+        position += written
+
+
 class Download(ABC):
     """A content on its way here."""
 
@@ -130,6 +141,16 @@ class Download(ABC):
     @abstractmethod
     def chunks(self) -> AsyncIterator[bytes | memoryview]:
         """Yields `length` bytes in all; a chunk is only valid until the next is asked for. Raises SessionError."""
+
+    async def save(self, descriptor: int, position: int, progress: Progress) -> None:
+        """Writes what would come as chunks into a file, from byte `position` on. In place of `chunks`.
+
+        Raises SessionError; OSError where the file cannot be written.
+        """
+        async for chunk in self.chunks():
+            write_at(descriptor, chunk, position)
+            position += len(chunk)
+            progress(position)
 
     @abstractmethod
     async def valid(self) -> bool:

@@ -15,7 +15,7 @@ import anyio
 
 from cluster_remote.p2p.errors import ConnectionLost, ProtocolError, SourceError, TimedOut
 from cluster_remote.p2p.messages import Data, MalformedMessage, Message, parse, serialise
-from cluster_remote.p2p.session import SourceReading
+from cluster_remote.p2p.session import SourceReading, write_at
 
 __all__ = ["CHUNK", "MAX_LINE", "Connection", "MessageStream", "Trace"]
 
@@ -60,6 +60,15 @@ class Connection(ABC):
         Waits until at least one byte can go. Raises ConnectionLost; OSError where the file cannot be read.
         """
         raise NotImplementedError
+
+    async def receive_file(self, descriptor: int, position: int, length: int) -> int:
+        """Receives into a file, from byte `position` on, at least one byte and at most `length`; none at the end.
+
+        How many it were. Raises ConnectionLost; OSError where the file cannot be written.
+        """
+        data = await self.receive(min(length, CHUNK))
+        write_at(descriptor, data, position)
+        return len(data)
 
     @abstractmethod
     def ended(self) -> bool:
@@ -227,6 +236,25 @@ class MessageStream:
                 raise ConnectionLost(f"the connection was closed with {left} of {length} bytes still to come")
             left -= len(chunk)
             yield chunk
+
+    async def receive_into(self, length: int, descriptor: int, position: int) -> AsyncIterator[int]:
+        """Writes the `length` bytes after a DATA message into a file, from byte `position` on.
+
+        Yields how many have been written each time. Raises TimedOut, ConnectionLost; OSError where that fails.
+        """
+        left = length
+        while left > _LARGE and not self._buffer:
+            with self._deadline("receiving content"):
+                count = await self.connection.receive_file(descriptor, position, left)
+            if not count:
+                raise ConnectionLost(f"the connection was closed with {left} of {length} bytes still to come")
+            left -= count
+            position += count
+            yield count
+        async for chunk in self.receive_data(left):
+            write_at(descriptor, chunk, position)
+            position += len(chunk)
+            yield len(chunk)
 
     def ended(self) -> bool:
         """Whether the connection can be used no more, seen between two requests. Does not wait."""

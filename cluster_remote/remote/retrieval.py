@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import anyio.to_thread
-
 from cluster_remote.p2p.errors import SessionError
 from cluster_remote.p2p.key import AssociatedFile, Key
 from cluster_remote.p2p.session import Progress, Session
@@ -48,12 +46,8 @@ async def _retrieve(session: Session, key: Key, path: bytes, descriptor: int, pr
         # Without a size nothing tells whether what is there is too long; with one, it is.
         os.ftruncate(descriptor, 0)
         offset = 0
-    position = offset
     async with session.download(key, AssociatedFile(), offset) as download:
-        async for chunk in download.chunks():
-            await anyio.to_thread.run_sync(_write, descriptor, chunk, position)
-            position += len(chunk)
-            progress(position)
+        await download.save(descriptor, offset, progress)
         valid = await download.valid()
     if not valid:
         os.ftruncate(descriptor, offset)
@@ -62,15 +56,7 @@ async def _retrieve(session: Session, key: Key, path: bytes, descriptor: int, pr
             if download.length == 0 and size != 0
             else f"{session.name} sent content of {key} that it says is not valid; it may have changed meanwhile"
         )
-    os.ftruncate(descriptor, position)
-
-
-def _write(descriptor: int, chunk: bytes | memoryview, position: int) -> None:
-    data = memoryview(chunk)
-    while data:
-        written = os.pwrite(descriptor, data, position)
-        data = data[written:]
-        position += written
+    os.ftruncate(descriptor, offset + download.length)
 
 
 def _cannot_write(path: bytes, error: OSError) -> CannotWrite:

@@ -13,6 +13,7 @@ import select
 import stat
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 
 import anyio
@@ -20,7 +21,8 @@ import anyio.lowlevel
 import anyio.to_thread
 
 from cluster_remote.p2p.errors import ConnectionLost
-from cluster_remote.p2p.stream import Connection
+from cluster_remote.p2p.session import write_at
+from cluster_remote.p2p.stream import CHUNK, Connection
 
 __all__ = ["DescriptorConnection"]
 
@@ -43,8 +45,9 @@ class DescriptorConnection(Connection):
         self._open = True
         self._good = True
         self._in_a_row = 0
-        # What the pipe to the peer holds, in bytes, once that has been looked at; 0 for what is none.
-        self._pipe: int | None = None
+        # What the pipes to and from the peer hold, in bytes, once that has been looked at; 0 for what is no pipe.
+        self._outgoing_pipe: int | None = None
+        self._incoming_pipe: int | None = None
 
     async def receive(self, max_bytes: int) -> bytes:
         while True:
@@ -78,22 +81,20 @@ class DescriptorConnection(Connection):
             raise ConnectionLost(f"the connection broke: {error.strerror}") from None
 
     def copied_last(self) -> int | None:
-        if self._pipe is None:
-            self._pipe = _pipe_size(self._writing)
+        if self._outgoing_pipe is None:
+            self._outgoing_pipe = _pipe_size(self._writing)
         # As much as the pipe holds, and nothing that was before it is in there any more.
-        return self._pipe or None
+        return self._outgoing_pipe or None
 
     async def send_file(self, descriptor: int, offset: int, length: int) -> int:
         self._check_open()
-        # Not one of the threads that all share: the others may be waiting for this one's peer to go on.
-        limiter = anyio.CapacityLimiter(1)
-        while True:
-            # A thread, for the disk may have to be waited for. It waits for the peer too, but not for long.
-            count = await anyio.to_thread.run_sync(
-                _send_file, self._writing, descriptor, offset, length, limiter=limiter
-            )
-            if count is not None:
-                return count
+        return await _moved(_send_file, self._writing, descriptor, offset, length)
+
+    async def receive_file(self, descriptor: int, position: int, length: int) -> int:
+        self._check_open()
+        if self._incoming_pipe is None:
+            self._incoming_pipe = _pipe_size(self._reading)
+        return await _moved(_receive_file, self._reading, descriptor, position, length, self._incoming_pipe > 0)
 
     async def _be_fair(self) -> None:
         """Gives others their turn, now and then, even if this peer is never slower than we are.
@@ -147,6 +148,16 @@ def _pipe_size(descriptor: int) -> int:
     return fcntl.fcntl(descriptor, fcntl.F_GETPIPE_SZ)
 
 
+async def _moved(move: Callable[..., int | None], *arguments: object) -> int:
+    """How much `move` has moved, in a thread: the disk may have to be waited for, the peer only for a moment."""
+    # Not one of the threads that all share: the others may be waiting for this one's peer to go on.
+    limiter = anyio.CapacityLimiter(1)
+    while True:
+        count = await anyio.to_thread.run_sync(move, *arguments, limiter=limiter)
+        if count is not None:
+            return count
+
+
 def _move(pipe: int, descriptor: int, offset: int, length: int) -> int:
     try:
         return os.sendfile(pipe, descriptor, offset, length)
@@ -180,3 +191,44 @@ def _send_file(pipe: int, descriptor: int, offset: int, length: int) -> int | No
             if not count or time.monotonic() > end:
                 break
     return sent
+
+
+def _receive_file(source: int, descriptor: int, position: int, length: int, pipe: bool) -> int | None:
+    """Moves what comes in into a file, for a fraction of a second; from a pipe without looking at it.
+
+    How many bytes came, none at the end; None where the peer has sent nothing. Raises ConnectionLost, OSError.
+    """
+    readable = select.poll()
+    readable.register(source, select.POLLIN)
+    end = time.monotonic() + _SLICE
+    received = 0
+    while received < length:
+        try:
+            count = _take(source, descriptor, position + received, length - received, pipe)
+        except BlockingIOError:
+            left = end - time.monotonic()
+            if left <= 0 or not readable.poll(left * 1000):
+                return received or None
+        else:
+            received += count
+            if not count or time.monotonic() > end:
+                break
+    return received
+
+
+def _take(source: int, descriptor: int, position: int, length: int, pipe: bool) -> int:
+    if pipe:
+        try:
+            return os.splice(source, descriptor, length, offset_dst=position, flags=os.SPLICE_F_NONBLOCK)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOSYS):
+                raise
+        # A file system that cannot do it.
+    try:
+        data = os.read(source, min(length, CHUNK))
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        raise ConnectionLost(f"the connection broke: {error.strerror}") from None
+    write_at(descriptor, data, position)
+    return len(data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -102,7 +103,7 @@ async def test_on_a_file_system_that_cannot_do_it_too(pipe: Pipe, file: Path, mo
     def refuse(*_: object) -> int:
         raise OSError(22, "Invalid argument")
 
-    monkeypatch.setattr(descriptor.os, "sendfile", refuse)
+    monkeypatch.setattr(os, "sendfile", refuse)
     assert await pipe.sent(file) == expected(CONTENT, b"VALID")
 
 
@@ -175,3 +176,102 @@ async def test_a_transfer_that_nobody_wants_any_more_ends_soon(file: Path) -> No
     finally:
         await stalled.stream.connection.aclose(0)
         stalled.close()
+
+
+# The other way
+
+
+def feed(descriptor: int, content: bytes) -> threading.Thread:
+    """Writes into a pipe or socket, and closes it."""
+
+    def write() -> None:
+        left = memoryview(content)
+        while left:
+            left = left[os.write(descriptor, left) :]
+        os.close(descriptor)
+
+    thread = threading.Thread(target=write, daemon=True)
+    thread.start()
+    return thread
+
+
+async def received(reading: int, announced: int, file: Path, timeout: float = 20) -> None:
+    """Receives a content into a file from byte 3 on, and is told how many bytes come."""
+    stream = MessageStream(DescriptorConnection(reading, os.open(os.devnull, os.O_WRONLY)), timeout)
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT)
+    told = 0
+    try:
+        async for count in stream.receive_into(announced, descriptor, 3):
+            told += count
+        # What comes after the content is left for the next message.
+        assert (await stream.receive()) == Valid()
+    finally:
+        os.close(descriptor)
+        await stream.connection.aclose(0)
+    assert told == announced
+
+
+def ends(kind: str) -> tuple[int, int]:
+    """Where to read, and where to write."""
+    if kind == "pipe":
+        return os.pipe()
+    one, other = socket.socketpair()
+    return one.detach(), other.detach()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket"])
+@pytest.mark.parametrize("size", [0, 1, 300_000, SIZE])
+async def test_a_content_is_written_where_it_belongs_and_no_byte_more(kind: str, size: int, tmp_path: Path) -> None:
+    reading, writing = ends(kind)
+    writer = feed(writing, CONTENT[:size] + b"VALID\n")
+    await received(reading, size, tmp_path / "file")
+    writer.join()
+    assert (tmp_path / "file").read_bytes()[3:] == CONTENT[:size]
+
+
+async def test_it_is_written_on_a_file_system_that_cannot_do_it_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> int:
+        raise OSError(22, "Invalid argument")
+
+    monkeypatch.setattr(os, "splice", refuse)
+    reading, writing = os.pipe()
+    writer = feed(writing, CONTENT + b"VALID\n")
+    await received(reading, SIZE, tmp_path / "file")
+    writer.join()
+    assert (tmp_path / "file").read_bytes()[3:] == CONTENT
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket"])
+async def test_a_peer_that_ends_too_early_is_a_connection_lost(kind: str, tmp_path: Path) -> None:
+    reading, writing = ends(kind)
+    writer = feed(writing, CONTENT[: SIZE // 2])
+    with pytest.raises(ConnectionLost, match=f"of {SIZE} bytes still to come"):
+        await received(reading, SIZE, tmp_path / "file")
+    writer.join()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket"])
+async def test_a_peer_that_sends_nothing_is_given_up(kind: str, tmp_path: Path) -> None:
+    reading, writing = ends(kind)
+    try:
+        with pytest.raises(TimedOut, match="while receiving content"), anyio.fail_after(10):
+            await received(reading, SIZE, tmp_path / "file", timeout=0.5)
+    finally:
+        os.close(writing)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket"])
+async def test_a_file_that_cannot_be_written_is_an_error_of_the_file(kind: str, tmp_path: Path) -> None:
+    reading, writing = ends(kind)
+    os.write(writing, b"x" * 1000)
+    connection = DescriptorConnection(reading, os.open(os.devnull, os.O_WRONLY))
+    descriptor = os.open(tmp_path / "file", os.O_RDONLY | os.O_CREAT)
+    try:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            await connection.receive_file(descriptor, 0, SIZE)
+    finally:
+        os.close(descriptor)
+        os.close(writing)
+        await connection.aclose(0)
