@@ -35,9 +35,13 @@ def special_remote() -> int:
 
 def command_line() -> int:
     """cluster-remote: the commands."""
-    from cluster_remote.cli.app import run
+    try:
+        from cluster_remote.cli.app import run
 
-    return run()
+        return run()
+    except KeyboardInterrupt:  # while the program was still being read
+        print("cluster-remote: interrupted", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

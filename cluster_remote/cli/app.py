@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from cluster_remote.cli.exitcodes import FAILED, INTERRUPTED, NOT_USABLE, UNREACHABLE, USAGE
+from cluster_remote.cli.interrupts import only_the_first
 
 __all__ = ["app", "run"]
 
@@ -95,14 +96,15 @@ _register()
 
 def run() -> int:
     """Runs the command line of this process; gives the exit code. No traceback reaches a user."""
-    try:
-        outcome = app(standalone_mode=False)
-        sys.stdout.flush()
-    except KeyboardInterrupt:
-        return _interrupted()
-    except Exception as error:  # noqa: BLE001 -- every failure ends here, as words
-        return _report(error)
-    return outcome if isinstance(outcome, int) else 0
+    with only_the_first():
+        try:
+            outcome = app(standalone_mode=False)
+            sys.stdout.flush()
+        except KeyboardInterrupt:
+            return _interrupted()
+        except Exception as error:  # noqa: BLE001 -- every failure ends here, as words
+            return _report(error)
+        return outcome if isinstance(outcome, int) else 0
 
 
 def _interrupted() -> int:

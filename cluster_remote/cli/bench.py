@@ -9,7 +9,8 @@ from pathlib import Path
 
 import typer
 
-from cluster_remote.cli.exitcodes import FAILED, USAGE
+from cluster_remote.cli.exitcodes import FAILED
+from cluster_remote.remote.settings import BadSettings
 
 __all__ = ["bench"]
 
@@ -50,9 +51,9 @@ def bench(
 
     cases = set(case) or set(_ALL)
     ways = way or list(WAYS)
-    if not cases <= set(_ALL) or not set(ways) <= set(WAYS):
-        typer.echo(f"cluster-remote: --case is one of {', '.join(_ALL)}; --way one of {', '.join(WAYS)}", err=True)
-        raise typer.Exit(USAGE)
+    for option, given, known in (("--case", cases, _ALL), ("--way", ways, WAYS)):
+        if unknown := set(given).difference(known):
+            raise BadSettings(f"{option} {', '.join(sorted(unknown))}: there is {', '.join(known)}")
     large, small = Load("1 file of " + size, 1, _sizes(size)), Load(f"{files} files of 10 kB", files, 10_000)
     results = Results()
     top = Path(tempfile.mkdtemp(prefix="cluster-remote-bench-", dir=directory)).resolve()

@@ -9,6 +9,7 @@ import typer
 
 from cluster_remote.cli.completion import remotes
 from cluster_remote.cli.exitcodes import FAILED, UNREACHABLE
+from cluster_remote.cli.interrupts import run
 from cluster_remote.cli.render import JsonStream, Lines, console, duration, progress, table
 from cluster_remote.p2p.errors import printable
 from cluster_remote.remote.settings import BadSettings
@@ -69,11 +70,10 @@ def check(
 
     Example: cluster-remote check mycluster --all --fix
     """
-    import anyio
 
     selection = selection_of(files or [], key or [], everything)
     if as_json:
-        outcome = _to_json(lambda tell: anyio.run(_check, target, selection, fix, jobs, timeout, False, tell))
+        outcome = _to_json(lambda tell: run(_check, target, selection, fix, jobs, timeout, False, tell))
     else:
         first: list[Finding] = []
         hidden = 0
@@ -85,7 +85,7 @@ def check(
             else:
                 hidden += 1
 
-        outcome = anyio.run(_check, target, selection, fix, jobs, timeout, True, keep)
+        outcome = run(_check, target, selection, fix, jobs, timeout, True, keep)
         _show(outcome, first, hidden, console())
     if not outcome.well:
         nobody = all(node.unknown == outcome.keys for node in outcome.nodes)

@@ -8,6 +8,7 @@ import typer
 
 from cluster_remote.cli.completion import remotes
 from cluster_remote.cli.exitcodes import FAILED, NOT_USABLE
+from cluster_remote.cli.interrupts import run
 from cluster_remote.cli.render import emit, table
 from cluster_remote.p2p.errors import printable
 
@@ -42,9 +43,8 @@ def doctor(
 
     Example: cluster-remote doctor mycluster
     """
-    import anyio
 
-    outcome = anyio.run(_doctor, name, timeout)
+    outcome = run(_doctor, name, timeout)
     emit(outcome, as_json, _show)
     if not outcome.healthy:
         raise typer.Exit(FAILED)

@@ -14,4 +14,4 @@ UNREACHABLE = 3
 NOT_USABLE = 4
 """Not inside a repository of git-annex."""
 INTERRUPTED = 130
-"""By the user, as shells have it (128 + SIGINT)."""
+"""By the user, as shells have it (128 + SIGINT); by SIGTERM too, which git-annex makes of a SIGINT."""

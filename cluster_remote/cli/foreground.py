@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import anyio
 
+from cluster_remote.cli.interrupts import keeping_handlers
+
 if TYPE_CHECKING:
     from anyio.abc import Process
 
@@ -30,7 +32,7 @@ async def run_in_foreground(
     Ctrl-C goes to the command, which decides what becomes of it; other signals that would end us are handed on. A
     cancellation ends the command, by force if it has to be.
     """
-    with anyio.open_signal_receiver(*_SIGNALS) as signals:
+    with keeping_handlers(), anyio.open_signal_receiver(*_SIGNALS) as signals:
         try:
             process = await anyio.open_process(
                 list(command), stdin=None, stdout=sys.stderr if stdout_to_stderr else None, stderr=None, env=env
@@ -59,7 +61,7 @@ async def run_in_foreground(
 
 async def until_interrupted() -> None:
     """Waits until the user, or whoever is in charge of processes, wants us to end."""
-    with anyio.open_signal_receiver(*_SIGNALS) as signals:
+    with keeping_handlers(), anyio.open_signal_receiver(*_SIGNALS) as signals:
         async for _number in signals:
             return
 

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 import typer
 
 from cluster_remote.cli.completion import remotes
+from cluster_remote.cli.interrupts import run
 
 __all__ = ["Pong", "ping"]
 
@@ -64,9 +65,8 @@ def ping(
 
     Example: cluster-remote ping ssh://nas.local/srv/annex
     """
-    import anyio
 
-    pong = anyio.run(measure, target, timeout)
+    pong = run(measure, target, timeout)
     if as_json:
         typer.echo(json.dumps(asdict(pong)))
     else:

@@ -10,6 +10,7 @@ import typer
 from cluster_remote.cli.check import progress_of, selection_of
 from cluster_remote.cli.completion import remotes
 from cluster_remote.cli.exitcodes import FAILED, UNREACHABLE
+from cluster_remote.cli.interrupts import run
 from cluster_remote.cli.render import JsonStream, console, duration, progress, size, table
 from cluster_remote.p2p.errors import printable
 
@@ -72,12 +73,11 @@ def repair(
 
     Example: cluster-remote repair mycluster --dry-run
     """
-    import anyio
 
     selection = selection_of(files or [], key or [], not (files or key))
     options = (target, selection, trust_log, dry_run, jobs, timeout)
     if as_json:
-        outcome = _to_json(lambda tell: anyio.run(_repair, *options, False, tell))
+        outcome = _to_json(lambda tell: run(_repair, *options, False, tell))
     else:
         first: list[Delivery] = []
         hidden = 0
@@ -91,7 +91,7 @@ def repair(
             else:
                 hidden += 1
 
-        outcome = anyio.run(_repair, *options, True, keep)
+        outcome = run(_repair, *options, True, keep)
         _show(outcome, first, hidden, console())
     if not outcome.well:
         nobody = bool(outcome.keys) and all(node.unknown == outcome.keys for node in outcome.nodes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +15,7 @@ import typer
 
 from cluster_remote.cli.completion import nodes, remotes
 from cluster_remote.cli.exitcodes import FAILED, INTERRUPTED
+from cluster_remote.cli.interrupts import run
 from cluster_remote.cli.render import duration, emit, size
 from cluster_remote.p2p.errors import printable
 from cluster_remote.remote.settings import BadSettings
@@ -94,12 +95,6 @@ def _exists(path: str | Path) -> bool:
     return os.path.lexists(path)
 
 
-def _run(function: Callable[[], Awaitable[T]]) -> T:
-    import anyio
-
-    return anyio.run(function)
-
-
 def _described(target: Target, uuids: Collection[UUID]) -> dict[str, str]:
     return {str(uuid): target.descriptions[uuid] for uuid in sorted(uuids) if uuid in target.descriptions}
 
@@ -129,7 +124,7 @@ def present(
 
     Example: cluster-remote present mycluster photo.jpg --node nas
     """
-    outcome = _run(lambda: _present(target, key, node, record, timeout))
+    outcome = run(_present, target, key, node, record, timeout)
     emit(outcome, as_json, _show_presence)
     if not outcome.present:
         raise typer.Exit(FAILED)
@@ -189,7 +184,7 @@ def put(
         raise BadSettings("give either an annexed FILE, or --key KEY with --from PATH")
     if source and not key:
         raise BadSettings("--from PATH goes with --key KEY; a FILE has its own content")
-    outcome = _run(lambda: _put(target, file, key, source, node, record, timeout))
+    outcome = run(_put, target, file, key, source, node, record, timeout)
     emit(outcome, as_json, _show_upload)
     if not outcome.stored:
         raise typer.Exit(FAILED)
@@ -288,7 +283,7 @@ def get(
 
     Example: cluster-remote get mycluster photo.jpg --node nas --to /tmp/from-nas.jpg
     """
-    outcome = _run(lambda: _get(target, key, Path(to) if to else None, resume, node, timeout))
+    outcome = run(_get, target, key, Path(to) if to else None, resume, node, timeout)
     emit(outcome, as_json, _show_download)
     if outcome.verified is False:
         raise typer.Exit(FAILED)
@@ -375,7 +370,7 @@ def drop(
             "this removes the content without checking that there are other copies, as git annex drop --from would do; "
             "add --force if that is what you want"
         )
-    outcome = _run(lambda: _drop(target, key, node, record, timeout))
+    outcome = run(_drop, target, key, node, record, timeout)
     emit(outcome, as_json, _show_removal)
     if not outcome.removed:
         raise typer.Exit(FAILED)
@@ -432,7 +427,7 @@ def lock(
 
     Example: cluster-remote lock mycluster photo.jpg --node nas -- rsync -a nas:photos/ /mnt/photos/
     """
-    outcome = _run(lambda: _lock(target, key, command or [], node, timeout, quiet=as_json))
+    outcome = run(_lock, target, key, command or [], node, timeout, quiet=as_json)
     emit(outcome, as_json, _show_lock)
     if not outcome.locked:
         raise typer.Exit(FAILED)

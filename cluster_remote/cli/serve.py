@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from cluster_remote.cli.completion import clusters
 from cluster_remote.cli.exitcodes import FAILED
+from cluster_remote.cli.interrupts import run
 from cluster_remote.remote.settings import BadSettings
 
 if TYPE_CHECKING:
@@ -23,7 +25,10 @@ __all__ = ["serve"]
 
 def serve(
     cluster: str = typer.Option(
-        None, metavar="NAME|UUID", help="The cluster to serve; needed where the repository is the gateway of several."
+        None,
+        metavar="NAME|UUID",
+        help="The cluster to serve; needed where the repository is the gateway of several.",
+        autocompletion=clusters,
     ),
     listen: list[str] = typer.Option(
         [], metavar="ADDRESS", help="unix:/path or tcp://host:port. May be given several times."
@@ -49,20 +54,23 @@ def serve(
 
     Example: cluster-remote serve --listen unix:/run/annex/gateway --listen tcp://127.0.0.1:9419
     """
-    import anyio
 
     from cluster_remote.annex.repository import Repository
+    from cluster_remote.cluster.membership import NoCluster
     from cluster_remote.gateway.behind import Behind
 
-    behind = Behind.at(Repository.here(), cluster, timeout)
+    try:
+        behind = Behind.at(Repository.here(), cluster, timeout)
+    except NoCluster as error:
+        raise BadSettings(f"--cluster: {error}" if cluster else str(error)) from None
     if stdio:
         if listen:
             raise BadSettings("--stdio serves one client and listens nowhere: leave out --listen")
-        anyio.run(_one_client, behind, _parsed(uuid) if uuid else None)
+        run(_one_client, behind, _parsed(uuid) if uuid else None)
     elif uuid:
         raise BadSettings("--uuid goes with --stdio; a client on a socket says itself what it wants (TOKEN/UUID)")
     else:
-        anyio.run(_everybody, behind, listen, max_clients)
+        run(_everybody, behind, listen, max_clients)
 
 
 def _say(line: str) -> None:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from cluster_remote.cli.completion import candidates, clusters, remotes
+from cluster_remote.cli.interrupts import run
 from cluster_remote.remote.settings import BadSettings
 
 if TYPE_CHECKING:
@@ -83,14 +85,18 @@ class Commands:
 
 
 def setup(
-    name: str = typer.Argument(..., metavar="NAME", help="What the remote shall be called."),
+    name: str = typer.Argument(..., metavar="NAME", help="What the remote shall be called.", autocompletion=remotes),
     url: str = typer.Argument(
         "", metavar="[URL]", help="The gateway: /dir, ssh://host/dir, host:dir, unix:/path or tcp://host:port."
     ),
     node: list[str] = typer.Option(
-        [], "--node", metavar="REMOTE", help="Without a server: a remote of this repository that shall be a node."
+        [],
+        "--node",
+        metavar="REMOTE",
+        help="Without a server: a remote of this repository that shall be a node.",
+        autocompletion=candidates,
     ),
-    cluster: str = typer.Option("", help="Which of several clusters, by name or UUID."),
+    cluster: str = typer.Option("", help="Which of several clusters, by name or UUID.", autocompletion=clusters),
     tracking: str = typer.Option("nodes", help="nodes: each node counts as a copy. remote: the remote counts as one."),
     encryption: str = typer.Option("none", help="With --tracking remote: git-annex's encryption, such as shared."),
     chunk: str = typer.Option("", help="With --tracking remote: the size of chunks, such as 1MiB."),
@@ -111,7 +117,6 @@ def setup(
 
     Example: cluster-remote setup mycluster --node disk1 --node nas
     """
-    import anyio
 
     if tracking not in {"nodes", "remote"}:
         raise BadSettings(f"--tracking {tracking}: it can be nodes or remote")
@@ -132,9 +137,9 @@ def setup(
         parameters["cluster"] = cluster
     work = Setup(name, parameters, cluster, share, nodes)
     if url:
-        anyio.run(work.at_address, url)
+        run(work.at_address, url)
     else:
-        anyio.run(work.serverless, node)
+        run(work.serverless, node)
 
 
 class Setup:

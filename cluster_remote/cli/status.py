@@ -8,6 +8,7 @@ import typer
 
 from cluster_remote.cli.completion import remotes
 from cluster_remote.cli.exitcodes import FAILED, UNREACHABLE
+from cluster_remote.cli.interrupts import run
 from cluster_remote.cli.render import duration, emit, size, table
 from cluster_remote.p2p.errors import printable
 
@@ -49,9 +50,8 @@ def status(
 
     Example: cluster-remote status mycluster
     """
-    import anyio
 
-    outcome = anyio.run(_status, target, sample, timeout)
+    outcome = run(_status, target, sample, timeout)
     emit(outcome, as_json, _show)
     if not outcome.well:
         raise typer.Exit(UNREACHABLE if _all_down(outcome) else FAILED)

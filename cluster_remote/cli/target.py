@@ -20,7 +20,16 @@ from cluster_remote.remote.workplace import Workplace
 from cluster_remote.transport.address import BadAddress, at_node, parse_address
 from cluster_remote.transport.opening import Caller, session_at
 
-__all__ = ["Target", "looks_like_address", "node_named", "our_remotes", "remote_settings", "resolve", "stored_token"]
+__all__ = [
+    "Target",
+    "annex_repository",
+    "looks_like_address",
+    "node_named",
+    "our_remotes",
+    "remote_settings",
+    "resolve",
+    "stored_token",
+]
 
 
 @dataclass(frozen=True)
@@ -36,6 +45,14 @@ class Target:
     settings: Settings | None = None
     repository: Repository | None = None
     descriptions: Mapping[UUID, str] = field(default_factory=dict)
+
+
+def annex_repository() -> Repository:
+    """The repository that the command was started in. Raises NotARepository, NotInitialised."""
+    repository = Repository.here()
+    # Asked for before anything else, so that what is wrong is not taken for a misspelt name.
+    _ = repository.uuid
+    return repository
 
 
 def looks_like_address(text: str) -> bool:
@@ -104,7 +121,7 @@ async def resolve(
     """
     if looks_like_address(text):
         return await _address(text, timeout, trace, server, node)
-    repository = Repository.here()
+    repository = annex_repository()
     config = repository.config()
     logs = await BranchLogs.read(repository)
     settings = remote_settings(text, config, logs)

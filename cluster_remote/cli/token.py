@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from cluster_remote.cli.completion import behind
+from cluster_remote.cli.interrupts import run
 from cluster_remote.cli.render import emit, table
 from cluster_remote.remote.settings import BadSettings
 
@@ -56,7 +58,10 @@ def create(
     link: bool = typer.Option(False, "--link", help="Print what git annex p2p --link takes; needs --address."),
     address: str = typer.Option("", metavar="ADDRESS", help="Where the gateway is for the client: unix: or tcp://."),
     node: str = typer.Option(
-        "", metavar="NAME|UUID", help="With --link: a repository behind the gateway, in place of the cluster."
+        "",
+        metavar="NAME|UUID",
+        help="With --link: a repository behind the gateway, in place of the cluster.",
+        autocompletion=behind,
     ),
     as_json: bool = typer.Option(False, "--json", help="Print a JSON object."),
 ) -> None:
@@ -64,9 +69,8 @@ def create(
 
     Example: cluster-remote token create --read-only --note "the laptop"
     """
-    import anyio
 
-    from cluster_remote.annex.repository import Repository
+    from cluster_remote.cli.target import annex_repository
     from cluster_remote.gateway.listeners import parse_listen
     from cluster_remote.gateway.tokens import Tokens, for_node
     from cluster_remote.p2p.server import Mode
@@ -77,9 +81,9 @@ def create(
         raise BadSettings("--link and --address ADDRESS go together: a link says where the gateway is")
     if node and not link:
         raise BadSettings("--node goes with --link; to a plain token a client adds /UUID for a node")
-    repository = Repository.here()
+    repository = annex_repository()
     place = str(parse_listen(address)) if link else ""
-    wanted = anyio.run(_repository_behind, repository, node) if node else None
+    wanted = run(_repository_behind, repository, node) if node else None
     mode = Mode.READ_ONLY if read_only else Mode.APPEND_ONLY if append_only else Mode.READ_WRITE
     try:
         token, text = Tokens.of(repository).create(mode, note)
@@ -100,10 +104,10 @@ def list_tokens(as_json: bool = typer.Option(False, "--json", help="Print a JSON
 
     Example: cluster-remote token list
     """
-    from cluster_remote.annex.repository import Repository
+    from cluster_remote.cli.target import annex_repository
     from cluster_remote.gateway.tokens import Tokens
 
-    found = Tokens.of(Repository.here()).all()
+    found = Tokens.of(annex_repository()).all()
     emit(KnownTokens([_known(token) for token in found]), as_json, _show_known)
 
 
@@ -116,10 +120,10 @@ def revoke(
 
     Example: cluster-remote token revoke 1a2b3c4d
     """
-    from cluster_remote.annex.repository import Repository
+    from cluster_remote.cli.target import annex_repository
     from cluster_remote.gateway.tokens import Tokens
 
-    emit(_known(Tokens.of(Repository.here()).revoke(token)), as_json, _show_revoked)
+    emit(_known(Tokens.of(annex_repository()).revoke(token)), as_json, _show_revoked)
 
 
 def _known(token: Token) -> KnownToken:

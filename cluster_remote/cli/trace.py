@@ -14,6 +14,7 @@ from typing import IO, Annotated
 import typer
 
 from cluster_remote.cli.exitcodes import OK
+from cluster_remote.cli.interrupts import run
 from cluster_remote.cli.render import JsonStream
 from cluster_remote.diagnosis.conversation import (
     BadTrace,
@@ -78,9 +79,7 @@ def trace(
         if file is not None:
             code = _replay(stack.enter_context(file), report)
         else:
-            import anyio
-
-            code = anyio.run(_listen, command, report, as_json)
+            code = run(_listen, command, report, as_json)
         if diagram and not as_json:
             for line in as_text(report.diagram(), plain=not _speaks_unicode(shown)):
                 print(line, file=shown)
@@ -214,11 +213,11 @@ async def _listen(command: list[str], report: _Report, as_json: bool) -> int:
         with path.open("rb") as file:
             async with anyio.create_task_group() as tasks:
 
-                async def run() -> None:
+                async def start() -> None:
                     environment = {**os.environ, VARIABLE: str(path)}
                     codes.append(await run_in_foreground(command, env=environment, stdout_to_stderr=as_json))
 
-                tasks.start_soon(run)
+                tasks.start_soon(start)
                 rest = b""
                 while not codes:
                     await anyio.sleep(_LOOK)
