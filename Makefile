@@ -16,11 +16,12 @@ lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The pages that are made from the code, then the site, in site/.
+# The pages and pictures that are made by the code, then the site, in site/.
 docs: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --editable '.[docs]'
 	$(BIN)/python -m cluster_remote.cli.schema > docs/json.md
 	$(BIN)/python docs/make_cli.py > docs/reference/cli.md
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python docs/make_pictures.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 $(VENV)/installed: pyproject.toml

@@ -20,11 +20,12 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from cluster_remote.annex.locations import Selection
+    from cluster_remote.cluster.node import Node
     from cluster_remote.diagnosis.nodes import View
     from cluster_remote.diagnosis.presence import Check, Finding
     from cluster_remote.p2p.key import UUID
 
-__all__ = ["check", "progress_of", "selection_of"]
+__all__ = ["advanced", "check", "progress_of", "selection_of"]
 
 # Findings that are shown to people; --json has all of them.
 _SHOWN = 50
@@ -126,8 +127,16 @@ async def _check(
             fix=fix,
             jobs=jobs,
             tell=tell,
-            advance=lambda node, count: lines.advance(str(node), count),
+            advance=lambda node, count, answers: advanced(lines, node, count, answers),
         )
+
+
+def advanced(lines: Lines, node: Node, count: int, answers: bool) -> None:
+    """Shows how far a node is."""
+    if answers:
+        lines.advance(str(node), count)
+    else:
+        lines.gone(str(node))
 
 
 async def progress_of(view: View, selection: Selection, lines: Lines) -> None:

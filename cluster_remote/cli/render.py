@@ -211,6 +211,11 @@ class Lines:
         if self._shown is not None:
             self._shown.advance(self._tasks[name], by)
 
+    def gone(self, name: str) -> None:
+        """Nothing more comes from it."""
+        if self._shown is not None:
+            self._shown.reset(self._tasks[name], start=False, total=None, note="no answer")
+
     def note(self, name: str, words: str) -> None:
         """What is to be said of it beside the bar, such as why it has stopped."""
         if self._shown is not None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cluster_remote.cli.check import progress_of, selection_of
+from cluster_remote.cli.check import advanced, progress_of, selection_of
 from cluster_remote.cli.completion import remotes
 from cluster_remote.cli.exitcodes import FAILED, UNREACHABLE
 from cluster_remote.cli.interrupts import run
@@ -128,7 +128,7 @@ async def _repair(
             dry_run=dry_run,
             jobs=jobs,
             tell=tell,
-            advance=lambda node, count: lines.advance(str(node), count),
+            advance=lambda node, count, answers: advanced(lines, node, count, answers),
             moved=moved,
         )
 

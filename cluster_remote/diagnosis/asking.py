@@ -23,14 +23,19 @@ from cluster_remote.p2p.session import Session
 
 __all__ = ["Advance", "Answered", "Nodes", "asked", "pipelined"]
 
-Advance: TypeAlias = Callable[[Node, int], None]
+Advance: TypeAlias = Callable[[Node, int, bool], None]
+"""A node has dealt with so many keys more; whether it is still one that answers."""
 
 
 @dataclass(eq=False)
 class Answered:
-    """A batch of keys, and what each node said of them: a list for each node, in the order of the keys."""
+    """A batch of keys, and what each node said of them: a list for each node, in the order of the keys.
+
+    `again` is a batch of keys that have been asked about before.
+    """
 
     keys: Sequence[Located]
+    again: bool = False
     answers: dict[UUID, list[bool | None]] = field(default_factory=dict)
     _complete: anyio.Event = field(default_factory=anyio.Event)
 
@@ -65,7 +70,8 @@ class _Asked:
         try:
             async for batch, nodes in self._taking:
                 answers = await self._ask(session, [each.key for each in batch.keys])
-                advance(self.node, len(answers))
+                if not batch.again:
+                    advance(self.node, len(answers), not self.given_up)
                 batch.answers[self.node.uuid] = answers
                 if len(batch.answers) == nodes:
                     batch.answered()
@@ -123,9 +129,9 @@ class Nodes:
         """The nodes that are not asked any more."""
         return frozenset(each.node.uuid for each in self._asked if each.given_up)
 
-    async def begin(self, keys: Sequence[Located]) -> Answered:
+    async def begin(self, keys: Sequence[Located], *, again: bool = False) -> Answered:
         """Puts a batch into all queues, as soon as there is room."""
-        batch = Answered(keys)
+        batch = Answered(keys, again)
         if not self._asked:
             batch.answered()
         for each in self._asked:
@@ -133,8 +139,8 @@ class Nodes:
         return batch
 
     async def ask(self, keys: Sequence[Located]) -> Answered:
-        """Asks about a batch out of turn, and waits for the answers."""
-        batch = await self.begin(keys)
+        """Asks about a batch again, and waits for the answers."""
+        batch = await self.begin(keys, again=True)
         await batch.wait()
         return batch
 
@@ -143,7 +149,7 @@ class Nodes:
 async def asked(nodes: Sequence[Node], jobs: int, advance: Advance) -> AsyncIterator[Nodes]:
     """Nodes to be asked while the context is open, each with up to `jobs` sessions; these open when first needed.
 
-    `advance` is told when a node has dealt with so many keys.
+    `advance` is told when a node has dealt with keys for the first time.
     """
     each_asked = [_Asked(node, jobs + 1) for node in nodes]
     try:

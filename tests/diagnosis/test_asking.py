@@ -45,8 +45,12 @@ async def ask(
     """What all places say about all keys, in order, and the reasons of those that said nothing."""
     dealt_with = dict.fromkeys(UUIDS, 0)
 
-    def advance(node: Node, count: int) -> None:
+    silent = set()
+
+    def advance(node: Node, count: int, answers: bool) -> None:
         dealt_with[node.uuid] += count
+        if not answers:
+            silent.add(node.uuid)
 
     answers: list[dict[UUID, bool | None]] = []
     async with (
@@ -57,6 +61,9 @@ async def ask(
         async for batch in complete:
             assert list(batch.keys) == KEYS[len(answers) : len(answers) + size]
             answers += [batch.of(number) for number in range(len(batch.keys))]
+        # What is asked about again is no progress.
+        await nodes.ask(KEYS[:1])
+        assert silent == nodes.given_up
     assert all(dealt_with[place.node.uuid] == len(KEYS) for place in places)
     return answers, dict(nodes.errors)
 

@@ -39,7 +39,12 @@ async def checked(repository: Repository, place: Place, *, fix: bool = True) -> 
         session=place.node.session,
     )
     outcome = await check(
-        view, Selection(keys=(KEY,)), fix=fix, jobs=1, tell=findings.append, advance=lambda _node, _count: None
+        view,
+        Selection(keys=(KEY,)),
+        fix=fix,
+        jobs=1,
+        tell=findings.append,
+        advance=lambda _node, _count, _answers: None,
     )
     return outcome, findings
 
