@@ -11,14 +11,19 @@ from cluster_remote.cli.exitcodes import FAILED, NOT_USABLE
 from cluster_remote.cli.interrupts import run
 from cluster_remote.cli.render import emit, table
 from cluster_remote.p2p.errors import printable
+from cluster_remote.remote.settings import BadSettings
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from cluster_remote.diagnosis.checkup import Checkup
+    from cluster_remote.diagnosis.state import Status
     from cluster_remote.p2p.session import Session
 
 __all__ = ["doctor"]
+
+# Keys that each node is asked about.
+_SAMPLE = 100
 
 
 def doctor(
@@ -36,7 +41,8 @@ def doctor(
 ) -> None:
     """Look for mistakes in the installation and in how cluster remotes are set up, each with the command that mends it.
 
-    Nothing is changed. Outside of a repository only the programs are looked at.
+    The nodes are asked about a sample of keys; cluster-remote check asks about all of them. Nothing is changed. Outside
+    of a repository only the programs are looked at.
 
     Exit codes: 0 nothing found, 1 something found, 2 wrong usage, 4 nothing found, but this is no repository,
     130 interrupted.
@@ -59,8 +65,9 @@ async def _doctor(name: str, timeout: float) -> Checkup:
     from cluster_remote.annex.repository import Repository
     from cluster_remote.diagnosis.checkup import Checkup
     from cluster_remote.diagnosis.facts import gather, servers
-    from cluster_remote.diagnosis.mistakes import find_mistakes, find_notes, mistakes_of_servers
+    from cluster_remote.diagnosis.mistakes import find_mistakes, find_notes, mistakes_at_nodes, mistakes_of_servers
     from cluster_remote.diagnosis.programs import find_programs, mistakes_of_programs
+    from cluster_remote.diagnosis.state import Status
     from cluster_remote.transport.address import Ssh
 
     programs = await anyio.to_thread.run_sync(find_programs)
@@ -86,8 +93,23 @@ async def _doctor(name: str, timeout: float) -> Checkup:
         *mistakes_of_programs(programs, needs_ssh=needs_ssh),
         *find_mistakes(facts),
         *mistakes_of_servers(facts, tried),
+        *mistakes_at_nodes(facts, tried, await _status(name, timeout) if facts.ours else Status(True, ())),
     )
     return Checkup(not findings, place, programs.listed(), tuple(tried), findings, tuple(find_notes(facts)))
+
+
+async def _status(name: str, timeout: float) -> Status:
+    """What the nodes say; nothing of remotes that cannot be used, which is found without asking anybody."""
+    from cluster_remote.annex.errors import AnnexError
+    from cluster_remote.cli.viewing import every_view, view_of
+    from cluster_remote.diagnosis.state import Status
+    from cluster_remote.diagnosis.survey import survey
+
+    try:
+        views = [await view_of(name, timeout)] if name else (await every_view(timeout))[0]
+    except (BadSettings, AnnexError):
+        return Status(True, ())
+    return await survey(views, timeout=timeout, sample=_SAMPLE)
 
 
 async def _session(name: str) -> Session:

@@ -253,6 +253,7 @@ class Setup:
         return found[0]
 
     def _make_nodes(self, address: Address, cluster: UUID, server: UUID, logs: BranchLogs) -> None:
+        from cluster_remote.annex.errors import AnnexError, CommandFailed
         from cluster_remote.transport.address import at_node, is_local
 
         names = {uuid: name for gateway in logs.proxied.values() for name, uuid in gateway.items()}
@@ -260,10 +261,13 @@ class Setup:
         reachable = {self.config.remote(remote, "annex-uuid"): remote for remote in self.config.remotes()}
         ours = {name: self.config.remote(name, "annex-uuid") for name in self.config.remotes()}
         cost = (100 if is_local(address) else 200) + 1
+        failed: list[str] = []
         for uuid in sorted(logs.clusters.nodes(cluster), key=lambda uuid: names.get(uuid, uuid.text)):
             name = f"{self.name}-{_remote_name(names.get(uuid) or logs.descriptions.get(uuid, '') or uuid.text)}"
             if uuid == self.uuid or (uuid.text in reachable and ours.get(name) != uuid.text):
                 # This very repository, or one that is a remote already and can be verified through that.
+                continue
+            if logs.trust.get(uuid) == "dead":
                 continue
             if logs.remotes.get(uuid, {}).get("encryption", "none") != "none":
                 typer.echo(
@@ -274,7 +278,16 @@ class Setup:
                 continue
             parameters = {**self.parameters, "url": str(at_node(address, uuid))}
             extra = {"annex-sync": "false", "annex-cost": str(cost)}
-            self.make(logs, Plan(name, uuid, parameters, not self.share, extra))
+            try:
+                self.make(logs, Plan(name, uuid, parameters, not self.share, extra))
+            except CommandFailed:
+                # A node that is away, as a rule; git-annex has said why. The others can be verified all the same.
+                failed.append(logs.descriptions.get(uuid) or names.get(uuid) or uuid.text)
+        if failed:
+            raise AnnexError(
+                f"there is no remote for {', '.join(failed)}, so that the copies there cannot be verified; why is "
+                "above. When that is mended, run this again. What is gone for good is left out after git annex dead"
+            )
 
     # No server
 

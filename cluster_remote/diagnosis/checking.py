@@ -16,8 +16,9 @@ from cluster_remote.annex.locationlog import LocationLog
 from cluster_remote.annex.locations import Located, LocationReader, Selection, located
 from cluster_remote.diagnosis.asking import Advance, Answered, Nodes, asked, pipelined
 from cluster_remote.diagnosis.presence import Answers, Check, Finding, NodeCount, compare
-from cluster_remote.diagnosis.problems import many, unreachable
+from cluster_remote.diagnosis.problems import many, not_verified, unreachable
 from cluster_remote.diagnosis.state import Problem
+from cluster_remote.diagnosis.survey import unverified
 from cluster_remote.p2p.key import UUID
 from cluster_remote.remote.settings import BadSettings
 
@@ -154,8 +155,8 @@ class _Check:
             recorded,
         )
 
-    def conclude(self, seconds: float) -> Check:
-        """What it all comes to."""
+    def conclude(self, seconds: float, waiting: int | None) -> Check:
+        """What it all comes to. `waiting` is the number of a configuration that has not been verified."""
         counts, errors = self.counts, self.nodes.errors
         nodes = tuple(
             NodeCount(
@@ -170,7 +171,7 @@ class _Check:
             )
             for node in self.view.living
         )
-        problems = tuple(self._problems(nodes))
+        problems = tuple(self._problems(nodes, waiting))
         return Check(
             name=self.view.label,
             well=not problems,
@@ -185,10 +186,10 @@ class _Check:
             problems=problems,
         )
 
-    def _problems(self, nodes: Sequence[NodeCount]) -> list[Problem]:
+    def _problems(self, nodes: Sequence[NodeCount], waiting: int | None) -> list[Problem]:
         name = shlex.quote(self.view.label)
         again = f"cluster-remote check {name} {_words(self.selection)}--fix"
-        problems: list[Problem] = []
+        problems = [] if waiting is None else [not_verified(self.view.label, waiting)]
         for node in nodes:
             if node.unknown:
                 problems.append(unreachable(node.uuid, node.title, node.error, name))
@@ -285,4 +286,5 @@ async def check(
         async for batch in complete:
             for finding in await work.examine(batch):
                 tell(finding)
-    return work.conclude(time.monotonic() - started)
+    seconds = time.monotonic() - started
+    return work.conclude(seconds, await unverified(view))

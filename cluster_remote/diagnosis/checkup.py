@@ -29,6 +29,9 @@ Kind = Literal[
     "node-not-configured",
     "not-fetched",
     "readable-by-others",
+    "node-unreachable",
+    "content-missing",
+    "content-unlogged",
 ]
 
 

@@ -12,8 +12,9 @@ from cluster_remote.diagnosis.checkup import Finding, Server
 from cluster_remote.diagnosis.evidence import Facts, Ours
 from cluster_remote.diagnosis.impostors import impostors, made_with_uuid
 from cluster_remote.diagnosis.own_clusters import mistakes_of_own_clusters
+from cluster_remote.diagnosis.state import Status
 
-__all__ = ["find_mistakes", "find_notes", "mistakes_of_servers"]
+__all__ = ["find_mistakes", "find_notes", "mistakes_at_nodes", "mistakes_of_servers"]
 
 # What a sync is to find cheapest without a server.
 _SERVERLESS_COST = 50.0
@@ -249,6 +250,19 @@ def mistakes_of_servers(facts: Facts, servers: Iterable[Server]) -> Iterator[Fin
                 "Install git-annex 10.20240731 or newer there; this shows what it speaks then:",
                 (f"cluster-remote ping {ours.quoted}",),
             )
+
+
+def mistakes_at_nodes(facts: Facts, servers: Iterable[Server], seen: Status) -> Iterator[Finding]:
+    """What the nodes themselves said, or did not say, where no remote of their own has shown it already. Pure."""
+    silent = {ours.uuid for ours in facts.ours for server in servers if server.remote == ours.name and server.error}
+    for cluster in seen.clusters:
+        for problem in cluster.problems:
+            if problem.node is None or problem.node in silent:
+                continue
+            match problem.kind:
+                case "node-unreachable" | "content-missing" | "content-unlogged" as kind:
+                    about = facts.name_of(problem.node)
+                    yield Finding(kind, about, problem.words, problem.remedy, problem.commands)
 
 
 def find_notes(facts: Facts) -> Iterator[str]:

@@ -9,7 +9,7 @@ from cluster_remote.diagnosis.nodes import Unusable
 from cluster_remote.diagnosis.state import ClusterState, NodeState, Problem
 from cluster_remote.p2p.key import UUID
 
-__all__ = ["find_problems", "many", "unreachable", "unusable"]
+__all__ = ["find_problems", "many", "not_verified", "unreachable", "unusable"]
 
 # git-annex's own default of annex.diskreserve, in bytes: with less than that it stores nothing more.
 _RESERVE = 100 * 10**6
@@ -36,15 +36,7 @@ def find_problems(state: ClusterState, unverified: int | None = None) -> list[Pr
     name = shlex.quote(state.name)
     problems: list[Problem] = []
     if unverified is not None:
-        problems.append(
-            Problem(
-                "not-verified",
-                None,
-                f"git-annex does not use the remote {state.name} as it is, because that has not been verified",
-                "See that its address is the right one (the first command shows it), then say so:",
-                (f"git annex verifyremote {name}", f"git annex verifyremote {name} --safe {unverified}"),
-            )
-        )
+        problems.append(not_verified(state.name, unverified))
     down = state.gateway is not None and not state.gateway.contact.reachable
     if state.gateway is not None and down:
         problems.append(
@@ -74,6 +66,18 @@ def find_problems(state: ClusterState, unverified: int | None = None) -> list[Pr
 def many(number: int, one: str, more: str | None = None) -> str:
     """So many of something: `1 key`, `2,000 keys`."""
     return f"{number:,} {one if number == 1 else more or one + 's'}"
+
+
+def not_verified(remote: str, number: int) -> Problem:
+    """A remote whose configuration `number` waits for the user's word."""
+    name = shlex.quote(remote)
+    return Problem(
+        "not-verified",
+        None,
+        f"git-annex does not use the remote {remote} as it is, because that has not been verified",
+        "See that its address is the right one (the first command shows it), then say so:",
+        (f"git annex verifyremote {name}", f"git annex verifyremote {name} --safe {number}"),
+    )
 
 
 def unreachable(uuid: UUID, title: str, error: str | None, name: str, path: str | None = None) -> Problem:

@@ -148,13 +148,19 @@ async def _spot_check(repository: Repository, session: Session, node: UUID, samp
     )
 
 
-async def _ask_whether_verified(view: View, found: _Findings) -> None:
+async def unverified(view: View) -> int | None:
+    """The number of a configuration of the remote that waits for the user's word, if one does. Raises AnnexError."""
     if view.repository is None or view.settings is None:
-        return
+        return None
     # Asking git-annex takes a while, and as a rule it has written down here that there is nothing to be asked.
     if view.config.remote(view.label, "annex-verified") not in (None, "verified"):
         waiting = await pending(view.repository, view.label)
-        found.unverified = None if waiting is None else waiting.number
+        return None if waiting is None else waiting.number
+    return None
+
+
+async def _ask_whether_verified(view: View, found: _Findings) -> None:
+    found.unverified = await unverified(view)
 
 
 # Disks

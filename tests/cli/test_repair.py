@@ -255,32 +255,35 @@ def test_without_a_server_content_goes_from_node_to_node_through_here(own_site: 
     assert not gateway.has_object(key)
 
 
-def test_running_the_remedies_makes_status_check_and_repair_clean(own_site: Site) -> None:
-    """A dead node, an emptied one and a stale location at once: each is named, and the commands shown mend it."""
+def test_running_the_remedies_makes_status_check_doctor_and_repair_clean(own_site: Site) -> None:
+    """A dead node, an emptied one, a stale location and an unverified remote at once: all name them and their remedies."""
     first, second, third = own_site.cluster.nodes
     keys = store(own_site, ["one", "two", "three"])
-    dead = second.uuid
     client = unverified(own_site, "shared")
     # What is lost on two nodes and out of reach on the third can only come from here.
     client.set_key(keys["two"], b"the content of two\n")
     lose(first, keys["two"])
     empty(third)
+    ailments = {
+        ("not-verified", "shared"),
+        ("content-missing", first.uuid),
+        ("node-unreachable", second.uuid),
+        ("content-missing", third.uuid),
+    }
+    titles = {description: uuid for uuid, description in client.descriptions().items()}
     with away(second):
         state = told(client, "status", "shared", code=1)
         check = told(client, "check", "shared", "--all", code=1)
+        doctor = told(client, "doctor", "shared", code=1)
         (cluster,) = state["clusters"]
-        named = {(problem["kind"], problem["node"]) for problem in cluster["problems"]}
-        assert named == {
-            ("not-verified", None),
-            ("content-missing", first.uuid),
-            ("node-unreachable", dead),
-            ("content-missing", third.uuid),
-        }
-        assert {(problem["kind"], problem["node"]) for problem in check["problems"]} == named - {("not-verified", None)}
-        for problem in [*cluster["problems"], *check["problems"]]:
+        for problems in (cluster["problems"], check["problems"]):
+            assert {(problem["kind"], problem["node"] or "shared") for problem in problems} == ailments
+        found = {(finding["kind"], titles.get(finding["about"], finding["about"])) for finding in doctor["findings"]}
+        assert found == ailments | {("node-remotes-missing", "shared")}
+        for problem in [*cluster["problems"], *check["problems"], *doctor["findings"]]:
             assert problem["words"]
             assert problem["commands"]
-        for problem in cluster["problems"]:
+        for problem in check["problems"]:
             match problem["kind"]:
                 case "not-verified" | "node-unreachable":
                     # The first is to look at the address, and for when the node is back, not gone for good.
@@ -288,8 +291,12 @@ def test_running_the_remedies_makes_status_check_and_repair_clean(own_site: Site
         for problem in check["problems"]:
             if problem["kind"] == "content-missing":
                 carry_out(client, problem["commands"])
+        for finding in doctor["findings"]:
+            if finding["kind"] == "node-remotes-missing":
+                carry_out(client, finding["commands"])
         assert told(client, "status", "shared")["well"]
         assert told(client, "check", "shared", "--all")["well"]
+        assert told(client, "doctor", "shared")["healthy"]
         assert told(client, "repair", "shared")["well"]
         assert first.has_object(keys["two"])
         assert third.has_object(keys["two"])
