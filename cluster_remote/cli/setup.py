@@ -322,6 +322,8 @@ class Setup:
 
     def make(self, logs: BranchLogs, plan: Plan) -> None:
         """Makes a remote, or mends it where it is there already. Raises BadSettings, CommandFailed."""
+        from cluster_remote.annex.errors import CommandFailed
+
         config = self.config
         parameters = [f"{key}={value}" for key, value in plan.parameters.items()]
         here = plan.name in config.remotes()
@@ -335,13 +337,23 @@ class Setup:
         else:
             sameas = [] if plan.sameas is None else [f"--sameas={plan.sameas}"]
             private = ["--private"] if plan.private else []
-            self.commands.run(
-                "git", "annex", "initremote", plan.name, *sameas, *private,
-                "type=external", "externaltype=cluster", *parameters,
-            )  # fmt: skip
+            try:
+                self.commands.run(
+                    "git", "annex", "initremote", plan.name, *sameas, *private,
+                    "type=external", "externaltype=cluster", *parameters,
+                )  # fmt: skip
+            except CommandFailed:
+                self._forget_attempt(plan.name)
+                raise
         for key, value in plan.config.items():
             if config.remote(plan.name, key) != value:
                 self.commands.run("git", "config", f"remote.{plan.name}.{key}", value)
+
+    def _forget_attempt(self, name: str) -> None:
+        """Takes away what a refused initremote leaves in git's configuration, which would be in the way next time."""
+        config = self.config
+        if name in config.remotes() and not (config.remote(name, "annex-uuid") or config.remote(name, "url")):
+            self.commands.run("git", "config", "--remove-section", f"remote.{name}")
 
     def _verify(self, plan: Plan) -> None:
         """Tells git-annex that a configuration is safe, which it asks for because it may come from somebody else.

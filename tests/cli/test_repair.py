@@ -256,7 +256,7 @@ def test_without_a_server_content_goes_from_node_to_node_through_here(own_site: 
 
 
 def test_running_the_remedies_makes_status_check_doctor_and_repair_clean(own_site: Site) -> None:
-    """A dead node, an emptied one, a stale location and an unverified remote at once: all name them and their remedies."""
+    """A dead node, an emptied one, a stale location and an unverified remote at once: all name each."""
     first, second, third = own_site.cluster.nodes
     keys = store(own_site, ["one", "two", "three"])
     client = unverified(own_site, "shared")

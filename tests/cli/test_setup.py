@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.ailing import away
 from tests.support.repositories import Cluster, Repository
 
 
@@ -61,6 +62,23 @@ def test_nothing_of_it_is_shared_unless_that_is_asked_for(client: Repository, ga
     log = client.git("show", "git-annex:remote.log").stdout
     assert b"sameas-name=shared" in log
     assert b"mycl" not in log
+
+
+def test_a_node_that_is_away_does_not_keep_the_others_from_being_verified(
+    cluster: Cluster, client: Repository, gateway: str
+) -> None:
+    node = cluster.nodes[1]
+    uuid = node.uuid
+    with away(node):
+        text = setup(client, "mycl", gateway, code=1)
+        assert "there is no remote for second disk (cellar)" in text
+        assert "mycl-node2" not in os.fsdecode(client.git("remote").stdout).split()
+        assert {"mycl-node1", "mycl-node3"} <= set(os.fsdecode(client.git("remote").stdout).split())
+        client.annex("dead", uuid)
+        assert commands(setup(client, "mycl", gateway)) == []
+        client.annex("semitrust", uuid)
+    setup(client, "mycl", gateway)
+    assert client.config("remote.mycl-node2.annex-uuid") == uuid
 
 
 def test_no_nodes_makes_one_remote_only(client: Repository, gateway: str) -> None:
