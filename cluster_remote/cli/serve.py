@@ -62,7 +62,9 @@ def serve(
     try:
         behind = Behind.at(Repository.here(), cluster, timeout)
     except NoCluster as error:
-        raise BadSettings(f"--cluster: {error}" if cluster else str(error)) from None
+        if cluster:
+            raise BadSettings(f"--cluster: {error}") from None
+        raise
     if stdio:
         if listen:
             raise BadSettings("--stdio serves one client and listens nowhere: leave out --listen")
