@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -36,6 +37,8 @@ class GivenUp(SessionError):
 
 # Seconds for asking one node why it did not remove a content.
 _EXPLAIN_TIMEOUT = 10.0
+# Seconds for which a look at the location log is good.
+_A_MOMENT = 0.1
 # How many nodes are asked at the same time: an ssh server may not take more connections at once.
 _EXPLAIN_AT_ONCE = 8
 
@@ -47,6 +50,34 @@ class Remaining:
     words: str
     present: frozenset[UUID] = frozenset()
     absent: frozenset[UUID] = frozenset()
+
+
+class _Log(LocationLog):
+    """The location log; what it said of the last key that was looked up is remembered for a moment.
+
+    git-annex asks whether a content is there and has it stored right after that; each takes a look at the log.
+    """
+
+    _last: tuple[Key, float, frozenset[UUID]] | None = None
+
+    async def locations(self, key: Key, timeout: float = 30.0) -> frozenset[UUID]:
+        if self._last is not None:
+            known, since, found = self._last
+            if known == key and time.monotonic() - since < _A_MOMENT:
+                return found
+        found = await super().locations(key, timeout)
+        self._last = key, time.monotonic(), found
+        return found
+
+    async def record(
+        self, key: Key, present: Collection[UUID] = (), absent: Collection[UUID] = (), timeout: float = 30.0
+    ) -> None:
+        self._last = None
+        try:
+            await super().record(key, present, absent, timeout)
+        finally:
+            # Somebody may have looked meanwhile.
+            self._last = None
 
 
 class Workplace:
@@ -64,7 +95,7 @@ class Workplace:
         self._gitdir = gitdir
         self._token = token
         self._sessions = SessionPool(lambda trace: self.session_with(self.server, trace))
-        self._location_log: LocationLog | None = None
+        self._location_log: _Log | None = None
         self._membership: Membership | None = None
         self._reachability: Reachability | None = None
         self._ready = False
@@ -79,17 +110,21 @@ class Workplace:
         with anyio.CancelScope() as scope:
             self._requests.add(scope)
             try:
-                async with self._opening:
-                    if not self._ready:
-                        await self.read_repository()
-                        self.server = wanted_server(self.settings, self.logs, self.config.clusters())
-                        self._ready = True
+                if not self._ready:
+                    await self._get_ready()
                 async with self._sessions.lend(trace) as session:
                     yield session
             finally:
                 self._requests.discard(scope)
         if scope.cancelled_caught:
             raise GivenUp("given up, because git-annex is gone")
+
+    async def _get_ready(self) -> None:
+        async with self._opening:
+            if not self._ready:
+                await self.read_repository()
+                self.server = wanted_server(self.settings, self.logs, self.config.clusters())
+                self._ready = True
 
     def cancel_requests(self) -> None:
         """Gives up every request that is under way."""
@@ -137,9 +172,9 @@ class Workplace:
         log = self._locations() if self.settings.tracking == "nodes" else None
         return self._membership.session(caller, locations=log, record=log, reachability=self._reachability)
 
-    def _locations(self) -> LocationLog:
+    def _locations(self) -> _Log:
         if self._location_log is None:
-            self._location_log = LocationLog(self.repository, self.settings.uuid)
+            self._location_log = _Log(self.repository, self.settings.uuid)
         return self._location_log
 
     @property
