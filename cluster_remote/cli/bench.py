@@ -6,11 +6,17 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
+from cluster_remote.cli.completion import remotes
 from cluster_remote.cli.exitcodes import FAILED
+from cluster_remote.cli.interrupts import run
 from cluster_remote.remote.settings import BadSettings
+
+if TYPE_CHECKING:
+    from cluster_remote.bench.cases import Load, Results
 
 __all__ = ["bench"]
 
@@ -27,10 +33,19 @@ def _sizes(text: str) -> int:
 
 
 def bench(
+    target: str = typer.Argument(
+        "",
+        metavar="[NAME|URL]",
+        help="A remote or an address to be measured as it is, in place of a cluster made for it.",
+        autocompletion=remotes,
+        show_default=False,
+    ),
     case: list[str] = typer.Option([], "--case", help=f"What to measure: {', '.join(_ALL)} (default: all)."),
     way: list[str] = typer.Option([], "--way", help="Which ways to the cluster (default: all; see docs/benchmark.md)."),
     rounds: int = typer.Option(3, min=1, help="How often each is measured; medians are shown."),
-    nodes: int = typer.Option(3, min=1, max=64, help="How many nodes the cluster has."),
+    nodes: list[int] = typer.Option(
+        [3], min=1, max=64, help="How many nodes the cluster has. May be given several times."
+    ),
     size: str = typer.Option("1G", help="The size of the large file."),
     files: int = typer.Option(1000, min=1, help="How many small files of 10 kB."),
     jobs: list[int] = typer.Option([1], "--jobs", "-J", min=1, help="git-annex's -J for the small files."),
@@ -43,10 +58,17 @@ def bench(
     Makes its own cluster of real repositories and removes it afterwards. Figures of different machines, or of different
     runs, are not to be compared; the ratios are what counts.
 
+    With NAME|URL nothing is made: random contents are stored there, checked, fetched and removed again, one after the
+    other (only --case large and small).
+
+    Exit codes: 0 measured, 1 something that was to be measured failed, 2 wrong usage, 3 no answer, 4 not in a
+    repository, 130 interrupted.
+
     Example: cluster-remote bench --case small --files 200 --rounds 1
+
+    Example: cluster-remote bench mycluster --size 100M --files 100
     """
     from cluster_remote.bench.cases import Load, Results, run_limit, run_slow_node, run_start_up, run_transfers
-    from cluster_remote.bench.report import as_json, chart
     from cluster_remote.bench.site import WAYS, BenchFailed, Site
 
     cases = set(case) or set(_ALL)
@@ -56,10 +78,14 @@ def bench(
             raise BadSettings(f"{option} {', '.join(sorted(unknown))}: there is {', '.join(known)}")
     large, small = Load("1 file of " + size, 1, _sizes(size)), Load(f"{files} files of 10 kB", files, 10_000)
     results = Results()
+    if target:
+        if way or not set(case) <= {"large", "small"}:
+            raise BadSettings("with NAME|URL there are only --case large and small, and no --way")
+        loads = [load for name, load in (("large", large), ("small", small)) if name in cases]
+        run(_measure_given, target, loads, rounds, results, directory)
+        _report(results, json_file, chart_file)
+        return
     top = Path(tempfile.mkdtemp(prefix="cluster-remote-bench-", dir=directory)).resolve()
-
-    def tell(text: str) -> None:
-        typer.echo(text, err=True)
 
     def make_site(number: int, slow: bool = False) -> Site:
         site = Site(Path(tempfile.mkdtemp(prefix="site-", dir=top)), number, slow)
@@ -68,30 +94,58 @@ def bench(
 
     try:
         if cases & {"large", "small", "limit", "start"}:
-            site = make_site(nodes)
-            try:
-                clients = {way: site.client(way) for way in ways}
-                if "large" in cases:
-                    run_transfers(site, clients, large, [1], rounds, results, tell, ("up", "down"))
-                if "small" in cases:
-                    run_transfers(site, clients, small, jobs, rounds, results, tell)
-                if "limit" in cases:
-                    for load, wanted in ((large, "large"), (small, "small")):
-                        if wanted in cases:
-                            run_limit(site, load, rounds, results, tell)
-                if "start" in cases:
+            for number in nodes:
+                site = make_site(number)
+                try:
+                    clients = {way: site.client(way) for way in ways}
+                    if "large" in cases:
+                        run_transfers(site, clients, large, [1], rounds, results, _tell, ("up", "down"))
+                    if "small" in cases:
+                        run_transfers(site, clients, small, jobs, rounds, results, _tell)
+                    if "limit" in cases:
+                        for load, wanted in ((large, "large"), (small, "small")):
+                            if wanted in cases:
+                                run_limit(site, load, rounds, results, _tell)
                     some = next((clients[way] for way in ("serverless", "remote", "gateway") if way in clients), None)
-                    if some is not None:
-                        run_start_up(site, some, rounds, results, tell)
-            finally:
-                site.close()
+                    if "start" in cases and some is not None and number == nodes[0]:
+                        run_start_up(site, some, rounds, results, _tell)
+                finally:
+                    site.close()
         if "slow" in cases:
-            run_slow_node(make_site, Load("1 file of 64M", 1, 64 << 20), rounds, results, tell)
+            run_slow_node(make_site, Load("1 file of 64M", 1, 64 << 20), rounds, results, _tell)
     except BenchFailed as error:
         typer.echo(f"cluster-remote: {error}", err=True)
         raise typer.Exit(FAILED) from None
     finally:
         shutil.rmtree(top, ignore_errors=True)
+    _report(results, json_file, chart_file)
+
+
+async def _measure_given(text: str, loads: list[Load], rounds: int, results: Results, directory: Path | None) -> None:
+    from cluster_remote.bench.given import measure
+    from cluster_remote.bench.site import BenchFailed
+    from cluster_remote.cli.target import resolve
+
+    target = await resolve(text)
+    try:
+        if target.settings is not None and target.settings.encryption != "none":
+            raise BadSettings(f"{text} is encrypted, and this command would store contents in the clear")
+        for load in loads:
+            await measure(target.session, target.label, load, rounds, results, _tell, directory)
+    except BenchFailed as error:
+        typer.echo(f"cluster-remote: {error}", err=True)
+        raise typer.Exit(FAILED) from None
+    finally:
+        await target.session.aclose()
+
+
+def _tell(text: str) -> None:
+    typer.echo(text, err=True)
+
+
+def _report(results: Results, json_file: Path | None, chart_file: Path | None) -> None:
+    from cluster_remote.bench.report import as_json, chart
+
     _show(results)
     if json_file is not None:
         json_file.write_text(as_json(results, _versions()))
@@ -99,14 +153,12 @@ def bench(
         chart_file.write_text(chart(results))
 
 
-def _show(results: object) -> None:
+def _show(results: Results) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from cluster_remote.bench.cases import Results
     from cluster_remote.bench.report import rows
 
-    assert isinstance(results, Results)
     table = Table("case", "way", "median", "times as fast as git-annex", "our memory", "processes")
     for row in rows(results):
         for number, (way, seconds) in enumerate(row.seconds.items()):

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.command import cluster_remote
+from tests.remote.sites import initremote, make_site
 from tests.support.environment import Environment
+from tests.support.repositories import make_repository
 
 
 def test_every_way_and_the_limit_are_measured_and_nothing_is_left(environment: Environment, tmp_path: Path) -> None:
@@ -49,3 +52,47 @@ def test_a_command_that_fails_is_not_measured(environment: Environment, tmp_path
     assert done.returncode == 1
     assert "git annex copy" in os.fsdecode(done.stderr)
     assert not list(Path(environment.env["TMPDIR"]).iterdir())
+
+
+def test_a_remote_that_there_is_can_be_measured_and_nothing_is_left_on_it(environment: Environment) -> None:
+    site = make_site(environment)
+    figures = environment.directory / "figures.json"
+    cluster_remote(
+        site.client, "bench", "mycl", "--size", "100k", "--files", "3", "--rounds", "2", "--json", str(figures)
+    )
+    cases = {case["case"]: case["median seconds"] for case in json.loads(figures.read_text())["cases"]}
+    assert set(cases) == {
+        f"{load} {step}" for load in ("1 file of 100k", "3 files of 10 kB") for step in ("up", "check", "down", "drop")
+    }
+    assert all(seconds["mycl"] > 0 for seconds in cases.values())
+    for node in site.cluster.nodes:
+        assert not list((node.path / ".git/annex/objects").glob("*/*/*"))
+    assert "SHA256-s" not in site.client.annex("find", "--in", "mycl").stdout.decode()
+
+
+def test_what_cannot_be_removed_again_is_named(environment: Environment) -> None:
+    node = make_repository(environment, environment.directory / "node", "node")
+    arguments = ("bench", str(node.path), "--case", "small", "--files", "2", "--rounds", "1")
+    done = cluster_remote(environment, *arguments, code=1, env={"GIT_ANNEX_SHELL_APPENDONLY": "1"})
+    assert done.err.count(" may be left behind: ") == 2
+    assert "2 files of 10 kB down" in done.err
+    assert len(list((node.path / ".git/annex/objects").glob("*/*/*"))) == 2
+
+
+def test_an_upload_that_is_refused_is_the_end_of_the_measurement(environment: Environment) -> None:
+    node = make_repository(environment, environment.directory / "node", "node")
+    arguments = ("bench", str(node.path), "--case", "small", "--files", "2", "--rounds", "1")
+    done = cluster_remote(environment, *arguments, code=1, env={"GIT_ANNEX_SHELL_READONLY": "1"})
+    assert "this repository is read-only" in done.err.splitlines()[-1]
+    assert "10 kB up" not in done.err
+    assert not list((node.path / ".git/annex/objects").glob("*/*/*"))
+
+
+def test_a_given_remote_is_measured_only_in_the_clear_and_by_itself(environment: Environment) -> None:
+    site = make_site(environment)
+    assert "no --way" in cluster_remote(site.client, "bench", "mycl", "--way", "remote", code=2).err
+    assert "no --way" in cluster_remote(site.client, "bench", "mycl", "--case", "start", code=2).err
+    stranger = make_repository(environment, environment.directory / "stranger", "stranger")
+    parameters = (f"url={site.url}", f"cluster={site.cluster.uuid}", "tracking=remote", "encryption=shared")
+    initremote(stranger, "vault", *parameters)
+    assert "in the clear" in cluster_remote(stranger, "bench", "vault", code=2).err

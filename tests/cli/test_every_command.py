@@ -113,7 +113,9 @@ CASES: dict[str, Case] = {
     # Needs no repository, and has tests of its own for the rest.
     "demo": Case(unknown=None, down=None, outside=None, waits=None, takes_remote=False),
     "bench": Case(
-        works=None, unknown=("--way", "nowhere-to-be-found"), down=None, outside=None, waits=None, takes_remote=False
+        works=("mycl", "--case", "small", "--files", "1", "--rounds", "1"),
+        down=(("gone", "--case", "small"), 3),
+        waits=("mycl", "--case", "small", "--files", "1"),
     ),
     "serve": Case(
         works=None,
