@@ -10,7 +10,8 @@ import math
 import os
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from subprocess import PIPE
 
@@ -18,12 +19,11 @@ import anyio
 from anyio.abc import ByteReceiveStream, Process
 
 from cluster_remote.annex.errors import CommandFailed
+from cluster_remote.p2p.descriptor import DescriptorConnection
 from cluster_remote.p2p.errors import ConnectionLost
 from cluster_remote.p2p.key import decode
-from cluster_remote.transport.children import Complaints, pipes_of, until
-from cluster_remote.transport.descriptor import DescriptorConnection
 
-__all__ = ["PipedChild", "Tail", "drain", "kill", "start"]
+__all__ = ["Complaints", "PipedChild", "Tail", "drain", "kill", "pipes_of", "start", "until"]
 
 # Seconds to wait for a killed child to be gone. Only a process stuck in the kernel takes longer than moments.
 _REAP = 10.0
@@ -31,10 +31,16 @@ _REAP = 10.0
 _LAST_WORDS = 0.5
 
 
+# Bytes of a child's standard error that are kept for the error message; the last ones matter.
+_KEPT = 4096
+# Seconds between two looks at whether a child has ended, at first; doubled up to the second figure.
+_FIRST_LOOK, _LONGEST_LOOK = 0.001, 0.05
+
+
 class Tail:
     """The last `limit` bytes of a stream, to quote in an error."""
 
-    def __init__(self, limit: int = 4096) -> None:
+    def __init__(self, limit: int = _KEPT) -> None:
         self._limit = limit
         self._end = b""
 
@@ -48,6 +54,59 @@ class Tail:
 
 def _harmless(words: bytes) -> str:
     return "".join(c if c.isprintable() or c == "\n" else "?" for c in decode(words).strip())
+
+
+class Complaints:
+    """Reads a child's standard error to its end and keeps the last of it.
+
+    In a thread, so that a talkative child is never blocked. It ends with the child; a daemon, because something that
+    the child left running (a shared ssh connection) may keep the pipe open.
+    """
+
+    def __init__(self, child: subprocess.Popen[bytes]) -> None:
+        self._child = child
+        self._words = bytearray()
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
+
+    @property
+    def last(self) -> bytes:
+        """The last 4096 bytes."""
+        return bytes(self._words)
+
+    async def wait(self, seconds: float) -> None:
+        """Waits for their end, for at most so many seconds."""
+        with anyio.move_on_after(seconds):
+            while self._listener.is_alive():
+                await anyio.sleep(_FIRST_LOOK)
+
+    def _listen(self) -> None:
+        stderr = self._child.stderr
+        assert stderr is not None
+        with stderr:
+            while data := stderr.read(_KEPT):
+                self._words += data
+                del self._words[:-_KEPT]
+
+
+def pipes_of(child: subprocess.Popen[bytes]) -> tuple[int, int]:
+    """Descriptors of a child's standard output, to read from, and input, to write to; the caller's to close."""
+    assert child.stdin is not None
+    assert child.stdout is not None
+    descriptors = os.dup(child.stdout.fileno()), os.dup(child.stdin.fileno())
+    child.stdin.close()
+    child.stdout.close()
+    return descriptors
+
+
+async def until(condition: Callable[[], bool], patience: float) -> bool:
+    """Looks again and again whether something has come about, for at most `patience` seconds. Whether it has."""
+    pause = _FIRST_LOOK
+    with anyio.move_on_after(patience):
+        while not condition():
+            await anyio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_LOOK)
+    return condition()
 
 
 class PipedChild:

@@ -6,7 +6,7 @@ import json
 import os
 import platform
 from dataclasses import dataclass
-from xml.sax.saxutils import escape
+from html import escape
 
 from cluster_remote.bench.cases import Results
 

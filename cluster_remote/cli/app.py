@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from cluster_remote.cli.exitcodes import FAILED, INTERRUPTED, NOT_USABLE, UNREACHABLE, USAGE
-from cluster_remote.cli.interrupts import only_the_first
+from cluster_remote.cli.interrupts import ignore_from_now_on, only_the_first_counts
 
 __all__ = ["app", "run"]
 
@@ -96,18 +96,19 @@ _register()
 
 def run() -> int:
     """Runs the command line of this process; gives the exit code. No traceback reaches a user."""
-    with only_the_first():
-        try:
-            outcome = app(standalone_mode=False)
-            sys.stdout.flush()
-        except KeyboardInterrupt:
-            return _interrupted()
-        except Exception as error:  # noqa: BLE001 -- every failure ends here, as words
-            return _report(error)
-        return outcome if isinstance(outcome, int) else 0
+    only_the_first_counts()
+    try:
+        outcome = app(standalone_mode=False)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return _interrupted()
+    except Exception as error:  # noqa: BLE001 -- every failure ends here, as words
+        return _report(error)
+    return outcome if isinstance(outcome, int) else 0
 
 
 def _interrupted() -> int:
+    ignore_from_now_on()
     print("cluster-remote: interrupted", file=sys.stderr)
     return INTERRUPTED
 

@@ -17,12 +17,19 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, ParamSpec, TypeVar
 
-__all__ = ["keeping_handlers", "only_the_first", "run"]
+__all__ = ["ignore_from_now_on", "keeping_handlers", "only_the_first_counts", "run"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def ignore_from_now_on() -> None:
+    """For the last moments of the program, when it starts no others any more: Python forgets its handlers at the end,
+    and a signal that comes then would kill it."""
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _already_ending(number: int, frame: FrameType | None) -> None:
@@ -46,21 +53,18 @@ def keeping_handlers() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-@contextmanager
-def only_the_first() -> Iterator[None]:
-    """The first SIGINT or SIGTERM in this context raises KeyboardInterrupt, and no other one does. For the main thread.
+def only_the_first_counts() -> None:
+    """From now on the first SIGINT or SIGTERM raises KeyboardInterrupt, and no other one does. For the main thread.
 
     A program that was started with one of them ignored, as nohup and shells do in the background, goes on ignoring it.
     """
-    with keeping_handlers():
-        for number in _SIGNALS:
-            if signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL):
-                signal.signal(number, _interrupt_once)
-        yield
+    for number in _SIGNALS:
+        if signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL):
+            signal.signal(number, _interrupt_once)
 
 
 def run(function: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs) -> T:
-    """anyio.run, for use within `only_the_first`: the first signal cancels the function, which may take time to end.
+    """anyio.run, where `only_the_first_counts`: the first signal cancels the function, which may take time to end.
 
     Raises KeyboardInterrupt then, and whatever the function raises.
     """

@@ -23,7 +23,7 @@ from cluster_remote.p2p.stream import CHUNK
 __all__ = ["BUFFER", "Share", "SlowestProgress", "distribute", "pieces", "wanted"]
 
 # Bytes that wait for one node. What waits for several is held in memory only once.
-BUFFER = 4 * CHUNK
+BUFFER = 16 * CHUNK
 
 
 def wanted(position: int, length: int, offset: int) -> slice:

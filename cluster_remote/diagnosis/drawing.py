@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from xml.sax.saxutils import escape
+from html import escape
 
 from cluster_remote.diagnosis.conversation import Heading, Said, Sessions, named
 from cluster_remote.p2p.errors import printable
@@ -179,4 +179,4 @@ def _svg_arrow(arrow: Arrow, y: int) -> Iterator[str]:
 def _xml(text: str) -> str:
     # What is not a character to XML would make the whole document unreadable.
     safe = "".join(c if c.isprintable() else "\ufffd" for c in text)
-    return escape(safe, {'"': "&quot;"})
+    return escape(safe)

@@ -17,9 +17,9 @@ from pathlib import Path
 import anyio
 
 from cluster_remote.gateway.errors import CannotListen
+from cluster_remote.p2p.descriptor import DescriptorConnection
 from cluster_remote.p2p.errors import ConnectionLost
 from cluster_remote.transport.address import BadAddress, Tcp, Unix, parse_address
-from cluster_remote.transport.descriptor import DescriptorConnection
 
 __all__ = ["Listener", "SocketConnection", "handed_over", "listen", "parse_listen"]
 

@@ -13,9 +13,9 @@ from contextlib import contextmanager
 
 import anyio
 
+from cluster_remote.p2p.descriptor import DescriptorConnection
 from cluster_remote.p2p.server import Closing, Ended, Mode, Served, serve
 from cluster_remote.p2p.stream import MessageStream
-from cluster_remote.transport.descriptor import DescriptorConnection
 
 __all__ = ["mode_from", "serve_stdio", "stderr_is_the_client"]
 

@@ -22,7 +22,7 @@ __all__ = ["CHUNK", "MAX_LINE", "Connection", "MessageStream", "Trace"]
 # Longer than any line that the protocol has a use for: a key is a file name, a list of UUIDs is short.
 MAX_LINE = 64 * 1024
 # How much is read or written at once, in bytes.
-CHUNK = 1024 * 1024
+CHUNK = 256 * 1024
 # A content of up to this many bytes goes out together with its DATA and VALID, in one write; but what comes from a
 # slow source is not held back for longer than these seconds, or the peer would take us for dead.
 _SMALL = 256 * 1024

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from cluster_remote.remote.protocol import AnnexMaster, needs_sessions
+from cluster_remote.remote.protocol import AnnexMaster
 from cluster_remote.remote.remote import ClusterRemote, Shared
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ class _Service:
         self._whole.greet()
         while line := self._input.take():
             job, request = self._job_of(line)
-            if needs_sessions(request):
+            if job.master.needs_sessions(request):
                 self._input.put_back(line)
                 return True
             if not job.over:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from annexremote import Master, ProtocolError, RemoteError, SpecialRemote, UnsupportedRequest
 from annexremote.annexremote import AnnexError, Protocol
 
-__all__ = ["AnnexMaster", "Lines", "needs_sessions", "one_line", "standard_streams"]
+__all__ = ["AnnexMaster", "Lines", "one_line", "standard_streams"]
 
 
 def one_line(text: str) -> str:
@@ -34,16 +34,11 @@ _HELD_MESSAGES = 64
 
 # What is answered in the event loop, and what is answered by code that only needs it.
 _IN_THE_LOOP = frozenset({"CHECKPRESENT", "REMOVE", "TRANSFER"})
-_WITH_SESSIONS = _IN_THE_LOOP | {"GETINFO", "INITREMOTE", "WHEREIS"}
+_WITH_SESSIONS = _IN_THE_LOOP | {"INITREMOTE", "WHEREIS"}
 
 
 def _word(line: str) -> str:
     return line.rstrip("\n").partition(" ")[0].upper()
-
-
-def needs_sessions(line: str) -> bool:
-    """Whether a request cannot be answered without the event loop."""
-    return _word(line) in _WITH_SESSIONS
 
 
 class _Protocol(Protocol):  # type: ignore[misc] # annexremote has no types
@@ -137,6 +132,17 @@ class AnnexMaster(Master):  # type: ignore[misc] # annexremote has no types
     def greet(self) -> None:
         """The first line of the protocol."""
         self.say(self.protocol.version)
+
+    def needs_sessions(self, line: str) -> bool:
+        """Whether a request cannot be answered without the event loop."""
+        word = _word(line)
+        if word == "GETINFO":
+            try:
+                return bool(self.remote.info_needs_sessions())
+            except RemoteError:
+                # Whatever it is, the answer will say it.
+                return True
+        return word in _WITH_SESSIONS
 
     def answer(self, line: str) -> bool:
         """Answers one request. False where nothing more can be said."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,7 +20,7 @@ from cluster_remote.remote.protocol import AnnexMaster, one_line
 
 if TYPE_CHECKING:
     from cluster_remote.annex.repository import Repository
-    from cluster_remote.p2p.key import Key
+    from cluster_remote.p2p.key import UUID, Key
     from cluster_remote.p2p.messages import Message
     from cluster_remote.p2p.session import Removal, Session
     from cluster_remote.remote.settings import Settings
@@ -64,6 +64,7 @@ class ClusterRemote(SpecialRemote):  # type: ignore[misc] # annexremote has no t
         # Not by way of the parent class, which makes `info` a value; here it is asked for anew each time.
         self.annex = annex
         self._shared = shared
+        self._clusters: Mapping[str, UUID] | None = None
 
     # What git-annex asks without a reason to connect
 
@@ -127,11 +128,39 @@ class ClusterRemote(SpecialRemote):  # type: ignore[misc] # annexremote has no t
     def info(self) -> dict[str, str]:
         settings = self._read_settings()
         fields = {"url": settings.url or "none: the cluster of this repository", "tracking": settings.tracking}
+        own = self._own_cluster_name()
+        if own is not None:
+            from cluster_remote.p2p.messages import MAX_VERSION
+
+            return fields | {
+                "cluster": own,
+                "cluster uuid": settings.uuid.text,
+                "protocol version": str(MAX_VERSION),
+            }
         try:
             found: dict[str, str] = self._wait_for(self._ask, self._info)
         except RemoteError as error:
             found = {"protocol version": f"unknown: {error}"}
         return fields | found
+
+    def info_needs_sessions(self) -> bool:
+        """Whether nothing is known of the remote without asking; the cluster of this very repository is known."""
+        return self._own_cluster_name() is None
+
+    def _own_cluster_name(self) -> str | None:
+        """What the remote's cluster is called here, where it is one of this very repository."""
+        settings = self._read_settings()
+        if settings.address is not None or settings.tracking != "nodes":
+            return None
+        if self._clusters is None:
+            from cluster_remote.annex.errors import AnnexError
+            from cluster_remote.annex.repository import Repository
+
+            try:
+                self._clusters = Repository.of_remote(self.annex.getgitdir()).config().clusters()
+            except AnnexError as error:
+                raise RemoteError(one_line(str(error))) from None
+        return next((name for name, uuid in self._clusters.items() if uuid == settings.uuid), None)
 
     # How they are answered
 

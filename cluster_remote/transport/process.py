@@ -12,10 +12,10 @@ from pathlib import Path
 
 import anyio
 
+from cluster_remote.annex.child import Complaints, pipes_of, until
 from cluster_remote.p2p.client import Transport
+from cluster_remote.p2p.descriptor import DescriptorConnection
 from cluster_remote.p2p.errors import Unreachable, printable
-from cluster_remote.transport.children import Complaints, pipes_of, until
-from cluster_remote.transport.descriptor import DescriptorConnection
 
 __all__ = ["ProcessTransport"]
 

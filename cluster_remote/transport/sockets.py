@@ -10,8 +10,8 @@ from typing import TypeAlias
 import anyio
 
 from cluster_remote.p2p.client import Transport
+from cluster_remote.p2p.descriptor import DescriptorConnection
 from cluster_remote.p2p.errors import Unreachable
-from cluster_remote.transport.descriptor import DescriptorConnection
 
 __all__ = ["TcpTransport", "UnixTransport"]
 

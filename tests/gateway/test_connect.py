@@ -12,9 +12,9 @@ import pytest
 from cluster_remote.annex.repository import Repository as AnnexRepository
 from cluster_remote.gateway import connect
 from cluster_remote.gateway.connect import GitService
+from cluster_remote.p2p.descriptor import DescriptorConnection
 from cluster_remote.p2p.relay import ClientGone, ClientMisbehaved
 from cluster_remote.p2p.stream import MessageStream
-from cluster_remote.transport.descriptor import DescriptorConnection
 from tests.p2p.conversation import Conversation
 from tests.support.environment import Environment
 from tests.support.processes import wait_until

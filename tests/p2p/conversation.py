@@ -9,11 +9,11 @@ from contextlib import asynccontextmanager
 import anyio
 
 from cluster_remote.p2p.client import StreamSession
+from cluster_remote.p2p.descriptor import DescriptorConnection
 from cluster_remote.p2p.key import UUID
 from cluster_remote.p2p.server import Closing, Ended, Mode, Served, serve
 from cluster_remote.p2p.session import Session
 from cluster_remote.p2p.stream import Connection, MessageStream
-from cluster_remote.transport.descriptor import DescriptorConnection
 from cluster_remote.transport.process import ProcessTransport
 from tests.support.repositories import Repository
 

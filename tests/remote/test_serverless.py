@@ -97,6 +97,12 @@ def test_setup_makes_the_cluster_its_nodes_and_a_remote_that_costs_less_than_the
     assert float(home.laptop.config("remote.all.annex-cost") or 999) < 100
 
 
+def test_information_is_about_the_cluster_of_this_repository(home: Home) -> None:
+    shown = text(home.laptop.annex("info", "all"))
+    assert "\nurl: none: the cluster of this repository\n" in shown
+    assert f"\ncluster: all\ncluster uuid: {home.laptop.config('annex.cluster.all')}\nprotocol version: 4\n" in shown
+
+
 def test_setup_again_changes_nothing(home: Home) -> None:
     before = home.laptop.git("config", "--list", "--local").stdout
     done = home.laptop.environment.run(
@@ -206,9 +212,9 @@ def test_the_fast_testremote_passes(home: Home) -> None:
 
 
 # By default its files have a mebibyte, which some rounds cut into a thousand chunks; git-annex's proxy carries each of
-# them to the directory special remote by itself, for ten minutes. These are cut into a hundred.
+# them to the directory special remote by itself, for ten minutes. These are cut into two.
 def test_the_full_testremote_passes(home: Home) -> None:
-    done = home.laptop.annex("testremote", "all", "--size", "999", check=False, timeout=280)
+    done = home.laptop.annex("testremote", "all", "--size", "99", check=False, timeout=280)
     assert done.returncode == 0, text(done)[-3000:]
 
 

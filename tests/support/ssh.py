@@ -227,9 +227,10 @@ class SshServer:
         finally:
             if child.returncode is None:
                 os.killpg(child.pid, signal.SIGKILL)
-                with anyio.CancelScope(shield=True):
-                    await child.wait()
+            # Before it is waited for: asyncio would wait for the end of what it wrote, which nobody reads any more.
             pipes.close()
+            with anyio.CancelScope(shield=True):
+                await child.wait()
 
 
 async def _feed(process: asyncssh.SSHServerProcess[bytes], target: asyncio.StreamWriter) -> None:

@@ -11,12 +11,12 @@ from pathlib import Path
 import anyio
 import pytest
 
+from cluster_remote.p2p import descriptor
+from cluster_remote.p2p.descriptor import DescriptorConnection
 from cluster_remote.p2p.errors import ConnectionLost, SourceError, TimedOut
 from cluster_remote.p2p.file import FileSource
 from cluster_remote.p2p.messages import Invalid, Message, Valid
 from cluster_remote.p2p.stream import MessageStream
-from cluster_remote.transport import descriptor
-from cluster_remote.transport.descriptor import DescriptorConnection
 
 pytestmark = pytest.mark.anyio
 
