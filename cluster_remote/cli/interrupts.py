@@ -66,7 +66,8 @@ def only_the_first_counts() -> None:
 def run(function: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs) -> T:
     """anyio.run, where `only_the_first_counts`: the first signal cancels the function, which may take time to end.
 
-    Raises KeyboardInterrupt then, and whatever the function raises.
+    Raises KeyboardInterrupt then, whatever came of the function: a terminal interrupts the programs it talks to too,
+    and what it says of their end is only a consequence. Without a signal, raises what the function raises.
     """
     import asyncio
 
@@ -97,8 +98,11 @@ def run(function: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: 
                     signal.signal(number, _interrupt_once)
 
     try:
-        return anyio.run(cancellable)
-    except asyncio.CancelledError:
+        result = anyio.run(cancellable)
+    except (Exception, asyncio.CancelledError):
         if interrupted:
             raise KeyboardInterrupt from None
         raise
+    if interrupted:
+        raise KeyboardInterrupt
+    return result

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import queue
+import sys
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -30,6 +31,8 @@ _PARTING = 10.0
 # Seconds that debug messages wait at most.
 _NOW_AND_THEN = 0.5
 _CHUNK = 64 * 1024
+# Bytes of one line from git-annex; keys and paths are far shorter.
+_LONGEST_LINE = 1024 * 1024
 
 
 class _Input:
@@ -53,7 +56,7 @@ class _Input:
 
     async def take_in_the_loop(self) -> str:
         """As `take`, but others go on meanwhile."""
-        import anyio
+        import anyio.lowlevel
 
         while not self._lines and not self._ended:
             try:
@@ -68,6 +71,9 @@ class _Input:
         data = os.read(self._descriptor, _CHUNK)
         self._ended = not data
         *lines, self._rest = (self._rest + data).split(b"\n")
+        if len(self._rest) > _LONGEST_LINE:
+            print(f"git-annex sent a line of more than {_LONGEST_LINE} bytes; this ends here", file=sys.stderr)
+            self._rest, self._ended = b"", True
         self._lines += [f"{line.decode('utf-8', 'surrogateescape')}\n" for line in lines]
 
 
