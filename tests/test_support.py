@@ -63,9 +63,12 @@ def test_environment_has_a_git_configuration_of_its_own(environment: Environment
     assert "init.defaultbranch=main" in listed
 
 
-def test_environment_finds_the_programs_beside_the_interpreter(environment: Environment) -> None:
+def test_environment_finds_git_annex_by_all_names_and_what_is_beside_the_interpreter(environment: Environment) -> None:
     assert b"git-annex version: 10." in environment.run("git-annex", "version").stdout
-    assert environment.which("git-annex-shell").exists()
+    for name in ("git-annex", "git-annex-shell", "git-remote-annex", "git-remote-p2p-annex"):
+        assert environment.which(name) == environment.annex / name
+        assert environment.which(name).exists()
+    assert environment.which("cluster-remote").parent == Path(sys.executable).parent
 
 
 def test_a_failed_command_shows_what_it_wrote(environment: Environment) -> None:

@@ -135,6 +135,7 @@ class Repository:
     git_dir: Path
     cwd: Path | None = None
     work_tree: Path | None = field(default=None)
+    _seen: dict[str, str] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not self.git_dir.is_absolute():
@@ -190,9 +191,18 @@ class Repository:
 
     @cached_property
     def common_dir(self) -> Path:
-        """What all work trees of a repository share; the git directory itself where there is but one."""
-        common = _line(_git("rev-parse", "--git-common-dir", cwd=self.cwd, env=self.environment()))
-        return ((self.cwd or Path.cwd()) / common).resolve()
+        """What all work trees of a repository share; the git directory itself where there is but one.
+
+        As gitrepository-layout(5) has it, under `commondir`. Raises OSError where that cannot be read.
+        """
+        named = os.environ.get("GIT_COMMON_DIR")
+        if named is not None:
+            return ((self.cwd or Path.cwd()) / named).resolve()
+        try:
+            common = _line((self.git_dir / "commondir").read_bytes())
+        except FileNotFoundError:
+            return self.git_dir.resolve()
+        return (self.git_dir / common).resolve()
 
     @property
     def annex_dir(self) -> Path:
@@ -201,12 +211,14 @@ class Repository:
 
     def config(self) -> GitConfig:
         """The configuration as it is now, in one command; keep the answer rather than asking again."""
-        return GitConfig.parse(_git("config", "--list", "-z", cwd=self.cwd, env=self.environment()))
+        read = GitConfig.parse(_git("config", "--list", "-z", cwd=self.cwd, env=self.environment()))
+        self._seen["annex.uuid"] = read.get("annex.uuid") or ""
+        return read
 
     @cached_property
     def uuid(self) -> UUID:
-        """git-annex's name for this repository. Raises NotInitialised."""
-        text = self.config().get("annex.uuid") or ""
+        """git-annex's name for this repository, which does not change. Raises NotInitialised."""
+        text = self._seen.get("annex.uuid") or self.config().get("annex.uuid") or ""
         try:
             return UUID.parse(text)
         except ValueError:

@@ -63,6 +63,7 @@ async def _doctor(name: str, timeout: float) -> Checkup:
 
     from cluster_remote.annex.errors import NotARepository, NotInitialised
     from cluster_remote.annex.repository import Repository
+    from cluster_remote.cli.target import remote_of
     from cluster_remote.diagnosis.checkup import Checkup
     from cluster_remote.diagnosis.facts import gather, servers
     from cluster_remote.diagnosis.mistakes import find_mistakes, find_notes, mistakes_at_nodes, mistakes_of_servers
@@ -87,7 +88,11 @@ async def _doctor(name: str, timeout: float) -> Checkup:
         # Without these nothing can be asked.
         return Checkup(False, place, programs.listed(), (), tuple(broken), ())
     facts = await gather(repository, name)
-    tried = await servers(facts, _session, timeout)
+
+    async def reach(name: str) -> Session:
+        return (await remote_of(name, repository, facts.config, facts.logs)).session
+
+    tried = await servers(facts, reach, timeout)
     needs_ssh = any(ours.settings is not None and isinstance(ours.settings.address, Ssh) for ours in facts.ours)
     findings = (
         *mistakes_of_programs(programs, needs_ssh=needs_ssh),
@@ -110,12 +115,6 @@ async def _status(name: str, timeout: float) -> Status:
     except (BadSettings, AnnexError):
         return Status(True, ())
     return await survey(views, timeout=timeout, sample=_SAMPLE)
-
-
-async def _session(name: str) -> Session:
-    from cluster_remote.cli.target import resolve
-
-    return (await resolve(name)).session
 
 
 def _show(outcome: Checkup, console: Console) -> None:

@@ -121,15 +121,31 @@ async def resolve(
     """
     if looks_like_address(text):
         return await _address(text, timeout, trace, server, node)
-    repository = annex_repository()
+    repository = Repository.here()
     config = repository.config()
+    # Asked for before anything else, so that what is wrong is not taken for a misspelt name.
+    _ = repository.uuid
     logs = await BranchLogs.read(repository)
+    return await remote_of(text, repository, config, logs, timeout=timeout, trace=trace, server=server, node=node)
+
+
+async def remote_of(
+    text: str,
+    repository: Repository,
+    config: GitConfig,
+    logs: BranchLogs,
+    *,
+    timeout: float | None = None,
+    trace: Trace | None = None,
+    server: UUID | None = None,
+    node: str = "",
+) -> Target:
+    """As `resolve`, for the name of a remote, where the repository has been read already."""
     settings = remote_settings(text, config, logs)
     token = stored_token(repository, settings)
     workplace = Workplace(settings, str(repository.git_dir), token, timeout)
-    await workplace.read_repository()
-    # This one knows its work tree, which relative paths of remotes are relative to.
-    workplace.repository = repository
+    # This repository knows its work tree, which relative paths of remotes are relative to.
+    workplace.repository, workplace.config, workplace.logs = repository, config, logs
     if node:
         cluster = wanted_server(settings, logs, config.clusters())
         uuid = node_named(node, config, logs, cluster)

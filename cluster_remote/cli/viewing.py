@@ -65,7 +65,7 @@ def _remote(name: str, repository: Repository, config: GitConfig, logs: BranchLo
     token = stored_token(repository, settings)
     caller = replace(caller, timeout=timeout or settings.timeout)
     try:
-        return of_remote(name, settings, repository, logs, caller, token)
+        return of_remote(name, settings, repository, config, logs, caller, token)
     except BadAddress as error:
         raise BadSettings(f"{name}: {error}") from None
 

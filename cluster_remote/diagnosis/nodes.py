@@ -98,10 +98,15 @@ class Unusable:
 
 
 def of_remote(
-    label: str, settings: Settings, repository: Repository, logs: BranchLogs, caller: Caller, token: str | None
+    label: str,
+    settings: Settings,
+    repository: Repository,
+    config: GitConfig,
+    logs: BranchLogs,
+    caller: Caller,
+    token: str | None,
 ) -> View:
     """A remote of this repository. Raises BadSettings, BadAddress; without a server NoCluster."""
-    config = repository.config()
     server = wanted_server(settings, logs, config.clusters())
     if settings.address is None:
         return _serverless(label, settings, repository, config, logs, caller)

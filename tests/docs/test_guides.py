@@ -27,8 +27,6 @@ NAS = "On the NAS"
 @pytest.fixture
 def shell(environment: Environment, ssh_server: SshServer) -> Iterator[Callable[[str], Shell]]:
     """The shell of a title: on the NAS, or else on a laptop that reaches the NAS."""
-    # The wheel has no script for this; other ways to install git-annex bring it along.
-    (environment.bin / "git-remote-p2p-annex").symlink_to(environment.which("git-annex"))
     config = environment.directory / "ssh" / "config"
     with config.open("a") as out:
         out.write(f"Host nas\n\tHostName 127.0.0.1\n\tPort {ssh_server.port}\n")

@@ -92,10 +92,6 @@ def gateway_of(cluster: Cluster, *options: str, name: str = "gw") -> Iterator[Ga
 
 def native_client(gateway: Gateway, name: str = "client", *, mode: Mode = Mode.READ_WRITE) -> Repository:
     """A clone that has the cluster as the remote `gw`, by git-annex's own P2P transport and our pipe."""
-    helper = gateway.cluster.gateway.environment.bin / "git-remote-p2p-annex"
-    if not helper.exists():
-        # The binary goes by the name that it is called by.
-        helper.symlink_to(gateway.cluster.gateway.environment.which("git-annex"))
     client = gateway.cluster.clone(name)
     client.git("remote", "remove", "origin")
     add_native_remote(client, "gw", gateway.unix, gateway.cluster.uuid, gateway.tokens[mode])

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.resources import files
 from pathlib import Path
 
 from .processes import Process, assert_none_left, end_group, kill, with_variable
@@ -22,6 +23,9 @@ MARKER = "CLUSTER_REMOTE_TEST"
 """A variable that every process of an environment has; its value is the environment's directory."""
 
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+ANNEX_PROGRAM = Path(str(files("git_annex") / "git-annex"))
+ANNEX_NAMES = ("git-annex", "git-annex-shell", "git-remote-annex", "git-remote-p2p-annex", "git-remote-tor-annex")
 
 GIT_CONFIG = """\
 [user]
@@ -47,6 +51,8 @@ class Environment:
         directory: holds everything; repositories of a test go here too.
         home: HOME.
         bin: the first directory on PATH, empty at first: put shims here with `program`.
+        annex: the second one: git-annex, by each of its names. The scripts that its wheel installs do nothing but start
+            the program, and take four times as long over it as the program itself.
         env: the variables that child processes get. May be changed by a test.
     """
 
@@ -55,13 +61,16 @@ class Environment:
         self.directory = directory
         self.home = directory / "home"
         self.bin = directory / "bin"
+        self.annex = directory / "annex"
         temporary = directory / "tmp"
-        for each in (self.home, self.bin, temporary):
+        for each in (self.home, self.bin, self.annex, temporary):
             each.mkdir()
+        for name in ANNEX_NAMES:
+            (self.annex / name).symlink_to(ANNEX_PROGRAM)
         (self.home / ".gitconfig").write_text(GIT_CONFIG)
         self.env: dict[str, str] = {
             "HOME": str(self.home),
-            "PATH": os.pathsep.join((str(self.bin), str(Path(sys.executable).parent), SYSTEM_PATH)),
+            "PATH": os.pathsep.join((str(self.bin), str(self.annex), str(Path(sys.executable).parent), SYSTEM_PATH)),
             "TMPDIR": str(temporary),
             "LC_ALL": "C.UTF-8",
             "GIT_CONFIG_NOSYSTEM": "1",
