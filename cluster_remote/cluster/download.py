@@ -32,8 +32,13 @@ class ClusterDownload(Download):
         offset: int,
         size: int | None,
         failed: Callable[[Node, SessionError], None],
+        *,
+        alike: bool = True,
     ) -> None:
         """`nodes` are asked in this order; `size` is that of the whole content where it is known, in bytes.
+
+        `alike` says that what one node has is byte for byte what another one has. Encrypted contents need not be: with
+        them a download that has begun cannot go on from another node.
 
         `failed` is told of a node that had begun to give the content and could not go on.
         """
@@ -41,6 +46,7 @@ class ClusterDownload(Download):
         self._nodes = deque(nodes)
         self._fetch = fetch
         self._failed = failed
+        self._alike = alike
         self._start = self._position = offset
         self._end = None if size is None else max(size, offset)
         self._failures: list[tuple[Node, SessionError]] = []
@@ -111,6 +117,8 @@ class ClusterDownload(Download):
         self._failures.append((self._node, error))
         self._failed(self._node, error)
         await self.aclose()
+        if self._position > self._start and not self._alike:
+            raise failure_of_all(self._doing, self._failures)
         await self._next()
 
     async def _next(self) -> None:

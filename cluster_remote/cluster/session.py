@@ -21,8 +21,9 @@ from cluster_remote.cluster.asking import NodeSessions, within
 from cluster_remote.cluster.download import ClusterDownload
 from cluster_remote.cluster.node import Node
 from cluster_remote.cluster.reachability import Reachability
+from cluster_remote.cluster.routing import UploadAnswer
 from cluster_remote.cluster.upload import Attempt, ClusterUpload, store_everywhere, task_group
-from cluster_remote.p2p.client import DEFAULT_TIMEOUT, patience_for
+from cluster_remote.p2p.client import DEFAULT_TIMEOUT, patience_for, reading_time
 from cluster_remote.p2p.errors import SessionError, Unreachable
 from cluster_remote.p2p.key import UUID, AssociatedFile, Key
 from cluster_remote.p2p.messages import MAX_VERSION
@@ -189,7 +190,9 @@ class ClusterSession(Session):
             async def fetch(stack: AsyncExitStack, node: Node, position: int) -> Download:
                 # The deadline is over before the download is read: no session's download may keep a cancel scope of
                 # its own open between its chunks, or these would cross.
-                with self._ask.observed(node), self._ask.deadline(patience_for(key.size)):
+                # What is at hand comes at once, what git-annex has to fetch first takes its time.
+                patience = reading_time if node.kind in ("local", "ssh") else patience_for
+                with self._ask.observed(node), self._ask.deadline(patience(key.size)):
                     return await stack.enter_async_context(self._ask.session(node).download(key, file, position))
 
             download = ClusterDownload(
@@ -199,6 +202,7 @@ class ClusterSession(Session):
                 offset,
                 key.content_size,
                 self._ask.broke_off,
+                alike=not key.is_encrypted,
             )
             try:
                 await download.begin()
@@ -219,42 +223,46 @@ class ClusterSession(Session):
                 async with self._uploader.upload(key, file) as delegated:
                     yield delegated
                 return
-            holders = await self._holders(key)
-            targets, left_out = self._upload_targets(holders)
-            if not targets:
-                yield Present(routing.all_repositories(self.nodes))
-                return
+            targets, left_out = self._upload_targets(await self._holders(key))
             attempts = [Attempt(node) for node in targets]
+            unrecorded: list[SessionError] = []
+
+            async def settled(node: Node, answer: UploadAnswer) -> None:
+                await self._record_now(unrecorded, key, present=routing.gained(node, answer))
 
             @asynccontextmanager
             async def offer(node: Node) -> AsyncIterator[Present | Upload]:
                 with self._ask.observed(node) as observed:
                     upload = self._ask.session(node).upload(key, file)
-                    async with within(self._ask.timeout + patience_for(key.size), upload) as offered:
+                    async with within(self._ask.timeout + reading_time(key.size), upload) as offered:
                         observed.moved()
                         yield offered
 
             async def conclude() -> Stored:
                 answers = [(a.node, a.answer) for a in attempts if a.answer is not None]
                 outcome = routing.upload_outcome([*answers, *left_out])
-                await self._record(key, present=outcome.uuids)
+                if unrecorded:
+                    raise unrecorded[0]
                 if isinstance(outcome, Present):
                     return Stored(True, outcome.uuids)
                 return outcome
 
             async with task_group() as tasks:
                 for attempt in attempts:
-                    tasks.start_soon(attempt.run, offer)
+                    tasks.start_soon(attempt.run, offer, settled)
                 for attempt in attempts:
                     await attempt.offered.wait()
                 waiting = [(a, a.offset) for a in attempts if a.answer is None and a.offset is not None]
                 if waiting:
+                    self._expect_to_record()
                     yield ClusterUpload(f"{self.name}: no node took {key}", waiting, conclude)
                 else:
+                    for attempt in attempts:
+                        await attempt.ended.wait()
                     outcome = await conclude()
                     if not outcome.stored:
                         raise self._failure(key, [*((a.node, a.answer) for a in attempts), *left_out])
-                    yield Present(outcome.uuids | holders & routing.all_repositories(self.nodes))
+                    yield Present(outcome.uuids)
 
     async def store(
         self, key: Key, file: AssociatedFile, source: Source, progress: Progress | None = None
@@ -265,10 +273,7 @@ class ClusterSession(Session):
         with self._request():
             if self._uploader is not None:
                 return await self._uploader.store(key, file, source, progress)
-            holders = await self._holders(key)
-            targets, left_out = self._upload_targets(holders)
-            if not targets:
-                return Present(routing.all_repositories(self.nodes))
+            targets, left_out = self._upload_targets(await self._holders(key))
 
             async def store(node: Node, tell: Progress) -> Present | Stored:
                 with self._ask.observed(node) as observed:
@@ -288,8 +293,6 @@ class ClusterSession(Session):
             for error in [*unrecorded, failure]:
                 if error is not None:
                     raise error
-            if isinstance(outcome, Present):
-                return Present(outcome.uuids | holders & routing.all_repositories(self.nodes))
             return outcome
 
     async def remove(self, key: Key, before: int | None = None) -> Removal:
@@ -313,7 +316,7 @@ class ClusterSession(Session):
             unrecorded: list[SessionError] = []
 
             async def one(node: Node) -> None:
-                answer = await self._ask.caught(node, request, patience_for(key.size))
+                answer = await self._ask.caught(node, request, reading_time(key.size))
                 answers[node.name] = answer
                 await self._record_now(unrecorded, key, absent=routing.lost(node, answer))
 
@@ -346,8 +349,12 @@ class ClusterSession(Session):
             self._busy = False
 
     def _upload_targets(self, holders: frozenset[UUID]) -> tuple[list[Node], list[tuple[Node, Unreachable]]]:
-        """The nodes that lack it and are to be asked, and those that are left out for now."""
-        awake, resting = self._ask.rested(routing.lacking(self.nodes, holders))
+        """The nodes that lack it and are to be asked, and those that are left out for now.
+
+        All nodes where the log says that none lacks it: whoever wants to store a content that is there already has
+        reason to doubt that, and may drop its own copy because of the answer.
+        """
+        awake, resting = self._ask.rested(routing.lacking(self.nodes, holders) or self.nodes)
         if not awake:
             return resting, []
         return awake, [(node, self._ask.not_tried(node)) for node in resting]

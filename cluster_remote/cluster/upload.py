@@ -23,6 +23,8 @@ __all__ = ["Attempt", "ClusterUpload", "Offer", "StoreOne", "store_everywhere", 
 
 # An upload to one node, as far as its offer.
 Offer = Callable[[Node], AbstractAsyncContextManager[Present | Upload]]
+# Is told what came of an upload to one node.
+Settled = Callable[[Node, UploadAnswer], Awaitable[None]]
 # An upload to one node from the offer to the outcome.
 StoreOne = Callable[[Node, Progress], Awaitable[Present | Stored]]
 
@@ -63,8 +65,9 @@ class Attempt:
         self._source: Source | None = None
         self._progress: Progress | None = None
 
-    async def run(self, offer: Offer) -> None:
-        """Asks the node, waits for `send`, and sends. All that can happen ends up in `answer`."""
+    async def run(self, offer: Offer, settled: Settled) -> None:
+        """Asks the node, waits for `send`, and sends. All that can happen ends up in `answer`, and is told `settled`,
+        which must not raise, also when the attempt is cancelled after that."""
         try:
             with self._scope:
                 async with offer(self.node) as offered:
@@ -80,7 +83,11 @@ class Attempt:
             self.answer = error
         finally:
             self.offered.set()
-            self.ended.set()
+            try:
+                if self.answer is not None:
+                    await settled(self.node, self.answer)
+            finally:
+                self.ended.set()
 
     def send(self, source: Source, progress: Progress) -> None:
         """Lets the node have the content. To be called once, if it wants it."""
@@ -90,7 +97,7 @@ class Attempt:
 
     def give_up(self, reason: SessionError) -> None:
         """Ends the attempt, unless it has ended."""
-        if not self.ended.is_set():
+        if self.answer is None:
             self.answer = reason
             self._scope.cancel()
 

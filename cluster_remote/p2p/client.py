@@ -66,12 +66,14 @@ from cluster_remote.p2p.session import (
 )
 from cluster_remote.p2p.stream import Connection, MessageStream, Trace
 
-__all__ = ["DEFAULT_TIMEOUT", "StreamSession", "Transport", "patience_for"]
+__all__ = ["DEFAULT_TIMEOUT", "StreamSession", "Transport", "patience_for", "reading_time"]
 
 DEFAULT_TIMEOUT = 60.0
 # A peer that has all the content may still have to hash it, or to carry it on to a bucket at the speed of a
 # home line, before it can answer; meanwhile no byte moves. It is granted a second for each of these bytes.
 _BYTES_PER_SECOND_OF_PATIENCE = 1024 * 1024
+# What a slow disk reads; a server may hash what it has of a content before it says from where to go on.
+_BYTES_READ_PER_SECOND = 32 * 1024 * 1024
 # Seconds that a child process or a socket gets to end by itself: after a good conversation, and after a bad one.
 _GRACE, _SHORT_GRACE = 5.0, 0.5
 # Bytes of questions that are sent before the answers to the last ones are read, and of what each has besides its key.
@@ -81,8 +83,14 @@ _LONGEST_WORDS = 500
 
 
 def patience_for(size: int | None) -> float:
-    """Seconds on top of the timeout that a peer may take to deal with a content of `size` bytes as a whole."""
+    """Seconds on top of the timeout that a peer may take to deal with a content of `size` bytes as a whole, where it
+    may have to bring it somewhere else or fetch it from there, such as a bucket."""
     return (size or 0) / _BYTES_PER_SECOND_OF_PATIENCE
+
+
+def reading_time(size: int | None) -> float:
+    """Seconds on top of the timeout that a peer may take to read a content of `size` bytes from its disk."""
+    return (size or 0) / _BYTES_READ_PER_SECOND
 
 
 class Transport(ABC):
@@ -241,7 +249,7 @@ class StreamSession(Session):
             if before is not None:
                 self._require(RemoveBefore)
             request = Remove(key) if before is None else RemoveBefore(before, key)
-            match await exchange.ask(request, patience=patience_for(key.size)):
+            match await exchange.ask(request, patience=reading_time(key.size)):
                 case Success():
                     outcome = Removal(True)
                 case SuccessPlus(uuids):
@@ -289,8 +297,13 @@ class StreamSession(Session):
         async with self._request(f"uploading {key}") as exchange:
             offer: Present | Upload
             async with exchange.named():
-                # A server may hash the part that it has before it says from where to go on.
-                match await exchange.ask(Put(file, key), patience=patience_for(key.size)):
+                answer = await exchange.ask(Put(file, key), patience=reading_time(key.size))
+                if isinstance(answer, PutFrom) and answer.offset > 0 and key.is_encrypted:
+                    await exchange.start_over(key)
+                    answer = await exchange.ask(Put(file, key))
+                    if isinstance(answer, PutFrom) and answer.offset > 0:
+                        raise ProtocolError("it keeps a part of the content that it was told to remove")
+                match answer:
                     case AlreadyHave():
                         exchange.settled = True
                         offer = Present()
@@ -367,6 +380,39 @@ class _Exchange:
             self.settled = True
             raise Refused(self.session._said(answer.text))
         return answer
+
+    async def start_over(self, key: Key) -> None:
+        """Makes the peer, which has just offered to go on with an earlier upload of an encrypted content, forget that.
+
+        The same content is encrypted differently every time: what the peer has and the rest of what there is now
+        would make a content that nobody can decrypt, and nobody would notice. No message removes an unfinished
+        upload; it has to be finished first. Raises Refused where that is not possible.
+        """
+        server = self.session._uuid
+        if server is not None and server.is_cluster:
+            # Its nodes may have different parts, of which only the smallest is known here.
+            raise Refused(
+                "a node has kept the beginning of an earlier upload of this encrypted content, with which this one "
+                "cannot go on; in every node, remove the file .git/annex/tmp/KEY (git annex unused lists it, git annex "
+                f"dropunused removes it), where KEY is {key}"
+            )
+        finished: list[Message] = [Data(0)] if self.session.version == 0 else [Data(0), Valid()]
+        with anyio.CancelScope(shield=True):
+            # In one go, so that the peer has been told to remove it before it can have taken it for complete.
+            await self.stream.send(*finished, Remove(key))
+            stored = self.not_refused(await self.stream.receive())
+            if not isinstance(stored, (Success, SuccessPlus, Failure, FailurePlus)):
+                raise _unexpected(stored, "SUCCESS or FAILURE")
+            match self.not_refused(await self.stream.receive()):
+                case Success() | SuccessPlus():
+                    return
+                case Failure() | FailurePlus():
+                    raise Refused(
+                        "the beginning of an earlier upload of this encrypted content is there and cannot be removed; "
+                        f"what there is of {key} now is of no use, remove it with git annex drop --from"
+                    )
+                case other:
+                    raise _unexpected(other, "SUCCESS or FAILURE")
 
     async def ask_all(self, keys: Sequence[Key]) -> list[bool | Refused]:
         """Asks about one key after the other, ahead of the answers."""

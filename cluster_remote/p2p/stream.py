@@ -178,12 +178,14 @@ class MessageStream:
         announcement = Data(reading.length)
         self._log(True, announcement)
         pending = bytearray(serialise(announcement))
-        held_until = anyio.current_time() + _HELD
+        held_until: float = anyio.current_time() + _HELD
         left = reading.length
         if left > _LARGE and (tail := self.connection.copied_last()) is not None and reading.file() is not None:
             await self._send_all(memoryview(pending), "sending content")
             pending = bytearray()
             left -= await self._send_file(reading, left - tail)
+            # The file may only be judged when the rest has been sent: till then the peer has not read what came before.
+            held_until = 0
         async for chunk in reading.chunks():
             left -= len(chunk)
             if left < 0:

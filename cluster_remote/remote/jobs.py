@@ -122,6 +122,7 @@ class _Service:
         self._only = _Job(self._whole, self._replied)
         self._numbered: dict[str, _Job] = {}
         self._looping = False
+        self._hung_up = False
 
     # Before the loop
 
@@ -151,7 +152,7 @@ class _Service:
 
     def _replied(self, asking: _Job) -> str:
         if self._looping:
-            return asking.replies.get()
+            return "" if self._hung_up else asking.replies.get()
         others: list[str] = []
         try:
             while line := self._input.take():
@@ -176,12 +177,16 @@ class _Service:
             async with anyio.create_task_group() as flushing:
                 flushing.start_soon(self._flush_now_and_then)
                 async with anyio.create_task_group() as requests:
-                    with self._listening:
-                        await self._listen(requests)
+                    try:
+                        with self._listening:
+                            await self._listen(requests)
+                    finally:
+                        # However it came to that: threads that wait for a reply would keep the program from ending.
+                        self._hung_up = True
+                        for job in self._jobs():
+                            job.replies.put("")
                     # Nobody is left to hear how the requests under way end.
                     requests.cancel_scope.deadline = anyio.current_time() + _PARTING
-                    for job in self._jobs():
-                        job.replies.put("")
                     self._shared.abandon()
                 flushing.cancel_scope.cancel()
         finally:

@@ -59,25 +59,33 @@ class _Log(LocationLog):
     """
 
     _last: tuple[Key, float, frozenset[UUID]] | None = None
+    _records = 0
 
     async def locations(self, key: Key, timeout: float = 30.0) -> frozenset[UUID]:
         if self._last is not None:
             known, since, found = self._last
             if known == key and time.monotonic() - since < _A_MOMENT:
                 return found
+        before = self._records
         found = await super().locations(key, timeout)
-        self._last = key, time.monotonic(), found
+        # What was read while something was recorded may be older than that.
+        if self._records == before:
+            self._last = key, time.monotonic(), found
         return found
 
     async def record(
         self, key: Key, present: Collection[UUID] = (), absent: Collection[UUID] = (), timeout: float = 30.0
     ) -> None:
-        self._last = None
+        self._forget()
         try:
             await super().record(key, present, absent, timeout)
         finally:
             # Somebody may have looked meanwhile.
-            self._last = None
+            self._forget()
+
+    def _forget(self) -> None:
+        self._last = None
+        self._records += 1
 
 
 class Workplace:

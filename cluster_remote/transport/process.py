@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
+import queue
 import select
 import signal
 import subprocess
+import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +24,9 @@ __all__ = ["ProcessTransport"]
 
 # Seconds that the last words of a child may take to come.
 _LAST_WORDS = 0.5
+# Seconds that a look at a directory may keep everybody waiting. After that the connection counts as lost, and the next
+# one waits as long as it takes, alone.
+_AT_ONCE = 0.05
 
 
 class ProcessTransport(Transport):
@@ -46,8 +52,21 @@ class ProcessTransport(Transport):
         self._place = place
 
     async def connect(self) -> DescriptorConnection:
+        watch = None
+        if self._place is not None:
+            watch = _Watch(self._place)
         try:
-            child = subprocess.Popen(  # noqa: ASYNC220 -- returns as soon as the program has started
+            if watch is not None:
+                await watch.begin()
+            return _ProcessConnection(self._start(), watch)
+        except BaseException:
+            if watch is not None:
+                watch.end()
+            raise
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        try:
+            return subprocess.Popen(
                 self.command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -58,21 +77,50 @@ class ProcessTransport(Transport):
         except OSError as error:
             hint = f"; {self._hint}" if self._hint else ""
             raise Unreachable(f"cannot run {self.command[0]!r}: {error.strerror}{hint}") from None
-        return _ProcessConnection(child, self._place)
 
 
-def _identity(place: str) -> tuple[int, int] | None:
-    try:
-        found = Path(place).stat()
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
+class _Watch:
+    """Looks which directory is at `place`, in a thread of its own: a mount whose server does not answer keeps the
+    thread waiting, perhaps for ever, and nobody else. A daemon, so that the program can end all the same."""
+
+    def __init__(self, place: str) -> None:
+        self._place = place
+        self._asked: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self._found: queue.SimpleQueue[tuple[int, int] | None] = queue.SimpleQueue()
+        self._asked.put(True)
+        threading.Thread(target=self._look, daemon=True).start()
+
+    def _look(self) -> None:
+        while self._asked.get():
+            try:
+                found = Path(self._place).stat()
+            except OSError:
+                self._found.put(None)
+            else:
+                self._found.put((found.st_dev, found.st_ino))
+
+    async def begin(self) -> None:
+        """Takes the first look, however long that takes."""
+        await until(lambda: not self._found.empty(), math.inf)
+        self._first = self._found.get()
+
+    def shows_the_same(self) -> bool:
+        """Whether it is still the directory of the first look. If that does not come out at once it is not, and there
+        is nothing more to be asked of this."""
+        self._asked.put(True)
+        try:
+            return self._found.get(timeout=_AT_ONCE) == self._first
+        except queue.Empty:
+            return False
+
+    def end(self) -> None:
+        """Ends the thread, as soon as it can."""
+        self._asked.put(False)
 
 
 class _ProcessConnection(DescriptorConnection):
-    def __init__(self, child: subprocess.Popen[bytes], place: str | None) -> None:
-        self._place = place
-        self._identity = None if place is None else _identity(place)
+    def __init__(self, child: subprocess.Popen[bytes], watch: _Watch | None) -> None:
+        self._watch = watch
         super().__init__(*pipes_of(child))
         self._child = child
         self._complaints = Complaints(child)
@@ -80,7 +128,7 @@ class _ProcessConnection(DescriptorConnection):
     def ended(self) -> bool:
         # A disk that was taken away while the program ran: git-annex-shell would say of every content that it is not
         # there, and of every removal that it succeeded. One that is started anew finds no repository, and says that.
-        return super().ended() or (self._place is not None and _identity(self._place) != self._identity)
+        return super().ended() or (self._watch is not None and not self._watch.shows_the_same())
 
     async def last_words(self) -> str:
         # The reason that a child gives when it ends comes over another pipe than its end does.
@@ -88,6 +136,8 @@ class _ProcessConnection(DescriptorConnection):
         return printable(self._complaints.last)
 
     async def aclose(self, patience: float) -> None:
+        if self._watch is not None:
+            self._watch.end()
         await super().aclose(patience)
         if await self._ended(patience):
             return

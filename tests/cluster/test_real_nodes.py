@@ -499,3 +499,25 @@ async def test_a_session_has_a_log_of_its_own_where_none_is_given(cluster: Clust
     # Nobody was told to record it.
     assert cluster.gateway.locations(SMALL_KEY.text) == set()
     cluster.gateway.environment.assert_no_process_left()
+
+
+@both_kinds
+async def test_an_encrypted_upload_goes_on_with_none_that_broke_off(cluster: Cluster, kind: str) -> None:
+    key = Key(f"GPGHMACSHA1--{kind.encode().hex():0>40}")
+    for node, have in zip(cluster.nodes, (0, 70_000, 200_000), strict=True):
+        leave_partial(node, key, b"x" * have)
+    data = content(150_000)
+    async with opened(cluster.gateway) as session:
+        stored = await session.store(key, FILE, source(cluster.gateway.environment, data, kind))
+        assert stored == Stored(True, uuids(*cluster.nodes))
+    assert [node.object_bytes(key.text) for node in cluster.nodes] == [data] * 3
+
+
+async def test_contents_that_the_log_names_and_nobody_has_are_stored_again(cluster: Cluster) -> None:
+    async with opened(cluster.gateway) as session:
+        await put(session, cluster.gateway.environment)
+        for node in cluster.nodes[:2]:
+            node.lose_object(SMALL_KEY.text)
+        stored = await put(session, cluster.gateway.environment)
+        assert stored == Stored(True, uuids(*cluster.nodes))
+        assert cluster.holders(SMALL_KEY.text) == [True] * 3

@@ -93,11 +93,22 @@ async def test_an_upload_goes_only_to_the_nodes_that_lack_the_key_by_the_log(rep
 
 
 @both_kinds
-async def test_when_all_nodes_have_it_by_the_log_none_is_asked(repeatable: bool) -> None:
+async def test_when_all_nodes_have_it_by_the_log_all_are_asked_for_the_log_may_be_wrong(repeatable: bool) -> None:
     peers, log = three(), Log({KEY: [1, 2, 3, 9]})
+    peers[0].contents[KEY] = CONTENT
+    stored = await cluster(peers, log).store(KEY, FILE, Content(CONTENT, repeatable=repeatable))
+    assert stored == Stored(True, uuids(1, 2, 3))
+    assert [peer.received for peer in peers] == [[], [CONTENT], [CONTENT]]
     stored = await cluster(peers, log).store(KEY, FILE, Content(CONTENT, repeatable=repeatable))
     assert stored == Present(uuids(1, 2, 3))
-    assert [peer.sessions for peer in peers] == [0, 0, 0]
+
+
+async def test_an_upload_does_not_succeed_because_of_the_log_alone() -> None:
+    peers, log = [Peer(1, refuse=Unreachable("1: no route to it"))], Log({KEY: [1]})
+    stored = await cluster(peers, log).store(KEY, FILE, Content(CONTENT, repeatable=True))
+    assert stored == Stored(False, frozenset(), ("disk 1 (shelf) [node1]: 1: no route to it",))
+    with pytest.raises(SessionError, match="no route to it"):
+        await cluster(peers, log).store(KEY, FILE, Content(CONTENT, repeatable=False))
 
 
 @both_kinds
@@ -116,7 +127,7 @@ async def test_when_every_node_that_lacks_it_by_the_log_has_it_the_answer_is_tha
     for peer in peers:
         peer.contents[KEY] = CONTENT
     stored = await cluster(peers, log).store(KEY, FILE, Content(CONTENT, repeatable=repeatable))
-    assert stored == Present(uuids(1, 2, 3))
+    assert stored == Present(uuids(1, 2))
     assert log.recorded == [("present", KEY, uuids(1, 2))]
 
 
@@ -378,7 +389,7 @@ async def test_the_repositories_behind_another_gateway_count_and_a_cluster_does_
     )
     assert await session.store(KEY, FILE, Content(CONTENT, repeatable=True)) == Stored(True, uuids(1, 4, 5))
     assert await session.store(KEY, FILE, Content(CONTENT, repeatable=True)) == Present(uuids(1, 4, 5))
-    assert far.requests == ["upload"]
+    assert far.requests == ["upload", "upload"]
     assert await session.remove(KEY) == Removal(True, uuids(1, 4, 5))
 
 
@@ -678,6 +689,16 @@ async def test_when_the_last_node_breaks_off_the_error_names_every_one() -> None
     peers = [Peer(n, contents={KEY: CONTENT}, break_after=4) for n in (1, 2)]
     with pytest.raises(SessionError, match=r"node1\]: 1: broke off; .*node2\]: 2: broke off"):
         await fetch(cluster(peers))
+
+
+async def test_an_encrypted_download_goes_on_from_no_other_node() -> None:
+    # Where a node got its copy by an upload of its own, that is encrypted in another way.
+    key = Key("GPGHMACSHA1--abc")
+    peers = [Peer(1, contents={key: b"a" * 20}, break_after=4), Peer(2, contents={key: b"b" * 20})]
+    with pytest.raises(SessionError, match="broke off"):
+        await fetch(cluster(peers), key)
+    peers[0].break_after = 0
+    assert await fetch(cluster(peers), key) == (20, b"b" * 20, True)
 
 
 async def test_content_that_the_node_does_not_vouch_for_is_not_valid() -> None:

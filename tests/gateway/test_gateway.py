@@ -162,10 +162,15 @@ async def test_our_own_session_says_that_the_token_is_wrong(gateway: Gateway) ->
 
 
 @pytest.fixture
-def behind(gateway: Gateway) -> Behind:
+async def behind(gateway: Gateway) -> AsyncIterator[Behind]:
     cluster = gateway.cluster
-    repository = AnnexRepository(cluster.gateway.path / ".git", cluster.gateway.path, cluster.gateway.path)
-    return Behind(repository, UUID(cluster.gateway.uuid), UUID(cluster.uuid), 20.0)
+    with cluster.gateway.environment.applied(cluster.gateway.path):
+        repository = AnnexRepository(cluster.gateway.path / ".git", cluster.gateway.path, cluster.gateway.path)
+        made = Behind(repository, UUID(cluster.gateway.uuid), UUID(cluster.uuid), 20.0)
+        try:
+            yield made
+        finally:
+            await made.aclose()
 
 
 class InProcess:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import cast
@@ -149,3 +150,13 @@ def test_a_mistake_in_the_program_ends_a_job_with_a_word() -> None:
     master.LinkRemote(Broken())
     assert master.answer("PREPARE\n") is False
     assert output.getvalue() == "ERROR internal error: ZeroDivisionError: nobody thought of this\n"
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_while_git_annex_owes_a_reply_ends_it(site: Site, how: signal.Signals) -> None:
+    with site.driver() as annex:
+        annex.ask(EXTENSIONS)
+        annex.say("J 1 CHECKPRESENT WORM-s1-m1--absent")
+        assert annex.read().startswith("J 1 GET")
+        annex.process.send_signal(how)
+        assert annex.process.wait(15) != 0

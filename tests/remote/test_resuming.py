@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.remote.sites import Site, messages
+from tests.remote.sites import Site, messages, objects
 from tests.support.repositories import Repository
 
 CONTENT = bytes(range(256)) * 4000
@@ -173,3 +173,44 @@ def test_download_into_what_cannot_be_written_says_so(stored: tuple[Site, str, b
         # The session is as good as before.
         assert annex.ask(f"CHECKPRESENT {key}") == f"CHECKPRESENT-SUCCESS {key}"
     assert not list(tmp_path.iterdir())
+
+
+# Encrypted contents: what two uploads send differs, so that the parts do not fit together
+
+
+ENCRYPTED = "GPGHMACSHA1--"
+
+
+@pytest.mark.parametrize("have", [1, 100_000, SIZE, SIZE + 1])
+def test_an_encrypted_upload_never_goes_on_with_another_one(site: Site, tmp_path: Path, have: int) -> None:
+    node = site.cluster.nodes[0]
+    key = f"{ENCRYPTED}{have:040x}"
+    leave_partial(node, key, b"other".ljust(have)[:have])
+    (tmp_path / "file").write_bytes(CONTENT)
+    with site.driver(node.uuid, url=str(node.path)) as annex:
+        annex.prepare()
+        assert annex.ask(f"TRANSFER STORE {key} {tmp_path}/file") == f"TRANSFER-SUCCESS STORE {key}"
+        assert annex.ask(f"CHECKPRESENT {key}") == f"CHECKPRESENT-SUCCESS {key}"
+        assert annex.ask(f"TRANSFER RETRIEVE {key} {tmp_path}/back") == f"TRANSFER-SUCCESS RETRIEVE {key}"
+    assert (tmp_path / "back").read_bytes() == CONTENT
+    assert objects(node)[key].read_bytes() == CONTENT
+
+
+def test_an_encrypted_upload_through_git_annex_s_gateway_says_where_the_beginning_of_another_one_lies(
+    site: Site, tmp_path: Path
+) -> None:
+    key = f"{ENCRYPTED}{SIZE:040x}"
+    for node in site.cluster.nodes:
+        leave_partial(node, key, b"other")
+    (tmp_path / "file").write_bytes(CONTENT)
+    with site.driver() as annex:
+        annex.prepare()
+        failed = annex.ask(f"TRANSFER STORE {key} {tmp_path}/file")
+        assert failed.startswith(f"TRANSFER-FAILURE STORE {key} ")
+        assert "kept the beginning of an earlier upload" in failed
+        assert ".git/annex/tmp/KEY" in failed
+        assert annex.ask(f"CHECKPRESENT {key}") == f"CHECKPRESENT-FAILURE {key}"
+        for node in site.cluster.nodes:
+            (node.path / ".git/annex/tmp" / key).unlink()
+        assert annex.ask(f"TRANSFER STORE {key} {tmp_path}/file") == f"TRANSFER-SUCCESS STORE {key}"
+    assert [objects(node)[key].read_bytes() for node in site.cluster.nodes] == [CONTENT] * 3

@@ -136,6 +136,22 @@ def test_move_and_drop_leave_nothing_behind(home: Home) -> None:
     assert home.present(key) == set()
 
 
+def test_a_move_to_nodes_that_have_lost_it_stores_it_whatever_the_log_says(home: Home) -> None:
+    key = home.laptop.add("believed", b"believed to be there")
+    home.laptop.annex("copy", "--to", "all", "believed")
+    home.laptop.git("fetch", "--quiet", "--all")
+    for repository in (home.disk, home.nas):
+        repository.lose_object(key)
+    for path in home.bucket.glob(f"*/*/{key}"):
+        path.chmod(0o755)
+        (path / key).chmod(0o644)
+        (path / key).unlink()
+    assert home.present(key) == home.uuids
+    home.laptop.annex("move", "--to", "all", "believed")
+    assert not home.laptop.has_object(key)
+    assert home.holders(key) == [True, True, True]
+
+
 def test_sync_uploads_once(home: Home) -> None:
     key = home.laptop.add("synced", b"one upload for all")
     home.laptop.git("commit", "-q", "-m", "synced")

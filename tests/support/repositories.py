@@ -120,6 +120,17 @@ class Repository:
         """Whether the content of a key lies in annex/objects of this repository, whatever the log says."""
         return self.object_path(key) is not None
 
+    def lose_object(self, key: str) -> None:
+        """Remove the content of a key behind git-annex's back: its location log goes on naming this repository.
+
+        Raises:
+            AssertionError: it is not there.
+        """
+        path = self.object_path(key)
+        assert path is not None, f"{self.path} has no content of {key}"
+        path.parent.chmod(0o755)
+        path.unlink()
+
     def object_bytes(self, key: str) -> bytes:
         """The content of a key, as it lies in this repository.
 

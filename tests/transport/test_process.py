@@ -6,7 +6,9 @@ from __future__ import annotations
 import os
 import shlex
 import signal
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import anyio
@@ -328,3 +330,66 @@ async def test_a_child_that_died_idle_is_started_anew(environment: Environment) 
     assert wait_until(lambda: session._stream is not None and session._stream.ended())
     assert await session.check_present(KEY)
     await session.aclose()
+
+
+# A directory on a mount whose server does not answer
+
+
+class Mount:
+    """What takes the place of Path in the transport; as long as it hangs, whoever looks at it waits in the kernel."""
+
+    def __init__(self) -> None:
+        self.answers = threading.Event()
+
+    def __call__(self, place: str) -> Mount:
+        return self
+
+    def stat(self) -> os.stat_result:
+        self.answers.wait(30)
+        return Path("/").stat()
+
+
+@pytest.fixture
+def mount(monkeypatch: pytest.MonkeyPatch) -> Iterator[Mount]:
+    made = Mount()
+    monkeypatch.setattr("cluster_remote.transport.process.Path", made)
+    yield made
+    made.answers.set()
+
+
+def on_mount(environment: Environment, timeout: float) -> StreamSession:
+    script = HELLO + "; while read request; do echo FAILURE; done"
+    transport = ProcessTransport(["sh", "-c", script], name="a disk", environment=environment.env, place="/mnt")
+    return StreamSession(transport, client=CLIENT, timeout=timeout)
+
+
+async def test_a_mount_that_does_not_answer_stops_nobody_else_and_is_given_up_in_time(
+    environment: Environment, mount: Mount
+) -> None:
+    session, ticks = on_mount(environment, 0.5), []
+
+    async def tick() -> None:
+        while True:
+            ticks.append(anyio.current_time())
+            await anyio.sleep(0.01)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(tick)
+        error = await failure(session)
+        tasks.cancel_scope.cancel()
+    assert isinstance(error, TimedOut)
+    assert len(ticks) > 10
+    environment.assert_no_process_left(0)
+
+
+async def test_a_mount_that_stops_answering_loses_its_connection(environment: Environment, mount: Mount) -> None:
+    mount.answers.set()
+    session = on_mount(environment, 0.5)
+    assert not await session.check_present(KEY)
+    assert not await session.check_present(KEY)
+    mount.answers.clear()
+    assert isinstance(await failure(session), TimedOut)
+    mount.answers.set()
+    assert not await session.check_present(KEY)
+    await session.aclose()
+    environment.assert_no_process_left(0)
