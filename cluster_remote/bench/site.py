@@ -222,13 +222,13 @@ class Site:
 
     def forget(self, keys: Sequence[str]) -> None:
         """Takes contents away from every repository, so that the disk does not fill up with what was measured."""
+        gone = frozenset(keys)
         for repository in self.directory.iterdir():
             objects = repository / ".git" / "annex" / "objects"
             if objects.is_dir():
-                for key in keys:
-                    for folder in objects.glob(f"*/*/{key}"):
-                        folder.chmod(0o700)
-                        shutil.rmtree(folder)
+                for folder in [folder for folder in objects.glob("*/*/*") if folder.name in gone]:
+                    folder.chmod(0o700)
+                    shutil.rmtree(folder)
 
     def close(self) -> None:
         """Ends the servers and removes everything."""
