@@ -26,7 +26,7 @@ __all__ = ["ProcessTransport"]
 _LAST_WORDS = 0.5
 # Seconds that a look at a directory may keep everybody waiting. After that the connection counts as lost, and the next
 # one waits as long as it takes, alone.
-_AT_ONCE = 0.05
+_AT_ONCE = 0.5
 
 
 class ProcessTransport(Transport):
