@@ -10,6 +10,7 @@ import anyio
 import pytest
 
 from cluster_remote.annex.repository import Repository as AnnexRepository
+from cluster_remote.annex.repository import foreign_environment
 from cluster_remote.gateway import connect
 from cluster_remote.gateway.connect import GitService
 from cluster_remote.p2p.descriptor import DescriptorConnection
@@ -27,6 +28,8 @@ ZERO = "0" * 40
 
 @pytest.fixture
 def repository(environment: Environment) -> Repository:
+    # Asks git once in the life of a process; it has to be the real one, not what a test puts in its place.
+    foreign_environment()
     return make_repository(environment, environment.directory / "gateway", "gateway")
 
 
