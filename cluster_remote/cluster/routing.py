@@ -21,7 +21,6 @@ __all__ = [
     "Pick",
     "ReadingOrder",
     "UploadAnswer",
-    "all_repositories",
     "failure_of_all",
     "gained",
     "in_log",
@@ -56,11 +55,6 @@ def in_log(key: Key) -> bool:
         return not Key.parse(key.text.partition("--")[2]).is_chunk
     except ValueError:
         return True
-
-
-def all_repositories(nodes: Iterable[Node]) -> frozenset[UUID]:
-    """Every repository of the cluster that can be reached through these nodes."""
-    return frozenset().union(*(node.repositories for node in nodes))
 
 
 def lacking(nodes: Iterable[Node], holders: Collection[UUID]) -> list[Node]:

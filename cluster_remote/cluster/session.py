@@ -188,10 +188,10 @@ class ClusterSession(Session):
             awake, resting = self._ask.rested([*order.logged, *order.others])
 
             async def fetch(stack: AsyncExitStack, node: Node, position: int) -> Download:
-                # The deadline is over before the download is read: no session's download may keep a cancel scope of
-                # its own open between its chunks, or these would cross.
                 # What is at hand comes at once, what git-annex has to fetch first takes its time.
                 patience = reading_time if node.kind in ("local", "ssh") else patience_for
+                # The deadline is over before the download is read: no session's download may keep a cancel scope of
+                # its own open between its chunks, or these would cross.
                 with self._ask.observed(node), self._ask.deadline(patience(key.size)):
                     return await stack.enter_async_context(self._ask.session(node).download(key, file, position))
 

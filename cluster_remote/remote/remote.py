@@ -165,8 +165,6 @@ class ClusterRemote(SpecialRemote):  # type: ignore[misc] # annexremote has no t
     # How they are answered
 
     async def _store(self, workplace: Workplace, session: Session, key: Key, path: bytes) -> None:
-        import anyio
-
         from cluster_remote.p2p.file import FileSource
         from cluster_remote.p2p.key import AssociatedFile
         from cluster_remote.p2p.session import Stored
@@ -177,8 +175,7 @@ class ClusterRemote(SpecialRemote):  # type: ignore[misc] # annexremote has no t
         if isinstance(outcome, Stored):
             if not outcome.stored:
                 # A part of the nodes may have it all the same, and then the location log has to know.
-                with anyio.CancelScope(shield=True):
-                    await workplace.record_outcome(key, present=outcome.uuids)
+                await workplace.record_outcome(key, present=outcome.uuids)
                 raise RemoteError("; ".join(outcome.reasons) or f"{session.name} did not store it")
             for reason in outcome.reasons:
                 self._tell(reason)
@@ -188,8 +185,7 @@ class ClusterRemote(SpecialRemote):  # type: ignore[misc] # annexremote has no t
                 f"{session.version} of the protocol), so the copies cannot be counted; clusters need git-annex "
                 f"10.20240731 or newer on the gateway"
             )
-        with anyio.CancelScope(shield=True):
-            await workplace.record_outcome(key, present=outcome.uuids)
+        await workplace.record_outcome(key, present=outcome.uuids)
 
     async def _retrieve(self, workplace: Workplace, session: Session, key: Key, path: bytes) -> None:
         from cluster_remote.remote.chunks import stored_as
@@ -208,8 +204,6 @@ class ClusterRemote(SpecialRemote):  # type: ignore[misc] # annexremote has no t
         return present
 
     async def _remove(self, workplace: Workplace, session: Session, key: Key) -> None:
-        import anyio
-
         from cluster_remote.remote.chunks import stored_as
 
         workplace.expect_to_record()
@@ -218,8 +212,7 @@ class ClusterRemote(SpecialRemote):  # type: ignore[misc] # annexremote has no t
         if outcome.removed and not gone and workplace.counts_nodes:
             # Below version 2 no nodes are named, but a cluster's removal succeeds on every node or not at all.
             gone = await workplace.nodes_with(key)
-        with anyio.CancelScope(shield=True):
-            await workplace.record_outcome(key, absent=gone)
+        await workplace.record_outcome(key, absent=gone)
         if not outcome.removed:
             raise RemoteError(await self._why_not_removed(workplace, session, key, outcome))
 

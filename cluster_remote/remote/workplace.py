@@ -198,10 +198,11 @@ class Workplace:
     async def record_outcome(self, key: Key, present: Collection[UUID] = (), absent: Collection[UUID] = ()) -> None:
         """Records what a session has done, unless it is the cluster of this repository, which has recorded it itself.
 
-        Raises LocationLogError.
+        Not interrupted by cancellation: it is done. Raises LocationLogError.
         """
         if self._membership is None:
-            await self.record(key, present, absent)
+            with anyio.CancelScope(shield=True):
+                await self.record(key, present, absent)
 
     async def record(self, key: Key, present: Collection[UUID] = (), absent: Collection[UUID] = ()) -> None:
         """Records where the content is now, as far as that is this remote's to say. Raises LocationLogError."""

@@ -52,9 +52,7 @@ class ProcessTransport(Transport):
         self._place = place
 
     async def connect(self) -> DescriptorConnection:
-        watch = None
-        if self._place is not None:
-            watch = _Watch(self._place)
+        watch = None if self._place is None else _Watch(self._place)
         try:
             if watch is not None:
                 await watch.begin()

@@ -99,13 +99,6 @@ def gone(node: Repository) -> Iterator[None]:
         elsewhere.rename(node.path)
 
 
-def leave_partial(node: Repository, key: Key, part: bytes) -> None:
-    """Make a node look as after an upload that broke off."""
-    partial = node.path / ".git/annex/tmp" / key.text
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    partial.write_bytes(part)
-
-
 def write(environment: Environment, data: bytes, name: str = "upload") -> Path:
     path = environment.directory / name
     path.write_bytes(data)

@@ -21,7 +21,6 @@ from tests.cluster.real import (
     content,
     gone,
     key_of,
-    leave_partial,
     opened,
     serving,
     stopped,
@@ -138,7 +137,7 @@ async def test_content_that_the_log_does_not_know_of_is_found_and_recorded(clust
 async def test_each_node_gets_what_it_lacks_and_no_more(cluster: Cluster, kind: str) -> None:
     have = [0, 1_000_000, len(MEGABYTES)]
     for node, part in zip(cluster.nodes, have, strict=True):
-        leave_partial(node, MEGABYTES_KEY, MEGABYTES[:part])
+        node.leave_partial(MEGABYTES_KEY.text, MEGABYTES[:part])
     said: list[tuple[bool, Message]] = []
     async with opened(cluster.gateway, said=said) as session:
         stored = await session.store(MEGABYTES_KEY, FILE, source(cluster.gateway.environment, MEGABYTES, kind))
@@ -152,7 +151,7 @@ async def test_each_node_gets_what_it_lacks_and_no_more(cluster: Cluster, kind: 
 
 async def test_a_stream_is_asked_for_from_the_lowest_offset_of_the_nodes(cluster: Cluster) -> None:
     for node, part in zip(cluster.nodes, (2_000_000, 1_000_000, 3_000_000), strict=True):
-        leave_partial(node, MEGABYTES_KEY, MEGABYTES[:part])
+        node.leave_partial(MEGABYTES_KEY.text, MEGABYTES[:part])
     async with opened(cluster.gateway) as session:
         async with session.upload(MEGABYTES_KEY, FILE) as offer:
             assert isinstance(offer, Upload)
@@ -165,7 +164,7 @@ async def test_a_stream_is_asked_for_from_the_lowest_offset_of_the_nodes(cluster
 
 
 async def test_a_node_with_a_wrong_part_does_not_store_and_is_named(cluster: Cluster) -> None:
-    leave_partial(cluster.nodes[1], SMALL_KEY, b"X" * 1000)
+    cluster.nodes[1].leave_partial(SMALL_KEY.text, b"X" * 1000)
     async with opened(cluster.gateway) as session:
         stored = await put(session, cluster.gateway.environment)
         assert isinstance(stored, Stored)
@@ -505,7 +504,7 @@ async def test_a_session_has_a_log_of_its_own_where_none_is_given(cluster: Clust
 async def test_an_encrypted_upload_goes_on_with_none_that_broke_off(cluster: Cluster, kind: str) -> None:
     key = Key(f"GPGHMACSHA1--{kind.encode().hex():0>40}")
     for node, have in zip(cluster.nodes, (0, 70_000, 200_000), strict=True):
-        leave_partial(node, key, b"x" * have)
+        node.leave_partial(key.text, b"x" * have)
     data = content(150_000)
     async with opened(cluster.gateway) as session:
         stored = await session.store(key, FILE, source(cluster.gateway.environment, data, kind))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 
 import pytest
 from hypothesis import given
@@ -11,7 +12,6 @@ from hypothesis import strategies as st
 from cluster_remote.cluster.node import Node
 from cluster_remote.cluster.routing import (
     UploadAnswer,
-    all_repositories,
     gained,
     in_log,
     lacking,
@@ -35,6 +35,11 @@ answers: st.SearchStrategy[UploadAnswer] = st.one_of(
 removals: st.SearchStrategy[Removal | SessionError] = st.one_of(
     st.builds(Removal, st.booleans(), uuid_sets, st.just(())), st.just(Unreachable("away"))
 )
+
+
+def all_repositories(nodes: Iterable[Node]) -> frozenset[UUID]:
+    """Every repository of the cluster that can be reached through these nodes."""
+    return frozenset().union(*(node.repositories for node in nodes))
 
 
 @st.composite

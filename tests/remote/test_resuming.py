@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from tests.remote.sites import Site, messages, objects
-from tests.support.repositories import Repository
 
 CONTENT = bytes(range(256)) * 4000
 SIZE = len(CONTENT)
@@ -16,13 +15,6 @@ SIZE = len(CONTENT)
 def unique(word: str) -> bytes:
     """A content of SIZE bytes that no other test has."""
     return word.encode() + CONTENT[len(word) :]
-
-
-def leave_partial(node: Repository, key: str, part: bytes) -> None:
-    """Make a node look as after an upload that broke off."""
-    partial = node.path / ".git/annex/tmp" / key
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    partial.write_bytes(part)
 
 
 def sent(said: list[str]) -> list[str]:
@@ -36,7 +28,7 @@ def test_upload_to_a_node_sends_only_what_it_lacks(site: Site, have: int) -> Non
     name = f"rest{have}"
     content = unique(name)
     key = site.client.add(name, content)
-    leave_partial(site.cluster.nodes[1], key, content[:have])
+    site.cluster.nodes[1].leave_partial(key, content[:have])
     done = site.client.annex("copy", "--to", "n2", name, "--debug")
     assert sent(messages(done)) == [f"< PUT-FROM {have}", f"> DATA {SIZE - have}", "> VALID"]
     assert site.cluster.nodes[1].object_bytes(key) == content
@@ -46,7 +38,7 @@ def test_upload_to_a_node_sends_only_what_it_lacks(site: Site, have: int) -> Non
 def test_upload_to_a_node_that_has_all_bytes_but_has_not_stored_them(site: Site) -> None:
     content = unique("all")
     key = site.client.add("all", content)
-    leave_partial(site.cluster.nodes[0], key, content)
+    site.cluster.nodes[0].leave_partial(key, content)
     done = site.client.annex("copy", "--to", "n1", "all", "--debug")
     assert sent(messages(done)) == [f"< PUT-FROM {SIZE}", "> DATA 0", "> VALID"]
     assert site.cluster.nodes[0].object_bytes(key) == content
@@ -56,7 +48,7 @@ def test_upload_to_the_cluster_begins_where_the_node_that_lacks_most_needs_it(si
     content = unique("shares")
     key = site.client.add("shares", content)
     for node, have in zip(site.cluster.nodes, (300_000, 200_000, 1_000_000), strict=True):
-        leave_partial(node, key, content[:have])
+        node.leave_partial(key, content[:have])
     done = site.client.annex("copy", "--to", "mycl", "shares", "--debug")
     assert sent(messages(done)) == ["< PUT-FROM 200000", f"> DATA {SIZE - 200_000}", "> VALID"]
     assert [node.object_bytes(key) for node in site.cluster.nodes] == [content] * 3
@@ -66,7 +58,7 @@ def test_upload_to_the_cluster_begins_where_the_node_that_lacks_most_needs_it(si
 def test_upload_onto_a_part_that_is_wrong_is_done_again_from_the_start(site: Site) -> None:
     content = unique("spoilt")
     key = site.client.add("spoilt", content)
-    leave_partial(site.cluster.nodes[2], key, b"X" * 5000)
+    site.cluster.nodes[2].leave_partial(key, b"X" * 5000)
     done = site.client.annex("copy", "--to", "n3", "spoilt", "--debug")
     said = messages(done)
     assert sent(said)[:3] == ["< PUT-FROM 5000", f"> DATA {SIZE - 5000}", "> VALID"]
@@ -79,7 +71,7 @@ def test_upload_onto_a_part_that_is_wrong_is_done_again_from_the_start(site: Sit
 def test_a_node_that_did_not_store_because_of_a_wrong_part_is_not_recorded(site: Site) -> None:
     content = unique("spoilt on one")
     key = site.client.add("spoilt on one", content)
-    leave_partial(site.cluster.nodes[1], key, b"X" * 5000)
+    site.cluster.nodes[1].leave_partial(key, b"X" * 5000)
     site.client.annex("copy", "--to", "mycl", "spoilt on one")
     assert site.cluster.holders(key) == [True, False, True]
     assert site.present(key) == site.nodes - {site.cluster.nodes[1].uuid}
@@ -131,7 +123,7 @@ def test_download_into_a_file_that_is_not_there_makes_it(stored: tuple[Site, str
 def test_git_annex_get_resumes_and_verifies_the_whole(stored: tuple[Site, str, bytes]) -> None:
     site, key, content = stored
     site.client.annex("drop", "--force", "stored")
-    leave_partial(site.client, key, content[:600_000])
+    site.client.leave_partial(key, content[:600_000])
     done = site.client.annex("get", "--from", "mycl", "stored", "--debug")
     assert f"> GET 600000  {key}" in messages(done)
     assert f"< DATA {SIZE - 600_000}" in messages(done)
@@ -185,7 +177,7 @@ ENCRYPTED = "GPGHMACSHA1--"
 def test_an_encrypted_upload_never_goes_on_with_another_one(site: Site, tmp_path: Path, have: int) -> None:
     node = site.cluster.nodes[0]
     key = f"{ENCRYPTED}{have:040x}"
-    leave_partial(node, key, b"other".ljust(have)[:have])
+    node.leave_partial(key, b"other".ljust(have)[:have])
     (tmp_path / "file").write_bytes(CONTENT)
     with site.driver(node.uuid, url=str(node.path)) as annex:
         annex.prepare()
@@ -201,7 +193,7 @@ def test_an_encrypted_upload_through_git_annex_s_gateway_says_where_the_beginnin
 ) -> None:
     key = f"{ENCRYPTED}{SIZE:040x}"
     for node in site.cluster.nodes:
-        leave_partial(node, key, b"other")
+        node.leave_partial(key, b"other")
     (tmp_path / "file").write_bytes(CONTENT)
     with site.driver() as annex:
         annex.prepare()

@@ -120,6 +120,12 @@ class Repository:
         """Whether the content of a key lies in annex/objects of this repository, whatever the log says."""
         return self.object_path(key) is not None
 
+    def leave_partial(self, key: str, part: bytes) -> None:
+        """Make this repository look as after an upload or a download that broke off."""
+        partial = self.path / ".git/annex/tmp" / key
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(part)
+
     def lose_object(self, key: str) -> None:
         """Remove the content of a key behind git-annex's back: its location log goes on naming this repository.
 
