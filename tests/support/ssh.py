@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import getpass
 import os
 import shlex
@@ -226,7 +227,9 @@ class SshServer:
                 process.exit(status)
         finally:
             if child.returncode is None:
-                os.killpg(child.pid, signal.SIGKILL)
+                # It may have ended already, and asyncio be about to say so: then there is no such group any more.
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(child.pid, signal.SIGKILL)
             # Before it is waited for: asyncio would wait for the end of what it wrote, which nobody reads any more.
             pipes.close()
             with anyio.CancelScope(shield=True):
