@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -11,6 +12,10 @@ from hypothesis import settings
 from tests.support.environment import Environment, temporary_environment
 from tests.support.repositories import Cluster, Repository, forget_templates, make_cluster
 from tests.support.ssh import SshServer
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # As a shell starts what runs in the background; the programs under test would inherit it, and are interrupted.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("here", deadline=None, print_blob=True)
 settings.register_profile("thorough", deadline=None, max_examples=1000, print_blob=True)

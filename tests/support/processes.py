@@ -27,15 +27,19 @@ class Process:
 
 
 def _look(pid: int) -> Process | None:
-    """The process `pid`; None where it has ended, and where it is a zombie, which runs no longer."""
+    """The process `pid`; None where it has ended, and where it is a zombie, which runs no longer.
+
+    It holds its files until the last of its threads is gone, which may be after the first has become a zombie.
+    """
     try:
         status = (PROC / str(pid) / "stat").read_bytes()
         command = (PROC / str(pid) / "cmdline").read_bytes()
+        threads = len(list((PROC / str(pid) / "task").iterdir()))
     except OSError:
         return None
     # The program's name stands in parentheses and may itself hold spaces and parentheses.
     state, parent = status[status.rindex(b")") + 1 :].split()[:2]
-    if state in (b"Z", b"X"):
+    if state == b"X" or (state == b"Z" and threads == 1):
         return None
     return Process(pid, int(parent), command.replace(b"\0", b" ").decode(errors="replace").strip())
 
