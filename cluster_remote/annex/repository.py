@@ -8,25 +8,22 @@ would look at the wrong repository. So nothing here starts a child with the envi
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection
 from functools import cache, cached_property
 from pathlib import Path
-from types import MappingProxyType
+from typing import NamedTuple
 
 from cluster_remote.annex.errors import CommandFailed, NotARepository, NotInitialised
+from cluster_remote.annex.gitconfig import GitConfig, ask_git
 from cluster_remote.p2p.key import UUID, decode
 
-__all__ = ["Completed", "GitConfig", "Repository", "foreign_environment"]
+__all__ = ["Completed", "Repository", "foreign_environment"]
 
-# Seconds for a git command that only reads files of the repository.
-_QUICK = 30.0
 # Bytes of output of a one-shot command that are taken before it is given up.
 _OUTPUT_LIMIT = 64 * 2**20
 
 
-@dataclass(frozen=True, slots=True)
-class Completed:
+class Completed(NamedTuple):
     """A command that ended: its exit code and output. `complaint` is the end of its standard error."""
 
     argv: tuple[str, ...]
@@ -35,83 +32,10 @@ class Completed:
     complaint: str
 
 
-@dataclass(frozen=True, slots=True)
-class GitConfig:
-    """git's configuration at one moment. Names are compared by git's rule: only the subsection has case."""
-
-    _values: Mapping[str, tuple[str, ...]]
-
-    @classmethod
-    def parse(cls, listing: bytes) -> GitConfig:
-        """Reads the output of `git config --list -z`: `name LF value NUL`; a name alone means true."""
-        values: dict[str, list[str]] = {}
-        for entry in listing.split(b"\0"):
-            if not entry:
-                continue
-            name, separator, value = decode(entry).partition("\n")
-            values.setdefault(_canonical(name), []).append(value if separator else "true")
-        return cls(MappingProxyType({name: tuple(all_of_it) for name, all_of_it in values.items()}))
-
-    def get(self, name: str, default: str | None = None) -> str | None:
-        """The value that counts, which is the last one set."""
-        values = self.all(name)
-        return values[-1] if values else default
-
-    def all(self, name: str) -> tuple[str, ...]:
-        """Every value of a name that is set more than once, in order."""
-        return self._values.get(_canonical(name), ())
-
-    def boolean(self, name: str, default: bool = False) -> bool:
-        """A value as git reads truth: true, yes, on and numbers other than 0. Anything else is false."""
-        value = self.get(name)
-        if value is None:
-            return default
-        value = value.strip().lower()
-        return value in ("true", "yes", "on") or (value.lstrip("+-").isdecimal() and int(value) != 0)
-
-    def remotes(self) -> list[str]:
-        """The names of all remotes, in the order in which the configuration first mentions them."""
-        return self.subsections("remote")
-
-    def remote(self, name: str, key: str, default: str | None = None) -> str | None:
-        """A setting of one remote: `remote("disk1", "annex-uuid")`."""
-        return self.get(f"remote.{name}.{key}", default)
-
-    def clusters(self) -> dict[str, UUID]:
-        """The clusters that this repository is a gateway of (`annex.cluster.NAME`): name to UUID.
-
-        The last part of a name is in lower case, for it is a variable of git's configuration.
-        """
-        found: dict[str, UUID] = {}
-        for name in self._values:
-            if name.startswith("annex.cluster."):
-                try:
-                    found[name.removeprefix("annex.cluster.")] = UUID.parse(self._values[name][-1])
-                except ValueError:
-                    continue
-        return found
-
-    def subsections(self, section: str) -> list[str]:
-        """What stands in quotes after a section's name (`[url "base"]`), in the order in which each first comes up."""
-        found: dict[str, None] = {}
-        for name in self._values:
-            first, _, rest = name.partition(".")
-            subsection, separator, _ = rest.rpartition(".")
-            if first == section and separator:
-                found[subsection] = None
-        return list(found)
-
-
-def _canonical(name: str) -> str:
-    section, _, rest = name.partition(".")
-    subsection, separator, key = rest.rpartition(".")
-    return f"{section.lower()}.{subsection}{separator}{key.lower()}"
-
-
 @cache
 def _local_variables() -> frozenset[str]:
     """The variables that tie a git process to one repository, as this git names them."""
-    return frozenset(decode(_git("rev-parse", "--local-env-vars", env=dict(os.environ))).split())
+    return frozenset(decode(ask_git("rev-parse", "--local-env-vars", env=dict(os.environ))).split())
 
 
 def foreign_environment() -> dict[str, str]:
@@ -125,21 +49,17 @@ def foreign_environment() -> dict[str, str]:
     }
 
 
-@dataclass(frozen=True)
 class Repository:
     """One git repository on this machine. `git_dir` is absolute; `cwd` is where its children run (None: here).
 
     `work_tree` is None where there is none, or where git is to find out for itself.
     """
 
-    git_dir: Path
-    cwd: Path | None = None
-    work_tree: Path | None = field(default=None)
-    _seen: dict[str, str] = field(default_factory=dict, init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        if not self.git_dir.is_absolute():
-            object.__setattr__(self, "git_dir", ((self.cwd or Path.cwd()) / self.git_dir).resolve())
+    def __init__(self, git_dir: Path, cwd: Path | None = None, work_tree: Path | None = None) -> None:
+        self.git_dir = git_dir if git_dir.is_absolute() else ((cwd or Path.cwd()) / git_dir).resolve()
+        self.cwd = cwd
+        self.work_tree = work_tree
+        self._seen: dict[str, str] = {}
 
     @classmethod
     def here(cls, cwd: Path | None = None) -> Repository:
@@ -150,7 +70,7 @@ class Repository:
         base = (cwd or Path.cwd()).resolve()
         environment = dict(os.environ)
         try:
-            git_dir = _git("rev-parse", "--absolute-git-dir", cwd=base, env=environment)
+            git_dir = ask_git("rev-parse", "--absolute-git-dir", cwd=base, env=environment)
         except CommandFailed as e:
             if e.returncode is None:
                 raise
@@ -159,7 +79,7 @@ class Repository:
                 f"(git init && git annex init makes one). git says: {e.complaint}"
             ) from e
         try:
-            work_tree = Path(_line(_git("rev-parse", "--show-toplevel", cwd=base, env=environment)))
+            work_tree = Path(_line(ask_git("rev-parse", "--show-toplevel", cwd=base, env=environment)))
         except CommandFailed:
             # A bare repository, or a place inside the git directory itself.
             work_tree = None
@@ -211,7 +131,7 @@ class Repository:
 
     def config(self) -> GitConfig:
         """The configuration as it is now, in one command; keep the answer rather than asking again."""
-        read = GitConfig.parse(_git("config", "--list", "-z", cwd=self.cwd, env=self.environment()))
+        read = GitConfig.read(cwd=self.cwd, env=self.environment())
         self._seen["annex.uuid"] = read.get("annex.uuid") or ""
         return read
 
@@ -287,20 +207,3 @@ class Repository:
 def _line(raw: bytes) -> str:
     """One line of output that may itself hold newlines, as a path can."""
     return decode(raw.removesuffix(b"\n"))
-
-
-def _git(*arguments: str, cwd: Path | None = None, env: Mapping[str, str]) -> bytes:
-    """Runs a git command that only reads; raises CommandFailed."""
-    import subprocess
-
-    argv: Sequence[str] = ("git", *arguments)
-    try:
-        done = subprocess.run(argv, cwd=cwd, env=env, capture_output=True, stdin=subprocess.DEVNULL, timeout=_QUICK)
-    except subprocess.TimeoutExpired as e:
-        raise CommandFailed(argv, None, f"did not end within {_QUICK:g} seconds") from e
-    except OSError as e:
-        raise CommandFailed(argv, None, f"cannot be started: {e.strerror or e}") from e
-    if done.returncode != 0:
-        complaint = decode(done.stderr[-4096:]).strip()
-        raise CommandFailed(argv, done.returncode, f"ended with exit code {done.returncode}", complaint)
-    return done.stdout

@@ -98,8 +98,9 @@ class Site:
         return self.directory / f"node{number}"
 
     def environment(self) -> dict[str, str]:
-        """Nothing of the user's configuration; the stand-in for ssh."""
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("GIT_", "XDG_"))}
+        """Nothing of the user's configuration; the stand-in for ssh. Python keeps what it has compiled, as ever."""
+        ours = ("GIT_", "XDG_", "PYTHON")
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
         return {
             **inherited,
             "HOME": str(self.directory / "home"),

@@ -18,7 +18,8 @@ from cluster_remote.remote.settings import BadSettings
 
 if TYPE_CHECKING:
     from cluster_remote.annex.branchlog import BranchLogs
-    from cluster_remote.annex.repository import GitConfig, Repository
+    from cluster_remote.annex.gitconfig import GitConfig
+    from cluster_remote.annex.repository import Repository
     from cluster_remote.p2p.key import UUID
     from cluster_remote.transport.address import Address
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from cluster_remote.annex.branchlog import BranchLogs
 from cluster_remote.annex.credentials import read_credentials
 from cluster_remote.annex.errors import AnnexError
-from cluster_remote.annex.repository import GitConfig, Repository
+from cluster_remote.annex.gitconfig import GitConfig
+from cluster_remote.annex.repository import Repository
 from cluster_remote.p2p.key import UUID
 from cluster_remote.p2p.session import Session
 from cluster_remote.p2p.stream import Trace

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from cluster_remote.annex.branchlog import BranchLogs
 from cluster_remote.annex.errors import AnnexError, NotARepository, NotInitialised
+from cluster_remote.annex.gitconfig import GitConfig
 from cluster_remote.annex.merge import refresh
-from cluster_remote.annex.repository import GitConfig, Repository
+from cluster_remote.annex.repository import Repository
 from cluster_remote.cli.target import looks_like_address, our_remotes, remote_settings, stored_token
 from cluster_remote.diagnosis.nodes import Unusable, View, at_address, of_remote
 from cluster_remote.p2p.key import UUID

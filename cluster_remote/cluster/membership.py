@@ -16,8 +16,9 @@ from typing import TypeAlias
 
 from cluster_remote.annex.branchlog import BranchLogs
 from cluster_remote.annex.errors import AnnexError, NotInitialised
+from cluster_remote.annex.gitconfig import GitConfig
 from cluster_remote.annex.locationlog import LocationLog
-from cluster_remote.annex.repository import GitConfig, Repository
+from cluster_remote.annex.repository import Repository
 from cluster_remote.cluster.node import Kind, Node
 from cluster_remote.cluster.reachability import Reachability
 from cluster_remote.cluster.session import ClusterSession, Locations, Recorder

@@ -23,10 +23,10 @@ from cluster_remote.cluster.node import Node
 from cluster_remote.cluster.reachability import Reachability
 from cluster_remote.cluster.routing import UploadAnswer
 from cluster_remote.cluster.upload import Attempt, ClusterUpload, store_everywhere, task_group
+from cluster_remote.p2p import MAX_VERSION
 from cluster_remote.p2p.client import DEFAULT_TIMEOUT, patience_for, reading_time
 from cluster_remote.p2p.errors import SessionError, Unreachable
 from cluster_remote.p2p.key import UUID, AssociatedFile, Key
-from cluster_remote.p2p.messages import MAX_VERSION
 from cluster_remote.p2p.session import Download, Present, Progress, Removal, Session, Source, Stored, Upload
 
 __all__ = ["ClusterSession", "Locations", "Recorder"]

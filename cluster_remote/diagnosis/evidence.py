@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cluster_remote.annex.branchlog import BranchLogs
-from cluster_remote.annex.repository import GitConfig
+from cluster_remote.annex.gitconfig import GitConfig
 from cluster_remote.annex.verification import Pending
 from cluster_remote.cluster.membership import cost_of, way_to
 from cluster_remote.p2p.key import UUID

@@ -32,7 +32,8 @@ from cluster_remote.transport.ssh import ssh_command
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from cluster_remote.annex.repository import GitConfig, Repository
+    from cluster_remote.annex.gitconfig import GitConfig
+    from cluster_remote.annex.repository import Repository
     from cluster_remote.p2p.session import Session
 
 __all__ = ["gather", "servers"]

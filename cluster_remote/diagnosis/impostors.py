@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Iterator
 
 from cluster_remote.annex.branchlog import BranchLogs
-from cluster_remote.annex.repository import GitConfig
+from cluster_remote.annex.gitconfig import GitConfig
 from cluster_remote.diagnosis.checkup import Finding
 from cluster_remote.diagnosis.evidence import Facts, as_uuid
 from cluster_remote.p2p.key import UUID

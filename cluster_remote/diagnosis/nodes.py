@@ -18,7 +18,8 @@ from cluster_remote.transport.opening import session_at
 
 if TYPE_CHECKING:
     from cluster_remote.annex.branchlog import BranchLogs, Trust
-    from cluster_remote.annex.repository import GitConfig, Repository
+    from cluster_remote.annex.gitconfig import GitConfig
+    from cluster_remote.annex.repository import Repository
     from cluster_remote.p2p.session import Session
     from cluster_remote.remote.settings import Settings
     from cluster_remote.transport.address import Address

@@ -16,8 +16,9 @@ from pathlib import Path
 import anyio
 import anyio.to_thread
 
+from cluster_remote.annex.gitconfig import GitConfig
 from cluster_remote.annex.locations import Located, LocationReader, Selection, located
-from cluster_remote.annex.repository import GitConfig, Repository, foreign_environment
+from cluster_remote.annex.repository import Repository, foreign_environment
 from cluster_remote.annex.verification import pending
 from cluster_remote.cluster.node import Node
 from cluster_remote.diagnosis.census import Census

@@ -10,7 +10,8 @@ import anyio.to_thread
 
 from cluster_remote.annex.branchlog import BranchLogs
 from cluster_remote.annex.errors import AnnexError
-from cluster_remote.annex.repository import GitConfig, Repository
+from cluster_remote.annex.gitconfig import GitConfig
+from cluster_remote.annex.repository import Repository
 from cluster_remote.cluster.membership import chosen_cluster, open_cluster
 from cluster_remote.cluster.reachability import Reachability
 from cluster_remote.gateway.connect import GitService

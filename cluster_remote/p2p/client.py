@@ -9,6 +9,7 @@ from types import TracebackType
 
 import anyio
 
+from cluster_remote.p2p import MAX_VERSION
 from cluster_remote.p2p.errors import (
     AuthenticationFailed,
     ConnectionLost,
@@ -22,7 +23,6 @@ from cluster_remote.p2p.errors import (
 )
 from cluster_remote.p2p.key import UUID, AssociatedFile, Key
 from cluster_remote.p2p.messages import (
-    MAX_VERSION,
     AlreadyHave,
     AlreadyHavePlus,
     Auth,

@@ -8,7 +8,6 @@ unchecked can reach a peer (git-annex's cluster session never answers a malforme
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 __all__ = ["UUID", "AssociatedFile", "Key", "decode", "encode"]
 
@@ -47,17 +46,54 @@ def _check_encodable(text: str) -> None:
         raise ValueError(f"{text[:200]!r} has characters in it that cannot be written as bytes") from None
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class UUID:
-    """A repository, a special remote or a cluster. Written in lower case, as git-annex does."""
+class _Text:
+    """An immutable value that is a text, equal to the same text of the same class and sorted by it.
+
+    Without dataclasses: to import these takes as long as all else that the program does where nothing is transferred.
+    """
+
+    __slots__ = ("text",)
 
     text: str
 
-    def __post_init__(self) -> None:
-        if not _UUID.fullmatch(self.text):
-            raise ValueError(f"{self.text[:64]!r} is not a UUID")
-        if not self.text.islower():
-            object.__setattr__(self, "text", self.text.lower())
+    def __init__(self, text: str) -> None:
+        object.__setattr__(self, "text", text)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"a {type(self).__name__} cannot be changed")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"a {type(self).__name__} cannot be changed")
+
+    def __eq__(self, other: object) -> bool:
+        return self.text == other.text if isinstance(other, _Text) and type(other) is type(self) else NotImplemented
+
+    def __lt__(self, other: _Text) -> bool:
+        return self.text < other.text if type(other) is type(self) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.text)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.text!r})"
+
+    def __str__(self) -> str:
+        return self.text
+
+    def __reduce__(self) -> tuple[type, tuple[str]]:
+        return type(self), (self.text,)
+
+
+class UUID(_Text):
+    """A repository, a special remote or a cluster. Written in lower case, as git-annex does."""
+
+    __slots__ = ()
+
+    def __init__(self, text: str) -> None:
+        """Raises ValueError for anything but 8-4-4-4-12 hexadecimal digits."""
+        if not _UUID.fullmatch(text):
+            raise ValueError(f"{text[:64]!r} is not a UUID")
+        super().__init__(text.lower())
 
     @classmethod
     def parse(cls, text: str) -> UUID:
@@ -69,24 +105,22 @@ class UUID:
         """Whether this names a cluster: version 8, first octet 0xac (git-annex's marking of cluster UUIDs)."""
         return self.text.startswith("ac") and self.text[14] == "8"
 
-    def __str__(self) -> str:
-        return self.text
 
-
-@dataclass(frozen=True, slots=True, order=True)
-class Key:
+class Key(_Text):
     """A key of git-annex: `BACKEND[-sSIZE][-mMTIME][-SCHUNKSIZE-CCHUNKNUM]--NAME`."""
 
-    text: str
+    __slots__ = ()
 
-    def __post_init__(self) -> None:
-        match = _KEY.fullmatch(self.text)
+    def __init__(self, text: str) -> None:
+        """Raises ValueError for what is not a key, which includes anything with whitespace in it."""
+        match = _KEY.fullmatch(text)
         if match is None:
-            raise ValueError(f"{self.text[:200]!r} is not a key of git-annex (BACKEND-sSIZE--NAME)")
+            raise ValueError(f"{text[:200]!r} is not a key of git-annex (BACKEND-sSIZE--NAME)")
         digits = (match["size"] or "").lstrip("0")
         if len(digits) > len(str(_MAX_SIZE)) or int(digits or 0) > _MAX_SIZE:
-            raise ValueError(f"{self.text[:200]!r}: the size in this key is larger than any file")
-        _check_encodable(self.text)
+            raise ValueError(f"{text[:200]!r}: the size in this key is larger than any file")
+        _check_encodable(text)
+        super().__init__(text)
 
     @classmethod
     def parse(cls, text: str) -> Key:
@@ -127,20 +161,18 @@ class Key:
     def __bytes__(self) -> bytes:
         return encode(self.text)
 
-    def __str__(self) -> str:
-        return self.text
 
-
-@dataclass(frozen=True, slots=True)
-class AssociatedFile:
+class AssociatedFile(_Text):
     """A work tree file that goes with a key, or none (the empty text). Information for people only."""
 
-    text: str = ""
+    __slots__ = ()
 
-    def __post_init__(self) -> None:
-        if self.text.startswith("/"):
-            raise ValueError(f"associated file {self.text[:200]!r} is an absolute path")
-        _check_encodable(self.text)
+    def __init__(self, text: str = "") -> None:
+        """Raises ValueError for an absolute path."""
+        if text.startswith("/"):
+            raise ValueError(f"associated file {text[:200]!r} is an absolute path")
+        _check_encodable(text)
+        super().__init__(text)
 
     def __bytes__(self) -> bytes:
         """The form on the wire: `%` doubled, each whitespace character written `%`."""
@@ -156,6 +188,3 @@ class AssociatedFile:
         text = decode(raw)
         parts = [part.replace("%", "_") for part in text.split("%%")]
         return cls("".join(c if c.isprintable() or ord(c) > 0x9F else "_" for c in "%".join(parts)))
-
-    def __str__(self) -> str:
-        return self.text

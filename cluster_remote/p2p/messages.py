@@ -15,7 +15,6 @@ from cluster_remote.p2p.key import UUID, AssociatedFile, Key, decode, encode
 
 __all__ = [
     "MAX_DATA_LENGTH",
-    "MAX_VERSION",
     "AlreadyHave",
     "AlreadyHavePlus",
     "Auth",
@@ -54,7 +53,6 @@ __all__ = [
     "since",
 ]
 
-MAX_VERSION = 4
 # A file cannot be larger; a longer DATA is a mistake or an attack.
 MAX_DATA_LENGTH = 2**63 - 1
 _SERVICES = frozenset({b"git-upload-pack", b"git-receive-pack"})

@@ -13,10 +13,10 @@ from enum import Enum
 
 import anyio
 
+from cluster_remote.p2p import MAX_VERSION
 from cluster_remote.p2p.errors import SessionError, SourceError, printable
 from cluster_remote.p2p.key import UUID, AssociatedFile, Key
 from cluster_remote.p2p.messages import (
-    MAX_VERSION,
     AlreadyHave,
     AlreadyHavePlus,
     AuthSuccess,

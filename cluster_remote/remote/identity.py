@@ -17,7 +17,7 @@ from cluster_remote.transport.address import Directory, Ssh
 
 if TYPE_CHECKING:
     from cluster_remote.annex.branchlog import BranchLogs
-    from cluster_remote.annex.repository import GitConfig
+    from cluster_remote.annex.gitconfig import GitConfig
 
 __all__ = [
     "Commands",

@@ -13,14 +13,14 @@ import os
 import queue
 import sys
 from collections import deque
-from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from cluster_remote.remote.protocol import AnnexMaster
 from cluster_remote.remote.remote import ClusterRemote, Shared
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import io
+    from collections.abc import Callable
 
     from anyio.abc import TaskGroup
 

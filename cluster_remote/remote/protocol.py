@@ -9,14 +9,26 @@ from __future__ import annotations
 import io
 import sys
 import threading
-import typing
-from collections.abc import Callable
-from typing import Any, TypeVar
 
 from annexremote import Master, ProtocolError, RemoteError, SpecialRemote, UnsupportedRequest
 from annexremote.annexremote import AnnexError, Protocol
 
-__all__ = ["AnnexMaster", "Lines", "one_line", "standard_streams"]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import typing
+    from collections.abc import Callable
+    from typing import Any, TypeVar
+
+    T = TypeVar("T")
+
+    class Lines(typing.Protocol):
+        """Where a Master reads from."""
+
+        def readline(self) -> str:
+            """A line with its newline; the empty text at the end."""
+
+
+__all__ = ["AnnexMaster", "one_line", "standard_streams"]
 
 
 def one_line(text: str) -> str:
@@ -26,8 +38,6 @@ def one_line(text: str) -> str:
     lines = ("".join(c if c.isprintable() or ord(c) > 0x9F else " " for c in line) for line in text.splitlines())
     return "; ".join(line.strip() for line in lines if line.strip()) or "unknown error"
 
-
-T = TypeVar("T")
 
 # How many debug messages wait for others at most.
 _HELD_MESSAGES = 64
@@ -94,13 +104,6 @@ class _Protocol(Protocol):  # type: ignore[misc] # annexremote has no types
         if first in ("STORE", "RETRIEVE"):
             raise ProtocolError(f"TRANSFER {first} came without a key and a file")
         raise UnsupportedRequest
-
-
-class Lines(typing.Protocol):
-    """Where a Master reads from."""
-
-    def readline(self) -> str:
-        """A line with its newline; the empty text at the end."""
 
 
 class AnnexMaster(Master):  # type: ignore[misc] # annexremote has no types

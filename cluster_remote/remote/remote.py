@@ -10,15 +10,17 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
 
 from annexremote import RemoteError, SpecialRemote
 
 from cluster_remote.remote.protocol import AnnexMaster, one_line
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterator, Mapping
+    from typing import Any, TypeVar
+
     from cluster_remote.annex.repository import Repository
     from cluster_remote.p2p.key import UUID, Key
     from cluster_remote.p2p.messages import Message
@@ -26,9 +28,9 @@ if TYPE_CHECKING:
     from cluster_remote.remote.settings import Settings
     from cluster_remote.remote.workplace import Workplace
 
-__all__ = ["ClusterRemote"]
+    T = TypeVar("T")
 
-T = TypeVar("T")
+__all__ = ["ClusterRemote"]
 
 # Seconds between two PROGRESS messages; git-annex shows a few a second.
 _PROGRESS_INTERVAL = 0.2
@@ -80,10 +82,12 @@ class ClusterRemote(SpecialRemote):  # type: ignore[misc] # annexremote has no t
         return self._read_settings().cost
 
     def getavailability(self) -> str:
+        address = self._read_settings().address
+        if address is None:
+            return "local"
         from cluster_remote.transport.address import is_local
 
-        address = self._read_settings().address
-        return "local" if address is None or is_local(address) else "global"
+        return "local" if is_local(address) else "global"
 
     # Requests
 
@@ -130,7 +134,7 @@ class ClusterRemote(SpecialRemote):  # type: ignore[misc] # annexremote has no t
         fields = {"url": settings.url or "none: the cluster of this repository", "tracking": settings.tracking}
         own = self._own_cluster_name()
         if own is not None:
-            from cluster_remote.p2p.messages import MAX_VERSION
+            from cluster_remote.p2p import MAX_VERSION
 
             return fields | {
                 "cluster": own,
@@ -154,10 +158,10 @@ class ClusterRemote(SpecialRemote):  # type: ignore[misc] # annexremote has no t
             return None
         if self._clusters is None:
             from cluster_remote.annex.errors import AnnexError
-            from cluster_remote.annex.repository import Repository
+            from cluster_remote.annex.gitconfig import GitConfig
 
             try:
-                self._clusters = Repository.of_remote(self.annex.getgitdir()).config().clusters()
+                self._clusters = GitConfig.read(env={**os.environ, "GIT_DIR": self.annex.getgitdir()}).clusters()
             except AnnexError as error:
                 raise RemoteError(one_line(str(error))) from None
         return next((name for name, uuid in self._clusters.items() if uuid == settings.uuid), None)
@@ -239,7 +243,7 @@ class ClusterRemote(SpecialRemote):  # type: ignore[misc] # annexremote has no t
             "cluster uuid": str(workplace.server or "that of the repository at the url"),
         }
         try:
-            with anyio.fail_after(min(_INFO_TIMEOUT, workplace.settings.timeout)):
+            with anyio.fail_after(min(_INFO_TIMEOUT, workplace.timeout)):
                 uuid = await session.open()
             fields["cluster uuid"] = str(uuid)
             fields["protocol version"] = str(session.version)

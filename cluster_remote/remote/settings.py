@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import shlex
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Literal
-
 from cluster_remote.p2p.key import UUID
-from cluster_remote.transport.address import Address, BadAddress, Tcp, Unix, parse_address
 
-__all__ = ["DESCRIPTIONS", "TOKEN", "BadSettings", "Settings", "Tracking", "token_setting"]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Literal
 
-Tracking = Literal["nodes", "remote"]
+    from cluster_remote.transport.address import Address
+
+    Tracking = Literal["nodes", "remote"]
+
+__all__ = ["DESCRIPTIONS", "TOKEN", "BadSettings", "Settings", "token_setting"]
 
 DEFAULT_TIMEOUT = 60.0
 TOKEN = "CLUSTER_REMOTE_TOKEN"
@@ -41,37 +41,51 @@ def token_setting(address: Address) -> str:
     git-annex files credentials by the UUID of the repository, which two remotes for one cluster share; so the
     address is part of the name. The nodes behind one gateway share its token.
     """
+    import hashlib
+
     gateway = str(address).partition("?")[0]
     return "token-" + hashlib.sha256(gateway.encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
-@dataclass(frozen=True)
 class Settings:
     """One remote's parameters, checked each for itself."""
 
-    uuid: UUID
-    name: str
-    url: str
-    address: Address | None
-    cluster: str
-    tracking: Tracking
-    timeout: float
-    encryption: str
-    chunked: bool
-    sameas: bool
-    given: str
-    """What was said of tracking, empty for nothing."""
-    others: Mapping[str, str]
-    """Parameters as they were given that matter to no decision, or only by whether they are there."""
+    def __init__(
+        self,
+        *,
+        uuid: UUID,
+        name: str,
+        url: str,
+        address: Address | None,
+        cluster: str,
+        tracking: Tracking,
+        timeout: float,
+        encryption: str,
+        chunked: bool,
+        sameas: bool,
+        given: str,
+        others: Mapping[str, str],
+    ) -> None:
+        """`given` is what was said of tracking, empty for nothing; `others` are parameters as they were given that
+        matter to no decision, or only by whether they are there."""
+        self.uuid = uuid
+        self.name = name
+        self.url = url
+        self.address = address
+        self.cluster = cluster
+        self.tracking: Tracking = tracking
+        self.timeout = timeout
+        self.encryption = encryption
+        self.chunked = chunked
+        self.sameas = sameas
+        self.given = given
+        self.others = others
 
     @classmethod
     def read(cls, ask: Callable[[str], str], uuid: str, name: str = "") -> Settings:
         """`ask` gives the value of a parameter, empty where it is not set. Raises BadSettings."""
         url = ask("url")
-        try:
-            address = parse_address(url) if url else None
-        except BadAddress as error:
-            raise BadSettings(f"url: {error}") from None
+        address = _address(url) if url else None
         encryption = ask("encryption") or "none"
         # git-annex knows two names for it, the older one without progress during uploads.
         others = {name: value for name in ("timeout", "chunk", "chunksize") if (value := ask(name))}
@@ -100,22 +114,37 @@ class Settings:
     @property
     def cost(self) -> int:
         """Below the nodes' cost without a server, so that a sync uploads once; otherwise as git-annex's own remotes."""
-        from cluster_remote.transport.address import is_local
-
         if self.address is None:
             return 50
+        from cluster_remote.transport.address import is_local
+
         return 100 if is_local(self.address) else 200
 
     @property
     def new_token_command(self) -> str:
         """The command line that gives git-annex another token for a remote that there is already."""
+        import shlex
+
         # git-annex does not remember the encryption of a remote that is the same as another.
         words = ["git", "annex", "enableremote", self.name, *(["encryption=none"] if self.sameas else [])]
         return f"{TOKEN}=… {shlex.join(words)}"
 
     @property
     def wants_token(self) -> bool:
-        return isinstance(self.address, Unix | Tcp)
+        if self.address is None:
+            return False
+        from cluster_remote.transport.address import wants_token
+
+        return wants_token(self.address)
+
+
+def _address(url: str) -> Address:
+    from cluster_remote.transport.address import BadAddress, parse_address
+
+    try:
+        return parse_address(url)
+    except BadAddress as error:
+        raise BadSettings(f"url: {error}") from None
 
 
 def _timeout(text: str) -> float:

@@ -12,8 +12,9 @@ import anyio
 
 from cluster_remote.annex.branchlog import BranchLogs
 from cluster_remote.annex.errors import AnnexError
+from cluster_remote.annex.gitconfig import GitConfig
 from cluster_remote.annex.locationlog import LocationLog
-from cluster_remote.annex.repository import GitConfig, Repository
+from cluster_remote.annex.repository import Repository
 from cluster_remote.p2p.errors import SessionError
 from cluster_remote.p2p.key import UUID, AssociatedFile, Key
 from cluster_remote.p2p.session import Present, Removal, Session
@@ -99,7 +100,8 @@ class Workplace:
 
     def __init__(self, settings: Settings, gitdir: str, token: str | None, timeout: float | None = None) -> None:
         """`timeout` in seconds takes the place of the remote's own."""
-        self.settings = settings if timeout is None else replace(settings, timeout=timeout)
+        self.settings = settings
+        self.timeout = settings.timeout if timeout is None else timeout
         self._gitdir = gitdir
         self._token = token
         self._sessions = SessionPool(lambda trace: self.session_with(self.server, trace))
@@ -149,7 +151,7 @@ class Workplace:
         """How sessions are opened here."""
         return Caller(
             uuid=self.repository.uuid,
-            timeout=self.settings.timeout,
+            timeout=self.timeout,
             ssh_command=self.config.get("core.sshCommand"),
             ssh_variant=self.config.get("ssh.variant"),
             trace=trace,
@@ -243,7 +245,7 @@ class Workplace:
             if nodes <= locations:
                 return False
             here = self.repository.uuid in locations
-            with anyio.fail_after(min(_EXPLAIN_TIMEOUT, self.settings.timeout)):
+            with anyio.fail_after(min(_EXPLAIN_TIMEOUT, self.timeout)):
                 gaps = await (self._offer if self._membership is None else self._survey)(session, key)
             # What cannot be filled from here need not be looked for again.
             self._offers = here or not gaps
@@ -314,7 +316,7 @@ class Workplace:
         async with slots:
             session: Session = session_at(
                 at_node(self.settings.address, node),
-                replace(self.caller(), timeout=min(_EXPLAIN_TIMEOUT, self.settings.timeout)),
+                replace(self.caller(), timeout=min(_EXPLAIN_TIMEOUT, self.timeout)),
                 server=node,
                 token=self._token,
             )

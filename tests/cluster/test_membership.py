@@ -8,7 +8,7 @@ import pytest
 
 from cluster_remote.annex.branchlog import BranchLogs
 from cluster_remote.annex.errors import NotInitialised
-from cluster_remote.annex.repository import GitConfig
+from cluster_remote.annex.gitconfig import GitConfig
 from cluster_remote.cluster.membership import (
     Direct,
     Membership,

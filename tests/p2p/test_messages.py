@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cluster_remote.p2p import MAX_VERSION
 from cluster_remote.p2p.key import UUID, AssociatedFile, Key
 from cluster_remote.p2p.messages import (
     MAX_DATA_LENGTH,
-    MAX_VERSION,
     AlreadyHavePlus,
     Auth,
     AuthSuccess,

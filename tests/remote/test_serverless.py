@@ -103,6 +103,14 @@ def test_information_is_about_the_cluster_of_this_repository(home: Home) -> None
     assert f"\ncluster: all\ncluster uuid: {home.laptop.config('annex.cluster.all')}\nprotocol version: 4\n" in shown
 
 
+def test_information_is_given_without_what_only_transfers_need(home: Home) -> None:
+    # git-annex starts the program anew for each of its commands, also where nothing is transferred.
+    done = home.laptop.annex("info", "--fast", "all", env={"PYTHONPROFILEIMPORTTIME": "1"})
+    imported = {line.rpartition("|")[2].strip() for line in os.fsdecode(done.stderr).splitlines()}
+    assert "cluster_remote.remote.jobs" in imported
+    assert imported.isdisjoint({"anyio", "asyncio", "dataclasses", "hashlib", "pathlib", "typing"})
+
+
 def test_setup_again_changes_nothing(home: Home) -> None:
     before = home.laptop.git("config", "--list", "--local").stdout
     done = home.laptop.environment.run(
