@@ -18,12 +18,12 @@ import anyio
 
 from cluster_remote.p2p.errors import SourceError
 from cluster_remote.p2p.session import Progress, Source, SourceReading
-from cluster_remote.p2p.stream import CHUNK
+from cluster_remote.p2p.stream import LARGE_CHUNK
 
 __all__ = ["BUFFER", "Share", "SlowestProgress", "distribute", "pieces", "wanted"]
 
 # Bytes that wait for one node. What waits for several is held in memory only once.
-BUFFER = 16 * CHUNK
+BUFFER = LARGE_CHUNK
 
 
 def wanted(position: int, length: int, offset: int) -> slice:
@@ -31,9 +31,14 @@ def wanted(position: int, length: int, offset: int) -> slice:
     return slice(min(max(offset - position, 0), length), length)
 
 
-def pieces(chunk: bytes | memoryview, most: int = CHUNK) -> Iterator[memoryview]:
-    """A chunk in parts of at most `most` bytes that stay as they are when the next chunk is asked for."""
-    kept = memoryview(chunk if isinstance(chunk, bytes) else bytes(chunk))
+def pieces(chunk: bytes | memoryview, most: int = LARGE_CHUNK) -> Iterator[memoryview]:
+    """A chunk in parts of at most `most` bytes that stay as they are when the next chunk is asked for.
+
+    Only what can be written to is read into again, and has to be copied.
+    """
+    kept = memoryview(chunk)
+    if not kept.readonly:
+        kept = memoryview(bytes(kept))
     for start in range(0, len(kept), most):
         yield kept[start : start + most]
 
@@ -167,7 +172,7 @@ async def distribute(reading: SourceReading, start: int, shares: Sequence[Share]
     """
     position = start
     try:
-        async for chunk in reading.chunks():
+        async for chunk in reading.large_chunks():
             for piece in pieces(chunk):
                 for share in shares:
                     await share.give(piece, position)

@@ -10,6 +10,7 @@ import errno
 import fcntl
 import os
 import select
+import socket
 import stat
 import sys
 import time
@@ -32,6 +33,39 @@ _FAIR = 8
 _PIPE = 1024 * 1024
 # Seconds after which a thread that sends a file looks whether anybody still wants it.
 _SLICE = 0.2
+# Seconds between two looks at a peer that is at work on what it was given, see `_Pace`.
+_NAP, _LONGEST_NAP = 0.0003, 0.004
+# From this many bytes on, what is in memory is sent by a thread as well: less is not worth one.
+_MUCH = 2 * CHUNK
+
+
+class _Pace:
+    """How long to sleep where a descriptor is full, or empty, so that it is worth to look at it again.
+
+    The kernel tells as soon as the peer has moved one page of a pipe that holds 256, and to be told of each costs more
+    than to move what is in it. So it sleeps until about a quarter of the pipe can be moved, never until all of it can:
+    the peer must always have something to do. What a socket holds is not known, and is little.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        """`capacity` is what the pipe holds, in bytes; 0 for what is no pipe."""
+        self.capacity = capacity
+        self._nap = _NAP
+        self._woken = False
+
+    def sleep(self) -> None:
+        time.sleep(self._nap)
+        self._woken = True
+
+    def moved(self, count: int) -> None:
+        """So many bytes could be moved."""
+        if not self._woken:
+            return
+        self._woken = False
+        if count < self.capacity // 8:
+            self._nap = min(2 * self._nap, _LONGEST_NAP)
+        elif count > self.capacity // 3:
+            self._nap = max(self._nap / 2, _NAP)
 
 
 class DescriptorConnection(Connection):
@@ -45,9 +79,9 @@ class DescriptorConnection(Connection):
         self._open = True
         self._good = True
         self._in_a_row = 0
-        # What the pipes to and from the peer hold, in bytes, once that has been looked at; 0 for what is no pipe.
-        self._outgoing_pipe: int | None = None
-        self._incoming_pipe: int | None = None
+        # For large contents, once there are any.
+        self._outgoing: _Pace | None = None
+        self._incoming: _Pace | None = None
 
     async def receive(self, max_bytes: int) -> bytes:
         while True:
@@ -63,7 +97,15 @@ class DescriptorConnection(Connection):
                 await self._be_fair()
                 return data
 
+    async def receive_much(self, length: int) -> memoryview:
+        self._check_open()
+        buffer = memoryview(bytearray(length))
+        return buffer[: await _moved(_receive_much, self._reading, buffer, self._pace_in())].toreadonly()
+
     async def send_some(self, data: memoryview) -> int:
+        if len(data) >= _MUCH:
+            self._check_open()
+            return await _moved(_send_much, self._writing, data, self._pace_out())
         while not (sent := self.send_at_once(data)):
             self._in_a_row = 0
             await anyio.wait_writable(self._writing)
@@ -81,20 +123,26 @@ class DescriptorConnection(Connection):
             raise ConnectionLost(f"the connection broke: {error.strerror}") from None
 
     def copied_last(self) -> int | None:
-        if self._outgoing_pipe is None:
-            self._outgoing_pipe = _pipe_size(self._writing)
-        # As much as the pipe holds, and nothing that was before it is in there any more.
-        return self._outgoing_pipe or None
+        # As much as it holds, and nothing that was before it is in there any more.
+        return self._pace_out().capacity or _held_by_unix_socket(self._writing) or None
 
     async def send_file(self, descriptor: int, offset: int, length: int) -> int:
         self._check_open()
-        return await _moved(_send_file, self._writing, descriptor, offset, length)
+        return await _moved(_send_file, self._writing, descriptor, offset, length, self._pace_out())
 
     async def receive_file(self, descriptor: int, position: int, length: int) -> int:
         self._check_open()
-        if self._incoming_pipe is None:
-            self._incoming_pipe = _pipe_size(self._reading)
-        return await _moved(_receive_file, self._reading, descriptor, position, length, self._incoming_pipe > 0)
+        return await _moved(_receive_file, self._reading, descriptor, position, length, self._pace_in())
+
+    def _pace_out(self) -> _Pace:
+        if self._outgoing is None:
+            self._outgoing = _Pace(_pipe_size(self._writing))
+        return self._outgoing
+
+    def _pace_in(self) -> _Pace:
+        if self._incoming is None:
+            self._incoming = _Pace(_pipe_size(self._reading))
+        return self._incoming
 
     async def _be_fair(self) -> None:
         """Gives others their turn, now and then, even if this peer is never slower than we are.
@@ -148,6 +196,18 @@ def _pipe_size(descriptor: int) -> int:
     return fcntl.fcntl(descriptor, fcntl.F_GETPIPE_SZ)
 
 
+def _held_by_unix_socket(descriptor: int) -> int:
+    """How many bytes a unix socket can hold that its peer has not read yet; 0 for what is none.
+
+    Of Linux only, which takes no more when what was sent is as much as the buffer, and half of that at once. (What is
+    on its way over TCP may be in the buffers of both sides.)
+    """
+    if sys.platform != "linux" or not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+        return 0
+    with socket.socket(fileno=os.dup(descriptor)) as opened:
+        return 2 * opened.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) if opened.family == socket.AF_UNIX else 0
+
+
 async def _moved(move: Callable[..., int | None], *arguments: object) -> int:
     """How much `move` has moved, in a thread: the disk may have to be waited for, the peer only for a moment."""
     # Not one of the threads that all share: the others may be waiting for this one's peer to go on.
@@ -156,6 +216,32 @@ async def _moved(move: Callable[..., int | None], *arguments: object) -> int:
         count = await anyio.to_thread.run_sync(move, *arguments, limiter=limiter)
         if count is not None:
             return count
+
+
+def _keep_moving(descriptor: int, event: int, length: int, pace: _Pace, move: Callable[[int], int]) -> int | None:
+    """Has `move` move up to `length` bytes, for a fraction of a second. How many it were, none at the end.
+
+    `move` is told how many have been moved, and gives how many more; where it would have to wait, for `event` on the
+    descriptor is waited. None where nothing could be moved in time.
+    """
+    ready = select.poll()
+    ready.register(descriptor, event)
+    end = time.monotonic() + _SLICE
+    moved = 0
+    while moved < length:
+        try:
+            count = move(moved)
+        except BlockingIOError:
+            left = end - time.monotonic()
+            if left <= 0 or not ready.poll(left * 1000):
+                return moved or None
+            pace.sleep()
+        else:
+            pace.moved(count)
+            moved += count
+            if not count or time.monotonic() > end:
+                break
+    return moved
 
 
 def _move(pipe: int, descriptor: int, offset: int, length: int) -> int:
@@ -168,52 +254,47 @@ def _move(pipe: int, descriptor: int, offset: int, length: int) -> int:
     return os.write(pipe, os.pread(descriptor, min(length, _PIPE), offset))
 
 
-def _send_file(pipe: int, descriptor: int, offset: int, length: int) -> int | None:
-    """Has the kernel move a part of a file into a pipe, for a fraction of a second. How many bytes went.
+def _send_file(pipe: int, descriptor: int, offset: int, length: int, pace: _Pace) -> int | None:
+    """Has the kernel move a part of a file into a pipe. See `_keep_moving`. Raises ConnectionLost, OSError."""
+    try:
+        return _keep_moving(
+            pipe, select.POLLOUT, length, pace, lambda sent: _move(pipe, descriptor, offset + sent, length - sent)
+        )
+    except ConnectionError as error:
+        raise ConnectionLost(f"the connection broke: {error.strerror}") from None
 
-    None where the peer has taken nothing. Raises ConnectionLost, OSError.
+
+def _receive_file(source: int, descriptor: int, position: int, length: int, pace: _Pace) -> int | None:
+    """Moves what comes in into a file; from a pipe without looking at it. See `_keep_moving`.
+
+    Raises ConnectionLost, OSError.
     """
-    writable = select.poll()
-    writable.register(pipe, select.POLLOUT)
-    end = time.monotonic() + _SLICE
-    sent = 0
-    while sent < length:
-        try:
-            count = _move(pipe, descriptor, offset + sent, length - sent)
-        except BlockingIOError:
-            left = end - time.monotonic()
-            if left <= 0 or not writable.poll(left * 1000):
-                return sent or None
-        except BrokenPipeError as error:
-            raise ConnectionLost(f"the connection broke: {error.strerror}") from None
-        else:
-            sent += count
-            if not count or time.monotonic() > end:
-                break
-    return sent
+    pipe = pace.capacity > 0
+    return _keep_moving(
+        source,
+        select.POLLIN,
+        length,
+        pace,
+        lambda count: _take(source, descriptor, position + count, length - count, pipe),
+    )
 
 
-def _receive_file(source: int, descriptor: int, position: int, length: int, pipe: bool) -> int | None:
-    """Moves what comes in into a file, for a fraction of a second; from a pipe without looking at it.
+def _send_much(descriptor: int, data: memoryview, pace: _Pace) -> int | None:
+    """Sends what is in memory. See `_keep_moving`. Raises ConnectionLost."""
+    try:
+        return _keep_moving(descriptor, select.POLLOUT, len(data), pace, lambda sent: os.write(descriptor, data[sent:]))
+    except OSError as error:
+        raise ConnectionLost(f"the connection broke: {error.strerror}") from None
 
-    How many bytes came, none at the end; None where the peer has sent nothing. Raises ConnectionLost, OSError.
-    """
-    readable = select.poll()
-    readable.register(source, select.POLLIN)
-    end = time.monotonic() + _SLICE
-    received = 0
-    while received < length:
-        try:
-            count = _take(source, descriptor, position + received, length - received, pipe)
-        except BlockingIOError:
-            left = end - time.monotonic()
-            if left <= 0 or not readable.poll(left * 1000):
-                return received or None
-        else:
-            received += count
-            if not count or time.monotonic() > end:
-                break
-    return received
+
+def _receive_much(descriptor: int, buffer: memoryview, pace: _Pace) -> int | None:
+    """Receives into memory. See `_keep_moving`. Raises ConnectionLost."""
+    try:
+        return _keep_moving(
+            descriptor, select.POLLIN, len(buffer), pace, lambda count: os.readv(descriptor, [buffer[count:]])
+        )
+    except OSError as error:
+        raise ConnectionLost(f"the connection broke: {error.strerror}") from None
 
 
 def _take(source: int, descriptor: int, position: int, length: int, pipe: bool) -> int:

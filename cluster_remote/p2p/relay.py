@@ -169,12 +169,14 @@ class ClientSource(Source):
         async for chunk in self.chunks(count):
             del chunk
 
-    async def chunks(self, count: int) -> AsyncIterator[bytes]:
-        """The next `count` bytes. Raises SourceError."""
+    async def chunks(self, count: int, *, ahead: bool = False) -> AsyncIterator[bytes | memoryview]:
+        """The next `count` bytes; `ahead` as with `SourceReading.large_chunks`. Raises SourceError."""
         if self._failure is not None:
             raise SourceError(str(self._failure))
+        stream = self._client.stream
+        received: AsyncIterator[bytes | memoryview] = (stream.receive_ahead if ahead else stream.receive_data)(count)
         try:
-            async for chunk in self._client.stream.receive_data(count):
+            async for chunk in received:
                 self._left -= len(chunk)
                 yield chunk
         except (ConnectionLost, TimedOut) as error:
@@ -212,6 +214,10 @@ class _ClientReading(SourceReading):
 
     async def chunks(self) -> AsyncIterator[bytes | memoryview]:
         async for chunk in self._source.chunks(self.length):
+            yield chunk
+
+    async def large_chunks(self) -> AsyncIterator[bytes | memoryview]:
+        async for chunk in self._source.chunks(self.length, ahead=True):
             yield chunk
 
     async def valid(self) -> bool:

@@ -62,6 +62,11 @@ class SourceReading(ABC):
         Raises SourceError when it cannot.
         """
 
+    def large_chunks(self) -> AsyncIterator[bytes | memoryview]:
+        """The same, for who hands a chunk to others and reads on while they are at work on it: fewer and larger ones,
+        where the content is large."""
+        return self.chunks()
+
     @abstractmethod
     async def valid(self) -> bool:
         """After the last chunk: whether the content is what it should be (VALID), or changed on the way (INVALID)."""

@@ -17,12 +17,15 @@ from cluster_remote.p2p.errors import ConnectionLost, ProtocolError, SourceError
 from cluster_remote.p2p.messages import Data, MalformedMessage, Message, parse, serialise
 from cluster_remote.p2p.session import SourceReading, write_at
 
-__all__ = ["CHUNK", "MAX_LINE", "Connection", "MessageStream", "Trace"]
+__all__ = ["CHUNK", "LARGE_CHUNK", "MAX_LINE", "Connection", "MessageStream", "Trace"]
 
 # Longer than any line that the protocol has a use for: a key is a file name, a list of UUIDs is short.
 MAX_LINE = 64 * 1024
 # How much is read or written at once, in bytes.
 CHUNK = 256 * 1024
+# How much is read at once of a large content while others are at work on what was read before, in bytes; where there
+# are several of these, of all together.
+LARGE_CHUNK = 4 * 1024 * 1024
 # A content of up to this many bytes goes out together with its DATA and VALID, in one write; but what comes from a
 # slow source is not held back for longer than these seconds, or the peer would take us for dead.
 _SMALL = 256 * 1024
@@ -30,6 +33,9 @@ _HELD = 0.25
 
 # From this many bytes on a file is sent by the kernel, where it can: less is not worth a thread.
 _LARGE = 4 * 1024 * 1024
+
+# How many contents are received ahead at the moment, in all of the process: they share the memory for it.
+_ahead = 0
 
 # Called with True for a message that goes out, False for one that came in.
 Trace = Callable[[bool, Message], None]
@@ -41,6 +47,10 @@ class Connection(ABC):
     @abstractmethod
     async def receive(self, max_bytes: int) -> bytes:
         """Between 1 and `max_bytes` bytes; none at the end of the stream. Raises ConnectionLost."""
+
+    async def receive_much(self, length: int) -> bytes | memoryview:
+        """As `receive`, of a content of which much more is to come: rather many bytes than the first ones soon."""
+        return await self.receive(min(length, CHUNK))
 
     @abstractmethod
     async def send_some(self, data: memoryview) -> int:
@@ -225,19 +235,39 @@ class MessageStream:
     async def receive_data(self, length: int) -> AsyncIterator[bytes]:
         """The `length` bytes after a DATA message. Raises TimedOut, ConnectionLost."""
         left = length
-        doing = "receiving content"
         if left and self._buffer:
-            chunk = bytes(self._buffer[:left])
-            del self._buffer[:left]
+            chunk = self._take_buffered(left)
             left -= len(chunk)
             yield chunk
         while left:
-            with self._deadline(doing):
+            with self._deadline("receiving content"):
                 chunk = await self.connection.receive(min(left, CHUNK))
             if not chunk:
-                raise ConnectionLost(f"the connection was closed with {left} of {length} bytes still to come")
+                raise _closed_within(left, length)
             left -= len(chunk)
             yield chunk
+
+    async def receive_ahead(self, length: int) -> AsyncIterator[bytes | memoryview]:
+        """As `receive_data`; a large content in large parts, each of which stays as it is. See `LARGE_CHUNK`."""
+        global _ahead
+        left = length
+        _ahead += 1
+        try:
+            if left > _LARGE and self._buffer:
+                first = self._take_buffered(left)
+                left -= len(first)
+                yield first
+            while left > _LARGE:
+                with self._deadline("receiving content"):
+                    chunk = await self.connection.receive_much(min(left, max(LARGE_CHUNK // _ahead, CHUNK)))
+                if not chunk:
+                    raise _closed_within(left, length)
+                left -= len(chunk)
+                yield chunk
+        finally:
+            _ahead -= 1
+        async for rest in self.receive_data(left):
+            yield rest
 
     async def receive_into(self, length: int, descriptor: int, position: int) -> AsyncIterator[int]:
         """Writes the `length` bytes after a DATA message into a file, from byte `position` on.
@@ -245,11 +275,17 @@ class MessageStream:
         Yields how many have been written each time. Raises TimedOut, ConnectionLost; OSError where that fails.
         """
         left = length
-        while left > _LARGE and not self._buffer:
+        if left > _LARGE and self._buffer:
+            first = self._take_buffered(left)
+            write_at(descriptor, first, position)
+            left -= len(first)
+            position += len(first)
+            yield len(first)
+        while left > _LARGE:
             with self._deadline("receiving content"):
                 count = await self.connection.receive_file(descriptor, position, left)
             if not count:
-                raise ConnectionLost(f"the connection was closed with {left} of {length} bytes still to come")
+                raise _closed_within(left, length)
             left -= count
             position += count
             yield count
@@ -258,6 +294,12 @@ class MessageStream:
             position += len(chunk)
             yield len(chunk)
 
+    def _take_buffered(self, most: int) -> bytes:
+        """What came together with the last message, at most so many bytes."""
+        taken = bytes(self._buffer[:most])
+        del self._buffer[:most]
+        return taken
+
     def ended(self) -> bool:
         """Whether the connection can be used no more, seen between two requests. Does not wait."""
         return bool(self._buffer) or self.connection.ended()
@@ -265,3 +307,7 @@ class MessageStream:
     def _log(self, outgoing: bool, message: Message) -> None:
         if self._trace is not None:
             self._trace(outgoing, message)
+
+
+def _closed_within(left: int, length: int) -> ConnectionLost:
+    return ConnectionLost(f"the connection was closed with {left} of {length} bytes still to come")

@@ -1,11 +1,14 @@
-"""A large file through a pipe: the kernel moves it, and all that holds for bytes that are copied holds for it too."""
+"""A large content through a pipe or a unix socket, which threads and the kernel move.
+
+All that holds for bytes that the event loop copies holds for it too.
+"""
 
 from __future__ import annotations
 
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import anyio
@@ -15,8 +18,9 @@ from cluster_remote.p2p import descriptor
 from cluster_remote.p2p.descriptor import DescriptorConnection
 from cluster_remote.p2p.errors import ConnectionLost, SourceError, TimedOut
 from cluster_remote.p2p.file import FileSource
-from cluster_remote.p2p.messages import Invalid, Message, Valid
-from cluster_remote.p2p.stream import MessageStream
+from cluster_remote.p2p.messages import Data, Invalid, Message, Valid
+from cluster_remote.p2p.session import SourceReading
+from cluster_remote.p2p.stream import LARGE_CHUNK, MessageStream
 
 pytestmark = pytest.mark.anyio
 
@@ -46,11 +50,19 @@ class Reader(threading.Thread):
         self.received = b"".join(parts)
 
 
-class Pipe:
-    """A stream into one end of a pipe, and the other end."""
+def ends(kind: str) -> tuple[int, int]:
+    """Where to read, and where to write."""
+    if kind == "pipe":
+        return os.pipe()
+    one, other = socket.socketpair()
+    return one.detach(), other.detach()
 
-    def __init__(self, timeout: float) -> None:
-        self.end, writing = os.pipe()
+
+class Pipe:
+    """A stream into one end of a pipe or of a pair of sockets, and the other end."""
+
+    def __init__(self, kind: str, timeout: float) -> None:
+        self.end, writing = ends(kind)
         reading, self._unused = os.pipe()
         self.stream = MessageStream(DescriptorConnection(reading, writing), timeout)
 
@@ -77,9 +89,14 @@ def _verdict(valid: bool) -> list[Message]:
     return [Valid() if valid else Invalid()]
 
 
+@pytest.fixture(params=["pipe", "socket"])
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture
-def pipe() -> Iterator[Pipe]:
-    made = Pipe(timeout=20)
+def pipe(kind: str) -> Iterator[Pipe]:
+    made = Pipe(kind, timeout=20)
     yield made
     made.close()
 
@@ -97,6 +114,19 @@ def expected(content: bytes, verdict: bytes) -> bytes:
 
 async def test_a_large_file_comes_out_as_it_is(pipe: Pipe, file: Path) -> None:
     assert await pipe.sent(file) == expected(CONTENT, b"VALID")
+
+
+async def test_it_is_the_kernel_that_sends_it(pipe: Pipe, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[int] = []
+    sendfile = os.sendfile
+
+    def count(*arguments: int) -> int:
+        sent.append(sendfile(*arguments))
+        return sent[-1]
+
+    monkeypatch.setattr(os, "sendfile", count)
+    assert await pipe.sent(file) == expected(CONTENT, b"VALID")
+    assert sum(sent) > SIZE * 0.8
 
 
 async def test_on_a_file_system_that_cannot_do_it_too(pipe: Pipe, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,16 +170,21 @@ async def test_a_file_that_becomes_shorter_is_an_error_of_the_source(pipe: Pipe,
         await pipe.sent(file, lambda: os.truncate(file, 5_000_000), 1)
 
 
-async def test_a_peer_that_goes_away_is_a_connection_lost(file: Path) -> None:
-    broken = Pipe(timeout=20)
-    os.set_blocking(broken.end, True)
+def leave(end: int) -> threading.Thread:
+    """A peer that reads a little and goes away."""
 
-    def leave() -> None:
-        os.read(broken.end, 100_000)
-        os.close(broken.end)
+    def read_and_close() -> None:
+        os.read(end, 100_000)
+        os.close(end)
 
-    leaving = threading.Thread(target=leave)
-    leaving.start()
+    thread = threading.Thread(target=read_and_close)
+    thread.start()
+    return thread
+
+
+async def test_a_peer_that_goes_away_is_a_connection_lost(kind: str, file: Path) -> None:
+    broken = Pipe(kind, timeout=20)
+    leaving = leave(broken.end)
     with pytest.raises(ConnectionLost):
         await broken.send(file)
     leaving.join()
@@ -157,8 +192,8 @@ async def test_a_peer_that_goes_away_is_a_connection_lost(file: Path) -> None:
     os.close(broken._unused)
 
 
-async def test_a_peer_that_takes_nothing_is_given_up(file: Path) -> None:
-    stalled = Pipe(timeout=0.5)
+async def test_a_peer_that_takes_nothing_is_given_up(kind: str, file: Path) -> None:
+    stalled = Pipe(kind, timeout=0.5)
     try:
         with pytest.raises(TimedOut, match="while sending content"), anyio.fail_after(10):
             await stalled.send(file)
@@ -167,8 +202,8 @@ async def test_a_peer_that_takes_nothing_is_given_up(file: Path) -> None:
         stalled.close()
 
 
-async def test_a_transfer_that_nobody_wants_any_more_ends_soon(file: Path) -> None:
-    stalled = Pipe(timeout=60)
+async def test_a_transfer_that_nobody_wants_any_more_ends_soon(kind: str, file: Path) -> None:
+    stalled = Pipe(kind, timeout=60)
     try:
         with anyio.fail_after(10), anyio.move_on_after(0.3) as scope:
             await stalled.send(file)
@@ -211,15 +246,6 @@ async def received(reading: int, announced: int, file: Path, timeout: float = 20
     assert told == announced
 
 
-def ends(kind: str) -> tuple[int, int]:
-    """Where to read, and where to write."""
-    if kind == "pipe":
-        return os.pipe()
-    one, other = socket.socketpair()
-    return one.detach(), other.detach()
-
-
-@pytest.mark.parametrize("kind", ["pipe", "socket"])
 @pytest.mark.parametrize("size", [0, 1, 300_000, SIZE])
 async def test_a_content_is_written_where_it_belongs_and_no_byte_more(kind: str, size: int, tmp_path: Path) -> None:
     reading, writing = ends(kind)
@@ -243,7 +269,6 @@ async def test_it_is_written_on_a_file_system_that_cannot_do_it_too(
     assert (tmp_path / "file").read_bytes()[3:] == CONTENT
 
 
-@pytest.mark.parametrize("kind", ["pipe", "socket"])
 async def test_a_peer_that_ends_too_early_is_a_connection_lost(kind: str, tmp_path: Path) -> None:
     reading, writing = ends(kind)
     writer = feed(writing, CONTENT[: SIZE // 2])
@@ -252,7 +277,6 @@ async def test_a_peer_that_ends_too_early_is_a_connection_lost(kind: str, tmp_pa
     writer.join()
 
 
-@pytest.mark.parametrize("kind", ["pipe", "socket"])
 async def test_a_peer_that_sends_nothing_is_given_up(kind: str, tmp_path: Path) -> None:
     reading, writing = ends(kind)
     try:
@@ -262,7 +286,6 @@ async def test_a_peer_that_sends_nothing_is_given_up(kind: str, tmp_path: Path) 
         os.close(writing)
 
 
-@pytest.mark.parametrize("kind", ["pipe", "socket"])
 async def test_a_file_that_cannot_be_written_is_an_error_of_the_file(kind: str, tmp_path: Path) -> None:
     reading, writing = ends(kind)
     os.write(writing, b"x" * 1000)
@@ -275,3 +298,107 @@ async def test_a_file_that_cannot_be_written_is_an_error_of_the_file(kind: str, 
         os.close(descriptor)
         os.close(writing)
         await connection.aclose(0)
+
+
+# In memory
+
+
+async def test_what_is_in_memory_comes_out_as_it_is(pipe: Pipe) -> None:
+    reader = Reader(pipe.end, lambda: None, 1)
+    try:
+        await pipe.stream.send_data(MemoryReading(CONTENT), _verdict)
+    finally:
+        await pipe.stream.connection.aclose(0)
+        await anyio.to_thread.run_sync(reader.join)
+    assert reader.received == b"DATA %d\n" % SIZE + CONTENT + b"VALID\n"
+
+
+class MemoryReading(SourceReading):
+    """A content in one piece."""
+
+    def __init__(self, content: bytes) -> None:
+        self.length = len(content)
+        self._content = content
+
+    async def chunks(self) -> AsyncIterator[memoryview]:
+        yield memoryview(self._content)
+
+    async def valid(self) -> bool:
+        return True
+
+
+async def test_a_peer_that_takes_nothing_from_memory_is_given_up(kind: str) -> None:
+    stalled = Pipe(kind, timeout=0.5)
+    try:
+        with pytest.raises(TimedOut, match="while sending content"), anyio.fail_after(10):
+            await stalled.stream.send_data(MemoryReading(CONTENT), _verdict)
+    finally:
+        await stalled.stream.connection.aclose(0)
+        stalled.close()
+
+
+async def test_a_peer_that_goes_away_amid_what_is_in_memory_is_a_connection_lost(kind: str) -> None:
+    broken = Pipe(kind, timeout=20)
+    leaving = leave(broken.end)
+    with pytest.raises(ConnectionLost):
+        await broken.stream.send_data(MemoryReading(CONTENT), _verdict)
+    leaving.join()
+    await broken.stream.connection.aclose(0)
+    os.close(broken._unused)
+
+
+async def read_ahead(reading: int, announced: int, timeout: float = 20) -> list[bytes | memoryview]:
+    """The parts in which a content comes where it is read ahead, with what came together with the message before."""
+    stream = MessageStream(DescriptorConnection(reading, os.open(os.devnull, os.O_WRONLY)), timeout)
+    try:
+        assert await stream.receive() == Data(announced)
+        parts = [part async for part in stream.receive_ahead(announced)]
+        assert (await stream.receive()) == Valid()
+        return parts
+    finally:
+        await stream.connection.aclose(0)
+
+
+@pytest.mark.parametrize("size", [0, 1, 300_000, LARGE_CHUNK, LARGE_CHUNK + 1, SIZE])
+async def test_a_content_read_ahead_is_what_was_sent_and_no_byte_more(kind: str, size: int) -> None:
+    reading, writing = ends(kind)
+    writer = feed(writing, b"DATA %d\n" % size + CONTENT[:size] + b"VALID\n")
+    parts = await read_ahead(reading, size)
+    writer.join()
+    assert b"".join(parts) == CONTENT[:size]
+    assert all(memoryview(part).readonly for part in parts)
+    assert max(map(len, parts), default=0) <= LARGE_CHUNK
+
+
+async def test_contents_that_are_read_ahead_at_the_same_time_share_the_memory_for_it() -> None:
+    sizes: list[int] = []
+
+    async def one() -> None:
+        reading, writing = os.pipe()
+        writer = feed(writing, b"DATA %d\n" % SIZE + CONTENT + b"VALID\n")
+        sizes.append(max(map(len, await read_ahead(reading, SIZE))))
+        writer.join()
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(4):
+            tasks.start_soon(one)
+    # The last ones may be alone in the end.
+    assert min(sizes) <= LARGE_CHUNK // 2
+
+
+async def test_a_peer_that_ends_before_all_was_read_ahead_is_a_connection_lost(kind: str) -> None:
+    reading, writing = ends(kind)
+    writer = feed(writing, b"DATA %d\n" % SIZE + CONTENT[: SIZE // 3])
+    with pytest.raises(ConnectionLost, match=f"of {SIZE} bytes still to come"):
+        await read_ahead(reading, SIZE)
+    writer.join()
+
+
+async def test_a_peer_that_sends_nothing_to_be_read_ahead_is_given_up(kind: str) -> None:
+    reading, writing = ends(kind)
+    os.write(writing, b"DATA %d\n" % SIZE)
+    try:
+        with pytest.raises(TimedOut, match="while receiving content"), anyio.fail_after(10):
+            await read_ahead(reading, SIZE, timeout=0.5)
+    finally:
+        os.close(writing)
