@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import os
-import queue
 import select
 import signal
 import subprocess
-import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -19,14 +16,12 @@ from cluster_remote.annex.child import Complaints, pipes_of, until
 from cluster_remote.p2p.client import Transport
 from cluster_remote.p2p.descriptor import DescriptorConnection
 from cluster_remote.p2p.errors import Unreachable, printable
+from cluster_remote.transport.watch import Watch
 
 __all__ = ["ProcessTransport"]
 
 # Seconds that the last words of a child may take to come.
 _LAST_WORDS = 0.5
-# Seconds that a look at a directory may keep everybody waiting. After that the connection counts as lost, and the next
-# one waits as long as it takes, alone.
-_AT_ONCE = 0.5
 
 
 class ProcessTransport(Transport):
@@ -52,7 +47,7 @@ class ProcessTransport(Transport):
         self._place = place
 
     async def connect(self) -> DescriptorConnection:
-        watch = None if self._place is None else _Watch(self._place)
+        watch = None if self._place is None else Watch(self._place)
         try:
             if watch is not None:
                 await watch.begin()
@@ -77,55 +72,16 @@ class ProcessTransport(Transport):
             raise Unreachable(f"cannot run {self.command[0]!r}: {error.strerror}{hint}") from None
 
 
-class _Watch:
-    """Looks which directory is at `place`, in a thread of its own: a mount whose server does not answer keeps the
-    thread waiting, perhaps for ever, and nobody else. A daemon, so that the program can end all the same."""
-
-    def __init__(self, place: str) -> None:
-        self._place = place
-        self._asked: queue.SimpleQueue[bool] = queue.SimpleQueue()
-        self._found: queue.SimpleQueue[tuple[int, int] | None] = queue.SimpleQueue()
-        self._asked.put(True)
-        threading.Thread(target=self._look, daemon=True).start()
-
-    def _look(self) -> None:
-        while self._asked.get():
-            try:
-                found = Path(self._place).stat()
-            except OSError:
-                self._found.put(None)
-            else:
-                self._found.put((found.st_dev, found.st_ino))
-
-    async def begin(self) -> None:
-        """Takes the first look, however long that takes."""
-        await until(lambda: not self._found.empty(), math.inf)
-        self._first = self._found.get()
-
-    def shows_the_same(self) -> bool:
-        """Whether it is still the directory of the first look. If that does not come out at once it is not, and there
-        is nothing more to be asked of this."""
-        self._asked.put(True)
-        try:
-            return self._found.get(timeout=_AT_ONCE) == self._first
-        except queue.Empty:
-            return False
-
-    def end(self) -> None:
-        """Ends the thread, as soon as it can."""
-        self._asked.put(False)
-
-
 class _ProcessConnection(DescriptorConnection):
-    def __init__(self, child: subprocess.Popen[bytes], watch: _Watch | None) -> None:
+    def __init__(self, child: subprocess.Popen[bytes], watch: Watch | None) -> None:
         self._watch = watch
         super().__init__(*pipes_of(child))
         self._child = child
         self._complaints = Complaints(child)
 
     def ended(self) -> bool:
-        # A disk that was taken away while the program ran: git-annex-shell would say of every content that it is not
-        # there, and of every removal that it succeeded. One that is started anew finds no repository, and says that.
+        # A program that is started anew where a disk was taken away finds no repository, and says that. It waits for a
+        # mount that does not answer for as long as it takes, alone.
         return super().ended() or (self._watch is not None and not self._watch.shows_the_same())
 
     async def last_words(self) -> str:

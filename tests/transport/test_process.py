@@ -336,23 +336,21 @@ async def test_a_child_that_died_idle_is_started_anew(environment: Environment) 
 
 
 class Mount:
-    """What takes the place of Path in the transport; as long as it hangs, whoever looks at it waits in the kernel."""
+    """As long as it hangs, whoever looks at a directory on it waits in the kernel."""
 
     def __init__(self) -> None:
         self.answers = threading.Event()
 
-    def __call__(self, place: str) -> Mount:
-        return self
-
-    def stat(self) -> os.stat_result:
+    def identity(self, place: str) -> tuple[int, int]:
         self.answers.wait(30)
-        return Path("/").stat()
+        return 1, 2
 
 
 @pytest.fixture
 def mount(monkeypatch: pytest.MonkeyPatch) -> Iterator[Mount]:
     made = Mount()
-    monkeypatch.setattr("cluster_remote.transport.process.Path", made)
+    monkeypatch.setattr("cluster_remote.transport.watch._identity", made.identity)
+    monkeypatch.setattr("cluster_remote.transport.watch._mounts", lambda: "1 0 0:1 / / rw - nfs4 nas:/ rw\n")
     yield made
     made.answers.set()
 

@@ -1,0 +1,83 @@
+"""When a directory that a server works on is still the one that it was, and where no thread is needed to see that."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cluster_remote.transport import watch
+from cluster_remote.transport.watch import Watch, is_at_hand
+
+pytestmark = pytest.mark.anyio
+
+MOUNTS = """\
+27 1 254:0 / / rw,relatime - ext4 /dev/vda rw,discard
+30 27 0:27 / /mnt/my\\040disk rw shared:7 master:1 - vfat /dev/sdb1 rw
+31 27 0:31 / /nas rw,relatime - nfs4 nas:/ rw
+32 31 8:17 / /nas/local rw,relatime - xfs /dev/sdc1 rw
+33 27 0:33 / /auto rw,relatime - autofs systemd-1 rw
+34 33 8:18 / /auto rw,relatime - ext4 /dev/sdd1 rw
+35 27 0:35 / /ntfs rw,relatime - fuseblk /dev/sde1 rw
+"""
+
+
+@pytest.mark.parametrize(
+    ("place", "at_hand"),
+    [
+        ("/", True),
+        ("/srv/annex", True),
+        ("/mnt/my disk/annex", True),
+        ("/nas", False),
+        ("/nas/annex", False),
+        ("/nasal", True),
+        ("/nas/local/annex", False),
+        ("/auto/annex", False),
+        ("/ntfs/annex", False),
+    ],
+)
+def test_a_look_waits_for_nobody_where_all_mounts_on_the_way_are_disks_of_this_machine(
+    place: str, at_hand: bool
+) -> None:
+    assert is_at_hand(place, MOUNTS) == at_hand
+
+
+@pytest.mark.parametrize("mounts", ["", "nonsense\n", "27 1 254:0 / / rw,relatime ext4 /dev/vda rw\n"])
+def test_where_nothing_is_known_of_mounts_it_may_have_to_wait(mounts: str) -> None:
+    assert not is_at_hand("/srv", mounts)
+
+
+@pytest.mark.parametrize("kind", ["ext4", "nfs4"])
+async def test_another_directory_in_its_place_is_not_the_same(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "_mounts", lambda: f"1 0 0:1 / / rw - {kind} somewhere rw\n")
+    place = tmp_path / "disk"
+    place.mkdir()
+    looking = Watch(str(place))
+    await looking.begin()
+    if kind == "ext4":
+        looking._thread.join(10)
+    assert looking.shows_the_same()
+    assert looking._thread.is_alive() == (kind == "nfs4")
+    place.rename(tmp_path / "taken away")
+    assert not looking.shows_the_same()
+    place.mkdir()
+    assert not looking.shows_the_same()
+    place.rmdir()
+    (tmp_path / "taken away").rename(place)
+    assert looking.shows_the_same()
+    looking.end()
+
+
+async def test_what_a_link_leads_to_is_looked_at(tmp_path: Path) -> None:
+    """A server goes on with the directory that it was started in."""
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to("disk")
+    looking = Watch(str(tmp_path / "link"))
+    await looking.begin()
+    (tmp_path / "link").unlink()
+    assert looking.shows_the_same()
+    (tmp_path / "disk").rmdir()
+    assert not looking.shows_the_same()
+    looking.end()
