@@ -162,7 +162,7 @@ class LocationReader:
 
     def __init__(self, repository: Repository) -> None:
         self._repository = repository
-        self._levels = 1 if repository.config().boolean("annex.tune.branchhash1") else 2
+        self._levels = repository.log_levels
         self._git = self._cat_file("--batch-command")
         self._old = False
         self._lock = anyio.Lock(fast_acquire=True)

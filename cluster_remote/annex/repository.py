@@ -59,7 +59,7 @@ class Repository:
         self.git_dir = git_dir if git_dir.is_absolute() else ((cwd or Path.cwd()) / git_dir).resolve()
         self.cwd = cwd
         self.work_tree = work_tree
-        self._seen: dict[str, str] = {}
+        self._last_read: GitConfig | None = None
 
     @classmethod
     def here(cls, cwd: Path | None = None) -> Repository:
@@ -131,14 +131,14 @@ class Repository:
 
     def config(self) -> GitConfig:
         """The configuration as it is now, in one command; keep the answer rather than asking again."""
-        read = GitConfig.read(cwd=self.cwd, env=self.environment())
-        self._seen["annex.uuid"] = read.get("annex.uuid") or ""
-        return read
+        self._last_read = GitConfig.read(cwd=self.cwd, env=self.environment())
+        return self._last_read
 
     @cached_property
     def uuid(self) -> UUID:
         """git-annex's name for this repository, which does not change. Raises NotInitialised."""
-        text = self._seen.get("annex.uuid") or self.config().get("annex.uuid") or ""
+        read = self._last_read
+        text = (read and read.get("annex.uuid")) or self.config().get("annex.uuid") or ""
         try:
             return UUID.parse(text)
         except ValueError:
@@ -146,6 +146,11 @@ class Repository:
             raise NotInitialised(
                 f"{self.work_tree or self.git_dir} is not a repository of git-annex ({what}): run git annex init in it"
             ) from None
+
+    @property
+    def log_levels(self) -> int:
+        """How many folders deep a key's logs lie in the git-annex branch, which does not change."""
+        return 1 if (self._last_read or self.config()).boolean("annex.tune.branchhash1") else 2
 
     async def run(
         self,
