@@ -100,7 +100,9 @@ class DescriptorConnection(Connection):
     async def receive_much(self, length: int) -> memoryview:
         self._check_open()
         buffer = memoryview(bytearray(length))
-        return buffer[: await _moved(_receive_much, self._reading, buffer, self._pace_in())].toreadonly()
+        received = buffer[: await _moved(_receive_much, self._reading, buffer, self._pace_in())]
+        # A small part must not keep all of the buffer in memory for as long as somebody needs it.
+        return received.toreadonly() if len(received) > length // 2 else memoryview(bytes(received))
 
     async def send_some(self, data: memoryview) -> int:
         if len(data) >= _MUCH:

@@ -7,8 +7,10 @@ deadline.
 
 from __future__ import annotations
 
+import math
+import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from types import TracebackType
 
 import anyio
@@ -17,7 +19,7 @@ from cluster_remote.p2p.errors import ConnectionLost, ProtocolError, SourceError
 from cluster_remote.p2p.messages import Data, MalformedMessage, Message, parse, serialise
 from cluster_remote.p2p.session import SourceReading, write_at
 
-__all__ = ["CHUNK", "LARGE_CHUNK", "MAX_LINE", "Connection", "MessageStream", "Trace"]
+__all__ = ["CHUNK", "LARGE_CHUNK", "MAX_LINE", "Connection", "MessageStream", "Portions", "Trace"]
 
 # Longer than any line that the protocol has a use for: a key is a file name, a list of UUIDs is short.
 MAX_LINE = 64 * 1024
@@ -30,6 +32,9 @@ LARGE_CHUNK = 4 * 1024 * 1024
 # slow source is not held back for longer than these seconds, or the peer would take us for dead.
 _SMALL = 256 * 1024
 _HELD = 0.25
+
+# Seconds that others may take for what was read of a large content before more is read.
+_PORTION_SECONDS = 0.25
 
 # From this many bytes on a file is sent by the kernel, where it can: less is not worth a thread.
 _LARGE = 4 * 1024 * 1024
@@ -94,6 +99,30 @@ class Connection(ABC):
     async def last_words(self) -> str:
         """What the other side said outside of the protocol (standard error), as one line; often nothing."""
         return ""
+
+
+class Portions:
+    """How much of a large content is read at once: what others take in a quarter of a second.
+
+    While they are at work on it nothing is read, and the peer sees no progress; so it must not be much where they are
+    slow. What they may put by before they are at work on it (`LARGE_CHUNK`) says nothing of how fast they are.
+    """
+
+    def __init__(self) -> None:
+        self._portion = CHUNK
+        self._taken = 0
+
+    def next(self, most: int) -> int:
+        """How much to read, in bytes; `most` is what there is memory for."""
+        return max(CHUNK, min(self._portion, most))
+
+    def taken(self, count: int, seconds: float) -> None:
+        """So many bytes have been taken, which took so long."""
+        self._taken += count
+        if self._taken > 2 * LARGE_CHUNK:
+            # By the last of them alone: whoever has become slow must not be given much once more.
+            affordable = _PORTION_SECONDS * count / seconds if seconds else math.inf
+            self._portion = int(min(2 * self._portion, max(affordable, CHUNK), LARGE_CHUNK))
 
 
 class _Deadline:
@@ -190,7 +219,8 @@ class MessageStream:
         pending = bytearray(serialise(announcement))
         held_until: float = anyio.current_time() + _HELD
         left = reading.length
-        if left > _LARGE and (tail := self.connection.copied_last()) is not None and reading.file() is not None:
+        tail = self.connection.copied_last() if left > _LARGE else None
+        if tail is not None and tail < left and reading.file() is not None:
             await self._send_all(memoryview(pending), "sending content")
             pending = bytearray()
             left -= await self._send_file(reading, left - tail)
@@ -247,10 +277,10 @@ class MessageStream:
             left -= len(chunk)
             yield chunk
 
-    async def receive_ahead(self, length: int) -> AsyncIterator[bytes | memoryview]:
+    async def receive_ahead(self, length: int) -> AsyncGenerator[bytes | memoryview, None]:
         """As `receive_data`; a large content in large parts, each of which stays as it is. See `LARGE_CHUNK`."""
         global _ahead
-        left = length
+        left, portions = length, Portions()
         _ahead += 1
         try:
             if left > _LARGE and self._buffer:
@@ -259,11 +289,13 @@ class MessageStream:
                 yield first
             while left > _LARGE:
                 with self._deadline("receiving content"):
-                    chunk = await self.connection.receive_much(min(left, max(LARGE_CHUNK // _ahead, CHUNK)))
+                    chunk = await self.connection.receive_much(min(left, portions.next(LARGE_CHUNK // _ahead)))
                 if not chunk:
                     raise _closed_within(left, length)
                 left -= len(chunk)
+                given = time.monotonic()
                 yield chunk
+                portions.taken(len(chunk), time.monotonic() - given)
         finally:
             _ahead -= 1
         async for rest in self.receive_data(left):

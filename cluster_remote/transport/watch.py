@@ -55,9 +55,9 @@ class Watch:
         """Takes the first look, however long that takes."""
         await until(lambda: not self._found.empty(), math.inf)
         self._first = self._found.get()
-        # Of a directory that has just answered.
-        self._place = os.path.realpath(self._place)  # noqa: ASYNC240
-        self._at_hand = is_at_hand(self._place, _mounts())
+        # It has just answered. What a link leads to may be anywhere, at any time.
+        without_links = os.path.realpath(self._place) == os.path.abspath(self._place)  # noqa: ASYNC240, PTH100
+        self._at_hand = without_links and is_at_hand(os.path.abspath(self._place), _mounts())  # noqa: ASYNC240, PTH100
         if self._at_hand:
             self.end()
 

@@ -8,11 +8,14 @@ from __future__ import annotations
 import os
 import socket
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import anyio
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cluster_remote.p2p import descriptor
 from cluster_remote.p2p.descriptor import DescriptorConnection
@@ -20,7 +23,8 @@ from cluster_remote.p2p.errors import ConnectionLost, SourceError, TimedOut
 from cluster_remote.p2p.file import FileSource
 from cluster_remote.p2p.messages import Data, Invalid, Message, Valid
 from cluster_remote.p2p.session import SourceReading
-from cluster_remote.p2p.stream import LARGE_CHUNK, MessageStream
+from cluster_remote.p2p.stream import CHUNK, LARGE_CHUNK, MessageStream, Portions
+from tests.p2p.memory import MemoryConnection
 
 pytestmark = pytest.mark.anyio
 
@@ -159,10 +163,20 @@ async def test_what_is_said_to_be_valid_is_what_was_sent(pipe: Pipe, file: Path)
     """A change in the last moments comes too late, or it is noticed."""
 
     def change() -> None:
-        file.write_bytes(b"y" * SIZE)
+        # When all of it is on its way; and in its place, so that what the kernel has not copied changes too.
+        time.sleep(0.05)
+        with file.open("r+b") as opened:
+            opened.write(b"y" * SIZE)
 
     received = await pipe.sent(file, change, SIZE - 100_000)
     assert received.endswith(b"INVALID\n") or received == expected(CONTENT, b"VALID")
+
+
+async def test_where_more_may_be_on_its_way_than_there_is_all_of_it_is_copied(
+    pipe: Pipe, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(DescriptorConnection, "copied_last", lambda _connection: 2 * SIZE)
+    assert await pipe.sent(file) == expected(CONTENT, b"VALID")
 
 
 async def test_a_file_that_becomes_shorter_is_an_error_of_the_source(pipe: Pipe, file: Path) -> None:
@@ -359,31 +373,74 @@ async def read_ahead(reading: int, announced: int, timeout: float = 20) -> list[
         await stream.connection.aclose(0)
 
 
-@pytest.mark.parametrize("size", [0, 1, 300_000, LARGE_CHUNK, LARGE_CHUNK + 1, SIZE])
+async def test_a_part_that_came_late_keeps_no_memory_for_what_did_not_come(kind: str) -> None:
+    reading, writing = ends(kind)
+    connection = DescriptorConnection(reading, os.open(os.devnull, os.O_WRONLY))
+    os.write(writing, b"x" * 20_000)
+    part = memoryview(await connection.receive_much(LARGE_CHUNK))
+    assert part == b"x" * 20_000
+    assert len(memoryview(part.obj)) == 20_000
+    os.close(writing)
+    await connection.aclose(0)
+
+
+@pytest.mark.parametrize("size", [0, 1, 300_000, LARGE_CHUNK, LARGE_CHUNK + 1, SIZE, 2 * SIZE])
 async def test_a_content_read_ahead_is_what_was_sent_and_no_byte_more(kind: str, size: int) -> None:
     reading, writing = ends(kind)
-    writer = feed(writing, b"DATA %d\n" % size + CONTENT[:size] + b"VALID\n")
+    content = (CONTENT + CONTENT)[:size]
+    writer = feed(writing, b"DATA %d\n" % size + content + b"VALID\n")
     parts = await read_ahead(reading, size)
     writer.join()
-    assert b"".join(parts) == CONTENT[:size]
+    assert b"".join(parts) == content
     assert all(memoryview(part).readonly for part in parts)
     assert max(map(len, parts), default=0) <= LARGE_CHUNK
 
 
 async def test_contents_that_are_read_ahead_at_the_same_time_share_the_memory_for_it() -> None:
-    sizes: list[int] = []
+    asked: list[int] = []
 
-    async def one() -> None:
-        reading, writing = os.pipe()
-        writer = feed(writing, b"DATA %d\n" % SIZE + CONTENT + b"VALID\n")
-        sizes.append(max(map(len, await read_ahead(reading, SIZE))))
-        writer.join()
+    class Endless(MemoryConnection):
+        async def receive_much(self, length: int) -> bytes:
+            await anyio.lowlevel.checkpoint()
+            asked.append(length)
+            return bytes(length)
 
-    async with anyio.create_task_group() as tasks:
-        for _ in range(4):
-            tasks.start_soon(one)
-    # The last ones may be alone in the end.
-    assert min(sizes) <= LARGE_CHUNK // 2
+    async def read(count: int) -> None:
+        contents = [MessageStream(Endless(), 5.0).receive_ahead(2**40) for _ in range(count)]
+        for _ in range(50):
+            for content in contents:
+                await anext(content)
+        for content in contents:
+            await content.aclose()
+
+    await read(4)
+    assert max(asked) == LARGE_CHUNK // 4
+    asked.clear()
+    await read(1)
+    assert max(asked) == LARGE_CHUNK
+
+
+@given(rates=st.lists(st.integers(1, 10**10), min_size=1, max_size=60), most=st.integers(1, LARGE_CHUNK))
+def test_no_more_is_read_at_once_than_was_taken_in_a_quarter_of_a_second_but_for_the_least(
+    rates: list[int], most: int
+) -> None:
+    portions, taken = Portions(), 0
+    for rate in rates:
+        portion = portions.next(most)
+        assert CHUNK <= portion <= max(most, CHUNK)
+        portions.taken(portion, portion / rate)
+        taken += portion
+        if taken > 2 * LARGE_CHUNK:
+            assert portions.next(LARGE_CHUNK) <= max(CHUNK, rate / 4)
+        else:
+            assert portions.next(LARGE_CHUNK) == CHUNK
+
+
+def test_where_all_is_taken_at_once_as_much_is_read_as_there_is_memory_for() -> None:
+    portions = Portions()
+    for _ in range(40):
+        portions.taken(portions.next(LARGE_CHUNK), 0)
+    assert portions.next(LARGE_CHUNK) == LARGE_CHUNK
 
 
 async def test_a_peer_that_ends_before_all_was_read_ahead_is_a_connection_lost(kind: str) -> None:

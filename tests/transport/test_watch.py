@@ -70,14 +70,16 @@ async def test_another_directory_in_its_place_is_not_the_same(
     looking.end()
 
 
-async def test_what_a_link_leads_to_is_looked_at(tmp_path: Path) -> None:
-    """A server goes on with the directory that it was started in."""
-    (tmp_path / "disk").mkdir()
-    (tmp_path / "link").symlink_to("disk")
-    looking = Watch(str(tmp_path / "link"))
+@pytest.mark.parametrize("place", ["link", "link/below"])
+async def test_a_link_that_leads_elsewhere_is_noticed(tmp_path: Path, place: str) -> None:
+    """git-annex-shell follows links anew for each request: it would answer from the other repository."""
+    for disk in ("one", "other"):
+        (tmp_path / disk / "below").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("one")
+    looking = Watch(str(tmp_path / place))
     await looking.begin()
-    (tmp_path / "link").unlink()
     assert looking.shows_the_same()
-    (tmp_path / "disk").rmdir()
+    (tmp_path / "link").unlink()
+    (tmp_path / "link").symlink_to("other")
     assert not looking.shows_the_same()
     looking.end()
