@@ -17,7 +17,7 @@ from tests.p2p.memory import CLIENT, SERVER, Pieces
 from tests.support.peers import Close, Expect, Read, Script, ScriptedPeer, Send, Step, opening
 
 TOKEN = "sesame0pen"
-BRIEF = 0.5
+BRIEF = 0.3
 KEY = Key("SHA256E-s6--abc.txt")
 UNSIZED = Key("GPGHMACSHA1--0badcafe")
 NO_FILE = AssociatedFile()

@@ -30,7 +30,7 @@ from tests.p2p.strategies import messages
 
 pytestmark = pytest.mark.anyio
 
-BRIEF = 0.5
+BRIEF = 0.3
 KEY = Key("SHA256E-s3--abc")
 
 # A message, or the content after a DATA message.
