@@ -56,8 +56,8 @@ class Watch:
         await until(lambda: not self._found.empty(), math.inf)
         self._first = self._found.get()
         # It has just answered. What a link leads to may be anywhere, at any time.
-        without_links = os.path.realpath(self._place) == os.path.abspath(self._place)  # noqa: ASYNC240, PTH100
-        self._at_hand = without_links and is_at_hand(os.path.abspath(self._place), _mounts())  # noqa: ASYNC240, PTH100
+        place = os.path.abspath(self._place)  # noqa: ASYNC240, PTH100
+        self._at_hand = os.path.realpath(place) == place and is_at_hand(place, _mounts())  # noqa: ASYNC240
         if self._at_hand:
             self.end()
 
