@@ -8,7 +8,6 @@ deadline.
 from __future__ import annotations
 
 import math
-import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from types import TracebackType
@@ -293,9 +292,9 @@ class MessageStream:
                 if not chunk:
                     raise _closed_within(left, length)
                 left -= len(chunk)
-                given = time.monotonic()
+                given = anyio.current_time()
                 yield chunk
-                portions.taken(len(chunk), time.monotonic() - given)
+                portions.taken(len(chunk), anyio.current_time() - given)
         finally:
             _ahead -= 1
         async for rest in self.receive_data(left):
