@@ -22,6 +22,7 @@ from cluster_remote.annex.errors import CommandFailed
 from cluster_remote.p2p.descriptor import DescriptorConnection
 from cluster_remote.p2p.errors import ConnectionLost
 from cluster_remote.p2p.key import decode
+from cluster_remote.p2p.text import visible
 
 __all__ = ["Complaints", "PipedChild", "Tail", "drain", "kill", "pipes_of", "start", "until"]
 
@@ -48,12 +49,8 @@ class Tail:
         self._end = (self._end + chunk)[-self._limit :]
 
     def text(self) -> str:
-        """What is kept, without the control characters that could play tricks with a terminal."""
-        return _harmless(self._end)
-
-
-def _harmless(words: bytes) -> str:
-    return "".join(c if c.isprintable() or c == "\n" else "?" for c in decode(words).strip())
+        """Return what is kept, with the characters that a terminal might obey made visible."""
+        return visible(decode(self._end)).strip()
 
 
 class Complaints:
@@ -137,7 +134,7 @@ class PipedChild:
 
     def complaint(self) -> str:
         """The end of what it has written to standard error."""
-        return _harmless(self._complaints.last)
+        return visible(decode(self._complaints.last)).strip()
 
     def send_at_once(self, data: bytes) -> memoryview:
         """Sends as much as can be sent without waiting. Gives what is left.

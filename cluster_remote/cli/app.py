@@ -121,6 +121,7 @@ def _report(error: Exception) -> int:
         return USAGE
     if isinstance(error, Interrupted) or type(error).__name__ == "Abort":
         return _interrupted()
+    from cluster_remote.p2p.text import visible
     from cluster_remote.remote.failure import causes, in_words
     from cluster_remote.remote.protocol import one_line
 
@@ -137,7 +138,7 @@ def _report(error: Exception) -> int:
         if os.environ.get("CLUSTER_REMOTE_DEBUG"):
             import traceback
 
-            traceback.print_exception(error)
+            print(visible("".join(traceback.format_exception(error))), file=sys.stderr, end="")
         return FAILED
     return _exit_code(cause)
 

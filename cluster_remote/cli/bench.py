@@ -13,6 +13,7 @@ import typer
 from cluster_remote.cli.completion import remotes
 from cluster_remote.cli.exitcodes import FAILED
 from cluster_remote.cli.interrupts import run
+from cluster_remote.cli.render import console, say
 from cluster_remote.remote.settings import BadSettings
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ def bench(
         if "slow" in cases:
             run_slow_node(make_site, Load("1 file of 64M", 1, 64 << 20), rounds, results, _tell)
     except BenchFailed as error:
-        typer.echo(f"cluster-remote: {error}", err=True)
+        say(f"cluster-remote: {error}", err=True)
         raise typer.Exit(FAILED) from None
     finally:
         shutil.rmtree(top, ignore_errors=True)
@@ -133,14 +134,14 @@ async def _measure_given(text: str, loads: list[Load], rounds: int, results: Res
         for load in loads:
             await measure(target.session, target.label, load, rounds, results, _tell, directory)
     except BenchFailed as error:
-        typer.echo(f"cluster-remote: {error}", err=True)
+        say(f"cluster-remote: {error}", err=True)
         raise typer.Exit(FAILED) from None
     finally:
         await target.session.aclose()
 
 
 def _tell(text: str) -> None:
-    typer.echo(text, err=True)
+    say(text, err=True)
 
 
 def _report(results: Results, json_file: Path | None, chart_file: Path | None) -> None:
@@ -154,7 +155,6 @@ def _report(results: Results, json_file: Path | None, chart_file: Path | None) -
 
 
 def _show(results: Results) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     from cluster_remote.bench.report import rows
@@ -173,7 +173,7 @@ def _show(results: Results) -> None:
                 f"{memory / 2**20:.0f} MiB" if memory else "",
                 f"{processes:.0f}" if processes else "",
             )
-    Console().print(table)
+    console().print(table)
 
 
 def _versions() -> dict[str, str]:

@@ -10,7 +10,7 @@ from cluster_remote.cli.completion import remotes
 from cluster_remote.cli.exitcodes import FAILED, NOT_USABLE
 from cluster_remote.cli.interrupts import run
 from cluster_remote.cli.render import emit, table
-from cluster_remote.p2p.errors import printable
+from cluster_remote.p2p.text import printable
 from cluster_remote.remote.settings import BadSettings
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ import typer
 
 from cluster_remote.cli.completion import remotes
 from cluster_remote.cli.interrupts import run
+from cluster_remote.cli.render import say
 
 __all__ = ["Pong", "ping"]
 
@@ -70,7 +71,7 @@ def ping(
     if as_json:
         typer.echo(json.dumps(asdict(pong)))
     else:
-        typer.echo(
+        say(
             f"{pong.target}: {pong.uuid}, protocol version {pong.version}, connected in "
             f"{pong.connecting * 1000:.0f} ms, round trip {pong.round_trip * 1000:.1f} ms"
         )

@@ -14,17 +14,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from pathlib import PurePath
-from typing import IO, TYPE_CHECKING, TypeAlias, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-from cluster_remote.p2p.errors import printable
 from cluster_remote.p2p.key import UUID, AssociatedFile, Key
+from cluster_remote.p2p.text import printable, visible
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
     from rich.table import Table
 
-__all__ = ["JSON", "JsonStream", "Lines", "console", "duration", "emit", "progress", "size", "table", "to_json"]
+__all__ = ["JSON", "JsonStream", "Lines", "console", "duration", "emit", "progress", "say", "size", "table", "to_json"]
 
 JSON: TypeAlias = "bool | int | float | str | list[JSON] | dict[str, JSON] | None"
 
@@ -40,8 +40,14 @@ def console(*, stderr: bool = False) -> Console:
     Text is printed as it is: neither rich's markup nor its guesses at what deserves a colour apply.
     """
     from rich.console import Console
+    from rich.segment import Segment
 
     class Ours(Console):
+        def render(self, *arguments: Any, **options: Any) -> Iterator[Segment]:
+            # The last place that all of it comes through: what was not made printable before is here.
+            for segment in super().render(*arguments, **options):
+                yield segment if segment.control else Segment(visible(segment.text), segment.style)
+
         def on_broken_pipe(self) -> None:
             # rich would end the program here; what it means is decided where all failures are.
             raise BrokenPipeError
@@ -60,6 +66,13 @@ def console(*, stderr: bool = False) -> Console:
         emoji=False,
         soft_wrap=True,
     )
+
+
+def say(text: str, *, err: bool = False, **style: Any) -> None:
+    """Prints words that may have something of a log or a peer in them. `style` is that of typer.secho."""
+    import typer
+
+    typer.secho(visible(text), err=err, **style)
 
 
 def emit(value: T, as_json: bool, render: Callable[[T, Console], None]) -> None:

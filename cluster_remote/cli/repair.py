@@ -12,7 +12,7 @@ from cluster_remote.cli.completion import remotes
 from cluster_remote.cli.exitcodes import FAILED, UNREACHABLE
 from cluster_remote.cli.interrupts import run
 from cluster_remote.cli.render import JsonStream, console, duration, progress, size, table
-from cluster_remote.p2p.errors import printable
+from cluster_remote.p2p.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -16,8 +16,8 @@ import typer
 from cluster_remote.cli.completion import nodes, remotes
 from cluster_remote.cli.exitcodes import FAILED, INTERRUPTED
 from cluster_remote.cli.interrupts import run
-from cluster_remote.cli.render import duration, emit, size
-from cluster_remote.p2p.errors import printable
+from cluster_remote.cli.render import duration, emit, say, size
+from cluster_remote.p2p.text import printable
 from cluster_remote.remote.settings import BadSettings
 
 if TYPE_CHECKING:
@@ -445,7 +445,7 @@ async def _lock(text: str, word: str, command: list[str], node: str, timeout: fl
         if not outcome.locked:
             return outcome
         started = time.monotonic()
-        print(f"{target.label}: {key} is locked" + ("" if command else "; Ctrl-C unlocks it"), file=sys.stderr)
+        say(f"{target.label}: {key} is locked" + ("" if command else "; Ctrl-C unlocks it"), err=True)
         if command:
             code = await run_in_foreground(command, stdout_to_stderr=quiet)
         else:

@@ -12,6 +12,7 @@ import typer
 from cluster_remote.cli.completion import clusters
 from cluster_remote.cli.exitcodes import FAILED
 from cluster_remote.cli.interrupts import run
+from cluster_remote.p2p.text import printable
 from cluster_remote.remote.settings import BadSettings
 
 if TYPE_CHECKING:
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from cluster_remote.transport.address import Tcp, Unix
 
 __all__ = ["serve"]
+
+# Characters of a line of the log.
+_LONGEST = 4000
 
 
 def serve(
@@ -77,10 +81,10 @@ def serve(
 
 def _say(line: str) -> None:
     """A line of the log."""
-    text = f"{datetime.now().astimezone().isoformat(timespec='seconds')} {line}\n"
+    text = f"{datetime.now().astimezone().isoformat(timespec='seconds')} {printable(line, _LONGEST)}\n"
     try:
         # Past Python's buffer: what could not be written would stay in it, and be complained about at the exit.
-        os.write(2, text.encode("utf-8", "backslashreplace"))
+        os.write(2, text.encode())
     except OSError:
         # Nobody reads it any more, or the disk is full: no reason to stop serving.
         return
@@ -151,7 +155,7 @@ async def _one_client(behind: Behind, wanted: UUID | None) -> None:
 
     def say(line: str) -> None:
         if not stderr_is_the_client():
-            print(f"cluster-remote: {line}", file=sys.stderr, flush=True)
+            print(f"cluster-remote: {printable(line, _LONGEST)}", file=sys.stderr, flush=True)
 
     mode = mode_from(os.environ)
     for name in [name for name in os.environ if name.startswith("GIT_ANNEX_SHELL_")]:

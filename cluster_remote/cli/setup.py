@@ -14,6 +14,7 @@ import typer
 
 from cluster_remote.cli.completion import candidates, clusters, remotes
 from cluster_remote.cli.interrupts import run
+from cluster_remote.cli.render import say
 from cluster_remote.remote.settings import BadSettings
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class Commands:
 
         line = shlex.join(argv)
         self.ran.append(line)
-        typer.secho(f"$ {line}", bold=True)
+        say(f"$ {line}", bold=True)
         try:
             code = subprocess.run(
                 argv, cwd=self._repository.cwd, stdin=subprocess.DEVNULL, timeout=_TIMEOUT, check=False
@@ -247,7 +248,7 @@ class Setup:
             names = sorted(name for name, uuid in proxied.items() if uuid in found)
             raise BadSettings(f"the gateway has several clusters; say which with --cluster: {', '.join(names)}")
         if not found[0].is_cluster:
-            typer.echo(
+            say(
                 f"{names_of(server, logs.descriptions)} is the gateway of no cluster that this repository knows; the "
                 f"remote will be this one repository."
             )
@@ -271,7 +272,7 @@ class Setup:
             if logs.trust.get(uuid) == "dead":
                 continue
             if logs.remotes.get(uuid, {}).get("encryption", "none") != "none":
-                typer.echo(
+                say(
                     f"{names.get(uuid, uuid.text)} is an encrypted special remote, and a remote that is the same as it "
                     f"would encrypt too. Its copies can be verified after: git annex enableremote "
                     f"{shlex.quote(logs.remotes[uuid].get('name', uuid.text))}"
@@ -331,7 +332,7 @@ class Setup:
         if here:
             self._check_same(config, plan)
         if here and self._as_planned(config, logs, plan):
-            typer.echo(f"{plan.name} is set up already.")
+            say(f"{plan.name} is set up already.")
         elif here or self._exists_elsewhere(logs, plan):
             self.commands.run("git", "annex", "enableremote", plan.name, *parameters)
             self._verify(plan)
@@ -368,7 +369,7 @@ class Setup:
             return
         shown = next((line.split() for line in output.splitlines() if "externaltype=" in line), [])
         if any(f"{key}={value}" not in shown for key, value in plan.parameters.items() if key in {"url", "timeout"}):
-            typer.echo(output)
+            say(output)
             raise BadSettings(
                 f"the configuration of {plan.name!r} that git-annex asks about is not the one that was asked for; look "
                 f"at it above and decide yourself: {shlex.join(argv)}"

@@ -10,7 +10,7 @@ from cluster_remote.cli.completion import remotes
 from cluster_remote.cli.exitcodes import FAILED, UNREACHABLE
 from cluster_remote.cli.interrupts import run
 from cluster_remote.cli.render import duration, emit, size, table
-from cluster_remote.p2p.errors import printable
+from cluster_remote.p2p.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

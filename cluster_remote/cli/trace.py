@@ -31,6 +31,7 @@ from cluster_remote.diagnosis.conversation import (
     write_said,
 )
 from cluster_remote.diagnosis.drawing import MOST_MESSAGES, Diagram, as_svg, as_text, lay_out
+from cluster_remote.p2p.text import printable, visible
 from cluster_remote.remote.settings import BadSettings
 
 __all__ = ["trace"]
@@ -82,7 +83,7 @@ def trace(
             code = run(_listen, command, report, as_json)
         if diagram and not as_json:
             for line in as_text(report.diagram(), plain=not _speaks_unicode(shown)):
-                print(line, file=shown)
+                print(visible(line), file=shown)
         if picture is not None:
             picture.writelines(line + "\n" for line in as_svg(report.diagram()))
         if not report.heard:
@@ -127,7 +128,7 @@ class _Report:
             self._add(said)
         else:
             for line in self._telling.lines(said):
-                print(line, file=self._shown)
+                print(visible(line), file=self._shown)
 
     def end(self, ending: Ending) -> None:
         if self._keep is not None:
@@ -236,7 +237,7 @@ def _hear(file: IO[bytes], rest: bytes, report: _Report) -> bytes:
                 said = parse_said(line.decode("ascii", "backslashreplace"))
             except BadTrace as error:
                 # A disk that is full, as a rule. Watching must not disturb what is watched.
-                print(f"cluster-remote: a message could not be read: {error}", file=sys.stderr)
+                print(f"cluster-remote: a message could not be read: {printable(str(error))}", file=sys.stderr)
             else:
                 report.message(said)
     return rest

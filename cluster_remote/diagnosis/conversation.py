@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any
 
-from cluster_remote.p2p.errors import printable
+from cluster_remote.p2p.text import printable
 
 __all__ = [
     "BadTrace",

@@ -18,10 +18,11 @@ from cluster_remote.cluster.reachability import Reachability
 from cluster_remote.cluster.session import ClusterSession
 from cluster_remote.diagnosis.nodes import View
 from cluster_remote.diagnosis.presence import Answers
-from cluster_remote.p2p.errors import SessionError, printable
+from cluster_remote.p2p.errors import SessionError
 from cluster_remote.p2p.file import FileSource
 from cluster_remote.p2p.key import UUID, AssociatedFile, Key
 from cluster_remote.p2p.session import Download, Present, Progress, Session, Source, SourceReading, Stored
+from cluster_remote.p2p.text import printable
 
 __all__ = ["Carrier", "Delivery", "Task", "task_for"]
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from html import escape
 
 from cluster_remote.diagnosis.conversation import Heading, Said, Sessions, named
-from cluster_remote.p2p.errors import printable
+from cluster_remote.p2p.text import printable
 
 __all__ = ["MOST_MESSAGES", "Arrow", "Diagram", "as_svg", "as_text", "lay_out"]
 

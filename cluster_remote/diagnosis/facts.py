@@ -22,8 +22,9 @@ from cluster_remote.annex.verification import pending, verified
 from cluster_remote.diagnosis.checkup import Server
 from cluster_remote.diagnosis.evidence import Branch, Facts, Ours
 from cluster_remote.diagnosis.impostors import impostors
-from cluster_remote.p2p.errors import SessionError, printable
+from cluster_remote.p2p.errors import SessionError
 from cluster_remote.p2p.key import UUID, Key, decode
+from cluster_remote.p2p.text import printable
 from cluster_remote.remote.settings import BadSettings, Settings
 from cluster_remote.transport.address import BadAddress, Ssh
 from cluster_remote.transport.opening import ssh_environment

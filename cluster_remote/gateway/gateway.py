@@ -20,11 +20,11 @@ from cluster_remote.gateway.behind import Behind
 from cluster_remote.gateway.errors import CannotListen
 from cluster_remote.gateway.listeners import Listener, SocketConnection
 from cluster_remote.gateway.tokens import Token, Tokens, read_claim
-from cluster_remote.p2p.errors import printable
 from cluster_remote.p2p.messages import Auth, AuthFailure, Error, describe
 from cluster_remote.p2p.relay import Client, ClientGone, ClientMisbehaved
 from cluster_remote.p2p.server import LOCK_RETENTION, Closing, Served, serve
 from cluster_remote.p2p.stream import MessageStream
+from cluster_remote.p2p.text import printable
 
 __all__ = ["Gateway", "Limits"]
 

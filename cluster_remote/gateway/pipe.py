@@ -15,6 +15,7 @@ import socket
 import sys
 import threading
 
+from cluster_remote.p2p.text import printable
 from cluster_remote.transport.address import BadAddress, Tcp, Unix, parse_address
 
 __all__ = ["connect", "main", "relay"]
@@ -38,11 +39,11 @@ def main() -> int:
     try:
         gateway = connect(sys.argv[1])
     except BadAddress as error:
-        print(f"git-annex-p2p-cluster: {error}", file=sys.stderr)
+        print(f"git-annex-p2p-cluster: {printable(str(error))}", file=sys.stderr)
         return 2
     except OSError as error:
         reason = error.strerror or error
-        print(f"git-annex-p2p-cluster: cannot connect to {sys.argv[1]}: {reason}", file=sys.stderr)
+        print(f"git-annex-p2p-cluster: cannot connect to {printable(sys.argv[1])}: {reason}", file=sys.stderr)
         return 1
     try:
         relay(gateway, sys.stdin.fileno(), sys.stdout.fileno())

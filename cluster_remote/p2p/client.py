@@ -19,7 +19,6 @@ from cluster_remote.p2p.errors import (
     SourceError,
     TimedOut,
     WrongRepository,
-    printable,
 )
 from cluster_remote.p2p.key import UUID, AssociatedFile, Key
 from cluster_remote.p2p.messages import (
@@ -65,6 +64,7 @@ from cluster_remote.p2p.session import (
     Upload,
 )
 from cluster_remote.p2p.stream import Connection, MessageStream, Trace
+from cluster_remote.p2p.text import printable
 
 __all__ = ["DEFAULT_TIMEOUT", "StreamSession", "Transport", "patience_for", "reading_time"]
 

@@ -16,21 +16,7 @@ __all__ = [
     "TimedOut",
     "Unreachable",
     "WrongRepository",
-    "printable",
 ]
-
-
-def printable(said: bytes | str, limit: int = 500) -> str:
-    """What a stranger or a stranger's program said, as one line that is safe to show: its last `limit` characters.
-
-    Whatever a terminal might obey becomes a space, and what is not text a replacement character.
-    """
-    if isinstance(said, str):
-        said = said.encode("utf-8", "surrogatepass")
-    text = said.decode("utf-8", "replace")
-    lines = ("".join(c if c.isprintable() else " " for c in line).strip() for line in text.splitlines())
-    joined = "; ".join(line for line in lines if line)
-    return joined if len(joined) <= limit else "…" + joined[-limit:]
 
 
 class SessionError(Exception):

@@ -14,7 +14,7 @@ from enum import Enum
 import anyio
 
 from cluster_remote.p2p import MAX_VERSION
-from cluster_remote.p2p.errors import SessionError, SourceError, printable
+from cluster_remote.p2p.errors import SessionError, SourceError
 from cluster_remote.p2p.key import UUID, AssociatedFile, Key
 from cluster_remote.p2p.messages import (
     AlreadyHave,
@@ -47,6 +47,7 @@ from cluster_remote.p2p.messages import (
 from cluster_remote.p2p.relay import Client, ClientGone, ClientMisbehaved, ClientSource, SessionFailed, relayed
 from cluster_remote.p2p.session import Present, Session, Stored, Upload
 from cluster_remote.p2p.stream import MessageStream
+from cluster_remote.p2p.text import printable
 
 __all__ = ["LOCK_RETENTION", "Closing", "Ended", "Mode", "Served", "serve"]
 

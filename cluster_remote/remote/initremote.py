@@ -14,22 +14,29 @@ from cluster_remote.transport.address import BadAddress
 
 if TYPE_CHECKING:
     from cluster_remote.annex.repository import Repository
-    from cluster_remote.remote.protocol import AnnexMaster
     from cluster_remote.remote.workplace import Workplace
 
-__all__ = ["check_remote", "store_token"]
+__all__ = ["check_remote", "refuse_embedding", "store_token"]
 
 
-def store_token(settings: Settings, annex: AnnexMaster, repository: Repository) -> None:
-    """Keeps the token from the environment with git-annex's other credentials. Raises CredentialsUnreadable."""
+def refuse_embedding(embedcreds: str) -> None:
+    """Refuse to have the token written into the git-annex branch, which everybody gets. Raises BadSettings.
+
+    The parameter may have come by the branch: from somebody who wants to read the tokens of others there.
+    """
+    if embedcreds not in {"", "no"}:
+        raise BadSettings(
+            f"embedcreds={embedcreds} would put the token into the git-annex branch, for everybody to read; it "
+            "stays in .git/annex/creds. Say embedcreds=no"
+        )
+
+
+def store_token(settings: Settings, repository: Repository) -> None:
+    """Keep the token from the environment with git-annex's other credentials. Raises CredentialsUnreadable."""
     token = os.environ.get(TOKEN)
     if settings.wants_token and token:
         assert settings.address is not None
-        setting = token_setting(settings.address)
-        if annex.getconfig("embedcreds") == "yes":
-            annex.setcreds(setting, "token", token)
-        else:
-            write_credentials(repository, settings.uuid, setting, "token", token)
+        write_credentials(repository, settings.uuid, token_setting(settings.address), "token", token)
 
 
 async def check_remote(workplace: Workplace) -> None:

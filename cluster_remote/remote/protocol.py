@@ -13,6 +13,8 @@ import threading
 from annexremote import Master, ProtocolError, RemoteError, SpecialRemote, UnsupportedRequest
 from annexremote.annexremote import AnnexError, Protocol
 
+from cluster_remote.p2p.text import printable
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import typing
@@ -32,13 +34,12 @@ __all__ = ["AnnexMaster", "one_line", "standard_streams"]
 
 
 def one_line(text: str) -> str:
-    """A message as the protocol can carry it. Other control characters could do things to a terminal."""
-    if text.isprintable() and text and not (text[0].isspace() or text[-1].isspace()):
-        return text
-    lines = ("".join(c if c.isprintable() or ord(c) > 0x9F else " " for c in line) for line in text.splitlines())
-    return "; ".join(line.strip() for line in lines if line.strip()) or "unknown error"
+    """Return a message as the protocol can carry it, and as git-annex may show it on a terminal."""
+    return printable(text, _LONGEST_MESSAGE) or "unknown error"
 
 
+# Characters of one message to git-annex: enough for what each node of a large cluster says.
+_LONGEST_MESSAGE = 16_000
 # How many debug messages wait for others at most.
 _HELD_MESSAGES = 64
 

@@ -92,9 +92,11 @@ class ClusterRemote(SpecialRemote):  # type: ignore[misc] # annexremote has no t
     # Requests
 
     def initremote(self) -> None:
-        from cluster_remote.remote.initremote import check_remote, store_token
+        from cluster_remote.remote.initremote import check_remote, refuse_embedding, store_token
 
         settings = self._read_settings()
+        with self._in_words():
+            refuse_embedding(self.annex.getconfig("embedcreds"))
 
         async def check() -> Repository:
             workplace = await self._workplace()
@@ -105,7 +107,7 @@ class ClusterRemote(SpecialRemote):  # type: ignore[misc] # annexremote has no t
         repository = self._wait_for(check)
         with self._in_words():
             # Not before it has been found to be right.
-            store_token(settings, self.annex, repository)
+            store_token(settings, repository)
 
     async def transfer_store(self, key: str, local_file: str) -> None:
         await self._ask(self._store, self._key(key), _path(local_file))
@@ -126,10 +128,13 @@ class ClusterRemote(SpecialRemote):  # type: ignore[misc] # annexremote has no t
         except RemoteError as error:
             self._tell(str(error))
             return ""
-        return where
+        return one_line(where) if where else ""
 
     @property
     def info(self) -> dict[str, str]:
+        return {name: one_line(value) for name, value in self._fields_of_info().items()}
+
+    def _fields_of_info(self) -> dict[str, str]:
         settings = self._read_settings()
         fields = {"url": settings.url or "none: the cluster of this repository", "tracking": settings.tracking}
         own = self._own_cluster_name()
@@ -291,10 +296,10 @@ class ClusterRemote(SpecialRemote):  # type: ignore[misc] # annexremote has no t
         token = os.environ.get(TOKEN)
         if token:
             return token
-        setting = token_setting(settings.address)
-        # git-annex is only asked where the token is not in its usual place: with --debug, all that it says is printed.
-        stored = read_credentials(Repository.of_remote(self.annex.getgitdir()), settings.uuid, setting)
-        return (stored[1] if stored else str(self.annex.getcreds(setting)["password"])) or None
+        # git-annex is not asked: with --debug, all that it says is printed.
+        repository = Repository.of_remote(self.annex.getgitdir())
+        stored = read_credentials(repository, settings.uuid, token_setting(settings.address))
+        return stored[1] if stored else None
 
     def _key(self, text: str) -> Key:
         from cluster_remote.p2p.key import Key

@@ -15,7 +15,8 @@ import anyio
 from cluster_remote.annex.child import Complaints, pipes_of, until
 from cluster_remote.p2p.client import Transport
 from cluster_remote.p2p.descriptor import DescriptorConnection
-from cluster_remote.p2p.errors import Unreachable, printable
+from cluster_remote.p2p.errors import Unreachable
+from cluster_remote.p2p.text import printable
 from cluster_remote.transport.watch import Watch
 
 __all__ = ["ProcessTransport"]

@@ -190,7 +190,7 @@ async def test_control_characters_of_the_child_do_not_reach_the_terminal(directo
     async with batch:
         with pytest.raises(BatchFailed) as caught:
             await batch.ask(b"q", 10)
-    assert caught.value.complaint == "?[2Jcleared"
+    assert caught.value.complaint == r"\x1b[2Jcleared"
 
 
 async def test_a_program_that_is_not_there_is_named(directory: Path) -> None:

@@ -1,0 +1,44 @@
+"""Text from a peer, a log or a file name, made safe to print.
+
+Nothing that this program shows may carry a control character that others wrote: a terminal obeys it. What is shown goes
+through `printable`, or through `visible` where lines are to stay lines.
+"""
+
+from __future__ import annotations
+
+__all__ = ["printable", "visible"]
+
+
+def printable(said: bytes | str, limit: int = 500) -> str:
+    """Return text of others as one line that is safe to show: its last `limit` characters.
+
+    Lines are joined by semicolons. What a terminal might obey is written as an escape (`\\x1b`, `\\u202e`), and so are
+    bytes that are not UTF-8 (`\\xff`).
+    """
+    text = said.decode("utf-8", "surrogateescape") if isinstance(said, bytes) else said
+    if len(text) <= limit and text.isprintable() and text == text.strip():
+        return text
+    # A character becomes four at least where it grows; more than this is cut off in any case.
+    cut = len(text) > limit
+    lines = (visible(line.strip()) for line in text[-limit:].splitlines())
+    joined = "; ".join(line for line in lines if line)
+    return joined if len(joined) <= limit and not cut else "…" + joined[-limit:]
+
+
+def visible(text: str) -> str:
+    """Return text with every character that a terminal might obey written as an escape; line ends stay as they are."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == "\n" else _escaped(c) for c in text)
+
+
+def _escaped(c: str) -> str:
+    code = ord(c)
+    if c == "\t" or (c.isspace() and code > 0x9F):
+        # Python does not call them printable: spaces of other widths, line and paragraph separators.
+        return " "
+    if 0xDC80 <= code <= 0xDCFF:
+        return f"\\x{code - 0xDC00:02x}"
+    if code <= 0xFF:
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"
