@@ -1,73 +1,165 @@
-"""Every message of the protocol, versions 0 to 4, as a value. No I/O.
+"""The messages of git-annex's P2P protocol, versions 0 to 4, as a table of values. No I/O.
 
-The form on the wire and the version that each message came with are those of git-annex's P2P protocol
-(as observed with git-annex 10.20261026). `parse` and `serialise` are inverses for every valid message.
+Each class below is one row: its decorator gives the word on the wire, the form of each field, and the version that
+brought the message. `parse` and `serialise` are made from these rows and are inverses for every valid message.
+`ANSWERS` says which answers a request may get. Both follow git-annex's P2P protocol as observed with git-annex
+10.20261026.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TypeAlias
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Generic, TypeVar
 
 from cluster_remote.p2p.key import UUID, AssociatedFile, Key, decode, encode
 
-__all__ = [
-    "MAX_DATA_LENGTH",
-    "AlreadyHave",
-    "AlreadyHavePlus",
-    "Auth",
-    "AuthFailure",
-    "AuthSuccess",
-    "Bypass",
-    "Changed",
-    "CheckPresent",
-    "Connect",
-    "ConnectDone",
-    "Data",
-    "DataPresent",
-    "Error",
-    "Failure",
-    "FailurePlus",
-    "Get",
-    "GetTimestamp",
-    "Invalid",
-    "LockContent",
-    "MalformedMessage",
-    "Message",
-    "NotifyChange",
-    "Put",
-    "PutFrom",
-    "Remove",
-    "RemoveBefore",
-    "Success",
-    "SuccessPlus",
-    "Timestamp",
-    "UnlockContent",
-    "Valid",
-    "Version",
-    "describe",
-    "parse",
-    "serialise",
-    "since",
-]
-
-# A file cannot be larger; a longer DATA is a mistake or an attack.
+# No file is larger; a longer DATA is a mistake or an attack.
 MAX_DATA_LENGTH = 2**63 - 1
-_SERVICES = frozenset({b"git-upload-pack", b"git-receive-pack"})
+_SERVICES = frozenset({"git-upload-pack", "git-receive-pack"})
 _NUMBER = re.compile(rb"-?[0-9]{1,20}")
+
+T = TypeVar("T")
+M = TypeVar("M", bound="type[Message]")
 
 
 class MalformedMessage(ValueError):
     """A line that is no message of the protocol."""
 
 
-@dataclass(frozen=True, slots=True)
-class Auth:
-    """A client's first message on a socket. The token may be `TOKEN/UUID`, as our gateway reads it.
+class Message:
+    """A message of the protocol: one of the classes below."""
 
-    A client may have no UUID: git clone, for the repository is still to be made.
+    __slots__ = ()
+
+
+# Forms of fields
+
+
+@dataclass(frozen=True)
+class _Form(Generic[T]):
+    """How a field stands on the wire. `read` raises ValueError; `empty` is the value of a field that is left out."""
+
+    read: Callable[[bytes], T]
+    write: Callable[[T], bytes]
+    empty: T | None = None
+
+
+def _number(what: str, lowest: int, highest: int) -> _Form[int]:
+    def read(raw: bytes) -> int:
+        if not _NUMBER.fullmatch(raw):
+            raise MalformedMessage(f"{what} {decode(raw[:40])!r} is not a number")
+        number = int(raw)
+        if not lowest <= number <= highest:
+            raise MalformedMessage(f"{what} {number} is out of range")
+        return number
+
+    return _Form(read, lambda number: b"%d" % number)
+
+
+def _read_client(raw: bytes) -> UUID | None:
+    try:
+        return UUID(decode(raw)) if raw else None
+    except ValueError:
+        # Do not repeat the word: if the client mixed up the order, it is the token.
+        raise MalformedMessage("the first word is not a UUID") from None
+
+
+def _read_service(raw: bytes) -> str:
+    service = decode(raw)
+    if service not in _SERVICES:
+        raise MalformedMessage(f"{service[:40]!r} is not a service of git")
+    return service
+
+
+def _read_uuids(raw: bytes) -> frozenset[UUID]:
+    return frozenset(UUID(decode(word)) for word in raw.split(b" ") if word)
+
+
+def _write_uuids(uuids: frozenset[UUID]) -> bytes:
+    return b" ".join(encode(uuid.text) for uuid in sorted(uuids))
+
+
+_KEY = _Form(lambda raw: Key(decode(raw)), bytes)
+_FILE = _Form(AssociatedFile.parse, bytes)
+_UUID = _Form(lambda raw: UUID(decode(raw)), lambda uuid: encode(uuid.text))
+_UUIDS: _Form[frozenset[UUID]] = _Form(_read_uuids, _write_uuids, frozenset())
+_CLIENT = _Form(_read_client, lambda client: encode(client.text if client else ""))
+_TOKEN = _Form(decode, encode)
+_SERVICE = _Form(_read_service, encode)
+_TEXT = _Form(decode, lambda text: encode(text.replace("\n", " ")), "")
+_REFS: _Form[tuple[str, ...]] = _Form(
+    lambda raw: tuple(word for word in decode(raw).split(" ") if word), lambda refs: encode(" ".join(refs)), ()
+)
+_OFFSET = _number("the offset", 0, MAX_DATA_LENGTH)
+_LENGTH = _number("the length", 0, MAX_DATA_LENGTH)
+# A timestamp translated from one clock to another may be negative: that time has passed.
+_TIMESTAMP = _number("the timestamp", -MAX_DATA_LENGTH, MAX_DATA_LENGTH)
+_VERSION = _number("the version", 0, 10**6)
+_EXIT_CODE = _number("the exit code", -(2**31), 2**31)
+
+
+class _Row:
+    """One message on the wire."""
+
+    __slots__ = ("alone", "forms", "kind", "names", "since", "word")
+
+    def __init__(self, word: str, kind: type[Message], forms: tuple[_Form[Any], ...], since: int) -> None:
+        self.word = word.encode("ascii")
+        self.kind: Callable[..., Message] = kind
+        self.forms = forms
+        self.since = since
+        self.names = tuple(field.name for field in fields(kind))  # type: ignore[arg-type] # every message is a dataclass
+        self.alone: Message | None = None
+        """What the word means without parameters; None if it needs them."""
+        if all(form.empty is not None for form in forms):
+            self.alone = self.kind(*(form.empty for form in forms))
+
+    def read(self, raw: bytes | None) -> Message:
+        """Read the parameters; None means that the line ended with the word. Raises ValueError."""
+        if raw is None:
+            if self.alone is None:
+                raise MalformedMessage(f"{decode(self.word)} without its parameters")
+            return self.alone
+        if not self.forms:
+            raise MalformedMessage(f"{decode(self.word)} takes no parameters")
+        words = raw.split(b" ", len(self.forms) - 1)
+        if len(words) < len(self.forms):
+            raise MalformedMessage("a word is missing")
+        return self.kind(*(form.read(word) for form, word in zip(self.forms, words, strict=True)))
+
+    def write(self, message: Message) -> bytes:
+        words = [self.word]
+        for form, name in zip(self.forms, self.names, strict=True):
+            words.append(form.write(getattr(message, name)))
+        return b" ".join(words)
+
+
+_BY_WORD: dict[bytes, _Row] = {}
+_BY_KIND: dict[type[Message], _Row] = {}
+
+
+def _wire(word: str, *forms: _Form[Any], since: int = 0) -> Callable[[M], M]:
+    """Enter a message into the table: its word, its fields in order, and the version that brought it."""
+
+    def enter(kind: M) -> M:
+        row = _Row(word, kind, forms, since)
+        _BY_WORD[row.word] = _BY_KIND[kind] = row
+        return kind
+
+    return enter
+
+
+# Opening
+
+
+@_wire("AUTH", _CLIENT, _TOKEN)
+@dataclass(frozen=True, slots=True)
+class Auth(Message):
+    """Authenticate on a socket, as a client's first message. The token may be `TOKEN/UUID`, as our gateway reads it.
+
+    A client may have no UUID: `git clone` sends none, since the repository does not exist yet.
     """
 
     client: UUID | None
@@ -77,435 +169,276 @@ class Auth:
         return f"Auth(client={self.client}, token=…)"
 
 
+@_wire("AUTH-SUCCESS", _UUID)
 @dataclass(frozen=True, slots=True)
-class AuthSuccess:
+class AuthSuccess(Message):
     uuid: UUID
 
 
+@_wire("AUTH-FAILURE")
 @dataclass(frozen=True, slots=True)
-class AuthFailure:
+class AuthFailure(Message):
     pass
 
 
+@_wire("VERSION", _VERSION)
 @dataclass(frozen=True, slots=True)
-class Version:
+class Version(Message):
     number: int
 
 
+@_wire("BYPASS", _UUIDS, since=2)
 @dataclass(frozen=True, slots=True)
-class Bypass:
-    """Gateways not to go through again; has no reply."""
+class Bypass(Message):
+    """Name gateways not to go through again; has no reply."""
 
     uuids: frozenset[UUID]
 
 
+# Presence, removal, locks
+
+
+@_wire("CHECKPRESENT", _KEY)
 @dataclass(frozen=True, slots=True)
-class CheckPresent:
+class CheckPresent(Message):
     key: Key
 
 
+@_wire("LOCKCONTENT", _KEY)
 @dataclass(frozen=True, slots=True)
-class LockContent:
+class LockContent(Message):
     key: Key
 
 
+@_wire("UNLOCKCONTENT")
 @dataclass(frozen=True, slots=True)
-class UnlockContent:
+class UnlockContent(Message):
     pass
 
 
+@_wire("REMOVE", _KEY)
 @dataclass(frozen=True, slots=True)
-class Remove:
+class Remove(Message):
     key: Key
 
 
+@_wire("REMOVE-BEFORE", _TIMESTAMP, _KEY, since=3)
 @dataclass(frozen=True, slots=True)
-class RemoveBefore:
+class RemoveBefore(Message):
     """Remove, unless the server's own clock (see GetTimestamp) has passed `timestamp` seconds."""
 
     timestamp: int
     key: Key
 
 
+@_wire("GETTIMESTAMP", since=3)
 @dataclass(frozen=True, slots=True)
-class GetTimestamp:
+class GetTimestamp(Message):
     pass
 
 
+@_wire("TIMESTAMP", _TIMESTAMP, since=3)
 @dataclass(frozen=True, slots=True)
-class Timestamp:
+class Timestamp(Message):
     """Seconds of a monotonic clock of the server."""
 
     seconds: int
 
 
+# Content
+
+
+@_wire("GET", _OFFSET, _FILE, _KEY)
 @dataclass(frozen=True, slots=True)
-class Get:
-    """Offset in bytes from the start of the content."""
+class Get(Message):
+    """Ask for a content from `offset` bytes on."""
 
     offset: int
     file: AssociatedFile
     key: Key
 
 
+@_wire("PUT", _FILE, _KEY)
 @dataclass(frozen=True, slots=True)
-class Put:
+class Put(Message):
     file: AssociatedFile
     key: Key
 
 
+@_wire("PUT-FROM", _OFFSET)
 @dataclass(frozen=True, slots=True)
-class PutFrom:
+class PutFrom(Message):
+    """Ask for the content of a PUT from `offset` bytes on."""
+
     offset: int
 
 
+@_wire("ALREADY-HAVE")
 @dataclass(frozen=True, slots=True)
-class AlreadyHave:
+class AlreadyHave(Message):
     pass
 
 
+@_wire("ALREADY-HAVE-PLUS", _UUIDS, since=2)
 @dataclass(frozen=True, slots=True)
-class AlreadyHavePlus:
+class AlreadyHavePlus(Message):
     uuids: frozenset[UUID]
 
 
+@_wire("DATA", _LENGTH)
 @dataclass(frozen=True, slots=True)
-class Data:
-    """Announces exactly `length` raw bytes, which follow the line."""
+class Data(Message):
+    """Announce exactly `length` raw bytes, which follow the line."""
 
     length: int
 
 
+@_wire("DATA-PRESENT", since=4)
 @dataclass(frozen=True, slots=True)
-class DataPresent:
-    """In place of Data in a PUT: the content reached the server some other way."""
+class DataPresent(Message):
+    """Stand in for Data in a PUT: the content reached the server some other way."""
 
 
+@_wire("VALID", since=1)
 @dataclass(frozen=True, slots=True)
-class Valid:
+class Valid(Message):
     pass
 
 
+@_wire("INVALID", since=1)
 @dataclass(frozen=True, slots=True)
-class Invalid:
+class Invalid(Message):
     pass
 
 
+# Outcomes
+
+
+@_wire("SUCCESS")
 @dataclass(frozen=True, slots=True)
-class Success:
+class Success(Message):
     pass
 
 
+@_wire("SUCCESS-PLUS", _UUIDS, since=2)
 @dataclass(frozen=True, slots=True)
-class SuccessPlus:
+class SuccessPlus(Message):
     uuids: frozenset[UUID]
 
 
+@_wire("FAILURE")
 @dataclass(frozen=True, slots=True)
-class Failure:
+class Failure(Message):
     pass
 
 
+@_wire("FAILURE-PLUS", _UUIDS, since=2)
 @dataclass(frozen=True, slots=True)
-class FailurePlus:
+class FailurePlus(Message):
     uuids: frozenset[UUID]
 
 
+@_wire("ERROR", _TEXT)
 @dataclass(frozen=True, slots=True)
-class Error:
+class Error(Message):
     text: str
 
 
+# Git
+
+
+@_wire("CONNECT", _SERVICE)
 @dataclass(frozen=True, slots=True)
-class Connect:
-    """`service` is `git-upload-pack` or `git-receive-pack`."""
+class Connect(Message):
+    """Ask for `git-upload-pack` or `git-receive-pack` of the server's git repository."""
 
     service: str
 
 
+@_wire("CONNECTDONE", _EXIT_CODE)
 @dataclass(frozen=True, slots=True)
-class ConnectDone:
+class ConnectDone(Message):
     exit_code: int
 
 
+@_wire("NOTIFYCHANGE")
 @dataclass(frozen=True, slots=True)
-class NotifyChange:
+class NotifyChange(Message):
     pass
 
 
+@_wire("CHANGED", _REFS)
 @dataclass(frozen=True, slots=True)
-class Changed:
+class Changed(Message):
     refs: tuple[str, ...]
 
 
-Message: TypeAlias = (
-    Auth
-    | AuthSuccess
-    | AuthFailure
-    | Version
-    | Bypass
-    | CheckPresent
-    | LockContent
-    | UnlockContent
-    | Remove
-    | RemoveBefore
-    | GetTimestamp
-    | Timestamp
-    | Get
-    | Put
-    | PutFrom
-    | AlreadyHave
-    | AlreadyHavePlus
-    | Data
-    | DataPresent
-    | Valid
-    | Invalid
-    | Success
-    | SuccessPlus
-    | Failure
-    | FailurePlus
-    | Error
-    | Connect
-    | ConnectDone
-    | NotifyChange
-    | Changed
-)
+# Every type of message, in the order of this file.
+MESSAGES: tuple[type[Message], ...] = tuple(_BY_KIND)
 
-# The version that brought each message; what is not listed has been there from the start.
-_SINCE: dict[type[Message], int] = {
-    Valid: 1,
-    Invalid: 1,
-    Bypass: 2,
-    SuccessPlus: 2,
-    FailurePlus: 2,
-    AlreadyHavePlus: 2,
-    GetTimestamp: 3,
-    Timestamp: 3,
-    RemoveBefore: 3,
-    DataPresent: 4,
+_DONE = True
+_GOES_ON = False
+_STORED: Mapping[type[Message], bool] = {Success: _DONE, SuccessPlus: _DONE, Failure: _DONE, FailurePlus: _DONE}
+
+# Which answers a request may get, and whether the answer ends the request, so that the connection is free for the
+# next one. ERROR answers every request and ends it.
+ANSWERS: Mapping[type[Message], Mapping[type[Message], bool]] = {
+    CheckPresent: {Success: _DONE, Failure: _DONE},
+    LockContent: {Success: _GOES_ON, Failure: _DONE},
+    Remove: _STORED,
+    RemoveBefore: _STORED,
+    GetTimestamp: {Timestamp: _DONE},
+    Put: {AlreadyHave: _DONE, AlreadyHavePlus: _DONE, PutFrom: _GOES_ON},
+    Get: {Data: _GOES_ON},
+    # After the content of a PUT, in versions 1 and up, and in version 0.
+    Valid: _STORED,
+    Invalid: _STORED,
+    Data: _STORED,
+    DataPresent: _STORED,
 }
 
 
 def since(message: type[Message] | Message) -> int:
-    """The protocol version from which on a message may be sent."""
-    return _SINCE.get(message if isinstance(message, type) else type(message), 0)
+    """Give the first protocol version in which a message may be sent."""
+    return _BY_KIND[message if isinstance(message, type) else type(message)].since
 
 
-def _uuid_words(uuids: frozenset[UUID]) -> bytes:
-    return b" ".join(encode(uuid.text) for uuid in sorted(uuids))
+def word(message: type[Message]) -> str:
+    """Give the word that begins a message on the wire."""
+    return decode(_BY_KIND[message].word)
 
 
 def serialise(message: Message) -> bytes:
-    """The line on the wire, with its newline.
+    """Write a message as its line on the wire, with its newline.
 
-    Raises ValueError for a message with a newline in it, which the peer would read as two; it never repeats a token.
+    Raises ValueError for a message with a newline in it, which the peer would read as two; never repeats a token.
     """
-    line = b" ".join(_words(message))
+    line = _BY_KIND[type(message)].write(message)
     if b"\n" in line:
         raise ValueError(f"a {type(message).__name__} message cannot have a newline in it")
     return line + b"\n"
 
 
-def _words(message: Message) -> tuple[bytes, ...]:
-    match message:
-        case Auth(client, token):
-            return b"AUTH", encode(client.text if client else ""), encode(token)
-        case AuthSuccess(uuid):
-            return b"AUTH-SUCCESS", encode(uuid.text)
-        case AuthFailure():
-            return (b"AUTH-FAILURE",)
-        case Version(number):
-            return b"VERSION", b"%d" % number
-        case Bypass(uuids):
-            return b"BYPASS", _uuid_words(uuids)
-        case CheckPresent(key):
-            return b"CHECKPRESENT", bytes(key)
-        case LockContent(key):
-            return b"LOCKCONTENT", bytes(key)
-        case UnlockContent():
-            return (b"UNLOCKCONTENT",)
-        case Remove(key):
-            return b"REMOVE", bytes(key)
-        case RemoveBefore(timestamp, key):
-            return b"REMOVE-BEFORE", b"%d" % timestamp, bytes(key)
-        case GetTimestamp():
-            return (b"GETTIMESTAMP",)
-        case Timestamp(seconds):
-            return b"TIMESTAMP", b"%d" % seconds
-        case Get(offset, file, key):
-            return b"GET", b"%d" % offset, bytes(file), bytes(key)
-        case Put(file, key):
-            return b"PUT", bytes(file), bytes(key)
-        case PutFrom(offset):
-            return b"PUT-FROM", b"%d" % offset
-        case AlreadyHave():
-            return (b"ALREADY-HAVE",)
-        case AlreadyHavePlus(uuids):
-            return b"ALREADY-HAVE-PLUS", _uuid_words(uuids)
-        case Data(length):
-            return b"DATA", b"%d" % length
-        case DataPresent():
-            return (b"DATA-PRESENT",)
-        case Valid():
-            return (b"VALID",)
-        case Invalid():
-            return (b"INVALID",)
-        case Success():
-            return (b"SUCCESS",)
-        case SuccessPlus(uuids):
-            return b"SUCCESS-PLUS", _uuid_words(uuids)
-        case Failure():
-            return (b"FAILURE",)
-        case FailurePlus(uuids):
-            return b"FAILURE-PLUS", _uuid_words(uuids)
-        case Error(text):
-            return b"ERROR", encode(text.replace("\n", " "))
-        case Connect(service):
-            return b"CONNECT", encode(service)
-        case ConnectDone(exit_code):
-            return b"CONNECTDONE", b"%d" % exit_code
-        case NotifyChange():
-            return (b"NOTIFYCHANGE",)
-        case Changed(refs):
-            return b"CHANGED", encode(" ".join(refs))
-
-
-def _number(raw: bytes, what: str, lowest: int, highest: int) -> int:
-    if not _NUMBER.fullmatch(raw):
-        raise MalformedMessage(f"{what} {decode(raw[:40])!r} is not a number")
-    number = int(raw)
-    if not lowest <= number <= highest:
-        raise MalformedMessage(f"{what} {number} is out of range")
-    return number
-
-
-def _size(raw: bytes, what: str) -> int:
-    return _number(raw, what, 0, MAX_DATA_LENGTH)
-
-
-def _uuids(raw: bytes) -> frozenset[UUID]:
-    return frozenset(UUID(decode(word)) for word in raw.split(b" ") if word)
-
-
-def _two(raw: bytes) -> tuple[bytes, bytes]:
-    first, space, rest = raw.partition(b" ")
-    if not space:
-        raise MalformedMessage("a word is missing")
-    return first, rest
-
-
-def _parse_auth(raw: bytes) -> Auth:
-    client, token = _two(raw)
-    try:
-        uuid = UUID(decode(client)) if client else None
-    except ValueError:
-        # Not with the word itself: where the order is wrong, that is the token.
-        raise MalformedMessage("the first word is not a UUID") from None
-    return Auth(uuid, decode(token))
-
-
-def _parse_remove_before(raw: bytes) -> RemoveBefore:
-    timestamp, key = _two(raw)
-    return RemoveBefore(_timestamp(timestamp), Key(decode(key)))
-
-
-def _parse_get(raw: bytes) -> Get:
-    offset, rest = _two(raw)
-    file, key = _two(rest)
-    return Get(_size(offset, "the offset"), AssociatedFile.parse(file), Key(decode(key)))
-
-
-def _parse_put(raw: bytes) -> Put:
-    file, key = _two(raw)
-    return Put(AssociatedFile.parse(file), Key(decode(key)))
-
-
-def _parse_connect(raw: bytes) -> Connect:
-    if raw not in _SERVICES:
-        raise MalformedMessage(f"{decode(raw[:40])!r} is not a service of git")
-    return Connect(decode(raw))
-
-
-def _timestamp(raw: bytes) -> int:
-    # A timestamp translated from one clock to another may be negative: that time has passed.
-    return _number(raw, "the timestamp", -MAX_DATA_LENGTH, MAX_DATA_LENGTH)
-
-
-def _key(raw: bytes) -> Key:
-    return Key(decode(raw))
-
-
-_WITH_PARAMETERS: dict[bytes, Callable[[bytes], Message]] = {
-    b"AUTH": _parse_auth,
-    b"AUTH-SUCCESS": lambda raw: AuthSuccess(UUID(decode(raw))),
-    b"VERSION": lambda raw: Version(_number(raw, "the version", 0, 10**6)),
-    b"BYPASS": lambda raw: Bypass(_uuids(raw)),
-    b"CHECKPRESENT": lambda raw: CheckPresent(_key(raw)),
-    b"LOCKCONTENT": lambda raw: LockContent(_key(raw)),
-    b"REMOVE": lambda raw: Remove(_key(raw)),
-    b"REMOVE-BEFORE": _parse_remove_before,
-    b"TIMESTAMP": lambda raw: Timestamp(_timestamp(raw)),
-    b"GET": _parse_get,
-    b"PUT": _parse_put,
-    b"PUT-FROM": lambda raw: PutFrom(_size(raw, "the offset")),
-    b"ALREADY-HAVE-PLUS": lambda raw: AlreadyHavePlus(_uuids(raw)),
-    b"DATA": lambda raw: Data(_size(raw, "the length")),
-    b"SUCCESS-PLUS": lambda raw: SuccessPlus(_uuids(raw)),
-    b"FAILURE-PLUS": lambda raw: FailurePlus(_uuids(raw)),
-    b"ERROR": lambda raw: Error(decode(raw)),
-    b"CONNECT": _parse_connect,
-    b"CONNECTDONE": lambda raw: ConnectDone(_number(raw, "the exit code", -(2**31), 2**31)),
-    b"CHANGED": lambda raw: Changed(tuple(word for word in decode(raw).split(" ") if word)),
-}
-
-# Messages that take nothing, or whose list may be left out together with the space before it.
-_ALONE: dict[bytes, Message] = {
-    b"AUTH-FAILURE": AuthFailure(),
-    b"UNLOCKCONTENT": UnlockContent(),
-    b"GETTIMESTAMP": GetTimestamp(),
-    b"ALREADY-HAVE": AlreadyHave(),
-    b"DATA-PRESENT": DataPresent(),
-    b"VALID": Valid(),
-    b"INVALID": Invalid(),
-    b"SUCCESS": Success(),
-    b"FAILURE": Failure(),
-    b"NOTIFYCHANGE": NotifyChange(),
-    b"BYPASS": Bypass(frozenset()),
-    b"ALREADY-HAVE-PLUS": AlreadyHavePlus(frozenset()),
-    b"SUCCESS-PLUS": SuccessPlus(frozenset()),
-    b"FAILURE-PLUS": FailurePlus(frozenset()),
-    b"CHANGED": Changed(()),
-    b"ERROR": Error(""),
-}
-
-
 def parse(line: bytes) -> Message:
-    """Reads one line, without its newline.
+    """Read one line, without its newline.
 
     Raises MalformedMessage, which says what is wrong but never repeats a token.
     """
-    word, space, rest = line.partition(b" ")
-    if not space:
-        alone = _ALONE.get(word)
-        if alone is not None:
-            return alone
-        if word in _WITH_PARAMETERS:
-            raise MalformedMessage(f"{decode(word)} without its parameters")
-    elif word in _WITH_PARAMETERS:
+    first, space, rest = line.partition(b" ")
+    row = _BY_WORD.get(first)
+    if row is not None:
         try:
-            return _WITH_PARAMETERS[word](rest)
+            return row.read(rest if space else None)
         except ValueError as error:
-            raise MalformedMessage(f"{decode(word)}: {error}") from None
-    elif word in _ALONE:
-        raise MalformedMessage(f"{decode(word)} takes no parameters")
-    if word[:4].upper() == b"AUTH":
-        # A slip in writing AUTH may have left the token in this word.
+            raise MalformedMessage(f"{decode(first)}: {error}") from None
+    if first[:4].upper() == b"AUTH":
+        # A misspelt AUTH may have the token in this word.
         raise MalformedMessage("unknown message that begins like AUTH")
-    raise MalformedMessage(f"unknown message {decode(word[:40])!r}")
+    raise MalformedMessage(f"unknown message {decode(first[:40])!r}")
 
 
 def describe(message: Message) -> str:
-    """The message as its line reads, for logs; a token is never part of it."""
+    """Give a message as its line reads, for logs; never with a token."""
     if isinstance(message, Auth):
         return f"AUTH {message.client or ''} [token]"
     return decode(serialise(message).rstrip(b"\n"))

@@ -2,43 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 from hypothesis import strategies as st
 
 from cluster_remote.p2p.key import UUID, AssociatedFile, Key, decode
-from cluster_remote.p2p.messages import (
-    MAX_DATA_LENGTH,
-    AlreadyHave,
-    AlreadyHavePlus,
-    Auth,
-    AuthFailure,
-    AuthSuccess,
-    Bypass,
-    Changed,
-    CheckPresent,
-    Connect,
-    ConnectDone,
-    Data,
-    DataPresent,
-    Error,
-    Failure,
-    FailurePlus,
-    Get,
-    GetTimestamp,
-    Invalid,
-    LockContent,
-    Message,
-    NotifyChange,
-    Put,
-    PutFrom,
-    Remove,
-    RemoveBefore,
-    Success,
-    SuccessPlus,
-    Timestamp,
-    UnlockContent,
-    Valid,
-    Version,
-)
+from cluster_remote.p2p.messages import MAX_DATA_LENGTH, MESSAGES, Message
 
 WHITESPACE = b" \t\n\r\f\v"
 
@@ -89,45 +58,29 @@ _sizes = st.integers(0, MAX_DATA_LENGTH)
 _timestamps = st.integers(-MAX_DATA_LENGTH, MAX_DATA_LENGTH)
 _files = plain_file_names.map(AssociatedFile)
 
-_by_type: dict[type[Message], st.SearchStrategy[Message]] = {
-    Auth: st.builds(Auth, st.none() | uuids, _line),
-    AuthSuccess: st.builds(AuthSuccess, uuids),
-    AuthFailure: st.just(AuthFailure()),
-    Version: st.builds(Version, st.integers(0, 10**6)),
-    Bypass: st.builds(Bypass, uuid_sets),
-    CheckPresent: st.builds(CheckPresent, keys),
-    LockContent: st.builds(LockContent, keys),
-    UnlockContent: st.just(UnlockContent()),
-    Remove: st.builds(Remove, keys),
-    RemoveBefore: st.builds(RemoveBefore, _timestamps, keys),
-    GetTimestamp: st.just(GetTimestamp()),
-    Timestamp: st.builds(Timestamp, _timestamps),
-    Get: st.builds(Get, _sizes, _files, keys),
-    Put: st.builds(Put, _files, keys),
-    PutFrom: st.builds(PutFrom, _sizes),
-    AlreadyHave: st.just(AlreadyHave()),
-    AlreadyHavePlus: st.builds(AlreadyHavePlus, uuid_sets),
-    Data: st.builds(Data, _sizes),
-    DataPresent: st.just(DataPresent()),
-    Valid: st.just(Valid()),
-    Invalid: st.just(Invalid()),
-    Success: st.just(Success()),
-    SuccessPlus: st.builds(SuccessPlus, uuid_sets),
-    Failure: st.just(Failure()),
-    FailurePlus: st.builds(FailurePlus, uuid_sets),
-    Error: st.builds(Error, _line),
-    Connect: st.builds(Connect, st.sampled_from(["git-upload-pack", "git-receive-pack"])),
-    ConnectDone: st.builds(ConnectDone, st.integers(-(2**31), 2**31)),
-    NotifyChange: st.just(NotifyChange()),
-    Changed: st.builds(Changed, st.lists(_word, max_size=4).map(tuple)),
+# What a field of a message can be, by its name.
+_by_field: dict[str, st.SearchStrategy[object]] = {
+    "client": st.none() | uuids,
+    "token": _line,
+    "uuid": uuids,
+    "uuids": uuid_sets,
+    "key": keys,
+    "file": _files,
+    "offset": _sizes,
+    "length": _sizes,
+    "timestamp": _timestamps,
+    "seconds": _timestamps,
+    "number": st.integers(0, 10**6),
+    "exit_code": st.integers(-(2**31), 2**31),
+    "text": _line,
+    "service": st.sampled_from(["git-upload-pack", "git-receive-pack"]),
+    "refs": st.lists(_word, max_size=4).map(tuple),
 }
-
-message_types = tuple(_by_type)
 
 
 def messages_of(kind: type[Message]) -> st.SearchStrategy[Message]:
     """Messages of one type."""
-    return _by_type[kind]
+    return st.builds(kind, **{field.name: _by_field[field.name] for field in fields(kind)})  # type: ignore[arg-type]
 
 
-messages = st.one_of(*_by_type.values())
+messages = st.one_of(*map(messages_of, MESSAGES))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import typing
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,7 +9,9 @@ from hypothesis import strategies as st
 from cluster_remote.p2p import MAX_VERSION
 from cluster_remote.p2p.key import UUID, AssociatedFile, Key
 from cluster_remote.p2p.messages import (
+    ANSWERS,
     MAX_DATA_LENGTH,
+    MESSAGES,
     AlreadyHavePlus,
     Auth,
     AuthSuccess,
@@ -41,20 +41,27 @@ from cluster_remote.p2p.messages import (
     parse,
     serialise,
     since,
+    word,
 )
-from tests.p2p.strategies import message_types, messages, messages_of
+from tests.p2p.strategies import messages, messages_of
 
 ONE = UUID("11111111-1111-4111-8111-111111111111")
 TWO = UUID("22222222-2222-4222-8222-222222222222")
 KEY = Key("SHA256E-s3--abc.txt")
 TOKEN = "sesame0pen"
+WORDS = {
+    *("AUTH", "AUTH-SUCCESS", "AUTH-FAILURE", "VERSION", "BYPASS", "CHECKPRESENT", "LOCKCONTENT", "UNLOCKCONTENT"),
+    *("REMOVE", "REMOVE-BEFORE", "GETTIMESTAMP", "TIMESTAMP", "GET", "PUT", "PUT-FROM", "ALREADY-HAVE"),
+    *("ALREADY-HAVE-PLUS", "DATA", "DATA-PRESENT", "VALID", "INVALID", "SUCCESS", "SUCCESS-PLUS", "FAILURE"),
+    *("FAILURE-PLUS", "ERROR", "CONNECT", "CONNECTDONE", "NOTIFYCHANGE", "CHANGED"),
+}
 
 
-def test_there_is_a_strategy_for_every_type_of_message() -> None:
-    assert set(message_types) == set(typing.get_args(Message))
+def test_the_table_has_every_message_of_the_protocol() -> None:
+    assert set(map(word, MESSAGES)) == WORDS
 
 
-@pytest.mark.parametrize("kind", message_types)
+@pytest.mark.parametrize("kind", MESSAGES)
 @given(data=st.data())
 def test_reading_what_was_written_gives_the_message_back(kind: type[Message], data: st.DataObject) -> None:
     message = data.draw(messages_of(kind))
@@ -180,7 +187,7 @@ def _is_refused_properly(line: bytes) -> None:
         message = parse(line)
     except MalformedMessage:
         return
-    assert isinstance(message, typing.get_args(Message))
+    assert isinstance(message, MESSAGES)
     # What was read can be written, and is read in the same way again.
     assert parse(serialise(message)[:-1]) == message
 
@@ -256,11 +263,17 @@ def test_an_error_of_several_lines_goes_out_as_one() -> None:
     ],
 )
 def test_each_version_adds_its_messages(version: int, kinds: set[type[Message]]) -> None:
-    assert {kind for kind in message_types if since(kind) == version} == kinds
+    assert {kind for kind in MESSAGES if since(kind) == version} == kinds
+
+
+def test_no_answer_is_listed_that_its_request_is_too_old_for() -> None:
+    # A peer that speaks only the version of the request can give at least one of the answers.
+    for request, answers in ANSWERS.items():
+        assert min(map(since, answers)) <= since(request)
 
 
 def test_no_message_needs_a_version_that_is_not_spoken() -> None:
-    assert max(map(since, message_types)) == MAX_VERSION
+    assert max(map(since, MESSAGES)) == MAX_VERSION
 
 
 def test_the_version_of_a_message_is_that_of_its_type() -> None:
