@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import statistics
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from cluster_remote.bench.measure import Usage, timed
-from cluster_remote.bench.site import BenchFailed, Client, Site
+from cluster_remote.bench.site import BARE, BenchFailed, Client, Site
 
 __all__ = ["Load", "Results", "run_limit", "run_slow_node", "run_start_up", "run_transfers"]
 
@@ -79,20 +78,31 @@ def run_transfers(
 
 
 def _step(site: Site, way: str, client: Client, step: str, jobs: int, mark: str) -> Usage:
-    command = {
-        "up": ["copy", "--to", client.remote],
-        "down": ["get", "--from", client.remote],
-        "check": ["fsck", "--fast", "--from", client.remote],
-        "drop": ["drop", "--from", client.remote],
+    """Run what a user would type for one step; in the way `plain` that is a command for each node."""
+    verb = {
+        "up": ["copy", "--to"],
+        "down": ["get", "--from"],
+        "check": ["fsck", "--fast", "--from"],
+        "drop": ["drop", "--from"],
     }[step]
-    argv = ["git", "annex", *command, "-q", f"-J{jobs}", mark]
-    return timed(argv, client.path, site.environment(), site.server_pids(way))
+    # A content is fetched once, from wherever git-annex likes.
+    remotes = client.remotes[:1] if step == "down" else client.remotes
+    usages = [
+        timed(["git", "annex", *verb, remote, "-q", f"-J{jobs}", mark], client.path, site.environment(), servers)
+        for servers in (site.server_pids(way),)
+        for remote in remotes
+    ]
+    return Usage(
+        sum(usage.seconds for usage in usages),
+        max(usage.memory for usage in usages),
+        max(usage.processes for usage in usages),
+    )
 
 
 def run_limit(site: Site, load: Load, rounds: int, results: Results, tell: Callable[[str], None]) -> None:
     """What the nodes can take: a prepared conversation, straight into each node's git-annex-shell, at once."""
     for round_number in range(rounds):
-        client = Client(site.gateway, "")
+        client = Client(site.gateway, ())
         mark = f"{load.name}-limit-{round_number}".replace(" ", "-")
         keys = _make_files(client, site, load, mark)
         started = time.perf_counter()
@@ -134,35 +144,15 @@ def _script(text: str) -> int:
     return descriptor
 
 
-_NOTHING = """#!{python}
-from annexremote import Master, SpecialRemote
-class Nothing(SpecialRemote):
-    def initremote(self): pass
-    def prepare(self): pass
-    def transfer_store(self, key, file): pass
-    def transfer_retrieve(self, key, file): pass
-    def checkpresent(self, key): return False
-    def remove(self, key): pass
-master = Master()
-master.LinkRemote(Nothing(master))
-master.Listen()
-"""
-
-
 def run_start_up(site: Site, client: Client, rounds: int, results: Results, tell: Callable[[str], None]) -> None:
-    """From start to the first line, and `git annex info NAME`, beside a special remote that does nothing."""
-    program = site.directory / "bin" / "git-annex-remote-benchnothing"
-    program.write_text(_NOTHING.format(python=sys.executable))
-    program.chmod(0o755)
+    """From start to the first line, and `git annex info NAME`, beside a special remote that does next to nothing."""
     environment = site.environment()
-    site.run(
-        client.path, "git", "annex", "initremote", "nothing", "type=external", "externaltype=benchnothing",
-        "encryption=none", env=environment,
-    )  # fmt: skip
+    site.init_bare(client.path, "nothing")
+    nothing = str(site.directory / "bin" / BARE)
     for _ in range(max(rounds, 10)):
-        for way, argv in (("ours", "git-annex-remote-cluster"), ("nothing", str(program))):
+        for way, argv in (("ours", "git-annex-remote-cluster"), ("nothing", nothing)):
             results.add("start to the first line", way, "seconds", _first_line(argv, environment))
-        for way, remote in (("ours", client.remote), ("nothing", "nothing")):
+        for way, remote in (("ours", client.remotes[0]), ("nothing", "nothing")):
             usage = timed(["git", "annex", "info", "--fast", remote], client.path, environment)
             results.add("git annex info NAME", way, "seconds", usage.seconds)
     tell("start-up: done")
@@ -202,7 +192,7 @@ def run_slow_node(
 
 def _until_fast_nodes_have(site: Site, client: Client, mark: str, keys: Iterable[str]) -> float:
     """Seconds from the start of the copy until both fast nodes hold all contents."""
-    argv = ["git", "annex", "copy", "-q", "--to", client.remote, mark]
+    argv = ["git", "annex", "copy", "-q", "--to", client.remotes[0], mark]
     started = time.perf_counter()
     with subprocess.Popen(
         argv, cwd=client.path, env=site.environment(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import platform
+import pstats
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 
 from cluster_remote.bench.cases import Results
 
-__all__ = ["Row", "as_json", "chart", "rows"]
+__all__ = ["Row", "as_json", "chart", "profiled", "rows"]
 
 _NATIVE = ("native-ssh", "native-http")
 _COLOURS = {
@@ -18,17 +22,25 @@ _COLOURS = {
     "remote": "#ffb703",
     "serverless": "#2a9d8f",
     "gateway": "#457b9d",
+    "plain": "#c9ada7",
+    "bare": "#777777",
     "limit": "#333333",
+    "floor": "#000000",
 }
 
 
 @dataclass(frozen=True)
 class Row:
-    """One case: medians in seconds by way. `native` is the faster of git-annex's own ways."""
+    """One case: medians in seconds by way. `native` is the faster of git-annex's own ways through its gateway.
+
+    `floor` is what no special remote can go below: git-annex's own share (`bare`) and the nodes' (`limit`), one after
+    the other, as they are with small files; None where one of them was not measured.
+    """
 
     case: str
     seconds: dict[str, float]
     native: float | None
+    floor: float | None
 
     def ratio(self, way: str) -> float | None:
         """How many times as fast as git-annex's own client and gateway."""
@@ -42,7 +54,8 @@ def rows(results: Results) -> list[Row]:
     for case, ways in results.figures.items():
         seconds = {way: median for way in ways if (median := results.median(case, way)) is not None}
         native = min((seconds[way] for way in _NATIVE if way in seconds), default=None)
-        found.append(Row(case, seconds, native))
+        parts = [seconds[way] for way in ("bare", "limit") if way in seconds]
+        found.append(Row(case, seconds, native, sum(parts) if len(parts) == 2 else None))
     return found
 
 
@@ -57,6 +70,7 @@ def as_json(results: Results, versions: dict[str, str]) -> str:
                 {
                     "case": row.case,
                     "median seconds": row.seconds,
+                    "floor in seconds": row.floor,
                     "times as fast as git-annex": {
                         way: round(ratio, 3) for way in row.seconds if (ratio := row.ratio(way)) is not None
                     },
@@ -68,6 +82,16 @@ def as_json(results: Results, versions: dict[str, str]) -> str:
     )
 
 
+def profiled(files: Sequence[Path], most: int = 30) -> str:
+    """Add up the profiles of several processes, as a table of the functions that took the most time themselves."""
+    if not files:
+        return "no process of ours ended in good order, so there is no profile"
+    text = io.StringIO()
+    pstats.Stats(*map(str, files), stream=text).strip_dirs().sort_stats("tottime").print_stats(most)
+    # Before the table stand the names of all files, one a line.
+    return f"{len(files)} processes: " + text.getvalue().partition("\n\n")[2].strip()
+
+
 def chart(results: Results) -> str:
     """Bars of the medians, each case on its own scale, as SVG."""
     width, label, bar = 900, 300, 16
@@ -77,6 +101,8 @@ def chart(results: Results) -> str:
         bars = [(way, seconds) for way, seconds in row.seconds.items() if way not in _NATIVE]
         if row.native is not None:
             bars.insert(0, ("native", row.native))
+        if row.floor is not None:
+            bars.append(("floor", row.floor))
         longest = max(seconds for _, seconds in bars)
         y += 24
         parts.append(f'<text x="10" y="{y}" font-weight="bold">{escape(row.case)}</text>')

@@ -1,8 +1,7 @@
 """The repositories that are measured: nodes, a gateway, and a client for each way to the cluster.
 
-The ways are those of the table in docs/benchmark.md: (a) git-annex's own client and gateway, over ssh and over HTTP,
-(b) our special remote through git-annex's gateway, (c) our special remote without a server, (d) our special remote
-through our gateway on a unix socket, and (e) the limit: the same bytes straight into each node's git-annex-shell.
+The ways are those of the table in docs/benchmark.md. Beside them stands the limit: the same bytes straight into each
+node's git-annex-shell.
 """
 
 from __future__ import annotations
@@ -13,12 +12,15 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-__all__ = ["WAYS", "BenchFailed", "Client", "Site"]
+__all__ = ["BARE", "WAYS", "BenchFailed", "Client", "Site"]
+
+BARE = "git-annex-remote-benchbare"
 
 WAYS = {
     "native-ssh": "(a) git-annex's client and gateway, over ssh",
@@ -26,6 +28,8 @@ WAYS = {
     "remote": "(b) our remote, git-annex's gateway",
     "serverless": "(c) our remote, no server",
     "gateway": "(d) our remote, our gateway on a unix socket",
+    "plain": "(e) git-annex alone: one command for each node",
+    "bare": "(f) a special remote that copies one file: git-annex's own share",
 }
 
 # Seconds for one command: a run that takes longer tells nothing more.
@@ -68,25 +72,74 @@ sys.exit(child.wait())
 """
 
 
+# What git-annex needs for a special remote at the least: one file copied, whatever the number of nodes.
+_BARE = """#!{python}
+import os
+import shutil
+from annexremote import Master, RemoteError, SpecialRemote
+
+class Bare(SpecialRemote):
+    def listconfigs(self):
+        return {{"directory": "where the files lie"}}
+
+    def initremote(self):
+        os.makedirs(self.annex.getconfig("directory"), exist_ok=True)
+
+    def prepare(self):
+        self.directory = self.annex.getconfig("directory")
+
+    def transfer_store(self, key, file):
+        self.copy(file, os.path.join(self.directory, key))
+
+    def transfer_retrieve(self, key, file):
+        self.copy(os.path.join(self.directory, key), file)
+
+    def copy(self, source, target):
+        try:
+            shutil.copyfile(source, target)
+        except OSError as error:
+            raise RemoteError(str(error))
+
+    def checkpresent(self, key):
+        return os.path.exists(os.path.join(self.directory, key))
+
+    def remove(self, key):
+        os.unlink(os.path.join(self.directory, key))
+
+master = Master()
+master.LinkRemote(Bare(master))
+master.Listen()
+"""
+
+# Runs our program with a profiler in it.
+_PROFILED = """#!/bin/sh
+exec '{python}' -m cProfile -o '{directory}'/$$.profile -m cluster_remote "$@"
+"""
+
+
 class BenchFailed(Exception):
     """A command that was to be measured did not succeed; measuring it would be a lie."""
 
 
 @dataclass(frozen=True)
 class Client:
-    """A repository and the name of the remote in it that is the cluster."""
+    """A repository and the remotes in it that stand for the cluster: one, or in the way `plain` one for each node."""
 
     path: Path
-    remote: str
+    remotes: tuple[str, ...]
 
 
 @dataclass
 class Site:
-    """One cluster of `nodes` nodes below `directory`, with a HOME and a git configuration of its own."""
+    """One cluster of `nodes` nodes below `directory`, with a HOME and a git configuration of its own.
+
+    Our special remote leaves a profile of each of its processes in `profiles`, if that is given.
+    """
 
     directory: Path
     nodes: int
     slow_node: bool = False
+    profiles: Path | None = None
     _servers: list[tuple[str, subprocess.Popen[bytes]]] = field(default_factory=list)
 
     @property
@@ -133,9 +186,13 @@ class Site:
         (self.directory / "home").mkdir(parents=True)
         binaries = self.directory / "bin"
         binaries.mkdir()
-        ssh = binaries / "ssh"
-        ssh.write_text(_SLOW_SSH if self.slow_node else _SSH)
-        ssh.chmod(0o755)
+        programs = {"ssh": _SLOW_SSH if self.slow_node else _SSH, BARE: _BARE.format(python=sys.executable)}
+        if self.profiles is not None:
+            programs["git-annex-remote-cluster"] = _PROFILED.format(python=sys.executable, directory=self.profiles)
+        for name, text in programs.items():
+            program = binaries / name
+            program.write_text(text)
+            program.chmod(0o755)
         for setting in ("user.name=Bench", "user.email=bench@example.com", "init.defaultBranch=main", "gc.auto=0",
                         "annex.security.allowed-ip-addresses=all"):  # fmt: skip
             self.run(self.directory, "git", "config", "--global", *setting.split("=", 1))
@@ -163,19 +220,27 @@ class Site:
         """A client that reaches the cluster in one of the WAYS; starts the server that it needs."""
         if way == "serverless":
             self._initremote(self.gateway)
-            return Client(self.gateway, "bench-remote")
+            return Client(self.gateway, ("bench-remote",))
         path = self.directory / f"client-{way}"
         url = f"ssh://localhost{self.gateway}" if way == "native-ssh" else str(self.gateway)
         self.run(self.directory, "git", "clone", "-q", url, path)
         self.annex(path, "init", way)
         match way:
             case "native-ssh":
-                return Client(path, f"origin-{_CLUSTER}")
+                return Client(path, (f"origin-{_CLUSTER}",))
             case "native-http":
                 port = self._serve_http()
                 self.run(path, "git", "config", "remote.origin.annexUrl", f"annex+http://localhost:{port}/git-annex/")
                 self.annex(path, "info", "--fast")
-                return Client(path, f"origin-{_CLUSTER}")
+                return Client(path, (f"origin-{_CLUSTER}",))
+            case "plain":
+                names = tuple(f"node{number}" for number in range(1, self.nodes + 1))
+                for number, name in enumerate(names, 1):
+                    self.run(path, "git", "remote", "add", name, str(self.node(number)))
+                self.annex(path, "info", "--fast")
+                return Client(path, names)
+            case "bare":
+                self.init_bare(path, "bench-remote")
             case "remote":
                 self._initremote(path, f"url={self.gateway}")
             case "gateway":
@@ -183,7 +248,14 @@ class Site:
                 self._initremote(path, f"url=unix:{self.directory}/gateway.sock", token=token)
             case _:
                 raise ValueError(f"there is no way {way!r}")
-        return Client(path, "bench-remote")
+        return Client(path, ("bench-remote",))
+
+    def init_bare(self, path: Path, name: str) -> None:
+        """Give a repository the special remote that only copies one file."""
+        self.annex(
+            path, "initremote", name, "type=external", f"externaltype={BARE.removeprefix('git-annex-remote-')}",
+            "encryption=none", f"directory={self.directory / 'bare'}",
+        )  # fmt: skip
 
     def _initremote(self, path: Path, *parameters: str, token: str = "") -> None:
         environment = self.environment()
@@ -230,6 +302,8 @@ class Site:
                 for folder in [folder for folder in objects.glob("*/*/*") if folder.name in gone]:
                     folder.chmod(0o700)
                     shutil.rmtree(folder)
+        for key in keys:
+            (self.directory / "bare" / key).unlink(missing_ok=True)
 
     def close(self) -> None:
         """Ends the servers and removes everything."""

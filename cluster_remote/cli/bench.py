@@ -53,6 +53,9 @@ def bench(
     directory: Path = typer.Option(None, help="Where to make the repositories (default: a temporary directory)."),
     json_file: Path = typer.Option(None, "--json", help="Save every figure as JSON."),
     chart_file: Path = typer.Option(None, "--chart", help="Draw the medians as SVG."),
+    profile: Path = typer.Option(
+        None, help="Profile the special remote; save what its processes did in this directory, and show the sum of it."
+    ),
 ) -> None:
     """Measure transfers through git-annex's own gateway and through this program, in one run on one machine.
 
@@ -86,10 +89,12 @@ def bench(
         run(_measure_given, target, loads, rounds, results, directory)
         _report(results, json_file, chart_file)
         return
+    if profile is not None:
+        profile.mkdir(parents=True, exist_ok=True)
     top = Path(tempfile.mkdtemp(prefix="cluster-remote-bench-", dir=directory)).resolve()
 
     def make_site(number: int, slow: bool = False) -> Site:
-        site = Site(Path(tempfile.mkdtemp(prefix="site-", dir=top)), number, slow)
+        site = Site(Path(tempfile.mkdtemp(prefix="site-", dir=top)), number, slow, profile and profile.resolve())
         site.build()
         return site
 
@@ -120,6 +125,10 @@ def bench(
     finally:
         shutil.rmtree(top, ignore_errors=True)
     _report(results, json_file, chart_file)
+    if profile is not None:
+        from cluster_remote.bench.report import profiled
+
+        say(profiled(sorted(profile.glob("*.profile"))))
 
 
 async def _measure_given(text: str, loads: list[Load], rounds: int, results: Results, directory: Path | None) -> None:
@@ -173,6 +182,8 @@ def _show(results: Results) -> None:
                 f"{memory / 2**20:.0f} MiB" if memory else "",
                 f"{processes:.0f}" if processes else "",
             )
+        if row.floor is not None:
+            table.add_row("", "floor (bare and limit)", f"{row.floor:.3f} s")
     console().print(table)
 
 

@@ -18,18 +18,24 @@ def test_every_way_and_the_limit_are_measured_and_nothing_is_left(environment: E
     figures, chart = tmp_path / "figures.json", tmp_path / "chart.svg"
     done = environment.run(
         "cluster-remote", "bench", "--case", "small", "--case", "limit", "--case", "start", "--files", "2",
-        "--rounds", "1", "--nodes", "2", "--json", figures, "--chart", chart,
+        "--rounds", "1", "--nodes", "2", "--json", figures, "--chart", chart, "--profile", tmp_path / "profiles",
         cwd=tmp_path, timeout=280,
     )  # fmt: skip
-    cases = {case["case"]: case["median seconds"] for case in json.loads(figures.read_text())["cases"]}
-    ways = {"native-ssh", "native-http", "remote", "serverless", "gateway"}
+    measured = json.loads(figures.read_text())["cases"]
+    cases = {case["case"]: case["median seconds"] for case in measured}
+    ways = {"native-ssh", "native-http", "remote", "serverless", "gateway", "plain", "bare"}
     for step in ("down", "check", "drop"):
         assert set(cases[f"2 files of 10 kB {step}, 2 nodes, -J1"]) == ways
     assert set(cases["2 files of 10 kB up, 2 nodes, -J1"]) == ways | {"limit"}
     assert set(cases["start to the first line"]) == {"ours", "nothing"}
     assert all(seconds > 0 for case in cases.values() for seconds in case.values())
+    up = next(case for case in measured if case["case"].startswith("2 files of 10 kB up"))
+    seconds = up["median seconds"]
+    assert up["floor in seconds"] == seconds["bare"] + seconds["limit"]
     assert chart.read_text().startswith("<svg ")
     assert b"serverless" in done.stdout
+    assert b"function calls" in done.stdout
+    assert list((tmp_path / "profiles").glob("*.profile"))
     assert not list(Path(environment.env["TMPDIR"]).iterdir())
 
 
