@@ -10,7 +10,7 @@ import typer
 from cluster_remote.cli.completion import remotes
 from cluster_remote.cli.exitcodes import FAILED, UNREACHABLE
 from cluster_remote.cli.interrupts import run
-from cluster_remote.cli.render import JsonStream, Lines, console, duration, progress, table
+from cluster_remote.cli.render import JsonStream, Lines, console, duration, progress, show_problems, table
 from cluster_remote.p2p.text import printable
 from cluster_remote.remote.settings import BadSettings
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from cluster_remote.annex.locations import Selection
     from cluster_remote.cluster.node import Node
+    from cluster_remote.diagnosis.comparison import Check, Finding
     from cluster_remote.diagnosis.nodes import View
-    from cluster_remote.diagnosis.presence import Check, Finding
     from cluster_remote.p2p.key import UUID
 
 __all__ = ["advanced", "check", "progress_of", "selection_of"]
@@ -163,8 +163,6 @@ def _to_json(run: Callable[[Callable[[object], None]], Check]) -> Check:
 
 def _show(outcome: Check, first: list[Finding], hidden: int, console: Console) -> None:
     from rich.text import Text
-
-    from cluster_remote.cli.status import show_problems
 
     titles = {node.uuid: node.title for node in outcome.nodes}
     for finding in first:

@@ -9,7 +9,7 @@ import typer
 from cluster_remote.cli.completion import remotes
 from cluster_remote.cli.exitcodes import FAILED, NOT_USABLE
 from cluster_remote.cli.interrupts import run
-from cluster_remote.cli.render import emit, table
+from cluster_remote.cli.render import emit, show_problems, table
 from cluster_remote.p2p.text import printable
 from cluster_remote.remote.settings import BadSettings
 
@@ -65,14 +65,14 @@ async def _doctor(name: str, timeout: float) -> Checkup:
     from cluster_remote.annex.repository import Repository
     from cluster_remote.cli.target import remote_of
     from cluster_remote.diagnosis.checkup import Checkup
+    from cluster_remote.diagnosis.diagnostics import diagnose, find_notes, problems_at_nodes, problems_of_servers
     from cluster_remote.diagnosis.facts import gather, servers
-    from cluster_remote.diagnosis.mistakes import find_mistakes, find_notes, mistakes_at_nodes, mistakes_of_servers
-    from cluster_remote.diagnosis.programs import find_programs, mistakes_of_programs
+    from cluster_remote.diagnosis.programs import find_programs, problems_of_programs
     from cluster_remote.diagnosis.state import Status
     from cluster_remote.transport.address import Ssh
 
     programs = await anyio.to_thread.run_sync(find_programs)
-    broken = [each for each in mistakes_of_programs(programs, needs_ssh=False) if each.kind == "program-missing"]
+    broken = [each for each in problems_of_programs(programs, needs_ssh=False) if each.kind == "program-missing"]
     try:
         if programs.paths["git"] is None:
             raise NotARepository
@@ -81,7 +81,7 @@ async def _doctor(name: str, timeout: float) -> Checkup:
     except (NotARepository, NotInitialised):
         if name:
             raise
-        findings = tuple(mistakes_of_programs(programs, needs_ssh=False))
+        findings = tuple(problems_of_programs(programs, needs_ssh=False))
         return Checkup(not findings, None, programs.listed(), (), findings, ())
     place = str(repository.work_tree or repository.git_dir)
     if broken:
@@ -95,10 +95,10 @@ async def _doctor(name: str, timeout: float) -> Checkup:
     tried = await servers(facts, reach, timeout)
     needs_ssh = any(ours.settings is not None and isinstance(ours.settings.address, Ssh) for ours in facts.ours)
     findings = (
-        *mistakes_of_programs(programs, needs_ssh=needs_ssh),
-        *find_mistakes(facts),
-        *mistakes_of_servers(facts, tried),
-        *mistakes_at_nodes(facts, tried, await _status(name, timeout) if facts.ours else Status(True, ())),
+        *problems_of_programs(programs, needs_ssh=needs_ssh),
+        *diagnose(facts),
+        *problems_of_servers(facts, tried),
+        *problems_at_nodes(facts, tried, await _status(name, timeout) if facts.ours else Status(True, ())),
     )
     return Checkup(not findings, place, programs.listed(), tuple(tried), findings, tuple(find_notes(facts)))
 
@@ -141,13 +141,7 @@ def _show(outcome: Checkup, console: Console) -> None:
             )
         )
     console.print()
-    for finding in outcome.findings:
-        words = Text("✗ ", style="bold red")
-        words.append(printable(finding.words, 2000), style="not bold default")
-        console.print(words)
-        console.print(f"  {printable(finding.remedy, 2000)}")
-        for command in finding.commands:
-            console.print(Text(f"    {printable(command, 2000)}", style="bold"))
+    show_problems(outcome.findings, console)
     for note in outcome.notes:
         console.print(f"Note: {printable(note, 2000)}")
     if outcome.repository is None:

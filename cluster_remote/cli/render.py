@@ -10,9 +10,9 @@ import enum
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import PurePath
 from typing import IO, TYPE_CHECKING, Any, TypeAlias, TypeVar
 
@@ -20,11 +20,27 @@ from cluster_remote.p2p.key import UUID, AssociatedFile, Key
 from cluster_remote.p2p.text import printable, visible
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, ConsoleOptions, RenderResult
     from rich.progress import Progress, TaskID
     from rich.table import Table
+    from rich.text import Text
 
-__all__ = ["JSON", "JsonStream", "Lines", "console", "duration", "emit", "progress", "say", "size", "table", "to_json"]
+    from cluster_remote.diagnosis.problem import Problem
+
+__all__ = [
+    "JSON",
+    "JsonStream",
+    "Lines",
+    "console",
+    "duration",
+    "emit",
+    "progress",
+    "say",
+    "show_problems",
+    "size",
+    "table",
+    "to_json",
+]
 
 JSON: TypeAlias = "bool | int | float | str | list[JSON] | dict[str, JSON] | None"
 
@@ -150,22 +166,83 @@ class JsonStream:
         _write(self._stream, "}\n")
 
 
-def table(columns: Iterable[str], rows: Iterable[Iterable[object]], *, right: Iterable[str] = ()) -> Table:
-    """A table for `console().print`. Cells may be rich's Text; all else is shown as one line that is safe to show.
+def table(columns: Iterable[str], rows: Iterable[Iterable[object]], *, right: Iterable[str] = ()) -> Fitting:
+    """Make a table for `console().print`. Cells may be rich's Text; all else is shown as one line that is safe to show.
 
-    `right` names the columns whose values are numbers. Where the terminal is too narrow, the first column is folded.
+    `right` names the columns whose values are numbers. Where the terminal is too narrow for a row to be one line, each
+    row becomes a paragraph: no column is lost and no word is broken.
     """
-    from rich import box
-    from rich.table import Table
+    return Fitting(tuple(columns), [[_cell(cell) for cell in row] for row in rows], frozenset(right))
+
+
+def _cell(value: object) -> Text:
     from rich.text import Text
 
-    made = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="bold")
-    numbers = set(right)
-    for number, column in enumerate(columns):
-        made.add_column(column, justify="right" if column in numbers else "left", overflow="fold", no_wrap=number > 0)
-    for row in rows:
-        made.add_row(*(cell if isinstance(cell, Text) else printable(str(cell), _UNLIMITED) for cell in row))
-    return made
+    return value if isinstance(value, Text) else Text(printable(str(value), _UNLIMITED))
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """A table that becomes paragraphs where the terminal is too narrow for it."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Text]]
+    right: Set[str]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        from rich.measure import Measurement
+
+        drawn = self._table()
+        if Measurement.get(console, options.update(width=_UNLIMITED), drawn).maximum <= console.width:
+            yield drawn
+        else:
+            yield from self._paragraphs(console.width)
+
+    def _table(self) -> Table:
+        from rich import box
+        from rich.table import Table
+
+        made = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="bold")
+        for column in self.columns:
+            made.add_column(column, justify="right" if column in self.right else "left", no_wrap=True)
+        for row in self.rows:
+            made.add_row(*row)
+        return made
+
+    def _paragraphs(self, width: int) -> Iterator[Text]:
+        """Yield each row: its first cell on a line, below it the others, as many to a line as fit."""
+        from rich.text import Text
+
+        for first, *cells in self.rows:
+            yield first.copy()
+            line = Text()
+            for name, cell in zip(self.columns[1:], cells, strict=True):
+                if not cell:
+                    continue
+                said = Text.assemble((f"{name} ", "dim"), cell)
+                if line and len(line) + len(said) + 2 > width:
+                    yield line
+                    line = Text()
+                line += Text("  ") + said
+            yield line
+
+
+def show_problems(problems: Sequence[Problem], console: Console) -> None:
+    """Print what is wrong, each problem with its remedy and the commands below it."""
+    from rich.padding import Padding
+    from rich.text import Text
+
+    for number, problem in enumerate(problems):
+        words = Text.assemble(("✗ ", "bold red"), printable(problem.words, 2000))
+        console.print(words, soft_wrap=False)
+        following = problems[number + 1] if number + 1 < len(problems) else None
+        if following and (following.remedy, following.commands) == (problem.remedy, problem.commands):
+            # One remedy for both.
+            continue
+        console.print(Padding(Text(printable(problem.remedy, 2000)), (0, 0, 0, 2)), soft_wrap=False)
+        for command in problem.commands:
+            # In one piece, so that it can be copied.
+            console.print(Text(f"    {printable(command, 2000)}", style="bold"))
 
 
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB")

@@ -11,7 +11,7 @@ from cluster_remote.cli.check import advanced, progress_of, selection_of
 from cluster_remote.cli.completion import remotes
 from cluster_remote.cli.exitcodes import FAILED, UNREACHABLE
 from cluster_remote.cli.interrupts import run
-from cluster_remote.cli.render import JsonStream, console, duration, progress, size, table
+from cluster_remote.cli.render import JsonStream, console, duration, progress, show_problems, size, table
 from cluster_remote.p2p.text import printable
 
 if TYPE_CHECKING:
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from cluster_remote.annex.locations import Selection
-    from cluster_remote.diagnosis.delivery import Delivery
     from cluster_remote.diagnosis.repairing import Repair
+    from cluster_remote.diagnosis.transfer import Transfer
     from cluster_remote.p2p.key import UUID, Key
 
 __all__ = ["repair"]
@@ -79,10 +79,10 @@ def repair(
     if as_json:
         outcome = _to_json(lambda tell: run(_repair, *options, False, tell))
     else:
-        first: list[Delivery] = []
+        first: list[Transfer] = []
         hidden = 0
 
-        def keep(delivery: Delivery) -> None:
+        def keep(delivery: Transfer) -> None:
             nonlocal hidden
             if delivery.complete:
                 return
@@ -106,7 +106,7 @@ async def _repair(
     jobs: int,
     timeout: float | None,
     shown: bool,
-    tell: Callable[[Delivery], None],
+    tell: Callable[[Transfer], None],
 ) -> Repair:
     from cluster_remote.cli.viewing import view_of
     from cluster_remote.diagnosis import repairing
@@ -144,10 +144,8 @@ def _to_json(run: Callable[[Callable[[object], None]], Repair]) -> Repair:
     return outcome
 
 
-def _show(outcome: Repair, first: list[Delivery], hidden: int, console: Console) -> None:
+def _show(outcome: Repair, first: list[Transfer], hidden: int, console: Console) -> None:
     from rich.text import Text
-
-    from cluster_remote.cli.status import show_problems
 
     titles = {node.uuid: node.title for node in outcome.nodes}
     for delivery in first:
@@ -179,7 +177,7 @@ def _show(outcome: Repair, first: list[Delivery], hidden: int, console: Console)
         console.print("Nothing has been done (--dry-run).")
 
 
-def _in_words(delivery: Delivery, titles: Mapping[UUID, str], dry_run: bool) -> str:
+def _in_words(delivery: Transfer, titles: Mapping[UUID, str], dry_run: bool) -> str:
     left = [printable(titles[uuid]) for uuid in delivery.lacking if uuid not in delivery.stored]
     name = printable(delivery.file or delivery.key.text)
     if dry_run and delivery.source is not None:

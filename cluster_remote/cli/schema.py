@@ -23,7 +23,7 @@ from cluster_remote.p2p.key import UUID, AssociatedFile, Key
 __all__ = ["OUTCOMES", "document", "outcome", "schema", "schema_of"]
 
 OUTCOMES: Mapping[str, str] = {
-    "check": "cluster_remote.diagnosis.presence:Check",
+    "check": "cluster_remote.diagnosis.comparison:Check",
     "doctor": "cluster_remote.diagnosis.checkup:Checkup",
     "drop": "cluster_remote.diagnosis.request:Dropped",
     "get": "cluster_remote.diagnosis.request:Downloaded",

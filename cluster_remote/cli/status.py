@@ -9,7 +9,7 @@ import typer
 from cluster_remote.cli.completion import remotes
 from cluster_remote.cli.exitcodes import FAILED, UNREACHABLE
 from cluster_remote.cli.interrupts import run
-from cluster_remote.cli.render import duration, emit, size, table
+from cluster_remote.cli.render import duration, emit, show_problems, size, table
 from cluster_remote.p2p.text import printable
 
 if TYPE_CHECKING:
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from cluster_remote.diagnosis.nodes import Unusable
-    from cluster_remote.diagnosis.state import ClusterState, NodeState, Problem, Status
+    from cluster_remote.diagnosis.state import ClusterState, NodeState, Status
 
-__all__ = ["show_problems", "status"]
+__all__ = ["status"]
 
 
 def status(
@@ -158,20 +158,3 @@ def _state(node: NodeState) -> Text:
     if node.contact is None:
         return Text("dead", style="dim")
     return Text("reachable", style="green") if node.contact.reachable else Text("unreachable", style="bold red")
-
-
-def show_problems(problems: tuple[Problem, ...], console: Console) -> None:
-    """What is wrong, each with its remedy below it."""
-    from rich.text import Text
-
-    for number, problem in enumerate(problems):
-        words = Text("✗ ", style="bold red")
-        words.append(printable(problem.words, 2000), style="not bold default")
-        console.print(words)
-        following = problems[number + 1] if number + 1 < len(problems) else None
-        if following and (following.remedy, following.commands) == (problem.remedy, problem.commands):
-            # The same mends both.
-            continue
-        console.print(f"  {printable(problem.remedy, 2000)}")
-        for command in problem.commands:
-            console.print(Text(f"    {printable(command, 2000)}", style="bold"))

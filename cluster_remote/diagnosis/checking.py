@@ -15,9 +15,9 @@ from cluster_remote.annex.branchlog import read_files
 from cluster_remote.annex.locationlog import LocationLog
 from cluster_remote.annex.locations import Located, LocationReader, Selection, located
 from cluster_remote.diagnosis.asking import Advance, Answered, Nodes, asked, pipelined
-from cluster_remote.diagnosis.presence import Answers, Check, Finding, NodeCount, compare
+from cluster_remote.diagnosis.comparison import Answers, Check, Finding, NodeCount, compare
+from cluster_remote.diagnosis.problem import Problem
 from cluster_remote.diagnosis.problems import many, not_verified, unreachable
-from cluster_remote.diagnosis.state import Problem
 from cluster_remote.diagnosis.survey import unverified
 from cluster_remote.p2p.key import UUID
 from cluster_remote.remote.settings import BadSettings
@@ -197,20 +197,20 @@ class _Check:
                 problems.append(
                     Problem(
                         "content-missing",
-                        node.uuid,
                         f"{node.title} does not have {many(node.missing, 'key')} that the location log says it has",
                         "Record what is true, then bring back what is missing:",
                         (again, f"cluster-remote repair {name}"),
+                        node=node.uuid,
                     )
                 )
             if node.unlogged and self.log is None:
                 problems.append(
                     Problem(
                         "content-unlogged",
-                        node.uuid,
                         f"{node.title} has {many(node.unlogged, 'key')} that the location log does not know of",
                         "Record what is true:",
                         (again,),
+                        node=node.uuid,
                     )
                 )
         counts = self.counts
@@ -218,7 +218,6 @@ class _Check:
             problems.append(
                 Problem(
                     "few-copies",
-                    None,
                     f"{_short(counts.mendable, self.needed)}, and not all nodes have it",
                     "Bring it to the nodes that lack it:",
                     (f"cluster-remote repair {name}",),
@@ -228,7 +227,6 @@ class _Check:
             problems.append(
                 Problem(
                     "lost",
-                    None,
                     f"no repository is known to have {many(counts.lost, 'key')}",
                     "If another repository has it, fetch from there. If it is lost for good, say so, and nobody is "
                     "warned of it any more:",
@@ -239,7 +237,6 @@ class _Check:
             problems.append(
                 Problem(
                     "few-copies",
-                    None,
                     f"{_short(left, self.needed)}, and the nodes of the cluster cannot hold any more of it",
                     "Copy it to another repository as well, or be content with fewer copies:",
                     ("git annex copy --auto --to REMOTE", "git annex numcopies NUMBER"),

@@ -3,47 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated
 
+from cluster_remote.diagnosis.problem import Problem
 from cluster_remote.p2p.key import UUID
 
-__all__ = ["Checkup", "Finding", "Kind", "Program", "Server"]
-
-Kind = Literal[
-    "program-missing",
-    "program-elsewhere",
-    "program-old",
-    "settings-unusable",
-    "made-with-uuid",
-    "encrypted",
-    "not-verified",
-    "cluster-unknown",
-    "node-remotes-missing",
-    "cost",
-    "unreachable",
-    "old-protocol",
-    "left-over",
-    "no-such-cluster",
-    "node-unknown",
-    "node-not-listed",
-    "node-not-configured",
-    "not-fetched",
-    "readable-by-others",
-    "node-unreachable",
-    "content-missing",
-    "content-unlogged",
-]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """A mistake, and what to do about it."""
-
-    kind: Annotated[Kind, "for scripts; the words may change"]
-    about: Annotated[str | None, "the remote, program or file that it is about"]
-    words: Annotated[str, "what is wrong"]
-    remedy: Annotated[str, "what to do, in words"]
-    commands: Annotated[tuple[str, ...], "commands to be typed, one after the other, that mend it"]
+__all__ = ["Checkup", "Program", "Server"]
 
 
 @dataclass(frozen=True)
@@ -75,5 +40,5 @@ class Checkup:
     repository: Annotated[str | None, "the repository; null where only the programs were looked at"]
     programs: tuple[Program, ...]
     servers: tuple[Server, ...]
-    findings: tuple[Finding, ...]
+    findings: tuple[Problem, ...]
     notes: Annotated[tuple[str, ...], "what is no mistake but worth knowing"]

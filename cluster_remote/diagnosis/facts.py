@@ -20,8 +20,8 @@ from cluster_remote.annex.errors import AnnexError
 from cluster_remote.annex.merge import refresh
 from cluster_remote.annex.verification import pending, verified
 from cluster_remote.diagnosis.checkup import Server
-from cluster_remote.diagnosis.evidence import Branch, Facts, Ours
-from cluster_remote.diagnosis.impostors import impostors
+from cluster_remote.diagnosis.snapshot import Branch, Ours, Snapshot
+from cluster_remote.diagnosis.uuid_misuse import misused_uuids
 from cluster_remote.p2p.errors import SessionError
 from cluster_remote.p2p.key import UUID, Key, decode
 from cluster_remote.p2p.text import printable
@@ -51,7 +51,7 @@ _HISTORY = 200
 _NOBODYS = Key("SHA256-s1--0000000000000000000000000000000000000000000000000000000000000000")
 
 
-async def gather(repository: Repository, only: str = "") -> Facts:
+async def gather(repository: Repository, only: str = "") -> Snapshot:
     """The facts about all remotes of ours, or about one and the nodes of its cluster.
 
     Raises NotInitialised, CommandFailed, BranchUnreadable, BadSettings where there is no remote called `only`.
@@ -64,8 +64,8 @@ async def gather(repository: Repository, only: str = "") -> Facts:
     if only:
         ours = _about(only, ours, logs)
     ours = [await _with_pending(repository, config, each) for each in ours]
-    replaced = set(impostors(config, logs).values())
-    return Facts(
+    replaced = set(misused_uuids(config, logs).values())
+    return Snapshot(
         place=repository.work_tree or repository.git_dir,
         uuid=own,
         config=config,
@@ -203,7 +203,7 @@ def _files(directory: Path) -> list[Path]:
 # Servers
 
 
-async def servers(facts: Facts, reach: Callable[[str], Awaitable[Session]], timeout: float) -> list[Server]:
+async def servers(facts: Snapshot, reach: Callable[[str], Awaitable[Session]], timeout: float) -> list[Server]:
     """Tries every remote of ours whose parameters can be used, all at once; each gets `timeout` seconds.
 
     What was declared dead is left alone. `reach` makes a session with a remote, by its name.

@@ -6,7 +6,8 @@ import shlex
 from collections.abc import Iterable
 
 from cluster_remote.diagnosis.nodes import Unusable
-from cluster_remote.diagnosis.state import ClusterState, NodeState, Problem
+from cluster_remote.diagnosis.problem import Problem
+from cluster_remote.diagnosis.state import ClusterState, NodeState
 from cluster_remote.p2p.key import UUID
 
 __all__ = ["find_problems", "many", "not_verified", "unreachable", "unusable"]
@@ -19,7 +20,6 @@ def unusable(remote: Unusable) -> ClusterState:
     """The state of a remote that cannot be looked at."""
     problem = Problem(
         "unusable",
-        None,
         remote.reason,
         "This looks for the mistakes that are known to be made, and names what mends each:",
         (f"cluster-remote doctor {shlex.quote(remote.label)}",),
@@ -42,7 +42,6 @@ def find_problems(state: ClusterState, unverified: int | None = None) -> list[Pr
         problems.append(
             Problem(
                 "gateway-unreachable",
-                None,
                 f"the gateway cannot be reached: {state.gateway.contact.error}",
                 "See that it runs and that the address is right, then try:",
                 (f"cluster-remote ping {name}",),
@@ -52,7 +51,6 @@ def find_problems(state: ClusterState, unverified: int | None = None) -> list[Pr
         problems.append(
             Problem(
                 "no-nodes",
-                None,
                 "this repository knows no node of the cluster",
                 "Fetch the git-annex branch of the gateway, where the nodes are named:",
                 ("git fetch --all", "git annex merge"),
@@ -73,7 +71,6 @@ def not_verified(remote: str, number: int) -> Problem:
     name = shlex.quote(remote)
     return Problem(
         "not-verified",
-        None,
         f"git-annex does not use the remote {remote} as it is, because that has not been verified",
         "See that its address is the right one (the first command shows it), then say so:",
         (f"git annex verifyremote {name}", f"git annex verifyremote {name} --safe {number}"),
@@ -84,11 +81,11 @@ def unreachable(uuid: UUID, title: str, error: str | None, name: str, path: str 
     """A node that gave no answer; `name` is the cluster remote, quoted for a shell."""
     return Problem(
         "node-unreachable",
-        uuid,
         f"{title} cannot be reached: {error}",
         f"Bring it back{f' at {path}' if path else ''}, then let it catch up (first command). If it is gone for good, "
         "say so (second):",
         (f"cluster-remote repair {name}", f"git annex dead {uuid}"),
+        node=uuid,
     )
 
 
@@ -102,44 +99,44 @@ def _node_problems(state: ClusterState, node: NodeState, name: str, *, gateway_d
     if sample is not None and sample.missing:
         yield Problem(
             "content-missing",
-            node.uuid,
             f"{node.title} has lost content: of {many(sample.asked, 'key')} that it was asked about, it does not have "
             f"{sample.missing} although the location log says so",
             "Ask about all of them and record what is true, then bring back what is missing:",
             (f"cluster-remote check {name} --all --fix", f"cluster-remote repair {name}"),
+            node=node.uuid,
         )
     if sample is not None and sample.unlogged:
         yield Problem(
             "content-unlogged",
-            node.uuid,
             f"the location log does not know all that {node.title} has: of {many(sample.asked, 'key')} that it was "
             f"asked about, it has {sample.unlogged} although the log does not say so",
             "Ask about all of them and record what is true:",
             (f"cluster-remote check {name} --all --fix",),
+            node=node.uuid,
         )
     choosy = node.preferred is not None or node.required is not None
     if node.lacking and not choosy and not (sample and (sample.missing or sample.unlogged)) and contact.reachable:
         yield Problem(
             "lagging",
-            node.uuid,
             f"{node.title} lacks {many(node.lacking, 'content')} that other nodes have",
             "Bring there what is lacking:",
             (f"cluster-remote repair {name}",),
+            node=node.uuid,
         )
     if node.free is not None and node.free < _RESERVE:
         yield Problem(
             "disk-full",
-            node.uuid,
             f"{node.title} is full: {node.free // 10**6} MB are left, and git-annex keeps "
             f"{_RESERVE // 10**6} MB free (annex.diskreserve)",
             "Make room on its disk; this shows contents that no file needs any more:",
             ("git annex unused",),
+            node=node.uuid,
         )
     if contact.version is not None and contact.version < 2:
         yield Problem(
             "old-protocol",
-            node.uuid,
             f"{node.title} speaks version {contact.version} of the protocol, which cannot say where content was stored",
             "Install a newer git-annex there. This shows what it speaks:",
             (f"cluster-remote ping {name}",),
+            node=node.uuid,
         )

@@ -14,9 +14,10 @@ from importlib import metadata
 from pathlib import Path
 
 from cluster_remote import __version__
-from cluster_remote.diagnosis.checkup import Finding, Program
+from cluster_remote.diagnosis.checkup import Program
+from cluster_remote.diagnosis.problem import Problem
 
-__all__ = ["OLDEST", "Programs", "find_programs", "mistakes_of_programs"]
+__all__ = ["OLDEST", "Programs", "find_programs", "problems_of_programs"]
 
 OLDEST = (10, 20240731)
 """The first version of git-annex that has clusters."""
@@ -101,51 +102,51 @@ def _version(argv: tuple[str, ...]) -> str | None:
     return found[0].rstrip(",;") if found and not done.returncode else None
 
 
-def mistakes_of_programs(programs: Programs, *, needs_ssh: bool) -> Iterator[Finding]:
+def problems_of_programs(programs: Programs, *, needs_ssh: bool) -> Iterator[Problem]:
     """What is wrong with the installation. Pure."""
     for name in _NAMES:
         if programs.paths.get(name) is None and (name != "ssh" or needs_ssh):
             yield _missing(name, programs)
     annex, shell = programs.paths.get("git-annex"), programs.paths.get("git-annex-shell")
     if annex is not None and shell is not None and not set(_directories(annex)) & set(_directories(shell)):
-        yield Finding(
+        yield Problem(
             "program-elsewhere",
-            "git-annex-shell",
             f"git-annex is {annex}, but git-annex-shell is {shell}: two installations, which may be of two versions",
             "Put the directory of one installation first on PATH (in the file where your shell has its settings, too):",
             (_path_command(programs.together or annex.parent),),
+            about="git-annex-shell",
         )
     ours = programs.paths.get("git-annex-remote-cluster")
     version = programs.versions.get("git-annex-remote-cluster")
     if ours is not None and version != __version__:
-        yield Finding(
+        yield Problem(
             "program-elsewhere",
-            "git-annex-remote-cluster",
             f"git-annex starts {ours}, which is version {version or 'unknown'}; this program is version {__version__}",
             "Put the directory that this program is in first on PATH (in the file where your shell has its settings, "
             "too):",
             (_path_command(programs.own),),
+            about="git-annex-remote-cluster",
         )
     version = programs.versions.get("git-annex")
     if version is not None and _number(version) < OLDEST:
-        yield Finding(
+        yield Problem(
             "program-old",
-            "git-annex",
             f"git-annex is version {version}, and clusters need {'.'.join(map(str, OLDEST))} or newer",
             "Install a newer one:",
             ("python3 -m pip install --upgrade git-annex",),
+            about="git-annex",
         )
 
 
-def _missing(name: str, programs: Programs) -> Finding:
+def _missing(name: str, programs: Programs) -> Problem:
     place = programs.elsewhere.get(name)
     if place is not None:
-        return Finding(
+        return Problem(
             "program-missing",
-            name,
             f"{name} is not on PATH, so that git-annex cannot start it; there is one in {place}",
             "Put that directory on PATH (in the file where your shell has its settings, too):",
             (_path_command(place),),
+            about=name,
         )
     if name.startswith("git-annex"):
         package = "git-annex" if name == "git-annex-shell" else name
@@ -153,7 +154,13 @@ def _missing(name: str, programs: Programs) -> Finding:
     else:
         remedy = "Install it as programs are installed on your system; on Debian and Ubuntu:"
         command = f"sudo apt-get install {'openssh-client' if name == 'ssh' else name}"
-    return Finding("program-missing", name, f"{name} is not on PATH", remedy, (command,))
+    return Problem(
+        "program-missing",
+        f"{name} is not on PATH",
+        remedy,
+        (command,),
+        about=name,
+    )
 
 
 def _path_command(directory: Path) -> str:

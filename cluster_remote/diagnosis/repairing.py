@@ -19,9 +19,9 @@ from cluster_remote.cluster.node import Node
 from cluster_remote.cluster.reachability import Reachability
 from cluster_remote.diagnosis.asking import Advance, Nodes, asked, pipelined
 from cluster_remote.diagnosis.checking import comparable
-from cluster_remote.diagnosis.delivery import Carrier, Delivery, Task, task_for
+from cluster_remote.diagnosis.problem import Problem
 from cluster_remote.diagnosis.problems import many, unreachable
-from cluster_remote.diagnosis.state import Problem
+from cluster_remote.diagnosis.transfer import Carrier, Task, Transfer, task_for
 from cluster_remote.p2p.key import UUID, Key
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class Repair:
     name: Annotated[str, "the remote"]
     well: Annotated[bool, "whether no node lacks anything any more, as far as could be found out"]
     dry_run: Annotated[bool, "whether nothing was done"]
-    deliveries: Annotated[tuple[Delivery, ...], "each content that nodes lacked"]
+    deliveries: Annotated[tuple[Transfer, ...], "each content that nodes lacked"]
     keys: Annotated[int, "how many were looked at"]
     recorded: Annotated[int, "contents that nodes had without the location log knowing, and that it knows of now"]
     nodes: tuple[NodeRepair, ...]
@@ -81,7 +81,7 @@ class _Repair:
         selection: Selection,
         nodes: Nodes,
         log: LocationLog,
-        tell: Callable[[Delivery], None],
+        tell: Callable[[Transfer], None],
         moved: Moved,
         *,
         trusting: bool,
@@ -169,7 +169,7 @@ class _Repair:
             elif reasons and source is not None:
                 self.reasons.setdefault(node.uuid, _reason_of(node, reasons))
         lacking = tuple(sorted(node.uuid for node in task.lacking))
-        self.tell(Delivery(key, task.each.file, source, lacking, tuple(sorted(stored)), reasons))
+        self.tell(Transfer(key, task.each.file, source, lacking, tuple(sorted(stored)), reasons))
 
     async def _path(self, key: Key, where: BatchProcess) -> bytes | None:
         """Where the content lies in this repository; None if it does not, whatever the log says."""
@@ -220,17 +220,16 @@ class _Repair:
                 problems.append(
                     Problem(
                         "lagging",
-                        node.uuid,
                         f"{node.title} still lacks {left}: {self.reasons[node.uuid]}",
                         "When that is mended, try again:",
                         (f"cluster-remote repair {name}",),
+                        node=node.uuid,
                     )
                 )
         if self.homeless:
             problems.append(
                 Problem(
                     "out-of-reach",
-                    None,
                     f"{many(self.homeless, 'content')} cannot be had from here: neither this repository nor any node "
                     "that answers has it",
                     "Record what is true; git annex whereis tells then who else may have it:",
@@ -253,7 +252,7 @@ async def repair(
     trusting: bool,
     dry_run: bool,
     jobs: int,
-    tell: Callable[[Delivery], None],
+    tell: Callable[[Transfer], None],
     advance: Advance,
     moved: Moved,
 ) -> Repair:

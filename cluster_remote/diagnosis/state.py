@@ -6,36 +6,10 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from cluster_remote.annex.branchlog import Trust
+from cluster_remote.diagnosis.problem import Problem
 from cluster_remote.p2p.key import UUID
 
-__all__ = ["ClusterState", "Contact", "GatewayState", "NodeState", "Problem", "ProblemKind", "Sample", "Status"]
-
-ProblemKind = Literal[
-    "gateway-unreachable",
-    "node-unreachable",
-    "no-nodes",
-    "content-missing",
-    "content-unlogged",
-    "lagging",
-    "few-copies",
-    "lost",
-    "out-of-reach",
-    "disk-full",
-    "old-protocol",
-    "not-verified",
-    "unusable",
-]
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Something that is wrong, and what to do about it."""
-
-    kind: Annotated[ProblemKind, "for scripts; the words may change"]
-    node: Annotated[UUID | None, "the node that it is about; null where it is about all of them"]
-    words: Annotated[str, "what is wrong"]
-    remedy: Annotated[str, "what to do, in words"]
-    commands: Annotated[tuple[str, ...], "commands to be typed that mend it, or that say so where it cannot be mended"]
+__all__ = ["ClusterState", "Contact", "GatewayState", "NodeState", "Sample", "Status"]
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from cluster_remote.annex.locations import Located, LocationReader, Selection, l
 from cluster_remote.annex.repository import Repository, foreign_environment
 from cluster_remote.annex.verification import pending
 from cluster_remote.cluster.node import Node
-from cluster_remote.diagnosis.census import Census
+from cluster_remote.diagnosis.log_statistics import LogStatistics
 from cluster_remote.diagnosis.nodes import Gateway, Unusable, View, costs_of
 from cluster_remote.diagnosis.problems import find_problems, unusable
 from cluster_remote.diagnosis.state import ClusterState, Contact, GatewayState, NodeState, Sample, Status
@@ -76,35 +76,35 @@ async def survey(views: Sequence[View], broken: Sequence[Unusable] = (), *, time
 
     `sample` keys of each cluster are asked for at each of its nodes. Raises AnnexError.
     """
-    censuses = [
-        Census(view.uuids, sample if view.legible else 0, view.uuids - {node.uuid for node in view.living})
+    statistics = [
+        LogStatistics(view.uuids, sample if view.legible else 0, view.uuids - {node.uuid for node in view.living})
         for view in views
     ]
     findings = [_Findings() for _ in views]
     counted = anyio.Event()
     async with anyio.create_task_group() as tasks:
-        for view, census, found in zip(views, censuses, findings, strict=True):
+        for view, own, found in zip(views, statistics, findings, strict=True):
             if view.gateway is not None:
                 tasks.start_soon(_ask_gateway, view.gateway, found, timeout)
             for node in view.living:
-                tasks.start_soon(_ask_node, view, node, census, counted, found, timeout)
+                tasks.start_soon(_ask_node, view, node, own, counted, found, timeout)
             tasks.start_soon(_look_at_disks, view, found, timeout)
             tasks.start_soon(_ask_whether_verified, view, found)
-        await _count(views, censuses)
+        await _count(views, statistics)
         counted.set()
-    clusters = (*map(_state, views, censuses, findings), *map(unusable, broken))
+    clusters = (*map(_state, views, statistics, findings), *map(unusable, broken))
     return Status(not any(cluster.problems for cluster in clusters), clusters)
 
 
-async def _count(views: Sequence[View], censuses: Sequence[Census]) -> None:
+async def _count(views: Sequence[View], statistics: Sequence[LogStatistics]) -> None:
     """One pass over the location log for all clusters of the repository."""
     repository = next((view.repository for view in views if view.repository is not None), None)
     if repository is None:
         return
     async with located(repository, Selection(everything=True)) as batches:
         async for batch in batches:
-            for census in censuses:
-                census.count(batch)
+            for each in statistics:
+                each.count(batch)
 
 
 async def _ask_gateway(gateway: Gateway, found: _Findings, timeout: float) -> None:
@@ -116,7 +116,7 @@ async def _ask_gateway(gateway: Gateway, found: _Findings, timeout: float) -> No
 
 
 async def _ask_node(
-    view: View, node: Node, census: Census, counted: anyio.Event, found: _Findings, timeout: float
+    view: View, node: Node, statistics: LogStatistics, counted: anyio.Event, found: _Findings, timeout: float
 ) -> None:
     session = node.session()
     try:
@@ -124,10 +124,10 @@ async def _ask_node(
         found.nodes[node.uuid] = contact
         # How long it takes to count is none of the node's fault, and not part of the time that it is given.
         await counted.wait()
-        if contact.reachable and census.sample and view.repository is not None:
+        if contact.reachable and statistics.sample and view.repository is not None:
             # A node that is merely slow to answer about so many keys is all right.
             with anyio.move_on_after(timeout):
-                found.samples[node.uuid] = await _spot_check(view.repository, session, node.uuid, census.sample)
+                found.samples[node.uuid] = await _spot_check(view.repository, session, node.uuid, statistics.sample)
     except SessionError as failure:
         found.nodes[node.uuid] = replace(contact, reachable=False, error=str(failure))
     finally:
@@ -217,10 +217,10 @@ def paths_of(config: GitConfig, base: Path, wanted: Collection[UUID]) -> dict[UU
 # What it comes to
 
 
-def _state(view: View, census: Census, found: _Findings) -> ClusterState:
+def _state(view: View, statistics: LogStatistics, found: _Findings) -> ClusterState:
     costs = costs_of(view.config) if view.gateway else {node.uuid: node.cost for node in view.nodes}
     known = view.repository is not None
-    nodes = tuple(_node_state(view, node, census if known else None, found, costs) for node in view.nodes)
+    nodes = tuple(_node_state(view, node, statistics if known else None, found, costs) for node in view.nodes)
     gateway = None
     if view.gateway is not None and found.gateway is not None:
         who = found.gateway.uuid
@@ -231,8 +231,8 @@ def _state(view: View, census: Census, found: _Findings) -> ClusterState:
         uuid=view.uuid,
         description=view.logs.descriptions.get(view.uuid, ""),
         tracking=view.settings.tracking if view.settings else "nodes",
-        keys=census.all.keys if known else None,
-        size=census.all.size if known else None,
+        keys=statistics.all.keys if known else None,
+        size=statistics.all.size if known else None,
         gateway=gateway,
         nodes=nodes,
         problems=(),
@@ -241,11 +241,11 @@ def _state(view: View, census: Census, found: _Findings) -> ClusterState:
 
 
 def _node_state(
-    view: View, node: Node, census: Census | None, found: _Findings, costs: Mapping[UUID, float]
+    view: View, node: Node, statistics: LogStatistics | None, found: _Findings, costs: Mapping[UUID, float]
 ) -> NodeState:
     uuid = node.uuid
-    held = census.held[uuid] if census else None
-    lacking = census.lacking[uuid] if census else None
+    held = statistics.held[uuid] if statistics else None
+    lacking = statistics.lacking[uuid] if statistics else None
     path = found.paths.get(uuid)
     return NodeState(
         uuid=uuid,

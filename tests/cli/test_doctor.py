@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from cluster_remote.diagnosis.programs import Programs, mistakes_of_programs
+from cluster_remote.diagnosis.programs import Programs, problems_of_programs
 from tests.cli.command import cluster_remote, told
 from tests.remote.sites import Site, add_node_remotes, initremote, make_site
 from tests.support.environment import Environment
@@ -521,7 +521,7 @@ def test_outside_of_a_repository_the_programs_are_looked_at(environment: Environ
 
 
 def test_what_is_not_installed_at_all_comes_with_the_way_to_install_it() -> None:
-    found = list(mistakes_of_programs(Programs({}, {}, Path("/venv/bin")), needs_ssh=True))
+    found = list(problems_of_programs(Programs({}, {}, Path("/venv/bin")), needs_ssh=True))
     assert {each.about for each in found} == {
         "git", "git-annex", "git-annex-shell", "git-annex-remote-cluster", "ssh",
     }  # fmt: skip
@@ -529,7 +529,7 @@ def test_what_is_not_installed_at_all_comes_with_the_way_to_install_it() -> None
         (command,) = each.commands
         assert "install" in command
     assert not [
-        each for each in mistakes_of_programs(Programs({}, {}, Path("/x")), needs_ssh=False) if each.about == "ssh"
+        each for each in problems_of_programs(Programs({}, {}, Path("/x")), needs_ssh=False) if each.about == "ssh"
     ]
 
 

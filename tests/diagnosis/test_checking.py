@@ -8,8 +8,8 @@ from cluster_remote.annex.branchlog import BranchLogs
 from cluster_remote.annex.locations import Selection
 from cluster_remote.annex.repository import Repository
 from cluster_remote.diagnosis.checking import check, numcopies
+from cluster_remote.diagnosis.comparison import Check, Finding
 from cluster_remote.diagnosis.nodes import View
-from cluster_remote.diagnosis.presence import Check, Finding
 from cluster_remote.p2p.errors import SessionError
 from cluster_remote.p2p.key import UUID, Key
 from tests.annex.conftest import here, real

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from cluster_remote.annex.locations import Located
 from cluster_remote.p2p.key import UUID
 
-__all__ = ["Census", "Tally"]
+__all__ = ["LogStatistics", "Tally"]
 
 
 @dataclass
@@ -29,7 +29,7 @@ class Tally:
             self.size += size
 
 
-class Census:
+class LogStatistics:
     """Counts what the location log says about the nodes of one cluster, and picks a sample of its keys."""
 
     def __init__(

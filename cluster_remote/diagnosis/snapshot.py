@@ -1,4 +1,4 @@
-"""What mistakes show in: configuration, logs, files of one repository, at one moment. Values alone; see facts.py."""
+"""A snapshot of one repository: the configuration, logs and files in which problems show. Values only; see facts.py."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cluster_remote.cluster.membership import cost_of, way_to
 from cluster_remote.p2p.key import UUID
 from cluster_remote.remote.settings import Settings
 
-__all__ = ["Branch", "Facts", "Ours", "as_uuid"]
+__all__ = ["Branch", "Ours", "Snapshot", "as_uuid"]
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ class Branch:
 
 
 @dataclass(frozen=True)
-class Facts:
-    """All that the mistakes show in.
+class Snapshot:
+    """Everything in a repository in which problems show.
 
     `place` is this repository's directory. `ours` are the remotes to be looked at; `everything` says whether these are
     all, so that the repository as a whole is looked at too. `earlier` are descriptions that repositories had before

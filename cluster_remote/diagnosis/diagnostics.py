@@ -1,4 +1,4 @@
-"""The mistakes that are known to be made with cluster remotes: how each shows, and what mends it. Pure.
+"""The problems that are known to occur with cluster remotes: how each shows, and what solves it. Pure.
 
 What git-annex does with each of them was observed with git-annex 10.20261026.
 """
@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
-from cluster_remote.diagnosis.checkup import Finding, Server
-from cluster_remote.diagnosis.evidence import Facts, Ours
-from cluster_remote.diagnosis.impostors import impostors, made_with_uuid
-from cluster_remote.diagnosis.own_clusters import mistakes_of_own_clusters
+from cluster_remote.diagnosis.checkup import Server
+from cluster_remote.diagnosis.own_clusters import problems_of_own_clusters
+from cluster_remote.diagnosis.problem import Problem
+from cluster_remote.diagnosis.snapshot import Ours, Snapshot
 from cluster_remote.diagnosis.state import Status
+from cluster_remote.diagnosis.uuid_misuse import made_with_uuid, misused_uuids
 
-__all__ = ["find_mistakes", "find_notes", "mistakes_at_nodes", "mistakes_of_servers"]
+__all__ = ["diagnose", "find_notes", "problems_at_nodes", "problems_of_servers"]
 
 # What a sync is to find cheapest without a server.
 _SERVERLESS_COST = 50.0
@@ -22,7 +24,7 @@ _SERVERLESS_COST = 50.0
 _PLUS = 2
 
 
-def find_mistakes(facts: Facts) -> Iterator[Finding]:
+def diagnose(facts: Snapshot) -> Iterator[Problem]:
     """What is wrong, remote by remote, then with the repository as a whole."""
     if facts.everything:
         # First, for it is in the way of what mends the others.
@@ -37,66 +39,65 @@ def find_mistakes(facts: Facts) -> Iterator[Finding]:
             yield from _node_remotes_missing(facts, ours)
             yield from _costs(facts, ours)
     if facts.everything:
-        yield from mistakes_of_own_clusters(facts)
+        yield from problems_of_own_clusters(facts)
         yield from _not_fetched(facts)
     for file in facts.readable:
-        yield Finding(
+        yield Problem(
             "readable-by-others",
-            str(file),
             f"{file} holds a secret, and others than its owner can read or change it",
             "Take that right away from them (and think of a new token, if you do not trust all of them):",
             (f"chmod go-rwx {shlex.quote(str(file))}",),
+            about=str(file),
         )
 
 
-def _unusable(ours: Ours) -> Iterator[Finding]:
+def _unusable(ours: Ours) -> Iterator[Problem]:
     if ours.unusable:
-        yield Finding(
+        yield Problem(
             "settings-unusable",
-            ours.name,
             f"the parameters of the remote {ours.name} cannot be used: {ours.unusable}",
             "Give it one that can be used; this shows what each of them means:",
             ("git annex initremote --whatelse type=external externaltype=cluster",),
+            about=ours.name,
         )
 
 
-def _encrypted(facts: Facts, ours: Ours) -> Iterator[Finding]:
+def _encrypted(facts: Snapshot, ours: Ours) -> Iterator[Problem]:
     """Encryption where the nodes are to be tracked, so that what they get is no copy, or is not what it seems."""
     if not ours.sameas:
         return
     encryption = (ours.verified or {}).get("encryption", "none")
     inherited = facts.encryption_of(ours.uuid)
     if inherited != "none":
-        yield Finding(
+        yield Problem(
             "encrypted",
-            ours.name,
             f"the remote {ours.name} is the same as {facts.name_of(ours.uuid)}, which is a special remote with "
             f"encryption={inherited}, and git-annex encrypts for both alike: what it stores through the gateway is no "
             "copy that anybody could find there again",
             "Remove it; its content is reached through the cluster, or by enabling the special remote itself:",
             (f"git remote remove {ours.quoted}",),
+            about=ours.name,
         )
     elif encryption != "none":
-        yield Finding(
+        yield Problem(
             "encrypted",
-            ours.name,
             f"the remote {ours.name} has encryption={encryption}, but git-annex does not encrypt for a remote that is "
             "the same as another one: the nodes get everything in the clear, and it is not recorded that they have it",
             "Say that it has none; content that is there already is counted when it is copied there again. (An "
             "encrypted remote that counts as one copy is made by cluster-remote setup --tracking remote --encryption "
             "shared.)",
             (f"git annex enableremote {ours.quoted} encryption=none",),
+            about=ours.name,
         )
 
 
-def _not_verified(facts: Facts, ours: Ours) -> Iterator[Finding]:
+def _not_verified(facts: Snapshot, ours: Ours) -> Iterator[Problem]:
     if ours.pending is None:
         return
     where = f" ({ours.pending.configuration})" if ours.pending.configuration else ""
     never = ours.verified is None
-    yield Finding(
+    yield Problem(
         "not-verified",
-        ours.name,
         f"git-annex does not use the remote {ours.name}, because you have not said that its configuration is safe"
         if never
         else f"somebody has changed the configuration of the remote {ours.name}; git-annex goes on with the one that "
@@ -104,10 +105,11 @@ def _not_verified(facts: Facts, ours: Ours) -> Iterator[Finding]:
         "have verified",
         f"If this is where you expect it to lead{where}, say so:",
         (f"git annex verifyremote {ours.quoted} --safe {ours.pending.number}",),
+        about=ours.name,
     )
 
 
-def _cluster_unknown(facts: Facts, ours: Ours) -> Iterator[Finding]:
+def _cluster_unknown(facts: Snapshot, ours: Ours) -> Iterator[Problem]:
     if facts.logs.clusters.nodes(ours.uuid):
         return
     if ours.settings is not None and ours.settings.address is None:
@@ -118,16 +120,16 @@ def _cluster_unknown(facts: Facts, ours: Ours) -> Iterator[Finding]:
     else:
         remedy = "Fetch the gateway's git-annex branch, which names them:"
         commands = ("git fetch --all",)
-    yield Finding(
+    yield Problem(
         "cluster-unknown",
-        ours.name,
         f"this repository knows no node of the cluster {facts.name_of(ours.uuid)}, so the copies there are not counted",
         remedy,
         commands,
+        about=ours.name,
     )
 
 
-def _node_remotes_missing(facts: Facts, ours: Ours) -> Iterator[Finding]:
+def _node_remotes_missing(facts: Snapshot, ours: Ours) -> Iterator[Problem]:
     settings = ours.settings
     assert settings is not None
     if settings.address is None or next(each for each in facts.ours if each.uuid == ours.uuid) is not ours:
@@ -145,17 +147,17 @@ def _node_remotes_missing(facts: Facts, ours: Ours) -> Iterator[Finding]:
     if not missing:
         return
     names = ", ".join(map(facts.name_of, missing))
-    yield Finding(
+    yield Problem(
         "node-remotes-missing",
-        ours.name,
         f"there is no remote for {names}, so git-annex cannot verify the copies there: a drop here is refused, for the "
         "cluster itself is no copy",
         "Make one for each node of the cluster:",
         (f"cluster-remote setup {ours.quoted} {shlex.quote(settings.url)}",),
+        about=ours.name,
     )
 
 
-def _costs(facts: Facts, ours: Ours) -> Iterator[Finding]:
+def _costs(facts: Snapshot, ours: Ours) -> Iterator[Problem]:
     settings = ours.settings
     assert settings is not None
     own = facts.cost(ours.name)
@@ -163,26 +165,26 @@ def _costs(facts: Facts, ours: Ours) -> Iterator[Finding]:
     if settings.address is None:
         costs = [facts.cost(name) for name in facts.config.remotes() if facts.uuid_of(name) in nodes]
         if costs and own >= min(costs):
-            yield Finding(
+            yield Problem(
                 "cost",
-                ours.name,
                 f"the remote {ours.name} costs {own:g} and its cheapest node {min(costs):g}, so git annex sync uploads "
                 "to the nodes one by one instead of once to the cluster",
                 "Let the cluster cost less than its nodes:",
                 (_set_cost(ours, min(_SERVERLESS_COST, min(costs) - 1)),),
+                about=ours.name,
             )
         return
     for node in facts.ours:
         behind = node.sameas and node.settings is not None and node.settings.address is not None
         if node.uuid in nodes and behind and facts.cost(node.name) <= own:
-            yield Finding(
+            yield Problem(
                 "cost",
-                node.name,
                 f"the remote {node.name} for one node costs {facts.cost(node.name):g}, and the remote {ours.name} "
                 "for the "
                 f"whole cluster {own:g}: git-annex may store to the node before the cluster",
                 "Let the node cost slightly more:",
                 (_set_cost(node, own + 1),),
+                about=node.name,
             )
 
 
@@ -190,69 +192,69 @@ def _set_cost(ours: Ours, cost: float) -> str:
     return f"git config {shlex.quote(f'remote.{ours.name}.annex-cost')} {cost:g}"
 
 
-def _left_over(facts: Facts) -> Iterator[Finding]:
+def _left_over(facts: Snapshot) -> Iterator[Problem]:
     """What an initremote that was refused or killed leaves: a remote that is none, but has the name."""
     for remote in facts.config.remotes():
         named = ("url", "annex-uuid", "pushurl", "vcs")
         if facts.config.remote(remote, "annex-private") and not any(facts.config.remote(remote, key) for key in named):
-            yield Finding(
+            yield Problem(
                 "left-over",
-                remote,
                 f"{remote} is what an initremote that did not succeed has left in git's configuration",
                 "Remove it, so that its name is free again:",
                 (f"git config --remove-section {shlex.quote(f'remote.{remote}')}",),
+                about=remote,
             )
 
 
-def _not_fetched(facts: Facts) -> Iterator[Finding]:
+def _not_fetched(facts: Snapshot) -> Iterator[Problem]:
     for branch in facts.branches:
         if branch.fetched is None and branch.there is not None:
             remote = shlex.quote(branch.remote)
-            yield Finding(
+            yield Problem(
                 "not-fetched",
-                branch.remote,
                 f"the git-annex branch of the remote {branch.remote} has never been fetched, so this repository does "
                 "not "
                 "know what is there, nor its clusters",
                 "Fetch it; git-annex merges it by itself:",
                 (f"git fetch {remote} +git-annex:refs/remotes/{remote}/git-annex",),
+                about=branch.remote,
             )
 
 
-def mistakes_of_servers(facts: Facts, servers: Iterable[Server]) -> Iterator[Finding]:
+def problems_of_servers(facts: Snapshot, servers: Iterable[Server]) -> Iterator[Problem]:
     """What the answers of the servers show. Pure."""
     by_name = {ours.name: ours for ours in facts.ours}
     for server in servers:
         ours = by_name[server.remote]
         if server.error is not None and any(ours.uuid in nodes for nodes in facts.logs.clusters.members.values()):
-            yield Finding(
+            yield Problem(
                 "unreachable",
-                server.remote,
                 f"{facts.name_of(ours.uuid)} cannot be reached by the remote {server.remote}: {server.error}",
                 "Bring it back, or mend the way to it. If it is gone for good, say so, and it will be left alone:",
                 (f"git annex dead {ours.uuid}",),
+                about=server.remote,
             )
         elif server.error is not None:
-            yield Finding(
+            yield Problem(
                 "unreachable",
-                server.remote,
                 f"the remote {server.remote} does not work: {server.error}",
                 "Bring back what it leads to, or mend the way to it; then this works:",
                 (f"cluster-remote ping {ours.quoted}",),
+                about=server.remote,
             )
         elif server.version is not None and server.version < _PLUS and ours.is_cluster:
-            yield Finding(
+            yield Problem(
                 "old-protocol",
-                server.remote,
                 f"what the remote {server.remote} leads to speaks version {server.version} of the protocol, which "
                 "cannot "
                 "say on which nodes content is stored",
                 "Install git-annex 10.20240731 or newer there; this shows what it speaks then:",
                 (f"cluster-remote ping {ours.quoted}",),
+                about=server.remote,
             )
 
 
-def mistakes_at_nodes(facts: Facts, servers: Iterable[Server], seen: Status) -> Iterator[Finding]:
+def problems_at_nodes(facts: Snapshot, servers: Iterable[Server], seen: Status) -> Iterator[Problem]:
     """What the nodes themselves said, or did not say, where no remote of their own has shown it already. Pure."""
     silent = {ours.uuid for ours in facts.ours for server in servers if server.remote == ours.name and server.error}
     for cluster in seen.clusters:
@@ -260,12 +262,11 @@ def mistakes_at_nodes(facts: Facts, servers: Iterable[Server], seen: Status) -> 
             if problem.node is None or problem.node in silent:
                 continue
             match problem.kind:
-                case "node-unreachable" | "content-missing" | "content-unlogged" as kind:
-                    about = facts.name_of(problem.node)
-                    yield Finding(kind, about, problem.words, problem.remedy, problem.commands)
+                case "node-unreachable" | "content-missing" | "content-unlogged":
+                    yield replace(problem, about=facts.name_of(problem.node))
 
 
-def find_notes(facts: Facts) -> Iterator[str]:
+def find_notes(facts: Snapshot) -> Iterator[str]:
     """What is no mistake but worth knowing."""
     for branch in facts.branches:
         if branch.fetched is not None and branch.there not in (None, branch.fetched):
@@ -282,7 +283,7 @@ def find_notes(facts: Facts) -> Iterator[str]:
                 "the "
                 f"copies there: git annex enableremote {shlex.quote(name)}"
             )
-    here = set(impostors(facts.config, facts.logs).values())
+    here = set(misused_uuids(facts.config, facts.logs).values())
     for uuid, parameters in facts.logs.remotes.items():
         if uuid.is_cluster and uuid not in here and "sameas-uuid" not in parameters:
             yield (

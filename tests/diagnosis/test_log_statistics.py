@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster_remote.annex.locations import Located
-from cluster_remote.diagnosis.census import Census
+from cluster_remote.diagnosis.log_statistics import LogStatistics
 from cluster_remote.p2p.key import UUID, Key
 
 UUIDS = [UUID(f"0000000{number}-0000-4000-8000-000000000000") for number in range(5)]
@@ -25,27 +25,27 @@ logs = st.lists(st.tuples(st.none() | st.integers(0, 1000), st.frozensets(st.sam
 
 @given(logs, st.integers(1, 7))
 def test_each_node_is_counted_and_what_living_ones_have_is_lacking_elsewhere(log: list[Located], batch: int) -> None:
-    census = Census(NODES, 0, [DEAD])
+    statistics = LogStatistics(NODES, 0, [DEAD])
     for start in range(0, len(log), batch):
-        census.count(log[start : start + batch])
+        statistics.count(log[start : start + batch])
     within_reach = [each for each in log if each.holders & {NODES[0], NODES[1]}]
     for node in NODES:
         held = [each for each in log if node in each.holders]
         lacking = [each for each in within_reach if node not in each.holders]
-        for tally, expected in ((census.held[node], held), (census.lacking[node], lacking)):
+        for tally, expected in ((statistics.held[node], held), (statistics.lacking[node], lacking)):
             sizes = [each.key.size for each in expected]
             assert tally.keys == len(expected)
             assert tally.size == sum(size for size in sizes if size is not None)
             assert tally.unsized == sizes.count(None)
-    assert census.all.keys == len(within_reach)
+    assert statistics.all.keys == len(within_reach)
 
 
 @given(logs, st.integers(0, 40))
 def test_a_sample_has_so_many_different_keys_that_some_node_has(log: list[Located], wanted: int) -> None:
-    census = Census(NODES, wanted)
-    census.count(log)
+    statistics = LogStatistics(NODES, wanted)
+    statistics.count(log)
     candidates = {each.key for each in log if each.holders & frozenset(NODES)}
-    keys = [each.key for each in census.sample]
+    keys = [each.key for each in statistics.sample]
     assert len(keys) == len(set(keys)) == min(wanted, len(candidates))
     assert set(keys) <= candidates
 
@@ -55,8 +55,8 @@ def test_every_key_is_as_likely_as_any_other_to_be_in_the_sample() -> None:
     seen: Counter[Key] = Counter()
     choose = random.Random(1)
     for _ in range(2000):
-        census = Census(NODES, 5, choose=choose)
-        census.count(log)
-        seen.update(each.key for each in census.sample)
+        statistics = LogStatistics(NODES, 5, choose=choose)
+        statistics.count(log)
+        seen.update(each.key for each in statistics.sample)
     # 500 on average, with a standard deviation of 19.
     assert all(400 < seen[each.key] < 600 for each in log)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from cluster_remote.annex.locations import Located
-from cluster_remote.diagnosis.state import Problem
+from cluster_remote.diagnosis.problem import Problem
 from cluster_remote.p2p.key import UUID, Key
 
 __all__ = ["Answers", "Check", "Comparison", "Finding", "NodeCount", "compare"]

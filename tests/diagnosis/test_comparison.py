@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster_remote.annex.locations import Located
-from cluster_remote.diagnosis.presence import compare
+from cluster_remote.diagnosis.comparison import compare
 from cluster_remote.p2p.key import UUID, Key
 
 KEY = Key("WORM-s1--x")

@@ -10,14 +10,14 @@ from collections.abc import Iterator
 
 from cluster_remote.annex.branchlog import BranchLogs
 from cluster_remote.annex.gitconfig import GitConfig
-from cluster_remote.diagnosis.checkup import Finding
-from cluster_remote.diagnosis.evidence import Facts, as_uuid
+from cluster_remote.diagnosis.problem import Problem
+from cluster_remote.diagnosis.snapshot import Snapshot, as_uuid
 from cluster_remote.p2p.key import UUID
 
-__all__ = ["impostors", "made_with_uuid"]
+__all__ = ["made_with_uuid", "misused_uuids"]
 
 
-def impostors(config: GitConfig, logs: BranchLogs) -> dict[str, UUID]:
+def misused_uuids(config: GitConfig, logs: BranchLogs) -> dict[str, UUID]:
     """The remotes, by name, that were made with uuid= where --sameas was meant, and whose place they took.
 
     A cluster is no special remote, whatever the type; a node can be one, but none that leads through a gateway.
@@ -34,8 +34,8 @@ def impostors(config: GitConfig, logs: BranchLogs) -> dict[str, UUID]:
     return found
 
 
-def made_with_uuid(facts: Facts) -> Iterator[Finding]:
-    for name, uuid in impostors(facts.config, facts.logs).items():
+def made_with_uuid(facts: Snapshot) -> Iterator[Problem]:
+    for name, uuid in misused_uuids(facts.config, facts.logs).items():
         what = "cluster" if uuid.is_cluster else "node"
         quoted = shlex.quote(name)
         parameters = facts.logs.remotes.get(uuid, {})
@@ -45,18 +45,18 @@ def made_with_uuid(facts: Facts) -> Iterator[Finding]:
         if parameters.get("externaltype") == "cluster":
             commands += _right_commands(facts, name, uuid, parameters.get("url", ""))
             remedy += f" Then make a remote that is the same as the {what}; it needs another name."
-        yield Finding(
+        yield Problem(
             "made-with-uuid",
-            name,
             f"the remote {name} was made with uuid= and so has taken the place of the {what} itself: everybody sees "
             "the "
             f"{what} under the name {facts.name_of(uuid)!r} and with this remote's configuration",
             f"{remedy} Tell others not to enable {name}:",
             tuple(commands),
+            about=name,
         )
 
 
-def _right_commands(facts: Facts, old: str, uuid: UUID, url: str) -> list[str]:
+def _right_commands(facts: Snapshot, old: str, uuid: UUID, url: str) -> list[str]:
     """What was meant, in place of initremote with uuid=."""
     name = _free_name(facts, old)
     if uuid.is_cluster and url:
@@ -82,7 +82,7 @@ def _is_somebody(logs: BranchLogs, uuid: UUID) -> bool:
     )
 
 
-def _default_description(facts: Facts, uuid: UUID) -> str:
+def _default_description(facts: Snapshot, uuid: UUID) -> str:
     for names in facts.logs.proxied.values():
         for name, proxied in names.items():
             if proxied == uuid:
@@ -90,7 +90,7 @@ def _default_description(facts: Facts, uuid: UUID) -> str:
     return "cluster" if uuid.is_cluster else str(uuid)
 
 
-def _free_name(facts: Facts, old: str) -> str:
+def _free_name(facts: Snapshot, old: str) -> str:
     """A name that no remote has had: git-annex does not give one away again."""
     taken = {each.get("sameas-name") or each.get("name") for each in facts.logs.remotes.values()}
     taken |= set(facts.config.remotes())

@@ -16,19 +16,19 @@ from cluster_remote.annex.locations import Located
 from cluster_remote.cluster.node import Node
 from cluster_remote.cluster.reachability import Reachability
 from cluster_remote.cluster.session import ClusterSession
+from cluster_remote.diagnosis.comparison import Answers
 from cluster_remote.diagnosis.nodes import View
-from cluster_remote.diagnosis.presence import Answers
 from cluster_remote.p2p.errors import SessionError
 from cluster_remote.p2p.file import FileSource
 from cluster_remote.p2p.key import UUID, AssociatedFile, Key
 from cluster_remote.p2p.session import Download, Present, Progress, Session, Source, SourceReading, Stored
 from cluster_remote.p2p.text import printable
 
-__all__ = ["Carrier", "Delivery", "Task", "task_for"]
+__all__ = ["Carrier", "Task", "Transfer", "task_for"]
 
 
 @dataclass(frozen=True)
-class Delivery:
+class Transfer:
     """What came of one content that nodes lacked."""
 
     key: Key

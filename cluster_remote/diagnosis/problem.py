@@ -1,0 +1,60 @@
+"""What is wrong and what to do about it: one value that `status`, `check`, `repair` and `doctor` share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from cluster_remote.p2p.key import UUID
+
+__all__ = ["Kind", "Problem"]
+
+Kind = Literal[
+    "gateway-unreachable",
+    "node-unreachable",
+    "node-removed",
+    "node-replaced",
+    "node-without-remote",
+    "no-nodes",
+    "content-missing",
+    "content-unlogged",
+    "damaged",
+    "lagging",
+    "few-copies",
+    "lost",
+    "out-of-reach",
+    "disk-full",
+    "old-protocol",
+    "not-verified",
+    "unusable",
+    "program-missing",
+    "program-elsewhere",
+    "program-old",
+    "settings-unusable",
+    "made-with-uuid",
+    "encrypted",
+    "clear-text",
+    "cluster-unknown",
+    "node-remotes-missing",
+    "cost",
+    "unreachable",
+    "left-over",
+    "no-such-cluster",
+    "node-unknown",
+    "node-not-listed",
+    "node-not-configured",
+    "not-fetched",
+    "readable-by-others",
+]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that is wrong, where, and what to do about it."""
+
+    kind: Annotated[Kind, "for scripts; the words may change"]
+    words: Annotated[str, "what is wrong"]
+    remedy: Annotated[str, "what to do, in words"]
+    commands: Annotated[tuple[str, ...], "commands that can be run here, one after the other"]
+    node: Annotated[UUID | None, "the node where it is; null where it is not at one node"] = None
+    about: Annotated[str | None, "the remote, program or file where it is"] = None
