@@ -94,13 +94,13 @@ def _rotated(nodes: list[Node], pick: Pick) -> list[Node]:
     return nodes[start:] + nodes[:start]
 
 
-def presence(answers: Iterable[tuple[Node, bool | SessionError]], suspects: Collection[Node]) -> bool | None:
-    """Whether the content is there: None, unknown, if a node that may well have it gave no answer, or none did."""
+def presence(answers: Iterable[bool | SessionError]) -> bool | None:
+    """Whether the content is there, by the answers of all nodes that may have it: None, unknown, if none says yes and
+    one gave no answer."""
     answers = list(answers)
-    if any(answer is True for _, answer in answers):
+    if True in answers:
         return True
-    unknown = any(node in suspects for node, answer in answers if isinstance(answer, SessionError))
-    return None if unknown or not any(answer is False for _, answer in answers) else False
+    return None if any(isinstance(answer, SessionError) for answer in answers) else False
 
 
 def _repositories(uuids: Iterable[UUID]) -> frozenset[UUID]:

@@ -138,47 +138,26 @@ class ClusterSession(Session):
     async def check_present(self, key: Key) -> bool:
         """Whether any node has it.
 
-        The nodes that have it by the log are asked one after the other, then all others at once: the log may be behind.
-        Raises SessionError when none said yes and one that may well have it gave no answer. Those are the nodes in the
-        log; where the log cannot know (chunks, encrypted content) any node.
+        Only the nodes that have it by the log are asked, one after the other; where no log can know (chunks, encrypted
+        content) all of them. Raises SessionError when none said yes and one of those asked gave no answer.
         """
         with self._request():
             order = routing.reading_order(self.nodes, await self._holders(key), self._pick)
             answers: list[tuple[Node, bool | SessionError]] = []
-            awake, resting = self._ask.rested(order.logged)
+            awake, later = self._ask.rested(order.logged)
             for node in awake:
                 answer = await self._ask.caught(node, lambda session: session.check_present(key))
                 if answer is True:
                     return True
                 answers.append((node, answer))
-            others, others_resting = self._ask.rested(order.others)
-            later = [*resting, *others]
-            suspects = order.logged if self._logged(key) else self.nodes
-            if suspects is self.nodes or not (answers or later):
-                later += others_resting
+            if not self._logged(key):
+                later += order.others
             await self._ask.each(answers, later, lambda session: session.check_present(key))
-            present = routing.presence(answers, suspects)
+            present = routing.presence(answer for _, answer in answers)
             if present is None:
                 failures = [(node, answer) for node, answer in answers if isinstance(answer, SessionError)]
                 raise routing.failure_of_all(f"{self.name}: whether it has {key} cannot be told", failures)
             return present
-
-    async def survey(self, key: Key) -> tuple[frozenset[UUID], frozenset[UUID]]:
-        """Of the nodes that the log does not list: those that have the content all the same, and those that lack it.
-
-        A node that gives no answer is among neither, nor is another gateway, which answers for all behind it.
-        """
-        with self._request():
-            holders = await self._holders(key)
-            awake, _resting = self._ask.rested(node for node in self.nodes if node.repositories.isdisjoint(holders))
-            answers: list[tuple[Node, bool | SessionError]] = []
-            await self._ask.each(
-                answers, [node for node in awake if not node.members], lambda session: session.check_present(key)
-            )
-            return (
-                frozenset(node.uuid for node, answer in answers if answer is True),
-                frozenset(node.uuid for node, answer in answers if answer is False),
-            )
 
     @asynccontextmanager
     async def download(self, key: Key, file: AssociatedFile, offset: int = 0) -> AsyncIterator[Download]:

@@ -205,12 +205,7 @@ class ClusterRemote(SpecialRemote):  # type: ignore[misc] # annexremote has no t
     async def _check_present(self, workplace: Workplace, session: Session, key: Key) -> bool:
         from cluster_remote.remote.chunks import stored_as
 
-        present = await session.check_present(stored_as(key))
-        if present and workplace.counts_nodes and await workplace.has_gaps(session, key):
-            self._tell("on a part of the nodes only; git annex copy brings it to the rest")
-            # Only this answer makes git-annex upload.
-            return False
-        return present
+        return await session.check_present(stored_as(key))
 
     async def _remove(self, workplace: Workplace, session: Session, key: Key) -> None:
         from cluster_remote.remote.chunks import stored_as

@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING
 import anyio
 
 from cluster_remote.annex.branchlog import BranchLogs
-from cluster_remote.annex.errors import AnnexError
 from cluster_remote.annex.gitconfig import GitConfig
 from cluster_remote.annex.locationlog import LocationLog
 from cluster_remote.annex.repository import Repository
 from cluster_remote.p2p.errors import SessionError
-from cluster_remote.p2p.key import UUID, AssociatedFile, Key
-from cluster_remote.p2p.session import Present, Removal, Session
+from cluster_remote.p2p.key import UUID, Key
+from cluster_remote.p2p.session import Removal, Session
 from cluster_remote.p2p.stream import Trace
 from cluster_remote.remote.identity import names_of, wanted_server
 from cluster_remote.remote.pool import SessionPool
@@ -111,8 +110,6 @@ class Workplace:
         self._ready = False
         self._opening = anyio.Lock()
         self._requests: set[anyio.CancelScope] = set()
-        # Whether it is worth asking, see has_gaps.
-        self._offers = True
 
     @asynccontextmanager
     async def request(self, trace: Trace | None = None) -> AsyncIterator[Session]:
@@ -228,54 +225,6 @@ class Workplace:
     async def nodes_with(self, key: Key) -> frozenset[UUID]:
         """The nodes that have the content, by the location log."""
         return await self._locations().locations(key) & self.logs.clusters.nodes(self.settings.uuid)
-
-    async def has_gaps(self, session: Session, key: Key) -> bool:
-        """Whether a content that the cluster has should be uploaded from here all the same, to nodes that lack it.
-
-        git-annex uploads nothing that is there already. So it would never fill a node that was away, nor hear of nodes
-        that others stored it on: what is found out about these is recorded here. Only nodes that the location log does
-        not list are looked at, and only those count as gaps that can be reached. Never raises: that the content is
-        there is known, and is the answer to what was asked.
-        """
-        nodes = self.logs.clusters.nodes(self.settings.uuid)
-        if key.is_chunk or key.is_encrypted or not self._offers:
-            return False
-        try:
-            locations = await self._locations().locations(key)
-            if nodes <= locations:
-                return False
-            here = self.repository.uuid in locations
-            with anyio.fail_after(min(_EXPLAIN_TIMEOUT, self.timeout)):
-                gaps = await (self._offer if self._membership is None else self._survey)(session, key)
-            # What cannot be filled from here need not be looked for again.
-            self._offers = here or not gaps
-            return here and gaps
-        except (SessionError, AnnexError, TimeoutError):
-            self._offers = False
-            return False
-
-    async def _offer(self, session: Session, key: Key) -> bool:
-        """Asks a gateway whether any node lacks a content, by offering it.
-
-        The offer is answered with the UUIDs of the nodes if all have it. If not, it has to be given up together with
-        the connection.
-        """
-        async with session.upload(key, AssociatedFile()) as offer:
-            present = isinstance(offer, Present)
-        if isinstance(offer, Present):
-            await self.record(key, present=offer.uuids)
-        return not present
-
-    async def _survey(self, session: Session, key: Key) -> bool:
-        """Asks the nodes themselves, which are this repository's own."""
-        from cluster_remote.cluster.session import ClusterSession
-
-        assert isinstance(session, ClusterSession)
-        assert self._membership is not None
-        present, absent = await session.survey(key)
-        await self.record(key, present=present)
-        # Where nodes have preferred content, lacking it may be what they want.
-        return bool(absent) and not self._membership.choosy
 
     async def explain_remaining(self, key: Key, outcome: Removal) -> Remaining:
         """Which nodes still have a content after a removal that failed in part, and why."""

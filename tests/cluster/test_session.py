@@ -544,19 +544,25 @@ async def test_nodes_of_the_same_cost_share_the_reads() -> None:
 
 @pytest.mark.parametrize("failing", [Refused("no"), Unreachable("away"), TimedOut("stalls")])
 async def test_a_check_goes_on_to_the_next_node(failing: SessionError) -> None:
-    peers, log = [Peer(1, refuse=failing), Peer(2), Peer(3, contents={KEY: CONTENT})], Log({KEY: [1, 2]})
+    peers, log = [Peer(1, refuse=failing), Peer(2), Peer(3, contents={KEY: CONTENT})], Log({KEY: [1, 2, 3]})
     assert await cluster(peers, log).check_present(KEY)
 
 
-async def test_content_that_no_node_has_is_absent() -> None:
-    assert await cluster(three(), Log({KEY: [1, 2]})).check_present(KEY) is False
-    assert await cluster(three(), Log()).check_present(KEY) is False
+async def test_content_that_no_node_in_the_log_has_is_absent_and_no_other_node_is_asked() -> None:
+    peers = [Peer(1), Peer(2), Peer(3, contents={KEY: CONTENT})]
+    assert await cluster(peers, Log({KEY: [1, 2]})).check_present(KEY) is False
+    assert [peer.requests for peer in peers] == [["check"], ["check"], []]
 
 
-async def test_a_node_outside_the_log_that_is_away_does_not_hide_that_content_is_absent() -> None:
-    peers = [Peer(1), Peer(2, refuse=Unreachable("away"))]
+async def test_of_content_that_the_log_does_not_know_no_node_is_asked() -> None:
+    peers = [Peer(n, contents={KEY: CONTENT}) for n in (1, 2, 3)]
     assert await cluster(peers, Log()).check_present(KEY) is False
-    assert await cluster(peers, Log({KEY: [1]})).check_present(KEY) is False
+    assert [peer.requests for peer in peers] == [[], [], []]
+
+
+async def test_a_node_that_lacks_it_changes_nothing_where_another_has_it() -> None:
+    peers = [Peer(1, refuse=Unreachable("away")), Peer(2), Peer(3, contents={KEY: CONTENT})]
+    assert await cluster(peers, Log({KEY: [1, 2, 3]})).check_present(KEY)
 
 
 async def test_content_on_a_node_that_is_away_is_unknown() -> None:
@@ -567,7 +573,7 @@ async def test_content_on_a_node_that_is_away_is_unknown() -> None:
 
 async def test_when_no_node_answers_presence_is_unknown() -> None:
     with pytest.raises(Unreachable, match="cannot be told"):
-        await cluster([Peer(1, refuse=Unreachable("away"))], Log()).check_present(KEY)
+        await cluster([Peer(1, refuse=Unreachable("away"))], Log({KEY: [1]})).check_present(KEY)
 
 
 async def test_of_encrypted_content_the_log_knows_nothing_so_every_node_has_to_answer() -> None:
@@ -753,7 +759,7 @@ async def test_two_requests_at_once_are_a_mistake_of_the_caller() -> None:
 
 
 async def test_after_an_error_the_session_goes_on() -> None:
-    peers, log = [Peer(1, refuse=ConnectionLost("gone"))], Log()
+    peers, log = [Peer(1, refuse=ConnectionLost("gone"))], Log({KEY: [1]})
     session = cluster(peers, log)
     with pytest.raises(SessionError):
         await session.check_present(KEY)

@@ -206,9 +206,19 @@ def test_a_node_that_is_away_is_left_out_and_filled_when_it_is_back(home: Home, 
     place = ["disk", "nas", "bucket"].index(away)
     assert home.holders(key) == [number != place for number in range(3)]
     assert len(home.present(key)) == 2
+    # The content is there, so copy leaves it alone; repair fills the node.
     home.laptop.annex("copy", "--to", "all", name)
+    assert len(home.present(key)) == 2
+    home.laptop.environment.run("cluster-remote", "repair", "all", name, cwd=home.laptop.path)
     assert home.holders(key) == [True, True, True]
     assert home.present(key) == home.uuids
+
+
+def test_a_copy_of_new_files_asks_no_node_whether_it_has_them(home: Home) -> None:
+    home.laptop.add("new", b"on no node yet")
+    said = messages(home.laptop.annex("copy", "--to", "all", "new", "--debug"))
+    assert any(line.startswith("> PUT ") for line in said)
+    assert not any("CHECKPRESENT" in line for line in said)
 
 
 def test_a_drop_with_a_node_away_removes_the_rest_and_names_it(home: Home) -> None:
@@ -234,8 +244,6 @@ def test_ssh_that_refuses_is_a_node_that_is_away(home: Home) -> None:
     finally:
         home.server.start()
     assert home.holders(key) == [True, False, True]
-    home.laptop.annex("copy", "--to", "all", "refused")
-    assert home.holders(key) == [True, True, True]
 
 
 def test_the_fast_testremote_passes(home: Home) -> None:
