@@ -17,7 +17,7 @@ from cluster_remote import __version__
 from cluster_remote.diagnosis.checkup import Program
 from cluster_remote.diagnosis.problem import Problem
 
-__all__ = ["OLDEST", "Programs", "find_programs", "problems_of_programs"]
+__all__ = ["OLDEST", "Programs", "find_programs", "problems_of_programs", "version_number"]
 
 OLDEST = (10, 20240731)
 """The first version of git-annex that has clusters."""
@@ -128,7 +128,7 @@ def problems_of_programs(programs: Programs, *, needs_ssh: bool) -> Iterator[Pro
             about="git-annex-remote-cluster",
         )
     version = programs.versions.get("git-annex")
-    if version is not None and _number(version) < OLDEST:
+    if version is not None and version_number(version) < OLDEST:
         yield Problem(
             "program-old",
             f"git-annex is version {version}, and clusters need {'.'.join(map(str, OLDEST))} or newer",
@@ -167,7 +167,7 @@ def _path_command(directory: Path) -> str:
     return f'export PATH={shlex.quote(str(directory))}:"$PATH"'
 
 
-def _number(version: str) -> tuple[int, ...]:
+def version_number(version: str) -> tuple[int, ...]:
     """The numbers that a version begins with: 10.20240731-g123 is (10, 20240731)."""
     found = re.match(r"[0-9]+(?:\.[0-9]+)*", version)
     return tuple(map(int, found[0].split("."))) if found else ()

@@ -138,12 +138,12 @@ def test_a_cluster_that_was_not_fetched_yet_is_fetched(cluster: Cluster, client:
     stranger.git("init", "-q")
     stranger.annex("init", "stranger")
     text = setup(stranger, "mycl", gateway, code=2)
-    assert "git remote add mycl-gateway URL" in text
+    assert f"git fetch {gateway} +refs/heads/git-annex:refs/remotes/mycl-gateway/git-annex" in text
     stranger.git("remote", "add", "gw", gateway)
     # git-annex learns the UUID of the remote; nothing is fetched yet.
     stranger.annex("info", "--fast")
     text = setup(stranger, "mycl", gateway)
-    assert commands(text)[0] == "git fetch gw"
+    assert commands(text)[0] == "git fetch -- gw +refs/heads/git-annex:refs/remotes/gw/git-annex"
     assert stranger.config("remote.mycl.annex-uuid") == cluster.uuid
 
 
@@ -162,7 +162,6 @@ def test_which_of_several_clusters_has_to_be_said(cluster: Cluster, client: Repo
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["mycl"], 2, "give either the URL of a gateway, or --node REMOTE"),
         (["mycl", "GATEWAY", "--node", "origin"], 2, "give either the URL"),
         (["mycl", "GATEWAY", "--tracking", "both"], 2, "it can be nodes or remote"),
         (["mycl", "GATEWAY", "--encryption", "shared"], 2, "add --tracking remote"),

@@ -1,0 +1,258 @@
+"""Planning a remote for a cluster behind a gateway, and a remote for each of its nodes."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster_remote.annex.credentials import read_credentials
+from cluster_remote.cluster.membership import way_to
+from cluster_remote.lifecycle.facts import Facts
+from cluster_remote.lifecycle.names import checked_remote, node_remote
+from cluster_remote.lifecycle.remotes import Wanted, plan_remote, recreated
+from cluster_remote.lifecycle.serverless import Request
+from cluster_remote.lifecycle.steps import Optional, Plan, Runner, Step, TakeOut
+from cluster_remote.p2p.key import UUID
+from cluster_remote.p2p.text import printable
+from cluster_remote.remote.identity import candidates, names_of
+from cluster_remote.remote.settings import TOKEN, BadSettings, token_setting
+from cluster_remote.transport.address import Address, BadAddress, Directory, Ssh, at_node, is_local, parse_address
+from cluster_remote.transport.opening import Caller, session_at
+
+__all__ = ["address_of", "fetch_logs", "gateways", "known", "plan_gateway", "server_at"]
+
+
+def address_of(facts: Facts, text: str) -> Address:
+    """The address that somebody means by a url, a path relative to the working directory, or a git remote's name.
+
+    Raises BadSettings.
+    """
+    config = facts.config
+    place = facts.repository.work_tree or facts.repository.git_dir
+    if text in config.remotes() and not facts.ours(text):
+        way = way_to(config, text, place)
+        address = getattr(way, "address", None)
+        if address is None:
+            raise BadSettings(f"the url of the remote {text} is none that a gateway can be asked at")
+        return _outside(facts, address)
+    path = (facts.repository.cwd or Path.cwd()) / text
+    if not text.startswith("/") and (text.startswith(("./", "../")) or path.is_dir()):
+        return _outside(facts, Directory(os.path.normpath(path)))
+    try:
+        return _outside(facts, parse_address(text))
+    except BadAddress as error:
+        raise BadSettings(str(error)) from None
+
+
+def _outside(facts: Facts, address: Address) -> Address:
+    top = facts.repository.work_tree
+    if not isinstance(address, Directory) or top is None or top == Path(address.path):
+        return address
+    if Path(address.path).resolve().is_relative_to(top.resolve()):
+        raise BadSettings(
+            f"{printable(address.path)} is inside the work tree of this repository, where anybody who commits to it "
+            "can put programs; a gateway has to be elsewhere"
+        )
+    return address
+
+
+def gateways(facts: Facts, cluster: UUID | None = None) -> Iterator[str]:
+    """The git remotes of this repository that are gateways, by proxy.log: of that cluster, or of any."""
+    for remote in facts.config.remotes():
+        uuid = facts.remote_uuid(remote)
+        if uuid is None or facts.ours(remote):
+            continue
+        behind = facts.logs.proxied.get(uuid, {}).values()
+        if any(each.is_cluster and cluster in (None, each) for each in behind):
+            yield remote
+
+
+async def server_at(facts: Facts, name: str, address: Address) -> UUID:
+    """Which repository answers there. Raises BadSettings, SessionError, AnnexError."""
+    token = os.environ.get(TOKEN) or _kept_token(facts, name, address)
+    caller = Caller(
+        facts.uuid, ssh_command=facts.config.get("core.sshCommand"), ssh_variant=facts.config.get("ssh.variant")
+    )
+    try:
+        session = session_at(address, caller, token=token)
+    except BadAddress as error:
+        raise BadSettings(str(error)) from None
+    try:
+        return await session.open()
+    finally:
+        await session.aclose()
+
+
+def _kept_token(facts: Facts, name: str, address: Address) -> str | None:
+    """The token that git-annex keeps for a remote that is here, where it leads to this very address."""
+    uuid = facts.remote_uuid(name)
+    if not facts.ours(name) or uuid is None or isinstance(address, Directory | Ssh):
+        return None
+    kept = read_credentials(facts.repository, uuid, token_setting(address))
+    return kept[1] if kept else None
+
+
+def known(facts: Facts, server: UUID) -> bool:
+    """Whether this repository has heard of a gateway or a cluster."""
+    return bool(facts.logs.clusters.nodes(server)) if server.is_cluster else server in facts.logs.descriptions
+
+
+async def fetch_logs(facts: Facts, server: UUID, address: Address, runner: Runner) -> bool:
+    """Fetches the git-annex branch that knows a server, as a clone with --depth or --single-branch has not.
+
+    From a remote that is the server, or leads to its address; failing that, from a remote whose branch was never
+    fetched. Whether anything was fetched. Raises CommandFailed.
+    """
+    config = facts.config
+    place = facts.repository.work_tree or facts.repository.git_dir
+    likely: list[str] = []
+    for remote in config.remotes():
+        if facts.ours(remote) or not config.remote(remote, "url") or remote.startswith("-"):
+            continue
+        same = getattr(way_to(config, remote, place), "address", None) == address
+        if same or facts.remote_uuid(remote) == server:
+            likely.insert(0, remote)
+        elif not await _fetched(facts, remote):
+            likely.append(remote)
+    for remote in likely[:1]:
+        refspec = f"+refs/heads/git-annex:refs/remotes/{remote}/git-annex"
+        await runner.run("git", "fetch", "--", remote, refspec)
+    return bool(likely)
+
+
+async def _fetched(facts: Facts, remote: str) -> bool:
+    ref = f"refs/remotes/{remote}/git-annex"
+    done = await facts.repository.run("git", "rev-parse", "--quiet", "--verify", ref, accept=range(256))
+    return done.returncode == 0
+
+
+def unknown(server: UUID, name: str, address: Address) -> BadSettings:
+    """What to say where a server stays unknown."""
+    url = str(address)
+    quoted = shlex.quote(url)
+    again = f"cluster-remote setup {shlex.quote(name)} {quoted}"
+    if isinstance(address, Directory | Ssh):
+        how = f"git fetch {quoted} +refs/heads/git-annex:refs/remotes/{name}-gateway/git-annex; then {again}"
+    else:
+        how = f"git fetch it from where you cloned this repository (git fetch --all); then {again}"
+    return BadSettings(
+        f"this repository does not know {server}, which answers at {url}. Fetch the gateway's git-annex branch, so "
+        f"that the copies on the nodes can be counted: {how}. Or count the cluster as one copy of its own: {again} "
+        "--tracking remote"
+    )
+
+
+def plan_gateway(facts: Facts, request: Request, address: Address, server: UUID) -> Plan:
+    """The steps for a remote that leads to a gateway, which has said who it is. Raises BadSettings."""
+    checked_remote(request.name)
+    parameters = {**request.parameters, "url": str(address)}
+    sameas, notes = _choose(facts, request, server)
+    wanted = Wanted(request.name, sameas, parameters, not request.share)
+    plan = Plan((facts.guard(),), notes) + plan_remote(facts, wanted)
+    if sameas.is_cluster and request.node_remotes:
+        plan += _plan_nodes(_Gateway(facts, request, address, server, sameas))
+    return plan
+
+
+def _choose(facts: Facts, request: Request, server: UUID) -> tuple[UUID, tuple[str, ...]]:
+    """What the remote is to be the same as, and what to say of it."""
+    if server.is_cluster:
+        return server, ()
+    proxied = facts.logs.proxied.get(server, {})
+    if request.cluster:
+        for name, uuid in proxied.items():
+            if request.cluster.lower() in (name.lower(), uuid.text):
+                return uuid, ()
+        if request.cluster == server.text:
+            return server, ()
+        there = printable(", ".join(sorted(proxied)))
+        raise BadSettings(
+            f"--cluster {request.cluster}: the gateway has none of that name; it has "
+            f"{there or 'none at all (git annex updatecluster on the gateway records them)'}"
+        )
+    found = candidates(server, facts.logs)
+    if len(found) > 1:
+        names = {name: uuid for name, uuid in proxied.items() if uuid in found}
+        if request.name in names:
+            return names[request.name], ()
+        current = facts.remote_uuid(request.name)
+        if facts.ours(request.name) and current in found:
+            return current, ()
+        raise BadSettings(
+            f"the gateway has several clusters; say which with --cluster: {printable(', '.join(sorted(names)))}"
+        )
+    if not found[0].is_cluster:
+        title = printable(names_of(server, facts.logs.descriptions))
+        return found[0], (
+            f"{title} is the gateway of no cluster that this repository knows; the remote will be this one repository.",
+        )
+    return found[0], ()
+
+
+@dataclass(frozen=True)
+class _Gateway:
+    facts: Facts
+    request: Request
+    address: Address
+    server: UUID
+    cluster: UUID
+
+    @property
+    def names(self) -> dict[UUID, str]:
+        """What gateways call the nodes; this gateway's own names count most."""
+        proxied = self.facts.logs.proxied
+        found = {uuid: name for gateway in proxied.values() for name, uuid in gateway.items()}
+        return found | {uuid: name for name, uuid in proxied.get(self.server, {}).items()}
+
+
+def _plan_nodes(gateway: _Gateway) -> Plan:
+    """A remote for each node, through which git-annex can verify the copies there."""
+    facts, logs, name = gateway.facts, gateway.facts.logs, gateway.request.name
+    cost = (100 if is_local(gateway.address) else 200) + 1
+    names = gateway.names
+    plan = Plan()
+    nodes = logs.clusters.nodes(gateway.cluster)
+    for uuid in sorted(nodes, key=lambda uuid: names.get(uuid, uuid.text)):
+        remote = node_remote(name, names.get(uuid) or logs.descriptions.get(uuid, "") or uuid.text)
+        if uuid == facts.uuid or logs.trust.get(uuid) == "dead" or _has_another_way(facts, uuid, remote):
+            continue
+        if logs.remotes.get(uuid, {}).get("encryption", "none") != "none":
+            plan += Plan(
+                notes=(
+                    f"{printable(names.get(uuid, uuid.text))} is an encrypted special remote, and a remote that is the "
+                    "same as it would encrypt too. Its copies can be verified after: git annex enableremote "
+                    f"{shlex.quote(logs.remotes[uuid].get('name', uuid.text))}",
+                )
+            )
+            continue
+        parameters = {**gateway.request.parameters, "url": str(at_node(gateway.address, uuid))}
+        settings = {"annex-sync": "false", "annex-cost": str(cost)}
+        made = plan_remote(facts, Wanted(remote, uuid, parameters, not gateway.request.share, settings))
+        if made.steps:
+            title = printable(logs.descriptions.get(uuid) or names.get(uuid) or uuid.text)
+            # A node that is away is no reason to go without the others.
+            plan += Plan((Optional(title, made.steps),), made.notes, made.questions)
+    return plan + Plan(tuple(_left_over(gateway, nodes)))
+
+
+def _has_another_way(facts: Facts, uuid: UUID, remote: str) -> bool:
+    """Whether a remote that is none of ours leads to a node. Those of ours may lead through another gateway."""
+    return any(
+        facts.remote_uuid(each) == uuid and each != remote and not facts.ours(each) for each in facts.config.remotes()
+    )
+
+
+def _left_over(gateway: _Gateway, nodes: frozenset[UUID]) -> Iterator[Step]:
+    """The remotes of repositories that were nodes once, and that the gateway does not stand before any more."""
+    facts = gateway.facts
+    for remote in facts.config.remotes():
+        uuid = facts.remote_uuid(remote)
+        if not facts.ours(remote) or not remote.startswith(f"{gateway.request.name}-") or uuid is None:
+            continue
+        stored = facts.stored_of(remote)
+        theirs = stored is not None and stored.parameters.get("url", "") == str(at_node(gateway.address, uuid))
+        if theirs and not uuid.is_cluster and uuid not in nodes and uuid not in gateway.names:
+            yield TakeOut(remote, recreated(facts, remote, stored))

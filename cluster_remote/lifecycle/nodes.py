@@ -1,0 +1,189 @@
+"""Which remotes can be nodes, and the steps that make a cluster of this repository have the nodes that are wanted."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster_remote.cluster.membership import Direct, way_to
+from cluster_remote.lifecycle.facts import Facts
+from cluster_remote.lifecycle.names import checked_remote
+from cluster_remote.lifecycle.steps import Check, Command, Later, Plan, Record, Step
+from cluster_remote.p2p.key import UUID
+from cluster_remote.p2p.text import printable
+from cluster_remote.remote.settings import BadSettings
+from cluster_remote.transport.address import Directory
+
+__all__ = ["Change", "check_node", "directory_of", "plan_change", "uninitialised", "unread"]
+
+
+def check_node(facts: Facts, remote: str) -> UUID:
+    """The UUID of a remote that can be a node. Raises BadSettings, with what to do where something can be done."""
+    config, logs = facts.config, facts.logs
+    checked_remote(remote)
+    if remote not in config.remotes():
+        raise BadSettings(f"--node {remote}: this repository has no such remote (git remote shows them)")
+    uuid = facts.remote_uuid(remote)
+    name = shlex.quote(remote)
+    if uuid is None:
+        raise BadSettings(
+            f"--node {remote}: git-annex does not know which repository this is: is it there, and has git annex init "
+            f"been run in it? When it has: git fetch {name} && git annex info {name}"
+        )
+    if uuid == facts.uuid:
+        raise BadSettings(f"--node {remote}: this is the very repository that the cluster is to be used in")
+    if uuid.is_cluster:
+        raise BadSettings(
+            f"--node {remote}: this is a cluster itself, and its nodes cannot be reached one by one through it; make "
+            "its nodes remotes of this repository, and give these"
+        )
+    if logs.trust.get(uuid) == "dead":
+        raise BadSettings(
+            f"--node {remote}: this repository was declared dead; if it is alive after all: git annex semitrust {name}"
+        )
+    settings = _special(facts, remote)
+    if settings.get("exporttree") == "yes" and settings.get("annexobjects") != "yes":
+        raise BadSettings(
+            f"--node {remote}: git-annex takes a special remote with exporttree=yes only if it has annexobjects=yes "
+            f"too: git annex enableremote {name} annexobjects=yes"
+        )
+    _check_way(facts, remote, settings)
+    return uuid
+
+
+def _special(facts: Facts, remote: str) -> Mapping[str, str]:
+    for key in ("annex-config-uuid", "annex-uuid"):
+        text = facts.config.remote(remote, key)
+        for uuid, settings in facts.logs.remotes.items():
+            if uuid.text == text:
+                return settings
+    return {}
+
+
+def _check_way(facts: Facts, remote: str, settings: Mapping[str, str]) -> None:
+    if settings.get("type", "git") != "git" or facts.config.remote(remote, "annex-externaltype"):
+        return
+    place = _place(facts)
+    way = way_to(facts.config, remote, place)
+    if isinstance(way, Direct):
+        top = facts.repository.work_tree
+        if isinstance(way.address, Directory) and top is not None:
+            there = Path(way.address.path).resolve()
+            if there.is_relative_to(top.resolve()):
+                raise BadSettings(
+                    f"--node {remote}: {printable(str(there))} is inside the work tree of this repository, where "
+                    "anybody who commits to it can put programs; move it elsewhere"
+                )
+        return
+    url = facts.config.remote(remote, "annexurl") or facts.config.remote(remote, "url") or ""
+    scheme = url.partition("://")[0] if "://" in url else url.partition("::")[0] if "::" in url else ""
+    if scheme and scheme.lower() not in {"ssh", "file", "ssh+git", "git+ssh"}:
+        raise BadSettings(
+            f"--node {remote}: no way leads from here to a node at {printable(scheme)}…; a node is a directory, a "
+            "repository over ssh, or a special remote"
+        )
+
+
+def _place(facts: Facts) -> Path:
+    return facts.repository.work_tree or facts.repository.git_dir
+
+
+def directory_of(facts: Facts, remote: str) -> Path | None:
+    """Where a remote lies on this machine."""
+    way = way_to(facts.config, remote, _place(facts))
+    return Path(way.address.path) if isinstance(way, Direct) and isinstance(way.address, Directory) else None
+
+
+def unread(facts: Facts, nodes: Iterable[str]) -> list[str]:
+    """The remotes that git-annex has not looked at yet."""
+    return [each for each in nodes if each in facts.config.remotes() and facts.remote_uuid(each) is None]
+
+
+def uninitialised(facts: Facts, nodes: Iterable[str]) -> Iterator[tuple[str, Path]]:
+    """Repositories on this machine that git annex init has not been run in, and which the user wants as nodes."""
+    for remote in unread(facts, nodes):
+        path = directory_of(facts, remote)
+        top = facts.repository.work_tree
+        if path is None or (top is not None and path.resolve().is_relative_to(top.resolve())):
+            continue
+        if (path / ".git").exists() or (path / "HEAD").is_file():
+            yield remote, path
+
+
+@dataclass(frozen=True)
+class Change:
+    """The nodes that a cluster of this repository gains and loses. `uuid` is None for a new cluster.
+
+    `hidden`: no node is to be sent clear text by git annex sync.
+    """
+
+    cluster: str
+    uuid: UUID | None
+    gains: Sequence[str] = ()
+    loses: Sequence[str] = ()
+    """Remotes that are no nodes any more."""
+    lost: Collection[UUID] = ()
+    """Nodes that have no remote here and are none any more."""
+    hidden: bool = False
+
+
+def plan_change(facts: Facts, change: Change) -> Plan:
+    """The steps that give a cluster its nodes, without what comes before (`annex.cluster.NAME`). Raises BadSettings."""
+    name = change.cluster
+    gained = {remote: check_node(facts, remote) for remote in change.gains}
+    listed = frozenset[UUID]() if change.uuid is None else facts.logs.clusters.nodes(change.uuid)
+    leaving = frozenset(uuid for each in change.loses if (uuid := facts.remote_uuid(each))) | frozenset(change.lost)
+    # Another remote here may lead to the same repository.
+    wanted = (listed - leaving) | frozenset(gained.values())
+    steps: list[Step] = []
+    for remote in change.gains:
+        if name not in facts.node_names(remote):
+            steps += facts.node_of(remote, [*facts.node_names(remote), name])
+        if change.hidden:
+            steps += facts.setting(f"remote.{remote}.annex-sync", "false")
+    for remote in facts.config.remotes():
+        if facts.remote_uuid(remote) in leaving and name in facts.node_names(remote):
+            steps += facts.node_of(remote, [each for each in facts.node_names(remote) if each != name])
+    steps += _recorded(facts, change, listed, wanted, {*gained.values()})
+    notes: tuple[str, ...] = ()
+    if change.hidden and gained:
+        notes = (
+            f"git annex sync leaves {', '.join(gained)} out from now on (annex-sync=false): it would store clear text "
+            "there, and the key with it.",
+        )
+    return Plan(tuple(steps), notes)
+
+
+def _recorded(
+    facts: Facts, change: Change, listed: frozenset[UUID], wanted: frozenset[UUID], gained: set[UUID]
+) -> Iterator[Step]:
+    """What writes cluster.log and proxy.log; git annex updatecluster where that does no harm.
+
+    It takes every node out of every cluster of this repository that is no remote of it.
+    """
+    here: dict[str, set[UUID]] = {}
+    clusters = {**facts.config.clusters(), **({change.cluster: change.uuid} if change.uuid else {})}
+    for cluster in clusters:
+        here[cluster] = {uuid for uuid in facts.nodes_here(cluster).values() if uuid is not None}
+    here.setdefault(change.cluster, set())
+    here[change.cluster] = (here[change.cluster] | gained) & set(wanted)
+    elsewhere = wanted - here[change.cluster] or any(
+        facts.logs.clusters.nodes(uuid) - here[cluster]
+        for cluster, uuid in clusters.items()
+        if cluster != change.cluster
+    )
+    if wanted != listed:
+        if elsewhere:
+            yield Command(("git", "annex", "updateproxy"), shares=True)
+            uuid = change.uuid or Later(change.cluster)
+            yield Record(uuid, wanted, "git annex updatecluster would take out nodes that are no remotes here")
+        else:
+            yield Command(("git", "annex", "updatecluster"), shares=True)
+    elif wanted:
+        proxied = set(facts.logs.proxied.get(facts.uuid, {}).values())
+        if change.uuid not in proxied or here[change.cluster] - proxied:
+            yield Command(("git", "annex", "updateproxy"), shares=True)
+    if wanted != listed or gained:
+        yield Check(change.cluster, wanted)

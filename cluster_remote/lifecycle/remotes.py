@@ -1,0 +1,176 @@
+"""Planning one cluster remote: made, enabled, mended, shared, or left as it is. Pure."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from cluster_remote.lifecycle.facts import Facts, Stored
+from cluster_remote.lifecycle.steps import Enable, Initremote, Later, Plan, Step, TakeOut, Verify
+from cluster_remote.p2p.key import UUID
+from cluster_remote.p2p.text import printable
+from cluster_remote.remote.settings import TOKEN, BadSettings
+
+__all__ = ["Wanted", "initremote", "plan_remote", "recreated"]
+
+# What says neither where contents go nor what becomes of them there.
+_HARMLESS = frozenset({"autoenable", "cipher", "cipherkeys", "embedcreds"})
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A remote as it is to be. `sameas` is None for one with a UUID of its own, which `uuid` may give."""
+
+    name: str
+    sameas: UUID | Later | None
+    parameters: Mapping[str, str]
+    private: bool
+    config: Mapping[str, str] = field(default_factory=dict)
+    uuid: UUID | None = None
+
+
+def initremote(wanted: Wanted) -> Initremote:
+    """The step that makes it."""
+    argv: list[str | Later] = ["git", "annex", "initremote", wanted.name]
+    match wanted.sameas:
+        case UUID():
+            argv.append(f"--sameas={wanted.sameas}")
+        case Later():
+            argv.append(Later(wanted.sameas.cluster, "--sameas="))
+    if wanted.private:
+        argv.append("--private")
+    if wanted.uuid is not None:
+        argv.append(f"uuid={wanted.uuid}")
+    argv += ["type=external", "externaltype=cluster"]
+    argv += [f"{key}={value}" for key, value in wanted.parameters.items()]
+    return Initremote(wanted.name, tuple(argv), shares=not wanted.private)
+
+
+def plan_remote(facts: Facts, wanted: Wanted) -> Plan:
+    """What has to be done for a remote; nothing where it is as it is to be. Raises BadSettings."""
+    config = facts.config
+    here = wanted.name in config.remotes()
+    if here:
+        _check_same(facts, wanted)
+    stored = facts.stored_of(wanted.name) if here else next(iter(facts.stored_called(wanted.name)), None)
+    settings = tuple(
+        step for key, value in wanted.config.items() for step in facts.setting(f"remote.{wanted.name}.{key}", value)
+    )
+    if here and stored is not None and stored.private and not wanted.private:
+        again = recreated(facts, wanted.name, stored)
+        # Its settings went with the remote, so that they are all given anew.
+        fresh = tuple(
+            step for key, value in wanted.config.items() for step in _fresh(f"remote.{wanted.name}.{key}", value)
+        )
+        return Plan((TakeOut(wanted.name, again), initremote(wanted), *fresh))
+    if here and stored is not None:
+        if _as_wanted(facts, wanted, stored):
+            return Plan(settings, () if settings else (f"{wanted.name} is set up already.",))
+        return _enable(facts, wanted, stored, tuple(_given(stored))) + Plan(settings)
+    if stored is None or stored.private:
+        freed = () if stored is None else _freed(facts, stored)
+        return Plan((*freed, initremote(wanted), *settings))
+    if stored.sameas != wanted.sameas:
+        what = "nothing else" if stored.sameas is None else facts.description(stored.sameas)
+        raise BadSettings(
+            f"the git-annex branch has a remote {wanted.name!r} already, which is the same as {printable(what)}, and "
+            "not what is asked for here; choose another name"
+        )
+    return _enable(facts, wanted, stored, None) + Plan(settings)
+
+
+def _fresh(key: str, value: str) -> tuple[Step, ...]:
+    from cluster_remote.lifecycle.steps import Setting
+
+    return (Setting(key, value, ()),)
+
+
+def _check_same(facts: Facts, wanted: Wanted) -> None:
+    name = shlex.quote(wanted.name)
+    if not facts.ours(wanted.name):
+        raise BadSettings(
+            f"this repository has a remote {wanted.name!r} already, of another kind; choose another name, or remove it "
+            f"first: git remote remove -- {name}"
+        )
+    uuid = facts.remote_uuid(wanted.name)
+    expected = facts.config.clusters().get(wanted.sameas.cluster) if isinstance(wanted.sameas, Later) else wanted.sameas
+    if wanted.sameas is not None and uuid != expected:
+        there = "a new cluster" if expected is None else printable(facts.description(expected))
+        raise BadSettings(
+            f"the remote {wanted.name!r} of this repository is another repository ({uuid}) than what was asked for "
+            f"({there}); choose another name, or take it down first: cluster-remote remove {name}"
+        )
+
+
+def _as_wanted(facts: Facts, wanted: Wanted, stored: Stored) -> bool:
+    """Whether nothing is left to be done: the parameters are right, they are verified, and there is no new token."""
+    return (
+        facts.config.remote(wanted.name, "annex-verified") == "verified"
+        # The encryption of a remote that is the same as another is not stored; it is always none.
+        and all(stored.parameters.get(key) == value for key, value in wanted.parameters.items() if key != "encryption")
+        and not os.environ.get(TOKEN)
+    )
+
+
+def _given(stored: Stored) -> list[str]:
+    return [f"{key}={value}" for key, value in {"encryption": "none", **stored.given}.items()]
+
+
+def _enable(facts: Facts, wanted: Wanted, stored: Stored, again: tuple[str, ...] | None) -> Plan:
+    """A remote that remote.log has; what others have written there has to be agreed to."""
+    parameters = dict(wanted.parameters)
+    if stored.sameas is None:
+        # It is stored there, and cannot be changed.
+        parameters.pop("encryption", None)
+    expected = {**stored.given, **wanted.parameters}
+    accepted = facts.verified.get(stored.uuid, {})
+    strange = {
+        key: value
+        for key, value in stored.given.items()
+        if key not in _HARMLESS and not stored.private and expected[key] == value
+        # What was asked for, and what was accepted here before, is nobody else's word.
+        and wanted.parameters.get(key) != value and accepted.get(key) != value
+    }  # fmt: skip
+    changed = any(stored.given.get(key, "") != value for key, value in parameters.items() if key != "encryption")
+    step = Enable(
+        wanted.name,
+        tuple(f"{key}={value}" for key, value in parameters.items()),
+        again,
+        shares=changed and not stored.private,
+    )
+    questions: tuple[str, ...] = ()
+    if strange:
+        shown = ", ".join(f"{key}={printable(value)}" for key, value in sorted(strange.items()))
+        questions = (f"The configuration of {wanted.name} comes from the git-annex branch: {shown}. Use it?",)
+    return Plan((step, Verify(wanted.name, expected)), questions=questions)
+
+
+def recreated(facts: Facts, name: str, stored: Stored | None) -> tuple[Step, ...]:
+    """The steps that make a remote of ours again as it is now."""
+    if stored is None:
+        return ()
+    private = stored.private
+    wanted = Wanted(name, stored.sameas, {"encryption": "none", **stored.given}, private)
+    made: tuple[Step, ...]
+    made = (initremote(wanted),) if private else (Enable(name, tuple(_given(stored)), None), Verify(name, stored.given))
+    kept = ("annex-cost", "annex-sync")
+    values = ((f"remote.{name}.{key}", facts.config.remote(name, key)) for key in kept)
+    return made + tuple(step for key, value in values if value is not None for step in _fresh(key, value))
+
+
+def _freed(facts: Facts, stored: Stored) -> tuple[Step, ...]:
+    """Takes a private remote out of git-annex's log that has been taken out of git's configuration by hand.
+
+    git-annex would refuse its name. It has to find it in the configuration to know that it is private.
+    """
+    uuid = stored.sameas or stored.uuid
+    values = {
+        "annex-private": "true",
+        "annex-externaltype": "cluster",
+        "annex-uuid": uuid.text,
+        "annex-config-uuid": stored.uuid.text,
+    }
+    settings = [step for key, value in values.items() for step in facts.setting(f"remote.{stored.name}.{key}", value)]
+    return (*settings, TakeOut(stored.name))

@@ -1,0 +1,153 @@
+"""Planning a cluster of this repository's own remotes, which needs no server. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from cluster_remote.lifecycle.facts import Facts
+from cluster_remote.lifecycle.names import checked_remote, cluster_name
+from cluster_remote.lifecycle.nodes import Change, check_node, plan_change
+from cluster_remote.lifecycle.remotes import Wanted, plan_remote
+from cluster_remote.lifecycle.steps import InitCluster, Later, Plan, Step
+from cluster_remote.p2p.key import UUID
+from cluster_remote.p2p.text import printable
+from cluster_remote.remote.settings import BadSettings
+
+__all__ = ["Request", "joined", "plan_serverless"]
+
+# The cost of a cluster without a server, below that of every node, so that git annex sync uploads once.
+_COST = 50
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user wants of a set-up; what is empty was not said. `parameters` are those of initremote."""
+
+    name: str
+    url: str = ""
+    nodes: tuple[str, ...] = ()
+    cluster: str = ""
+    parameters: dict[str, str] = field(default_factory=dict)
+    share: bool = False
+    node_remotes: bool = True
+
+    @property
+    def counts_as_one(self) -> bool:
+        """Whether the remote gets a UUID of its own."""
+        return self.parameters.get("tracking") == "remote"
+
+
+def joined(facts: Facts, request: Request, nodes: Iterable[UUID]) -> tuple[str, UUID | None]:
+    """The cluster that is meant: its name in this repository, and its UUID (None: to be made). Raises BadSettings."""
+    own = facts.config.clusters()
+    if request.cluster:
+        return _named(facts, request, own)
+    uuid = facts.remote_uuid(request.name)
+    if facts.ours(request.name):
+        for name, each in own.items():
+            if each == uuid:
+                return name, each
+    name = cluster_name(request.name)
+    if name in own:
+        return name, own[name]
+    asked = frozenset(nodes)
+    listed = {each: facts.logs.clusters.nodes(each) for each in facts.clusters_called(name)}
+    fitting = sorted(each for each in listed if listed[each] & asked)
+    if len(fitting) > 1:
+        raise BadSettings(
+            f"several clusters are called {name} and have these nodes; say which with --cluster: "
+            f"{', '.join(map(str, fitting))}"
+        )
+    # One without nodes is left from a set-up that was undone, or from one that was taken down.
+    return name, next(iter(fitting or sorted(each for each in listed if not listed[each])), None)
+
+
+def _named(facts: Facts, request: Request, own: dict[str, UUID]) -> tuple[str, UUID | None]:
+    text = request.cluster.lower()
+    for name, uuid in own.items():
+        if text in (name, uuid.text):
+            return name, uuid
+    try:
+        uuid = UUID.parse(text)
+    except ValueError:
+        name = cluster_name(text)
+        found = sorted(facts.clusters_called(name))
+        if len(found) > 1:
+            raise BadSettings(
+                f"--cluster {text}: several are called so; give the UUID: {', '.join(map(str, found))}"
+            ) from None
+        return name, found[0] if found else None
+    if uuid not in facts.logs.clusters.members:
+        raise BadSettings(
+            f"--cluster {text}: this repository knows no such cluster; git annex sync --no-content, or git fetch, "
+            "brings what others know"
+        )
+    for wanted in (facts.called(uuid) or "", request.name):
+        try:
+            name = cluster_name(wanted)
+        except BadSettings:
+            continue
+        if name not in own:
+            return name, uuid
+    raise BadSettings(
+        f"this repository has another cluster called {request.name} already; choose another name for the remote"
+    )
+
+
+def plan_serverless(facts: Facts, request: Request) -> Plan:
+    """The steps for a cluster of this repository's remotes. Raises BadSettings."""
+    checked_remote(request.name)
+    asked = {remote: check_node(facts, remote) for remote in request.nodes}
+    name, uuid = joined(facts, request, asked.values())
+    new = uuid is None
+    listed = frozenset[UUID]() if uuid is None else facts.logs.clusters.nodes(uuid)
+    nodes = list(request.nodes)
+    if not nodes:
+        # Those that are here: of a cluster that is joined, the ones that it has already.
+        nodes = [each for each in facts.config.remotes() if _can_join(facts, each, listed)]
+        if not nodes:
+            raise BadSettings(_without_nodes(facts, request, uuid))
+    hidden = request.counts_as_one and request.parameters.get("encryption", "none") != "none"
+    steps: list[Step] = [facts.guard()]
+    if new:
+        steps.append(InitCluster(name))
+    else:
+        assert uuid is not None
+        steps += facts.setting(f"annex.cluster.{name}", uuid.text)
+    change = plan_change(facts, Change(name, uuid, nodes, hidden=hidden))
+    members = [*nodes, *facts.nodes_here(name)]
+    costs = [cost for remote in members if (cost := facts.cost(remote)) is not None]
+    config = {"annex-cost": f"{min([_COST, *(cost - 1 for cost in costs)]):g}"}
+    if request.counts_as_one:
+        wanted = Wanted(request.name, None, {**request.parameters, "cluster": name}, False, config)
+    else:
+        wanted = Wanted(request.name, uuid or Later(name), request.parameters, not request.share, config)
+    notes: tuple[str, ...] = ()
+    if uuid is not None and name not in facts.config.clusters() and listed:
+        titles = ", ".join(sorted(printable(facts.description(each)) for each in listed))
+        notes = (f"This joins the cluster {name} ({uuid}), whose nodes are {titles}.",)
+    return Plan(notes=notes) + Plan(tuple(steps)) + change + plan_remote(facts, wanted)
+
+
+def _can_join(facts: Facts, remote: str, listed: frozenset[UUID]) -> bool:
+    if facts.remote_uuid(remote) not in listed or facts.ours(remote):
+        return False
+    try:
+        check_node(facts, remote)
+    except BadSettings:
+        return False
+    return True
+
+
+def _without_nodes(facts: Facts, request: Request, uuid: UUID | None) -> str:
+    if uuid is None:
+        return (
+            f"there is nothing called {request.name} that could be set up: give the URL of a gateway, or --node REMOTE "
+            "for each remote of this repository that is to be a node"
+        )
+    titles = ", ".join(sorted(printable(facts.description(each)) for each in facts.logs.clusters.nodes(uuid)))
+    return (
+        f"no node of the cluster {request.name} is a remote of this repository; make some of them remotes (git remote "
+        f"add NODE URL), or give the URL of a gateway. Its nodes are {titles or 'none'}"
+    )

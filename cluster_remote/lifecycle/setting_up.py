@@ -1,0 +1,153 @@
+"""Setting up: what the user wants, and what the repository has, become one plan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from cluster_remote.lifecycle.facts import Facts, Stored
+from cluster_remote.lifecycle.gateway import address_of, fetch_logs, gateways, known, plan_gateway, server_at, unknown
+from cluster_remote.lifecycle.names import checked_remote, cluster_name
+from cluster_remote.lifecycle.nodes import uninitialised, unread
+from cluster_remote.lifecycle.remotes import Wanted, plan_remote
+from cluster_remote.lifecycle.serverless import Request, plan_serverless
+from cluster_remote.lifecycle.steps import Command, Plan, Runner
+from cluster_remote.p2p.key import UUID
+from cluster_remote.p2p.text import printable
+from cluster_remote.remote.settings import BadSettings
+
+__all__ = ["plan_setup", "prepare"]
+
+
+def prepare(facts: Facts, request: Request) -> Plan:
+    """What has to be done before there can be a plan: repositories on this machine that git-annex does not know yet."""
+    return Plan(
+        tuple(
+            step
+            for remote, path in uninitialised(facts, request.nodes)
+            for step in (
+                Command(("git", "-C", str(path), "annex", "init")),
+                Command(("git", "fetch", "--quiet", "--", remote)),
+            )
+        )
+    )
+
+
+async def plan_setup(facts: Facts, request: Request, runner: Runner) -> Plan:
+    """The plan for a set-up. Contacts the gateway, and may fetch its git-annex branch; changes nothing else.
+
+    Raises BadSettings, SessionError, AnnexError.
+    """
+    await facts.old_program()
+    if not request.name:
+        request = _anything(facts, request)
+    checked_remote(request.name)
+    if not request.url and not request.nodes:
+        request = _filled_in(facts, request)
+        if not request.url and not request.nodes and (shared := _shared(facts, request)) is not None:
+            return shared
+    if not request.url:
+        if unread(facts, request.nodes):
+            # git-annex finds out which repositories its remotes are when it starts.
+            await facts.repository.run("git", "annex", "info", "--fast", "--json", timeout=120.0)
+            facts = await Facts.read(facts.repository)
+        return plan_serverless(facts, request)
+    address = address_of(facts, request.url)
+    if request.counts_as_one:
+        parameters = {**request.parameters, "url": str(address)}
+        if request.cluster:
+            parameters["cluster"] = request.cluster
+        return Plan((facts.guard(),)) + plan_remote(facts, Wanted(request.name, None, parameters, False))
+    server = await server_at(facts, request.name, address)
+    if not known(facts, server):
+        if await fetch_logs(facts, server, address, runner):
+            facts = await Facts.read(facts.repository)
+        if not known(facts, server):
+            raise unknown(server, request.name, address)
+    return plan_gateway(facts, request, address, server)
+
+
+def _filled_in(facts: Facts, request: Request) -> Request:
+    """A request of a name only: what is here by that name says how it is to be set up."""
+    stored = facts.stored_of(request.name) if facts.ours(request.name) else None
+    if stored is not None and stored.parameters.get("url") and "cluster" not in stored.parameters:
+        given = {key: value for key, value in stored.given.items() if key not in {"encryption", "url"}}
+        parameters = {**given, **request.parameters}
+        if stored.sameas is None and stored.parameters.get("encryption", "none") != "none":
+            return request
+        share = request.share or not stored.private
+        return replace(request, url=stored.parameters["url"], parameters=parameters, share=share)
+    if stored is not None or any(not each.private for each in facts.stored_called(request.name)):
+        return request
+    try:
+        name = cluster_name(request.cluster or request.name)
+    except BadSettings:
+        return request
+    if name in facts.config.clusters():
+        return request
+    wanted = facts.clusters_called(name)
+    if request.cluster:
+        try:
+            wanted = frozenset({UUID.parse(request.cluster)})
+        except ValueError:
+            pass
+    here = {facts.remote_uuid(each) for each in facts.config.remotes() if not facts.ours(each)}
+    for cluster in sorted(wanted):
+        if facts.logs.clusters.nodes(cluster) & here:
+            return request
+        for remote in gateways(facts, cluster):
+            return replace(request, url=remote, cluster=cluster.text)
+    found = list(gateways(facts))
+    if len(found) == 1 and not wanted:
+        return replace(request, url=found[0])
+    return request
+
+
+def _shared(facts: Facts, request: Request) -> Plan | None:
+    """The plan for a remote that somebody shared under this name; None where nobody did."""
+    stored = next(iter(facts.stored_called(request.name)), None)
+    if stored is None or (stored.private and request.name not in facts.config.remotes()):
+        return None
+    if stored.sameas is not None and not stored.parameters.get("url"):
+        # A cluster of the remotes here, which has to be put together in this repository.
+        return None
+    parameters = {"encryption": "none", **request.parameters} if stored.sameas is not None else request.parameters
+    parameters = {key: value for key, value in parameters.items() if key in {"encryption", "timeout"}}
+    wanted = Wanted(request.name, stored.sameas, parameters, stored.private)
+    return Plan((facts.guard(),)) + plan_remote(facts, wanted)
+
+
+def _anything(facts: Facts, request: Request) -> Request:
+    """The one cluster that others share and that is not set up here. Raises BadSettings."""
+    here = facts.config.remotes()
+    waiting = [each for each in facts.stored if not each.private and _waits(facts, each)]
+    if len(waiting) == 1:
+        return replace(request, name=waiting[0].name)
+    if waiting:
+        raise BadSettings(f"there are several; say which: {_listed(each.name for each in waiting)}")
+    names = {name: uuid for each in facts.logs.proxied.values() for name, uuid in each.items() if uuid.is_cluster}
+    reachable = {
+        name: uuid for name, uuid in names.items() if name not in here and next(gateways(facts, uuid), None) is not None
+    }
+    if len(set(reachable.values())) == 1:
+        name, uuid = next(iter(reachable.items()))
+        return replace(request, name=name, cluster=uuid.text, url=next(gateways(facts, uuid)))
+    if reachable:
+        raise BadSettings(f"there are several clusters; say which: {_listed(reachable)}")
+    done = [each for each in here if facts.ours(each)]
+    raise BadSettings(
+        "nothing in the git-annex branch waits to be set up"
+        + (f" (there is {printable(', '.join(done))})" if done else "")
+        + "; give a NAME, and the URL of a gateway or --node REMOTE for each node"
+    )
+
+
+def _waits(facts: Facts, stored: Stored) -> bool:
+    if stored.name not in facts.config.remotes():
+        # The remotes of single nodes come with their cluster's.
+        return stored.sameas is None or stored.sameas.is_cluster
+    return facts.ours(stored.name) and facts.config.remote(stored.name, "annex-verified") != "verified"
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(sorted(f"cluster-remote setup {printable(name)}" for name in names))

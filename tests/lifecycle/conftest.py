@@ -1,0 +1,77 @@
+"""A repository with its nodes as remotes, and clones of it."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.environment import Environment, temporary_environment
+from tests.support.repositories import Cluster, Repository, make_cluster
+
+
+@pytest.fixture
+def environment() -> Iterator[Environment]:
+    with temporary_environment() as environment:
+        yield environment
+
+
+@pytest.fixture
+def cluster(environment: Environment) -> Cluster:
+    """Three nodes that are remotes of `cluster.gateway`; they are a cluster already, of another name."""
+    return make_cluster(environment, environment.directory / "c")
+
+
+@pytest.fixture
+def work(cluster: Cluster) -> Repository:
+    """The repository that has node1, node2 and node3 as remotes."""
+    return cluster.gateway
+
+
+def second_computer(cluster: Cluster, *nodes: int, name: str = "desktop") -> Repository:
+    """A clone of the work repository that has some of the nodes as remotes, and all that is known."""
+    clone = cluster.clone(name)
+    for number in nodes:
+        clone.git("remote", "add", f"node{number}", cluster.nodes[number - 1].path)
+    clone.git("fetch", "--quiet", "--all")
+    clone.annex("info", "--fast")
+    return clone
+
+
+def cluster_remote(where: Repository, *arguments: str, code: int = 0, env: dict[str, str] | None = None) -> str:
+    """Runs the command; everything that it wrote. Raises AssertionError for another exit code than that."""
+    done = where.environment.run("cluster-remote", *arguments, cwd=where.path, check=False, timeout=120, env=env)
+    text = os.fsdecode(done.stdout + done.stderr)
+    assert done.returncode == code, text
+    assert "Traceback" not in text
+    assert "git-annex: git [" not in text
+    return text
+
+
+def members(where: Repository, uuid: str | None) -> set[str]:
+    """The nodes of a cluster by cluster.log."""
+    assert uuid
+    where.annex("group", "here")
+    log = os.fsdecode(where.git("show", "git-annex:cluster.log").stdout)
+    lines = sorted(
+        (float(line.split(" ")[0].rstrip("s")), line.split(" ")) for line in log.splitlines() if uuid in line
+    )
+    return set(filter(None, lines[-1][1][2:])) if lines else set()
+
+
+def failing(environment: Environment, command: str, what: str = "echo out of order >&2; exit 1") -> None:
+    """Has one command of git-annex fail, or do something else, from now on."""
+    real = shlex.quote(str(environment.which("git-annex")))
+    environment.program("git-annex", f'#!/bin/sh\nif [ "$1" = {command} ]; then {what}; fi\nexec {real} "$@"\n')
+
+
+def state(where: Repository) -> tuple[bytes, dict[str, set[str]]]:
+    """The configuration of a repository, and who is a node of what."""
+    where.annex("group", "here")
+    log = os.fsdecode(where.git("show", "git-annex:cluster.log").stdout)
+    clusters = {line.split(" ")[1] for line in log.splitlines()}
+    return where.git("config", "--list", "--local").stdout, {
+        each: found for each in clusters if (found := members(where, each))
+    }

@@ -1,0 +1,202 @@
+"""cluster-remote setup without a server: planned, checked, undone where it fails; joined from other clones."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.lifecycle.conftest import cluster_remote, failing, members, second_computer, state
+from tests.support.processes import end_group
+from tests.support.repositories import Cluster, Repository
+
+
+def test_another_cluster_of_the_same_nodes_leaves_the_first_one_as_it_is(cluster: Cluster, work: Repository) -> None:
+    cluster_remote(work, "setup", "offsite", "--node", "node1", "--node", "node2")
+    assert work.config("remote.node1.annex-cluster-node") == "mycluster offsite"
+    assert members(work, cluster.uuid) == {node.uuid for node in cluster.nodes}
+    assert members(work, work.config("annex.cluster.offsite")) == {node.uuid for node in cluster.nodes[:2]}
+
+
+def test_a_dry_run_shows_the_commands_and_changes_nothing(work: Repository) -> None:
+    before = state(work)
+    text = cluster_remote(work, "setup", "offsite", "--node", "node1", "--dry-run")
+    assert "git annex initcluster offsite" in text
+    assert "git annex initremote offsite '--sameas=" in text or "--sameas=$(git config annex.cluster.offsite)" in text
+    assert state(work) == before
+
+
+@pytest.mark.parametrize("command", ["initcluster", "updatecluster", "initremote"])
+def test_a_step_that_fails_undoes_those_before_it(work: Repository, command: str) -> None:
+    before = state(work)
+    failing(work.environment, command)
+    text = cluster_remote(work, "setup", "offsite", "--node", "node1", "--node", "node2", code=1)
+    assert "out of order" in text
+    assert state(work) == before
+    work.environment.program("git-annex", f'#!/bin/sh\nexec {work.environment.which("git-annex")} "$@"\n')
+    # The name is not burnt.
+    cluster_remote(work, "setup", "offsite", "--node", "node1", "--node", "node2")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_interrupt_ends_the_command_that_is_under_way_and_undoes_the_rest(
+    work: Repository, tmp_path: Path, number: signal.Signals
+) -> None:
+    before = state(work)
+    failing(work.environment, "updatecluster", f"echo $$ > {tmp_path}/pid; exec sleep 60")
+    process = work.environment.popen("cluster-remote", "setup", "offsite", "--node", "node1", cwd=work.path)
+    try:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "pid").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        os.kill(process.pid, number)
+        process.communicate(timeout=30)
+    finally:
+        end_group(process.pid)
+    assert process.returncode == 130
+    assert state(work) == before
+
+
+def test_a_node_that_git_annex_does_not_take_is_refused_before_anything_is_changed(work: Repository) -> None:
+    there = work.path.parent / "export"
+    there.mkdir()
+    work.annex("initremote", "exp", "type=directory", f"directory={there}", "encryption=none", "exporttree=yes")
+    before = state(work)
+    assert "annexobjects=yes" in cluster_remote(work, "setup", "offsite", "--node", "node1", "--node", "exp", code=2)
+    assert state(work) == before
+
+
+def test_git_annex_taking_a_node_only_with_a_warning_is_a_failure(work: Repository) -> None:
+    before = state(work)
+    # As where it does not say no to a node, and records the others.
+    failing(work.environment, "updatecluster", "echo Cannot use this remote; exit 0")
+    assert "did not take node1" in cluster_remote(work, "setup", "offsite", "--node", "node1", code=1)
+    assert state(work) == before
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("http://127.0.0.1:1/x.git", "no way leads"),
+        ("tor-annex::abc.onion:1", "no way leads"),
+        ("inside", "inside the work tree"),
+    ],
+)
+def test_a_node_that_no_way_leads_to_is_refused(cluster: Cluster, work: Repository, url: str, said: str) -> None:
+    work.git("remote", "add", "odd", str(work.path / "inside") if url == "inside" else url)
+    work.git("config", "remote.odd.annex-uuid", "11111111-1111-4111-8111-111111111111")
+    before = state(work)
+    assert said in cluster_remote(work, "setup", "offsite", "--node", "odd", code=2)
+    assert state(work) == before
+
+
+def test_a_cluster_is_no_node(cluster: Cluster, work: Repository) -> None:
+    cluster_remote(work, "setup", "all", "--cluster", "mycluster")
+    before = state(work)
+    assert "is a cluster itself" in cluster_remote(work, "setup", "offsite", "--node", "all", code=2)
+    assert state(work) == before
+
+
+@pytest.mark.parametrize("name", ["-x", "--upload-pack=touch pwned", "a b", "a..b", "x.lock", "x\x1b[2J", ""])
+def test_what_cannot_be_the_name_of_a_remote_is_refused(work: Repository, name: str) -> None:
+    before = state(work)
+    text = cluster_remote(work, "setup", "--node", "node1", "--", name or "/", code=2)
+    assert "\x1b" not in text
+    assert state(work) == before
+
+
+@pytest.mark.parametrize(("name", "other"), [("my_disks", "my-disks"), ("2disks", "c-2disks"), ("été", "ete")])
+def test_where_git_holds_no_such_cluster_one_that_works_is_named(work: Repository, name: str, other: str) -> None:
+    before = state(work)
+    assert f"such as {other}" in cluster_remote(work, "setup", name, "--node", "node1", code=2)
+    assert state(work) == before
+    cluster_remote(work, "setup", name, "--node", "node1", "--cluster", other)
+    assert work.config(f"annex.cluster.{other}")
+
+
+def test_capitals_are_kept_in_the_remote_and_go_in_the_cluster(work: Repository) -> None:
+    cluster_remote(work, "setup", "Photos", "--node", "node1")
+    assert work.config("remote.Photos.annex-uuid") == work.config("annex.cluster.photos")
+    assert "set up already" in cluster_remote(work, "setup", "Photos", "--node", "node1")
+
+
+def test_a_disk_that_git_annex_does_not_know_yet_is_initialised(cluster: Cluster, work: Repository) -> None:
+    work.environment.run("git", "clone", "--quiet", work.path, work.path.parent / "fresh")
+    work.git("remote", "add", "fresh", work.path.parent / "fresh")
+    cluster_remote(work, "setup", "offsite", "--node", "fresh")
+    key = work.add("f", b"content")
+    work.annex("copy", "--to", "offsite", "f")
+    assert Repository(work.path.parent / "fresh", work.environment).has_object(key)
+
+
+def test_a_second_computer_joins_by_name_with_the_nodes_it_has(cluster: Cluster, work: Repository) -> None:
+    cluster_remote(work, "setup", "mycluster")
+    desktop = second_computer(cluster, 1, 2)
+    cluster_remote(desktop, "setup", "mycluster", "--node", "node1", "--node", "node2")
+    assert desktop.config("remote.mycluster.annex-uuid") == cluster.uuid
+    assert members(desktop, cluster.uuid) == {node.uuid for node in cluster.nodes}
+    key = desktop.add("f", b"from the desktop")
+    desktop.annex("copy", "--to", "mycluster", "f")
+    assert cluster.holders(key) == [True, True, False]
+
+
+@pytest.mark.parametrize("how", ["uuid", "name"])
+def test_another_name_joins_the_cluster_that_is_given(cluster: Cluster, how: str) -> None:
+    desktop = second_computer(cluster, 1)
+    given = cluster.uuid if how == "uuid" else "MyCluster"
+    cluster_remote(desktop, "setup", "everywhere", "--node", "node1", "--cluster", given)
+    assert desktop.config("remote.everywhere.annex-uuid") == cluster.uuid
+    assert desktop.config("annex.cluster.mycluster") == cluster.uuid
+
+
+def test_a_node_added_on_a_second_computer_does_not_take_the_others_out(cluster: Cluster, work: Repository) -> None:
+    desktop = second_computer(cluster, 1)
+    attic = desktop.path.parent / "attic"
+    attic.mkdir()
+    desktop.annex("initremote", "attic", "type=directory", f"directory={attic}", "encryption=none")
+    uuid = desktop.config("remote.attic.annex-uuid")
+    cluster_remote(desktop, "setup", "mycluster", "--node", "attic", "--node", "node1", "--cluster", cluster.uuid)
+    assert members(desktop, cluster.uuid) == {*(node.uuid for node in cluster.nodes), uuid}
+    key = desktop.add("f", b"content")
+    desktop.annex("copy", "--to", "mycluster", "f")
+    assert {cluster.nodes[0].uuid, uuid} <= desktop.locations(key)
+
+
+def test_a_cluster_that_nobody_knows_is_not_joined(cluster: Cluster) -> None:
+    desktop = second_computer(cluster, 1)
+    before = state(desktop)
+    unknown = "ac000000-0000-8000-8000-000000000000"
+    assert "knows no such" in cluster_remote(desktop, "setup", "x", "--node", "node1", "--cluster", unknown, code=2)
+    assert state(desktop) == before
+
+
+def test_a_cluster_that_was_taken_down_by_hand_can_be_set_up_again(work: Repository) -> None:
+    cluster_remote(work, "setup", "offsite", "--node", "node1")
+    work.git("remote", "remove", "offsite")
+    work.git("config", "remote.node1.annex-cluster-node", "mycluster")
+    work.annex("updatecluster")
+    work.git("config", "--unset", "annex.cluster.offsite")
+    cluster_remote(work, "setup", "offsite", "--node", "node1", "--node", "node2")
+    key = work.add("f", b"content")
+    work.annex("copy", "--to", "offsite", "f")
+    assert work.config("remote.offsite.annex-private") == "true"
+    assert len(work.locations(key)) == 3
+
+
+def test_a_private_remote_is_shared_afterwards(work: Repository) -> None:
+    cluster_remote(work, "setup", "offsite", "--node", "node1")
+    cluster_remote(work, "setup", "offsite", "--node", "node1", "--share")
+    assert b"sameas-name=offsite" in work.git("show", "git-annex:remote.log").stdout
+    assert work.config("remote.offsite.annex-cost") == "50"
+    key = work.add("f", b"content")
+    work.annex("copy", "--to", "offsite", "f")
+    assert len(work.locations(key)) == 2
+
+
+def test_encrypted_nodes_take_no_part_in_sync(work: Repository) -> None:
+    cluster_remote(work, "setup", "vault", "--node", "node1", "--tracking", "remote", "--encryption", "shared")
+    assert work.config("remote.node1.annex-sync") == "false"
+    assert work.config("remote.node2.annex-sync") is None
