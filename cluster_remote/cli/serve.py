@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -17,7 +18,7 @@ from cluster_remote.remote.settings import BadSettings
 
 if TYPE_CHECKING:
     from cluster_remote.gateway.behind import Behind
-    from cluster_remote.gateway.listeners import Listener
+    from cluster_remote.gateway.listeners import Listener, WebAddress
     from cluster_remote.p2p.key import UUID
     from cluster_remote.transport.address import Tcp, Unix
 
@@ -35,7 +36,9 @@ def serve(
         autocompletion=clusters,
     ),
     listen: list[str] = typer.Option(
-        [], metavar="ADDRESS", help="unix:/path or tcp://host:port. May be given several times."
+        [],
+        metavar="ADDRESS",
+        help="unix:/path, tcp://host:port, http://host:port/path or https://… May be given several times.",
     ),
     stdio: bool = typer.Option(
         False, "--stdio", help="Serve one client on standard input and output: for inetd or an ssh forced command."
@@ -43,6 +46,9 @@ def serve(
     uuid: str = typer.Option(
         "", metavar="UUID", help="With --stdio: a repository behind this gateway, in place of the cluster."
     ),
+    public_read: bool = typer.Option(False, "--public-read", help="Over HTTP, let anybody read without a token."),
+    certificate: Path = typer.Option(None, help="For https://: the certificate, with its chain, as a PEM file."),
+    key: Path = typer.Option(None, help="For https://: the certificate's private key, as a PEM file."),
     timeout: float = typer.Option(60.0, min=0.1, help="Seconds without progress before a request is given up."),
     max_clients: int = typer.Option(64, min=1, help="How many clients may be connected at the same time."),
 ) -> None:
@@ -76,7 +82,10 @@ def serve(
     elif uuid:
         raise BadSettings("--uuid goes with --stdio; a client on a socket says itself what it wants (TOKEN/UUID)")
     else:
-        run(_everybody, behind, listen, max_clients)
+        if (certificate is None) != (key is None):
+            raise BadSettings("--certificate and --key go together")
+        files = None if certificate is None else (str(certificate), str(key))
+        run(_everybody, behind, listen, max_clients, public_read, files)
 
 
 def _say(line: str) -> None:
@@ -90,46 +99,63 @@ def _say(line: str) -> None:
         return
 
 
-async def _everybody(behind: Behind, addresses: list[str], clients: int) -> None:
+async def _everybody(
+    behind: Behind, addresses: list[str], clients: int, public_read: bool, certificate: tuple[str, str] | None
+) -> None:
     import signal
 
     import anyio
 
     from cluster_remote.gateway.gateway import Gateway, Limits
-    from cluster_remote.gateway.listeners import parse_listen
+    from cluster_remote.gateway.listeners import WebAddress, parse_listen
     from cluster_remote.gateway.tokens import Tokens
 
     parsed = [parse_listen(address) for address in addresses]
+    if any(isinstance(address, WebAddress) and address.tls for address in parsed) and certificate is None:
+        raise BadSettings("https:// needs --certificate and --key")
     tokens = Tokens.of(behind.repository)
-    if not tokens.all():
+    if not tokens.all() and not public_read:
         _say("warning: there are no tokens yet, so nobody can come in: cluster-remote token create")
     # Before there is a socket, which a signal would leave behind.
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         listeners = _open(parsed)
-        for listener in listeners:
+        for _, listener in listeners:
             _say(f"{listener.name}: serving {behind.cluster}")
+        limits = Limits(clients=clients)
+        gateway = Gateway(behind, tokens, behind.timeout, _say, limits)
         try:
-            await Gateway(behind, tokens, behind.timeout, _say, Limits(clients=clients)).run(listeners, signals)
+            async with anyio.create_task_group() as tasks:
+                for address, listener in listeners:
+                    if isinstance(address, WebAddress):
+                        from cluster_remote.gateway.web import Certificate, Web
+
+                        shown = Certificate(*certificate) if address.tls and certificate is not None else None
+                        web = Web(behind, tokens, _say, path=address.path, public_read=public_read, certificate=shown)
+                        tasks.start_soon(web.run, [listener], gateway.stopping, limits.to_finish)
+                plain = [listener for address, listener in listeners if not isinstance(address, WebAddress)]
+                await gateway.run(plain, signals)
         finally:
             with anyio.CancelScope(shield=True):
                 await behind.aclose()
 
 
-def _open(addresses: list[Unix | Tcp]) -> list[Listener]:
-    """All of them, or none."""
+def _open(addresses: list[Unix | Tcp | WebAddress]) -> list[tuple[Unix | Tcp | WebAddress | None, Listener]]:
+    """All of them, or none; None stands for the address of a socket that systemd has handed over."""
     from cluster_remote.gateway.listeners import handed_over, listen
 
-    listeners = handed_over(os.environ)
+    listeners: list[tuple[Unix | Tcp | WebAddress | None, Listener]] = [
+        (None, each) for each in handed_over(os.environ)
+    ]
     try:
         for address in addresses:
-            listeners += listen(address)
+            listeners += [(address, listener) for listener in listen(address)]
         if not listeners:
-            raise BadSettings("nothing to listen on: --listen unix:/path, --listen tcp://host:port, or --stdio")
+            raise BadSettings("nothing to listen on: --listen unix:/path, tcp://host:port or http://…, or --stdio")
     except BaseException:
-        for listener in listeners:
+        for _, listener in listeners:
             listener.close()
         raise
-    for listener in listeners:
+    for _, listener in listeners:
         if listener.in_the_clear:
             _say(
                 f"warning: {listener.name} can be reached over the network, where others can read tokens and contents: "

@@ -12,7 +12,7 @@ from cluster_remote.annex.branchlog import BranchLogs
 from cluster_remote.annex.errors import AnnexError
 from cluster_remote.annex.gitconfig import GitConfig
 from cluster_remote.annex.repository import Repository
-from cluster_remote.cluster.membership import chosen_cluster, open_cluster
+from cluster_remote.cluster.membership import chosen_cluster, membership, open_cluster
 from cluster_remote.cluster.reachability import Reachability
 from cluster_remote.gateway.connect import GitService
 from cluster_remote.gateway.errors import NotServed
@@ -77,6 +77,19 @@ class Behind:
             raise NotServed(f"this gateway does not stand before {uuid}")
         connect = GitService(self.repository, self.log.commit, note) if with_git else None
         return Served(uuid, session, mode, connect)
+
+    async def nodes(self) -> list[tuple[str, UUID, str]]:
+        """The nodes of the cluster: what each is called, its UUID, and whether it is left out at the moment."""
+        config, logs = await self._config(), await BranchLogs.read(self.repository)
+        place = self.repository.work_tree or self.repository.git_dir
+        return [
+            (
+                member.description or member.name,
+                member.uuid,
+                "could not be reached" if self._reachability.resting(member.name) else "in use",
+            )
+            for member in membership(config, logs, place, self.cluster.text).members
+        ]
 
     async def _proxied(self) -> frozenset[UUID]:
         proxied = (await BranchLogs.read(self.repository, ["proxy.log"])).proxied

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cluster_remote.annex.errors import AnnexError
 
-__all__ = ["CannotListen", "GatewayError", "NotServed", "TokensUnusable", "UnknownToken"]
+__all__ = ["CannotListen", "GatewayError", "NotAllowed", "NotServed", "TokensUnusable", "UnknownToken"]
 
 
 class GatewayError(AnnexError):
@@ -25,3 +25,12 @@ class TokensUnusable(GatewayError):
 
 class UnknownToken(GatewayError):
     """There is no token with this id."""
+
+
+class NotAllowed(GatewayError):
+    """A request over HTTP that its sender may not make. `status` and `headers` are those of the answer."""
+
+    def __init__(self, words: str, status: int, headers: dict[str, str] | None = None) -> None:
+        super().__init__(words)
+        self.status = status
+        self.headers = headers

@@ -76,6 +76,8 @@ class Gateway:
         self._count = _Count()
         self._closing = Closing()
         self._nobody_left = anyio.Event()
+        self.stopping = anyio.Event()
+        """Set when the gateway has been told to stop."""
 
     async def run(self, listeners: Sequence[Listener], signals: AsyncIterator[signal.Signals]) -> None:
         """Serves until there is a signal; then lets requests finish, for some time; a second signal ends them.
@@ -97,6 +99,7 @@ class Gateway:
                 for listener in listeners:
                     listener.close()
             self._closing.begin()
+            self.stopping.set()
             await self._finish(signals)
             connections.cancel_scope.cancel()
         if failures:

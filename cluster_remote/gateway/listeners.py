@@ -6,12 +6,13 @@ import errno
 import fcntl
 import ipaddress
 import os
+import re
 import socket
 import stat
 import time
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import anyio
@@ -21,9 +22,10 @@ from cluster_remote.p2p.descriptor import DescriptorConnection
 from cluster_remote.p2p.errors import ConnectionLost
 from cluster_remote.transport.address import BadAddress, Tcp, Unix, parse_address
 
-__all__ = ["Listener", "SocketConnection", "handed_over", "listen", "parse_listen"]
+__all__ = ["Listener", "SocketConnection", "WebAddress", "handed_over", "listen", "parse_listen"]
 
 _BACKLOG = 64
+_HTTP, _HTTPS = 80, 443
 # What Linux takes as the path of a unix socket, in bytes.
 _MAX_PATH = 107
 # Seconds to wait for another gateway that starts in the same directory, and between two looks.
@@ -108,18 +110,48 @@ class Listener:
         self.socket.close()
 
 
-def parse_listen(text: str) -> Unix | Tcp:
-    """Reads an address to listen on. Raises BadAddress."""
+@dataclass(frozen=True)
+class WebAddress:
+    """Where to listen for HTTP. `path` is what the paths of all requests begin with: `/data`, or nothing."""
+
+    tcp: Tcp
+    path: str = ""
+    tls: bool = False
+
+    def __str__(self) -> str:
+        return f"http{'s' if self.tls else ''}://{str(self.tcp).removeprefix('tcp://')}{self.path or '/'}"
+
+
+def parse_listen(text: str) -> Unix | Tcp | WebAddress:
+    """Read an address to listen on. Raises BadAddress."""
+    scheme, colon, rest = text.partition("://")
+    if colon and scheme.lower() in ("http", "https"):
+        authority, slash, path = rest.partition("/")
+        path = (slash + path).rstrip("/")
+        if not re.fullmatch(r"(/[A-Za-z0-9._~-]+)*", path):
+            raise BadAddress(f"{text!r}: a path to serve at consists of letters, digits, and . _ ~ -")
+        tls = scheme.lower() == "https"
+        port = "" if re.search(r":[0-9]+$", authority) else f":{_HTTPS if tls else _HTTP}"
+        address = parse_address(f"tcp://{authority}{port}")
+        assert isinstance(address, Tcp)
+        return WebAddress(address, path, tls)
     address = parse_address(text)
     if not isinstance(address, Unix | Tcp):
-        raise BadAddress(f"a gateway listens on unix:/path or tcp://host:port, not on {text!r}")
+        raise BadAddress(
+            f"a gateway listens on unix:/path, tcp://host:port or http[s]://host[:port][/path], not on {text!r}"
+        )
     if address.node is not None:
         raise BadAddress(f"{text!r}: ?node= is for clients; every repository behind a gateway is at the same address")
     return address
 
 
-def listen(address: Unix | Tcp) -> list[Listener]:
-    """Listens on an address; on all of them, where a host's name has several. Raises CannotListen."""
+def listen(address: Unix | Tcp | WebAddress) -> list[Listener]:
+    """Listen on an address; on all of them, where a host's name has several. Raises CannotListen."""
+    if isinstance(address, WebAddress):
+        return [
+            replace(listener, name=str(address), in_the_clear=listener.in_the_clear and not address.tls)
+            for listener in _listen_tcp(address.tcp)
+        ]
     return [_listen_unix(address)] if isinstance(address, Unix) else _listen_tcp(address)
 
 

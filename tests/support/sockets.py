@@ -155,3 +155,34 @@ def _pump(source: socket.socket, target: socket.socket) -> None:
         for one in (source, target):
             with contextlib.suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)
+
+
+@contextlib.contextmanager
+def serve_p2phttp(repository: Repository, *options: str, env: dict[str, str] | None = None) -> Iterator[int]:
+    """Serve a repository, its cluster and its nodes by `git annex p2phttp` on 127.0.0.1: the port.
+
+    `options` come in place of `--wideopen`. The server is gone at the end.
+
+    Raises:
+        AssertionError: the server ended at once, or did not listen within `START_SECONDS`.
+    """
+    port = free_port()
+    server = repository.environment.popen(
+        "git-annex", "p2phttp", "-J4", "--bind=127.0.0.1", f"--port={port}", *(options or ("--wideopen",)),
+        cwd=repository.path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env,
+    )  # fmt: skip
+    try:
+        assert wait_until(lambda: server.poll() is not None or _accepts_tcp(port), START_SECONDS), "p2phttp is silent"
+        assert server.poll() is None, f"git annex p2phttp exited with {server.returncode}"
+        yield port
+    finally:
+        end_group(server.pid)
+        assert server.stdin is not None
+        server.stdin.close()
+        server.wait(START_SECONDS)
+
+
+def _accepts_tcp(port: int) -> bool:
+    """Whether somebody listens on a TCP port of 127.0.0.1."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0

@@ -1,0 +1,200 @@
+"""The gateway's own git repository over git's smart HTTP, by `git http-backend`: clone, fetch and push.
+
+And `config`, which git-annex reads from every repository that git reaches over HTTP (observed with git-annex
+10.20261026): from it a clone learns the repository's UUID and where its content is served.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TYPE_CHECKING
+
+import anyio
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+
+from cluster_remote.annex import child
+from cluster_remote.annex.errors import AnnexError, CommandFailed
+from cluster_remote.annex.repository import foreign_environment
+from cluster_remote.gateway.errors import NotAllowed
+from cluster_remote.p2p.messages import Connect
+
+if TYPE_CHECKING:
+    from anyio.abc import Process
+
+    from cluster_remote.annex.repository import Repository
+
+__all__ = ["GitHttp"]
+
+# Seconds in which neither git nor its client says anything, after which both are given up. A hook may take its time.
+_SILENCE = 3600.0
+_CHUNK = 64 * 1024
+# Bytes of the header lines that git http-backend prints.
+_LONGEST_HEADER = 64 * 1024
+
+
+class GitHttp:
+    """`admit` says who may have a service (git-upload-pack, git-receive-pack), and raises NotAllowed; `before_fetch`
+    brings the repository's branches up to date; `config` is what is served under that name."""
+
+    def __init__(
+        self,
+        repository: Repository,
+        admit: Callable[[Request, Connect], Awaitable[str]],
+        before_fetch: Callable[[], Awaitable[None]],
+        config: Callable[[Request], Awaitable[str]],
+        note: Callable[[str], None],
+    ) -> None:
+        self._repository = repository
+        self._admit = admit
+        self._before_fetch = before_fetch
+        self._config = config
+        self._note = note
+
+    def routes(self) -> list[Route]:
+        """Where requests come in, for Starlette."""
+        return [
+            Route("/config", self._answer_config),
+            Route("/info/refs", self._answer_refs),
+            Route("/git-upload-pack", self._answer_service, methods=["POST"]),
+            Route("/git-receive-pack", self._answer_service, methods=["POST"]),
+        ]
+
+    async def _answer_config(self, request: Request) -> Response:
+        try:
+            await self._admit(request, Connect("git-upload-pack"))
+        except NotAllowed as refusal:
+            return _refused(refusal)
+        return Response(await self._config(request), media_type="text/plain")
+
+    async def _answer_refs(self, request: Request) -> Response:
+        service = request.query_params.get("service", "")
+        if service not in ("git-upload-pack", "git-receive-pack"):
+            # What git sends that does not speak smart HTTP.
+            return Response("this repository is served by git's smart HTTP only\n", 403, media_type="text/plain")
+        return await self._serve(request, service, "/info/refs")
+
+    async def _answer_service(self, request: Request) -> Response:
+        service = request.url.path.rpartition("/")[2]
+        return await self._serve(request, service, f"/{service}")
+
+    async def _serve(self, request: Request, service: str, path: str) -> Response:
+        try:
+            user = await self._admit(request, Connect(service))
+        except NotAllowed as refusal:
+            return _refused(refusal)
+        if service == "git-upload-pack":
+            try:
+                await self._before_fetch()
+            except AnnexError as error:
+                # What can be fetched is old then, but not wrong.
+                self._note(str(error))
+        environment = foreign_environment() | {
+            "GIT_PROJECT_ROOT": str(self._repository.git_dir),
+            "GIT_HTTP_EXPORT_ALL": "1",
+            "PATH_INFO": path,
+            "REQUEST_METHOD": request.method,
+            "QUERY_STRING": request.url.query,
+            "CONTENT_TYPE": request.headers.get("content-type", ""),
+            "REMOTE_USER": user,
+            "REMOTE_ADDR": request.client.host if request.client is not None else "",
+            "GIT_PROTOCOL": request.headers.get("git-protocol", ""),
+            # Who may push has been decided; git's own switch for it would have to be set in the repository.
+            "GIT_CONFIG_COUNT": "1",
+            "GIT_CONFIG_KEY_0": "http.receivepack",
+            "GIT_CONFIG_VALUE_0": "true",
+        }
+        if "content-encoding" in request.headers:
+            environment["HTTP_CONTENT_ENCODING"] = request.headers["content-encoding"]
+        if "content-length" in request.headers:
+            environment["CONTENT_LENGTH"] = request.headers["content-length"]
+        try:
+            process = await child.start(("git", "http-backend"), cwd=None, env=environment)
+        except CommandFailed as error:
+            self._note(str(error))
+            return Response("git cannot be started on the gateway\n", 500, media_type="text/plain")
+        return await _Backend(process, request, self._note).response()
+
+
+def _refused(refusal: NotAllowed) -> Response:
+    return Response(f"{refusal}\n", refusal.status, refusal.headers, "text/plain")
+
+
+class _Backend:
+    """One run of git http-backend: the request's body goes in, headers and the answer come out."""
+
+    def __init__(self, process: Process, request: Request, note: Callable[[str], None]) -> None:
+        self._process = process
+        self._request = request
+        self._note = note
+        self._tail = child.Tail()
+
+    async def response(self) -> Response:
+        begun = False
+        try:
+            # The body is read first: an answer that begins before the request has ended confuses proxies. git's
+            # requests are small but for a push, which git http-backend reads to the end before it answers.
+            async with anyio.create_task_group() as tasks:
+                assert self._process.stderr is not None
+                tasks.start_soon(self._listen)
+                with anyio.fail_after(_SILENCE):
+                    await self._feed()
+                    headers, rest = await self._headers()
+                tasks.cancel_scope.cancel()
+            status = int(headers.pop("Status", "200").split(" ")[0])
+            begun = True
+            return StreamingResponse(self._answer(rest), status, headers)
+        except (TimeoutError, ValueError) as error:
+            self._note(f"git http-backend: {error or 'no answer'}: {self._tail.text()}")
+            return Response("git gave no answer on the gateway\n", 500, media_type="text/plain")
+        except ClientDisconnect:
+            return Response(None, 400)
+        finally:
+            if not begun:
+                await child.kill(self._process)
+
+    async def _listen(self) -> None:
+        assert self._process.stderr is not None
+        await child.drain(self._process.stderr, self._tail)
+
+    async def _feed(self) -> None:
+        stdin = self._process.stdin
+        assert stdin is not None
+        async for chunk in self._request.stream():
+            if chunk:
+                try:
+                    await stdin.send(chunk)
+                except (anyio.BrokenResourceError, anyio.ClosedResourceError):
+                    # git has heard enough; its answer says why.
+                    break
+        await stdin.aclose()
+
+    async def _headers(self) -> tuple[dict[str, str], bytes]:
+        assert self._process.stdout is not None
+        data = b""
+        while b"\r\n\r\n" not in data:
+            if len(data) > _LONGEST_HEADER:
+                raise ValueError("its headers do not end")
+            try:
+                data += await self._process.stdout.receive(_CHUNK)
+            except anyio.EndOfStream:
+                raise ValueError("it ended without an answer") from None
+        head, _, rest = data.partition(b"\r\n\r\n")
+        lines = (line.decode("latin-1").partition(": ") for line in head.split(b"\r\n"))
+        return {name: value for name, _, value in lines}, rest
+
+    async def _answer(self, rest: bytes) -> AsyncIterator[bytes]:
+        stdout = self._process.stdout
+        assert stdout is not None
+        try:
+            if rest:
+                yield rest
+            while True:
+                try:
+                    with anyio.fail_after(_SILENCE):
+                        yield await stdout.receive(_CHUNK)
+                except anyio.EndOfStream:
+                    break
+        finally:
+            await child.kill(self._process)

@@ -1,0 +1,541 @@
+"""The P2P protocol over HTTP, in front of any session: what `git annex p2phttp` answers, for the same clients.
+
+Paths, parameters, answers and status codes are those observed with git-annex 10.20261026; docs/differences.md says
+where they are not. A server answers 404 to a version or an endpoint that it lacks, since that is what makes
+git-annex's own client try an older one.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import re
+import secrets
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Protocol
+from urllib.parse import unquote_to_bytes
+
+import anyio
+from anyio.abc import TaskGroup
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from cluster_remote.gateway.sessions import Lending
+from cluster_remote.p2p import MAX_VERSION
+from cluster_remote.p2p.errors import Refused, SessionError, SourceError
+from cluster_remote.p2p.key import UUID, AssociatedFile, Key, decode
+from cluster_remote.p2p.messages import CheckPresent, Get, GetTimestamp, LockContent, Message, Put, Remove, RemoveBefore
+from cluster_remote.p2p.server import LOCK_RETENTION, Mode, Served
+from cluster_remote.p2p.session import Download, Present, Session, Source, SourceReading, Stored
+from cluster_remote.p2p.text import printable
+
+__all__ = ["Door", "P2pHttp", "Visitor", "challenge", "login_of"]
+
+DATA_LENGTH = "X-git-annex-data-length"
+_CHALLENGE = {"WWW-Authenticate": 'Basic realm="git-annex", charset="UTF-8"'}
+_BINARY = "application/octet-stream"
+# Bytes of a line of keeplocked's body.
+_LONGEST_LINE = 1024
+_RANGE = re.compile(r"bytes=([0-9]{1,19})-([0-9]{1,19})?|bytes=-([0-9]{1,19})")
+# What each kind of request needs, going by what a mode refuses.
+_ANY_KEY = Key("WORM-s0--")
+_NEEDS: dict[str, Message] = {
+    "checkpresent": CheckPresent(_ANY_KEY),
+    "key": Get(0, AssociatedFile(), _ANY_KEY),
+    "putoffset": Put(AssociatedFile(), _ANY_KEY),
+    "put": Put(AssociatedFile(), _ANY_KEY),
+    "remove": Remove(_ANY_KEY),
+    "remove-before": RemoveBefore(0, _ANY_KEY),
+    "gettimestamp": GetTimestamp(),
+    "lockcontent": LockContent(_ANY_KEY),
+    "keeplocked": LockContent(_ANY_KEY),
+}
+# The first version that has an endpoint; the others have been there from the start.
+_SINCE = {"putoffset": 1, "remove-before": 3, "gettimestamp": 3}
+
+
+@dataclass(frozen=True)
+class Visitor:
+    """Who makes a request: what it may do, and what it is called in the log. Nobody in particular may not lock."""
+
+    mode: Mode
+    name: str
+    anonymous: bool = False
+
+    def may(self, request: Message) -> bool:
+        return self.mode.refusal(request) is None and not (self.anonymous and isinstance(request, LockContent))
+
+
+class Door(Protocol):
+    """Who is let in, and to what."""
+
+    @property
+    def takes_logins(self) -> bool:
+        """Whether there is any login that would be accepted."""
+
+    async def visitor(self, user_and_password: tuple[str, str] | None, address: str) -> Visitor | None:
+        """Say who somebody is that gives this login, or none; None for who is not let in."""
+
+    async def served(self, uuid: UUID, client: UUID | None, visitor: Visitor) -> Served | None:
+        """Say what is served under a UUID, or a part of it that the visitor may use; None for nothing."""
+
+
+class _Failure(Exception):
+    """A request that is answered with a status code and no more than words."""
+
+    def __init__(self, status: int, words: str = "", headers: dict[str, str] | None = None) -> None:
+        super().__init__(words)
+        self.status = status
+        self.headers = headers
+
+
+@dataclass
+class _Lock:
+    """A content that is kept from being removed, until it is released or its time is over."""
+
+    scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
+
+
+class P2pHttp:
+    """The endpoints below /git-annex/. Its locks are tasks of `tasks`. `note` takes a line for the log."""
+
+    def __init__(
+        self,
+        door: Door,
+        tasks: TaskGroup,
+        note: Callable[[str], None],
+        *,
+        most_locks: int = 100,
+        lock_retention: float = LOCK_RETENTION,
+    ) -> None:
+        self._door = door
+        self._tasks = tasks
+        self._note = note
+        self._lending = Lending()
+        self._locks: dict[str, _Lock] = {}
+        self._most_locks = most_locks
+        self._retention = lock_retention
+
+    async def aclose(self) -> None:
+        """Release every lock and close the idle sessions."""
+        for lock in list(self._locks.values()):
+            lock.scope.cancel()
+        await self._lending.aclose()
+
+    def routes(self) -> list[Route]:
+        """Where requests come in, for Starlette."""
+        return [
+            Route("/git-annex/{rest:path}", self._answer, methods=["GET", "HEAD", "POST", "PUT", "DELETE"]),
+        ]
+
+    async def _answer(self, request: Request) -> Response:
+        try:
+            return await self._routed(request)
+        except _Failure as failure:
+            return Response(str(failure), failure.status, failure.headers, "text/plain")
+        except SessionError as error:
+            self._note(f"{request.method} {request.url.path}: {error}")
+            return Response(printable(str(error), 2000), 500, media_type="text/plain")
+
+    async def _routed(self, request: Request) -> Response:
+        # The path as it was sent: a key may have an encoded slash in it.
+        raw = request.scope.get("raw_path", b"").partition(b"?")[0]
+        _, _, rest = raw.rpartition(b"/git-annex/") if raw.count(b"/git-annex/") == 1 else raw.partition(b"/git-annex/")
+        words = rest.split(b"/")
+        try:
+            uuid = UUID(decode(_plain(words[0])))
+        except (ValueError, IndexError):
+            raise _Failure(404) from None
+        if len(words) == 3 and words[1] == b"key" and request.method in ("GET", "HEAD"):
+            return await self._for_browsers(request, uuid, _key(words[2]))
+        if len(words) < 3 or not re.fullmatch(rb"v[0-9]{1,3}", words[1]) or int(words[1][1:]) > MAX_VERSION:
+            raise _Failure(404)
+        version, endpoint = int(words[1][1:]), decode(words[2])
+        if endpoint not in _NEEDS or version < _SINCE.get(endpoint, 0):
+            raise _Failure(404)
+        if endpoint == "key":
+            if len(words) != 4 or request.method not in ("GET", "HEAD"):
+                raise _Failure(404)
+            served, bypass = await self._admitted(request, uuid, "key")
+            return await self._get(request, served, bypass, _key(words[3]))
+        if len(words) != 3 or request.method != "POST":
+            raise _Failure(404)
+        served, bypass = await self._admitted(request, uuid, endpoint)
+        if endpoint == "keeplocked":
+            return await self._keep_locked(request)
+        key = _key(_parameter(request, "key"), coded=False) if endpoint != "gettimestamp" else _ANY_KEY
+        if endpoint == "lockcontent":
+            return JSONResponse(await self._lock(served, bypass, key))
+        if endpoint == "put":
+            return await self._put(request, served, bypass, key, version)
+        async with self._lending.lend(served, bypass) as session:
+            match endpoint:
+                case "checkpresent":
+                    return JSONResponse({"present": await session.check_present(key)})
+                case "putoffset":
+                    return JSONResponse(await self._put_offset(request, session, key, version))
+                case "gettimestamp":
+                    return JSONResponse({"timestamp": await session.timestamp()})
+                case "remove":
+                    before = None
+                case _:
+                    before = _number(request, "timestamp", least=-(2**63))
+            removal = await session.remove(key, before)
+            for reason in removal.reasons:
+                self._note(reason)
+            return JSONResponse(_with_uuids({"removed": removal.removed}, removal.uuids, version))
+
+    async def _admitted(self, request: Request, uuid: UUID, endpoint: str) -> tuple[Served, frozenset[UUID]]:
+        """Let a request in. Raises _Failure: 404 comes before 401, as with git-annex."""
+        address = request.client.host if request.client is not None else "?"
+        login = login_of(request)
+        visitor = await self._door.visitor(login, address)
+        needs = _NEEDS[endpoint]
+        client = _uuid(request.query_params.get("clientuuid"))
+        known = visitor or Visitor(Mode.READ_ONLY, "nobody", anonymous=True)
+        served = await self._door.served(uuid, client, known)
+        if served is None:
+            raise _Failure(404)
+        if visitor is None or not visitor.may(needs):
+            if visitor is None or (visitor.anonymous and self._door.takes_logins):
+                raise _Failure(401, headers=challenge())
+            raise _Failure(403)
+        bypass = frozenset(found for text in request.query_params.getlist("bypass") if (found := _uuid(text)))
+        return served, bypass
+
+    # Content to the client
+
+    async def _get(self, request: Request, served: Served, bypass: frozenset[UUID], key: Key) -> Response:
+        offset = _number(request, "offset", default=0)
+        stack, download = await self._download(served, bypass, key, _file(request), offset)
+        if download is None:
+            # As git-annex does it: not 404, with which its client would try older versions.
+            return Response(b"", 200, {DATA_LENGTH: "0"}, _BINARY)
+        headers = {DATA_LENGTH: str(download.length)}
+        if request.method == "HEAD":
+            await stack.aclose()
+            return Response(None, 200, headers, _BINARY)
+        return StreamingResponse(_until_valid(stack, download), 200, headers, _BINARY)
+
+    async def _for_browsers(self, request: Request, uuid: UUID, key: Key) -> Response:
+        """A plain GET: 404 for what is not there, Range, and a length that holds."""
+        served, bypass = await self._admitted(request, uuid, "key")
+        etag = f'"{base64.urlsafe_b64encode(bytes(key)).decode()}"'
+        headers = {"ETag": etag, "Accept-Ranges": "bytes", "Cache-Control": "private, immutable, max-age=31536000"}
+        headers |= {"Content-Disposition": "attachment", "X-Content-Type-Options": "nosniff"}
+        if etag in [word.strip() for word in request.headers.get("if-none-match", "").split(",")]:
+            return Response(None, 304, headers)
+        size = key.content_size
+        first, last = 0, None if size is None else size - 1
+        wanted = _RANGE.fullmatch(request.headers.get("range", ""))
+        partial = wanted is not None and bool(size) and request.headers.get("if-range", etag) == etag
+        if partial:
+            assert wanted is not None
+            assert size is not None
+            if wanted[3] is not None:
+                first = max(0, size - int(wanted[3]))
+            else:
+                first = int(wanted[1])
+                last = min(size - 1, int(wanted[2])) if wanted[2] is not None else size - 1
+            assert last is not None
+            if first > last:
+                return Response(None, 416, {**headers, "Content-Range": f"bytes */{size}"})
+            headers["Content-Range"] = f"bytes {first}-{last}/{size}"
+        stack, download = await self._download(served, bypass, key, AssociatedFile(), first)
+        if download is None:
+            return Response("this content is not here\n", 404, media_type="text/plain")
+        length = download.length if last is None else last - first + 1
+        status = 206 if partial else 200
+        headers["Content-Length"] = str(length)
+        if request.method == "HEAD":
+            await stack.aclose()
+            return Response(None, status, headers, _BINARY)
+        return StreamingResponse(_exactly(stack, download, length), status, headers, _BINARY)
+
+    async def _download(
+        self, served: Served, bypass: frozenset[UUID], key: Key, file: AssociatedFile, offset: int
+    ) -> tuple[AsyncExitStack, Download | None]:
+        """Begin a download; None where the content is not there. The stack ends it."""
+        stack = AsyncExitStack()
+        try:
+            session = await stack.enter_async_context(self._lending.lend(served, bypass))
+            if key.content_size is None or offset >= key.content_size or not key.content_size:
+                present = await session.check_present(key)
+            else:
+                present = True
+            download = await stack.enter_async_context(session.download(key, file, offset)) if present else None
+            expected = None if key.content_size is None else max(0, key.content_size - offset)
+            if download is not None and (download.length or not expected):
+                return stack, download
+        except Refused as error:
+            self._note(str(error))
+        except BaseException:
+            await stack.aclose()
+            raise
+        await stack.aclose()
+        return AsyncExitStack(), None
+
+    # Content from the client
+
+    async def _put_offset(self, request: Request, session: Session, key: Key, version: int) -> dict[str, object]:
+        async with session.upload(key, _file(request)) as offer:
+            if isinstance(offer, Present):
+                return _with_uuids({"alreadyhave": True}, offer.uuids, version)
+            return {"offset": offer.offset}
+
+    async def _put(self, request: Request, served: Served, bypass: frozenset[UUID], key: Key, version: int) -> Response:
+        length = request.headers.get(DATA_LENGTH)
+        if length is None:
+            raise _Failure(400, f"Header {DATA_LENGTH} is required")
+        if not re.fullmatch(r"[0-9]{1,19}", length):
+            raise _Failure(400, f"Header {DATA_LENGTH} is not a number of bytes")
+        offset = _number(request, "offset", default=0)
+        source = _BodySource(request, offset, int(length))
+        outcome: Present | Stored = Stored(False)
+        try:
+            async with self._lending.lend(served, bypass) as session, session.upload(key, _file(request)) as offer:
+                outcome = offer if isinstance(offer, Present) else await offer.send(source)
+        except SourceError as error:
+            outcome = Stored(False, reasons=(str(error),))
+        except ClientDisconnect:
+            raise _Failure(400, "the client went away") from None
+        match outcome:
+            case Present(uuids):
+                return JSONResponse(_with_uuids({"stored": True}, uuids, version))
+            case Stored(stored, uuids, reasons):
+                for reason in reasons:
+                    self._note(reason)
+                return JSONResponse(_with_uuids({"stored": stored}, uuids if stored else frozenset(), version))
+
+    # Locks
+
+    async def _lock(self, served: Served, bypass: frozenset[UUID], key: Key) -> dict[str, object]:
+        if len(self._locks) >= self._most_locks:
+            self._note(f"{len(self._locks)} contents are locked already; another one is refused")
+            return {"locked": False}
+        lock, name = _Lock(), secrets.token_hex(16)
+        answer: list[bool | SessionError] = []
+        answered = anyio.Event()
+
+        async def hold() -> None:
+            with lock.scope:
+                try:
+                    session = await served.session(bypass)
+                    try:
+                        async with session.lock(key) as locked:
+                            answer.append(locked)
+                            if locked:
+                                lock.scope.deadline = anyio.current_time() + self._retention
+                                self._locks[name] = lock
+                                answered.set()
+                                await anyio.sleep_forever()
+                    finally:
+                        with anyio.CancelScope(shield=True):
+                            await session.aclose()
+                except SessionError as error:
+                    answer.append(error)
+                finally:
+                    self._locks.pop(name, None)
+                    answered.set()
+
+        self._tasks.start_soon(hold)
+        await answered.wait()
+        match answer[0] if answer else False:
+            case SessionError() as error:
+                raise error
+            case True:
+                return {"locked": True, "lockid": name}
+            case _:
+                return {"locked": False}
+
+    async def _keep_locked(self, request: Request) -> Response:
+        """Hold a lock for as long as the body goes on; the client says at its end that it may be released."""
+        lock = self._locks.get(_parameter(request, "lockid"))
+        if lock is not None:
+            lock.scope.deadline = math.inf
+            try:
+                released = await _says_unlock(request)
+            except ClientDisconnect:
+                released = False
+            if released:
+                lock.scope.cancel()
+            else:
+                # The client may have relied on it.
+                lock.scope.deadline = anyio.current_time() + self._retention
+        return JSONResponse({"locked": False})
+
+
+async def _says_unlock(request: Request) -> bool:
+    """Read JSON objects, one a line, until one of them says to unlock. False where the body ends without."""
+    line = b""
+    async for chunk in request.stream():
+        line += chunk
+        *lines, line = line.split(b"\n")
+        if len(line) > _LONGEST_LINE:
+            return False
+        for complete in lines:
+            try:
+                said = json.loads(complete or b"{}")
+            except ValueError:
+                return False
+            if isinstance(said, dict) and said.get("unlock") is True:
+                return True
+    return False
+
+
+async def _until_valid(stack: AsyncExitStack, download: Download) -> AsyncIterator[bytes]:
+    """The bytes of a download; without the last one where it turns out not to be valid, for there is no other word."""
+    async with stack:
+        last = b""
+        async for chunk in download.chunks():
+            if chunk:
+                yield last + bytes(chunk[:-1])
+                last = bytes(chunk[-1:])
+        if await download.valid():
+            yield last
+
+
+async def _exactly(stack: AsyncExitStack, download: Download, length: int) -> AsyncIterator[bytes]:
+    """The first bytes of a download, as many as were announced; the connection is cut where they are not valid."""
+    async with stack:
+        left = length
+        async for chunk in download.chunks():
+            part = bytes(chunk[:left])
+            left -= len(part)
+            if not left:
+                # Less than the whole cannot be judged; the rest of it is not waited for.
+                if length == download.length and not await download.valid():
+                    raise SourceError("the content is not valid")
+                yield part
+                return
+            yield part
+
+
+class _BodySource(Source):
+    """The body of a PUT, which begins at the offset that the client has chosen."""
+
+    repeatable = False
+
+    def __init__(self, request: Request, offset: int, length: int) -> None:
+        self._request = request
+        self._offset = offset
+        self._length = length
+
+    @asynccontextmanager
+    async def read(self, offset: int) -> AsyncIterator[SourceReading]:
+        skipped = offset - self._offset
+        if skipped < 0:
+            raise SourceError(f"the client sends the content from byte {self._offset} on; {offset} bytes are here")
+        if skipped > self._length:
+            raise SourceError(f"the content ends before byte {offset}")
+        yield _BodyReading(self._request, skipped, self._length)
+
+
+class _BodyReading(SourceReading):
+    def __init__(self, request: Request, skipped: int, announced: int) -> None:
+        self.length = announced - skipped
+        self._request = request
+        self._skip = skipped
+        self._left = announced
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        async for chunk in self._request.stream():
+            self._left -= len(chunk)
+            if self._left < 0:
+                raise SourceError("the client sent more than it had announced")
+            part = chunk[self._skip :]
+            self._skip -= len(chunk) - len(part)
+            if part:
+                yield part
+        if self._left:
+            # Which is also how a client says that the content has changed meanwhile.
+            raise SourceError(f"the client stopped {self._left} bytes before the end")
+
+    async def valid(self) -> bool:
+        return True
+
+
+# Reading requests
+
+
+def challenge() -> dict[str, str]:
+    """The header that asks for a login."""
+    return dict(_CHALLENGE)
+
+
+def _with_uuids(answer: dict[str, object], uuids: frozenset[UUID], version: int) -> dict[str, object]:
+    return answer | ({"plusuuids": sorted(map(str, uuids))} if version >= 2 else {})
+
+
+def login_of(request: Request) -> tuple[str, str] | None:
+    """The user and the password of a request. Raises _Failure for what is not basic authentication."""
+    header = request.headers.get("authorization")
+    if header is None:
+        return None
+    scheme, _, coded = header.partition(" ")
+    try:
+        user, colon, password = base64.b64decode(coded.strip(), validate=True).decode().partition(":")
+    except ValueError:
+        colon = ""
+    if scheme.lower() != "basic" or not colon:
+        raise _Failure(400, "Error parsing header Authorization failed: only Basic is understood")
+    return user, password
+
+
+def _parameter(request: Request, name: str) -> str:
+    value = request.query_params.get(name)
+    if value is None:
+        raise _Failure(400, f"Query parameter {name} is required")
+    return value
+
+
+def _number(request: Request, name: str, default: int | None = None, least: int = 0) -> int:
+    text = request.query_params.get(name)
+    if text is None and default is not None:
+        return default
+    if text is None or not re.fullmatch(r"-?[0-9]{1,19}", text) or int(text) < least:
+        raise _Failure(400, f"Error parsing query parameter {name} failed")
+    return int(text)
+
+
+def _uuid(text: str | None) -> UUID | None:
+    try:
+        return None if text is None else UUID(text)
+    except ValueError:
+        return None
+
+
+def _plain(raw: bytes) -> bytes:
+    """What a word of a path or a parameter means: percent-encoding, then brackets around base64."""
+    text = unquote_to_bytes(raw)
+    if len(text) > 1 and text.startswith(b"[") and text.endswith(b"]"):
+        return base64.urlsafe_b64decode(text[1:-1])
+    return text
+
+
+def _key(word: bytes | str, coded: bool = True) -> Key:
+    try:
+        raw = _plain(word) if isinstance(word, bytes) else _bracketed(word)
+        return Key(decode(raw))
+    except ValueError as error:
+        raise _Failure(400, f"Error parsing key failed: {printable(str(error), 300)}") from None
+
+
+def _bracketed(text: str) -> bytes:
+    """A parameter that Starlette has decoded; what is not UTF-8 comes in brackets."""
+    if len(text) > 1 and text.startswith("[") and text.endswith("]"):
+        return base64.urlsafe_b64decode(text[1:-1].encode("ascii", "replace"))
+    return text.encode()
+
+
+def _file(request: Request) -> AssociatedFile:
+    try:
+        return AssociatedFile(decode(_bracketed(request.query_params.get("associatedfile", ""))))
+    except ValueError as error:
+        raise _Failure(
+            400, f"Error parsing query parameter associatedfile failed: {printable(str(error), 300)}"
+        ) from None

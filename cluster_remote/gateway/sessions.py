@@ -1,0 +1,65 @@
+"""Sessions that are lent to one request at a time, for clients that have no connection of their own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import TypeAlias
+
+import anyio
+
+from cluster_remote.p2p.key import UUID
+from cluster_remote.p2p.server import Served
+from cluster_remote.p2p.session import Session
+
+__all__ = ["Lending"]
+
+# Seconds for which a session is kept that nobody has asked for again, and how many of them are kept at most.
+_IDLE, _MOST_IDLE = 30.0, 16
+
+_Kind: TypeAlias = tuple[UUID, frozenset[UUID]]
+
+
+class Lending:
+    """Lends sessions by what they lead to; keeps some that were given back for the next request."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._idle: list[tuple[float, _Kind, Session]] = []
+
+    @asynccontextmanager
+    async def lend(self, served: Served, bypass: frozenset[UUID]) -> AsyncIterator[Session]:
+        """Give a session for one request. Raises SessionError."""
+        kind = served.uuid, bypass
+        session = await self._taken(kind) or await served.session(bypass)
+        try:
+            yield session
+        except BaseException:
+            await _close(session)
+            raise
+        self._idle.append((self._clock(), kind, session))
+        await self._let_go(len(self._idle) - _MOST_IDLE)
+
+    async def _taken(self, kind: _Kind) -> Session | None:
+        now = self._clock()
+        await self._let_go(sum(since < now - _IDLE for since, _, _ in self._idle))
+        # The one used last is the one most likely to be good still.
+        for place in reversed(range(len(self._idle))):
+            if self._idle[place][1] == kind:
+                return self._idle.pop(place)[2]
+        return None
+
+    async def _let_go(self, count: int) -> None:
+        """Close the sessions that have been idle the longest."""
+        for _ in range(count):
+            await _close(self._idle.pop(0)[2])
+
+    async def aclose(self) -> None:
+        """Close all that are idle."""
+        await self._let_go(len(self._idle))
+
+
+async def _close(session: Session) -> None:
+    with anyio.CancelScope(shield=True):
+        await session.aclose()

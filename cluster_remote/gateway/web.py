@@ -1,0 +1,232 @@
+"""The gateway over HTTP: the P2P protocol, the git repository, and a page for people, at one address.
+
+`git clone https://host/data` gives the dataset, and git-annex finds the cluster from there. Requests are served by
+Hypercorn, which lives in this program's event loop and takes sockets that are open already; Starlette routes them.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+import ssl
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import anyio
+from hypercorn.asyncio import serve as serve_asgi
+from hypercorn.config import Config
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import Mount, Route
+
+from cluster_remote.annex.errors import AnnexError
+from cluster_remote.gateway.errors import CannotListen, NotAllowed, NotServed
+from cluster_remote.gateway.githttp import GitHttp
+from cluster_remote.gateway.p2phttp import P2pHttp, Visitor, challenge, login_of
+from cluster_remote.gateway.tokens import Tokens, read_claim
+from cluster_remote.p2p.key import UUID
+from cluster_remote.p2p.messages import Connect
+from cluster_remote.p2p.server import Mode, Served
+from cluster_remote.p2p.text import printable
+
+if TYPE_CHECKING:
+    from cluster_remote.gateway.behind import Behind
+    from cluster_remote.gateway.listeners import Listener
+
+__all__ = ["Certificate", "TokenDoor", "Web"]
+
+# Seconds in which a wrong token is answered, whoever gives it: guessing is slow across connections.
+_AFTER_WRONG_TOKEN = 1.0
+# How many wrong tokens may be waiting for their answer.
+_MOST_WRONG = 64
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """Files in PEM form."""
+
+    certificate: str
+    key: str
+
+
+class TokenDoor:
+    """Lets in who has a token, as the password of any user; with `public_read` anybody who only reads."""
+
+    def __init__(self, behind: Behind, tokens: Tokens, *, public_read: bool = False) -> None:
+        self._behind = behind
+        self._tokens = tokens
+        self._public_read = public_read
+        self._slow = anyio.CapacityLimiter(_MOST_WRONG)
+
+    @property
+    def takes_logins(self) -> bool:
+        return bool(self._tokens.all())
+
+    async def visitor(self, user_and_password: tuple[str, str] | None, address: str) -> Visitor | None:
+        nobody = Visitor(Mode.READ_ONLY, f"somebody at {address}", anonymous=True) if self._public_read else None
+        if user_and_password is None:
+            return nobody
+        claim = read_claim(user_and_password[1])
+        token = None if claim is None else self._tokens.check(claim.token)
+        if token is None:
+            async with self._slow:
+                await anyio.sleep(_AFTER_WRONG_TOKEN)
+            return nobody
+        return Visitor(token.mode, f"token {token.id} at {address}")
+
+    async def served(self, uuid: UUID, client: UUID | None, visitor: Visitor) -> Served | None:
+        try:
+            return await self._behind.served(uuid, client, visitor.mode)
+        except NotServed:
+            return None
+
+
+class Web:
+    """One gateway over HTTP. `path` is what urls begin with (`/data`, or nothing); `log` takes a line at a time."""
+
+    def __init__(
+        self,
+        behind: Behind,
+        tokens: Tokens,
+        log: Callable[[str], None],
+        *,
+        path: str = "",
+        public_read: bool = False,
+        certificate: Certificate | None = None,
+    ) -> None:
+        self._behind = behind
+        self._door = TokenDoor(behind, tokens, public_read=public_read)
+        self._log = log
+        self._path = path.rstrip("/")
+        self._certificate = certificate
+
+    async def run(self, listeners: Sequence[Listener], stopping: anyio.Event, grace: float) -> None:
+        """Serve until `stopping` is set; then requests get `grace` seconds to finish. Closes the listeners.
+
+        Raises CannotListen if the certificate cannot be used.
+        """
+        config = self._config(listeners, grace)
+        async with anyio.create_task_group() as locks:
+            api = P2pHttp(self._door, locks, self._log)
+            try:
+                await serve_asgi(self._app(api), config, shutdown_trigger=stopping.wait)
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await api.aclose()
+                locks.cancel_scope.cancel()
+
+    def _config(self, listeners: Sequence[Listener], grace: float) -> Config:
+        config = Config()
+        # Hypercorn takes the descriptors over, and closes them.
+        config.bind = [f"fd://{listener.socket.detach()}" for listener in listeners]
+        config.accesslog = None
+        config.errorlog = None
+        config.graceful_timeout = grace
+        config.include_server_header = False
+        config.h11_max_incomplete_size = 64 * 1024
+        config.keep_alive_timeout = 90.0
+        if self._certificate is not None:
+            try:
+                ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(
+                    self._certificate.certificate, self._certificate.key
+                )
+            except (OSError, ssl.SSLError) as error:
+                files = f"{self._certificate.certificate} and {self._certificate.key}"
+                raise CannotListen(
+                    f"{files} cannot be used as certificate and key: {error.strerror or error}"
+                ) from None
+            config.certfile = self._certificate.certificate
+            config.keyfile = self._certificate.key
+        return config
+
+    def _app(self, api: P2pHttp) -> Any:
+        git = GitHttp(self._behind.repository, self._admit, self._behind.log.commit, self._git_annex_config, self._log)
+        routes = [*api.routes(), *git.routes(), Route("/", self._page)]
+        return Starlette(routes=[Mount(self._path, routes=routes)] if self._path else routes)
+
+    async def _admit(self, request: Request, wanted: Connect) -> str:
+        """Let a request for git in; give the name of who makes it. Raises NotAllowed."""
+        address = request.client.host if request.client is not None else "?"
+        visitor = await self._door.visitor(login_of(request), address)
+        if visitor is not None and visitor.may(wanted):
+            return visitor.name
+        if visitor is None or (visitor.anonymous and self._door.takes_logins):
+            raise NotAllowed("this gateway wants a token, as the password of any user", 401, challenge())
+        raise NotAllowed(visitor.mode.refusal(wanted) or "not allowed", 403)
+
+    async def _git_annex_config(self, request: Request) -> str:
+        """The `config` file that git-annex reads over HTTP: who this is, and where contents are."""
+        return (
+            f"[annex]\n\tuuid = {self._behind.own}\n\tversion = 10\n"
+            f"\turl = annex+{_base(request)}{self._path}/git-annex/\n"
+        )
+
+    async def _page(self, request: Request) -> Response:
+        """What a person sees with a browser."""
+        try:
+            await self._admit(request, Connect("git-upload-pack"))
+            state = await self._state()
+        except NotAllowed as refusal:
+            return Response(f"{refusal}\n", refusal.status, refusal.headers, "text/plain")
+        except AnnexError as error:
+            state = f"<p>{_shown(str(error))}</p>"
+        url = f"{_base(request)}{self._path}"
+        name = self._path.rpartition("/")[2] or "data"
+        page = _PAGE.format(name=_shown(name), url=_shown(url or "/"), directory=_shown(name), state=state)
+        return HTMLResponse(page, headers={"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"})
+
+    async def _state(self) -> str:
+        rows = [
+            f"<tr><td>{_shown(name)}</td><td>{_shown(str(uuid))}</td><td>{_shown(state)}</td></tr>"
+            for name, uuid, state in await self._behind.nodes()
+        ]
+        return (
+            f"<p>Cluster {_shown(str(self._behind.cluster))}</p>"
+            "<table><thead><tr><th>node</th><th>UUID</th><th>state</th></tr></thead>"
+            f"<tbody>{''.join(rows)}</tbody></table>"
+        )
+
+
+def _base(request: Request) -> str:
+    """Scheme and host as the client used them; a reverse proxy says so in X-Forwarded-Proto."""
+    scheme = request.headers.get("x-forwarded-proto", request.url.scheme)
+    host = request.headers.get("host", "localhost")
+    if scheme not in ("http", "https") or not re.fullmatch(r"[A-Za-z0-9.\-:\[\]_]{1,255}", host):
+        raise NotAllowed("the Host header is not the name of a host", 400)
+    return f"{scheme}://{host}"
+
+
+def _shown(text: str) -> str:
+    return html.escape(printable(text, 500))
+
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>{name}: a git-annex cluster</title>
+<style>
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 45rem; margin: 2rem auto; padding: 0 1rem; color: #222 }}
+pre {{ background: #f3f3f3; padding: 0.8rem; overflow-x: auto }}
+table {{ border-collapse: collapse; display: block; overflow-x: auto }}
+td, th {{ border: 1px solid #ccc; padding: 0.3rem 0.6rem; text-align: left }}
+</style>
+</head>
+<body>
+<h1>{name}</h1>
+<p>This is a dataset of <a href="https://git-annex.branchable.com/">git-annex</a>. Its files are in a cluster: several
+repositories behind this one address.</p>
+<h2>Get it</h2>
+<pre>git clone {url} {directory}
+cd {directory}
+cluster-remote setup
+git annex get .</pre>
+<p>With git-annex alone, leave out <code>cluster-remote setup</code>.</p>
+<h2>State</h2>
+{state}
+</body>
+</html>
+"""

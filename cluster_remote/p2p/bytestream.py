@@ -1,0 +1,67 @@
+"""A connection over any of anyio's byte streams: TLS, a proxy, whatever comes next.
+
+This is the portable way. Pipes and plain sockets, where there is a descriptor that the kernel can move files to, have
+a faster one (descriptor.py).
+"""
+
+from __future__ import annotations
+
+import select
+
+import anyio
+from anyio.abc import ByteStream, SocketAttribute
+
+from cluster_remote.p2p.errors import ConnectionLost
+from cluster_remote.p2p.stream import Connection
+
+__all__ = ["ByteStreamConnection"]
+
+# Bytes that are sent at once. anyio returns when all of them have gone, and each return counts as progress.
+_PIECE = 64 * 1024
+
+
+class ByteStreamConnection(Connection):
+    """Owns the stream."""
+
+    def __init__(self, stream: ByteStream) -> None:
+        self._stream = stream
+        self._open = True
+
+    async def receive(self, max_bytes: int) -> bytes:
+        try:
+            return await self._stream.receive(max_bytes)
+        except anyio.EndOfStream:
+            return b""
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError, OSError) as error:
+            raise _lost(error) from None
+
+    async def send_some(self, data: memoryview) -> int:
+        piece = bytes(data[:_PIECE])
+        try:
+            await self._stream.send(piece)
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError, OSError) as error:
+            raise _lost(error) from None
+        return len(piece)
+
+    def ended(self) -> bool:
+        """See Connection. Anything unread counts, so a late message of TLS itself costs a new connection."""
+        if not self._open:
+            return True
+        descriptor = self._stream.extra(SocketAttribute.raw_socket).fileno()
+        if descriptor < 0:
+            return True
+        readable = select.poll()
+        readable.register(descriptor, select.POLLIN)
+        return bool(readable.poll(0))
+
+    async def aclose(self, patience: float) -> None:
+        self._open = False
+        with anyio.move_on_after(patience, shield=True) as closing:
+            await self._stream.aclose()
+        if closing.cancelled_caught:
+            await anyio.aclose_forcefully(self._stream)
+
+
+def _lost(error: Exception) -> ConnectionLost:
+    cause = error.__cause__ if error.__cause__ is not None else error
+    return ConnectionLost(f"the connection broke: {getattr(cause, 'strerror', None) or cause or type(cause).__name__}")

@@ -1,0 +1,632 @@
+"""A session with a repository behind `git annex p2phttp`, or behind our own gateway over HTTP.
+
+Each request of the P2P protocol is one HTTP request. What each looks like, and what the real server does wrong, was
+observed with git-annex 10.20261026: an answer of 500, or none, often comes from somebody else's broken connection, so
+questions are asked once more; an upload is never broken off by hanging up, which would cause that very fault, but by
+ending its body early, after which the server answers that nothing was stored.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+from urllib.parse import quote, urlencode, urlsplit
+
+import anyio
+import httpcore
+
+from cluster_remote.annex.logins import Login
+from cluster_remote.p2p import MAX_VERSION
+from cluster_remote.p2p.client import DEFAULT_TIMEOUT, patience_for, reading_time
+from cluster_remote.p2p.errors import (
+    AuthenticationFailed,
+    ConnectionLost,
+    ProtocolError,
+    Refused,
+    SessionError,
+    SourceError,
+    TimedOut,
+    Unreachable,
+)
+from cluster_remote.p2p.key import UUID, AssociatedFile, Key, encode
+from cluster_remote.p2p.messages import (
+    AlreadyHavePlus,
+    CheckPresent,
+    Data,
+    Failure,
+    FailurePlus,
+    Get,
+    GetTimestamp,
+    Invalid,
+    LockContent,
+    Message,
+    Put,
+    PutFrom,
+    Remove,
+    RemoveBefore,
+    Success,
+    SuccessPlus,
+    Timestamp,
+    UnlockContent,
+    Valid,
+    since,
+)
+from cluster_remote.p2p.session import (
+    Download,
+    Present,
+    Progress,
+    Removal,
+    Session,
+    Source,
+    SourceReading,
+    Stored,
+    Upload,
+)
+from cluster_remote.p2p.stream import Trace
+from cluster_remote.p2p.text import printable
+
+__all__ = ["DATA_LENGTH", "Authentication", "HttpSession"]
+
+T = TypeVar("T")
+
+# The header that says how many bytes of content a body has.
+DATA_LENGTH = "X-git-annex-data-length"
+# Bytes of an answer that is no content; the longest lists the UUIDs of the nodes.
+_LONGEST_ANSWER = 1024 * 1024
+# Characters of a server's own words that are worth repeating.
+_LONGEST_WORDS = 300
+# Seconds to wait before a question is asked once more.
+_PAUSE = 0.5
+# Seconds that the server gets to say that a lock has been given up; by then it has.
+_UNLOCKING = 10.0
+_JSON = "application/json"
+
+
+class Authentication(Protocol):
+    """Where logins come from: the remote's own token, git's credential helpers."""
+
+    async def login(self, refused: Sequence[Login]) -> Login | None:
+        """Give the next login to try; None if there is no other. `refused` are those that the server did not take."""
+
+    async def accepted(self, login: Login) -> None:
+        """The server took a login. Never raises."""
+
+    async def rejected(self, login: Login) -> None:
+        """The server did not take a login. Never raises."""
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """An answer that has been read to its end."""
+
+    status: int
+    body: bytes
+
+    def words(self) -> str:
+        return printable(self.body[:_LONGEST_WORDS].decode("utf-8", "replace").strip())
+
+
+class _TooOld(Refused):
+    """The server speaks no version that has the request."""
+
+
+class HttpSession(Session):
+    """See Session. There is no connection to speak of: the pool keeps some open between requests.
+
+    `server` has to be known beforehand, because no request tells who answers.
+    """
+
+    def __init__(
+        self,
+        base: str,
+        server: UUID,
+        *,
+        name: str,
+        client: UUID,
+        pool: httpcore.AsyncConnectionPool,
+        authentication: Authentication | None = None,
+        timeout: float = DEFAULT_TIMEOUT,
+        bypass: frozenset[UUID] = frozenset(),
+        trace: Trace | None = None,
+    ) -> None:
+        """`base` is the url (http or https) without the final /git-annex/; `pool` is closed with the session."""
+        self._base = f"{base.rstrip('/')}/git-annex/{server}/"
+        self._host = urlsplit(base).netloc.encode()
+        self._server = server
+        self._name = name
+        self._client = client
+        self._pool = pool
+        self._authentication = authentication
+        self._login: Login | None = None
+        self._accepted = False
+        self._timeout = timeout
+        self._bypass = bypass
+        self._trace = trace
+        self._version = MAX_VERSION
+        self._known = False
+        """Whether the server has answered in this version."""
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def version(self) -> int | None:
+        return self._version if self._known else None
+
+    async def open(self) -> UUID:
+        if not self._known:
+            # Any question will do; the smallest one is about a key that nobody has.
+            await self._present(Key("WORM-s0--"), "connecting")
+        return self._server
+
+    async def aclose(self) -> None:
+        with anyio.move_on_after(self._timeout, shield=True):
+            await self._pool.aclose()
+
+    # Requests
+
+    async def check_present(self, key: Key) -> bool:
+        self._log(CheckPresent(key))
+        present = await self._present(key, f"checking {key}")
+        self._heard(Success() if present else Failure())
+        return present
+
+    async def _present(self, key: Key, doing: str) -> bool:
+        answer = await self._ask("checkpresent", {"key": _coded(bytes(key))}, doing, again=True)
+        return self._field(answer, "present", bool, doing)
+
+    async def remove(self, key: Key, before: int | None = None) -> Removal:
+        doing = f"removing {key}"
+        parameters = {"key": _coded(bytes(key))}
+        patience = reading_time(key.size)
+        if before is None:
+            self._log(Remove(key))
+            answer = await self._ask("remove", parameters, doing, patience=patience)
+        else:
+            self._log(RemoveBefore(before, key))
+            parameters["timestamp"] = str(before)
+            answer = await self._ask("remove-before", parameters, doing, patience=patience, lowest=since(RemoveBefore))
+        removed, uuids = self._field(answer, "removed", bool, doing), self._uuids(answer, doing)
+        self._heard(SuccessPlus(uuids) if removed else FailurePlus(uuids))
+        return Removal(removed, uuids, () if removed else (f"{self.name} did not remove it everywhere",))
+
+    async def timestamp(self) -> int:
+        self._log(GetTimestamp())
+        doing = "asking for the time"
+        answer = await self._ask("gettimestamp", {}, doing, again=True, lowest=since(GetTimestamp))
+        seconds = self._field(answer, "timestamp", int, doing)
+        self._heard(Timestamp(seconds))
+        return seconds
+
+    @asynccontextmanager
+    async def upload(self, key: Key, file: AssociatedFile) -> AsyncIterator[Present | Upload]:
+        self._log(Put(file, key))
+        doing = f"uploading {key}"
+        try:
+            answer = await self._ask(
+                "putoffset", {"key": _coded(bytes(key))}, doing, patience=reading_time(key.size), again=True, lowest=1
+            )
+        except _TooOld:
+            # Version 0 begins every upload anew, and says nothing of what is there already.
+            answer = {"offset": 0}
+        if answer.get("alreadyhave") is True:
+            uuids = self._uuids(answer, doing)
+            self._heard(AlreadyHavePlus(uuids))
+            yield Present(uuids)
+            return
+        offset = self._field(answer, "offset", int, doing)
+        if offset < 0 or (key.content_size is not None and offset > key.content_size):
+            raise ProtocolError(f"{self.name}: {doing}: impossible offset {offset}")
+        if key.is_encrypted:
+            # The same content is encrypted differently every time, and cannot go on where another one broke off.
+            offset = 0
+        self._heard(PutFrom(offset))
+        yield _HttpUpload(self, key, file, offset, doing)
+
+    @asynccontextmanager
+    async def download(self, key: Key, file: AssociatedFile, offset: int = 0) -> AsyncIterator[Download]:
+        self._log(Get(offset, file, key))
+        doing = f"downloading {key}"
+        size = key.content_size
+        parameters = self._with_file({"offset": str(offset)} if offset else {}, file)
+        endpoint = f"key/{quote(_coded(bytes(key)), safe='')}"
+        async with self._send("GET", endpoint, parameters, doing, patience=patience_for(size), again=True) as response:
+            length = self._data_length(response, doing)
+            expected = None if size is None else max(0, size - offset)
+            if expected is not None and length > expected:
+                raise ProtocolError(f"{self.name}: {doing}: it announces {length} bytes; {expected} are left to come")
+            # The real server answers like this where the content is missing; only a question tells that from an empty
+            # content, or from one that is here already as a whole.
+            missing = not length and (expected not in (0, None) or not await self._present(key, doing))
+            self._heard(Data(length))
+            yield _HttpDownload(self, response, length, missing, expected, doing)
+
+    @asynccontextmanager
+    async def lock(self, key: Key) -> AsyncIterator[bool]:
+        self._log(LockContent(key))
+        doing = f"locking {key}"
+        answer = await self._ask("lockcontent", {"key": _coded(bytes(key))}, doing)
+        if not self._field(answer, "locked", bool, doing):
+            self._heard(Failure())
+            yield False
+            return
+        lock = self._field(answer, "lockid", str, doing)
+        released = anyio.Event()
+
+        async def held() -> AsyncIterator[bytes]:
+            yield b'{"unlock":false}\n'
+            await released.wait()
+            yield b'{"unlock":true}\n'
+
+        failures: list[SessionError] = []
+
+        async def keep() -> None:
+            try:
+                async with self._send(
+                    "POST", "keeplocked", {"lockid": lock}, doing, body=held(), type=_JSON, patience=math.inf
+                ) as response:
+                    await self._in_words(_read(response), doing)
+            except SessionError as error:
+                failures.append(error)
+
+        failed: BaseException | None = None
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(keep)
+            try:
+                self._heard(Success())
+                yield True
+            except Exception as error:  # noqa: BLE001 -- raised again below
+                # Kept for later, so that it comes out as it is rather than in a group.
+                failed = error
+            finally:
+                self._log(UnlockContent())
+                released.set()
+                tasks.cancel_scope.deadline = anyio.current_time() + _UNLOCKING
+        if failed is not None:
+            raise failed
+        if failures:
+            raise failures[0]
+
+    # One HTTP request
+
+    async def _ask(
+        self,
+        endpoint: str,
+        parameters: Mapping[str, str],
+        doing: str,
+        *,
+        patience: float = 0,
+        again: bool = False,
+        lowest: int = 0,
+    ) -> dict[str, Any]:
+        """Ask a question whose answer is JSON. `lowest` is the first version that has it."""
+        async with self._send(
+            "POST", endpoint, parameters, doing, patience=patience, again=again, lowest=lowest
+        ) as response:
+            return await self._json(response, doing)
+
+    async def _json(self, response: httpcore.Response, doing: str) -> dict[str, Any]:
+        try:
+            answer = json.loads(await self._in_words(_read(response), doing))
+        except ValueError:
+            raise ProtocolError(f"{self.name}: {doing}: the answer is not JSON") from None
+        if not isinstance(answer, dict):
+            raise ProtocolError(f"{self.name}: {doing}: the answer is not a JSON object")
+        return answer
+
+    @asynccontextmanager
+    async def _send(
+        self,
+        method: str,
+        endpoint: str,
+        parameters: Mapping[str, str],
+        doing: str,
+        *,
+        body: AsyncIterator[bytes] | None = None,
+        headers: Mapping[str, str] | None = None,
+        type: str = "application/octet-stream",
+        patience: float = 0,
+        again: bool = False,
+        lowest: int = 0,
+    ) -> AsyncIterator[httpcore.Response]:
+        """Send a request in the highest version that the server speaks, with a login where it wants one.
+
+        Gives the response to a request that the server understood and allows (200); its body is still to be read.
+        With `again`, a request that changes nothing is sent once more after an answer of 500, or none.
+        """
+        refused: list[Login] = []
+        retried = False
+        while True:
+            if self._version < lowest:
+                raise _TooOld(f"{self.name}: {doing}: the server speaks version {self._version}; this needs {lowest}")
+            query = [("clientuuid", str(self._client)), *parameters.items()]
+            query += [("bypass", str(uuid)) for uuid in sorted(self._bypass)]
+            request = httpcore.Request(
+                method,
+                f"{self._base}v{self._version}/{endpoint}?{urlencode(query)}".encode(),
+                headers=self._headers(body is not None, type, headers or {}),
+                content=body if body is not None else b"",
+                extensions={"timeout": self._deadlines(patience)},
+            )
+            try:
+                response = await self._in_words(self._pool.handle_async_request(request), doing)
+            except (ConnectionLost, TimedOut):
+                if not again or retried:
+                    raise
+                retried = True
+                await anyio.sleep(_PAUSE)
+                continue
+            try:
+                if response.status == 200:
+                    self._known = True
+                    if self._login is not None and self._authentication is not None and not self._accepted:
+                        self._accepted = True
+                        await self._authentication.accepted(self._login)
+                    yield response
+                    return
+                answer = _Answer(response.status, await self._in_words(_read(response), doing))
+            finally:
+                with anyio.CancelScope(shield=True), anyio.move_on_after(_UNLOCKING):
+                    await response.aclose()
+            if answer.status in (404, 400) and self._older(answer):
+                if body is not None:
+                    raise ProtocolError(f"{self.name}: {doing}: the server changed its mind about its version")
+                continue
+            if answer.status == 401 and body is None:
+                self._login = await self._next_login(refused, doing)
+                continue
+            if answer.status >= 500 and again and not retried:
+                retried = True
+                await anyio.sleep(_PAUSE)
+                continue
+            raise self._failure(answer, doing)
+
+    def _older(self, answer: _Answer) -> bool:
+        """Go down by a version where the server does not have this one; False where it has, or there is none left."""
+        if self._known or self._version == 0:
+            return False
+        if answer.status == 400 and answer.body.strip() != b"bad version":
+            return False
+        self._version -= 1
+        return True
+
+    async def _next_login(self, refused: list[Login], doing: str) -> Login:
+        self._accepted = False
+        if self._login is not None:
+            refused.append(self._login)
+            if self._authentication is not None:
+                await self._authentication.rejected(self._login)
+        login = None if self._authentication is None else await self._authentication.login(refused)
+        if login is None:
+            what = "does not accept the login" if refused else "wants a login, and there is none"
+            raise AuthenticationFailed(f"{self.name}: {doing}: the server {what}")
+        return login
+
+    def _failure(self, answer: _Answer, doing: str) -> SessionError:
+        words = answer.words()
+        said = f": {words}" if words else ""
+        match answer.status:
+            case 401:
+                return AuthenticationFailed(f"{self.name}: {doing}: the server wants another login")
+            case 403:
+                return Refused(f"{self.name}: {doing}: the server does not allow it")
+            case 404:
+                return Unreachable(f"{self.name}: {doing}: the server does not serve repository {self._server} there")
+            case status if 300 <= status < 400:
+                # A login must not follow to where a redirect leads.
+                return Unreachable(f"{self.name}: {doing}: the server redirects; use the url it redirects to")
+            case status:
+                return Refused(f"{self.name}: {doing}: the server answered {status}{said}")
+
+    def _headers(self, with_body: bool, type: str, more: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
+        headers = [(b"Host", self._host), (b"Accept", b"*/*"), (b"Accept-Encoding", b"identity")]
+        if with_body:
+            headers += [(b"Transfer-Encoding", b"chunked"), (b"Content-Type", type.encode())]
+        else:
+            headers.append((b"Content-Length", b"0"))
+        if self._login is not None:
+            headers.append((b"Authorization", self._login.header))
+        return headers + [(name.encode(), value.encode()) for name, value in more.items()]
+
+    def _deadlines(self, patience: float) -> dict[str, float | None]:
+        reading = self._timeout + patience
+        return {
+            "connect": self._timeout,
+            "pool": self._timeout,
+            "write": self._timeout,
+            "read": None if math.isinf(reading) else reading,
+        }
+
+    def _with_file(self, parameters: Mapping[str, str], file: AssociatedFile) -> dict[str, str]:
+        return {**parameters, "associatedfile": _coded(encode(file.text))} if file.text else dict(parameters)
+
+    async def _in_words(self, waiting: Awaitable[Any], doing: str) -> Any:
+        """Wait for the network; what goes wrong there becomes a SessionError."""
+        try:
+            return await waiting
+        except (httpcore.ConnectError, httpcore.ProxyError, httpcore.UnsupportedProtocol) as error:
+            raise Unreachable(f"{self.name}: {doing}: cannot connect: {_said(error)}") from None
+        except httpcore.ConnectTimeout:
+            raise Unreachable(f"{self.name}: {doing}: no connection within {self._timeout:.3g} seconds") from None
+        except httpcore.TimeoutException:
+            raise TimedOut(f"{self.name}: {doing}: no progress for {self._timeout:.3g} seconds") from None
+        except (httpcore.NetworkError, httpcore.ProtocolError) as error:
+            raise ConnectionLost(f"{self.name}: {doing}: the connection broke: {_said(error)}") from None
+        except _TooLong as error:
+            raise ProtocolError(f"{self.name}: {doing}: {error}") from None
+
+    def _field(self, answer: Mapping[str, Any], name: str, kind: type[T], doing: str) -> T:
+        value = answer.get(name)
+        # To Python a boolean is a number, to JSON it is not.
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            raise ProtocolError(f"{self.name}: {doing}: the answer has no proper {name!r}")
+        return value
+
+    def _uuids(self, answer: Mapping[str, Any], doing: str) -> frozenset[UUID]:
+        try:
+            return frozenset(UUID(uuid) for uuid in answer.get("plusuuids", []))
+        except (TypeError, ValueError):
+            raise ProtocolError(f"{self.name}: {doing}: the answer has no proper 'plusuuids'") from None
+
+    def _data_length(self, response: httpcore.Response, doing: str) -> int:
+        wanted = DATA_LENGTH.lower().encode()
+        values = [value for header, value in response.headers if header.lower() == wanted]
+        if len(values) != 1 or not values[0].isdigit() or len(values[0]) > 19:
+            raise ProtocolError(f"{self.name}: {doing}: the answer has no proper {DATA_LENGTH}")
+        return int(values[0])
+
+    def _log(self, message: Message) -> None:
+        if self._trace is not None:
+            self._trace(True, message)
+
+    def _heard(self, message: Message) -> None:
+        if self._trace is not None:
+            self._trace(False, message)
+
+
+class _HttpUpload(Upload):
+    def __init__(self, session: HttpSession, key: Key, file: AssociatedFile, offset: int, doing: str) -> None:
+        self.offset = offset
+        self._session = session
+        self._key = key
+        self._file = file
+        self._doing = doing
+
+    async def send(self, source: Source, progress: Progress | None = None) -> Stored:
+        session, doing = self._session, self._doing
+        async with source.read(self.offset) as reading:
+            size = self._key.content_size
+            if size is not None and self.offset + reading.length != size:
+                raise SourceError(f"the content has {self.offset + reading.length} bytes; its key says {size}")
+            body = _Body(reading, self.offset, progress)
+            parameters = {"key": _coded(bytes(self._key))}
+            if self.offset:
+                parameters["offset"] = str(self.offset)
+            session._log(Data(reading.length))
+            async with session._send(
+                "POST",
+                "put",
+                session._with_file(parameters, self._file),
+                doing,
+                body=body.chunks(),
+                headers={DATA_LENGTH: str(reading.length)},
+                patience=patience_for(self.offset + reading.length),
+            ) as response:
+                answer = await session._json(response, doing)
+        if body.error is not None:
+            raise body.error
+        stored, uuids = session._field(answer, "stored", bool, doing), session._uuids(answer, doing)
+        session._log(Valid() if body.valid else Invalid())
+        session._heard(SuccessPlus(uuids) if stored else FailurePlus(uuids))
+        reasons = () if body.valid else ("the content changed while it was sent",)
+        if stored:
+            return Stored(True, uuids, reasons)
+        return Stored(False, uuids, (*reasons, f"{session.name} did not store it"))
+
+
+class _Body:
+    """The body of an upload. It ends a byte short if the content turns out bad, and early if the source fails."""
+
+    def __init__(self, reading: SourceReading, offset: int, progress: Progress | None) -> None:
+        self._reading = reading
+        self._position = offset
+        self._progress = progress
+        self.error: SourceError | None = None
+        self.valid = True
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        left = self._reading.length
+        try:
+            async for chunk in self._reading.chunks():
+                left -= len(chunk)
+                if left < 0:
+                    raise SourceError("there is more content than announced")
+                if left:
+                    yield bytes(chunk)
+                else:
+                    # The server takes the content for complete as soon as it has the last byte.
+                    if len(chunk) > 1:
+                        yield bytes(chunk[:-1])
+                    self.valid = await self._reading.valid()
+                    if self.valid:
+                        yield bytes(chunk[-1:])
+                self._position += len(chunk)
+                if self._progress is not None:
+                    self._progress(self._position)
+            if left:
+                raise SourceError(f"the content ended {left} bytes too early")
+        except SourceError as error:
+            self.error = error
+
+
+class _HttpDownload(Download):
+    def __init__(
+        self,
+        session: HttpSession,
+        response: httpcore.Response,
+        length: int,
+        missing: bool,
+        expected: int | None,
+        doing: str,
+    ) -> None:
+        self.length = length
+        self._missing = missing
+        self._expected = expected
+        self._session = session
+        self._response = response
+        self._doing = doing
+        self._left = length
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        stream = self._response.aiter_stream().__aiter__()
+        where = f"{self._session.name}: {self._doing}"
+        while True:
+            try:
+                chunk: bytes = await self._session._in_words(stream.__anext__(), self._doing)
+            except StopAsyncIteration:
+                break
+            self._left -= len(chunk)
+            if self._left < 0:
+                raise ProtocolError(f"{where}: more bytes came than were announced")
+            if chunk:
+                yield chunk
+        if self._left:
+            # A server that finds the content bad while sending it ends a byte short.
+            raise Refused(f"{where}: the server stopped {self._left} bytes before the end")
+
+    async def valid(self) -> bool:
+        return not self._missing and not self._left and self._expected in (None, self.length)
+
+
+class _TooLong(Exception):
+    pass
+
+
+async def _read(response: httpcore.Response) -> bytes:
+    """Read the whole body of an answer that is no content."""
+    body = b""
+    async for chunk in response.aiter_stream():
+        body += chunk
+        if len(body) > _LONGEST_ANSWER:
+            raise _TooLong(f"an answer of more than {_LONGEST_ANSWER} bytes")
+    return body
+
+
+def _coded(raw: bytes) -> str:
+    """Write a key or a file name for a url, before percent-encoding: as base64 in brackets if it is not plain UTF-8."""
+    try:
+        text = raw.decode("utf-8")
+        plain = not (text.startswith("[") and text.endswith("]"))
+    except UnicodeDecodeError:
+        plain = False
+    return text if plain else f"[{base64.urlsafe_b64encode(raw).decode()}]"
+
+
+def _said(error: Exception) -> str:
+    return printable(str(error)[:_LONGEST_WORDS]) or type(error).__name__

@@ -1,0 +1,61 @@
+"""TLS for a client: who is trusted, and what this side shows of itself. The same settings as git's own https."""
+
+from __future__ import annotations
+
+import os
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cluster_remote.p2p.errors import Unreachable
+
+if TYPE_CHECKING:
+    from cluster_remote.annex.gitconfig import GitConfig
+
+__all__ = ["TlsSettings"]
+
+
+@dataclass(frozen=True)
+class TlsSettings:
+    """Files in PEM form: `authorities` are trusted in place of the system's, `certificate` and `key` are shown to a
+    server that asks for them. `verify` is False only where git's http.sslVerify is."""
+
+    authorities: str | None = None
+    certificate: str | None = None
+    key: str | None = None
+    verify: bool = True
+
+    @classmethod
+    def of(cls, config: GitConfig) -> TlsSettings:
+        """Read git's http.sslCAInfo, http.sslCert, http.sslKey, http.sslVerify and the variables before them."""
+        return cls(
+            os.environ.get("GIT_SSL_CAINFO") or _path(config.get("http.sslCAInfo")),
+            os.environ.get("GIT_SSL_CERT") or _path(config.get("http.sslCert")),
+            os.environ.get("GIT_SSL_KEY") or _path(config.get("http.sslKey")),
+            "GIT_SSL_NO_VERIFY" not in os.environ and config.boolean("http.sslVerify", True),
+        )
+
+    def context(self) -> ssl.SSLContext:
+        """Make what a connection needs. Raises Unreachable where a file cannot be used."""
+        try:
+            context = ssl.create_default_context(cafile=self.authorities)
+        except (OSError, ssl.SSLError) as error:
+            raise Unreachable(f"{self.authorities} cannot be used as http.sslCAInfo: {_said(error)}") from None
+        if not self.verify:
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        if self.certificate is not None:
+            try:
+                context.load_cert_chain(self.certificate, self.key)
+            except (OSError, ssl.SSLError) as error:
+                raise Unreachable(f"{self.certificate} cannot be used as http.sslCert: {_said(error)}") from None
+        return context
+
+
+def _path(value: str | None) -> str | None:
+    return None if not value else str(Path(value).expanduser())
+
+
+def _said(error: OSError) -> str:
+    return error.strerror or str(error) or type(error).__name__

@@ -1,0 +1,358 @@
+"""`cluster-remote serve --listen http://…`: git-annex's own client, git, curl and a browser's requests."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import http.client
+import json
+import os
+import signal
+import ssl
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+
+from cluster_remote.gateway.tokens import Tokens
+from cluster_remote.p2p.server import Mode
+from tests.support.processes import end_group, wait_until
+from tests.support.repositories import Cluster, Repository
+from tests.support.sockets import free_port
+
+START_SECONDS = 30.0
+CLIENT = "clientuuid=c11e0000-0000-4000-8000-000000000002"
+
+
+@dataclass
+class Answer:
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> dict[str, object]:
+        found: dict[str, object] = json.loads(self.body)
+        return found
+
+
+@dataclass
+class Web:
+    """A gateway over HTTP, at /data."""
+
+    cluster: Cluster
+    port: int
+    log: Path
+    process: subprocess.Popen[bytes]
+    tokens: dict[Mode, str]
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/data"
+
+    def ask(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        *,
+        token: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> Answer:
+        """One request of its own connection; `path` below /data."""
+        headers = dict(headers or {})
+        if token is not None:
+            headers["Authorization"] = "Basic " + base64.b64encode(f"any:{token}".encode()).decode()
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=START_SECONDS)
+        try:
+            connection.request(method, f"/data{path}", body, headers)
+            response = connection.getresponse()
+            return Answer(response.status, {k.lower(): v for k, v in response.getheaders()}, response.read())
+        finally:
+            connection.close()
+
+    def api(self, endpoint: str, *, uuid: str | None = None, version: int = 4, **options: object) -> Answer:
+        """A request of the P2P protocol; `endpoint` with its parameters but the client's UUID."""
+        joined = "&" if "?" in endpoint else "?"
+        path = f"/git-annex/{uuid or self.cluster.uuid}/v{version}/{endpoint}{joined}{CLIENT}"
+        return self.ask("GET" if endpoint.startswith("key/") else "POST", path, **options)  # type: ignore[arg-type]
+
+
+@contextlib.contextmanager
+def web_of(cluster: Cluster, *options: str) -> Iterator[Web]:
+    """Run `cluster-remote serve` with these options besides; at the end it is killed if it has not ended yet."""
+    environment = cluster.gateway.environment
+    log, port = environment.directory / "web.log", free_port()
+    tokens = Tokens(cluster.gateway.path / ".git" / "cluster-remote" / "tokens")
+    made = {mode: tokens.create(mode, f"test {mode.value}")[1] for mode in Mode}
+    with log.open("wb") as err:
+        process = environment.popen(
+            "cluster-remote", "serve", "--listen", f"http://127.0.0.1:{port}/data", *options,
+            cwd=cluster.gateway.path, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=err.fileno(),
+        )  # fmt: skip
+    try:
+        web = Web(cluster, port, log, process, made)
+
+        def answers() -> bool:
+            with contextlib.suppress(OSError):
+                return web.ask("GET", "/config").status in (200, 401)
+            return False
+
+        wait_until(lambda: process.poll() is not None or answers(), START_SECONDS)
+        assert process.poll() is None, log.read_text()
+        yield web
+        assert "Traceback" not in log.read_text()
+    finally:
+        end_group(process.pid)
+        process.wait(START_SECONDS)
+
+
+@pytest.fixture
+def web(cluster: Cluster) -> Iterator[Web]:
+    with web_of(cluster) as made:
+        yield made
+
+
+@pytest.fixture
+def public(cluster: Cluster) -> Iterator[Web]:
+    with web_of(cluster, "--public-read") as made:
+        yield made
+
+
+def cloned(web: Web, mode: Mode | None = Mode.READ_WRITE, name: str = "alice") -> Repository:
+    """A clone over HTTP, whose git has the token of that mode."""
+    environment = web.cluster.gateway.environment
+    environment.run("git", "config", "--global", "annex.security.allowed-ip-addresses", "all")
+    if mode is not None:
+        helper = f"!f() {{ test $1 = get && echo username=x && echo password={web.tokens[mode]}; }}; f"
+        environment.run("git", "config", "--global", "credential.helper", helper)
+    path = environment.directory / name
+    environment.run("git", "clone", "--quiet", web.url, path)
+    repository = Repository(path, environment)
+    repository.annex("init", "--quiet", name)
+    return repository
+
+
+def test_a_plain_git_annex_finds_the_cluster_in_a_clone_and_does_everything_with_it(web: Web) -> None:
+    alice = cloned(web)
+    content = os.urandom(300_000)
+    key = alice.add("photo.jpg", content)
+    alice.git("commit", "--quiet", "--message", "photo")
+    alice.annex("copy", "--quiet", "--to", "origin-mycluster", "photo.jpg")
+    assert web.cluster.holders(key) == [True] * 3
+    assert {node.uuid for node in web.cluster.nodes} <= alice.locations(key)
+    # Relies on the lock of a node.
+    alice.annex("drop", "--quiet", "photo.jpg")
+    assert not alice.has_object(key)
+    alice.annex("get", "--quiet", "--from", "origin-mycluster", "photo.jpg")
+    assert alice.object_bytes(key) == content
+    alice.annex("fsck", "--quiet", "--from", "origin-mycluster", "photo.jpg")
+    alice.annex("drop", "--quiet", "--from", "origin-mycluster", "photo.jpg")
+    assert web.cluster.holders(key) == [False] * 3
+    alice.annex("move", "--quiet", "--to", "origin-mycluster", "photo.jpg")
+    assert web.cluster.holders(key) == [True] * 3
+    assert not alice.has_object(key)
+    alice.annex("sync", "--no-content")
+    assert b"photo" in web.cluster.gateway.git("log", "--all", "--format=%s").stdout
+
+
+def test_a_download_goes_on_where_it_was_broken_off(web: Web) -> None:
+    alice = cloned(web)
+    content = os.urandom(200_000)
+    key = alice.add("photo.jpg", content)
+    alice.annex("copy", "--quiet", "--to", "origin-mycluster", "photo.jpg")
+    alice.annex("drop", "--quiet", "photo.jpg")
+    alice.leave_partial(key, content[:150_000])
+    alice.annex("get", "--quiet", "photo.jpg")
+    assert alice.object_bytes(key) == content
+
+
+def test_an_upload_with_a_node_away_is_stored_on_the_others(web: Web) -> None:
+    alice = cloned(web)
+    uuids = [node.uuid for node in web.cluster.nodes]
+    web.cluster.nodes[1].path.rename(web.cluster.nodes[1].path.with_name("unplugged"))
+    key = alice.add("photo.jpg", b"photo")
+    alice.annex("copy", "--quiet", "--to", "origin-mycluster", "photo.jpg")
+    assert [uuid in alice.locations(key) for uuid in uuids] == [True, False, True]
+
+
+def test_whoever_has_no_token_gets_nothing(web: Web) -> None:
+    key = web.cluster.nodes[0].add("x", b"x")
+    for path in ("/", "/config", "/info/refs?service=git-upload-pack"):
+        answer = web.ask("GET", path)
+        assert answer.status == 401
+        assert answer.headers["www-authenticate"].startswith("Basic ")
+    for endpoint in (f"checkpresent?key={key}", f"key/{key}", f"putoffset?key={key}", f"remove?key={key}"):
+        assert web.api(endpoint).status == 401
+        assert web.api(endpoint, token="wrong").status == 401
+    assert web.ask("GET", f"/git-annex/{web.cluster.uuid}/key/{key}").status == 401
+
+
+def test_a_repository_that_is_not_served_is_not_found_whoever_asks(web: Web) -> None:
+    stranger = "11111111-1111-4111-8111-111111111111"
+    assert web.api("checkpresent?key=WORM-s1--x", uuid=stranger).status == 404
+    assert web.api("checkpresent?key=WORM-s1--x", uuid=stranger, token=web.tokens[Mode.READ_WRITE]).status == 404
+
+
+@pytest.mark.parametrize(
+    ("mode", "putoffset", "remove", "push"),
+    [(Mode.READ_ONLY, 403, 403, 403), (Mode.APPEND_ONLY, 200, 403, 403), (Mode.READ_WRITE, 200, 200, 200)],
+)
+def test_a_token_allows_what_it_says(web: Web, mode: Mode, putoffset: int, remove: int, push: int) -> None:
+    token = web.tokens[mode]
+    key = "SHA256-s3--" + "0" * 64
+    assert web.api(f"checkpresent?key={key}", token=token).json == {"present": False}
+    assert web.api(f"putoffset?key={key}", token=token).status == putoffset
+    assert web.api(f"remove?key={key}", token=token).status == remove
+    assert web.ask("GET", "/info/refs?service=git-upload-pack", token=token).status == 200
+    assert web.ask("GET", "/info/refs?service=git-receive-pack", token=token).status == push
+
+
+def test_in_public_anybody_reads_and_nobody_writes_or_locks(public: Web) -> None:
+    key = public.cluster.nodes[0].add("x", b"x")
+    public.cluster.gateway.annex("setpresentkey", key, public.cluster.nodes[0].uuid, "1")
+    public.cluster.gateway.annex("merge", "--quiet")
+    assert public.api(f"checkpresent?key={key}").json == {"present": True}
+    assert public.api(f"key/{key}").body == b"x"
+    assert public.ask("GET", "/").status == 200
+    assert public.ask("GET", "/info/refs?service=git-upload-pack").status == 200
+    for endpoint in (f"putoffset?key={key}", f"put?key={key}", f"remove?key={key}", f"lockcontent?key={key}"):
+        assert public.api(endpoint).status == 401
+    assert public.ask("GET", "/info/refs?service=git-receive-pack").status == 401
+    bob = cloned(public, None, "bob")
+    bob.annex("get", "--quiet", "--from", "origin-mycluster", "--key", key)
+    assert bob.object_bytes(key) == b"x"
+
+
+@pytest.mark.parametrize(
+    "path", ["v5/checkpresent?key=WORM-s1--x", "v4/nosuch", "v2/gettimestamp", "v0/putoffset?key=WORM-s1--x"]
+)
+def test_versions_and_endpoints_that_there_are_not_are_not_found(public: Web, path: str) -> None:
+    assert public.ask("POST", f"/git-annex/{public.cluster.uuid}/{path}").status == 404
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    ["checkpresent", "checkpresent?key=nokey", "key/nokey", "key/WORM-s1--x?offset=-1", "key/WORM-s1--x?offset=x"],
+)
+def test_what_cannot_be_read_is_a_bad_request(public: Web, endpoint: str) -> None:
+    assert public.api(endpoint).status == 400
+
+
+def test_a_content_that_is_not_there_comes_as_nothing_and_is_not_found_by_browsers(public: Web) -> None:
+    answer = public.api("key/SHA256-s3--00")
+    assert (answer.status, answer.headers["x-git-annex-data-length"], answer.body) == (200, "0", b"")
+    assert public.ask("GET", f"/git-annex/{public.cluster.uuid}/key/SHA256-s3--00").status == 404
+
+
+def test_a_put_is_stored_only_if_it_is_as_long_as_announced(web: Web) -> None:
+    token, length = web.tokens[Mode.READ_WRITE], "X-git-annex-data-length"
+    content = b"0123456789"
+    key = web.cluster.gateway.add("digits", content)
+    assert web.api(f"put?key={key}", body=content, token=token).status == 400
+    for wrong in (content[:-1], content + b"x"):
+        answer = web.api(f"put?key={key}", body=wrong, token=token, headers={length: "10"})
+        assert answer.json == {"stored": False, "plusuuids": []}
+    assert web.cluster.holders(key) == [False] * 3
+    answer = web.api(f"put?key={key}", body=content, token=token, headers={length: "10"})
+    assert answer.json == {"stored": True, "plusuuids": sorted(node.uuid for node in web.cluster.nodes)}
+    assert web.cluster.holders(key) == [True] * 3
+    assert web.api(f"putoffset?key={key}", token=token).json["alreadyhave"] is True
+
+
+def test_a_browser_gets_parts_and_is_told_what_it_has_already(public: Web) -> None:
+    content = bytes(range(100))
+    node = public.cluster.nodes[0]
+    key = node.add("x", content)
+    public.cluster.gateway.annex("setpresentkey", key, node.uuid, "1")
+    path = f"/git-annex/{public.cluster.uuid}/key/{quote(key, safe='')}"
+    whole = public.ask("GET", path)
+    assert (whole.status, whole.body, whole.headers["content-length"]) == (200, content, "100")
+    head = public.ask("HEAD", path)
+    assert (head.status, head.body, head.headers["content-length"]) == (200, b"", "100")
+    for wanted, first, end in (("10-19", 10, 20), ("90-", 90, 100), ("-5", 95, 100), ("95-500", 95, 100)):
+        answer = public.ask("GET", path, headers={"Range": f"bytes={wanted}"})
+        assert (answer.status, answer.body) == (206, content[first:end])
+    assert public.ask("GET", path, headers={"Range": "bytes=100-"}).status == 416
+    assert public.ask("GET", path, headers={"If-None-Match": whole.headers["etag"]}).status == 304
+
+
+def test_a_lock_holds_until_the_client_releases_it(web: Web) -> None:
+    token = web.tokens[Mode.READ_WRITE]
+    node = web.cluster.nodes[0]
+    key = node.add("x", b"x")
+    lock = web.api(f"lockcontent?key={key}", uuid=node.uuid, token=token).json
+    assert lock["locked"] is True
+    assert web.api(f"remove?key={key}", uuid=node.uuid, token=token).json["removed"] is False
+    assert node.has_object(key)
+    kept = web.api(
+        f"keeplocked?lockid={lock['lockid']}", uuid=node.uuid, token=token, body=b'{"unlock":false}\n{"unlock":true}\n'
+    )
+    assert kept.json == {"locked": False}
+
+    def removed() -> bool:
+        return web.api(f"remove?key={key}", uuid=node.uuid, token=token).json["removed"] is True
+
+    assert wait_until(removed)
+    assert not node.has_object(key)
+
+
+def test_the_page_says_how_to_get_the_dataset_and_shows_no_markup_of_strangers(cluster: Cluster) -> None:
+    cluster.gateway.annex("describe", "node1", "<script>alert(1)</script>")
+    with web_of(cluster, "--public-read") as web:
+        page = web.ask("GET", "/")
+        assert f"git clone {web.url} data".encode() in page.body
+        assert b"<script>" not in page.body
+        assert b"&lt;script&gt;" in page.body
+        assert "default-src 'none'" in page.headers["content-security-policy"]
+
+
+def test_a_signal_ends_the_gateway_in_good_order(public: Web) -> None:
+    public.process.send_signal(signal.SIGTERM)
+    assert public.process.wait(START_SECONDS) == 0
+
+
+def test_https_needs_a_certificate_that_can_be_used(cluster: Cluster) -> None:
+    environment = cluster.gateway.environment
+    listen = ("cluster-remote", "serve", "--listen", f"https://127.0.0.1:{free_port()}/")
+    done = environment.run(*listen, cwd=cluster.gateway.path, check=False)
+    assert done.returncode == 2
+    assert b"--certificate" in done.stderr
+    (environment.directory / "no.pem").write_text("no certificate")
+    files = ("--certificate", environment.directory / "no.pem", "--key", environment.directory / "no.pem")
+    done = environment.run(*listen, *files, cwd=cluster.gateway.path, check=False)
+    assert done.returncode != 0
+    assert b"cannot be used as certificate and key" in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
+def test_over_https_everything_is_as_over_http(cluster: Cluster) -> None:
+    environment = cluster.gateway.environment
+    certificate, key = environment.directory / "cert.pem", environment.directory / "key.pem"
+    environment.run(
+        "openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost",
+        "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout", key, "-out", certificate,
+    )  # fmt: skip
+    port = free_port()
+    process = environment.popen(
+        "cluster-remote", "serve", "--listen", f"https://127.0.0.1:{port}/", "--public-read",
+        "--certificate", certificate, "--key", key,
+        cwd=cluster.gateway.path, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        trusting = ssl.create_default_context(cafile=str(certificate))
+
+        def page() -> bytes:
+            connection = http.client.HTTPSConnection("127.0.0.1", port, timeout=START_SECONDS, context=trusting)
+            with contextlib.closing(connection), contextlib.suppress(OSError):
+                connection.request("GET", "/")
+                return connection.getresponse().read()
+            return b""
+
+        assert wait_until(lambda: b"git clone https://127.0.0.1" in page(), START_SECONDS)
+    finally:
+        end_group(process.pid)
+        process.wait(START_SECONDS)

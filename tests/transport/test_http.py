@@ -1,0 +1,276 @@
+"""HttpSession with the real `git annex p2phttp`: one repository and a cluster, in every version of the protocol."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+
+import anyio
+import httpcore
+import pytest
+
+from cluster_remote.annex.logins import Login
+from cluster_remote.p2p.errors import AuthenticationFailed, Refused, SourceError, Unreachable
+from cluster_remote.p2p.key import UUID, AssociatedFile, Key
+from cluster_remote.p2p.session import Present, Removal, Stored, Upload
+from cluster_remote.transport.http import HttpSession
+from tests.p2p.memory import Pieces
+from tests.support.environment import Environment
+from tests.support.repositories import Cluster, Repository, make_cluster, make_repository
+from tests.support.sockets import free_port, serve_p2phttp
+
+pytestmark = pytest.mark.anyio
+
+CLIENT = UUID("c11e0000-0000-4000-8000-000000000002")
+FILE = AssociatedFile("dir/a file")
+VERSIONS = [4, 3, 2, 1, 0]
+
+
+class Content:
+    """Bytes that no repository has seen before, and their key."""
+
+    def __init__(self, size: int) -> None:
+        self.bytes = os.urandom(size)
+        self.key = Key(f"SHA256-s{size}--{hashlib.sha256(self.bytes).hexdigest()}")
+
+    def source(self, offset: int = 0) -> Pieces:
+        step = 65536
+        return Pieces(*(self.bytes[at : at + step] for at in range(offset, len(self.bytes), step)))
+
+
+class Served:
+    """A repository that can be reached over HTTP."""
+
+    def __init__(self, repository: Repository, port: int) -> None:
+        self.repository = repository
+        self.port = port
+
+    @asynccontextmanager
+    async def session(
+        self, uuid: str | None = None, *, version: int = 4, logins: tuple[Login, ...] = ()
+    ) -> AsyncIterator[HttpSession]:
+        """A session with the repository, or another UUID that it serves, in at most that version."""
+        session = HttpSession(
+            f"http://127.0.0.1:{self.port}",
+            UUID(uuid or self.repository.uuid),
+            name="the server",
+            client=CLIENT,
+            pool=httpcore.AsyncConnectionPool(),
+            authentication=Logins(*logins),
+            timeout=20,
+        )
+        session._version = version
+        try:
+            yield session
+        finally:
+            await session.aclose()
+
+
+class Logins:
+    """Gives one login after the other, and remembers what became of each."""
+
+    def __init__(self, *logins: Login) -> None:
+        self.logins = logins
+        self.taken: list[Login] = []
+
+    async def login(self, refused: object) -> Login | None:
+        left = [login for login in self.logins if login not in list(refused)]  # type: ignore[call-overload]
+        return left[0] if left else None
+
+    async def accepted(self, login: Login) -> None:
+        self.taken.append(login)
+
+    async def rejected(self, login: Login) -> None:
+        assert login not in self.taken
+
+
+@pytest.fixture(scope="module")
+def single(make_environment: Callable[[], Environment]) -> Iterator[Served]:
+    environment = make_environment()
+    repository = make_repository(environment, environment.directory / "r", "one (alone)")
+    with serve_p2phttp(repository) as port:
+        yield Served(repository, port)
+
+
+@pytest.fixture(scope="module")
+def gateway(make_environment: Callable[[], Environment]) -> Iterator[tuple[Cluster, Served]]:
+    environment = make_environment()
+    made = make_cluster(environment, environment.directory)
+    with serve_p2phttp(made.gateway) as port:
+        yield made, Served(made.gateway, port)
+
+
+@pytest.fixture(params=VERSIONS)
+def version(request: pytest.FixtureRequest) -> int:
+    found: int = request.param
+    return found
+
+
+async def fetched(session: HttpSession, key: Key, offset: int = 0) -> tuple[bytes, bool]:
+    async with session.download(key, FILE, offset) as download:
+        content = b"".join([bytes(chunk) async for chunk in download.chunks()])
+        assert len(content) == download.length
+        return content, await download.valid()
+
+
+async def test_every_request_is_answered_in_every_version(single: Served, version: int) -> None:
+    content = Content(1000)
+    async with single.session(version=version) as session:
+        assert await session.open() == UUID(single.repository.uuid)
+        assert session.version == version
+        assert not await session.check_present(content.key)
+        assert await session.store(content.key, FILE, content.source()) == Stored(True)
+        assert single.repository.object_bytes(str(content.key)) == content.bytes
+        assert await session.check_present(content.key)
+        again = await session.store(content.key, FILE, content.source())
+        assert again == (Present() if version else Stored(True))
+        assert await fetched(session, content.key) == (content.bytes, True)
+        async with session.lock(content.key) as is_locked:
+            assert is_locked
+            # How the real server says that a content of its own repository is locked.
+            async with single.session() as other:
+                with pytest.raises(Refused, match="500"):
+                    await other.remove(content.key)
+        if version >= 3:
+            now = await session.timestamp()
+            assert not (await session.remove(content.key, now - 10)).removed
+            assert await session.remove(content.key, now + 100) == Removal(True)
+        else:
+            with pytest.raises(Refused, match="needs 3"):
+                await session.timestamp()
+            with pytest.raises(Refused, match="needs 3"):
+                await session.remove(content.key, 0)
+            assert await session.remove(content.key) == Removal(True)
+        assert not await session.check_present(content.key)
+        assert not single.repository.has_object(str(content.key))
+        async with session.lock(content.key) as is_locked:
+            assert not is_locked
+
+
+@pytest.mark.parametrize("size", [0, 1, 300_000, 3_000_000])
+async def test_contents_of_every_size_go_there_and_back(single: Served, version: int, size: int) -> None:
+    content = Content(size)
+    positions: list[int] = []
+    async with single.session(version=version) as session:
+        await session.remove(content.key)
+        assert await session.store(content.key, FILE, content.source(), positions.append) == Stored(True)
+        assert await fetched(session, content.key) == (content.bytes, True)
+    assert positions == sorted(positions)
+    assert (positions[-1] if positions else 0) == size
+    assert single.repository.object_bytes(str(content.key)) == content.bytes
+
+
+@pytest.mark.parametrize("offset", [0, 1, 999, 1000, 1001])
+async def test_a_download_goes_on_from_any_offset(single: Served, offset: int) -> None:
+    content = Content(1000)
+    async with single.session() as session:
+        await session.store(content.key, FILE, content.source())
+        assert await fetched(session, content.key, offset) == (content.bytes[offset:], True)
+
+
+@pytest.mark.parametrize("key", ["SHA256-s1000--00", "SHA256-s0--00", "GPGHMACSHA1--00"])
+async def test_a_content_that_is_not_there_is_not_valid(single: Served, version: int, key: str) -> None:
+    async with single.session(version=version) as session:
+        assert await fetched(session, Key(key)) == (b"", False)
+
+
+async def test_wrong_bytes_and_changed_contents_are_not_stored(single: Served, version: int) -> None:
+    content = Content(1000)
+    async with single.session(version=version) as session:
+        for source in (Pieces(b"x" * 1000), Pieces(content.bytes, valid=False)):
+            outcome = await session.store(content.key, FILE, source)
+            assert isinstance(outcome, Stored)
+            assert not outcome.stored
+            assert not await session.check_present(content.key)
+
+
+async def test_an_upload_whose_source_fails_goes_on_later_where_it_was(single: Served) -> None:
+    content = Content(1_000_000)
+    async with single.session() as session:
+        broken = Pieces(content.bytes[:600_000], length=len(content.bytes), raises=SourceError("the plug was pulled"))
+        with pytest.raises(SourceError, match="the plug was pulled"):
+            await session.store(content.key, FILE, broken)
+        async with session.upload(content.key, FILE) as upload:
+            assert isinstance(upload, Upload)
+            assert 0 < upload.offset <= 600_000
+            assert await upload.send(content.source(upload.offset)) == Stored(True)
+    assert single.repository.object_bytes(str(content.key)) == content.bytes
+
+
+@pytest.mark.parametrize("name", [b"a/b", b"%", b"&s", b"\xff\xfe", b"[x]", b"\xc2\xa0", b"'q'"])
+async def test_keys_with_odd_names_are_stored_and_found(single: Served, name: bytes) -> None:
+    key = Key(os.fsdecode(b"WORM-s3--" + name))
+    async with single.session() as session:
+        assert await session.store(key, AssociatedFile(os.fsdecode(name)), Pieces(b"abc")) == Stored(True)
+        assert await session.check_present(key)
+        assert await fetched(session, key) == (b"abc", True)
+        assert await session.remove(key) == Removal(True)
+
+
+async def test_a_cluster_says_which_nodes_stored_and_removed(gateway: tuple[Cluster, Served]) -> None:
+    cluster, served = gateway
+    nodes = {UUID(node.uuid) for node in cluster.nodes}
+    content = Content(1000)
+    async with served.session(cluster.uuid) as session:
+        stored = await session.store(content.key, FILE, content.source())
+        assert isinstance(stored, Stored)
+        assert nodes <= stored.uuids
+        assert cluster.holders(str(content.key)) == [True] * 3
+        present = await session.store(content.key, FILE, content.source())
+        assert isinstance(present, Present)
+        assert nodes <= present.uuids
+        async with session.lock(content.key) as is_locked:
+            assert not is_locked, "nodes are locked, never a cluster"
+        removal = await session.remove(content.key)
+        assert removal.removed
+        assert nodes <= removal.uuids
+    assert cluster.holders(str(content.key)) == [False] * 3
+
+
+async def test_a_repository_that_is_not_served_is_named(single: Served) -> None:
+    async with single.session("11111111-1111-4111-8111-111111111111") as session:
+        with pytest.raises(Unreachable, match="does not serve repository 11111111"):
+            await session.check_present(Content(3).key)
+
+
+async def test_a_server_that_is_not_there_is_said() -> None:
+    nowhere = Served(Repository.__new__(Repository), free_port())
+    async with nowhere.session("11111111-1111-4111-8111-111111111111") as session:
+        with pytest.raises(Unreachable, match=r"the server: checking .*: cannot connect"):
+            await session.check_present(Content(3).key)
+
+
+async def test_a_login_is_given_when_it_is_asked_for(environment: Environment) -> None:
+    repository = make_repository(environment, environment.directory / "r", "one (alone)")
+    content = Content(1000)
+    secrets = {"GIT_ANNEX_P2PHTTP_PASSWORD_ada": "right", "GIT_ANNEX_P2PHTTP_PASSWORD_bob": "right"}
+    secrets["GIT_ANNEX_P2PHTTP_PERMISSIONS_bob"] = "readonly"
+    with serve_p2phttp(repository, "--authenv-http", env=secrets) as port:
+        served = Served(repository, port)
+        async with served.session(logins=(Login("ada", "wrong"), Login("ada", "right"))) as session:
+            assert await session.store(content.key, FILE, content.source()) == Stored(True)
+        for logins in ((), (Login("ada", "wrong"),)):
+            async with served.session(logins=logins) as session:
+                with pytest.raises(AuthenticationFailed) as caught:
+                    await session.check_present(content.key)
+                assert "wrong" not in str(caught.value)
+        async with served.session(logins=(Login("bob", "right"),)) as session:
+            assert await session.check_present(content.key)
+            with pytest.raises(Refused, match="does not allow it"):
+                await session.remove(content.key)
+
+
+async def test_uploads_and_downloads_at_once_do_not_disturb_each_other(single: Served) -> None:
+    contents = [Content(500_000) for _ in range(6)]
+
+    async def there_and_back(content: Content) -> None:
+        async with single.session() as session:
+            assert await session.store(content.key, FILE, content.source()) == Stored(True)
+            assert await fetched(session, content.key) == (content.bytes, True)
+
+    with anyio.fail_after(60):
+        async with anyio.create_task_group() as tasks:
+            for content in contents:
+                tasks.start_soon(there_and_back, content)
