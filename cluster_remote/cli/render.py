@@ -229,7 +229,6 @@ class Fitting:
 
 def show_problems(problems: Sequence[Problem], console: Console) -> None:
     """Print what is wrong, each problem with its remedy and the commands below it."""
-    from rich.padding import Padding
     from rich.text import Text
 
     for number, problem in enumerate(problems):
@@ -239,7 +238,8 @@ def show_problems(problems: Sequence[Problem], console: Console) -> None:
         if following and (following.remedy, following.commands) == (problem.remedy, problem.commands):
             # One remedy for both.
             continue
-        console.print(Padding(Text(printable(problem.remedy, 2000)), (0, 0, 0, 2)), soft_wrap=False)
+        for line in Text(printable(problem.remedy, 2000)).wrap(console, console.width - 2):
+            console.print(f"  {line.plain.rstrip()}")
         for command in problem.commands:
             # In one piece, so that it can be copied.
             console.print(Text(f"    {printable(command, 2000)}", style="bold"))

@@ -15,9 +15,10 @@ from cluster_remote.annex.branchlog import read_files
 from cluster_remote.annex.locationlog import LocationLog
 from cluster_remote.annex.locations import Located, LocationReader, Selection, located
 from cluster_remote.diagnosis.asking import Advance, Answered, Nodes, asked, pipelined
-from cluster_remote.diagnosis.comparison import Answers, Check, Finding, NodeCount, compare
+from cluster_remote.diagnosis.comparison import Answers, Check, Comparison, Finding, NodeCount, compare
 from cluster_remote.diagnosis.problem import Problem
 from cluster_remote.diagnosis.problems import many, not_verified, unreachable
+from cluster_remote.diagnosis.recording import Recorded, look_again, record
 from cluster_remote.diagnosis.survey import unverified
 from cluster_remote.p2p.key import UUID
 from cluster_remote.remote.settings import BadSettings
@@ -103,53 +104,56 @@ class _Check:
         return uuid not in self._counting
 
     async def examine(self, batch: Answered) -> Sequence[Finding]:
-        """What is not as it should be with the keys of a batch. Raises AnnexError."""
-        answers = [batch.of(number) for number in range(len(batch.keys))]
-        keys = list(batch.keys)
-        doubtful = [
-            number
-            for number, (each, said) in enumerate(zip(keys, answers, strict=True))
-            if not compare(each, said, self.is_copy).agrees
-        ]
-        if doubtful:
-            # What came or went at this very moment is no mistake, and must not be recorded as one: the log is read
-            # once more, and then the nodes are asked once more.
-            again = await self.reader.read([keys[number].key for number in doubtful])
-            second = await self.nodes.ask([keys[number] for number in doubtful])
-            for place, (number, now) in enumerate(zip(doubtful, again, strict=True)):
-                keys[number] = Located(now.key, now.holders, now.dead, keys[number].file)
-                answers[number] = second.of(place)
-        return [
-            found
-            for each, said in zip(keys, answers, strict=True)
-            if (found := await self._judge(each, said)) is not None
-        ]
+        """Return what is not as it should be with the keys of a batch. Raises AnnexError."""
+        seen: list[tuple[Located, Answers]] = [(each, batch.of(number)) for number, each in enumerate(batch.keys)]
+        doubtful = [number for number, (each, said) in enumerate(seen) if not self._compare(each, said).agrees]
+        again = [seen[number][0] for number in doubtful]
+        written: dict[int, Recorded] = {}
+        if self.log is None:
+            for number, now in zip(doubtful, await look_again(again, self.nodes, self.reader), strict=True):
+                seen[number] = now
+        elif doubtful:
+            recorded = await record(again, self.nodes, self.reader, self.log, absent=True)
+            for number, done in zip(doubtful, recorded, strict=True):
+                seen[number] = done.each, done.answers
+                written[number] = done
+        judged = (self._judge(each, said, written.get(number)) for number, (each, said) in enumerate(seen))
+        return [found for found in judged if found is not None]
 
-    async def _judge(self, each: Located, answers: Answers) -> Finding | None:
+    def _compare(self, each: Located, answers: Answers) -> Comparison:
+        return compare(each, answers, self.is_copy)
+
+    def _judge(self, each: Located, answers: Answers, written: Recorded | None) -> Finding | None:
         counts = self.counts
         counts.add(answers)
-        found = compare(each, answers, self.is_copy)
-        counts.missing.update(found.missing)
-        counts.unlogged.update(found.unlogged)
-        if found.gone and not each.dead:
+        found = self._compare(each, answers)
+        missing, unlogged = set(found.missing), set(found.unlogged)
+        if written is not None:
+            missing |= written.absent
+            unlogged |= written.present
+        counts.missing.update(missing)
+        counts.unlogged.update(unlogged)
+        if found.gone and not each.dead and not missing:
             counts.gone += 1
         # Of all keys that ever were, many are nowhere any more because nobody wanted them. A file is another matter.
-        few = found.copies < self.needed and not each.dead and not (found.gone and self.selection.everything)
-        if found.agrees and not few:
+        few = (
+            found.copies < self.needed
+            and not each.dead
+            and not (found.gone and not missing and self.selection.everything)
+        )
+        if not (missing or unlogged or few):
             return None
         if few:
             counts.few += 1
             counts.lost += not found.copies
             counts.mendable += found.copies > 0 and any(answer is False for answer in answers.values())
-        recorded = self.log is not None and not found.agrees
-        if self.log is not None and not found.agrees:
-            await self.log.record(each.key, present=found.unlogged, absent=found.missing)
-            counts.recorded += 1
+        recorded = written is not None and found.agrees
+        counts.recorded += recorded
         return Finding(
             each.key,
             each.file,
-            tuple(sorted(found.missing)),
-            tuple(sorted(found.unlogged)),
+            tuple(sorted(missing)),
+            tuple(sorted(unlogged)),
             found.copies,
             few,
             recorded,
@@ -228,9 +232,9 @@ class _Check:
                 Problem(
                     "lost",
                     f"no repository is known to have {many(counts.lost, 'key')}",
-                    "If another repository has it, fetch from there. If it is lost for good, say so, and nobody is "
-                    "warned of it any more:",
-                    ("git fetch --all", "git annex dead --key KEY"),
+                    "If another repository has it, fetch its git-annex branch. What is lost for good can be declared "
+                    "dead, key by key (git annex dead --key), and nobody is warned of it any more.",
+                    ("git fetch --all",),
                 )
             )
         if left := counts.few - counts.lost - counts.mendable:
@@ -238,8 +242,9 @@ class _Check:
                 Problem(
                     "few-copies",
                     f"{_short(left, self.needed)}, and the nodes of the cluster cannot hold any more of it",
-                    "Copy it to another repository as well, or be content with fewer copies:",
-                    ("git annex copy --auto --to REMOTE", "git annex numcopies NUMBER"),
+                    "Copy it to another repository as well (git annex copy --auto --to), or ask for fewer copies "
+                    "(git annex numcopies). This shows where it is:",
+                    ("git annex whereis",),
                 )
             )
         return problems

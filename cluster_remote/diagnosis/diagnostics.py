@@ -224,14 +224,25 @@ def _not_fetched(facts: Snapshot) -> Iterator[Problem]:
 def problems_of_servers(facts: Snapshot, servers: Iterable[Server]) -> Iterator[Problem]:
     """What the answers of the servers show. Pure."""
     by_name = {ours.name: ours for ours in facts.ours}
+    members = {uuid for nodes in facts.logs.clusters.members.values() for uuid in nodes}
+    removed = {ours.uuid for ours in facts.ours if ours.sameas and not ours.uuid.is_cluster} - members
     for server in servers:
         ours = by_name[server.remote]
-        if server.error is not None and any(ours.uuid in nodes for nodes in facts.logs.clusters.members.values()):
+        if server.error is not None and ours.uuid in removed:
+            yield Problem(
+                "node-removed",
+                f"{facts.name_of(ours.uuid)} is no node of a cluster any more, but the remote {ours.name} still leads "
+                "to it through the gateway",
+                "Remove that remote; the repository itself is not touched:",
+                (f"git remote remove {ours.quoted}",),
+                about=server.remote,
+            )
+        elif server.error is not None and any(ours.uuid in nodes for nodes in facts.logs.clusters.members.values()):
             yield Problem(
                 "unreachable",
                 f"{facts.name_of(ours.uuid)} cannot be reached by the remote {server.remote}: {server.error}",
-                "Bring it back, or mend the way to it. If it is gone for good, say so, and it will be left alone:",
-                (f"git annex dead {ours.uuid}",),
+                "Bring it back, or mend the way to it; then this works:",
+                (f"cluster-remote ping {ours.quoted}",),
                 about=server.remote,
             )
         elif server.error is not None:
@@ -257,12 +268,13 @@ def problems_of_servers(facts: Snapshot, servers: Iterable[Server]) -> Iterator[
 def problems_at_nodes(facts: Snapshot, servers: Iterable[Server], seen: Status) -> Iterator[Problem]:
     """What the nodes themselves said, or did not say, where no remote of their own has shown it already. Pure."""
     silent = {ours.uuid for ours in facts.ours for server in servers if server.remote == ours.name and server.error}
-    for cluster in seen.clusters:
-        for problem in cluster.problems:
-            if problem.node is None or problem.node in silent:
-                continue
-            match problem.kind:
-                case "node-unreachable" | "content-missing" | "content-unlogged":
+    for problem in (problem for cluster in seen.clusters for problem in cluster.problems):
+        match problem.kind:
+            case "node-replaced" | "node-without-remote" if not facts.everything:
+                # Otherwise the clusters of this repository have been looked at as a whole.
+                yield problem
+            case "node-unreachable" | "node-removed" | "content-missing" | "content-unlogged":
+                if problem.node is not None and problem.node not in silent:
                     yield replace(problem, about=facts.name_of(problem.node))
 
 

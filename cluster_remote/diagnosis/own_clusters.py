@@ -9,9 +9,13 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Mapping
 
+from cluster_remote.cluster.membership import Direct, way_to
 from cluster_remote.diagnosis.problem import Problem
+from cluster_remote.diagnosis.problems import node_without_remote
+from cluster_remote.diagnosis.replaced import replaced_nodes
 from cluster_remote.diagnosis.snapshot import Snapshot
 from cluster_remote.p2p.key import UUID
+from cluster_remote.transport.address import Directory
 
 __all__ = ["problems_of_own_clusters"]
 
@@ -25,10 +29,9 @@ def problems_of_own_clusters(facts: Snapshot) -> Iterator[Problem]:
     for name in sorted(configured.keys() - clusters.keys()):
         yield Problem(
             "no-such-cluster",
-            f"{', '.join(sorted(configured[name]))} shall be a node of the cluster {name!r}, which this repository "
-            "does "
-            "not have",
-            "Make it (or mend the name in remote.REMOTE.annex-cluster-node):",
+            f"{', '.join(sorted(configured[name]))} is configured as a node of the cluster {name!r}, which this "
+            "repository does not have",
+            "Make it (or correct the name in remote.REMOTE.annex-cluster-node):",
             (f"git annex initcluster {shlex.quote(name)}", "git annex updatecluster"),
             about=name,
         )
@@ -37,23 +40,19 @@ def problems_of_own_clusters(facts: Snapshot) -> Iterator[Problem]:
 
 
 def _own_cluster(facts: Snapshot, name: str, cluster: UUID, configured: Mapping[str, UUID | None]) -> Iterator[Problem]:
+    label = next((ours.name for ours in facts.ours if ours.uuid == cluster), name)
+    replaced = list(replaced_nodes(facts.config, facts.logs, cluster, label))
+    yield from replaced
     listed = facts.logs.clusters.nodes(cluster)
     for remote, uuid in configured.items():
         if uuid is None:
-            yield Problem(
-                "node-unknown",
-                f"{remote} shall be a node of the cluster {name}, but git-annex does not know who it is",
-                "Let git-annex ask it, and write it down:",
-                (f"git fetch {shlex.quote(remote)}", f"git annex info {shlex.quote(remote)} --fast",
-                 "git annex updatecluster"), about=remote,
-)  # fmt: skip
-        elif uuid not in listed:
+            yield _unknown(facts, name, remote)
+        elif uuid not in listed and not replaced:
             yield Problem(
                 "node-not-listed",
-                f"{remote} shall be a node of the cluster {name}, but cluster.log does not list it, so nothing is "
-                "stored "
-                "there",
-                "Write it down (each node has to be reachable):",
+                f"{remote} is configured as a node of the cluster {name}, but cluster.log does not list it, so nothing "
+                "is stored there",
+                "Add it to cluster.log (each node has to be reachable):",
                 ("git annex updatecluster",),
                 about=remote,
             )
@@ -61,26 +60,33 @@ def _own_cluster(facts: Snapshot, name: str, cluster: UUID, configured: Mapping[
         uuid for gateway, names in facts.logs.proxied.items() if gateway != facts.uuid for uuid in names.values()
     }
     ours = {each.name for each in facts.ours}
-    for uuid in sorted(listed - set(configured.values()) - elsewhere):
+    for uuid in sorted(listed - set(configured.values()) - elsewhere - {facts.uuid}):
         others = [name for name in facts.remotes_with(uuid) if name not in ours]
-        for remote in others[:1]:
+        if others:
+            setting = f"remote.{others[0]}.annex-cluster-node"
             yield Problem(
                 "node-not-configured",
-                f"cluster.log lists {facts.name_of(uuid)} as a node of the cluster {name}, but the remote {remote} "
-                "is not "
-                "configured to be one, so nothing is stored there",
-                "Make it one (or take it out of the list: git annex updatecluster):",
-                (f"git config {shlex.quote(f'remote.{remote}.annex-cluster-node')} {shlex.quote(name)}",
-                 "git annex updatecluster"), about=remote,
-)  # fmt: skip
-        if not others:
-            yield Problem(
-                "node-not-configured",
-                f"cluster.log lists {facts.name_of(uuid)} as a node of the cluster {name}, but no remote here leads "
-                "there",
-                "Take it out of the list (or add a remote for it first, and git config "
-                "remote.REMOTE.annex-cluster-node "
-                f"{name}):",
-                ("git annex updatecluster",),
-                about=str(uuid),
+                f"cluster.log lists {facts.name_of(uuid)} as a node of the cluster {name}, but the remote {others[0]} "
+                "is not configured as one, so nothing is stored there",
+                "Configure it (or take it out of cluster.log: git annex updatecluster):",
+                (f"git config {shlex.quote(setting)} {shlex.quote(name)}", "git annex updatecluster"),
+                about=others[0],
             )
+        elif not replaced:
+            yield node_without_remote(uuid, facts.name_of(uuid))
+
+
+def _unknown(facts: Snapshot, name: str, remote: str) -> Problem:
+    quoted = shlex.quote(remote)
+    commands = [f"git fetch {quoted}", f"git annex info {quoted} --fast", "git annex updatecluster"]
+    way = way_to(facts.config, remote, facts.place)
+    if isinstance(way, Direct) and isinstance(way.address, Directory):
+        # Where it has been initialised already this changes nothing.
+        commands.insert(0, f"git -C {shlex.quote(way.address.path)} annex init")
+    return Problem(
+        "node-unknown",
+        f"{remote} is configured as a node of the cluster {name}, but git-annex does not know its UUID",
+        "Have git-annex initialise the repository and ask it, then add it to cluster.log:",
+        tuple(commands),
+        about=remote,
+    )

@@ -10,7 +10,7 @@ from cluster_remote.diagnosis.problem import Problem
 from cluster_remote.diagnosis.state import ClusterState, NodeState
 from cluster_remote.p2p.key import UUID
 
-__all__ = ["find_problems", "many", "not_verified", "unreachable", "unusable"]
+__all__ = ["find_problems", "many", "node_without_remote", "not_verified", "unreachable", "unusable"]
 
 # git-annex's own default of annex.diskreserve, in bytes: with less than that it stores nothing more.
 _RESERVE = 100 * 10**6
@@ -78,13 +78,49 @@ def not_verified(remote: str, number: int) -> Problem:
 
 
 def unreachable(uuid: UUID, title: str, error: str | None, name: str, path: str | None = None) -> Problem:
-    """A node that gave no answer; `name` is the cluster remote, quoted for a shell."""
+    """A node that gave no answer; `name` is the cluster remote, quoted for a shell.
+
+    The remedy is never to declare it dead: from here nobody can tell a lost disk from one in a drawer, and the
+    declaration goes to everybody who shares the git-annex branch.
+    """
     return Problem(
         "node-unreachable",
         f"{title} cannot be reached: {error}",
-        f"Bring it back{f' at {path}' if path else ''}, then let it catch up (first command). If it is gone for good, "
-        "say so (second):",
-        (f"cluster-remote repair {name}", f"git annex dead {uuid}"),
+        f"Bring it back{f' at {path}' if path else ''}, then let it catch up:",
+        (f"cluster-remote repair {name}",),
+        node=uuid,
+    )
+
+
+def node_removed(node: NodeState, remote: str | None) -> Problem:
+    """A node that its gateway does not lead to any more; `remote` is the one that is left over, if the logs say so."""
+    if remote is not None:
+        return Problem(
+            "node-removed",
+            f"{node.title} is no node of a cluster any more, but the remote {remote} still leads to it through the "
+            "gateway",
+            "Remove that remote; the repository itself is not touched:",
+            (f"git remote remove {shlex.quote(remote)}",),
+            node=node.uuid,
+        )
+    return Problem(
+        "node-removed",
+        f"the gateway does not lead to {node.title} any more: {node.contact.error if node.contact else None}",
+        "It may have been taken out of the cluster. Fetch the gateway's git-annex branch, which says so:",
+        ("git fetch --all", "git annex merge"),
+        node=node.uuid,
+    )
+
+
+def node_without_remote(uuid: UUID, title: str) -> Problem:
+    """A node of cluster.log that no remote of this repository leads to."""
+    return Problem(
+        "node-without-remote",
+        f"no remote of this repository leads to the node {title}, so nothing is stored there from here, and no drop is "
+        "complete",
+        "Add a remote for it (git remote add), and configure it as a node (remote.REMOTE.annex-cluster-node). If it "
+        "has left the cluster, run git annex updatecluster in a repository that has a remote for each other node.",
+        (),
         node=uuid,
     )
 
@@ -93,7 +129,12 @@ def _node_problems(state: ClusterState, node: NodeState, name: str, *, gateway_d
     contact = node.contact
     if contact is None:
         return
-    if not contact.reachable and not gateway_down:
+    if not node.remote:
+        yield node_without_remote(node.uuid, node.title)
+        return
+    if contact.stranger and state.gateway is not None:
+        yield node_removed(node, state.name if state.uuid == node.uuid else None)
+    elif not contact.reachable and not gateway_down:
         yield unreachable(node.uuid, node.title, contact.error, name, node.path)
     sample = node.sample
     if sample is not None and sample.missing:

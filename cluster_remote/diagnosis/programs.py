@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -133,7 +135,7 @@ def problems_of_programs(programs: Programs, *, needs_ssh: bool) -> Iterator[Pro
             "program-old",
             f"git-annex is version {version}, and clusters need {'.'.join(map(str, OLDEST))} or newer",
             "Install a newer one:",
-            ("python3 -m pip install --upgrade git-annex",),
+            _install("git-annex", upgrade=True),
             about="git-annex",
         )
 
@@ -149,18 +151,37 @@ def _missing(name: str, programs: Programs) -> Problem:
             about=name,
         )
     if name.startswith("git-annex"):
-        package = "git-annex" if name == "git-annex-shell" else name
-        remedy, command = "Install it:", f"{shlex.quote(sys.executable)} -m pip install {package}"
-    else:
-        remedy = "Install it as programs are installed on your system; on Debian and Ubuntu:"
-        command = f"sudo apt-get install {'openssh-client' if name == 'ssh' else name}"
+        commands = _install("git-annex" if name == "git-annex-shell" else name)
+        remedy = "Install it:" if commands else "Install it, from your system's packages or as its home page says."
+        return Problem("program-missing", f"{name} is not on PATH", remedy, commands, about=name)
     return Problem(
         "program-missing",
         f"{name} is not on PATH",
-        remedy,
-        (command,),
+        "Install it as programs are installed on your system; on Debian and Ubuntu:",
+        (f"sudo apt-get install {'openssh-client' if name == 'ssh' else name}",),
         about=name,
     )
+
+
+def _install(package: str, *, upgrade: bool = False) -> tuple[str, ...]:
+    """Return the command that installs a package where this program is installed; none where there is no such."""
+    prefix = Path(sys.prefix)
+    if prefix.parent.name == "venvs" and shutil.which("pipx"):
+        return (f"pipx inject --include-apps {'--force ' if upgrade else ''}{shlex.quote(prefix.name)} {package}",)
+    if prefix.parent.name == "tools" and prefix.parent.parent.name == "uv" and shutil.which("uv"):
+        with_package = f"--with-executables-from {package}"
+        return (f"uv tool install {'--upgrade ' if upgrade else ''}{with_package} {shlex.quote(prefix.name)}",)
+    python, option = shlex.quote(sys.executable), " --upgrade" if upgrade else ""
+    if importlib.util.find_spec("pip") is not None and not _managed_by_the_system():
+        return (f"{python} -m pip install{option} {package}",)
+    if shutil.which("uv") and sys.prefix != sys.base_prefix:
+        return (f"uv pip install --python {python}{option} {package}",)
+    return ()
+
+
+def _managed_by_the_system() -> bool:
+    """Whether pip would refuse, because the packages of this Python are those of the system."""
+    return sys.prefix == sys.base_prefix and Path(sysconfig.get_path("stdlib"), "EXTERNALLY-MANAGED").exists()
 
 
 def _path_command(directory: Path) -> str:

@@ -14,13 +14,14 @@ import anyio
 
 from cluster_remote.annex.batch import BatchProcess
 from cluster_remote.annex.locationlog import LocationLog
-from cluster_remote.annex.locations import Batches, Located, Selection, located
+from cluster_remote.annex.locations import Batches, Located, LocationReader, Selection, located
 from cluster_remote.cluster.node import Node
 from cluster_remote.cluster.reachability import Reachability
 from cluster_remote.diagnosis.asking import Advance, Nodes, asked, pipelined
 from cluster_remote.diagnosis.checking import comparable
 from cluster_remote.diagnosis.problem import Problem
 from cluster_remote.diagnosis.problems import many, unreachable
+from cluster_remote.diagnosis.recording import record
 from cluster_remote.diagnosis.transfer import Carrier, Task, Transfer, task_for
 from cluster_remote.p2p.key import UUID, Key
 
@@ -80,6 +81,7 @@ class _Repair:
         view: View,
         selection: Selection,
         nodes: Nodes,
+        reader: LocationReader,
         log: LocationLog,
         tell: Callable[[Transfer], None],
         moved: Moved,
@@ -92,6 +94,7 @@ class _Repair:
         self.repository: Repository = view.repository
         self.selection = selection
         self.nodes = nodes
+        self.reader = reader
         self.log = log
         self.tell = tell
         self.moved = moved
@@ -145,8 +148,8 @@ class _Repair:
     async def _do(self, task: Task, carrier: Carrier, where: BatchProcess) -> None:
         key = task.each.key
         if task.learnt and not self.dry_run:
-            await self.log.record(key, present=task.learnt)
-            self.recorded += 1
+            [known] = await record([task.each], self.nodes, self.reader, self.log, absent=False)
+            self.recorded += bool(known.present & task.learnt)
         if not task.lacking:
             return
         path = await self._path(key, where) if self.repository.uuid in task.each.holders else None
@@ -159,8 +162,10 @@ class _Repair:
         elif not self.dry_run:
             all_up = not self.nodes.given_up and self.view.living == self.view.nodes
             said, reasons = await carrier.bring(task, path, lambda position: self.moved(key, position), all_up=all_up)
-            stored = await self._verified(task, said)
-            await self.log.record(key, present=stored)
+            if said:
+                # A node has it when it says so after the upload.
+                [known] = await record([task.each], self.nodes, self.reader, self.log, absent=False)
+                stored = frozenset(uuid for uuid in said if known.answers.get(uuid))
         for node in task.lacking:
             self.lacked[node.uuid] += 1
             if node.uuid in stored:
@@ -178,13 +183,6 @@ class _Repair:
         path = top / os.fsdecode(answer)
         there = bool(answer) and await anyio.Path(path).is_file()
         return bytes(path) if there else None
-
-    async def _verified(self, task: Task, said: frozenset[UUID]) -> frozenset[UUID]:
-        """Those of the nodes that say they stored it, and that have it when they are asked."""
-        if not said:
-            return said
-        answers = (await self.nodes.ask([task.each])).of(0)
-        return frozenset(uuid for uuid in said if answers.get(uuid))
 
     # What it comes to
 
@@ -266,6 +264,7 @@ async def repair(
     async with AsyncExitStack() as stack:
         batches = await stack.enter_async_context(located(repository, selection))
         nodes = await stack.enter_async_context(asked(view.living, jobs, advance))
+        reader = await stack.enter_async_context(LocationReader(repository))
         log = await stack.enter_async_context(LocationLog(repository))
         where = await stack.enter_async_context(
             BatchProcess(
@@ -274,7 +273,7 @@ async def repair(
                 env=repository.environment(),
             )
         )
-        work = _Repair(view, selection, nodes, log, tell, moved, trusting=trusting, dry_run=dry_run)
+        work = _Repair(view, selection, nodes, reader, log, tell, moved, trusting=trusting, dry_run=dry_run)
         sending, receiving = anyio.create_memory_object_stream[Task](jobs)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(work.find, batches, jobs, sending)

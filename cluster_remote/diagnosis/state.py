@@ -22,6 +22,7 @@ class Contact:
     version: Annotated[int | None, "of the protocol, as agreed on"]
     connecting: Annotated[float | None, "seconds until it had said who it is"]
     latency: Annotated[float | None, "seconds from a request to its answer, the fastest of three"]
+    stranger: Annotated[bool, "whether another repository answered, or the gateway does not lead to this one"] = False
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class NodeState:
     sample: Annotated[Sample | None, "null where it was not asked"]
     free: Annotated[int | None, "bytes free on its disk, where that can be seen from here"]
     path: Annotated[str | None, "its place on this machine, where it has one"]
+    remote: Annotated[bool, "whether this repository has a way to it; without one it is not asked"] = True
 
     @property
     def title(self) -> str:

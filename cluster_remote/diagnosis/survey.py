@@ -7,32 +7,36 @@ about everything.
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import anyio
 import anyio.to_thread
 
-from cluster_remote.annex.gitconfig import GitConfig
 from cluster_remote.annex.locations import Located, LocationReader, Selection, located
-from cluster_remote.annex.repository import Repository, foreign_environment
+from cluster_remote.annex.repository import Repository
 from cluster_remote.annex.verification import pending
 from cluster_remote.cluster.node import Node
+from cluster_remote.diagnosis.disks import free_space, paths
 from cluster_remote.diagnosis.log_statistics import LogStatistics
 from cluster_remote.diagnosis.nodes import Gateway, Unusable, View, costs_of
 from cluster_remote.diagnosis.problems import find_problems, unusable
+from cluster_remote.diagnosis.replaced import replaced_nodes, without_remote
 from cluster_remote.diagnosis.state import ClusterState, Contact, GatewayState, NodeState, Sample, Status
-from cluster_remote.p2p.errors import SessionError
+from cluster_remote.p2p.errors import SessionError, WrongRepository
 from cluster_remote.p2p.key import UUID, Key
 from cluster_remote.p2p.session import Session
+from cluster_remote.transport.address import BadAddress
 
-__all__ = ["paths_of", "survey"]
+__all__ = ["survey", "unverified"]
 
 # Requests whose round trips are timed; the fastest counts, for it has the least of everything else in it.
 _ROUND_TRIPS = 3
+_NO_WAY = Contact(False, "no remote of this repository leads to it", None, None, None, None)
+# What a node costs that cannot be reached; nobody compares it.
+_FAR = 1000.0
 # Nobody has it: a key to ask about when only the time that the answer takes is of interest.
 NOBODYS = Key("SHA256-s1--0000000000000000000000000000000000000000000000000000000000000000")
 
@@ -44,6 +48,7 @@ async def _talk(session: Session, timeout: float) -> Contact:
     connecting: float | None = None
     trips: list[float] = []
     error: str | None = None
+    stranger = False
     try:
         with anyio.fail_after(timeout):
             uuid = await session.open()
@@ -53,10 +58,16 @@ async def _talk(session: Session, timeout: float) -> Contact:
                 await session.check_present(NOBODYS)
                 trips.append(time.perf_counter() - before)
     except SessionError as failure:
-        error = str(failure)
+        error, stranger = str(failure), _is_stranger(failure)
     except TimeoutError:
         error = f"{session.name}: no answer within {timeout:g} seconds"
-    return Contact(error is None, error, uuid, session.version, connecting, min(trips) if trips else None)
+    return Contact(error is None, error, uuid, session.version, connecting, min(trips) if trips else None, stranger)
+
+
+def _is_stranger(failure: SessionError) -> bool:
+    """Whether somebody answered, and it was not the repository that was asked for."""
+    # git-annex's gateway says it on standard error alone.
+    return isinstance(failure, WrongRepository) or "not configured to proxy for repository" in str(failure)
 
 
 @dataclass
@@ -77,7 +88,11 @@ async def survey(views: Sequence[View], broken: Sequence[Unusable] = (), *, time
     `sample` keys of each cluster are asked for at each of its nodes. Raises AnnexError.
     """
     statistics = [
-        LogStatistics(view.uuids, sample if view.legible else 0, view.uuids - {node.uuid for node in view.living})
+        LogStatistics(
+            view.uuids | _without_remote(view),
+            sample if view.legible else 0,
+            view.uuids - {node.uuid for node in view.living},
+        )
         for view in views
     ]
     findings = [_Findings() for _ in views]
@@ -164,54 +179,10 @@ async def _ask_whether_verified(view: View, found: _Findings) -> None:
     found.unverified = await unverified(view)
 
 
-# Disks
-
-
 async def _look_at_disks(view: View, found: _Findings, timeout: float) -> None:
-    found.paths = await _paths(view)
     with anyio.move_on_after(timeout):
-        for uuid, path in found.paths.items():
-            # A disk that does not answer must not keep anybody waiting.
-            free = await anyio.to_thread.run_sync(_free, path, abandon_on_cancel=True)
-            if free is not None:
-                found.free[uuid] = free
-
-
-def _free(path: Path) -> int | None:
-    try:
-        disk = os.statvfs(path)
-    except OSError:
-        return None
-    return disk.f_bavail * disk.f_frsize
-
-
-async def _paths(view: View) -> dict[UUID, Path]:
-    """Where on this machine the nodes are, as far as a configuration that can be read from here tells."""
-    if view.gateway is None:
-        base = view.repository.work_tree or view.repository.git_dir if view.repository else Path.cwd()
-        return paths_of(view.config, base, view.uuids)
-    directory = view.gateway.directory
-    if directory is None:
-        return {}
-    listing = await anyio.run_process(
-        ["git", "-C", str(directory), "config", "--list", "-z"], check=False, env=foreign_environment()
-    )
-    config = GitConfig.parse(listing.stdout)
-    found = paths_of(config, directory, view.uuids)
-    own = config.get("annex.uuid")
-    return found | {uuid: directory for uuid in view.uuids if uuid.text == own}
-
-
-def paths_of(config: GitConfig, base: Path, wanted: Collection[UUID]) -> dict[UUID, Path]:
-    """The directories of a repository's remotes that are on this machine, by UUID; `base` is the repository's own."""
-    found: dict[UUID, Path] = {}
-    for remote in config.remotes():
-        uuid = next((each for each in wanted if each.text == config.remote(remote, "annex-uuid")), None)
-        place = config.remote(remote, "annex-directory") or config.remote(remote, "url") or ""
-        place = place.removeprefix("file://")
-        if uuid is not None and place and ("/" in place.partition(":")[0] or ":" not in place):
-            found[uuid] = base / place
-    return found
+        found.paths = await paths(view)
+    found.free = await free_space(found.paths, timeout)
 
 
 # What it comes to
@@ -220,7 +191,10 @@ def paths_of(config: GitConfig, base: Path, wanted: Collection[UUID]) -> dict[UU
 def _state(view: View, statistics: LogStatistics, found: _Findings) -> ClusterState:
     costs = costs_of(view.config) if view.gateway else {node.uuid: node.cost for node in view.nodes}
     known = view.repository is not None
-    nodes = tuple(_node_state(view, node, statistics if known else None, found, costs) for node in view.nodes)
+    unreached = [_unreached(view, uuid) for uuid in sorted(_without_remote(view))]
+    nodes = tuple(
+        _node_state(view, node, statistics if known else None, found, costs) for node in [*view.nodes, *unreached]
+    )
     gateway = None
     if view.gateway is not None and found.gateway is not None:
         who = found.gateway.uuid
@@ -237,7 +211,26 @@ def _state(view: View, statistics: LogStatistics, found: _Findings) -> ClusterSt
         nodes=nodes,
         problems=(),
     )
-    return replace(state, problems=tuple(find_problems(state, found.unverified)))
+    problems = find_problems(state, found.unverified)
+    if view.gateway is None and view.repository is not None:
+        replaced = list(replaced_nodes(view.config, view.logs, view.uuid, view.label))
+        if replaced:
+            problems = [*replaced, *(each for each in problems if each.kind != "node-without-remote")]
+    return replace(state, problems=tuple(problems))
+
+
+def _without_remote(view: View) -> frozenset[UUID]:
+    """The nodes of cluster.log that nothing here leads to."""
+    if view.repository is None or view.gateway is not None or not view.uuid.is_cluster:
+        return frozenset()
+    return frozenset(without_remote(view.config, view.logs, view.uuid)) - view.uuids
+
+
+def _unreached(view: View, uuid: UUID) -> Node:
+    def session() -> Session:
+        raise BadAddress(f"no remote of this repository leads to {uuid}")
+
+    return Node(uuid, uuid.text, view.logs.descriptions.get(uuid, ""), _FAR, session, "proxied")
 
 
 def _node_state(
@@ -251,7 +244,7 @@ def _node_state(
         uuid=uuid,
         name=node.name,
         description=node.description,
-        contact=found.nodes.get(uuid),
+        contact=found.nodes.get(uuid) if uuid in view.uuids else _NO_WAY,
         trust=view.trust(uuid),
         groups=tuple(sorted(view.logs.groups.get(uuid, ()))),
         cost=costs.get(uuid),
@@ -265,4 +258,5 @@ def _node_state(
         sample=found.samples.get(uuid),
         free=found.free.get(uuid),
         path=str(path) if path else None,
+        remote=uuid in view.uuids,
     )

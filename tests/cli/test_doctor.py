@@ -305,11 +305,48 @@ def test_a_node_that_is_gone(full_site: Site) -> None:
     finding = only(findings(full_site.client), "unreachable")
     assert finding["about"] == "n1"
     assert DESCRIPTIONS[0] in finding["words"]
-    carry_out(full_site.client, finding)
+    assert finding["commands"] == ["cluster-remote ping n1"]
+    # Nobody is told to declare it dead, but who does is not told of it any more.
+    full_site.client.annex("dead", uuid)
     healthy(full_site.client)
     full_site.client.annex("semitrust", uuid)
     away.rename(node.path)
+    carry_out(full_site.client, finding)
     healthy(full_site.client)
+
+
+def test_a_node_that_was_taken_out_of_the_cluster(full_site: Site) -> None:
+    gateway, client = full_site.cluster.gateway, full_site.client
+    gateway.git("config", "--unset", "remote.node1.annex-cluster-node")
+    gateway.annex("updatecluster")
+    (problem,) = told(client, "status", "mycl", code=1)["clusters"][0]["problems"]
+    assert problem["kind"] == "node-removed"
+    for command in problem["commands"]:
+        client.environment.run("sh", "-c", command, cwd=client.path)
+    finding = only(findings(client), "node-removed")
+    assert finding["about"] == "n1"
+    carry_out(client, finding)
+    healthy(client)
+
+
+def test_a_disk_with_another_uuid_in_the_place_of_a_node(cluster: Cluster) -> None:
+    gateway, (first, *_) = cluster.gateway, cluster.nodes
+    initremote(gateway, "own", sameas=cluster.uuid)
+    gateway.git("config", "remote.own.annex-cost", "50")
+    first.path.rename(first.path.with_name("old"))
+    gateway.environment.run("git", "clone", "--quiet", gateway.path, first.path)
+    new = Repository(first.path, gateway.environment)
+    new.annex("init", "--quiet", "new disk")
+    gateway.annex("info", "--fast")
+    for arguments in (("doctor",), ("doctor", "own")):
+        finding = only(findings(gateway, *arguments[1:]), "node-replaced")
+        assert finding["about"] == "node1"
+        assert DESCRIPTIONS[0] in finding["words"]
+    said = told(gateway, "status", "own", code=1)["clusters"][0]
+    assert [problem["kind"] for problem in said["problems"]] == ["node-replaced"]
+    assert {node["description"]: node["remote"] for node in said["nodes"]}[DESCRIPTIONS[0]] is False
+    carry_out(gateway, finding)
+    assert told(gateway, "status", "own")["well"]
 
 
 def test_a_gateway_that_is_gone(own_site: Site) -> None:
@@ -382,9 +419,11 @@ def test_a_node_that_the_configuration_does_not_name(cluster: Cluster) -> None:
 def test_a_node_whose_remote_was_removed(cluster: Cluster) -> None:
     gateway = cluster.gateway
     gateway.git("remote", "remove", "node2")
-    finding = only(findings(gateway), "node-not-configured")
+    finding = only(findings(gateway), "node-without-remote")
     assert DESCRIPTIONS[1] in finding["words"]
-    carry_out(gateway, finding)
+    # To take it out of the cluster concerns everybody, so that no command is offered for it.
+    assert finding["commands"] == []
+    gateway.annex("updatecluster")
     healthy(gateway)
     assert DESCRIPTIONS[1] not in gateway.annex("info", cluster.uuid, check=False).stdout.decode()
 

@@ -285,9 +285,12 @@ def test_running_the_remedies_makes_status_check_doctor_and_repair_clean(own_sit
             assert problem["commands"]
         for problem in check["problems"]:
             match problem["kind"]:
-                case "not-verified" | "node-unreachable":
-                    # The first is to look at the address, and for when the node is back, not gone for good.
+                case "not-verified":
+                    # The first is to look at the address.
                     carry_out(client, problem["commands"][1:])
+                case "node-unreachable":
+                    # Which is for when the node is back. This one is gone for good.
+                    client.annex("dead", second.uuid)
         for problem in check["problems"]:
             if problem["kind"] == "content-missing":
                 carry_out(client, problem["commands"])

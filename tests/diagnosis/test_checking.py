@@ -86,7 +86,35 @@ async def test_what_stays_as_it_is_is_found_and_recorded(real: RealRepository, h
     assert [finding.unlogged for finding in findings] == [(place.node.uuid,)]
     assert outcome.recorded == 1
     assert real.locations(KEY.text) == {place.node.uuid.text}
-    assert place.asked == 2
+    # Once with all others, once before the line is written, and once after.
+    assert place.asked == 3
+
+
+async def test_content_that_is_dropped_before_its_line_is_written_is_recorded_as_gone(
+    real: RealRepository, here: Repository
+) -> None:
+    def has(asked: int, _key: Key) -> bool:
+        if asked == 3:
+            # It was dropped, and that was recorded, before the line that says that it is there.
+            assert place.node.uuid.text in real.locations(KEY.text)
+        return asked < 3
+
+    place = Place(0, has)
+    other = UUID("00000009-0000-4000-8000-000000000000")
+    setpresentkey(real, other, "1")
+    outcome, findings = await checked(here, place)
+    assert real.locations(KEY.text) == {other.text}
+    assert place.asked == 4
+    assert (findings, outcome.well) == ([], True)
+
+
+async def test_content_that_comes_and_goes_all_the_time_is_not_said_to_be_recorded(
+    real: RealRepository, here: Repository
+) -> None:
+    place = Place(0, lambda asked, _key: asked % 2 == 0)
+    outcome, findings = await checked(here, place)
+    assert [finding.recorded for finding in findings] == [False]
+    assert not outcome.well
 
 
 async def test_numcopies_is_what_git_annex_takes(real: RealRepository, here: Repository) -> None:

@@ -1,0 +1,93 @@
+"""Where on this machine nodes lie, and how much room their disks have.
+
+A disk that hangs must not keep anybody waiting, not even at the end of the program: the thread that asks for its free
+space is a daemon, for no call to a hung disk can be cancelled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Collection, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import anyio
+
+from cluster_remote.annex.gitconfig import GitConfig
+from cluster_remote.annex.repository import foreign_environment
+from cluster_remote.p2p.key import UUID
+
+if TYPE_CHECKING:
+    from cluster_remote.diagnosis.nodes import View
+
+__all__ = ["free_space", "paths", "paths_of"]
+
+
+async def free_space(places: Mapping[UUID, Path], timeout: float) -> dict[UUID, int]:
+    """Return the bytes free at each place that answers within `timeout` seconds."""
+    found: dict[UUID, int] = {}
+
+    async def look(uuid: UUID, path: Path) -> None:
+        free = await _free(path)
+        if free is not None:
+            found[uuid] = free
+
+    with anyio.move_on_after(timeout):
+        async with anyio.create_task_group() as tasks:
+            for uuid, path in places.items():
+                tasks.start_soon(look, uuid, path)
+    return found
+
+
+async def _free(path: Path) -> int | None:
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[int | None] = loop.create_future()
+
+    def settle(free: int | None) -> None:
+        if not answer.done():
+            answer.set_result(free)
+
+    def ask() -> None:
+        try:
+            disk = os.statvfs(path)
+            free = disk.f_bavail * disk.f_frsize
+        except OSError:
+            free = None
+        # The loop may be closed by the time a disk answers.
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(settle, free)
+
+    threading.Thread(target=ask, daemon=True, name=f"free space of {path}").start()
+    return await answer
+
+
+async def paths(view: View) -> dict[UUID, Path]:
+    """Return where on this machine the nodes are, as far as a configuration that can be read from here tells."""
+    if view.gateway is None:
+        base = view.repository.work_tree or view.repository.git_dir if view.repository else Path.cwd()
+        return paths_of(view.config, base, view.uuids)
+    directory = view.gateway.directory
+    if directory is None:
+        return {}
+    listing = await anyio.run_process(
+        ["git", "-C", str(directory), "config", "--list", "-z"], check=False, env=foreign_environment()
+    )
+    config = GitConfig.parse(listing.stdout)
+    found = paths_of(config, directory, view.uuids)
+    own = config.get("annex.uuid")
+    return found | {uuid: directory for uuid in view.uuids if uuid.text == own}
+
+
+def paths_of(config: GitConfig, base: Path, wanted: Collection[UUID]) -> dict[UUID, Path]:
+    """Return the directories of a repository's remotes that are on this machine; `base` is the repository's own."""
+    found: dict[UUID, Path] = {}
+    for remote in config.remotes():
+        uuid = next((each for each in wanted if each.text == config.remote(remote, "annex-uuid")), None)
+        place = config.remote(remote, "annex-directory") or config.remote(remote, "url") or ""
+        place = place.removeprefix("file://")
+        if uuid is not None and place and ("/" in place.partition(":")[0] or ":" not in place):
+            found[uuid] = base / place
+    return found

@@ -1,0 +1,65 @@
+"""Nodes of cluster.log that no remote leads to, and remotes that lead to another repository than they did. Pure.
+
+A disk that was exchanged keeps its place, and git-annex changes the UUID of the remote without a word: the node is gone
+from the cluster then, as far as this repository goes, and what has come in its place is none.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from cluster_remote.diagnosis.problem import Problem
+from cluster_remote.p2p.key import UUID
+
+if TYPE_CHECKING:
+    from cluster_remote.annex.branchlog import BranchLogs
+    from cluster_remote.annex.gitconfig import GitConfig
+
+__all__ = ["replaced_nodes", "strangers", "without_remote"]
+
+
+def strangers(config: GitConfig, logs: BranchLogs, cluster: UUID) -> dict[str, UUID]:
+    """Return the remotes configured as nodes of a cluster whose repositories cluster.log does not list."""
+    names = {name for name, uuid in config.clusters().items() if uuid == cluster}
+    listed = logs.clusters.nodes(cluster)
+    found: dict[str, UUID] = {}
+    for remote in config.remotes():
+        if names & set((config.remote(remote, "annex-cluster-node") or "").lower().split()):
+            try:
+                uuid = UUID.parse(config.remote(remote, "annex-uuid") or "")
+            except ValueError:
+                continue
+            if uuid not in listed:
+                found[remote] = uuid
+    return found
+
+
+def without_remote(config: GitConfig, logs: BranchLogs, cluster: UUID) -> list[UUID]:
+    """Return the nodes of a cluster that are neither this repository nor a remote of it, nor dead."""
+    here = {config.remote(remote, "annex-uuid") for remote in config.remotes()} | {config.get("annex.uuid")}
+    return [
+        uuid
+        for uuid in sorted(logs.clusters.nodes(cluster))
+        if uuid.text not in here and logs.trust.get(uuid) != "dead"
+    ]
+
+
+def replaced_nodes(config: GitConfig, logs: BranchLogs, cluster: UUID, name: str) -> Iterator[Problem]:
+    """Name each remote that leads to another repository than the node that is missing. `name` is the cluster remote."""
+    missing = without_remote(config, logs, cluster)
+    if not missing:
+        return
+    titles = ", ".join(logs.descriptions.get(uuid) or uuid.text for uuid in missing)
+    for remote, uuid in strangers(config, logs, cluster).items():
+        now = logs.descriptions.get(uuid) or uuid.text
+        yield Problem(
+            "node-replaced",
+            f"the remote {remote} leads to another repository than before: {now}, which is no node of the cluster, so "
+            f"nothing is stored there; {titles} is missing",
+            "Put back what was there. To have the new one take its place, make it a node and fill it:",
+            ("git annex updatecluster", f"cluster-remote repair {shlex.quote(name)}"),
+            node=missing[0] if len(missing) == 1 else None,
+            about=remote,
+        )
