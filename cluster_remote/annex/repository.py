@@ -13,11 +13,12 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import NamedTuple
 
+from cluster_remote.annex import TOKEN_VARIABLE
 from cluster_remote.annex.errors import CommandFailed, NotARepository, NotInitialised
 from cluster_remote.annex.gitconfig import GitConfig, ask_git
 from cluster_remote.p2p.key import UUID, decode
 
-__all__ = ["Completed", "Repository", "foreign_environment"]
+__all__ = ["Completed", "Repository", "foreign_environment", "without_token"]
 
 # Bytes of output of a one-shot command that are taken before it is given up.
 _OUTPUT_LIMIT = 64 * 2**20
@@ -38,13 +39,18 @@ def _local_variables() -> frozenset[str]:
     return frozenset(decode(ask_git("rev-parse", "--local-env-vars", env=dict(os.environ))).split())
 
 
+def without_token() -> dict[str, str]:
+    """The environment for a program that has no business with our token."""
+    return {name: value for name, value in os.environ.items() if name != TOKEN_VARIABLE}
+
+
 def foreign_environment() -> dict[str, str]:
     """The environment for a child that works in ANOTHER repository: nothing in it points at this one."""
     local = _local_variables()
     # The numbered variables carry what GIT_CONFIG_COUNT announces, and git does not list them.
     return {
         name: value
-        for name, value in os.environ.items()
+        for name, value in without_token().items()
         if name not in local and not name.startswith(("GIT_CONFIG_KEY_", "GIT_CONFIG_VALUE_"))
     }
 
@@ -98,9 +104,14 @@ class Repository:
         named = os.environ.get("GIT_WORK_TREE")
         return cls(git_dir, base, (base / named).resolve() if named else None)
 
+    @property
+    def place(self) -> Path:
+        """Where people say that it is: the work tree, or the git directory where there is none."""
+        return self.work_tree or self.git_dir
+
     def environment(self) -> dict[str, str]:
         """The environment for children that work IN this repository."""
-        environment = dict(os.environ)
+        environment = without_token()
         environment["GIT_DIR"] = str(self.git_dir)
         if self.work_tree is None:
             environment.pop("GIT_WORK_TREE", None)
@@ -144,7 +155,7 @@ class Repository:
         except ValueError:
             what = f"annex.uuid is {text[:64]!r}" if text else "annex.uuid is not set"
             raise NotInitialised(
-                f"{self.work_tree or self.git_dir} is not a repository of git-annex ({what}): run git annex init in it"
+                f"{self.place} is not a repository of git-annex ({what}): run git annex init in it"
             ) from None
 
     @property

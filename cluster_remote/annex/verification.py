@@ -34,16 +34,17 @@ class Pending:
     configuration: str
 
 
-def verified(repository: Repository) -> Mapping[UUID, Mapping[str, str]]:
+def verified(repository: Repository) -> Mapping[UUID, Mapping[str, str]] | None:
     """The parameters that were verified, by the UUID of the configuration. Raises BranchUnreadable.
 
-    Unlike remote.log it also has the encryption of a remote that is the same as another.
+    None where git-annex keeps no such log, since it is too old to ask. Unlike remote.log it also has the encryption
+    of a remote that is the same as another.
     """
     file = repository.annex_dir / _FILE
     try:
         content = file.read_bytes()
     except FileNotFoundError:
-        return {}
+        return None
     except OSError as error:
         raise BranchUnreadable(f"{file} cannot be read: {error.strerror}; check its permissions") from error
     newest = logformat.newest(logformat.annotated(content))
@@ -52,7 +53,7 @@ def verified(repository: Repository) -> Mapping[UUID, Mapping[str, str]]:
 
 async def pending(repository: Repository, name: str) -> Pending | None:
     """What `git annex verifyremote` asks about a remote; None where nothing is waiting. Raises CommandFailed."""
-    argv = ("git", "annex", "verifyremote", name)
+    argv = ("git", "annex", "verifyremote", "--", name)
     # Without an answer it ends with 1.
     done = await repository.run(*argv, accept=(0, 1))
     text = decode(done.stdout)

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from cluster_remote.access.settings import BadSettings
 from cluster_remote.cli.completion import remotes
 from cluster_remote.cli.exitcodes import FAILED
 from cluster_remote.cli.interrupts import run
 from cluster_remote.cli.render import console, say
-from cluster_remote.remote.settings import BadSettings
 
 if TYPE_CHECKING:
     from cluster_remote.bench.cases import Load, Results
@@ -136,7 +136,7 @@ async def _measure_given(text: str, loads: list[Load], rounds: int, results: Res
     from cluster_remote.bench.site import BenchFailed
     from cluster_remote.cli.target import resolve
 
-    target = await resolve(text)
+    target = await resolve(text, writing=True)
     try:
         if target.settings is not None and target.settings.encryption != "none":
             raise BadSettings(f"{text} is encrypted, and this command would store contents in the clear")

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from cluster_remote.access.settings import BadSettings
 from cluster_remote.cli.interrupts import run
-from cluster_remote.remote.settings import BadSettings
 
 if TYPE_CHECKING:
     from cluster_remote.lifecycle.steps import Plan, Runner

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cluster_remote.access.settings import BadSettings
 from cluster_remote.cli.completion import remotes
 from cluster_remote.cli.exitcodes import FAILED, UNREACHABLE
 from cluster_remote.cli.interrupts import run
 from cluster_remote.cli.render import JsonStream, Lines, console, duration, progress, show_problems, table
 from cluster_remote.p2p.text import printable
-from cluster_remote.remote.settings import BadSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -1,21 +1,28 @@
-"""What the shell offers where a command takes a remote or a node. Never an error: a shell has no place for one."""
+"""What the shell offers where a command takes a remote or a node. Never an error: a shell has no place for one.
+
+Names come out of the git-annex branch, hence from strangers, and what is offered stands on a command line next.
+"""
 
 from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterable
 
 __all__ = ["behind", "candidates", "clusters", "nodes", "remotes"]
 
 
 def remotes(incomplete: str) -> list[str]:
     """The remotes of this repository that are served by this program."""
+    from cluster_remote.access.configuration import our_remotes
     from cluster_remote.annex.errors import AnnexError
     from cluster_remote.annex.repository import Repository
-    from cluster_remote.cli.target import our_remotes
 
     try:
         names = our_remotes(Repository.here().config())
     except AnnexError:
         return []
-    return [name for name in names if name.startswith(incomplete)]
+    return _offered(names, incomplete)
 
 
 def nodes(incomplete: str) -> list[str]:
@@ -35,7 +42,7 @@ def nodes(incomplete: str) -> list[str]:
     members = {node.text for each in logs.clusters.members.values() for node in each}
     found = [name for name in config.remotes() if config.remote(name, "annex-uuid") in members]
     found += [name for names in logs.proxied.values() for name, uuid in names.items() if uuid.text in members]
-    return [name for name in dict.fromkeys(found) if name.startswith(incomplete)]
+    return _offered(found, incomplete)
 
 
 def behind(incomplete: str) -> list[str]:
@@ -52,7 +59,7 @@ def behind(incomplete: str) -> list[str]:
         logs = anyio.run(BranchLogs.read, repository, ("proxy.log",))
     except AnnexError:
         return []
-    return [name for name in ("here", *sorted(logs.proxied.get(own, {}))) if name.startswith(incomplete)]
+    return _offered(("here", *sorted(logs.proxied.get(own, {}))), incomplete)
 
 
 def clusters(incomplete: str) -> list[str]:
@@ -64,22 +71,35 @@ def clusters(incomplete: str) -> list[str]:
         found = Repository.here().config().clusters()
     except AnnexError:
         return []
-    return [name for name in found if name.startswith(incomplete)]
+    return _offered(found, incomplete)
 
 
 def candidates(incomplete: str) -> list[str]:
     """The remotes of this repository that could become nodes: git-annex knows them, and they are none of ours."""
+    from cluster_remote.access.configuration import our_remotes
     from cluster_remote.annex.errors import AnnexError
     from cluster_remote.annex.repository import Repository
-    from cluster_remote.cli.target import our_remotes
 
     try:
         config = Repository.here().config()
     except AnnexError:
         return []
     ours = our_remotes(config)
-    return [
+    return _offered(
+        (name for name in config.remotes() if name not in ours and config.remote(name, "annex-uuid")), incomplete
+    )
+
+
+def _offered(names: Iterable[str], incomplete: str) -> list[str]:
+    """The names that begin like that, each as a shell reads it as one word that is no option.
+
+    bash inserts what it is given as it is, so a name is quoted for it. Other shells quote by themselves, some of them
+    after evaluating it: they get only what needs no quotes.
+    """
+    bash = "_bash" in os.environ.get("_CLUSTER_REMOTE_COMPLETE", "")
+    fitting = [
         name
-        for name in config.remotes()
-        if name.startswith(incomplete) and name not in ours and config.remote(name, "annex-uuid")
+        for name in dict.fromkeys(names)
+        if name.startswith(incomplete) and name.isprintable() and not name.startswith("-")
     ]
+    return [shlex.quote(name) for name in fitting if bash or shlex.quote(name) == name]

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cluster_remote.access.settings import BadSettings
 from cluster_remote.cli.completion import remotes
 from cluster_remote.cli.exitcodes import FAILED, NOT_USABLE
 from cluster_remote.cli.interrupts import run
 from cluster_remote.cli.render import emit, show_problems, table
 from cluster_remote.p2p.text import printable
-from cluster_remote.remote.settings import BadSettings
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -63,7 +63,7 @@ async def _doctor(name: str, timeout: float) -> Checkup:
 
     from cluster_remote.annex.errors import NotARepository, NotInitialised
     from cluster_remote.annex.repository import Repository
-    from cluster_remote.cli.target import remote_of
+    from cluster_remote.cli.target import view_named
     from cluster_remote.diagnosis.checkup import Checkup
     from cluster_remote.diagnosis.diagnostics import diagnose, find_notes, problems_at_nodes, problems_of_servers
     from cluster_remote.diagnosis.facts import gather, servers
@@ -83,14 +83,14 @@ async def _doctor(name: str, timeout: float) -> Checkup:
             raise
         findings = tuple(problems_of_programs(programs, needs_ssh=False))
         return Checkup(not findings, None, programs.listed(), (), findings, ())
-    place = str(repository.work_tree or repository.git_dir)
+    place = str(repository.place)
     if broken:
         # Without these nothing can be asked.
         return Checkup(False, place, programs.listed(), (), tuple(broken), ())
     facts = await gather(repository, name)
 
     async def reach(name: str) -> Session:
-        return (await remote_of(name, repository, facts.config, facts.logs)).session
+        return (await view_named(name)).session()
 
     tried = await servers(facts, reach, timeout)
     needs_ssh = any(ours.settings is not None and isinstance(ours.settings.address, Ssh) for ours in facts.ours)

@@ -111,7 +111,7 @@ async def _repair(
     from cluster_remote.cli.viewing import view_of
     from cluster_remote.diagnosis import repairing
 
-    view = await view_of(target, timeout)
+    view = await view_of(target, timeout, writing=not dry_run)
     with progress(unit="keys", shown=shown) as lines:
         await progress_of(view, selection, lines)
 

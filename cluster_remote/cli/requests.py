@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
+from cluster_remote.access.settings import BadSettings
 from cluster_remote.cli.completion import nodes, remotes
 from cluster_remote.cli.exitcodes import FAILED, INTERRUPTED
 from cluster_remote.cli.interrupts import run
 from cluster_remote.cli.render import duration, emit, say, size
 from cluster_remote.p2p.text import printable
-from cluster_remote.remote.settings import BadSettings
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -64,11 +64,11 @@ _Json = Annotated[bool, typer.Option("--json", help="Print a JSON object (docs/j
 
 
 @asynccontextmanager
-async def _reach(text: str, node: str, timeout: float | None) -> AsyncIterator[Target]:
+async def _reach(text: str, node: str, timeout: float | None, *, writing: bool = False) -> AsyncIterator[Target]:
     """Somebody to talk to, hung up on in the end. Raises BadSettings, BadAddress, AnnexError."""
     from cluster_remote.cli.target import resolve
 
-    target = await resolve(text, timeout=timeout, node=node)
+    target = await resolve(text, timeout=timeout, node=node, writing=writing)
     try:
         yield target
     finally:
@@ -134,7 +134,7 @@ async def _present(text: str, word: str, node: str, record: bool, timeout: float
     from cluster_remote.diagnosis import request
 
     key, _ = await _key(word)
-    async with _reach(text, node, timeout) as target:
+    async with _reach(text, node, timeout, writing=record) as target:
         repository = request.check_recording(target.repository, target.settings) if record else None
         outcome = await request.present(target.session, target.label, key)
     if repository is None:
@@ -213,7 +213,7 @@ async def _put(
         except ValueError as error:
             raise BadSettings(f"--key: {error}") from None
         path = os.fsencode(source) if source else await content_of(Repository.here(), key)
-    async with _reach(text, node, timeout) as target:
+    async with _reach(text, node, timeout, writing=True) as target:
         settings = target.settings
         if settings is not None and settings.encryption != "none":
             raise BadSettings(
@@ -380,7 +380,7 @@ async def _drop(text: str, word: str, node: str, record: bool, timeout: float | 
     from cluster_remote.diagnosis import request
 
     key, _ = await _key(word)
-    async with _reach(text, node, timeout) as target:
+    async with _reach(text, node, timeout, writing=True) as target:
         repository = request.check_recording(target.repository, target.settings) if record else None
         outcome = await request.drop(target.session, target.label, key)
     outcome = replace(outcome, descriptions=_described(target, {outcome.server, *outcome.uuids}))
@@ -437,6 +437,7 @@ def lock(
 async def _lock(text: str, word: str, command: list[str], node: str, timeout: float | None, *, quiet: bool) -> Locked:
     import time
 
+    from cluster_remote.annex.repository import without_token
     from cluster_remote.cli.foreground import run_in_foreground, until_interrupted
     from cluster_remote.diagnosis import request
 
@@ -447,7 +448,7 @@ async def _lock(text: str, word: str, command: list[str], node: str, timeout: fl
         started = time.monotonic()
         say(f"{target.label}: {key} is locked" + ("" if command else "; Ctrl-C unlocks it"), err=True)
         if command:
-            code = await run_in_foreground(command, stdout_to_stderr=quiet)
+            code = await run_in_foreground(command, env=without_token(), stdout_to_stderr=quiet)
         else:
             await until_interrupted()
             code = None

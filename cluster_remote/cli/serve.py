@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from cluster_remote.access.settings import BadSettings
 from cluster_remote.cli.completion import clusters
 from cluster_remote.cli.exitcodes import FAILED
 from cluster_remote.cli.interrupts import run
 from cluster_remote.p2p.text import printable
-from cluster_remote.remote.settings import BadSettings
 
 if TYPE_CHECKING:
     from cluster_remote.gateway.behind import Behind

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from cluster_remote.access.settings import BadSettings
 from cluster_remote.cli.carrying_out import execute, here
 from cluster_remote.cli.completion import candidates, clusters, remotes
 from cluster_remote.cli.interrupts import run
-from cluster_remote.remote.settings import BadSettings
 
 if TYPE_CHECKING:
     from cluster_remote.lifecycle.serverless import Request

@@ -58,8 +58,8 @@ def status(
 
 
 async def _status(target: str, sample: int, timeout: float) -> Status:
-    from cluster_remote.cli.target import looks_like_address
-    from cluster_remote.cli.viewing import every_view, view_of, views_at
+    from cluster_remote.access.place import looks_like_address
+    from cluster_remote.cli.viewing import every_view, one_view, views_at
     from cluster_remote.diagnosis.survey import survey
 
     broken: list[Unusable] = []
@@ -68,7 +68,7 @@ async def _status(target: str, sample: int, timeout: float) -> Status:
     elif looks_like_address(target):
         views = await views_at(target, timeout)
     else:
-        views = [await view_of(target, timeout)]
+        views, broken = await one_view(target, timeout)
     return await survey(views, broken, timeout=timeout, sample=sample)
 
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from cluster_remote.access.settings import BadSettings
 from cluster_remote.cli.completion import behind
 from cluster_remote.cli.interrupts import run
 from cluster_remote.cli.render import emit, table
-from cluster_remote.remote.settings import BadSettings
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import tempfile
 import time
@@ -13,6 +14,8 @@ from typing import IO, Annotated
 
 import typer
 
+from cluster_remote.access.settings import TOKEN, BadSettings
+from cluster_remote.access.tokens import given_token
 from cluster_remote.cli.exitcodes import OK
 from cluster_remote.cli.interrupts import run
 from cluster_remote.cli.render import JsonStream
@@ -32,10 +35,12 @@ from cluster_remote.diagnosis.conversation import (
 )
 from cluster_remote.diagnosis.drawing import MOST_MESSAGES, Diagram, as_svg, as_text, lay_out
 from cluster_remote.p2p.text import printable, visible
-from cluster_remote.remote.settings import BadSettings
 
 __all__ = ["trace"]
 
+# As an assignment for a shell or env(1), with or without quotes; at the end of a link for git annex p2p; or as our
+# gateway makes them.
+_TOKEN = re.compile(rf"""({TOKEN}=(?:\\?["'])?)[^\s"']+|(p2p-annex::\S*:)[^\s:"']+|\b[a-z2-7]{{52}}\b""")
 # Seconds between two looks for messages.
 _LOOK = 0.05
 # Characters of a line of a trace; the longest message and what is said about it.
@@ -244,8 +249,10 @@ def _hear(file: IO[bytes], rest: bytes, report: _Report) -> bytes:
 
 
 def _without_token(command: list[str]) -> tuple[str, ...]:
-    token = os.environ.get("CLUSTER_REMOTE_TOKEN")
-    return tuple(word.replace(token, "[token]") if token else word for word in command)
+    """The command, without tokens: the one of the environment, and what looks like one or is given as one."""
+    token = given_token()
+    words = (word.replace(token, "[token]") if token else word for word in command)
+    return tuple(_TOKEN.sub(lambda found: f"{found[1] or found[2] or ''}[token]", word) for word in words)
 
 
 async def _names() -> dict[str, str]:

@@ -257,7 +257,9 @@ def _gateways(config: GitConfig, logs: BranchLogs, place: Path, cluster: UUID, n
 def way_to(config: GitConfig, remote: str, place: Path, *, special: bool = False) -> Way:
     """How a node is reached. A relative path is relative to `place`. Pure."""
     url = config.remote(remote, "url")
-    if special or not url:
+    # What git-annex has enabled by a configuration of the git-annex branch is git-annex's to use, or to refuse.
+    unverified = config.remote(remote, "annex-verified") not in (None, "verified")
+    if special or unverified or not url:
         return Proxied()
     url = _rewritten(config, url)
     before, colon, _ = url.partition(":")
@@ -358,8 +360,7 @@ async def open_cluster(
     sessions reads the `membership` once. Raises NoCluster, NotInitialised, CommandFailed, BranchUnreadable.
     """
     logs = await BranchLogs.read(repository, _LOGS)
-    place = repository.work_tree or repository.git_dir
-    found = membership(repository.config(), logs, place, wanted)
+    found = membership(repository.config(), logs, repository.place, wanted)
     if locations is not None:
         return found.session(caller, locations=locations, record=record, bypass=bypass, reachability=reachability)
     log = LocationLog(repository)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
+from cluster_remote.access.settings import BadSettings
 from cluster_remote.annex import logformat
 from cluster_remote.annex.branchlog import read_files
 from cluster_remote.annex.locationlog import LocationLog
@@ -21,7 +22,6 @@ from cluster_remote.diagnosis.problems import many, not_verified, unreachable
 from cluster_remote.diagnosis.recording import Recorded, look_again, record
 from cluster_remote.diagnosis.survey import unverified
 from cluster_remote.p2p.key import UUID
-from cluster_remote.remote.settings import BadSettings
 
 if TYPE_CHECKING:
     from cluster_remote.annex.repository import Repository

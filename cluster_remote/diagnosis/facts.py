@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import anyio
 import anyio.to_thread
 
+from cluster_remote.access.settings import BadSettings, Settings
 from cluster_remote.annex import logformat
 from cluster_remote.annex.branchlog import BRANCH, BranchLogs
 from cluster_remote.annex.credentials import permissions_ok
@@ -25,7 +26,6 @@ from cluster_remote.diagnosis.uuid_misuse import misused_uuids
 from cluster_remote.p2p.errors import SessionError
 from cluster_remote.p2p.key import UUID, Key, decode
 from cluster_remote.p2p.text import printable
-from cluster_remote.remote.settings import BadSettings, Settings
 from cluster_remote.transport.address import BadAddress, Ssh
 from cluster_remote.transport.opening import ssh_environment
 from cluster_remote.transport.ssh import ssh_command
@@ -60,13 +60,13 @@ async def gather(repository: Repository, only: str = "") -> Snapshot:
     await refresh(repository)
     config = repository.config()
     logs = await BranchLogs.read(repository)
-    ours = _ours(config, logs, verified(repository))
+    ours = _ours(config, logs, verified(repository) or {})
     if only:
         ours = _about(only, ours, logs)
     ours = [await _with_pending(repository, config, each) for each in ours]
     replaced = set(misused_uuids(config, logs).values())
     return Snapshot(
-        place=repository.work_tree or repository.git_dir,
+        place=repository.place,
         uuid=own,
         config=config,
         logs=logs,
@@ -92,7 +92,8 @@ def _ours(config: GitConfig, logs: BranchLogs, safe: Mapping[UUID, Mapping[str, 
         parameters = logs.remotes.get(config_uuid, {})
         ours = Ours(name, uuid, config_uuid, parameters, safe.get(config_uuid))
         try:
-            settings = Settings.read(partial(_given, parameters), uuid.text, name)
+            # What git-annex goes by, whatever has come by the git-annex branch since.
+            settings = Settings.read(partial(_given, ours.verified or parameters), uuid.text, name)
         except BadSettings as error:
             found.append(replace(ours, unusable=str(error)))
         else:
@@ -206,13 +207,15 @@ def _files(directory: Path) -> list[Path]:
 async def servers(facts: Snapshot, reach: Callable[[str], Awaitable[Session]], timeout: float) -> list[Server]:
     """Tries every remote of ours whose parameters can be used, all at once; each gets `timeout` seconds.
 
-    What was declared dead is left alone. `reach` makes a session with a remote, by its name.
+    What was declared dead, or is not verified, is left alone. `reach` makes a session with a remote, by its name.
     """
     found: dict[str, Server] = {}
     usable = {
         ours.name: ours.settings
         for ours in facts.ours
-        if ours.settings is not None and facts.logs.trust.get(ours.uuid) != "dead"
+        if ours.settings is not None
+        and facts.logs.trust.get(ours.uuid) != "dead"
+        and facts.config.remote(ours.name, "annex-verified") in (None, "verified")
     }
 
     async def ask(name: str) -> None:

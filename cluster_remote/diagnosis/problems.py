@@ -18,11 +18,15 @@ _RESERVE = 100 * 10**6
 
 def unusable(remote: Unusable) -> ClusterState:
     """The state of a remote that cannot be looked at."""
-    problem = Problem(
-        "unusable",
-        remote.reason,
-        "This looks for the mistakes that are known to be made, and names what mends each:",
-        (f"cluster-remote doctor {shlex.quote(remote.label)}",),
+    problem = (
+        not_verified(remote.label, remote.pending)
+        if remote.pending is not None
+        else Problem(
+            "unusable",
+            remote.reason,
+            "This looks for the mistakes that are known to be made, and names what mends each:",
+            (f"cluster-remote doctor {shlex.quote(remote.label)}",),
+        )
     )
     return ClusterState(remote.label, remote.uuid, remote.description, "nodes", None, None, None, (), (problem,))
 

@@ -179,7 +179,7 @@ class _Repair:
     async def _path(self, key: Key, where: BatchProcess) -> bytes | None:
         """Where the content lies in this repository; None if it does not, whatever the log says."""
         answer = await where.ask(bytes(key), _TIMEOUT)
-        top = self.repository.work_tree or self.repository.git_dir
+        top = self.repository.place
         path = top / os.fsdecode(answer)
         there = bool(answer) and await anyio.Path(path).is_file()
         return bytes(path) if there else None

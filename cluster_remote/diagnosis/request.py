@@ -16,18 +16,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import anyio.to_thread
 
+from cluster_remote.access.settings import BadSettings
 from cluster_remote.annex.errors import NotARepository
 from cluster_remote.annex.locationlog import LocationLog, recordable
 from cluster_remote.p2p.file import FileSource
 from cluster_remote.p2p.key import UUID, AssociatedFile, Key
 from cluster_remote.p2p.session import Present, Progress
 from cluster_remote.remote.retrieval import retrieve
-from cluster_remote.remote.settings import BadSettings
 
 if TYPE_CHECKING:
+    from cluster_remote.access.settings import Settings
     from cluster_remote.annex.repository import Repository
     from cluster_remote.p2p.session import Session
-    from cluster_remote.remote.settings import Settings
 
 __all__ = ["Downloaded", "Dropped", "Locked", "Presence", "Uploaded", "download", "drop", "holders", "lock", "present"]
 

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cluster_remote.access.settings import Settings
 from cluster_remote.annex.branchlog import BranchLogs
 from cluster_remote.annex.gitconfig import GitConfig
 from cluster_remote.annex.verification import Pending
 from cluster_remote.cluster.membership import cost_of, way_to
 from cluster_remote.p2p.key import UUID
-from cluster_remote.remote.settings import Settings
 
 __all__ = ["Branch", "Ours", "Snapshot", "as_uuid"]
 

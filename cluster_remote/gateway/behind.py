@@ -8,6 +8,7 @@ from functools import partial
 
 import anyio.to_thread
 
+from cluster_remote.access.place import caller_of
 from cluster_remote.annex.branchlog import BranchLogs
 from cluster_remote.annex.errors import AnnexError
 from cluster_remote.annex.gitconfig import GitConfig
@@ -101,12 +102,7 @@ class Behind:
 
     async def _caller(self, uuid: UUID) -> Caller:
         config = await self._config()
-        return Caller(
-            uuid,
-            self.timeout * _FOR_A_NODE,
-            ssh_command=config.get("core.sshCommand"),
-            ssh_variant=config.get("ssh.variant"),
-        )
+        return replace(caller_of(self.repository, config, self.timeout * _FOR_A_NODE), uuid=uuid)
 
     async def _cluster_session(self, uuid: UUID, bypass: frozenset[UUID]) -> Session:
         """As the cluster is now: nodes come and go while the gateway runs."""
@@ -125,7 +121,7 @@ class Behind:
 
     async def _proxied_session(self, uuid: UUID, client: UUID, bypass: frozenset[UUID]) -> Session:
         """By git-annex's own proxy, which records in this repository what comes and goes."""
-        place = Directory(str(self.repository.work_tree or self.repository.git_dir))
+        place = Directory(str(self.repository.place))
         # The proxy asks the node in its turn, so it gets all the time.
         caller = replace(await self._caller(client), timeout=self.timeout)
         return session_at(place, caller, server=uuid, bypass=bypass)

@@ -58,7 +58,7 @@ class Facts:
         uuid = repository.uuid
         await refresh(repository)
         logs = await BranchLogs.read(repository)
-        accepted = verified(repository)
+        accepted = verified(repository) or {}
         return cls(repository, uuid, repository.config(), logs, tuple(_stored(repository, logs, accepted)), accepted)
 
     def remote_uuid(self, remote: str) -> UUID | None:

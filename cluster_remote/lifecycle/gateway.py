@@ -8,7 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster_remote.annex.credentials import read_credentials
+from cluster_remote.access.identity import candidates, names_of
+from cluster_remote.access.place import caller_of
+from cluster_remote.access.settings import BadSettings
+from cluster_remote.access.tokens import given_token, stored_token
 from cluster_remote.cluster.membership import way_to
 from cluster_remote.lifecycle.facts import Facts
 from cluster_remote.lifecycle.names import checked_remote, node_remote
@@ -17,10 +20,8 @@ from cluster_remote.lifecycle.serverless import Request
 from cluster_remote.lifecycle.steps import Optional, Plan, Runner, Step, TakeOut
 from cluster_remote.p2p.key import UUID
 from cluster_remote.p2p.text import printable
-from cluster_remote.remote.identity import candidates, names_of
-from cluster_remote.remote.settings import TOKEN, BadSettings, token_setting
 from cluster_remote.transport.address import Address, BadAddress, Directory, Ssh, at_node, is_local, parse_address
-from cluster_remote.transport.opening import Caller, session_at
+from cluster_remote.transport.opening import session_at
 
 __all__ = ["address_of", "fetch_logs", "gateways", "known", "plan_gateway", "server_at"]
 
@@ -72,10 +73,8 @@ def gateways(facts: Facts, cluster: UUID | None = None) -> Iterator[str]:
 
 async def server_at(facts: Facts, name: str, address: Address) -> UUID:
     """Which repository answers there. Raises BadSettings, SessionError, AnnexError."""
-    token = os.environ.get(TOKEN) or _kept_token(facts, name, address)
-    caller = Caller(
-        facts.uuid, ssh_command=facts.config.get("core.sshCommand"), ssh_variant=facts.config.get("ssh.variant")
-    )
+    caller = caller_of(facts.repository, facts.config)
+    token = given_token() or _kept_token(facts, name, address)
     try:
         session = session_at(address, caller, token=token)
     except BadAddress as error:
@@ -89,10 +88,9 @@ async def server_at(facts: Facts, name: str, address: Address) -> UUID:
 def _kept_token(facts: Facts, name: str, address: Address) -> str | None:
     """The token that git-annex keeps for a remote that is here, where it leads to this very address."""
     uuid = facts.remote_uuid(name)
-    if not facts.ours(name) or uuid is None or isinstance(address, Directory | Ssh):
+    if not facts.ours(name) or uuid is None or not address.wants_token:
         return None
-    kept = read_credentials(facts.repository, uuid, token_setting(address))
-    return kept[1] if kept else None
+    return stored_token(facts.repository, uuid, address)
 
 
 def known(facts: Facts, server: UUID) -> bool:

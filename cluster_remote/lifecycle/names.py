@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-from cluster_remote.remote.settings import BadSettings
+from cluster_remote.access.settings import BadSettings
 
 __all__ = ["checked_remote", "cluster_name", "node_remote", "suggestion"]
 

@@ -7,13 +7,13 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cluster_remote.access.settings import BadSettings
 from cluster_remote.cluster.membership import Direct, way_to
 from cluster_remote.lifecycle.facts import Facts
 from cluster_remote.lifecycle.names import checked_remote
 from cluster_remote.lifecycle.steps import Check, Command, Later, Plan, Record, Step
 from cluster_remote.p2p.key import UUID
 from cluster_remote.p2p.text import printable
-from cluster_remote.remote.settings import BadSettings
 from cluster_remote.transport.address import Directory
 
 __all__ = ["Change", "check_node", "directory_of", "plan_change", "uninitialised", "unread"]

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from cluster_remote.access.settings import BadSettings
+from cluster_remote.access.tokens import given_token
 from cluster_remote.lifecycle.facts import Facts, Stored
 from cluster_remote.lifecycle.steps import Enable, Initremote, Later, Plan, Step, TakeOut, Verify
 from cluster_remote.p2p.key import UUID
 from cluster_remote.p2p.text import printable
-from cluster_remote.remote.settings import TOKEN, BadSettings
 
 __all__ = ["Wanted", "initremote", "plan_remote", "recreated"]
 
@@ -110,7 +110,7 @@ def _as_wanted(facts: Facts, wanted: Wanted, stored: Stored) -> bool:
         facts.config.remote(wanted.name, "annex-verified") == "verified"
         # The encryption of a remote that is the same as another is not stored; it is always none.
         and all(stored.parameters.get(key) == value for key, value in wanted.parameters.items() if key != "encryption")
-        and not os.environ.get(TOKEN)
+        and not given_token()
     )
 
 
@@ -144,7 +144,9 @@ def _enable(facts: Facts, wanted: Wanted, stored: Stored, again: tuple[str, ...]
     if strange:
         shown = ", ".join(f"{key}={printable(value)}" for key, value in sorted(strange.items()))
         questions = (f"The configuration of {wanted.name} comes from the git-annex branch: {shown}. Use it?",)
-    return Plan((step, Verify(wanted.name, expected)), questions=questions)
+    # A configuration gets no token before it is verified.
+    then = (step,) if given_token() and stored.uuid not in facts.verified else ()
+    return Plan((step, Verify(wanted.name, expected), *then), questions=questions)
 
 
 def recreated(facts: Facts, name: str, stored: Stored | None) -> tuple[Step, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from cluster_remote.access.settings import BadSettings
 from cluster_remote.lifecycle.facts import Facts
 from cluster_remote.lifecycle.names import checked_remote, cluster_name
 from cluster_remote.lifecycle.nodes import Change, check_node, plan_change
@@ -12,7 +13,6 @@ from cluster_remote.lifecycle.remotes import Wanted, plan_remote
 from cluster_remote.lifecycle.steps import InitCluster, Later, Plan, Step
 from cluster_remote.p2p.key import UUID
 from cluster_remote.p2p.text import printable
-from cluster_remote.remote.settings import BadSettings
 
 __all__ = ["Request", "joined", "plan_serverless"]
 

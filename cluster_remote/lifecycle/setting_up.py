@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
+from cluster_remote.access.settings import BadSettings
 from cluster_remote.lifecycle.facts import Facts, Stored
 from cluster_remote.lifecycle.gateway import address_of, fetch_logs, gateways, known, plan_gateway, server_at, unknown
 from cluster_remote.lifecycle.names import checked_remote, cluster_name
@@ -14,7 +15,6 @@ from cluster_remote.lifecycle.serverless import Request, plan_serverless
 from cluster_remote.lifecycle.steps import Command, Plan, Runner
 from cluster_remote.p2p.key import UUID
 from cluster_remote.p2p.text import printable
-from cluster_remote.remote.settings import BadSettings
 
 __all__ = ["plan_setup", "prepare"]
 

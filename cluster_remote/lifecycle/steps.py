@@ -17,6 +17,7 @@ from typing import TypeAlias
 import anyio
 from anyio.abc import Process
 
+from cluster_remote.access.settings import BadSettings
 from cluster_remote.annex.branchlog import BranchLogs
 from cluster_remote.annex.branchwrite import record_nodes
 from cluster_remote.annex.errors import AnnexError, CommandFailed
@@ -25,7 +26,6 @@ from cluster_remote.annex.repository import Repository
 from cluster_remote.annex.verification import pending
 from cluster_remote.p2p.key import UUID
 from cluster_remote.p2p.text import printable, visible
-from cluster_remote.remote.settings import BadSettings
 
 __all__ = [
     "Check",

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from cluster_remote.access.settings import BadSettings
 from cluster_remote.annex.errors import AnnexError
 from cluster_remote.p2p.errors import SessionError
 from cluster_remote.remote.retrieval import CannotWrite
-from cluster_remote.remote.settings import BadSettings
 from cluster_remote.transport.address import BadAddress
 
 __all__ = ["causes", "in_words"]

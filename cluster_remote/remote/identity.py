@@ -7,26 +7,20 @@ can be seen when the remote is made is refused there, with the command that woul
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from cluster_remote.access.identity import candidates, names_of
+from cluster_remote.access.settings import BadSettings, Settings
 from cluster_remote.p2p.key import UUID
-from cluster_remote.remote.settings import BadSettings, Settings
 from cluster_remote.transport.address import Directory, Ssh
 
 if TYPE_CHECKING:
     from cluster_remote.annex.branchlog import BranchLogs
     from cluster_remote.annex.gitconfig import GitConfig
 
-__all__ = [
-    "Commands",
-    "candidates",
-    "check_server",
-    "named_repository",
-    "names_of",
-    "wanted_server",
-]
+__all__ = ["Commands", "check_server"]
 
 
 @dataclass(frozen=True)
@@ -86,48 +80,6 @@ class Commands:
     def own_uuid(self, clusters: Iterable[UUID]) -> str:
         """Makes the remote one with a UUID of its own that stores to one of these."""
         return " or ".join(self.initremote(None, cluster=str(uuid)) for uuid in clusters)
-
-
-def names_of(uuid: UUID, descriptions: Mapping[UUID, str]) -> str:
-    """How to call a repository before people: by its description, or its UUID where it has none."""
-    description = descriptions.get(uuid, "")
-    return description or str(uuid)
-
-
-def named_repository(name: str, logs: BranchLogs, own_clusters: Mapping[str, UUID]) -> UUID:
-    """The repository or cluster that `cluster=` means: a UUID, or a name that a gateway has for it.
-
-    Raises BadSettings.
-    """
-    try:
-        return UUID.parse(name)
-    except ValueError:
-        pass
-    found = {names[name] for names in logs.proxied.values() if name in names}
-    if name in own_clusters:
-        found.add(own_clusters[name])
-    if len(found) == 1:
-        return found.pop()
-    if found:
-        raise BadSettings(f"cluster={name}: several are called so; give its UUID: {', '.join(sorted(map(str, found)))}")
-    raise BadSettings(
-        f"cluster={name}: this repository knows none of that name; give its UUID (on the gateway: git config "
-        f"annex.cluster.{name}), or fetch the gateway's git-annex branch first"
-    )
-
-
-def wanted_server(settings: Settings, logs: BranchLogs, own_clusters: Mapping[str, UUID]) -> UUID | None:
-    """Which repository to ask for behind the address; None for the one that is there. Raises BadSettings."""
-    if settings.tracking == "nodes" or settings.sameas:
-        # A remote that is the same as another repository never means any other (git annex testremote turns chunks
-        # and encryption on behind the back of INITREMOTE).
-        return settings.uuid
-    return named_repository(settings.cluster, logs, own_clusters) if settings.cluster else None
-
-
-def candidates(server: UUID, logs: BranchLogs) -> list[UUID]:
-    """What a remote at a server's address can be the same as: its clusters, or else the server itself."""
-    return sorted(uuid for uuid in logs.proxied.get(server, {}).values() if uuid.is_cluster) or [server]
 
 
 def check_server(commands: Commands, server: UUID, logs: BranchLogs) -> None:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import os
+import shlex
 from typing import TYPE_CHECKING
 
-from cluster_remote.annex.credentials import write_credentials
+from cluster_remote.access.configuration import awaits_verification
+from cluster_remote.access.identity import wanted_server
+from cluster_remote.access.settings import TOKEN, BadSettings
+from cluster_remote.access.tokens import given_token, store_token
+from cluster_remote.annex.verification import verified
 from cluster_remote.p2p.errors import AuthenticationFailed, ConnectionLost, SessionError, WrongRepository
 from cluster_remote.p2p.key import UUID
-from cluster_remote.remote.identity import Commands, check_server, wanted_server
-from cluster_remote.remote.settings import TOKEN, BadSettings, Settings, token_setting
+from cluster_remote.remote.identity import Commands, check_server
 from cluster_remote.transport.address import BadAddress
 
 if TYPE_CHECKING:
-    from cluster_remote.annex.repository import Repository
     from cluster_remote.remote.workplace import Workplace
 
-__all__ = ["check_remote", "refuse_embedding", "store_token"]
+__all__ = ["initialise", "refuse_embedding"]
 
 
 def refuse_embedding(embedcreds: str) -> None:
@@ -31,18 +33,32 @@ def refuse_embedding(embedcreds: str) -> None:
         )
 
 
-def store_token(settings: Settings, repository: Repository) -> None:
-    """Keep the token from the environment with git-annex's other credentials. Raises CredentialsUnreadable."""
-    token = os.environ.get(TOKEN)
-    if settings.wants_token and token:
-        assert settings.address is not None
-        write_credentials(repository, settings.uuid, token_setting(settings.address), "token", token)
+async def initialise(workplace: Workplace) -> str:
+    """Check the remote and keep its token; return what the user should know of it, if anything.
 
-
-async def check_remote(workplace: Workplace) -> None:
-    """Connects, and refuses what would make the location log wrong. Raises BadSettings, SessionError, AnnexError."""
+    What has come by the git-annex branch and was never verified here is neither contacted nor given a token.
+    Raises BadSettings, SessionError, AnnexError.
+    """
     settings = workplace.settings
     await workplace.read_repository()
+    token = given_token() if settings.address is not None and settings.address.wants_token else None
+    if awaits_verification(settings, workplace.logs, verified(workplace.repository)):
+        words = (
+            f"nothing was contacted, because this configuration has come by the git-annex branch: look at it, and say "
+            f"whether it is safe: {shlex.join(['git', 'annex', 'verifyremote', settings.name])}"
+        )
+        return f"{words}. The token was not used; give it after that: {settings.new_token_command}" if token else words
+    await _check(workplace)
+    if token is not None:
+        assert settings.address is not None
+        # Not before it has been found to be right.
+        store_token(workplace.repository, settings.uuid, settings.address, token)
+    return ""
+
+
+async def _check(workplace: Workplace) -> None:
+    """Connects, and refuses what would make the location log wrong. Raises BadSettings, SessionError, AnnexError."""
+    settings = workplace.settings
     commands = Commands.of(settings, workplace.config, workplace.logs)
     if settings.address is None:
         await _check_serverless(commands, workplace)

@@ -21,11 +21,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator, Mapping
     from typing import Any, TypeVar
 
-    from cluster_remote.annex.repository import Repository
+    from cluster_remote.access.settings import Settings
     from cluster_remote.p2p.key import UUID, Key
     from cluster_remote.p2p.messages import Message
     from cluster_remote.p2p.session import Removal, Session
-    from cluster_remote.remote.settings import Settings
     from cluster_remote.remote.workplace import Workplace
 
     T = TypeVar("T")
@@ -71,7 +70,7 @@ class ClusterRemote(SpecialRemote):  # type: ignore[misc] # annexremote has no t
     # What git-annex asks without a reason to connect
 
     def listconfigs(self) -> dict[str, str]:
-        from cluster_remote.remote.settings import DESCRIPTIONS
+        from cluster_remote.access.settings import DESCRIPTIONS
 
         return DESCRIPTIONS
 
@@ -85,29 +84,24 @@ class ClusterRemote(SpecialRemote):  # type: ignore[misc] # annexremote has no t
         address = self._read_settings().address
         if address is None:
             return "local"
-        from cluster_remote.transport.address import is_local
-
-        return "local" if is_local(address) else "global"
+        return "local" if address.local else "global"
 
     # Requests
 
     def initremote(self) -> None:
-        from cluster_remote.remote.initremote import check_remote, refuse_embedding, store_token
+        from cluster_remote.remote.initremote import initialise, refuse_embedding
 
-        settings = self._read_settings()
         with self._in_words():
             refuse_embedding(self.annex.getconfig("embedcreds"))
 
-        async def check() -> Repository:
-            workplace = await self._workplace()
+        async def check() -> str:
+            workplace = await self._workplace(initialising=True)
             with self._in_words():
-                await check_remote(workplace)
-                return workplace.repository
+                return await initialise(workplace)
 
-        repository = self._wait_for(check)
-        with self._in_words():
-            # Not before it has been found to be right.
-            store_token(settings, repository)
+        words = self._wait_for(check)
+        if words:
+            self._tell(words)
 
     async def transfer_store(self, key: str, local_file: str) -> None:
         await self._ask(self._store, self._key(key), _path(local_file))
@@ -242,6 +236,8 @@ class ClusterRemote(SpecialRemote):  # type: ignore[misc] # annexremote has no t
             "cluster": workplace.cluster_name(),
             "cluster uuid": str(workplace.server or "that of the repository at the url"),
         }
+        if not workplace.accepted:
+            return fields | {"protocol version": "unknown: not asked, for its configuration is not verified"}
         try:
             with anyio.fail_after(min(_INFO_TIMEOUT, workplace.timeout)):
                 uuid = await session.open()
@@ -256,7 +252,7 @@ class ClusterRemote(SpecialRemote):  # type: ignore[misc] # annexremote has no t
     def _read_settings(self) -> Settings:
         with self._shared.asking:
             if self._shared.settings is None:
-                from cluster_remote.remote.settings import BadSettings, Settings
+                from cluster_remote.access.settings import BadSettings, Settings
 
                 try:
                     settings = Settings.read(self.annex.getconfig, self.annex.getuuid(), self._remote_name())
@@ -270,31 +266,27 @@ class ClusterRemote(SpecialRemote):  # type: ignore[misc] # annexremote has no t
             return str(self.annex.getgitremotename())
         return ""
 
-    def _get_workplace(self) -> Workplace:
+    def _get_workplace(self, initialising: bool) -> Workplace:
         with self._shared.asking:
             if self._shared.workplace is None:
                 from cluster_remote.remote.workplace import Workplace
 
                 settings = self._read_settings()
-                self._shared.workplace = Workplace(settings, self.annex.getgitdir(), self._token(settings))
+                self._shared.workplace = Workplace(
+                    settings, self.annex.getgitdir(), self._token(settings, initialising)
+                )
             return self._shared.workplace
 
-    def _token(self, settings: Settings) -> str | None:
-        from cluster_remote.remote.settings import TOKEN, token_setting
-
-        if not settings.wants_token:
+    def _token(self, settings: Settings, initialising: bool) -> str | None:
+        """The remote's own token; the one of the environment only when it is made, or given another."""
+        if settings.address is None or not settings.address.wants_token:
             return None
-        from cluster_remote.annex.credentials import read_credentials
+        from cluster_remote.access.tokens import given_token, stored_token
         from cluster_remote.annex.repository import Repository
 
-        assert settings.address is not None
-        token = os.environ.get(TOKEN)
-        if token:
-            return token
         # git-annex is not asked: with --debug, all that it says is printed.
         repository = Repository.of_remote(self.annex.getgitdir())
-        stored = read_credentials(repository, settings.uuid, token_setting(settings.address))
-        return stored[1] if stored else None
+        return (given_token() if initialising else None) or stored_token(repository, settings.uuid, settings.address)
 
     def _key(self, text: str) -> Key:
         from cluster_remote.p2p.key import Key
@@ -311,11 +303,11 @@ class ClusterRemote(SpecialRemote):  # type: ignore[misc] # annexremote has no t
             async with workplace.request(self._debug) as session:
                 return await function(workplace, session, *arguments)
 
-    async def _workplace(self) -> Workplace:
+    async def _workplace(self, *, initialising: bool = False) -> Workplace:
         if self._shared.workplace is None:
             # git-annex is asked, which takes a thread.
             with self._in_words():
-                await self.annex.converse(self._get_workplace)
+                await self.annex.converse(self._get_workplace, initialising)
         assert self._shared.workplace is not None
         return self._shared.workplace
 

@@ -10,17 +10,20 @@ from typing import TYPE_CHECKING
 
 import anyio
 
+from cluster_remote.access.configuration import is_accepted
+from cluster_remote.access.identity import names_of, wanted_server
+from cluster_remote.access.place import caller_of
+from cluster_remote.access.settings import Settings
 from cluster_remote.annex.branchlog import BranchLogs
 from cluster_remote.annex.gitconfig import GitConfig
 from cluster_remote.annex.locationlog import LocationLog
 from cluster_remote.annex.repository import Repository
+from cluster_remote.annex.verification import verified
 from cluster_remote.p2p.errors import SessionError
 from cluster_remote.p2p.key import UUID, Key
 from cluster_remote.p2p.session import Removal, Session
 from cluster_remote.p2p.stream import Trace
-from cluster_remote.remote.identity import names_of, wanted_server
 from cluster_remote.remote.pool import SessionPool
-from cluster_remote.remote.settings import Settings
 from cluster_remote.transport.address import at_node
 from cluster_remote.transport.opening import Caller, session_at
 
@@ -144,15 +147,17 @@ class Workplace:
         self.config = self.repository.config()
         self.logs = await BranchLogs.read(self.repository)
 
+    @property
+    def accepted(self) -> bool:
+        """Whether the user has accepted the configuration of this remote."""
+        return is_accepted(self.settings.name, self.config, verified(self.repository))
+
     def caller(self, trace: Trace | None = None) -> Caller:
         """How sessions are opened here."""
-        return Caller(
-            uuid=self.repository.uuid,
-            timeout=self.timeout,
-            ssh_command=self.config.get("core.sshCommand"),
-            ssh_variant=self.config.get("ssh.variant"),
-            trace=trace,
-        )
+        caller = replace(caller_of(self.repository, self.config, self.timeout), trace=trace)
+        if self.config.boolean(f"remote.{self.settings.name}.annex-private"):
+            return caller
+        return caller.restricted_to(self.config.get("annex.security.allowed-ip-addresses") or "")
 
     async def session_with(self, server: UUID | None, trace: Trace | None = None) -> Session:
         """A session with a repository behind the remote's address; None: with the one that is there."""
@@ -172,7 +177,7 @@ class Workplace:
 
         if self._membership is None:
             wanted = self.settings.cluster or (None if server is None else server.text)
-            place = self.repository.work_tree or self.repository.git_dir
+            place = self.repository.place
             self._membership = membership(self.config, self.logs, place, wanted)
             self._reachability = Reachability()
         # What a remote that counts as one copy has on which node, no log says.

@@ -2,18 +2,38 @@
 
 A url may come from the git-annex branch, hence from a stranger. So nothing of it ever becomes an option of ssh, a
 word of a shell or the name of a program; what could be mistaken for one is refused here.
+
+A new kind of address is one parser, one class and one line in the table `_PARSERS`.
 """
 
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 from cluster_remote.p2p.key import UUID
 
-__all__ = ["Address", "BadAddress", "Directory", "Ssh", "Tcp", "Unix", "parse_address"]
+if TYPE_CHECKING:
+    from cluster_remote.p2p.client import Transport
+    from cluster_remote.p2p.session import Session
+    from cluster_remote.transport.opening import Caller
+
+__all__ = [
+    "Address",
+    "BadAddress",
+    "Directory",
+    "Ssh",
+    "Tcp",
+    "Unix",
+    "at_node",
+    "gateway_of",
+    "is_local",
+    "parse_address",
+]
 
 FORMS = "/dir, file:///dir, ssh://[user@]host[:port]/dir, [user@]host:dir, unix:/path, tcp://host:port"
 
@@ -34,8 +54,34 @@ class BadAddress(ValueError):
     """A url that cannot be used; says why and what would do."""
 
 
+class Address(ABC):
+    """Where a peer is, and how a session with it is made."""
+
+    __slots__ = ()
+
+    wants_token = False
+    """Whether a peer at such an address asks for a token."""
+
+    @property
+    @abstractmethod
+    def local(self) -> bool:
+        """Whether the peer is on this machine, as far as the address tells."""
+
+    @abstractmethod
+    def transport(self, caller: Caller, server: UUID | None, token: str | None) -> Transport:
+        """The way there, see `transport_to`. Raises BadAddress."""
+
+    def session(
+        self, caller: Caller, server: UUID | None, token: str | None, bypass: frozenset[UUID] = frozenset()
+    ) -> Session:
+        """A session with the peer, see `session_at`; nothing is opened yet. Raises BadAddress."""
+        from cluster_remote.transport.opening import stream_session
+
+        return stream_session(self, caller, server, token, bypass)
+
+
 @dataclass(frozen=True, slots=True)
-class Directory:
+class Directory(Address):
     """A repository on this machine, by git-annex-shell."""
 
     path: str
@@ -43,9 +89,18 @@ class Directory:
     def __str__(self) -> str:
         return self.path
 
+    @property
+    def local(self) -> bool:
+        return True
+
+    def transport(self, caller: Caller, server: UUID | None, token: str | None) -> Transport:
+        from cluster_remote.transport.opening import shell_in_directory
+
+        return shell_in_directory(self, caller, server)
+
 
 @dataclass(frozen=True, slots=True)
-class Ssh:
+class Ssh(Address):
     """A repository on another machine, by the system's ssh. `path` is relative to the home directory there,
     unless it begins with a slash."""
 
@@ -71,10 +126,27 @@ class Ssh:
         path = path.replace("%", "%25")
         return f"ssh://{user}{_bracketed(self.host)}{port}{path if path.startswith('/') else '/' + path}"
 
+    @property
+    def local(self) -> bool:
+        return _is_this_machine(self.host)
+
+    def transport(self, caller: Caller, server: UUID | None, token: str | None) -> Transport:
+        from cluster_remote.transport.opening import shell_over_ssh
+
+        return shell_over_ssh(self, caller, server)
+
+
+class Socket(Address):
+    """A socket that speaks P2P with AUTH. `node` is a repository behind the gateway."""
+
+    __slots__ = ()
+
+    wants_token = True
+
 
 @dataclass(frozen=True, slots=True)
-class Unix:
-    """A unix socket that speaks P2P with AUTH. `node` is a repository behind the gateway."""
+class Unix(Socket):
+    """A unix socket."""
 
     path: str
     node: UUID | None = None
@@ -82,10 +154,19 @@ class Unix:
     def __str__(self) -> str:
         return f"unix:{self.path}{_suffix(self.node)}"
 
+    @property
+    def local(self) -> bool:
+        return True
+
+    def transport(self, caller: Caller, server: UUID | None, token: str | None) -> Transport:
+        from cluster_remote.transport.opening import unix_socket
+
+        return unix_socket(self, token)
+
 
 @dataclass(frozen=True, slots=True)
-class Tcp:
-    """A TCP port that speaks P2P with AUTH, in the clear. `node` is a repository behind the gateway."""
+class Tcp(Socket):
+    """A TCP port, in the clear."""
 
     host: str
     port: int
@@ -94,8 +175,14 @@ class Tcp:
     def __str__(self) -> str:
         return f"tcp://{_bracketed(self.host)}:{self.port}{_suffix(self.node)}"
 
+    @property
+    def local(self) -> bool:
+        return _is_this_machine(self.host)
 
-Address: TypeAlias = Directory | Ssh | Unix | Tcp
+    def transport(self, caller: Caller, server: UUID | None, token: str | None) -> Transport:
+        from cluster_remote.transport.opening import tcp_socket
+
+        return tcp_socket(self, caller, token)
 
 
 def _bracketed(host: str) -> str:
@@ -107,23 +194,23 @@ def _suffix(node: UUID | None) -> str:
     return "" if node is None else f"?node={node}"
 
 
-def wants_token(address: Address) -> bool:
-    """Whether a peer at this address asks for a token."""
-    return isinstance(address, Unix | Tcp)
-
-
 def at_node(address: Address, node: UUID) -> Address:
     """The same gateway, for one repository behind it. By directory and ssh the address stays as it is."""
     return replace(address, node=node) if isinstance(address, Unix | Tcp) else address
 
 
+def gateway_of(address: Address) -> Address:
+    """The gateway itself, whichever repository behind it is meant."""
+    return replace(address, node=None) if isinstance(address, Unix | Tcp) else address
+
+
 def is_local(address: Address) -> bool:
     """Whether the peer is on this machine, as far as the address tells."""
-    match address:
-        case Directory() | Unix():
-            return True
-        case Ssh(host=host) | Tcp(host=host):
-            return host in {"localhost", "::1"} or re.fullmatch(r"127(?:\.[0-9]+){3}", host) is not None
+    return address.local
+
+
+def _is_this_machine(host: str) -> bool:
+    return host in {"localhost", "::1"} or re.fullmatch(r"127(?:\.[0-9]+){3}", host) is not None
 
 
 def parse_address(text: str) -> Address:
@@ -134,18 +221,10 @@ def parse_address(text: str) -> Address:
     if text.startswith("/"):
         return Directory(text)
     if scheme := _SCHEME.match(text):
-        rest = text[scheme.end() :]
-        match scheme[1].lower():
-            case "file":
-                return _file(text, rest)
-            case "ssh" | "ssh+git" | "git+ssh":
-                return _ssh(text, rest)
-            case "unix":
-                return _unix(text, "//" + rest)
-            case "tcp":
-                return _tcp(text, rest)
-            case other:
-                raise BadAddress(f"urls of the form {other}:// are not supported; the url can be {FORMS}")
+        parser = _PARSERS.get(scheme[1].lower())
+        if parser is None:
+            raise BadAddress(f"urls of the form {scheme[1].lower()}:// are not supported; the url can be {FORMS}")
+        return parser(text, text[scheme.end() :])
     if program := _PROGRAM.match(text):
         raise BadAddress(f"urls of the form {program[1]}:: are not supported; the url can be {FORMS}")
     if text[:5].lower() == "unix:":
@@ -230,7 +309,6 @@ def _node(text: str, rest: str) -> tuple[str, UUID | None]:
 
 def _unix(text: str, rest: str) -> Unix:
     path, node = _node(text, rest)
-    path = re.sub(r"^//(?=/)", "", path)
     if not path.startswith("/") or path.startswith("//") or path == "/":
         raise BadAddress(f"{_shown(text)}: a unix socket is unix:/path, absolute")
     return Unix(path, node)
@@ -270,3 +348,15 @@ def _unquote(text: str, part: str) -> str:
     part = unquote(part, errors="surrogateescape")
     _check_characters(text, part)
     return part
+
+
+# By scheme; each parser gets the whole url and what follows the two slashes. parse_address itself tells the forms
+# without a scheme apart, and unix:/path.
+_PARSERS: Mapping[str, Callable[[str, str], Address]] = {
+    "file": _file,
+    "ssh": _ssh,
+    "ssh+git": _ssh,
+    "git+ssh": _ssh,
+    "unix": _unix,
+    "tcp": _tcp,
+}

@@ -6,11 +6,12 @@ import os
 import select
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import anyio
+import anyio.to_thread
 
 from cluster_remote.annex.child import Complaints, pipes_of, until
 from cluster_remote.p2p.client import Transport
@@ -29,7 +30,7 @@ class ProcessTransport(Transport):
     """Runs a program and speaks with its standard input and output.
 
     `name` is for people; no secret may be in `command`, which everyone on the machine can see. `place` is the directory
-    that the program works on, where that is on this machine.
+    that the program works on, where that is on this machine; `check` raises Unreachable where it is not to be started.
     """
 
     def __init__(
@@ -40,18 +41,23 @@ class ProcessTransport(Transport):
         environment: Mapping[str, str],
         hint: str = "",
         place: str | None = None,
+        check: Callable[[], None] | None = None,
     ) -> None:
         self.command = list(command)
         self.name = name
         self._environment = dict(environment)
         self._hint = hint
         self._place = place
+        self._check = check
 
     async def connect(self) -> DescriptorConnection:
         watch = None if self._place is None else Watch(self._place)
         try:
             if watch is not None:
                 await watch.begin()
+            if self._check is not None:
+                # It looks at disks, which may take its time.
+                await anyio.to_thread.run_sync(self._check, abandon_on_cancel=True)
             return _ProcessConnection(self._start(), watch)
         except BaseException:
             if watch is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import struct
 from typing import TypeAlias
 
 import anyio
@@ -12,6 +13,7 @@ import anyio
 from cluster_remote.p2p.client import Transport
 from cluster_remote.p2p.descriptor import DescriptorConnection
 from cluster_remote.p2p.errors import Unreachable
+from cluster_remote.transport.trust import Refusal, check_socket_owner, connectable
 
 __all__ = ["TcpTransport", "UnixTransport"]
 
@@ -54,18 +56,34 @@ class UnixTransport(Transport):
             await _connect(connection, self.path)
         except OSError as error:
             raise Unreachable(f"cannot connect: {error.strerror or error}") from None
+        try:
+            check_socket_owner(self.path, _user_of_peer(connection))
+        except BaseException:
+            connection.close()
+            raise
         descriptor = connection.detach()
         return DescriptorConnection(descriptor, descriptor)
+
+
+def _user_of_peer(connection: socket.socket) -> int:
+    """Who runs the other side of a unix socket."""
+    if not hasattr(socket, "SO_PEERCRED"):
+        # Not Linux: nothing is known, and the socket's directory is all that there is to go by.
+        return os.geteuid()
+    size = struct.calcsize("3i")
+    _pid, uid, _gid = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
+    return int(uid)
 
 
 class TcpTransport(Transport):
     """A TCP port, tried at every address that the host's name has."""
 
-    def __init__(self, host: str, port: int, *, token: str, name: str) -> None:
+    def __init__(self, host: str, port: int, *, token: str, name: str, allowed_ips: str | None = None) -> None:
         self.host = host
         self.port = port
         self.token = token
         self.name = name
+        self.allowed_ips = allowed_ips
 
     async def connect(self) -> DescriptorConnection:
         try:
@@ -73,6 +91,15 @@ class TcpTransport(Transport):
         except (OSError, UnicodeError) as error:
             raise Unreachable(f"cannot find the host {self.host!r}: {error}") from None
         reasons = []
+        # What is connected to is what was looked at: a name may lead elsewhere the next time it is asked for.
+        permitted = [each for each in candidates if connectable(str(each[4][0]), self.port, self.allowed_ips)]
+        if candidates and not permitted:
+            forbidden = ", ".join(dict.fromkeys(str(each[4][0]) for each in candidates))
+            raise Refusal(
+                f"{self.host} is {forbidden}, not a public address, and the url came by the git-annex branch: if it "
+                f"should be used, git config annex.security.allowed-ip-addresses {forbidden.split(', ')[0]}"
+            )
+        candidates = permitted
         for number, (family, kind, protocol, _name, address) in enumerate(candidates, 1):
             connection = socket.socket(family, kind, protocol)
             # The last has as long as the caller gives it.

@@ -14,7 +14,7 @@ from cluster_remote.p2p.file import FileSource
 from cluster_remote.p2p.key import UUID
 from cluster_remote.p2p.session import Stored
 from cluster_remote.transport.address import Directory
-from cluster_remote.transport.opening import Caller, session_at
+from cluster_remote.transport.opening import Caller, stream_session
 from tests.cluster.real import FILE, content, gone, key_of, serving, stopped, uuids, write
 from tests.support.repositories import Cluster, locked
 
@@ -28,7 +28,7 @@ KEY = key_of(CONTENT)
 async def native(cluster: Cluster, timeout: float = 20.0) -> AsyncIterator[StreamSession]:
     with cluster.gateway.environment.applied():
         caller = Caller(UUID(cluster.nodes[0].uuid), timeout)
-        session = session_at(Directory(str(cluster.gateway.path)), caller, server=UUID(cluster.uuid))
+        session = stream_session(Directory(str(cluster.gateway.path)), caller, server=UUID(cluster.uuid))
         try:
             yield session
         finally:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 
+from cluster_remote.access.view import View
+from cluster_remote.access.ways import Way
 from cluster_remote.annex.branchlog import BranchLogs
 from cluster_remote.annex.locations import Selection
 from cluster_remote.annex.repository import Repository
+from cluster_remote.cluster.node import Node
 from cluster_remote.diagnosis.checking import check, numcopies
 from cluster_remote.diagnosis.comparison import Check, Finding
-from cluster_remote.diagnosis.nodes import View
 from cluster_remote.p2p.errors import SessionError
 from cluster_remote.p2p.key import UUID, Key
+from cluster_remote.p2p.session import Session
+from cluster_remote.p2p.stream import Trace
+from cluster_remote.transport.opening import Caller
 from tests.annex.conftest import here, real
 from tests.diagnosis.places import Place
 from tests.support.repositories import Repository as RealRepository
@@ -24,6 +31,23 @@ KEY = Key("WORM-s3--contended")
 CLUSTER = UUID("ac000001-0000-8000-8000-000000000000")
 
 
+@dataclass(frozen=True)
+class OneNode(Way):
+    """A way to a cluster of a single node, made up."""
+
+    the: Node
+    caller: Caller
+
+    def session(self, server: UUID | None = None, trace: Trace | None = None) -> Session:
+        return self.the.session()
+
+    def node(self, uuid: UUID, trace: Trace | None = None) -> Session:
+        return self.the.session()
+
+    def nodes(self, cluster: UUID) -> tuple[Node, ...]:
+        return (self.the,)
+
+
 async def checked(repository: Repository, place: Place, *, fix: bool = True) -> tuple[Check, list[Finding]]:
     findings: list[Finding] = []
     view = View(
@@ -32,11 +56,9 @@ async def checked(repository: Repository, place: Place, *, fix: bool = True) -> 
         config=repository.config(),
         logs=BranchLogs({}),
         settings=None,
-        uuid=CLUSTER,
-        gateway=None,
-        nodes=(place.node,),
-        timeout=10,
-        session=place.node.session,
+        known_uuid=CLUSTER,
+        server=None,
+        way=OneNode(place.node, Caller(CLUSTER, 10)),
     )
     outcome = await check(
         view,

@@ -19,7 +19,7 @@ from cluster_remote.p2p.key import UUID, AssociatedFile, Key
 from cluster_remote.p2p.messages import AuthSuccess, Message
 from cluster_remote.p2p.session import Present, Removal, Stored, Upload
 from cluster_remote.transport.address import Directory
-from cluster_remote.transport.opening import Caller, session_at, transport_to
+from cluster_remote.transport.opening import Caller, stream_session, transport_to
 from tests.p2p.memory import Pieces
 from tests.p2p.strategies import file_names, keys
 from tests.support.environment import Environment
@@ -87,7 +87,7 @@ async def spoken_with(
     shim = limit_version(environment, version) if version < 4 else None
     try:
         with environment.applied():
-            session = session_at(
+            session = stream_session(
                 Directory(str(repository.path)),
                 Caller(CLIENT, timeout, trace=lambda _, message: traced.append(message)),
                 server=UUID(server or repository.uuid),

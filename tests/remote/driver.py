@@ -15,6 +15,12 @@ from tests.support.repositories import Repository
 
 PROGRAM = "git-annex-remote-cluster"
 ANSWER_SECONDS = 60.0
+ACCEPTED = {
+    "GIT_CONFIG_COUNT": "1",
+    "GIT_CONFIG_KEY_0": "remote.driven.annex-verified",
+    "GIT_CONFIG_VALUE_0": "verified",
+}
+"""The user has said that the remote is safe, as git-annex would note it."""
 
 EXTENSIONS = "EXTENSIONS INFO GETGITREMOTENAME UNAVAILABLERESPONSE ASYNC"
 
@@ -48,7 +54,7 @@ class Driver:
     def __enter__(self) -> Driver:
         self._complaints = tempfile.TemporaryFile()
         self.process = self.repository.environment.popen(
-            PROGRAM, cwd=self.repository.path, env=self.env, stderr=self._complaints.fileno()
+            PROGRAM, cwd=self.repository.path, env={**ACCEPTED, **self.env}, stderr=self._complaints.fileno()
         )
         assert self.process.stdin is not None
         assert self.process.stdout is not None

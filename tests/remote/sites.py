@@ -8,6 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from cluster_remote.access.tokens import store_token
+from cluster_remote.annex.repository import Repository as Ours
+from cluster_remote.p2p.key import UUID
+from cluster_remote.transport.address import parse_address
 from tests.remote.driver import Driver
 from tests.support.environment import Environment
 from tests.support.repositories import Cluster, Repository, make_cluster
@@ -96,6 +100,10 @@ class Site:
     def present(self, key: str) -> set[str]:
         """The nodes that the client's location log names for a key."""
         return self.client.locations(key) & self.nodes
+
+    def keep_token(self, uuid: str, url: str, token: str) -> None:
+        """Give the client a token for a remote, as initremote does."""
+        store_token(Ours.here(self.client.path), UUID(uuid), parse_address(url), token)
 
     def driver(self, uuid: str | None = None, env: Mapping[str, str] | None = None, **config: str) -> Driver:
         """The program, for the cluster or the repository `uuid` behind the gateway, without git-annex around it."""

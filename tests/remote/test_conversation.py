@@ -101,11 +101,13 @@ def test_information_is_about_the_cluster_and_the_way_to_it(site: Site) -> None:
 
 def test_information_about_what_cannot_be_reached_says_so(site: Site) -> None:
     url = f"tcp://127.0.0.1:{free_port()}"
-    with site.driver(url=url, env={"CLUSTER_REMOTE_TOKEN": "abc"}) as annex:
+    site.keep_token(site.cluster.uuid, url, "abc")
+    with site.driver(url=url) as annex:
         annex.prepare()
         found = fields(annex)
     assert found["url"] == url
     assert "Connection refused" in found["protocol version"]
+    url = f"tcp://127.0.0.1:{free_port()}"
     with site.driver(url=url) as annex:
         annex.prepare()
         found = fields(annex)

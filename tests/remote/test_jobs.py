@@ -129,8 +129,9 @@ def test_when_git_annex_hangs_up_requests_under_way_are_given_up_at_once(site: S
     script = [*opening(site.cluster.uuid, token="secret"), Expect(re.compile(b"CHECKPRESENT .*")), Stall()]
     with (
         ScriptedPeer(script, tcp=True) as peer,
-        site.driver(url=f"tcp://127.0.0.1:{peer.port}", env={"CLUSTER_REMOTE_TOKEN": "secret"}) as driver,
+        site.driver(url=f"tcp://127.0.0.1:{peer.port}") as driver,
     ):
+        site.keep_token(site.cluster.uuid, f"tcp://127.0.0.1:{peer.port}", "secret")
         jobs = Jobs(driver)
         for job in range(1, number_of_jobs + 1):
             jobs.say(job, "CHECKPRESENT SHA256E-s4--" + "2" * 64)

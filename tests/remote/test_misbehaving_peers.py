@@ -55,7 +55,8 @@ def place() -> Iterator[tuple[Site, Path]]:
 def driver(place: tuple[Site, Path]) -> Driver:
     """The program, with the parameters of the remote `odd`."""
     site, path = place
-    return site.driver(url=f"unix:{path}", timeout="1", env={TOKEN: SECRET})
+    site.keep_token(site.cluster.uuid, f"unix:{path}", SECRET)
+    return site.driver(url=f"unix:{path}", timeout="1")
 
 
 def let_in(place: tuple[Site, Path], *steps: Step) -> list[Step]:

@@ -17,7 +17,6 @@ from cluster_remote.transport.address import (
     at_node,
     is_local,
     parse_address,
-    wants_token,
 )
 
 NODE = UUID("0de00000-0000-4000-8000-000000000003")
@@ -272,7 +271,7 @@ def test_nothing_in_a_url_becomes_an_option_or_a_second_word_for_ssh(text: str) 
 )
 def test_an_address_tells_whether_it_wants_a_token_and_is_on_this_machine(text: str, token: bool, local: bool) -> None:
     address = parse_address(text)
-    assert wants_token(address) is token
+    assert address.wants_token is token
     assert is_local(address) is local
 
 

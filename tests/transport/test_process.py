@@ -18,7 +18,7 @@ from cluster_remote.p2p.client import StreamSession
 from cluster_remote.p2p.errors import ConnectionLost, ProtocolError, SessionError, TimedOut, Unreachable
 from cluster_remote.p2p.key import UUID, AssociatedFile, Key
 from cluster_remote.transport.address import Directory, parse_address
-from cluster_remote.transport.opening import Caller, session_at
+from cluster_remote.transport.opening import Caller, stream_session
 from cluster_remote.transport.process import ProcessTransport, _ProcessConnection
 from tests.p2p.memory import CLIENT, SERVER, Pieces
 from tests.support.environment import Environment
@@ -67,7 +67,7 @@ async def test_a_repository_in_a_directory_of_any_name_is_reached(environment: E
     repository.path.rename(environment.directory / name)
     server = UUID(Repository(environment.directory / name, environment).uuid)
     with environment.applied():
-        session = session_at(Directory(str(environment.directory / name)), Caller(CLIENT, 20.0), server=server)
+        session = stream_session(Directory(str(environment.directory / name)), Caller(CLIENT, 20.0), server=server)
         assert await session.open() == server
         assert not await session.check_present(KEY)
         await session.aclose()
@@ -76,7 +76,7 @@ async def test_a_repository_in_a_directory_of_any_name_is_reached(environment: E
 
 async def test_a_directory_that_is_no_repository_is_named_with_git_annexs_own_words(environment: Environment) -> None:
     with environment.applied():
-        session = session_at(Directory(f"{environment.home}/no where"), Caller(CLIENT, 20.0))
+        session = stream_session(Directory(f"{environment.home}/no where"), Caller(CLIENT, 20.0))
         error = await failure(session)
     assert isinstance(error, ConnectionLost)
     assert str(error).startswith(f"{environment.home}/no where: checking {KEY}: ")
@@ -88,7 +88,7 @@ async def test_another_repository_than_the_wanted_one_is_refused_with_git_annexs
 ) -> None:
     repository = make_repository(environment, environment.directory / "r", "r")
     with environment.applied():
-        session = session_at(Directory(str(repository.path)), Caller(CLIENT, 20.0), server=SERVER)
+        session = stream_session(Directory(str(repository.path)), Caller(CLIENT, 20.0), server=SERVER)
         error = await failure(session)
     assert str(SERVER) in str(error)
 
@@ -98,7 +98,7 @@ async def test_without_git_annex_shell_the_error_says_where_it_comes_from(enviro
     # git is still needed to know which variables not to hand on.
     (environment.bin / "git").symlink_to("/usr/bin/git")
     with environment.applied():
-        error = await failure(session_at(parse_address("/somewhere"), Caller(CLIENT, 20.0)))
+        error = await failure(stream_session(parse_address("/somewhere"), Caller(CLIENT, 20.0)))
     assert isinstance(error, Unreachable)
     assert "cannot run 'git-annex-shell': No such file or directory; git-annex-shell comes with git-annex" in str(error)
 
@@ -133,7 +133,7 @@ async def test_a_child_sees_no_variable_of_the_repository_that_we_were_started_i
         environment.program(name, '#!/bin/sh\nenv -0 > "$HOME/variables"\nprintf "%s\\0" "$@" > "$HOME/arguments"\n')
     environment.env.update(REPOSITORY_VARIABLES, GIT_ANNEX_SHELL_READONLY="1", GIT_SSH_VARIANT="ssh")
     with environment.applied():
-        await failure(session_at(parse_address(url), Caller(CLIENT, 20.0), server=SERVER))
+        await failure(stream_session(parse_address(url), Caller(CLIENT, 20.0), server=SERVER))
     seen = dict(line.split("=", 1) for line in (environment.home / "variables").read_text().split("\0")[:-1])
     assert not set(seen) & set(REPOSITORY_VARIABLES)
     assert seen["GIT_ANNEX_SHELL_READONLY"] == "1"
@@ -145,7 +145,7 @@ async def test_a_child_sees_no_variable_of_the_repository_that_we_were_started_i
 
 async def test_no_token_is_ever_an_argument(environment: Environment) -> None:
     with environment.applied():
-        session = session_at(parse_address("/somewhere"), Caller(CLIENT), token="sesame0pen")
+        session = stream_session(parse_address("/somewhere"), Caller(CLIENT), token="sesame0pen")
     assert isinstance(session.transport, ProcessTransport)
     assert session.transport.token is None
     assert not [word for word in session.transport.command if "sesame0pen" in word]

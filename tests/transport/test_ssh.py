@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from cluster_remote.p2p.errors import ConnectionLost, SessionError, TimedOut, Unreachable
 from cluster_remote.p2p.key import UUID, Key
 from cluster_remote.transport.address import BadAddress, Ssh, parse_address
-from cluster_remote.transport.opening import Caller, session_at
+from cluster_remote.transport.opening import Caller, stream_session
 from cluster_remote.transport.ssh import ssh_command
 from tests.support.environment import Environment
 from tests.support.processes import wait_until
@@ -236,7 +236,7 @@ async def test_a_repository_is_reached_by_every_way_of_saying_where_it_is(
     server = UUID(repository.uuid)
     with environment.applied():
         for text in addresses:
-            session = session_at(parse_address(text), _caller(), server=server)
+            session = stream_session(parse_address(text), _caller(), server=server)
             assert await session.open() == server, text
             assert not await session.check_present(KEY)
             await session.aclose()
@@ -262,7 +262,7 @@ async def test_the_users_own_ssh_is_used_with_its_quotes_and_spaces(
     core = line if how == "core.sshCommand" else None
     address = parse_address(f"ssh://127.0.0.1:{ssh_server.port}/~/{repository.path.name.replace('%', '%25')}")
     with environment.applied():
-        session = session_at(address, _caller(ssh_command=core), server=UUID(repository.uuid))
+        session = stream_session(address, _caller(ssh_command=core), server=UUID(repository.uuid))
         assert await session.open() == UUID(repository.uuid)
         await session.aclose()
     assert (environment.home / "was used").exists()
@@ -270,7 +270,7 @@ async def test_the_users_own_ssh_is_used_with_its_quotes_and_spaces(
 
 async def _failure(environment: Environment, text: str, caller: Caller, server: UUID | None = None) -> SessionError:
     with environment.applied():
-        session = session_at(parse_address(text), caller, server=server)
+        session = stream_session(parse_address(text), caller, server=server)
         try:
             with pytest.raises(SessionError) as caught:
                 await session.check_present(KEY)
@@ -340,7 +340,7 @@ async def test_a_server_that_goes_away_is_connected_to_anew_when_it_is_back(
     environment: Environment, repository: Repository, ssh_server: SshServer
 ) -> None:
     with environment.applied():
-        session = session_at(parse_address(f"{ssh_server.host}:{repository.path}"), _caller())
+        session = stream_session(parse_address(f"{ssh_server.host}:{repository.path}"), _caller())
         assert not await session.check_present(KEY)
         ssh_server.stop()
         assert wait_until(lambda: session._stream is not None and session._stream.ended())

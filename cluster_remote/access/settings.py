@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cluster_remote.annex import TOKEN_VARIABLE as TOKEN
 from cluster_remote.p2p.key import UUID
 
 TYPE_CHECKING = False
@@ -13,11 +14,9 @@ if TYPE_CHECKING:
 
     Tracking = Literal["nodes", "remote"]
 
-__all__ = ["DESCRIPTIONS", "TOKEN", "BadSettings", "Settings", "token_setting"]
+__all__ = ["DESCRIPTIONS", "TOKEN", "BadSettings", "Settings"]
 
 DEFAULT_TIMEOUT = 60.0
-TOKEN = "CLUSTER_REMOTE_TOKEN"
-"""The environment variable that a token is taken from."""
 
 DESCRIPTIONS = {
     "url": "address of the cluster's gateway: /dir, ssh://[user@]host[:port]/dir, [user@]host:dir, unix:/path or "
@@ -33,18 +32,6 @@ DESCRIPTIONS = {
 
 class BadSettings(ValueError):
     """Parameters that cannot be used; says which, why, and what would do."""
-
-
-def token_setting(address: Address) -> str:
-    """The name under which git-annex keeps the token for a gateway.
-
-    git-annex files credentials by the UUID of the repository, which two remotes for one cluster share; so the
-    address is part of the name. The nodes behind one gateway share its token.
-    """
-    import hashlib
-
-    gateway = str(address).partition("?")[0]
-    return "token-" + hashlib.sha256(gateway.encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 class Settings:
@@ -116,9 +103,7 @@ class Settings:
         """Below the nodes' cost without a server, so that a sync uploads once; otherwise as git-annex's own remotes."""
         if self.address is None:
             return 50
-        from cluster_remote.transport.address import is_local
-
-        return 100 if is_local(self.address) else 200
+        return 100 if self.address.local else 200
 
     @property
     def new_token_command(self) -> str:
@@ -128,14 +113,6 @@ class Settings:
         # git-annex does not remember the encryption of a remote that is the same as another.
         words = ["git", "annex", "enableremote", self.name, *(["encryption=none"] if self.sameas else [])]
         return f"{TOKEN}=… {shlex.join(words)}"
-
-    @property
-    def wants_token(self) -> bool:
-        if self.address is None:
-            return False
-        from cluster_remote.transport.address import wants_token
-
-        return wants_token(self.address)
 
 
 def _address(url: str) -> Address:

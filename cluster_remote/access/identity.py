@@ -1,0 +1,84 @@
+"""Which repository a remote means, and what it is called."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from cluster_remote.access.settings import BadSettings, Settings
+from cluster_remote.p2p.key import UUID
+
+if TYPE_CHECKING:
+    from cluster_remote.annex.branchlog import BranchLogs
+    from cluster_remote.annex.gitconfig import GitConfig
+
+__all__ = ["candidates", "named_repository", "names_of", "node_named", "wanted_server"]
+
+
+def names_of(uuid: UUID, descriptions: Mapping[UUID, str]) -> str:
+    """How to call a repository before people: by its description, or its UUID where it has none."""
+    description = descriptions.get(uuid, "")
+    return description or str(uuid)
+
+
+def named_repository(name: str, logs: BranchLogs, own_clusters: Mapping[str, UUID]) -> UUID:
+    """The repository or cluster that `cluster=` means: a UUID, or a name that a gateway has for it.
+
+    Raises BadSettings.
+    """
+    try:
+        return UUID.parse(name)
+    except ValueError:
+        pass
+    found = {names[name] for names in logs.proxied.values() if name in names}
+    if name in own_clusters:
+        found.add(own_clusters[name])
+    if len(found) == 1:
+        return found.pop()
+    if found:
+        raise BadSettings(f"cluster={name}: several are called so; give its UUID: {', '.join(sorted(map(str, found)))}")
+    raise BadSettings(
+        f"cluster={name}: this repository knows none of that name; give its UUID (on the gateway: git config "
+        f"annex.cluster.{name}), or fetch the gateway's git-annex branch first"
+    )
+
+
+def wanted_server(settings: Settings, logs: BranchLogs, own_clusters: Mapping[str, UUID]) -> UUID | None:
+    """Which repository to ask for behind the address; None for the one that is there. Raises BadSettings."""
+    if settings.tracking == "nodes" or settings.sameas:
+        # A remote that is the same as another repository never means any other (git annex testremote turns chunks
+        # and encryption on behind the back of INITREMOTE).
+        return settings.uuid
+    return named_repository(settings.cluster, logs, own_clusters) if settings.cluster else None
+
+
+def candidates(server: UUID, logs: BranchLogs) -> list[UUID]:
+    """What a remote at a server's address can be the same as: its clusters, or else the server itself."""
+    return sorted(uuid for uuid in logs.proxied.get(server, {}).values() if uuid.is_cluster) or [server]
+
+
+def node_named(text: str, config: GitConfig, logs: BranchLogs, cluster: UUID | None = None) -> UUID:
+    """The repository that somebody means by its UUID, its description, a remote's name here, or its gateway's name.
+
+    Where several are called so, the nodes of `cluster` come first. Raises BadSettings.
+    """
+    try:
+        return UUID.parse(text)
+    except ValueError:
+        pass
+    found = {uuid for uuid, description in logs.descriptions.items() if description == text}
+    found |= {names[text] for names in logs.proxied.values() if text in names}
+    own = config.remote(text, "annex-uuid")
+    if own:
+        found.add(UUID.parse(own))
+    if len(found) > 1 and cluster is not None:
+        found = found & logs.clusters.nodes(cluster) or found
+    if len(found) == 1:
+        return found.pop()
+    if found:
+        raise BadSettings(f"--node {text}: several are called so; give a UUID: {', '.join(sorted(map(str, found)))}")
+    known = sorted({name for names in logs.proxied.values() for name, uuid in names.items() if not uuid.is_cluster})
+    raise BadSettings(
+        f"--node {text}: this repository knows none of that name; "
+        + (f"its gateways have {', '.join(known)}" if known else "give its UUID")
+    )

@@ -1,0 +1,168 @@
+"""The two ways to a cluster: through a gateway, or right here, where its nodes are remotes of this repository."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cluster_remote.access.settings import BadSettings
+from cluster_remote.cluster.membership import Direct, Membership
+from cluster_remote.cluster.node import Node
+from cluster_remote.p2p.key import UUID
+from cluster_remote.transport.address import Address, Directory, at_node
+from cluster_remote.transport.opening import Caller, session_at
+
+if TYPE_CHECKING:
+    from cluster_remote.annex.branchlog import BranchLogs
+    from cluster_remote.annex.gitconfig import GitConfig
+    from cluster_remote.cluster.reachability import Reachability
+    from cluster_remote.cluster.session import ClusterSession, Locations, Recorder
+    from cluster_remote.p2p.session import Session
+    from cluster_remote.p2p.stream import Trace
+
+__all__ = ["Serverless", "ThroughGateway", "Way", "costs_of"]
+
+# git-annex's own cost of a repository on the network, for a node that is no remote here.
+_COST = 200.0
+
+
+class Way(ABC):
+    """A way to a cluster, or to a single repository. Nothing is opened before a session is used."""
+
+    caller: Caller
+
+    @abstractmethod
+    def session(self, server: UUID | None = None, trace: Trace | None = None) -> Session:
+        """A session with a cluster or repository; None: with the one that is there. Raises BadSettings, BadAddress."""
+
+    @abstractmethod
+    def node(self, uuid: UUID, trace: Trace | None = None) -> Session:
+        """A session with one node by itself. Raises BadSettings, BadAddress."""
+
+    @abstractmethod
+    def nodes(self, cluster: UUID) -> tuple[Node, ...]:
+        """The nodes of a cluster, each by itself."""
+
+
+@dataclass(frozen=True)
+class ThroughGateway(Way):
+    """Through whatever answers at an address.
+
+    `by_address` says that the address itself says which repository behind it is meant, where it is not the cluster.
+    """
+
+    address: Address
+    caller: Caller
+    token: str | None = field(repr=False)
+    config: GitConfig = field(repr=False)
+    logs: BranchLogs = field(repr=False)
+    by_address: bool = False
+
+    @property
+    def directory(self) -> Path | None:
+        """Where it lies on this machine, if it does."""
+        return Path(self.address.path) if isinstance(self.address, Directory) else None
+
+    def session(self, server: UUID | None = None, trace: Trace | None = None) -> Session:
+        if server is None or server.is_cluster or self.by_address:
+            return self._at(self.address, server, trace)
+        return self.node(server, trace)
+
+    def node(self, uuid: UUID, trace: Trace | None = None) -> Session:
+        return self._at(at_node(self.address, uuid), uuid, trace)
+
+    def _at(self, address: Address, server: UUID | None, trace: Trace | None) -> Session:
+        return session_at(address, replace(self.caller, trace=trace), server=server, token=self.token)
+
+    def nodes(self, cluster: UUID) -> tuple[Node, ...]:
+        names = {uuid: name for names in self.logs.proxied.values() for name, uuid in names.items()}
+        costs = costs_of(self.config)
+
+        def session(uuid: UUID) -> Callable[[], Session]:
+            return lambda: self.node(uuid)
+
+        nodes = [
+            Node(
+                uuid,
+                names.get(uuid, uuid.text),
+                self.logs.descriptions.get(uuid, ""),
+                costs.get(uuid, _COST),
+                session(uuid),
+                "proxied",
+            )
+            for uuid in self.logs.clusters.nodes(cluster)
+        ]
+        return tuple(sorted(nodes, key=lambda node: node.name))
+
+
+@dataclass(frozen=True)
+class Serverless(Way):
+    """The cluster of this very repository, without a server."""
+
+    membership: Membership
+    caller: Caller
+    logs: BranchLogs = field(repr=False)
+
+    def session(self, server: UUID | None = None, trace: Trace | None = None) -> Session:
+        from cluster_remote.annex.locationlog import LocationLog
+
+        assert self.caller.repository is not None
+        log = LocationLog(self.caller.repository)
+        whole = self.cluster_session(trace, locations=log)
+        whole.owns(log)
+        return whole
+
+    def cluster_session(
+        self,
+        trace: Trace | None = None,
+        *,
+        locations: Locations | None,
+        record: Recorder | None = None,
+        reachability: Reachability | None = None,
+    ) -> ClusterSession:
+        """A session that goes by, and records in, the logs that it is given. Raises NoCluster."""
+        caller = replace(self.caller, trace=trace)
+        return self.membership.session(caller, locations=locations, record=record, reachability=reachability)
+
+    def node(self, uuid: UUID, trace: Trace | None = None) -> Session:
+        nodes = self.membership.nodes(replace(self.caller, trace=trace))
+        for each in nodes:
+            if each.uuid == uuid:
+                return each.session()
+        raise BadSettings(
+            f"{self.logs.descriptions.get(uuid, uuid.text)} is no node of the cluster {self.membership.name} of this "
+            f"repository; its nodes are {', '.join(each.name for each in nodes)}"
+        )
+
+    def nodes(self, cluster: UUID) -> tuple[Node, ...]:
+        return tuple(self._by_themselves())
+
+    def _by_themselves(self) -> Iterator[Node]:
+        """The nodes, those behind another gateway each by itself too."""
+        members = {member.name: member for member in self.membership.members}
+        for node in self.membership.nodes(self.caller):
+            way = members[node.name].way
+            if node.kind != "gateway":
+                yield node
+            elif isinstance(way, Direct):
+                for uuid in sorted(node.members):
+                    session = partial(session_at, at_node(way.address, uuid), self.caller, server=uuid)
+                    description = self.logs.descriptions.get(uuid, "")
+                    yield Node(uuid, f"{node.name}: {uuid}", description, node.cost, session, "gateway")
+
+
+def costs_of(config: GitConfig) -> Mapping[UUID, float]:
+    """What this repository's remotes cost, the cheapest for each UUID, as far as that was set or worked out once."""
+    found: dict[UUID, float] = {}
+    for remote in config.remotes():
+        uuid, cost = config.remote(remote, "annex-uuid"), config.remote(remote, "annex-cost")
+        try:
+            each, number = UUID.parse(uuid or ""), float(cost or "")
+        except ValueError:
+            continue
+        found[each] = min(number, found.get(each, number))
+    return found

@@ -1,0 +1,229 @@
+"""Repositories, sockets and hosts that may be a stranger's: refused before anything of them is used."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from cluster_remote.annex.repository import Repository as Ours
+from cluster_remote.p2p.errors import ConnectionLost, Unreachable
+from cluster_remote.p2p.key import UUID
+from cluster_remote.transport.address import Directory, Tcp, Unix
+from cluster_remote.transport.opening import Caller, session_at
+from cluster_remote.transport.trust import Refusal, connectable
+from tests.remote.sites import Site, text
+from tests.support.environment import Environment
+from tests.support.repositories import Repository, make_repository
+
+CLIENT = UUID("11111111-2222-4333-8444-555555555555")
+pytestmark = pytest.mark.anyio
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to others")
+
+
+@pytest.fixture
+def nested(environment: Environment, monkeypatch: pytest.MonkeyPatch) -> tuple[Repository, Repository]:
+    """A repository, and one inside its work tree whose hook leaves a trace."""
+    for name, value in environment.env.items():
+        monkeypatch.setenv(name, value)
+    outer = make_repository(environment, environment.directory / "outer", "outer")
+    inner = make_repository(environment, outer.path / "data/inner", "inner")
+    return outer, inner
+
+
+async def asked(path: str, here: Repository) -> str:
+    """What comes of a session with a repository at `path`: who it is, or why not."""
+    session = session_at(Directory(path), Caller(CLIENT, 20.0, repository=Ours.here(here.path)))
+    try:
+        return str(await session.open())
+    except Unreachable as error:
+        return str(error)
+    finally:
+        await session.aclose()
+
+
+async def test_a_repository_inside_the_work_tree_is_refused(
+    nested: tuple[Repository, Repository], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outer, inner = nested
+    link = outer.path.parent / "link"
+    link.symlink_to(inner.path)
+    monkeypatch.chdir(outer.path)
+    for path in (
+        inner.path,
+        inner.path / ".git",
+        link,
+        "/proc/self/cwd/data/inner",
+        f"{outer.path}/.git/../data/inner",
+    ):
+        assert "inside the work tree" in await asked(str(path), outer)
+    # A link in the work tree is as much a stranger's.
+    (outer.path / "out").symlink_to(make_repository(outer.environment, link.parent / "apart", "apart").path)
+    assert "inside the work tree" in await asked(str(outer.path / "out"), outer)
+    for allowed in (outer.path, outer.path / ".git"):
+        assert await asked(str(allowed), outer) == outer.uuid
+    assert await asked(str(inner.path), inner) == inner.uuid
+
+
+async def test_a_node_inside_the_work_tree_is_refused(own_site: Site) -> None:
+    client = own_site.client
+    inner = make_repository(own_site.environment, client.path / "node", "inner")
+    client.git("remote", "add", "inner", str(inner.path))
+    client.git("fetch", "-q", "inner")
+    client.annex("info", "inner")
+    client.annex("initcluster", "nested")
+    client.git("config", "remote.inner.annex-cluster-node", "nested")
+    client.annex("updatecluster")
+    done = own_site.environment.run(
+        *("git", "annex", "initremote", "n", f"--sameas={client.config('annex.cluster.nested')}", "--private"),
+        *("type=external", "externaltype=cluster", "encryption=none"), cwd=client.path,
+    )  # fmt: skip
+    key = client.add("f", b"f")
+    done = client.annex("copy", "--to", "n", "f", check=False)
+    assert "inside the work tree" in text(done)
+    assert not inner.has_object(key)
+
+
+@as_root
+async def test_a_repository_of_another_owner_is_refused_unless_the_user_trusts_it(
+    nested: tuple[Repository, Repository],
+) -> None:
+    outer, _ = nested
+    other = make_repository(outer.environment, outer.path.parent / "other", "other")
+    run = outer.environment.run
+    run("chown", "-R", "12345", other.path)
+    said = await asked(str(other.path), outer)
+    assert f"git config --global --add safe.directory {other.path}" in said
+    run("chown", "0", other.path)
+    assert "safe.directory" in await asked(str(other.path), outer)
+    outer.git("config", "--global", "--add", "safe.directory", str(other.path))
+    run("chown", "12345", other.path)
+    assert await asked(str(other.path), outer) == other.uuid
+
+
+@as_root
+async def test_a_socket_of_another_user_gets_no_token(environment: Environment) -> None:
+    directory = environment.directory / "open"
+    directory.mkdir()
+    directory.chmod(0o1777)
+    environment.directory.chmod(0o755)
+    path = directory / "socket"
+    code = (
+        "import os, socket, sys\nos.setuid(12345)\ns = socket.socket(socket.AF_UNIX)\ns.bind(sys.argv[1])\ns.listen()\n"
+        "print('up', flush=True)\nprint(s.accept()[0].recv(100), flush=True)"
+    )
+    with environment.popen(sys.executable, "-c", code, path) as server:
+        assert server.stdout is not None
+        assert server.stdout.readline() == b"up\n"
+        session = session_at(Unix(str(path)), Caller(CLIENT, 20.0), token="secret")
+        with pytest.raises(Refusal, match="12345"):
+            await session.open()
+        await session.aclose()
+        assert server.stdout.readline() == b"b''\n"
+    # In a directory of that user's own, it is the expected one.
+    os.chown(directory, 12345, -1)
+    path.unlink()
+    with environment.popen(sys.executable, "-c", code, path) as server:
+        assert server.stdout is not None
+        assert server.stdout.readline() == b"up\n"
+        session = session_at(Unix(str(path)), Caller(CLIENT, 20.0), token="secret")
+        with pytest.raises(ConnectionLost):
+            await session.open()
+        await session.aclose()
+        assert b"secret" in server.stdout.readline()
+
+
+@pytest.mark.parametrize(
+    ("address", "allowed", "may"),
+    [
+        ("8.8.8.8", "", True),
+        ("127.0.0.1", "", False),
+        ("127.0.0.1", "all", True),
+        ("127.0.0.1", "10.0.0.1 127.0.0.1", True),
+        ("127.0.0.1", "[127.0.0.1]:80", True),
+        ("127.0.0.1", "[127.0.0.1]:81", False),
+        ("127.0.0.1", "nonsense", False),
+        ("10.1.2.3", "", False),
+        ("192.168.1.1", "", False),
+        ("169.254.169.254", "", False),
+        ("0.0.0.0", "", False),
+        ("224.0.0.1", "", False),
+        ("::1", "", False),
+        ("::1", "::1", True),
+        ("fe80::1%eth0", "", False),
+        ("fd00::1", "", False),
+        ("::ffff:127.0.0.1", "", False),
+        ("::ffff:127.0.0.1", "127.0.0.1", True),
+        ("2002:7f00:1::", "", False),
+        ("64:ff9b::7f00:1", "", False),
+        ("2606:4700:4700::1111", "", True),
+        ("127.0.0.1", None, True),
+    ],
+)
+def test_which_addresses_a_shared_url_may_lead_to(address: str, allowed: str | None, may: bool) -> None:
+    assert connectable(address, 80, allowed) is may
+
+
+async def test_a_shared_url_leads_to_no_address_of_this_machine_unless_that_is_allowed() -> None:
+    caller = Caller(CLIENT, 5.0)
+    for host in ("localhost", "127.0.0.1", "::1"):
+        session = session_at(Tcp(host, 1), caller.restricted_to(""), token="secret")
+        with pytest.raises(Refusal, match=r"annex\.security\.allowed-ip-addresses"):
+            await session.open()
+    session = session_at(Tcp("127.0.0.1", 1), caller.restricted_to("127.0.0.1"), token="secret")
+    with pytest.raises(Unreachable, match="refused"):
+        await session.open()
+
+
+def test_shared_and_private_remotes_differ_in_that(own_site: Site) -> None:
+    """The url of a private remote is one that this user has given; that of another may have come from anybody."""
+    client = own_site.client
+    client.git("config", "annex.security.allowed-ip-addresses", "10.0.0.1")
+    for private, words in ((True, "Connection refused"), (False, "allowed-ip-addresses")):
+        done = client.annex(
+            *("initremote", f"p{private}", f"--sameas={own_site.cluster.uuid}", *(["--private"] if private else [])),
+            *("type=external", "externaltype=cluster", "encryption=none", "url=tcp://127.0.0.1:1"),
+            env={"CLUSTER_REMOTE_TOKEN": "secret"}, check=False,
+        )  # fmt: skip
+        assert words in text(done)
+
+
+def test_programs_get_no_token(environment: Environment) -> None:
+    repository = make_repository(environment, environment.directory / "r", "r")
+    code = (
+        "import os; from cluster_remote.annex.repository import *; r = Repository.here()\n"
+        "assert 'CLUSTER_REMOTE_TOKEN' in os.environ\n"
+        "for e in (foreign_environment(), r.environment()): assert 'CLUSTER_REMOTE_TOKEN' not in e"
+    )
+    environment.run(sys.executable, "-c", code, cwd=repository.path, env={"CLUSTER_REMOTE_TOKEN": "secret"})
+
+
+def test_the_hook_of_a_repository_that_came_with_a_clone_is_not_run(environment: Environment) -> None:
+    """The whole attack: a bare repository in the work tree, and a remote in the branch that leads there."""
+    from tests.security.stranger import autoenabled, commit
+
+    source = make_repository(environment, environment.directory / "source", "source")
+    bare = source.path / "ev.git"
+    environment.run("git", "init", "-q", "--bare", bare)
+    caught = environment.directory / "caught"
+    hook = bare / "hooks/reference-transaction"
+    hook.parent.mkdir(exist_ok=True)
+    hook.write_text(f"#!/bin/sh\ntouch '{caught}'\n")
+    hook.chmod(0o755)
+    (bare / "refs/heads/.keep").write_text("")
+    (bare / "objects/.keep").write_text("")
+    identity, line = autoenabled("/proc/self/cwd/ev.git")
+    environment.run("git", "-C", bare, "config", "annex.uuid", identity)
+    source.git("-c", "annex.largefiles=nothing", "add", "-f", "ev.git")
+    source.git("commit", "-q", "-m", "data")
+    commit(source, "remote.log", line)
+    environment.run("git", "clone", "-q", source.path, environment.directory / "victim")
+    victim = Repository(environment.directory / "victim", environment)
+    caught.unlink(missing_ok=True)
+    victim.annex("init", "victim")
+    victim.annex("info", "evil", check=False)
+    victim.annex("fsck", "--fast", "--from", "evil", check=False)
+    victim.annex("get", "--from", "evil", ".", check=False)
+    assert not Path(caught).exists()

@@ -1,0 +1,182 @@
+"""A configuration that came by the git-annex branch: nothing is contacted or started because of it."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.cli.command import cluster_remote
+from tests.remote.sites import Site, initremote, text
+from tests.security.stranger import autoenabled, commit, trap
+from tests.support.environment import Environment
+from tests.support.repositories import Repository, make_repository
+from tests.support.sockets import serve_p2p
+
+TOKEN = "CLUSTER_REMOTE_TOKEN"
+SECRET = "sesame" * 8
+
+
+@contextmanager
+def listener(path: Path) -> Iterator[list[bytes]]:
+    """A unix socket of the stranger's; gives what was said to it, an entry for each connection."""
+    heard: list[bytes] = []
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+        server.listen()
+
+        def accept() -> None:
+            while True:
+                try:
+                    connection, _ = server.accept()
+                except OSError:
+                    return
+                with connection:
+                    connection.settimeout(2)
+                    heard.append(connection.recv(1000))
+
+        thread = threading.Thread(target=accept, daemon=True)
+        thread.start()
+        yield heard
+        server.shutdown(socket.SHUT_RDWR)
+    thread.join(10)
+
+
+def victim_of(environment: Environment, url: str) -> Repository:
+    """A fresh clone of a repository whose git-annex branch has an autoenabled remote that leads to `url`."""
+    source = make_repository(environment, environment.directory / "source", "source")
+    _, line = autoenabled(url)
+    commit(source, "remote.log", line)
+    environment.run("git", "clone", "-q", source.path, environment.directory / "victim")
+    victim = Repository(environment.directory / "victim", environment)
+    victim.annex("init", "victim", env={TOKEN: SECRET})
+    assert victim.config("remote.evil.annex-verified") == "automatic"
+    return victim
+
+
+OURS = [
+    ("status",),
+    ("status", "evil"),
+    ("ping", "evil"),
+    ("doctor",),
+    ("doctor", "evil"),
+    ("check", "evil", "--all"),
+    ("repair", "evil", "--dry-run"),
+    ("repair", "evil"),
+    ("present", "evil", "WORM--x"),
+    ("present", "evil", "WORM--x", "--record"),
+    ("put", "evil", "--key", "WORM-s5--x", "--from", "/etc/hostname"),
+    ("get", "evil", "WORM--x"),
+    ("drop", "evil", "WORM--x", "--force"),
+    ("lock", "evil", "WORM--x", "--", "true"),
+    ("bench", "evil", "--case", "small", "--files", "1", "--rounds", "1"),
+]
+
+
+@pytest.mark.parametrize("way", ["ssh", "directory", "serverless"])
+def test_no_program_is_started(environment: Environment, way: str) -> None:
+    caught = [trap(environment, "ssh")]
+    url = {"ssh": "ssh://attacker.example/x", "directory": f"{environment.directory}/far", "serverless": ""}[way]
+    victim = victim_of(environment, url)
+    caught.append(trap(environment, "git-annex-shell"))
+    victim.annex("info", "evil", env={TOKEN: SECRET})
+    victim.annex("enableremote", "evil", check=False)
+    assert victim.config("remote.evil.annex-verified") != "verified"
+    for command in OURS:
+        done = environment.run("cluster-remote", *command, cwd=victim.path, check=False)
+        assert done.returncode in (1, 2), command
+        assert b"verifyremote" in done.stdout + done.stderr, (command, text(done))
+    for shell in ("bash", "zsh"):
+        completion = {
+            "_CLUSTER_REMOTE_COMPLETE": f"complete_{shell}",
+            "COMP_WORDS": "cluster-remote status ",
+            "COMP_CWORD": "2",
+            "_TYPER_COMPLETE_ARGS": "cluster-remote status ",
+        }
+        environment.run("cluster-remote", cwd=victim.path, check=False, env=completion)
+    assert not [each for each in caught if each.exists()]
+
+
+def test_nobody_is_connected_to_and_no_token_is_sent(environment: Environment) -> None:
+    path = environment.directory / "evil.sock"
+    with listener(path) as heard:
+        victim = victim_of(environment, f"unix:{path}")
+        env = {TOKEN: SECRET}
+        victim.annex("info", "evil", env=env)
+        done = victim.annex("enableremote", "evil", env=env)
+        assert "The token was not used" in text(done)
+        for command in OURS:
+            environment.run("cluster-remote", *command, cwd=victim.path, check=False, env=env)
+    assert heard == []
+    assert not list((victim.path / ".git/annex").glob("creds/*"))
+
+
+def test_nothing_is_written_while_any_autoenabled_remote_is_unverified(own_site: Site) -> None:
+    client = own_site.client
+    key = client.add("f", b"precious")
+    identity, line = autoenabled("ssh://attacker.example/x")
+    commit(client, "remote.log", line)
+    client.git("config", "remote.evil.annex-uuid", identity)
+    client.git("config", "remote.evil.annex-externaltype", "cluster")
+    client.git("config", "remote.evil.annex-verified", "automatic")
+    # git-annex itself refuses.
+    assert client.annex("copy", "--to", "mycl", "f", check=False).returncode != 0
+    for command in (("put", "mycl", "f"), ("repair", "mycl", "f"), ("drop", "mycl", key, "--force")):
+        assert "git annex verifyremote evil" in cluster_remote(client, *command, code=2).err
+    assert "verifyremote" in cluster_remote(client, "present", "mycl", key, "--node", "disk1", "--record", code=2).err
+    assert own_site.cluster.holders(key) == [False] * 3
+    client.git("config", "remote.evil.annex-verified", "verified")
+    cluster_remote(client, "put", "mycl", "f")
+
+
+def test_what_was_verified_stays_in_use_when_the_branch_says_otherwise(own_site: Site) -> None:
+    client = own_site.client
+    initremote(client, "shared", f"url={own_site.url}", sameas=own_site.cluster.uuid, private=False)
+    log = client.git("show", "git-annex:remote.log").stdout.decode()
+    line = next(line for line in log.splitlines() if "sameas-name=shared" in line)
+    words = [word for word in line.split() if not word.startswith(("url=", "timestamp="))]
+    caught = trap(own_site.environment, "ssh")
+    commit(client, "remote.log", " ".join([*words, "url=ssh://attacker.example/x", "timestamp=9999999999s"]))
+    assert own_site.cluster.uuid in cluster_remote(client, "ping", "shared").out
+    cluster_remote(client, "status", "shared")
+    cluster_remote(client, "doctor", code=1)
+    assert not caught.exists()
+
+
+def test_the_token_of_the_environment_is_for_no_remote_that_there_is(own_site: Site) -> None:
+    client = own_site.client
+    with serve_p2p(own_site.cluster.nodes[0]) as (path, token):
+        uuid = own_site.cluster.nodes[0].uuid
+        initremote(client, "sock", f"url=unix:{path}", sameas=uuid, env={TOKEN: token})
+        cluster_remote(client, "ping", "sock")
+        # Whatever is exported, the remote has its own.
+        cluster_remote(client, "ping", "sock", env={TOKEN: SECRET})
+        for file in (client.path / ".git/annex/creds").iterdir():
+            file.unlink()
+        assert "wants a token" in cluster_remote(client, "ping", "sock", code=2, env={TOKEN: token}).err
+        key = client.add("g", b"g")
+        assert b"wants a token" in client.annex("copy", "--to", "sock", "g", check=False, env={TOKEN: token}).stdout
+        assert not own_site.cluster.nodes[0].has_object(key)
+        cluster_remote(client, "ping", f"unix:{path}", env={TOKEN: token})
+
+
+def test_a_token_belongs_to_one_address(own_site: Site) -> None:
+    client, node = own_site.client, own_site.cluster.nodes[0]
+    with serve_p2p(node) as (path, token), listener(own_site.environment.directory / "other") as heard:
+        initremote(client, "sock", f"url=unix:{path}", sameas=node.uuid, env={TOKEN: token})
+        other = f"unix:{own_site.environment.directory}/other"
+        with own_site.driver(node.uuid, url=other) as annex:
+            annex.prepare()
+            assert "wants a token" in annex.ask("CHECKPRESENT WORM--x")
+        # The same socket by another spelling is the same address, but a longer name is not.
+        with own_site.driver(node.uuid, url=f"unix://{path}") as annex:
+            annex.prepare()
+            assert annex.ask("CHECKPRESENT WORM--x") == "CHECKPRESENT-FAILURE WORM--x"
+        with own_site.driver(node.uuid, url=f"unix:{path}?x") as annex:
+            annex.prepare()
+            assert "wants a token" in annex.ask("CHECKPRESENT WORM--x")
+    assert heard == []
