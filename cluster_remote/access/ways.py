@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster_remote.access.settings import BadSettings
-from cluster_remote.cluster.membership import Direct, Membership
 from cluster_remote.cluster.node import Node
 from cluster_remote.p2p.key import UUID
 from cluster_remote.transport.address import Address, Directory, at_node
@@ -19,6 +18,7 @@ from cluster_remote.transport.opening import Caller, session_at
 if TYPE_CHECKING:
     from cluster_remote.annex.branchlog import BranchLogs
     from cluster_remote.annex.gitconfig import GitConfig
+    from cluster_remote.cluster.membership import Membership
     from cluster_remote.cluster.reachability import Reachability
     from cluster_remote.cluster.session import ClusterSession, Locations, Recorder
     from cluster_remote.p2p.session import Session
@@ -66,6 +66,10 @@ class ThroughGateway(Way):
     def directory(self) -> Path | None:
         """Where it lies on this machine, if it does."""
         return Path(self.address.path) if isinstance(self.address, Directory) else None
+
+    def within(self, timeout: float) -> ThroughGateway:
+        """The same way, with so many seconds without progress."""
+        return replace(self, caller=replace(self.caller, timeout=timeout))
 
     def session(self, server: UUID | None = None, trace: Trace | None = None) -> Session:
         if server is None or server.is_cluster or self.by_address:
@@ -143,6 +147,8 @@ class Serverless(Way):
 
     def _by_themselves(self) -> Iterator[Node]:
         """The nodes, those behind another gateway each by itself too."""
+        from cluster_remote.cluster.membership import Direct
+
         members = {member.name: member for member in self.membership.members}
         for node in self.membership.nodes(self.caller):
             way = members[node.name].way

@@ -9,6 +9,8 @@ import typer
 
 from cluster_remote.access.settings import BadSettings
 from cluster_remote.cli.interrupts import run
+from cluster_remote.cli.render import say
+from cluster_remote.p2p.text import visible
 
 if TYPE_CHECKING:
     from cluster_remote.lifecycle.steps import Plan, Runner
@@ -28,7 +30,7 @@ def here() -> Runner:
 
 
 def _say(line: str) -> None:
-    typer.secho(line, bold=line.startswith("$ "))
+    say(line, bold=line.startswith("$ "))
     # The command's own output comes next.
     sys.stdout.flush()
 
@@ -53,7 +55,7 @@ def execute(plan: Plan, runner: Runner, dry_run: bool, yes: bool, *, may_wait: b
     if plan.questions and not yes:
         if person:
             for question in plan.questions:
-                typer.confirm(question, abort=True)
+                typer.confirm(visible(question), abort=True)
         elif may_wait:
             waiting = plan.verifying
             for question in plan.questions:

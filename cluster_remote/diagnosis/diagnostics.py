@@ -75,7 +75,7 @@ def _encrypted(facts: Snapshot, ours: Ours) -> Iterator[Problem]:
             f"encryption={inherited}, and git-annex encrypts for both alike: what it stores through the gateway is no "
             "copy that anybody could find there again",
             "Remove it; its content is reached through the cluster, or by enabling the special remote itself:",
-            (f"git remote remove {ours.quoted}",),
+            (f"git remote remove -- {ours.quoted}",),
             about=ours.name,
         )
     elif encryption != "none":
@@ -234,7 +234,7 @@ def problems_of_servers(facts: Snapshot, servers: Iterable[Server]) -> Iterator[
                 f"{facts.name_of(ours.uuid)} is no node of a cluster any more, but the remote {ours.name} still leads "
                 "to it through the gateway",
                 "Remove that remote; the repository itself is not touched:",
-                (f"git remote remove {ours.quoted}",),
+                (f"git remote remove -- {ours.quoted}",),
                 about=server.remote,
             )
         elif server.error is not None and any(ours.uuid in nodes for nodes in facts.logs.clusters.members.values()):

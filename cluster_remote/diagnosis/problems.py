@@ -104,7 +104,7 @@ def node_removed(node: NodeState, remote: str | None) -> Problem:
             f"{node.title} is no node of a cluster any more, but the remote {remote} still leads to it through the "
             "gateway",
             "Remove that remote; the repository itself is not touched:",
-            (f"git remote remove {shlex.quote(remote)}",),
+            (f"git remote remove -- {shlex.quote(remote)}",),
             node=node.uuid,
         )
     return Problem(

@@ -40,7 +40,7 @@ def made_with_uuid(facts: Snapshot) -> Iterator[Problem]:
         quoted = shlex.quote(name)
         parameters = facts.logs.remotes.get(uuid, {})
         description = facts.earlier.get(uuid) or _default_description(facts, uuid)
-        commands = [f"git remote remove {quoted}", f"git annex describe {uuid} {shlex.quote(description)}"]
+        commands = [f"git remote remove -- {quoted}", f"git annex describe {uuid} {shlex.quote(description)}"]
         remedy = "Remove it, and give the description back."
         if parameters.get("externaltype") == "cluster":
             commands += _right_commands(facts, name, uuid, parameters.get("url", ""))

@@ -16,7 +16,7 @@ from cluster_remote.remote.identity import Commands, check_server
 from cluster_remote.transport.address import BadAddress
 
 if TYPE_CHECKING:
-    from cluster_remote.remote.workplace import Workplace
+    from cluster_remote.remote.context import Context
 
 __all__ = ["initialise", "refuse_embedding"]
 
@@ -33,42 +33,42 @@ def refuse_embedding(embedcreds: str) -> None:
         )
 
 
-async def initialise(workplace: Workplace) -> str:
+async def initialise(context: Context) -> str:
     """Check the remote and keep its token; return what the user should know of it, if anything.
 
     What has come by the git-annex branch and was never verified here is neither contacted nor given a token.
     Raises BadSettings, SessionError, AnnexError.
     """
-    settings = workplace.settings
-    await workplace.read_repository()
+    settings = context.settings
+    await context.read_repository()
     token = given_token() if settings.address is not None and settings.address.wants_token else None
-    if awaits_verification(settings, workplace.logs, verified(workplace.repository)):
+    if awaits_verification(settings, context.logs, verified(context.repository)):
         words = (
             f"nothing was contacted, because this configuration has come by the git-annex branch: look at it, and say "
             f"whether it is safe: {shlex.join(['git', 'annex', 'verifyremote', settings.name])}"
         )
         return f"{words}. The token was not used; give it after that: {settings.new_token_command}" if token else words
-    await _check(workplace)
+    await _check(context)
     if token is not None:
         assert settings.address is not None
         # Not before it has been found to be right.
-        store_token(workplace.repository, settings.uuid, settings.address, token)
+        store_token(context.repository, settings.uuid, settings.address, token)
     return ""
 
 
-async def _check(workplace: Workplace) -> None:
+async def _check(context: Context) -> None:
     """Connects, and refuses what would make the location log wrong. Raises BadSettings, SessionError, AnnexError."""
-    settings = workplace.settings
-    commands = Commands.of(settings, workplace.config, workplace.logs)
+    settings = context.settings
+    commands = Commands.of(settings, context.config, context.logs)
     if settings.address is None:
-        await _check_serverless(commands, workplace)
+        await _check_serverless(commands, context)
         return
-    wanted = wanted_server(settings, workplace.logs, workplace.config.clusters())
+    wanted = wanted_server(settings, context.logs, context.config.clusters())
     if settings.tracking == "nodes" and not settings.sameas:
         # The UUID is one that git-annex has just made up, or one that is not to be taken over.
         wanted = None
     try:
-        server = await _who_is_there(workplace, wanted)
+        server = await _who_is_there(context, wanted)
     except (AuthenticationFailed, BadAddress) as error:
         # The address has been found to be right already; what can be wrong now is the token.
         raise BadSettings(f"{error}: {TOKEN}=… {commands.again()}") from None
@@ -78,36 +78,36 @@ async def _check(workplace: Workplace) -> None:
         raise BadSettings(
             f"{error}. When the url is right and what it leads to can be reached: {commands.again()}"
         ) from None
-    check_server(commands, server, workplace.logs)
+    check_server(commands, server, context.logs)
 
 
-async def _who_is_there(workplace: Workplace, wanted: UUID | None) -> UUID:
+async def _who_is_there(context: Context, wanted: UUID | None) -> UUID:
     try:
-        return await _ask(workplace, wanted)
+        return await _ask(context, wanted)
     except (WrongRepository, ConnectionLost):
         if wanted is None:
             raise
         # git-annex-shell ends when it is asked for a repository that it does not serve. Then who is there?
         try:
-            server = await _ask(workplace, None)
+            server = await _ask(context, None)
         except SessionError:
             server = wanted
-        if server == wanted or workplace.settings.tracking == "remote":
+        if server == wanted or context.settings.tracking == "remote":
             raise
         return server
 
 
-async def _ask(workplace: Workplace, wanted: UUID | None) -> UUID:
-    session = await workplace.session_with(wanted)
+async def _ask(context: Context, wanted: UUID | None) -> UUID:
+    session = await context.session_with(wanted)
     try:
         return await session.open()
     finally:
         await session.aclose()
 
 
-async def _check_serverless(commands: Commands, workplace: Workplace) -> None:
+async def _check_serverless(commands: Commands, context: Context) -> None:
     settings = commands.settings
-    clusters = workplace.config.clusters()
+    clusters = context.config.clusters()
     if not clusters:
         raise BadSettings(
             "there is no url, and this repository has no cluster of its own; give the url of a gateway, or make a "
@@ -120,7 +120,7 @@ async def _check_serverless(commands: Commands, workplace: Workplace) -> None:
             "without a url the remote has to be the same as the cluster of this repository: "
             + commands.same_as(sorted(own))
         )
-    session = await workplace.session_with(None if settings.tracking == "remote" else settings.uuid)
+    session = await context.session_with(None if settings.tracking == "remote" else settings.uuid)
     try:
         await session.open()
     finally:

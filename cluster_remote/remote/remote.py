@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from cluster_remote.p2p.key import UUID, Key
     from cluster_remote.p2p.messages import Message
     from cluster_remote.p2p.session import Removal, Session
-    from cluster_remote.remote.workplace import Workplace
+    from cluster_remote.remote.context import Context
 
     T = TypeVar("T")
 
@@ -42,7 +42,7 @@ class Shared:
 
     def __init__(self) -> None:
         self.settings: Settings | None = None
-        self.workplace: Workplace | None = None
+        self.workplace: Context | None = None
         # Held while git-annex is asked for what all of them need.
         self.asking = threading.RLock()
 
@@ -167,7 +167,7 @@ class ClusterRemote(SpecialRemote):  # type: ignore[misc] # annexremote has no t
 
     # How they are answered
 
-    async def _store(self, workplace: Workplace, session: Session, key: Key, path: bytes) -> None:
+    async def _store(self, workplace: Context, session: Session, key: Key, path: bytes) -> None:
         from cluster_remote.p2p.file import FileSource
         from cluster_remote.p2p.key import AssociatedFile
         from cluster_remote.p2p.session import Stored
@@ -190,18 +190,18 @@ class ClusterRemote(SpecialRemote):  # type: ignore[misc] # annexremote has no t
             )
         await workplace.record_outcome(key, present=outcome.uuids)
 
-    async def _retrieve(self, workplace: Workplace, session: Session, key: Key, path: bytes) -> None:
+    async def _retrieve(self, workplace: Context, session: Session, key: Key, path: bytes) -> None:
         from cluster_remote.remote.chunks import stored_as
         from cluster_remote.remote.retrieval import retrieve
 
         await retrieve(session, stored_as(key), path, self._progress())
 
-    async def _check_present(self, workplace: Workplace, session: Session, key: Key) -> bool:
+    async def _check_present(self, workplace: Context, session: Session, key: Key) -> bool:
         from cluster_remote.remote.chunks import stored_as
 
         return await session.check_present(stored_as(key))
 
-    async def _remove(self, workplace: Workplace, session: Session, key: Key) -> None:
+    async def _remove(self, workplace: Context, session: Session, key: Key) -> None:
         from cluster_remote.remote.chunks import stored_as
 
         workplace.expect_to_record()
@@ -214,7 +214,7 @@ class ClusterRemote(SpecialRemote):  # type: ignore[misc] # annexremote has no t
         if not outcome.removed:
             raise RemoteError(await self._why_not_removed(workplace, session, key, outcome))
 
-    async def _why_not_removed(self, workplace: Workplace, session: Session, key: Key, outcome: Removal) -> str:
+    async def _why_not_removed(self, workplace: Context, session: Session, key: Key, outcome: Removal) -> str:
         if not workplace.counts_nodes:
             return "; ".join(outcome.reasons) or f"{session.name} did not remove it"
         left = await workplace.explain_remaining(key, outcome)
@@ -222,12 +222,12 @@ class ClusterRemote(SpecialRemote):  # type: ignore[misc] # annexremote has no t
         removed = ", ".join(sorted(map(workplace.name_of, outcome.uuids))) or "no node"
         return f"removed from {removed}; {left.words}"
 
-    async def _whereis(self, workplace: Workplace, session: Session, key: Key) -> str:
+    async def _whereis(self, workplace: Context, session: Session, key: Key) -> str:
         if not workplace.counts_nodes:
             return ""
         return ", ".join(sorted(map(workplace.name_of, await workplace.nodes_with(key))))
 
-    async def _info(self, workplace: Workplace, session: Session) -> dict[str, str]:
+    async def _info(self, workplace: Context, session: Session) -> dict[str, str]:
         import anyio
 
         from cluster_remote.p2p.errors import SessionError
@@ -239,7 +239,7 @@ class ClusterRemote(SpecialRemote):  # type: ignore[misc] # annexremote has no t
         if not workplace.accepted:
             return fields | {"protocol version": "unknown: not asked, for its configuration is not verified"}
         try:
-            with anyio.fail_after(min(_INFO_TIMEOUT, workplace.timeout)):
+            with anyio.fail_after(min(_INFO_TIMEOUT, workplace.settings.timeout)):
                 uuid = await session.open()
             fields["cluster uuid"] = str(uuid)
             fields["protocol version"] = str(session.version)
@@ -266,15 +266,13 @@ class ClusterRemote(SpecialRemote):  # type: ignore[misc] # annexremote has no t
             return str(self.annex.getgitremotename())
         return ""
 
-    def _get_workplace(self, initialising: bool) -> Workplace:
+    def _get_workplace(self, initialising: bool) -> Context:
         with self._shared.asking:
             if self._shared.workplace is None:
-                from cluster_remote.remote.workplace import Workplace
+                from cluster_remote.remote.context import Context
 
                 settings = self._read_settings()
-                self._shared.workplace = Workplace(
-                    settings, self.annex.getgitdir(), self._token(settings, initialising)
-                )
+                self._shared.workplace = Context(settings, self.annex.getgitdir(), self._token(settings, initialising))
             return self._shared.workplace
 
     def _token(self, settings: Settings, initialising: bool) -> str | None:
@@ -303,7 +301,7 @@ class ClusterRemote(SpecialRemote):  # type: ignore[misc] # annexremote has no t
             async with workplace.request(self._debug) as session:
                 return await function(workplace, session, *arguments)
 
-    async def _workplace(self, *, initialising: bool = False) -> Workplace:
+    async def _workplace(self, *, initialising: bool = False) -> Context:
         if self._shared.workplace is None:
             # git-annex is asked, which takes a thread.
             with self._in_words():

@@ -1,37 +1,33 @@
-"""What the remote works with while it runs: the session, the repository, its logs."""
+"""What a running remote works with: its sessions, the repository, its logs."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from functools import cached_property
 
 import anyio
 
 from cluster_remote.access.configuration import is_accepted
 from cluster_remote.access.identity import names_of, wanted_server
-from cluster_remote.access.place import caller_of
+from cluster_remote.access.place import caller_of, way_of
 from cluster_remote.access.settings import Settings
+from cluster_remote.access.ways import Serverless, ThroughGateway, Way
 from cluster_remote.annex.branchlog import BranchLogs
 from cluster_remote.annex.gitconfig import GitConfig
 from cluster_remote.annex.locationlog import LocationLog
 from cluster_remote.annex.repository import Repository
 from cluster_remote.annex.verification import verified
+from cluster_remote.cluster.reachability import Reachability
 from cluster_remote.p2p.errors import SessionError
 from cluster_remote.p2p.key import UUID, Key
 from cluster_remote.p2p.session import Removal, Session
 from cluster_remote.p2p.stream import Trace
 from cluster_remote.remote.pool import SessionPool
-from cluster_remote.transport.address import at_node
-from cluster_remote.transport.opening import Caller, session_at
 
-if TYPE_CHECKING:
-    from cluster_remote.cluster.membership import Membership
-    from cluster_remote.cluster.reachability import Reachability
-
-__all__ = ["Remaining", "Workplace"]
+__all__ = ["Context", "Remaining"]
 
 
 class GivenUp(SessionError):
@@ -91,7 +87,7 @@ class _Log(LocationLog):
         self._records += 1
 
 
-class Workplace:
+class Context:
     """Made by the first request that needs it, closed when git-annex hangs up. Any number of requests at once."""
 
     repository: Repository
@@ -100,16 +96,13 @@ class Workplace:
     server: UUID | None
     """The repository that is asked for behind the address; None for the one that is there."""
 
-    def __init__(self, settings: Settings, gitdir: str, token: str | None, timeout: float | None = None) -> None:
-        """`timeout` in seconds takes the place of the remote's own."""
+    def __init__(self, settings: Settings, gitdir: str, token: str | None) -> None:
         self.settings = settings
-        self.timeout = settings.timeout if timeout is None else timeout
         self._gitdir = gitdir
         self._token = token
         self._sessions = SessionPool(lambda trace: self.session_with(self.server, trace))
         self._location_log: _Log | None = None
-        self._membership: Membership | None = None
-        self._reachability: Reachability | None = None
+        self._reachability = Reachability()
         self._ready = False
         self._opening = anyio.Lock()
         self._requests: set[anyio.CancelScope] = set()
@@ -152,37 +145,20 @@ class Workplace:
         """Whether the user has accepted the configuration of this remote."""
         return is_accepted(self.settings.name, self.config, verified(self.repository))
 
-    def caller(self, trace: Trace | None = None) -> Caller:
-        """How sessions are opened here."""
-        caller = replace(caller_of(self.repository, self.config, self.timeout), trace=trace)
-        if self.config.boolean(f"remote.{self.settings.name}.annex-private"):
-            return caller
-        return caller.restricted_to(self.config.get("annex.security.allowed-ip-addresses") or "")
+    @cached_property
+    def way(self) -> Way:
+        """The way to the remote's cluster. Raises NoCluster."""
+        shared = not self.config.boolean(f"remote.{self.settings.name}.annex-private")
+        caller = caller_of(self.repository, self.config, self.settings.timeout)
+        return way_of(self.settings, caller, self.config, self.logs, self._token, shared=shared)
 
     async def session_with(self, server: UUID | None, trace: Trace | None = None) -> Session:
         """A session with a repository behind the remote's address; None: with the one that is there."""
-        caller = self.caller(trace)
-        address = self.settings.address
-        if address is None:
-            return self._own_cluster(server, caller)
-        if server is not None and not server.is_cluster and not self.settings.sameas:
-            # Named by cluster=. A remote that is the same as a repository says so in its url if that is not enough.
-            address = at_node(address, server)
-        return session_at(address, caller, server=server, token=self._token)
-
-    def _own_cluster(self, server: UUID | None, caller: Caller) -> Session:
-        """The cluster of this very repository, which records what its nodes have."""
-        from cluster_remote.cluster.membership import membership
-        from cluster_remote.cluster.reachability import Reachability
-
-        if self._membership is None:
-            wanted = self.settings.cluster or (None if server is None else server.text)
-            place = self.repository.place
-            self._membership = membership(self.config, self.logs, place, wanted)
-            self._reachability = Reachability()
+        if not isinstance(self.way, Serverless):
+            return self.way.session(server, trace)
         # What a remote that counts as one copy has on which node, no log says.
         log = self._locations() if self.settings.tracking == "nodes" else None
-        return self._membership.session(caller, locations=log, record=log, reachability=self._reachability)
+        return self.way.cluster_session(trace, locations=log, record=log, reachability=self._reachability)
 
     def _locations(self) -> _Log:
         if self._location_log is None:
@@ -204,7 +180,7 @@ class Workplace:
 
         Not interrupted by cancellation: it is done. Raises LocationLogError.
         """
-        if self._membership is None:
+        if not isinstance(self.way, Serverless):
             with anyio.CancelScope(shield=True):
                 await self.record(key, present, absent)
 
@@ -233,17 +209,18 @@ class Workplace:
 
     async def explain_remaining(self, key: Key, outcome: Removal) -> Remaining:
         """Which nodes still have a content after a removal that failed in part, and why."""
-        if self.settings.address is None:
+        if not isinstance(self.way, ThroughGateway):
             # The cluster is right here: it has said of every node what happened.
             return Remaining("; ".join(outcome.reasons) or "a node that is not known here failed")
         known = await self.nodes_with(key)
         # Also those that the log does not name: the gateway goes to all of them, and any may be the one that failed.
+        way = self.way.within(min(_EXPLAIN_TIMEOUT, self.settings.timeout))
         left = self.logs.clusters.nodes(self.settings.uuid) - outcome.uuids
         answers: dict[UUID, bool | SessionError] = {}
         slots = anyio.Semaphore(_EXPLAIN_AT_ONCE)
         async with anyio.create_task_group() as tasks:
             for node in sorted(left, key=lambda node: (node not in known, node)):
-                tasks.start_soon(self._ask_node, key, node, slots, answers)
+                tasks.start_soon(self._ask_node, way, key, node, slots, answers)
         words: list[str] = []
         for node, answer in answers.items():
             name = self.name_of(node)
@@ -263,17 +240,16 @@ class Workplace:
         )
 
     async def _ask_node(
-        self, key: Key, node: UUID, slots: anyio.Semaphore, answers: dict[UUID, bool | SessionError]
+        self,
+        way: ThroughGateway,
+        key: Key,
+        node: UUID,
+        slots: anyio.Semaphore,
+        answers: dict[UUID, bool | SessionError],
     ) -> None:
         """The gateway does not say why a node failed, or which; so the node is asked, through the gateway."""
-        assert self.settings.address is not None
         async with slots:
-            session: Session = session_at(
-                at_node(self.settings.address, node),
-                replace(self.caller(), timeout=min(_EXPLAIN_TIMEOUT, self.timeout)),
-                server=node,
-                token=self._token,
-            )
+            session = way.node(node)
             try:
                 answers[node] = await session.check_present(key)
             except SessionError as error:
