@@ -63,7 +63,9 @@ def _register() -> None:
         check,
         demo,
         doctor,
+        node,
         ping,
+        remove,
         repair,
         requests,
         serve,
@@ -74,6 +76,9 @@ def _register() -> None:
     )
 
     app.command()(setup.setup)
+    app.add_typer(node.app, name="node")
+    app.command()(remove.rename)
+    app.command()(remove.remove)
     app.command()(ping.ping)
     app.command()(status.status)
     app.command()(check.check)

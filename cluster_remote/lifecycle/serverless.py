@@ -52,7 +52,9 @@ def joined(facts: Facts, request: Request, nodes: Iterable[UUID]) -> tuple[str, 
     if name in own:
         return name, own[name]
     asked = frozenset(nodes)
-    listed = {each: facts.logs.clusters.nodes(each) for each in facts.clusters_called(name)}
+    # One that is here under another name was renamed, or is not meant.
+    others = facts.clusters_called(name) - set(own.values())
+    listed = {each: facts.logs.clusters.nodes(each) for each in others}
     fitting = sorted(each for each in listed if listed[each] & asked)
     if len(fitting) > 1:
         raise BadSettings(

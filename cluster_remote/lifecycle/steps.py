@@ -30,6 +30,7 @@ from cluster_remote.p2p.text import printable, visible
 __all__ = [
     "Check",
     "Command",
+    "Describe",
     "Enable",
     "Guard",
     "InitCluster",
@@ -77,11 +78,14 @@ class Runner:
         self.failed: list[str] = []
         """What optional steps did not bring about."""
 
-    async def run(self, *argv: str, timeout: float = _TIMEOUT) -> None:
-        """Runs a command to its end. Raises CommandFailed; the command's own words have gone to the user already.
+    async def run(self, *argv: str, timeout: float = _TIMEOUT, shown: str = "") -> None:
+        """Runs a command to its end; `shown` is what is said instead of its words.
+
+        Raises CommandFailed; the command's own words have gone to the user already.
 
         Cancelled, it tells the command to end and waits until it has.
         """
+        self.say(f"$ {shown or visible(shlex.join(argv))}")
         code = await self._code(argv, timeout)
         if code:
             raise CommandFailed(argv, code, f"ended with exit code {code}; its message is above")
@@ -94,7 +98,6 @@ class Runner:
             self.say(f"this could not be undone: {printable(str(error))}")
 
     async def _code(self, argv: Sequence[str], timeout: float) -> int:
-        self.say(f"$ {visible(shlex.join(argv))}")
         # On a terminal it stays in our process group, so that ssh can ask for a password; else it gets its own, and all
         # that it started can be ended with it.
         alone = not os.isatty(0)
@@ -291,6 +294,25 @@ class InitCluster(Step):
         # Its description stays in uuid.log; the next set-up of this name takes this cluster again.
         if self.name in runner.repository.config().clusters():
             await runner.attempt("git", "config", "--unset-all", f"annex.cluster.{self.name}")
+
+
+@dataclass(frozen=True)
+class Describe(Step):
+    """What a cluster is called in uuid.log; `before` is what it was."""
+
+    uuid: UUID
+    words: str
+    before: str
+    shares: bool = True
+
+    def shown(self) -> str:
+        return _words(("git", "annex", "describe", self.uuid.text, self.words))
+
+    async def do(self, runner: Runner) -> None:
+        await runner.run("git", "annex", "describe", self.uuid.text, self.words)
+
+    async def undo(self, runner: Runner) -> None:
+        await runner.attempt("git", "annex", "describe", self.uuid.text, self.before)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,178 @@
+"""Planning what changes a cluster that is there: its nodes, its name, its end. Pure."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from cluster_remote.lifecycle.facts import Facts
+from cluster_remote.lifecycle.names import checked_remote, cluster_name
+from cluster_remote.lifecycle.nodes import Change, plan_change
+from cluster_remote.lifecycle.remotes import recreated
+from cluster_remote.lifecycle.steps import Check, Command, Describe, Plan, Rename, Step, TakeOut, Verify
+from cluster_remote.p2p.key import UUID
+from cluster_remote.p2p.text import printable
+from cluster_remote.remote.settings import BadSettings
+
+__all__ = ["Own", "node_called", "own_cluster", "plan_add", "plan_remove", "plan_rename", "plan_take_down"]
+
+
+@dataclass(frozen=True)
+class Own:
+    """A cluster of this repository: what it is called in git's configuration, and the remote of ours for it, if any."""
+
+    name: str
+    uuid: UUID
+    remote: str | None
+    hidden: bool
+    """Whether its contents are encrypted, so that its nodes are to get no clear text."""
+
+
+def own_cluster(facts: Facts, named: str) -> Own:
+    """The cluster that somebody means by a remote's name or its own. Raises BadSettings."""
+    own = facts.config.clusters()
+    if facts.ours(named):
+        stored = facts.stored_of(named)
+        parameters = {} if stored is None else stored.parameters
+        if parameters.get("url"):
+            raise BadSettings(
+                f"{named} leads to a gateway, and its nodes are the gateway's to change: run this there, with the "
+                "name of the cluster"
+            )
+        uuid = facts.remote_uuid(named)
+        for name, each in own.items():
+            if each == uuid or parameters.get("cluster", "").lower() in (name, each.text):
+                return Own(name, each, named, parameters.get("encryption", "none") != "none")
+        raise BadSettings(f"the cluster of {named} is not set up in this repository: cluster-remote setup {named}")
+    name = named.lower()
+    if name in own:
+        remotes = (each for each in facts.config.remotes() if facts.ours(each))
+        return Own(name, own[name], next((r for r in remotes if facts.remote_uuid(r) == own[name]), None), False)
+    known = ", ".join(sorted({*own, *(each for each in facts.config.remotes() if facts.ours(each))}))
+    raise BadSettings(f"this repository has no cluster {named!r}" + (f"; it has {known}" if known else ""))
+
+
+def node_called(facts: Facts, own: Own, text: str) -> UUID:
+    """The node that somebody means by a remote's name, a description or a UUID. Raises BadSettings."""
+    nodes = facts.logs.clusters.nodes(own.uuid)
+    found = {uuid for uuid in nodes if text in (uuid.text, facts.logs.descriptions.get(uuid))}
+    if text in facts.config.remotes() and (uuid := facts.remote_uuid(text)) is not None:
+        found |= {uuid} & nodes
+    if len(found) == 1:
+        return found.pop()
+    names = ", ".join(sorted(_title(facts, uuid) for uuid in nodes))
+    if found:
+        raise BadSettings(f"{text}: several nodes are called so; give a UUID: {', '.join(sorted(map(str, found)))}")
+    raise BadSettings(f"{text} is no node of the cluster {own.name}; its nodes are {names or 'none'}")
+
+
+def _title(facts: Facts, uuid: UUID) -> str:
+    remote = remote_of(facts, uuid)
+    return printable(facts.description(uuid)) + (f" ({remote})" if remote else "")
+
+
+def remote_of(facts: Facts, uuid: UUID) -> str | None:
+    """The remote of this repository that leads to a node."""
+    return next((each for each in facts.config.remotes() if facts.remote_uuid(each) == uuid), None)
+
+
+def plan_add(facts: Facts, own: Own, nodes: Sequence[str]) -> Plan:
+    """More nodes for a cluster. Raises BadSettings."""
+    change = plan_change(facts, Change(own.name, own.uuid, nodes, hidden=own.hidden))
+    cost: tuple[Step, ...] = ()
+    if own.remote is not None and (costs := [each for node in nodes if (each := facts.cost(node)) is not None]):
+        now = facts.cost(own.remote)
+        if now is not None and min(costs) <= now:
+            # git annex sync is to upload to the cluster rather than to each node.
+            cost = facts.setting(f"remote.{own.remote}.annex-cost", f"{min(costs) - 1:g}")
+    return Plan((facts.guard(),)) + change + Plan(cost)
+
+
+def plan_remove(facts: Facts, own: Own, node: UUID, *, dead: bool = False) -> Plan:
+    """A cluster without one of its nodes. Raises BadSettings."""
+    listed = facts.logs.clusters.nodes(own.uuid)
+    if listed <= {node}:
+        name = shlex.quote(own.remote or own.name)
+        raise BadSettings(
+            f"{_title(facts, node)} is the only node of the cluster; to take the cluster down: cluster-remote remove "
+            f"{name} --cluster"
+        )
+    plan = Plan((facts.guard(),)) + plan_change(facts, Change(own.name, own.uuid, lost=(node,)))
+    if dead:
+        plan += Plan((Command(("git", "annex", "dead", node.text), shares=True),))
+    return plan
+
+
+def plan_rename(facts: Facts, old: str, new: str) -> Plan:
+    """Another name for a remote, the remotes of its nodes, and a cluster of this repository. Raises BadSettings."""
+    checked_remote(new)
+    taken = set(facts.config.remotes())
+    if not facts.ours(old):
+        raise BadSettings(f"this repository has no cluster remote {old!r}")
+    names = {each: new + each.removeprefix(old) for each in (old, *node_remotes(facts, old))}
+    for each in names.values():
+        if each in taken or facts.stored_called(each):
+            raise BadSettings(f"a remote {each!r} is there already; choose another name")
+    steps: list[Step] = [facts.guard()]
+    stored = facts.stored_of(old)
+    parameters = {} if stored is None else stored.parameters
+    uuid = facts.remote_uuid(old)
+    own = {name for name, each in facts.config.clusters().items() if each == uuid}
+    if not parameters.get("url") and old.lower() in own and uuid is not None:
+        steps += _renamed_cluster(facts, old.lower(), cluster_name(new), uuid)
+    for before, after in names.items():
+        log = facts.stored_of(before)
+        steps.append(Rename(before, after, shares=log is not None and not log.private))
+        if log is not None:
+            steps.append(Verify(after, log.given))
+    return Plan(tuple(steps))
+
+
+def _renamed_cluster(facts: Facts, old: str, new: str, uuid: UUID) -> Iterator[Step]:
+    if new in facts.config.clusters():
+        raise BadSettings(f"this repository has a cluster {new!r} already; choose another name")
+    yield from facts.setting(f"annex.cluster.{new}", uuid.text)
+    for remote in facts.nodes_here(old):
+        yield from facts.node_of(remote, [new if each == old else each for each in facts.node_names(remote)])
+    yield from facts.setting(f"annex.cluster.{old}", None)
+    if facts.logs.descriptions.get(uuid, "").lower() == f"cluster {old}":
+        yield Describe(uuid, f"cluster {new}", facts.logs.descriptions[uuid])
+    yield Command(("git", "annex", "updateproxy"), shares=True)
+
+
+def node_remotes(facts: Facts, name: str) -> list[str]:
+    """The remotes that lead to the single nodes of a cluster behind a gateway, as `setup` has made them."""
+    stored = facts.stored_of(name)
+    url = "" if stored is None else stored.parameters.get("url", "")
+    found: list[str] = []
+    for each in facts.config.remotes():
+        theirs = facts.stored_of(each) if each.startswith(f"{name}-") and facts.ours(each) else None
+        if url and theirs is not None and theirs.parameters.get("url", "").partition("?")[0] == url.partition("?")[0]:
+            found.append(each)
+    return found
+
+
+def plan_take_down(facts: Facts, name: str, *, cluster: bool) -> Plan:
+    """No remote any more, and with `cluster` no cluster of this repository either. Raises BadSettings."""
+    own = own_cluster(facts, name) if cluster else None
+    remote = name if facts.ours(name) else own.remote if own is not None else None
+    if remote is None and own is None:
+        raise BadSettings(f"this repository has no cluster remote {name!r}; a cluster without one: add --cluster")
+    steps: list[Step] = [facts.guard()]
+    notes: list[str] = []
+    if remote is not None:
+        for each in (*node_remotes(facts, remote), remote):
+            stored = facts.stored_of(each)
+            steps.append(TakeOut(each, recreated(facts, each, stored)))
+            if stored is not None and not stored.private:
+                notes.append(f"Others share the configuration of {each}; it stays in the git-annex branch.")
+    if own is not None:
+        listed = facts.logs.clusters.nodes(own.uuid)
+        here = list(facts.nodes_here(own.name))
+        steps += plan_change(facts, Change(own.name, own.uuid, loses=here, lost=tuple(listed))).steps
+        steps = [step for step in steps if not isinstance(step, Check)] + [Check(own.name, frozenset())]
+        steps += facts.setting(f"annex.cluster.{own.name}", None)
+        steps.append(Command(("git", "annex", "updateproxy"), shares=True))
+    notes.append("What the nodes hold stays where it is, and git-annex goes on knowing where.")
+    return Plan(tuple(steps), tuple(notes))
