@@ -122,7 +122,7 @@ async def _facts(runner: Runner) -> Facts:
 
 def _fill(own: Own, runner: Runner, dry_run: bool) -> None:
     """Brings every node what it lacks, with the command for that. Raises CommandFailed, BadSettings."""
-    from cluster_remote.remote.settings import BadSettings
+    from cluster_remote.access.settings import BadSettings
 
     if own.remote is None:
         raise BadSettings(f"nothing can be brought to the nodes without a remote: cluster-remote setup {own.name}")
@@ -135,7 +135,7 @@ def _fill(own: Own, runner: Runner, dry_run: bool) -> None:
 
 
 def _drain(facts: Facts, own: Own, remote: str | None, runner: Runner, dry_run: bool) -> None:
-    from cluster_remote.remote.settings import BadSettings
+    from cluster_remote.access.settings import BadSettings
 
     if own.hidden:
         raise BadSettings(

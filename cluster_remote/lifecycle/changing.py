@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from cluster_remote.access.settings import BadSettings
 from cluster_remote.lifecycle.facts import Facts
 from cluster_remote.lifecycle.names import checked_remote, cluster_name
 from cluster_remote.lifecycle.nodes import Change, plan_change
@@ -13,7 +14,6 @@ from cluster_remote.lifecycle.remotes import recreated
 from cluster_remote.lifecycle.steps import Check, Command, Describe, Plan, Rename, Step, TakeOut, Verify
 from cluster_remote.p2p.key import UUID
 from cluster_remote.p2p.text import printable
-from cluster_remote.remote.settings import BadSettings
 
 __all__ = ["Own", "node_called", "own_cluster", "plan_add", "plan_remove", "plan_rename", "plan_take_down"]
 
