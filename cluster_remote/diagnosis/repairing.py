@@ -49,7 +49,8 @@ class NodeRepair:
     description: Annotated[str, "what people call the repository"]
     lacked: Annotated[int, "contents that it lacked"]
     stored: Annotated[int, "how many of these it has now"]
-    size: Annotated[int, "bytes of these, as far as their keys say"]
+    lacked_size: Annotated[int, "bytes of the contents that it lacked, as far as their keys say"]
+    size: Annotated[int, "bytes of those that it has now, as far as their keys say"]
     unknown: Annotated[int, "contents about which it gave no answer, and which were not brought there"]
     choosy: Annotated[bool, "whether it has preferred or required content set, so that git-annex has to decide"]
     error: Annotated[str | None, "why it gave no answer; the first reason"]
@@ -105,6 +106,8 @@ class _Repair:
         self.lacked: Counter[UUID] = Counter()
         self.stored: Counter[UUID] = Counter()
         self.size: Counter[UUID] = Counter()
+        self.lacked_size: Counter[UUID] = Counter()
+        self.damaged: Counter[UUID] = Counter()
         self.unknown: Counter[UUID] = Counter()
         self.reasons: dict[UUID, str] = {}
 
@@ -161,13 +164,16 @@ class _Repair:
             reasons = ("neither this repository nor any node that answers has it",)
         elif not self.dry_run:
             all_up = not self.nodes.given_up and self.view.living == self.view.nodes
-            said, reasons = await carrier.bring(task, path, lambda position: self.moved(key, position), all_up=all_up)
+            brought = await carrier.bring(task, path, lambda position: self.moved(key, position), all_up=all_up)
+            said, reasons = brought.stored, brought.reasons
+            self.damaged.update(brought.damaged)
             if said:
                 # A node has it when it says so after the upload.
                 [known] = await record([task.each], self.nodes, self.reader, self.log, absent=False)
                 stored = frozenset(uuid for uuid in said if known.answers.get(uuid))
         for node in task.lacking:
             self.lacked[node.uuid] += 1
+            self.lacked_size[node.uuid] += key.content_size or 0
             if node.uuid in stored:
                 self.stored[node.uuid] += 1
                 self.size[node.uuid] += key.content_size or 0
@@ -195,6 +201,7 @@ class _Repair:
                 node.description,
                 self.lacked[node.uuid],
                 self.stored[node.uuid],
+                self.lacked_size[node.uuid],
                 self.size[node.uuid],
                 self.unknown[node.uuid],
                 not self.view.wants_all(node),
@@ -224,6 +231,18 @@ class _Repair:
                         node=node.uuid,
                     )
                 )
+        for uuid, number in self.damaged.items():
+            title = next(node.title for node in nodes if node.uuid == uuid)
+            problems.append(
+                Problem(
+                    "damaged",
+                    f"{title} has {many(number, 'damaged copy', 'damaged copies')}: others were brought in their place "
+                    "to the nodes that lacked them",
+                    "Find all damaged copies, and record them as missing:",
+                    (f"cluster-remote check {name} --all --content --fix",),
+                    node=uuid,
+                )
+            )
         if self.homeless:
             problems.append(
                 Problem(

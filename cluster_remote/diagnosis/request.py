@@ -6,7 +6,6 @@ for it, so that what a server does can be seen apart from what git-annex makes o
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
@@ -19,6 +18,7 @@ import anyio.to_thread
 from cluster_remote.access.settings import BadSettings
 from cluster_remote.annex.errors import NotARepository
 from cluster_remote.annex.locationlog import LocationLog, recordable
+from cluster_remote.p2p.checksum import Checksum
 from cluster_remote.p2p.file import FileSource
 from cluster_remote.p2p.key import UUID, AssociatedFile, Key
 from cluster_remote.p2p.session import Present, Progress
@@ -177,31 +177,13 @@ async def lock(session: Session, target: str, key: Key) -> AsyncIterator[Locked]
 
 def has_checksum(key: Key, path: Path) -> bool | None:
     """Whether a file has the checksum that its key names; None for keys of a backend that is no hash known here."""
-    # The backends that end in E add the file's extension to the name.
-    algorithm = _ALGORITHMS.get(key.backend.removesuffix("E"))
-    if algorithm is None or key.is_chunk:
+    checksum = Checksum.of(key)
+    if checksum is None:
         return None
-    name = key.text.partition("--")[2]
-    wanted = name.partition(".")[0] if key.backend.endswith("E") else name
     with path.open("rb") as file:
-        digest = hashlib.new(algorithm, usedforsecurity=False)
         while chunk := file.read(1024 * 1024):
-            digest.update(chunk)
-    return digest.hexdigest() == wanted
-
-
-_ALGORITHMS = {
-    "MD5": "md5",
-    "SHA1": "sha1",
-    "SHA224": "sha224",
-    "SHA256": "sha256",
-    "SHA384": "sha384",
-    "SHA512": "sha512",
-    "SHA3_224": "sha3_224",
-    "SHA3_256": "sha3_256",
-    "SHA3_384": "sha3_384",
-    "SHA3_512": "sha3_512",
-}
+            checksum.update(chunk)
+    return checksum.matches()
 
 
 # Recording

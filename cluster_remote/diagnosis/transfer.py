@@ -7,9 +7,10 @@ out gets it by itself.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Iterable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Literal
 
 from cluster_remote.annex.locations import Located
@@ -18,7 +19,8 @@ from cluster_remote.cluster.reachability import Reachability
 from cluster_remote.cluster.session import ClusterSession
 from cluster_remote.diagnosis.comparison import Answers
 from cluster_remote.diagnosis.nodes import View
-from cluster_remote.p2p.errors import SessionError
+from cluster_remote.p2p.checksum import Checksum
+from cluster_remote.p2p.errors import SessionError, SourceError
 from cluster_remote.p2p.file import FileSource
 from cluster_remote.p2p.key import UUID, AssociatedFile, Key
 from cluster_remote.p2p.session import Download, Present, Progress, Session, Source, SourceReading, Stored
@@ -81,54 +83,103 @@ class _Only:
         return self.holders
 
 
+@dataclass(frozen=True)
+class Brought:
+    """The outcome of bringing one content: who says to have it now, why others do not, and which copies are damaged."""
+
+    stored: frozenset[UUID]
+    reasons: tuple[str, ...]
+    damaged: frozenset[UUID]
+
+
 class Carrier:
     """Brings one content after the other; keeps its sessions with the nodes, and opens them when first needed."""
 
     def __init__(self, view: View, reachability: Reachability) -> None:
         self._view = view
-        self._from, self._to = _Only(), _Only()
-        nodes = view.living
-        self._reading = self._cluster(nodes, self._from, reachability)
-        self._writing = self._cluster(nodes, self._to, reachability)
+        self._to = _Only()
+        self._nodes = {node.uuid: node for node in sorted(view.living, key=lambda node: node.cost)}
+        self._from: dict[UUID, Session] = {}
+        self._writing = ClusterSession(
+            view.uuid, tuple(view.living), self._to, name=view.label, timeout=view.timeout, reachability=reachability
+        )
         self._gateway = view.session() if view.gateway is not None and view.uuid.is_cluster else None
 
-    def _cluster(self, nodes: Collection[Node], locations: _Only, reachability: Reachability) -> ClusterSession:
-        return ClusterSession(
-            self._view.uuid,
-            tuple(nodes),
-            locations,
-            name=self._view.label,
-            timeout=self._view.timeout,
-            reachability=reachability,
-        )
-
     async def aclose(self) -> None:
-        """Closes all sessions."""
-        for session in [self._reading, self._writing, *([self._gateway] if self._gateway else [])]:
+        """Close all sessions."""
+        for session in [*self._from.values(), self._writing, *([self._gateway] if self._gateway else [])]:
             await session.aclose()
 
-    async def bring(
-        self, task: Task, path: bytes | None, progress: Progress | None = None, *, all_up: bool
-    ) -> tuple[frozenset[UUID], tuple[str, ...]]:
-        """Which of the lacking nodes say they have it now, and why the others do not.
+    async def bring(self, task: Task, path: bytes | None, progress: Progress | None = None, *, all_up: bool) -> Brought:
+        """Bring a content to the nodes that lack it, from one source after the other until all of them have it.
 
         `path` is where the content lies in this repository, None where it does not. `all_up` says that every node of
-        the cluster answers: git-annex's gateway gives up an upload if one of them does not.
+        the cluster answers: git-annex's gateway gives up an upload if one of them does not. A source that gives damaged
+        content, or that no node takes, is followed by the next; no content is ever put together from two.
         """
-        key, lacking = task.each.key, frozenset(node.uuid for node in task.lacking)
-        file = _associated(task.each.file)
+        key, file = task.each.key, _associated(task.each.file)
+        missing = frozenset(node.uuid for node in task.lacking)
+        reasons: tuple[str, ...] = ()
+        damaged: set[UUID] = set()
+        sources: list[Source] = [] if path is None else [FileSource(path)]
+        holders = [uuid for uuid in self._nodes if uuid in task.holders]
+        sources += [_Relay(self._session(uuid), key, file, partial(damaged.add, uuid)) for uuid in holders]
+        lacking = missing
+        for source in sources:
+            if Checksum.of(key) is None:
+                stored, why = await self._store_apart(lacking, key, file, _Whole(source, key), progress)
+            else:
+                stored, why = await self._store_together(lacking, key, file, source, progress, all_up=all_up)
+            lacking -= stored
+            reasons += why
+            if not lacking:
+                break
+        return Brought(missing - lacking, tuple(dict.fromkeys(reasons)) if lacking else (), frozenset(damaged))
+
+    def _session(self, uuid: UUID) -> Session:
+        if uuid not in self._from:
+            self._from[uuid] = self._nodes[uuid].session()
+        return self._from[uuid]
+
+    async def _store_together(
+        self,
+        lacking: frozenset[UUID],
+        key: Key,
+        file: AssociatedFile,
+        source: Source,
+        progress: Progress | None,
+        *,
+        all_up: bool,
+    ) -> tuple[frozenset[UUID], tuple[str, ...]]:
         stored: frozenset[UUID] = frozenset()
         reasons: tuple[str, ...] = ()
-        self._from.holders = task.holders
-        source: Source = FileSource(path) if path is not None else _Relay(self._reading, key, file)
         if self._gateway is not None and len(lacking) > 1 and all_up:
             said, reasons = await self._store(self._gateway, key, file, source, progress)
             stored = said & lacking
         if left := lacking - stored:
-            self._to.holders = self._view.uuids - left
-            said, reasons = await self._store(self._writing, key, file, source, progress)
-            stored |= said & left
-        return stored, () if lacking <= stored else reasons
+            said, why = await self._store_on(left, key, file, source, progress)
+            stored |= said
+            reasons = why or reasons
+        return stored, reasons
+
+    async def _store_apart(
+        self, lacking: frozenset[UUID], key: Key, file: AssociatedFile, source: Source, progress: Progress | None
+    ) -> tuple[frozenset[UUID], tuple[str, ...]]:
+        """Store what no checksum protects, node by node, for each may ask for another part of it."""
+        stored: frozenset[UUID] = frozenset()
+        reasons: tuple[str, ...] = ()
+        for uuid in sorted(lacking):
+            said, why = await self._store_on(frozenset({uuid}), key, file, source, progress)
+            stored |= said
+            reasons += why
+        return stored, reasons
+
+    async def _store_on(
+        self, nodes: frozenset[UUID], key: Key, file: AssociatedFile, source: Source, progress: Progress | None
+    ) -> tuple[frozenset[UUID], tuple[str, ...]]:
+        self._to.holders = self._view.uuids - nodes
+        said, reasons = await self._store(self._writing, key, file, source, progress)
+        return said & nodes, reasons
 
     async def _store(
         self, session: Session, key: Key, file: AssociatedFile, source: Source, progress: Progress | None
@@ -151,33 +202,65 @@ def _associated(file: str | None) -> AssociatedFile:
 
 
 class _Relay(Source):
-    """A content that is read from the nodes that have it, while it is sent to those that do not."""
+    """A content that is read from one node while it is sent to others; `found_damaged` is called where it is wrong."""
 
     repeatable = False
 
-    def __init__(self, session: Session, key: Key, file: AssociatedFile) -> None:
+    def __init__(self, session: Session, key: Key, file: AssociatedFile, found_damaged: Callable[[], None]) -> None:
         self._session = session
         self._key = key
         self._file = file
+        self._found_damaged = found_damaged
 
     @asynccontextmanager
     async def read(self, offset: int) -> AsyncIterator[SourceReading]:
         async with self._session.download(self._key, self._file, offset) as download:
-            yield _RelayReading(download)
+            # Of a part nothing can be said; the node that has the rest compares the whole.
+            checksum = None if offset else Checksum.of(self._key)
+            yield _RelayReading(download, checksum, self._found_damaged)
 
 
 class _RelayReading(SourceReading):
-    def __init__(self, download: Download) -> None:
+    def __init__(self, download: Download, checksum: Checksum | None, found_damaged: Callable[[], None]) -> None:
         self.length = download.length
         self._download = download
+        self._checksum = checksum
+        self._found_damaged = found_damaged
 
-    def chunks(self) -> AsyncIterator[bytes | memoryview]:
-        return self._download.chunks()
+    async def chunks(self) -> AsyncIterator[bytes | memoryview]:
+        async for chunk in self._download.chunks():
+            if self._checksum is not None:
+                self._checksum.update(chunk)
+            yield chunk
 
     async def valid(self) -> bool:
-        return await self._download.valid()
+        if not await self._download.valid():
+            return False
+        if self._checksum is None or self._checksum.matches():
+            return True
+        self._found_damaged()
+        return False
 
 
-def names(nodes: Iterable[Node], uuids: Collection[UUID]) -> str:
-    """The nodes among `uuids`, as people call them."""
-    return ", ".join(node.description or node.name for node in nodes if node.uuid in uuids)
+class _Whole(Source):
+    """A content that no checksum protects, and that is therefore only sent as a whole.
+
+    A part of it that a node has already may be of another copy, and nobody would notice. No message has the node throw
+    it away: INVALID does not, for git-annex stores what has the right size.
+    """
+
+    repeatable = False
+
+    def __init__(self, source: Source, key: Key) -> None:
+        self._source = source
+        self._key = key
+
+    @asynccontextmanager
+    async def read(self, offset: int) -> AsyncIterator[SourceReading]:
+        if offset:
+            raise SourceError(
+                f"the node has {offset} bytes of an earlier upload of {self._key}, and no checksum tells whether they "
+                "are of the same copy; remove .git/annex/tmp/KEY in that repository (git annex unused lists it)"
+            )
+        async with self._source.read(0) as reading:
+            yield reading

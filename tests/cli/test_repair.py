@@ -6,6 +6,8 @@ import os
 import re
 from typing import Any
 
+import pytest
+
 from tests.cli.ailing import away, carry_out, empty, lose, stock, store, unverified
 from tests.cli.command import cluster_remote, told
 from tests.remote.sites import Site, initremote
@@ -253,6 +255,58 @@ def test_without_a_server_content_goes_from_node_to_node_through_here(own_site: 
     assert brought(said) == {key: ("nodes", sorted([first.uuid, second.uuid]), sorted([first.uuid, second.uuid]))}
     assert [node.object_bytes(key) for node in (first, second, third)] == [b"from node to node"] * 3
     assert not gateway.has_object(key)
+
+
+def spoil(node: Repository, key: str, content: bytes) -> None:
+    """Replaces what a node has of a key, behind everybody's back."""
+    path = node.object_path(key)
+    assert path is not None
+    path.parent.chmod(0o700)
+    path.chmod(0o600)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("serverless", [True, False])
+def test_a_damaged_copy_is_followed_by_the_next_source_and_named(own_site: Site, serverless: bool) -> None:
+    keys = store(own_site, ["one"], keep=False)
+    where, name = own_site.client, "mycl"
+    if serverless:
+        where, name = own_site.cluster.gateway, "own"
+        initremote(where, name, sameas=own_site.cluster.uuid)
+        where.annex("merge", "--quiet")
+    first, second, third = own_site.cluster.nodes
+    lose(third, keys["one"])
+    where.annex("setpresentkey", keys["one"], third.uuid, "0")
+    content = b"the content of one\n"
+    spoil(first, keys["one"], content[::-1])
+    # Whichever is asked first, once it is the damaged one.
+    where.git("config", "remote.node1.annex-cost", "1")
+    said = told(where, "repair", name, "--key", keys["one"], code=1 if serverless else None)
+    assert third.object_bytes(keys["one"]) == content
+    assert said["deliveries"][0]["stored"] == [third.uuid]
+    if serverless:
+        assert [(problem["kind"], problem["node"]) for problem in said["problems"]] == [("damaged", first.uuid)]
+    assert second.object_bytes(keys["one"]) == content
+
+
+def test_content_without_a_checksum_is_never_put_together_from_two_copies(own_site: Site) -> None:
+    gateway, (first, second, third) = own_site.cluster.gateway, own_site.cluster.nodes
+    initremote(gateway, "own", sameas=own_site.cluster.uuid)
+    key = gateway.add("worm", b"0123456789" * 1000, backend="WORM")
+    gateway.annex("move", "--quiet", "--to", "own", "worm")
+    for node in (second, third):
+        lose(node, key)
+        gateway.annex("setpresentkey", key, node.uuid, "0")
+    partial = third.path / ".git/annex/tmp" / key
+    partial.parent.mkdir(exist_ok=True)
+    partial.write_bytes(b"of another copy" * 100)
+    said = told(gateway, "repair", "own", "--key", key, code=1)
+    assert brought(said)[key][2] == [second.uuid]
+    assert "no checksum" in " ".join(said["deliveries"][0]["reasons"])
+    assert not third.has_object(key)
+    partial.unlink()
+    assert told(gateway, "repair", "own", "--key", key)["well"]
+    assert [node.object_bytes(key) for node in (first, second, third)] == [b"0123456789" * 1000] * 3
 
 
 def test_running_the_remedies_makes_status_check_doctor_and_repair_clean(own_site: Site) -> None:
