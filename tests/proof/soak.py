@@ -1,0 +1,123 @@
+"""`python -m tests.proof.soak --way served --steps 2000 --seed 1`: thousands of steps, and what they violated.
+
+The steps go in episodes, each in a world of its own that has its seed in the seed of the run and its number; so
+`--seed 1 --episode 7` takes the same steps again, and `--replay "kind:number,…"` any list of them. A list that violates
+something is made smaller with `--shrink`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from tests.proof.machine import Machine, Step, steps
+from tests.proof.world import WAYS, World, worlds
+
+EPISODE = 60
+"""Steps in one world."""
+
+
+@dataclass(frozen=True)
+class Violation:
+    """What went wrong, after which steps, and what they did in words."""
+
+    faults: list[str]
+    steps: list[Step]
+    trail: list[str]
+
+    def __str__(self) -> str:
+        return "\n".join([*self.trail[-8:], *("** " + fault for fault in self.faults), f"replay: {self.replay}"])
+
+    @property
+    def replay(self) -> str:
+        """What to give as --replay."""
+        return ",".join(map(str, self.steps))
+
+
+def episode(world: World, chosen: Sequence[Step]) -> Violation | None:
+    """Take steps in a world that is as new, until one violates something."""
+    machine = Machine(world)
+    for number, step in enumerate(chosen, 1):
+        faults = machine.take(step)
+        if faults:
+            return Violation(faults, list(chosen[:number]), machine.trail)
+    return None
+
+
+def chosen_for(seed: int, number: int, kinds: Sequence[str] = (), count: int = EPISODE) -> list[Step]:
+    """The steps of one episode; with `kinds`, only those of these kinds."""
+    wanted = (step for step in steps(f"{seed} {number}") if not kinds or step.kind in kinds)
+    return list(itertools.islice(wanted, count))
+
+
+def shrink(fresh: Iterator[World], violation: Violation) -> Violation:
+    """Leave out whatever is not needed for a violation of the same kind; what depends on timing may not come again."""
+    best = violation
+    size = max(1, len(best.steps) // 2)
+    while True:
+        position = 0
+        while position < len(best.steps) - 1:
+            rest = best.steps[:position] + best.steps[min(position + size, len(best.steps) - 1) :]
+            found = episode(next(fresh), rest)
+            if found is None:
+                position += size
+            else:
+                best = found
+                print(f"  {len(best.steps)} steps: {best.faults[0]}", flush=True)
+        if size == 1:
+            return best
+        size = max(1, size // 2)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; 1 where something was violated."""
+    parser = argparse.ArgumentParser(prog="python -m tests.proof.soak", description=__doc__)
+    parser.add_argument("--way", choices=WAYS, required=True)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--episode", type=int, help="only this one")
+    parser.add_argument("--kinds", default="", help="take only steps of these kinds: change,damage,…")
+    parser.add_argument("--replay", help="steps to take, as printed with a violation")
+    parser.add_argument("--shrink", action="store_true")
+    parser.add_argument("--mutation", default="", help="a fault that the program is given: see mutants.py")
+    parser.add_argument("--violations", type=int, default=10, help="how many to print before giving up")
+    parser.add_argument("--trail", action="store_true", help="print every step")
+    given = parser.parse_args(arguments)
+
+    begun, taken, found = time.monotonic(), 0, 0
+    with worlds(given.way, given.mutation) as fresh:
+        for number in itertools.count() if given.episode is None else [given.episode]:
+            chosen = chosen_for(given.seed, number, given.kinds and given.kinds.split(","))[: given.steps - taken]
+            if given.replay:
+                chosen = [Step(kind, int(n)) for kind, n in (word.rsplit(":", 1) for word in given.replay.split(","))]
+            world = next(fresh)
+            machine = Machine(world)
+            for place, step in enumerate(chosen, 1):
+                faults = machine.take(step)
+                taken += 1
+                if given.trail:
+                    print(machine.trail[-1], flush=True)
+                if faults:
+                    found += 1
+                    violation = Violation(faults, list(chosen[:place]), machine.trail)
+                    print(f"VIOLATION in step {taken}, --seed {given.seed} --episode {number}\n{violation}", flush=True)
+                    if given.shrink:
+                        print(shrink(fresh, violation))
+                    break
+            if taken >= given.steps or found >= given.violations or given.replay:
+                break
+    seconds = time.monotonic() - begun
+    mutation = f", mutation {given.mutation}" if given.mutation else ""
+    print(
+        f"{given.way}{mutation}: seed {given.seed}, {taken} steps in {seconds:.0f} s "
+        f"({taken / seconds:.1f} a second), {found} violations"
+    )
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
