@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test lint soak fuzz docs clean
 
 demo: $(VENV)/installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cluster-remote demo
@@ -15,6 +15,19 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Thousands of steps of the state machine in each of the three ways, and a million inputs: docs/reliability.md.
+STEPS ?= 2000
+SEED ?= 1
+INPUTS ?= 1000000
+
+soak: $(VENV)/installed
+	for way in serverless served native; do \
+		$(BIN)/python -m tests.proof.soak --way $$way --steps $(STEPS) --seed $(SEED) || exit 1; \
+	done
+
+fuzz: $(VENV)/installed
+	$(BIN)/python -m tests.proof.fuzz --inputs $(INPUTS) --seed $(SEED)
 
 # The pages and pictures that are made by the code, then the site, in site/.
 docs: $(VENV)/installed

@@ -152,7 +152,7 @@ class Machine:
                         # Done, but nobody was left to write it down.
                         self.taken.add((uuid, key))
                     recorders = {outcome.actor.uuid}
-                    if self.world.way != "serverless" and outcome.remote:
+                    if self.world.way != "serverless" and uuid != outcome.actor.uuid:
                         recorders.add(self.world.gateway.uuid)
                     self.stale |= {(o.uuid, uuid, key) for o in self.world.observers if o.uuid not in recorders}
         if deed.spread:
@@ -243,8 +243,7 @@ class Machine:
     def _named(self, uuid: str, outcome: Outcome) -> bool:
         """Whether a command that failed says that it has removed a copy."""
         place = self.world.places[uuid]
-        descriptions = self.world.descriptions[uuid]
-        return any(word in outcome.text for word in (uuid, place.name, descriptions))
+        return any(word in outcome.text for word in (uuid, place.name, self.world.descriptions.get(uuid, uuid)))
 
     def _name(self, uuid: str) -> str:
         return self.world.places[uuid].name
@@ -263,15 +262,33 @@ class Machine:
 
     def command(self, choose: random.Random, verbs: Sequence[str], key: str | None = None) -> Outcome:
         """A command about one key."""
-        verb = choose.choice(verbs)
-        remote = choose.choice([REMOTE, REMOTE, REMOTE, "node1", "node2", "node3"])
-        if verb == "drop" or (verb == "get" and choose.random() < 0.5):
-            remote = ""
-        elif verb == "fsck --from":
-            remote = REMOTE
-        checked = choose.choice([1, 1, 2, 2, 3, 0] if "drop" in verb else [1, 2, 2, 3])
-        client = choose.choice([*self.world.clients, self.world.clients[0]])
-        return Outcome(verb, client, key or choose.choice(self.world.keys), remote, checked)
+        for _ in range(8):
+            verb = choose.choice(verbs)
+            remote = choose.choice([REMOTE, REMOTE, REMOTE, "node1", "node2", "node3"])
+            if verb == "drop" or (verb == "get" and choose.random() < 0.5):
+                remote = ""
+            elif verb == "fsck --from":
+                remote = REMOTE
+            checked = choose.choice([1, 1, 2, 2, 3, 0] if "drop" in verb else [1, 2, 2, 3])
+            client = choose.choice([*self.world.clients, self.world.clients[0]])
+            outcome = Outcome(verb, client, key or choose.choice(self.world.keys), remote, checked)
+            if self._has_something_to_do(outcome):
+                break
+        return outcome
+
+    def _has_something_to_do(self, outcome: Outcome) -> bool:
+        here = (outcome.actor.uuid, outcome.key) in self.now.objects
+        remote = self.world.remotes[outcome.remote or REMOTE]
+        there = sum((uuid, outcome.key) in self.now.objects for uuid in remote)
+        match outcome.verb:
+            case "copy --to" | "move --to":
+                return here and there < len(remote)
+            case "get":
+                return there > 0 and not here
+            case "drop":
+                return here
+            case _:
+                return there > 0
 
 
 class Running:

@@ -11,7 +11,7 @@ def start(mutation: str, program: str) -> None:
     MUTATIONS[mutation]()
     from cluster_remote.__main__ import command_line, main
 
-    sys.exit((main if program == "git-annex-remote-cluster" else command_line)())  # type: ignore[func-returns-value]
+    sys.exit((main if program == "git-annex-remote-cluster" else command_line)())
 
 
 MUTATIONS: dict[str, Callable[[], None]] = {}
