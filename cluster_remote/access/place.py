@@ -23,6 +23,7 @@ from cluster_remote.p2p.client import DEFAULT_TIMEOUT
 from cluster_remote.p2p.key import UUID
 from cluster_remote.transport.address import Address, BadAddress, at_node, parse_address
 from cluster_remote.transport.opening import Caller
+from cluster_remote.transport.tls import TlsSettings
 
 if TYPE_CHECKING:
     pass
@@ -45,6 +46,8 @@ def caller_of(repository: Repository, config: GitConfig, timeout: float = DEFAUL
         ssh_command=config.get("core.sshCommand"),
         ssh_variant=config.get("ssh.variant"),
         repository=repository,
+        tls=TlsSettings.of(config),
+        http_proxy=config.get("http.proxy"),
     )
 
 

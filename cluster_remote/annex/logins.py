@@ -37,10 +37,11 @@ class GitCredentials:
 
     `protocol` and `host` are what git is asked for (annex+https, HOST:PORT), with the path that git-annex itself asks
     for (observed with git-annex 10.20261026). Helpers are told whether the server took what they gave. git cannot ask
-    on the terminal here, since this is not the program that the user has started.
+    on the terminal here, since this is not the program that the user has started. Without a `repository` there is only
+    the token.
     """
 
-    def __init__(self, repository: Repository, protocol: str, host: str, token: str | None = None) -> None:
+    def __init__(self, repository: Repository | None, protocol: str, host: str, token: str | None = None) -> None:
         self._repository = repository
         self._description = f"protocol={protocol}\nhost={host}\npath=git-annex\n"
         # Our own gateway takes the token as a password, whatever the user name.
@@ -70,6 +71,8 @@ class GitCredentials:
             await self._git(verb, f"{self._description}username={login.user}\npassword={login.password}\n")
 
     async def _git(self, verb: str, description: str) -> str:
+        if self._repository is None:
+            return ""
         try:
             done = await self._repository.run(
                 "git", "credential", verb, input=encode(f"{description}\n"), timeout=_HELPER, accept=range(256)

@@ -6,6 +6,7 @@ a faster one (descriptor.py).
 
 from __future__ import annotations
 
+import contextlib
 import select
 
 import anyio
@@ -56,10 +57,16 @@ class ByteStreamConnection(Connection):
 
     async def aclose(self, patience: float) -> None:
         self._open = False
-        with anyio.move_on_after(patience, shield=True) as closing:
-            await self._stream.aclose()
-        if closing.cancelled_caught:
-            await anyio.aclose_forcefully(self._stream)
+        with anyio.CancelScope(shield=True):
+            try:
+                with anyio.move_on_after(patience):
+                    await self._stream.aclose()
+                    return
+            except (anyio.BrokenResourceError, anyio.EndOfStream, OSError):
+                # The peer was quicker. What is left of the stream is closed below.
+                pass
+            with contextlib.suppress(anyio.BrokenResourceError, OSError):
+                await anyio.aclose_forcefully(self._stream)
 
 
 def _lost(error: Exception) -> ConnectionLost:

@@ -26,8 +26,12 @@ __all__ = [
     "Address",
     "BadAddress",
     "Directory",
+    "Http",
+    "P2pAnnex",
     "Ssh",
     "Tcp",
+    "Tls",
+    "Tor",
     "Unix",
     "at_node",
     "gateway_of",
@@ -35,7 +39,10 @@ __all__ = [
     "parse_address",
 ]
 
-FORMS = "/dir, file:///dir, ssh://[user@]host[:port]/dir, [user@]host:dir, unix:/path, tcp://host:port"
+FORMS = (
+    "/dir, file:///dir, ssh://[user@]host[:port]/dir, [user@]host:dir, unix:/path, tcp://host:port, tls://host:port, "
+    "annex+http[s]://host[:port]/git-annex/, tor-annex::onion:port, p2p-annex::NET:ADDRESS"
+)
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 # What looks like a scheme or a program of git's (`ext::sh -c …`) is never taken for the name of a host.
@@ -47,6 +54,9 @@ _SCP = re.compile(rf"(?:(?P<user>[^@/:]*)@)?(?:{_IPV6}|(?P<host>[^:/@\[\]]+)):(?
 _SCP_WITH_PASSWORD = re.compile(r"[^/@]*:[^/@]*@[^/@]*:")
 _NODE = re.compile(r"(?P<rest>.*?)(?:\?node=(?P<node>[^?&]*))?", re.DOTALL)
 _HOST = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.-]*")
+_NETWORK = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
+# git annex p2phttp's own (observed with git-annex 10.20261026: also for https).
+_P2PHTTP_PORT = 9417
 _USER = re.compile(r"[A-Za-z0-9_.+$\\@][A-Za-z0-9_.+$\\@-]*")
 
 
@@ -60,7 +70,7 @@ class Address(ABC):
     __slots__ = ()
 
     wants_token = False
-    """Whether a peer at such an address asks for a token."""
+    """Whether a peer at such an address may ask for a token."""
 
     @property
     @abstractmethod
@@ -185,6 +195,107 @@ class Tcp(Socket):
         return tcp_socket(self, caller, token)
 
 
+@dataclass(frozen=True, slots=True)
+class Tls(Socket):
+    """A TCP port behind TLS."""
+
+    host: str
+    port: int
+    node: UUID | None = None
+
+    def __str__(self) -> str:
+        return f"tls://{_bracketed(self.host)}:{self.port}{_suffix(self.node)}"
+
+    @property
+    def local(self) -> bool:
+        return _is_this_machine(self.host)
+
+    def transport(self, caller: Caller, server: UUID | None, token: str | None) -> Transport:
+        from cluster_remote.transport.opening import tls_socket
+
+        return tls_socket(self, caller, token)
+
+
+@dataclass(frozen=True, slots=True)
+class Tor(Socket):
+    """A Tor onion service, by the SOCKS port of Tor on this machine."""
+
+    host: str
+    port: int
+    node: UUID | None = None
+
+    def __str__(self) -> str:
+        return f"tor-annex::{self.host}:{self.port}{_suffix(self.node)}"
+
+    @property
+    def local(self) -> bool:
+        return False
+
+    def transport(self, caller: Caller, server: UUID | None, token: str | None) -> Transport:
+        from cluster_remote.transport.opening import onion_service
+
+        return onion_service(self, caller, token)
+
+
+@dataclass(frozen=True, slots=True)
+class P2pAnnex(Socket):
+    """A network of git-annex's generic P2P transport, by the program git-annex-p2p-NET. `path` is its address there."""
+
+    net: str
+    path: str
+    node: UUID | None = None
+
+    def __str__(self) -> str:
+        return f"p2p-annex::{self.net}:{self.path}{_suffix(self.node)}"
+
+    @property
+    def local(self) -> bool:
+        return False
+
+    def transport(self, caller: Caller, server: UUID | None, token: str | None) -> Transport:
+        from cluster_remote.transport.opening import by_program
+
+        return by_program(self, caller, token)
+
+
+@dataclass(frozen=True, slots=True)
+class Http(Address):
+    """A server of git-annex's P2P protocol over HTTP. `prefix` is what its paths begin with, before /git-annex/."""
+
+    wants_token = True
+
+    host: str
+    port: int
+    prefix: str = ""
+    tls: bool = False
+
+    @property
+    def scheme(self) -> str:
+        return "annex+https" if self.tls else "annex+http"
+
+    @property
+    def authority(self) -> str:
+        """Host and port, as git's credential helpers and the Host header have them."""
+        return f"{_bracketed(self.host)}:{self.port}"
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{self.authority}{self.prefix}/git-annex/"
+
+    @property
+    def local(self) -> bool:
+        return _is_this_machine(self.host)
+
+    def transport(self, caller: Caller, server: UUID | None, token: str | None) -> Transport:
+        raise BadAddress(f"{self} is not a stream of bytes")
+
+    def session(
+        self, caller: Caller, server: UUID | None, token: str | None, bypass: frozenset[UUID] = frozenset()
+    ) -> Session:
+        from cluster_remote.transport.opening import http_session
+
+        return http_session(self, caller, server, token, bypass)
+
+
 def _bracketed(host: str) -> str:
     """A host as it stands in a url: the zone of an IPv6 address follows a percent sign, which has to be quoted."""
     return f"[{host.replace('%', '%25')}]" if ":" in host else host
@@ -196,12 +307,12 @@ def _suffix(node: UUID | None) -> str:
 
 def at_node(address: Address, node: UUID) -> Address:
     """The same gateway, for one repository behind it. By directory and ssh the address stays as it is."""
-    return replace(address, node=node) if isinstance(address, Unix | Tcp) else address
+    return replace(address, node=node) if isinstance(address, Unix | Tcp | Tls | Tor | P2pAnnex) else address
 
 
 def gateway_of(address: Address) -> Address:
     """The gateway itself, whichever repository behind it is meant."""
-    return replace(address, node=None) if isinstance(address, Unix | Tcp) else address
+    return replace(address, node=None) if isinstance(address, Unix | Tcp | Tls | Tor | P2pAnnex) else address
 
 
 def is_local(address: Address) -> bool:
@@ -226,6 +337,9 @@ def parse_address(text: str) -> Address:
             raise BadAddress(f"urls of the form {scheme[1].lower()}:// are not supported; the url can be {FORMS}")
         return parser(text, text[scheme.end() :])
     if program := _PROGRAM.match(text):
+        network = _NETWORKS.get(program[1].lower())
+        if network is not None:
+            return network(text, text[program.end() :])
         raise BadAddress(f"urls of the form {program[1]}:: are not supported; the url can be {FORMS}")
     if text[:5].lower() == "unix:":
         return _unix(text, text[5:])
@@ -315,16 +429,57 @@ def _unix(text: str, rest: str) -> Unix:
 
 
 def _tcp(text: str, rest: str) -> Tcp:
+    return Tcp(*_host_and_port(text, rest, "a TCP address is tcp://host:port"))
+
+
+def _tls(text: str, rest: str) -> Tls:
+    return Tls(*_host_and_port(text, rest, "an address behind TLS is tls://host:port"))
+
+
+def _tor(text: str, rest: str) -> Tor:
+    host, port, node = _host_and_port(text, rest, "an onion service is tor-annex::NAME.onion:port")
+    if not host.endswith(".onion"):
+        raise BadAddress(f"{_shown(text)}: the name of an onion service ends in .onion")
+    return Tor(host, port, node)
+
+
+def _p2p_annex(text: str, rest: str) -> P2pAnnex:
+    net, colon, path = rest.partition(":")
+    path, node = _node(text, path)
+    # The name becomes a part of a program's name, and the address an argument of it.
+    if not _NETWORK.fullmatch(net) or not colon or not path or path.startswith("-"):
+        raise BadAddress(f"{_shown(text)}: an address of a P2P network is p2p-annex::NET:ADDRESS")
+    return P2pAnnex(net, path, node)
+
+
+def _http(text: str, rest: str) -> Http:
+    tls = text[: len("annex+https")].lower() == "annex+https"
+    authority, slash, path = rest.partition("/")
+    _no_token(authority)
+    if not re.search(r":[0-9]*$", authority) or authority.endswith("]"):
+        authority += f":{_P2PHTTP_PORT}"
+    host, port, _ = _host_and_port(text, authority, "a server over HTTP is annex+https://host[:port]/git-annex/")
+    prefix = f"{slash}{path}".rstrip("/").removesuffix("/git-annex")
+    if not re.fullmatch(r"(?:/[A-Za-z0-9._~%+-]+)*", prefix):
+        raise BadAddress(f"{_shown(text)}: the path of a server over HTTP ends in /git-annex/, and has no ? or #")
+    return Http(host, port, prefix, tls)
+
+
+def _host_and_port(text: str, rest: str, form: str) -> tuple[str, int, UUID | None]:
     authority, node = _node(text, rest)
+    _no_token(authority)
+    parts = _USER_HOST_PORT.fullmatch(authority.removesuffix("/"))
+    if parts is None or not parts["port"]:
+        raise BadAddress(f"{_shown(text)}: {form}")
+    return _host(text, parts, quoted=True), _port(text, parts["port"]), node
+
+
+def _no_token(authority: str) -> None:
     if "@" in unquote(authority):
         raise BadAddress(
             "a token cannot stand in a url, which others can read; put it into the environment variable "
             "CLUSTER_REMOTE_TOKEN"
         )
-    parts = _USER_HOST_PORT.fullmatch(authority.removesuffix("/"))
-    if parts is None or not parts["port"]:
-        raise BadAddress(f"{_shown(text)}: a TCP address is tcp://host:port")
-    return Tcp(_host(text, parts, quoted=True), _port(text, parts["port"]), node)
 
 
 def _host(text: str, parts: re.Match[str], *, quoted: bool) -> str:
@@ -359,4 +514,9 @@ _PARSERS: Mapping[str, Callable[[str, str], Address]] = {
     "git+ssh": _ssh,
     "unix": _unix,
     "tcp": _tcp,
+    "tls": _tls,
+    "annex+http": _http,
+    "annex+https": _http,
 }
+# What stands before two colons; each parser gets the whole url and what follows the colons.
+_NETWORKS: Mapping[str, Callable[[str, str], Address]] = {"tor-annex": _tor, "p2p-annex": _p2p_annex}

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from cluster_remote.annex.repository import Repository, foreign_environment
 from cluster_remote.p2p.client import DEFAULT_TIMEOUT, StreamSession, Transport
 from cluster_remote.p2p.key import UUID
 from cluster_remote.p2p.stream import Trace
-from cluster_remote.transport.address import Address, BadAddress, Directory, Ssh, Tcp, Unix
+from cluster_remote.transport.address import Address, BadAddress, Directory, Http, P2pAnnex, Ssh, Tcp, Tls, Tor, Unix
+from cluster_remote.transport.tls import TlsSettings
 from cluster_remote.transport.tracing import recorded
 
 if TYPE_CHECKING:
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Caller", "session_at", "ssh_environment", "stream_session", "transport_to"]
 
+# Where Tor listens as a rule, which is where git-annex looks for it.
+_TOR_PROXY = "socks5h://127.0.0.1:9050"
+_TOR_PROXY_VARIABLE = "CLUSTER_REMOTE_TOR_PROXY"
 _SHELL_HINT = "git-annex-shell comes with git-annex; put the directory that it is in on PATH"
 
 
@@ -28,7 +32,8 @@ class Caller:
 
     `uuid` is the repository that asks; `timeout` is in seconds without progress; `ssh_command` and `ssh_variant`
     are git's core.sshCommand and ssh.variant; `repository` is None outside of one. `allowed_ips` is
-    annex.security.allowed-ip-addresses where the address may be a stranger's, None where this user gave it.
+    annex.security.allowed-ip-addresses where the address may be a stranger's, None where this user gave it; `tls` and
+    `http_proxy` are what git has for its own https.
     """
 
     uuid: UUID
@@ -38,6 +43,8 @@ class Caller:
     trace: Trace | None = None
     repository: Repository | None = None
     allowed_ips: str | None = None
+    tls: TlsSettings = field(default_factory=TlsSettings)
+    http_proxy: str | None = None
 
     def restricted_to(self, allowed_ips: str) -> Caller:
         """The same, for an address that may be a stranger's."""
@@ -120,10 +127,74 @@ def unix_socket(address: Unix, token: str | None) -> Transport:
 
 
 def tcp_socket(address: Tcp, caller: Caller, token: str | None) -> Transport:
+    from cluster_remote.transport.network import Network, proxy_for
     from cluster_remote.transport.sockets import TcpTransport
 
+    network = Network(caller.allowed_ips, proxy_for("tcp", address.host))
+    return TcpTransport(
+        network, address.host, address.port, token=_token(address, token, address.node), name=str(address)
+    )
+
+
+def tls_socket(address: Tls, caller: Caller, token: str | None) -> Transport:
+    from cluster_remote.transport.network import Network, proxy_for
+    from cluster_remote.transport.sockets import TlsTransport
+
+    network = Network(caller.allowed_ips, proxy_for("tls", address.host))
     token = _token(address, token, address.node)
-    return TcpTransport(address.host, address.port, token=token, name=str(address), allowed_ips=caller.allowed_ips)
+    return TlsTransport(network, address.host, address.port, caller.tls, token=token, name=str(address))
+
+
+def onion_service(address: Tor, caller: Caller, token: str | None) -> Transport:
+    from cluster_remote.transport.network import Network
+    from cluster_remote.transport.sockets import TcpTransport
+
+    # Tor reaches nothing but Tor by such a name, so there is no address to look at.
+    network = Network(None, os.environ.get(_TOR_PROXY_VARIABLE) or _TOR_PROXY)
+    return TcpTransport(
+        network, address.host, address.port, token=_token(address, token, address.node), name=str(address)
+    )
+
+
+def by_program(address: P2pAnnex, caller: Caller, token: str | None) -> Transport:
+    from cluster_remote.transport.process import ProcessTransport
+
+    program = f"git-annex-p2p-{address.net}"
+    return ProcessTransport(
+        [program, address.path],
+        name=str(address),
+        environment=foreign_environment(),
+        hint=f"the program for this network has to be on PATH as {program}",
+        token=_token(address, token, address.node),
+    )
+
+
+def http_session(
+    address: Http, caller: Caller, server: UUID | None, token: str | None, bypass: frozenset[UUID]
+) -> Session:
+    import httpcore
+
+    from cluster_remote.annex.logins import GitCredentials
+    from cluster_remote.transport.http import HttpSession
+    from cluster_remote.transport.network import Backend, Network, proxy_for
+
+    if server is None:
+        raise BadAddress(f"{address}: a server over HTTP does not say who it is; name the cluster by its UUID")
+    scheme = "https" if address.tls else "http"
+    network = Network(caller.allowed_ips, proxy_for(scheme, address.host, caller.http_proxy))
+    context = caller.tls.context() if address.tls else None
+    pool = httpcore.AsyncConnectionPool(context, network_backend=Backend(network), max_keepalive_connections=2)
+    return HttpSession(
+        f"{scheme}://{address.authority}{address.prefix}",
+        server,
+        name=str(address),
+        client=caller.uuid,
+        pool=pool,
+        authentication=GitCredentials(caller.repository, address.scheme, address.authority, token),
+        timeout=caller.timeout,
+        bypass=bypass,
+        trace=recorded(caller.trace, str(address), server, token),
+    )
 
 
 def _shell_command(directory: str, client: UUID, server: UUID | None) -> list[str]:

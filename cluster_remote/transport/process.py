@@ -42,9 +42,11 @@ class ProcessTransport(Transport):
         hint: str = "",
         place: str | None = None,
         check: Callable[[], None] | None = None,
+        token: str | None = None,
     ) -> None:
         self.command = list(command)
         self.name = name
+        self.token = token
         self._environment = dict(environment)
         self._hint = hint
         self._place = place

@@ -5,24 +5,29 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import ssl
 import struct
 from typing import TypeAlias
 
 import anyio
+from anyio.abc import ByteStream, SocketAttribute
+from anyio.streams.tls import TLSStream
 
+from cluster_remote.p2p.bytestream import ByteStreamConnection
 from cluster_remote.p2p.client import Transport
 from cluster_remote.p2p.descriptor import DescriptorConnection
 from cluster_remote.p2p.errors import Unreachable
-from cluster_remote.transport.trust import Refusal, check_socket_owner, connectable
+from cluster_remote.p2p.stream import Connection
+from cluster_remote.transport.network import Network
+from cluster_remote.transport.tls import TlsSettings
+from cluster_remote.transport.trust import check_socket_owner
 
-__all__ = ["TcpTransport", "UnixTransport"]
+__all__ = ["TcpTransport", "TlsTransport", "UnixTransport"]
 
 _SocketAddress: TypeAlias = tuple[str | int, ...] | bytes
 
 # Seconds between two tries where too many others are waiting to be let in.
 _BUSY = 0.02
-# Seconds for an address of a host that has others, which may answer where this one does not.
-_SHARE = 5.0
 
 
 async def _connect(connection: socket.socket, address: _SocketAddress) -> None:
@@ -76,47 +81,63 @@ def _user_of_peer(connection: socket.socket) -> int:
 
 
 class TcpTransport(Transport):
-    """A TCP port, tried at every address that the host's name has."""
+    """A TCP port of a host, directly or by a proxy."""
 
-    def __init__(self, host: str, port: int, *, token: str, name: str, allowed_ips: str | None = None) -> None:
+    def __init__(self, network: Network, host: str, port: int, *, token: str, name: str) -> None:
+        self.network = network
         self.host = host
         self.port = port
         self.token = token
         self.name = name
-        self.allowed_ips = allowed_ips
 
-    async def connect(self) -> DescriptorConnection:
+    async def connect(self) -> Connection:
+        stream = await self.network.connect(self.host, self.port)
+        # The kernel moves large contents faster than anyio, to whatever the other side of the socket is.
+        return _SocketConnection(stream)
+
+
+class TlsTransport(Transport):
+    """A TCP port of a host behind TLS."""
+
+    def __init__(self, network: Network, host: str, port: int, tls: TlsSettings, *, token: str, name: str) -> None:
+        self.network = network
+        self.host = host
+        self.port = port
+        self.tls = tls
+        self.token = token
+        self.name = name
+
+    async def connect(self) -> Connection:
+        context = self.tls.context()
+        stream = await self.network.connect(self.host, self.port)
         try:
-            candidates = await anyio.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
-        except (OSError, UnicodeError) as error:
-            raise Unreachable(f"cannot find the host {self.host!r}: {error}") from None
-        reasons = []
-        # What is connected to is what was looked at: a name may lead elsewhere the next time it is asked for.
-        permitted = [each for each in candidates if connectable(str(each[4][0]), self.port, self.allowed_ips)]
-        if candidates and not permitted:
-            forbidden = ", ".join(dict.fromkeys(str(each[4][0]) for each in candidates))
-            raise Refusal(
-                f"{self.host} is {forbidden}, not a public address, and the url came by the git-annex branch: if it "
-                f"should be used, git config annex.security.allowed-ip-addresses {forbidden.split(', ')[0]}"
-            )
-        candidates = permitted
-        for number, (family, kind, protocol, _name, address) in enumerate(candidates, 1):
-            connection = socket.socket(family, kind, protocol)
-            # The last has as long as the caller gives it.
-            share = None if number == len(candidates) else _SHARE
-            try:
-                with anyio.fail_after(share):
-                    await _connect(connection, address)
-            except TimeoutError:
-                # The kernel's own ETIMEDOUT is one, too.
-                reasons.append(f"{address[0]}: no answer")
-                continue
-            except OSError as error:
-                reasons.append(f"{address[0]}: {error.strerror or error}")
-                continue
-            # Messages are small and answers are waited for.
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            descriptor = connection.detach()
-            return DescriptorConnection(descriptor, descriptor)
-        raise Unreachable(f"cannot connect: {'; '.join(dict.fromkeys(reasons))}")
+            # An end without TLS's own goodbye is enough: the P2P protocol says itself what is complete.
+            wrapped = await TLSStream.wrap(stream, hostname=self.host, ssl_context=context, standard_compatible=False)
+            return ByteStreamConnection(wrapped)
+        except BaseException as error:
+            with anyio.CancelScope(shield=True):
+                await anyio.aclose_forcefully(stream)
+            if isinstance(error, ssl.SSLError | anyio.BrokenResourceError | anyio.EndOfStream):
+                raise Unreachable(f"no TLS with {self.host}:{self.port}: {_tls_reason(error)}") from None
+            raise
+
+
+def _tls_reason(error: BaseException) -> str:
+    cause = error.__cause__ or error
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return f"its certificate is not trusted ({cause.verify_message}); see http.sslCAInfo in git's configuration"
+    return getattr(cause, "reason", None) or str(cause) or "the other side hung up"
+
+
+class _SocketConnection(DescriptorConnection):
+    """Reads and writes a socket past anyio, which keeps it open and closes it."""
+
+    def __init__(self, stream: ByteStream) -> None:
+        self._stream = stream
+        # Another number for the same socket: the event loop watches its own, which anyio never reads from unasked.
+        descriptor = os.dup(stream.extra(SocketAttribute.raw_socket).fileno())
+        super().__init__(descriptor, descriptor)
+
+    async def aclose(self, patience: float) -> None:
+        await super().aclose(patience)
+        await anyio.aclose_forcefully(self._stream)

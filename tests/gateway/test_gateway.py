@@ -26,6 +26,7 @@ from cluster_remote.p2p.key import UUID, AssociatedFile, Key
 from cluster_remote.p2p.server import Mode
 from cluster_remote.p2p.session import Stored
 from cluster_remote.transport.address import Tcp, Unix, parse_address
+from cluster_remote.transport.network import Network
 from cluster_remote.transport.sockets import TcpTransport, UnixTransport
 from tests.gateway.served import Gateway
 from tests.support.sockets import free_port
@@ -120,7 +121,7 @@ def transport(gateway: Gateway, address: str, token: str) -> Transport:
         case Unix(path=path):
             return UnixTransport(os.fsencode(path), token=token, name=address)
         case Tcp(host=host, port=port):
-            return TcpTransport(host, port, token=token, name=address)
+            return TcpTransport(Network(), host, port, token=token, name=address)
         case _:
             raise AssertionError
 

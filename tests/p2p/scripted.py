@@ -12,6 +12,7 @@ import pytest
 from cluster_remote.p2p.client import StreamSession
 from cluster_remote.p2p.key import UUID, AssociatedFile, Key
 from cluster_remote.p2p.messages import Message
+from cluster_remote.transport.network import Network
 from cluster_remote.transport.sockets import TcpTransport
 from tests.p2p.memory import CLIENT, SERVER, Pieces
 from tests.support.peers import Close, Expect, Read, Script, ScriptedPeer, Send, Step, opening
@@ -44,7 +45,7 @@ async def conversation(
     """A session with a peer that acts out one script for each connection; one connection more is a failed test."""
     with ScriptedPeer(lambda number: scripts[number] if number < len(scripts) else [Close()], tcp=True) as peer:
         session = StreamSession(
-            TcpTransport("127.0.0.1", peer.port, token=TOKEN, name="tcp://peer"),
+            TcpTransport(Network(), "127.0.0.1", peer.port, token=TOKEN, name="tcp://peer"),
             client=CLIENT,
             expected=expected,
             timeout=timeout,

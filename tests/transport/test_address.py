@@ -11,8 +11,12 @@ from cluster_remote.transport.address import (
     Address,
     BadAddress,
     Directory,
+    Http,
+    P2pAnnex,
     Ssh,
     Tcp,
+    Tls,
+    Tor,
     Unix,
     at_node,
     is_local,
@@ -65,6 +69,14 @@ ACCEPTED: list[tuple[str, Address]] = [
     ("tcp://[::1]:65535", Tcp("::1", 65535)),
     ("tcp://[fe80::1%25eth0]:4711", Tcp("fe80::1%eth0", 4711)),
     (f"tcp://host:4711?node={str(NODE).upper()}", Tcp("host", 4711, NODE)),
+    ("tls://host:4711", Tls("host", 4711)),
+    (f"tls://[::1]:4711?node={NODE}", Tls("::1", 4711, NODE)),
+    ("annex+https://host/git-annex/", Http("host", 9417, "", True)),
+    ("annex+http://host:80/data/git-annex", Http("host", 80, "/data")),
+    ("ANNEX+HTTPS://[::1]:8443/git-annex-p2phttp", Http("::1", 8443, "/git-annex-p2phttp", True)),
+    ("tor-annex::abc.onion:4711", Tor("abc.onion", 4711)),
+    ("p2p-annex::net:unix:/run/gw", P2pAnnex("net", "unix:/run/gw")),
+    (f"p2p-annex::net:place?node={NODE}", P2pAnnex("net", "place", NODE)),
 ]
 
 
@@ -141,8 +153,15 @@ REFUSED = [
     ("tcp://host:4711?node=x", "after .node= comes a repository's UUID"),
     ("ftp://host/dir", "urls of the form ftp:// are not supported"),
     ("ext::sh -c ls%", "urls of the form ext:: are not supported"),
-    ("p2p-annex::NET:x", "urls of the form p2p-annex:: are not supported"),
-    ("tor-annex::x.onion:1", "urls of the form tor-annex:: are not supported"),
+    ("p2p-annex::NET", "is p2p-annex::NET:ADDRESS"),
+    ("p2p-annex::-x:y", "is p2p-annex::NET:ADDRESS"),
+    ("p2p-annex::../x:y", "is p2p-annex::NET:ADDRESS"),
+    ("p2p-annex::net:--option", "is p2p-annex::NET:ADDRESS"),
+    ("tor-annex::example.com:1", "ends in .onion"),
+    ("tor-annex::x.onion", "is tor-annex::NAME.onion:port"),
+    ("tls://host", "is tls://host:port"),
+    ("annex+https://host/git-annex/?x=y", "has no [?] or #"),
+    ("annex+http://host:0/", "is not a port"),
 ]
 
 
@@ -206,7 +225,7 @@ def test_any_text_is_an_address_or_a_bad_one_and_nothing_else(text: str) -> None
         outcome = parse_address(text)
     except BadAddress as refusal:
         outcome = str(refusal)
-    assert isinstance(outcome, Directory | Ssh | Unix | Tcp) or (isinstance(outcome, str) and outcome.isprintable())
+    assert isinstance(outcome, Address) or (isinstance(outcome, str) and outcome.isprintable())
 
 
 def _reads_back(text: str) -> None:

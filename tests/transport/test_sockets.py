@@ -8,6 +8,7 @@ import socket
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import anyio
@@ -141,7 +142,7 @@ async def test_a_path_that_is_too_long_for_a_socket_is_unreachable() -> None:
 async def test_a_closed_port_is_unreachable() -> None:
     error = await _failure(f"tcp://127.0.0.1:{free_port()}")
     assert isinstance(error, Unreachable)
-    assert "127.0.0.1: Connection refused" in str(error)
+    assert "Connection refused" in str(error)
 
 
 async def test_a_host_that_is_not_known_is_unreachable() -> None:
@@ -167,37 +168,45 @@ async def test_every_address_of_a_host_is_tried() -> None:
 
 
 async def test_an_address_that_does_not_answer_leaves_time_for_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cluster_remote.transport.sockets._SHARE", 0.2)
+    monkeypatch.setattr("cluster_remote.transport.network._SHARE", 0.2)
     script = [*opening(str(NODE), token=TOKEN), Expect(f"CHECKPRESENT {KEY}".encode()), Send(b"SUCCESS\n")]
     with ScriptedPeer(script, tcp=True) as peer, ExitStack() as stack:
-        deaf = _deaf_port(stack)
-        places = [("127.0.0.1", deaf), ("127.0.0.1", peer.port)]
+        _deaf("127.0.0.2", peer.port, stack)
+        places = ["127.0.0.2", "127.0.0.1"]
 
-        async def two_addresses(*_: object, **__: object) -> list[object]:
-            return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", place) for place in places]
+        async def several_addresses(*_: object, **__: object) -> list[object]:
+            return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", (place, peer.port)) for place in places]
 
-        monkeypatch.setattr("anyio.getaddrinfo", two_addresses)
-        session = session_at(Tcp("two.example.com", 4711), Caller(CLIENT, 20.0), token=TOKEN)
+        monkeypatch.setattr("anyio.getaddrinfo", several_addresses)
+        caller = Caller(CLIENT, 20.0, allowed_ips="127.0.0.1 127.0.0.2 127.0.0.3")
+        session = session_at(Tcp("two.example.com", peer.port), caller, token=TOKEN)
         assert await session.check_present(KEY)
         await session.aclose()
-        places = [("127.0.0.1", deaf), ("127.0.0.1", free_port())]
-        with pytest.raises(Unreachable, match=r"127\.0\.0\.1: no answer; 127\.0\.0\.1: Connection refused"):
+        places = ["127.0.0.2", "127.0.0.3"]
+        with pytest.raises(Unreachable, match=r"127\.0\.0\.2: no answer; 127\.0\.0\.3: Connection refused"):
             await session.check_present(KEY)
-        places = [("127.0.0.1", deaf)]
-        session = session_at(Tcp("one.example.com", 4711), Caller(CLIENT, 0.5), token=TOKEN)
+        places = ["127.0.0.2"]
+        session = session_at(Tcp("one.example.com", peer.port), replace(caller, timeout=0.5), token=TOKEN)
         with pytest.raises(TimedOut, match=r"no connection within 0\.5 seconds"):
             await session.check_present(KEY)
 
 
-def _deaf_port(stack: ExitStack) -> int:
-    """A port with a full queue: further connections are neither taken nor refused."""
-    listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+async def test_an_address_that_is_not_allowed_is_not_connected_to() -> None:
+    with ScriptedPeer([], tcp=True) as peer:
+        caller = Caller(CLIENT, 20.0, allowed_ips="127.0.0.2")
+        session = session_at(Tcp("127.0.0.1", peer.port), caller, token=TOKEN)
+        with pytest.raises(Unreachable, match=r"allowed-ip-addresses 127\.0\.0\.1"):
+            await session.check_present(KEY)
+        assert not peer.connections
+
+
+def _deaf(host: str, port: int, stack: ExitStack) -> None:
+    """Listen on a port with a full queue: further connections are neither taken nor refused."""
+    listener = stack.enter_context(socket.create_server((host, port), backlog=0))
     for _ in range(3):
         waiting = stack.enter_context(socket.socket())
         waiting.setblocking(False)
         waiting.connect_ex(listener.getsockname())
-    port: int = listener.getsockname()[1]
-    return port
 
 
 async def test_a_full_queue_is_waited_for(tmp_path: Path) -> None:

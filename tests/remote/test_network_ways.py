@@ -1,0 +1,277 @@
+"""The special remote over HTTP, TLS, a SOCKS proxy and a P2P network: everything that git-annex asks of it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from cluster_remote.p2p.server import Mode
+from tests.gateway.served import gateway_of
+from tests.gateway.test_web import web_of
+from tests.remote.sites import Site, initremote
+from tests.support.environment import Environment
+from tests.support.processes import end_group, wait_until
+from tests.support.repositories import Cluster, Repository, make_cluster
+from tests.support.sockets import free_port, serve_p2phttp
+
+_SOCKS = """
+import sys
+import anyio
+from tiny_proxy import Socks5ProxyHandler
+
+async def main():
+    listener = await anyio.create_tcp_listener(local_host="127.0.0.1", local_port=int(sys.argv[1]))
+    print("listening", flush=True)
+    await listener.serve(Socks5ProxyHandler().handle)
+
+anyio.run(main)
+"""
+
+
+def _allow(environment: Environment) -> None:
+    environment.run("git", "config", "--global", "annex.security.allowed-ip-addresses", "all")
+
+
+@contextlib.contextmanager
+def _native_http(cluster: Cluster) -> Iterator[tuple[str, dict[str, str]]]:
+    with serve_p2phttp(cluster.gateway) as port:
+        yield f"annex+http://localhost:{port}/git-annex/", {}
+
+
+@contextlib.contextmanager
+def _our_http(cluster: Cluster) -> Iterator[tuple[str, dict[str, str]]]:
+    with web_of(cluster) as web:
+        token = web.tokens[Mode.READ_WRITE]
+        yield f"annex+http://127.0.0.1:{web.port}/data/git-annex/", {"CLUSTER_REMOTE_TOKEN": token}
+
+
+@contextlib.contextmanager
+def _by_socks(cluster: Cluster) -> Iterator[tuple[str, dict[str, str]]]:
+    environment = cluster.gateway.environment
+    port = free_port()
+    proxy = environment.popen(sys.executable, "-c", _SOCKS, str(port))
+    try:
+        assert proxy.stdout is not None
+        assert proxy.stdout.readline() == b"listening\n"
+        environment.env["ALL_PROXY"] = f"socks5h://127.0.0.1:{port}"
+        environment.env["NO_PROXY"] = ""
+        with gateway_of(cluster) as gateway:
+            yield gateway.tcp, {"CLUSTER_REMOTE_TOKEN": gateway.tokens[Mode.READ_WRITE]}
+    finally:
+        end_group(proxy.pid)
+        proxy.communicate()
+
+
+@contextlib.contextmanager
+def _by_tls(cluster: Cluster) -> Iterator[tuple[str, dict[str, str]]]:
+    environment = cluster.gateway.environment
+    certificate, key = make_certificate(environment)
+    environment.run("git", "config", "--global", "http.sslCAInfo", certificate)
+    with gateway_of(cluster) as gateway, tls_in_front_of(gateway.port, certificate, key) as port:
+        yield f"tls://localhost:{port}", {"CLUSTER_REMOTE_TOKEN": gateway.tokens[Mode.READ_WRITE]}
+
+
+@contextlib.contextmanager
+def _by_network(cluster: Cluster) -> Iterator[tuple[str, dict[str, str]]]:
+    with gateway_of(cluster) as gateway:
+        program = cluster.gateway.environment.program("git-annex-p2p-tests", _PIPE.format(python=sys.executable))
+        assert program.exists()
+        yield f"p2p-annex::tests:{gateway.path}", {"CLUSTER_REMOTE_TOKEN": gateway.tokens[Mode.READ_WRITE]}
+
+
+# What a program of git-annex's generic P2P transport does: standard input and output lead to the peer.
+_PIPE = """#!{python}
+import os, socket, sys, threading
+peer = socket.socket(socket.AF_UNIX)
+peer.connect(sys.argv[1])
+
+def there():
+    while data := os.read(0, 65536):
+        peer.sendall(data)
+    peer.shutdown(socket.SHUT_WR)
+
+threading.Thread(target=there, daemon=True).start()
+while data := peer.recv(65536):
+    os.write(1, data)
+"""
+
+WAYS: dict[str, Callable[[Cluster], contextlib.AbstractContextManager[tuple[str, dict[str, str]]]]] = {
+    "git-annex-http": _native_http,
+    "our-http": _our_http,
+    "socks": _by_socks,
+    "tls": _by_tls,
+    "p2p-annex": _by_network,
+}
+
+
+def make_certificate(environment: Environment) -> tuple[Path, Path]:
+    """A certificate for localhost that signs itself, and its key."""
+    certificate, key = environment.directory / "cert.pem", environment.directory / "key.pem"
+    environment.run(
+        "openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost",
+        "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout", key, "-out", certificate,
+    )  # fmt: skip
+    return certificate, key
+
+
+@contextlib.contextmanager
+def tls_in_front_of(port: int, certificate: Path, key: Path) -> Iterator[int]:
+    """End TLS on a port of its own, and pass what comes on to `port`."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate, key)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            while True:
+                try:
+                    accepted, _ = listener.accept()
+                except OSError:
+                    return
+                threading.Thread(target=converse, args=(accepted,), daemon=True).start()
+
+        def converse(accepted: socket.socket) -> None:
+            with (
+                contextlib.suppress(OSError),
+                socket.create_connection(("127.0.0.1", port)) as near,
+                context.wrap_socket(accepted, server_side=True) as far,
+            ):
+                threading.Thread(target=pump, args=(near, far), daemon=True).start()
+                pump(far, near)
+
+        def pump(source: socket.socket, target: socket.socket) -> None:
+            with contextlib.suppress(OSError, ValueError):
+                while data := source.recv(65536):
+                    target.sendall(data)
+            with contextlib.suppress(OSError):
+                target.shutdown(socket.SHUT_RDWR)
+
+        threading.Thread(target=serve, daemon=True).start()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.fixture(params=list(WAYS))
+def way(request: pytest.FixtureRequest, environment: Environment) -> Iterator[tuple[Site, dict[str, str]]]:
+    cluster = make_cluster(environment, environment.directory)
+    client = cluster.clone()
+    _allow(environment)
+    with WAYS[request.param](cluster) as (url, env):
+        initremote(client, "mycl", f"url={url}", sameas=cluster.uuid, env=env)
+        yield Site(cluster, client), env
+
+
+def test_files_go_to_every_node_come_back_and_go_again(way: tuple[Site, dict[str, str]]) -> None:
+    site, _ = way
+    content = os.urandom(300_000)
+    key = site.client.add("photo.jpg", content)
+    site.client.annex("copy", "--quiet", "--to", "mycl", "photo.jpg")
+    assert site.cluster.holders(key) == [True] * 3
+    assert site.present(key) == site.nodes
+    site.client.annex("drop", "--quiet", "--force", "photo.jpg")
+    site.client.leave_partial(key, content[:100_000])
+    site.client.annex("get", "--quiet", "--from", "mycl", "photo.jpg")
+    assert site.client.object_bytes(key) == content
+    site.client.annex("fsck", "--quiet", "--from", "mycl", "photo.jpg")
+    site.client.annex("drop", "--quiet", "--from", "mycl", "photo.jpg")
+    assert site.cluster.holders(key) == [False] * 3
+    assert not site.present(key)
+
+
+def test_many_files_at_once_with_jobs(way: tuple[Site, dict[str, str]]) -> None:
+    site, _ = way
+    keys = [site.client.add(f"f{number}", os.urandom(1000)) for number in range(8)]
+    site.client.annex("copy", "--quiet", "-J4", "--to", "mycl", ".")
+    assert all(site.cluster.holders(key) == [True] * 3 for key in keys)
+    site.client.annex("drop", "--quiet", "--force", ".")
+    site.client.annex("get", "--quiet", "-J4", "--from", "mycl", ".")
+    assert all(site.client.has_object(key) for key in keys)
+
+
+@pytest.mark.slow
+def test_git_annex_tests_it(way: tuple[Site, dict[str, str]]) -> None:
+    site, _ = way
+    done = site.client.annex("testremote", "--fast", "mycl", "--size=99", timeout=280, check=False)
+    assert done.returncode == 0, done.stdout.decode()[-3000:]
+
+
+def test_a_certificate_that_is_not_trusted_is_refused_in_words(cluster: Cluster) -> None:
+    certificate, key = make_certificate(cluster.gateway.environment)
+    client = cluster.clone()
+    with gateway_of(cluster) as gateway, tls_in_front_of(gateway.port, certificate, key) as port:
+        token = {"CLUSTER_REMOTE_TOKEN": gateway.tokens[Mode.READ_WRITE]}
+        done = initremote(client, "mycl", f"url=tls://localhost:{port}", sameas=cluster.uuid, check=False, env=token)
+    assert done.returncode == 1
+    assert b"its certificate is not trusted" in done.stdout + done.stderr
+    assert b"http.sslCAInfo" in done.stdout + done.stderr
+
+
+def test_a_login_comes_from_gits_credential_helpers(cluster: Cluster) -> None:
+    environment, client = cluster.gateway.environment, cluster.clone()
+    key = client.add("photo.jpg", b"photo")
+    asked = environment.directory / "asked"
+    environment.run(
+        "git", "config", "--global", "credential.helper",
+        f"!f() {{ echo $1 >>{asked}; cat >>{asked}; test $1 = get && echo username=ada && echo password=right; }}; f",
+    )  # fmt: skip
+    secrets = {"GIT_ANNEX_P2PHTTP_PASSWORD_ada": "right"}
+    with serve_p2phttp(cluster.gateway, "--authenv-http", env=secrets) as port:
+        url = f"annex+http://localhost:{port}/git-annex/"
+        initremote(client, "mycl", f"url={url}", sameas=cluster.uuid)
+        client.annex("copy", "--quiet", "--to", "mycl", "photo.jpg")
+    assert cluster.holders(key) == [True] * 3
+    said = asked.read_text()
+    assert f"host=localhost:{port}" in said
+    assert "protocol=annex+http" in said
+    assert "path=git-annex" in said
+    assert "store" in said, "the helper is told that the login was taken"
+
+
+def test_a_server_that_starts_again_between_two_files_is_no_trouble(cluster: Cluster) -> None:
+    client = cluster.clone()
+    _allow(cluster.gateway.environment)
+    for number in (1, 2):
+        client.add(f"f{number}", os.urandom(1000))
+    port = free_port()
+    with _p2phttp_at(cluster.gateway, port):
+        initremote(client, "mycl", f"url=annex+http://localhost:{port}/git-annex/", sameas=cluster.uuid)
+        copy = client.environment.popen(
+            "git", "annex", "copy", "--to", "mycl", "--batch", cwd=client.path, stdout=subprocess.PIPE
+        )
+        assert copy.stdin is not None
+        assert copy.stdout is not None
+        copy.stdin.write(b"f1\n")
+        copy.stdin.flush()
+        assert wait_until(lambda: cluster.holders(client.key("f1")) == [True] * 3)
+    with _p2phttp_at(cluster.gateway, port):
+        copy.stdin.write(b"f2\n")
+        copy.stdin.close()
+        copy.stdout.read()
+        assert copy.wait(60) == 0
+    copy.stdout.close()
+    assert cluster.holders(client.key("f2")) == [True] * 3
+
+
+@contextlib.contextmanager
+def _p2phttp_at(repository: Repository, port: int) -> Iterator[None]:
+    server = repository.environment.popen(
+        "git-annex", "p2phttp", "-J4", "--bind=127.0.0.1", f"--port={port}", "--wideopen",
+        cwd=repository.path, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        with socket.socket() as probe:
+            assert wait_until(lambda: probe.connect_ex(("127.0.0.1", port)) in (0, 106), 20)
+        yield
+    finally:
+        end_group(server.pid)
+        server.wait(20)
