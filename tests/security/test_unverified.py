@@ -179,4 +179,10 @@ def test_a_token_belongs_to_one_address(own_site: Site) -> None:
         with own_site.driver(node.uuid, url=f"unix:{path}?x") as annex:
             annex.prepare()
             assert "wants a token" in annex.ask("CHECKPRESENT WORM--x")
+        # The address is kept with the token, and compared as a whole.
+        (kept,) = (client.path / ".git/annex/creds").iterdir()
+        kept.write_text(f"unix:{path}x\n{token}\n")
+        with own_site.driver(node.uuid, url=f"unix:{path}") as annex:
+            annex.prepare()
+            assert "wants a token" in annex.ask("CHECKPRESENT WORM--x")
     assert heard == []
