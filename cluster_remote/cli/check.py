@@ -2,42 +2,48 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cluster_remote.access.settings import BadSettings
 from cluster_remote.cli.completion import remotes
 from cluster_remote.cli.exitcodes import FAILED, UNREACHABLE
-from cluster_remote.cli.interrupts import run
-from cluster_remote.cli.render import JsonStream, Lines, console, duration, progress, show_problems, table
+from cluster_remote.cli.keywise import (
+    Shown,
+    advanced,
+    as_words,
+    cluster_and_files,
+    print_json,
+    progress_of,
+    selection_of,
+)
+from cluster_remote.cli.render import console, duration, progress, show_problems, size, table
 from cluster_remote.p2p.text import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Coroutine, Mapping
 
     from rich.console import Console
 
     from cluster_remote.annex.locations import Selection
-    from cluster_remote.cluster.node import Node
     from cluster_remote.diagnosis.comparison import Check, Finding
-    from cluster_remote.diagnosis.nodes import View
+    from cluster_remote.diagnosis.content import Options
     from cluster_remote.p2p.key import UUID
 
-__all__ = ["advanced", "check", "progress_of", "selection_of"]
-
-# Findings that are shown to people; --json has all of them.
-_SHOWN = 50
+__all__ = ["check"]
 
 
 def check(
     target: Annotated[
         str,
         typer.Argument(
-            metavar="NAME", help="A cluster remote of this repository.", autocompletion=remotes, show_default=False
+            metavar="[NAME]",
+            help="A cluster remote; not needed where this repository has only one.",
+            autocompletion=remotes,
+            show_default=False,
         ),
-    ],
+    ] = "",
     files: Annotated[
         list[str] | None,
         typer.Argument(
@@ -51,6 +57,20 @@ def check(
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Every key that the location log knows.")] = False,
     fix: Annotated[bool, typer.Option("--fix", help="Record in the location log what is true.")] = False,
+    content: Annotated[
+        bool, typer.Option("--content", help="Also read what the nodes have, and compare its checksum.")
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--continue", help="With --content: go on where an interrupted check has ended.")
+    ] = False,
+    move_aside: Annotated[
+        bool,
+        typer.Option(
+            "--move-aside",
+            help="With --content --fix: have git-annex move damaged copies to .git/annex/bad, on nodes that are "
+            "directories of this machine.",
+        ),
+    ] = False,
     jobs: Annotated[int, typer.Option("--jobs", "-J", min=1, max=100, help="Sessions with each node.")] = 2,
     timeout: Annotated[
         float | None,
@@ -64,7 +84,9 @@ def check(
 
     Shows what nodes do not have although the log says so, what they have although the log does not say so, and what has
     fewer copies than git annex numcopies asks for (.gitattributes are not looked at). A node that cannot be asked is
-    unknown; nothing is said or recorded about it. Contents are not transferred, nor their checksums compared.
+    unknown; nothing is said or recorded about it. With --content whatever the nodes have is read, which takes as
+    long as fetching it, and compared with the checksum of its key; a damaged copy is recorded as missing only with
+    --fix.
 
     Exit codes: 0 all is as the log says, or is recorded now, 1 it is not, 2 wrong usage, 3 no node answers,
     4 not in a repository, 130 interrupted.
@@ -72,45 +94,34 @@ def check(
     Example: cluster-remote check mycluster --all --fix
     """
 
-    selection = selection_of(files or [], key or [], everything)
+    from cluster_remote.diagnosis.content import Options
+
+    if move_aside and not (content and fix):
+        raise BadSettings("--move-aside goes with --content --fix")
+    if resume and not content:
+        raise BadSettings("--continue goes with --content")
+    name, below = cluster_and_files(target, files or [])
+    selection = selection_of(below, key or [], everything)
+    options = Options(fix=fix, content=content, resume=resume, move_aside=move_aside, jobs=jobs)
+
+    def work(shown: bool, tell: Callable[[Finding], None]) -> Coroutine[Any, Any, Check]:
+        return _check(name, selection, options, timeout, shown, tell)
+
     if as_json:
-        outcome = _to_json(lambda tell: run(_check, target, selection, fix, jobs, timeout, False, tell))
+        outcome = print_json(work, "findings")
     else:
-        first: list[Finding] = []
-        hidden = 0
-
-        def keep(finding: Finding) -> None:
-            nonlocal hidden
-            if len(first) < _SHOWN:
-                first.append(finding)
-            else:
-                hidden += 1
-
-        outcome = run(_check, target, selection, fix, jobs, timeout, True, keep)
-        _show(outcome, first, hidden, console())
+        shown: Shown[Finding] = Shown()
+        outcome = as_words(work, shown)
+        _show(outcome, shown.first, shown.hidden, console())
     if not outcome.well:
         nobody = all(node.unknown == outcome.keys for node in outcome.nodes)
         raise typer.Exit(UNREACHABLE if outcome.keys and nobody else FAILED)
 
 
-def selection_of(files: list[str], keys: list[str], everything: bool) -> Selection:
-    """What a command line selects. Raises BadSettings."""
-    from cluster_remote.annex.locations import Selection
-    from cluster_remote.p2p.key import Key
-
-    if everything and (files or keys):
-        raise BadSettings("--all is about every key; leave out the files and --key, or leave out --all")
-    try:
-        return Selection(everything, tuple(map(Key.parse, keys)), tuple(files))
-    except ValueError as error:
-        raise BadSettings(f"--key: {error}") from None
-
-
 async def _check(
     target: str,
     selection: Selection,
-    fix: bool,
-    jobs: int,
+    options: Options,
     timeout: float | None,
     shown: bool,
     tell: Callable[[Finding], None],
@@ -118,47 +129,17 @@ async def _check(
     from cluster_remote.cli.viewing import view_of
     from cluster_remote.diagnosis import checking
 
-    view = await view_of(target, timeout)
+    view = await view_of(target, timeout, writing=options.fix)
     with progress(unit="keys", shown=shown) as lines:
         await progress_of(view, selection, lines)
         return await checking.check(
             view,
             selection,
-            fix=fix,
-            jobs=jobs,
+            options,
             tell=tell,
             advance=lambda node, count, answers: advanced(lines, node, count, answers),
+            read=lambda node, note: lines.note(str(node), note),
         )
-
-
-def advanced(lines: Lines, node: Node, count: int, answers: bool) -> None:
-    """Shows how far a node is."""
-    if answers:
-        lines.advance(str(node), count)
-    else:
-        lines.gone(str(node))
-
-
-async def progress_of(view: View, selection: Selection, lines: Lines) -> None:
-    """A line for each node that is going to be asked about a selection."""
-    from cluster_remote.annex.locations import estimate
-
-    total = None
-    if lines.shown and view.repository is not None:
-        total = await estimate(view.repository, selection)
-    for node in view.living:
-        lines.begin(str(node), total)
-
-
-def _to_json(run: Callable[[Callable[[object], None]], Check]) -> Check:
-    stream = JsonStream()
-    with stream.items("findings") as add:
-        outcome = run(add)
-    for each in fields(outcome):
-        if each.name != "findings":
-            stream.field(each.name, getattr(outcome, each.name))
-    stream.close()
-    return outcome
 
 
 def _show(outcome: Check, first: list[Finding], hidden: int, console: Console) -> None:
@@ -182,6 +163,10 @@ def _show(outcome: Check, first: list[Finding], hidden: int, console: Console) -
     console.print(f"{outcome.keys:,} keys in {duration(outcome.seconds)}{rate}")
     if outcome.gone:
         console.print(f"{outcome.gone:,} of them nobody has, and nobody is said to have")
+    if outcome.content:
+        console.print(f"{outcome.read:,} copies were read and compared, {size(outcome.read_size)}")
+    if outcome.unverifiable:
+        console.print(f"{outcome.unverifiable:,} copies have no checksum that could be compared")
     if outcome.recorded:
         console.print(f"recorded in the location log: what is true of {outcome.recorded:,} keys")
     if outcome.problems:
@@ -196,6 +181,10 @@ def _in_words(finding: Finding, titles: Mapping[UUID, str], needed: int) -> str:
         words.append(f"not on {_names(finding.missing, titles)}, though the location log says so")
     if finding.unlogged:
         words.append(f"on {_names(finding.unlogged, titles)}, which the location log does not know")
+    if finding.damaged:
+        words.append(f"damaged on {_names(finding.damaged, titles)}")
+    if finding.moved:
+        words.append(f"moved aside on {_names(finding.moved, titles)}")
     if finding.few:
         words.append(f"{finding.copies} of {needed} copies")
     if finding.recorded:

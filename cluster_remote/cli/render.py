@@ -286,10 +286,10 @@ class Lines:
         """Whether anybody sees it."""
         return self._shown is not None
 
-    def begin(self, name: str, total: float | None = None) -> None:
+    def begin(self, name: str, total: float | None = None, *, in_bytes: bool = False) -> None:
         """A line for `name`; `total` is where it will end, None where that is not known."""
         if self._shown is not None:
-            self._tasks[name] = self._shown.add_task(printable(name, 40), total=total, note="")
+            self._tasks[name] = self._shown.add_task(printable(name, 40), total=total, note="", in_bytes=in_bytes)
 
     def total(self, name: str, total: float) -> None:
         """Where it will end is known now."""
@@ -330,20 +330,28 @@ def progress(*, unit: str = "", in_bytes: bool = False, shown: bool = True) -> I
         Task,
         TextColumn,
         TimeRemainingColumn,
-        TransferSpeedColumn,
     )
     from rich.text import Text
 
     class Rate(ProgressColumn):
         def render(self, task: Task) -> Text:
             speed = task.finished_speed or task.speed
-            return Text("" if speed is None else f"{speed:,.0f} {unit}/s")
+            if speed is None:
+                return Text("")
+            return Text(f"{size(round(speed))}/s" if counted(task) else f"{speed:,.0f} {unit}/s")
 
-    counts = (DownloadColumn(), TransferSpeedColumn()) if in_bytes else (MofNCompleteColumn(), Rate())
+    class Done(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return (DownloadColumn() if counted(task) else MofNCompleteColumn()).render(task)
+
+    def counted(task: Task) -> bool:
+        return in_bytes or bool(task.fields.get("in_bytes"))
+
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
-        *counts,
+        Done(),
+        Rate(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}", markup=False),
     )

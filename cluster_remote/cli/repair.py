@@ -2,41 +2,58 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-from typing import TYPE_CHECKING, Annotated
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cluster_remote.cli.check import advanced, progress_of, selection_of
 from cluster_remote.cli.completion import remotes
 from cluster_remote.cli.exitcodes import FAILED, UNREACHABLE
 from cluster_remote.cli.interrupts import run
-from cluster_remote.cli.render import JsonStream, console, duration, progress, show_problems, size, table
+from cluster_remote.cli.keywise import (
+    Shown,
+    advanced,
+    as_words,
+    cluster_and_files,
+    print_json,
+    progress_of,
+    selection_of,
+)
+from cluster_remote.cli.render import console, duration, progress, show_problems, size, table
 from cluster_remote.p2p.text import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Coroutine, Mapping, Sequence
 
     from rich.console import Console
 
     from cluster_remote.annex.locations import Selection
+    from cluster_remote.cli.render import Lines
     from cluster_remote.diagnosis.repairing import Repair
     from cluster_remote.diagnosis.transfer import Transfer
     from cluster_remote.p2p.key import UUID, Key
 
 __all__ = ["repair"]
 
-# Deliveries that are shown to people; --json has all of them.
-_SHOWN = 50
+
+class Incomplete(Shown["Transfer"]):
+    """The transfers that are still to be done."""
+
+    def keep(self, item: Transfer) -> None:
+        if not item.complete:
+            super().keep(item)
 
 
 def repair(
     target: Annotated[
         str,
         typer.Argument(
-            metavar="NAME", help="A cluster remote of this repository.", autocompletion=remotes, show_default=False
+            metavar="[NAME]",
+            help="A cluster remote; not needed where this repository has only one.",
+            autocompletion=remotes,
+            show_default=False,
         ),
-    ],
+    ] = "",
     files: Annotated[
         list[str] | None,
         typer.Argument(
@@ -74,28 +91,57 @@ def repair(
     Example: cluster-remote repair mycluster --dry-run
     """
 
-    selection = selection_of(files or [], key or [], not (files or key))
-    options = (target, selection, trust_log, dry_run, jobs, timeout)
+    name, below = cluster_and_files(target, files or [])
+    selection = selection_of(below, key or [], not (below or key))
+
+    def work(shown: bool, tell: Callable[[Transfer], None]) -> Coroutine[Any, Any, Repair]:
+        return _repair(name, selection, trust_log, dry_run, jobs, timeout, shown, tell)
+
     if as_json:
-        outcome = _to_json(lambda tell: run(_repair, *options, False, tell))
+        outcome = print_json(work, "deliveries")
     else:
-        first: list[Transfer] = []
-        hidden = 0
-
-        def keep(delivery: Transfer) -> None:
-            nonlocal hidden
-            if delivery.complete:
-                return
-            if len(first) < _SHOWN:
-                first.append(delivery)
-            else:
-                hidden += 1
-
-        outcome = run(_repair, *options, True, keep)
-        _show(outcome, first, hidden, console())
+        shown = Incomplete()
+        outcome = as_words(work, shown)
+        _show(outcome, run(_with_files, shown.first), shown.hidden, console())
     if not outcome.well:
         nobody = bool(outcome.keys) and all(node.unknown == outcome.keys for node in outcome.nodes)
         raise typer.Exit(UNREACHABLE if nobody else FAILED)
+
+
+async def _with_files(transfers: Sequence[Transfer]) -> list[Transfer]:
+    """Give transfers that are known by their keys alone the names of files that have these contents."""
+    from cluster_remote.annex.locations import Selection, located
+    from cluster_remote.annex.repository import Repository
+
+    nameless = {transfer.key for transfer in transfers if transfer.file is None}
+    names: dict[Key, str] = {}
+    repository = Repository.here()
+    if nameless and repository.work_tree is not None:
+        async with located(repository, Selection()) as batches:
+            async for batch in batches:
+                names.update({each.key: each.file for each in batch if each.key in nameless and each.file is not None})
+    return [replace(each, file=each.file or names.get(each.key)) for each in transfers]
+
+
+class Brought:
+    """Shows how many bytes have been brought, how fast, and how long the content that is on its way still takes."""
+
+    def __init__(self, lines: Lines) -> None:
+        self._lines = lines
+        self._positions: dict[Key, int] = {}
+        self._total = 0
+        self._begun = False
+
+    def moved(self, key: Key, position: int) -> None:
+        if not self._begun:
+            self._begun = True
+            self._lines.begin("brought", 0, in_bytes=True)
+        if key not in self._positions:
+            self._total += key.content_size or 0
+            self._lines.total("brought", self._total)
+        before = self._positions.get(key, 0)
+        self._positions[key] = max(before, position)
+        self._lines.advance("brought", max(0, position - before))
 
 
 async def _repair(
@@ -115,12 +161,7 @@ async def _repair(
     with progress(unit="keys", shown=shown) as lines:
         await progress_of(view, selection, lines)
 
-        def moved(key: Key, position: int) -> None:
-            if key.content_size:
-                note = f"{size(position)} of {size(key.content_size)}"
-                for node in view.living:
-                    lines.note(str(node), note)
-
+        brought = Brought(lines)
         return await repairing.repair(
             view,
             selection,
@@ -129,19 +170,8 @@ async def _repair(
             jobs=jobs,
             tell=tell,
             advance=lambda node, count, answers: advanced(lines, node, count, answers),
-            moved=moved,
+            moved=brought.moved,
         )
-
-
-def _to_json(run: Callable[[Callable[[object], None]], Repair]) -> Repair:
-    stream = JsonStream()
-    with stream.items("deliveries") as add:
-        outcome = run(add)
-    for each in fields(outcome):
-        if each.name != "deliveries":
-            stream.field(each.name, getattr(outcome, each.name))
-    stream.close()
-    return outcome
 
 
 def _show(outcome: Repair, first: list[Transfer], hidden: int, console: Console) -> None:
@@ -154,9 +184,9 @@ def _show(outcome: Repair, first: list[Transfer], hidden: int, console: Console)
         console.print(f"… and {hidden:,} more; --json shows all of them")
     if first:
         console.print()
-    columns = ["node", "lacked", "has now", "size", "unknown"]
+    columns = ["node", "lacks" if outcome.dry_run else "lacked", "bytes", "has now", "unknown"]
     rows = [
-        (node.title, f"{node.lacked:,}", f"{node.stored:,}", size(node.size), f"{node.unknown:,}")
+        (node.title, f"{node.lacked:,}", size(node.lacked_size), f"{node.stored:,}", f"{node.unknown:,}")
         for node in outcome.nodes
     ]
     console.print(table(columns, rows, right=columns[1:]))
@@ -182,5 +212,5 @@ def _in_words(delivery: Transfer, titles: Mapping[UUID, str], dry_run: bool) -> 
     name = printable(delivery.file or delivery.key.text)
     if dry_run and delivery.source is not None:
         where = "here" if delivery.source == "here" else "the nodes that have it"
-        return f"{name}: would go from {where} to {', '.join(left)}"
+        return f"{name}: {size(delivery.key.content_size)} would go from {where} to {', '.join(left)}"
     return f"{name}: still lacking on {', '.join(left)}: {'; '.join(map(printable, delivery.reasons)) or 'not stored'}"

@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from cluster_remote.access.settings import BadSettings
@@ -17,11 +18,13 @@ from cluster_remote.annex.locationlog import LocationLog
 from cluster_remote.annex.locations import Located, LocationReader, Selection, located
 from cluster_remote.diagnosis.asking import Advance, Answered, Nodes, asked, pipelined
 from cluster_remote.diagnosis.comparison import Answers, Check, Comparison, Finding, NodeCount, compare
+from cluster_remote.diagnosis.content import Options, Read, Reader, Verified, move_aside
+from cluster_remote.diagnosis.disks import paths
 from cluster_remote.diagnosis.problem import Problem
 from cluster_remote.diagnosis.problems import many, not_verified, unreachable
 from cluster_remote.diagnosis.recording import Recorded, look_again, record
 from cluster_remote.diagnosis.survey import unverified
-from cluster_remote.p2p.key import UUID
+from cluster_remote.p2p.key import UUID, Key
 
 if TYPE_CHECKING:
     from cluster_remote.annex.repository import Repository
@@ -89,6 +92,8 @@ class _Check:
         reader: LocationReader,
         log: LocationLog | None,
         needed: int,
+        options: Options,
+        contents: Reader | None,
     ) -> None:
         self.view = view
         self.selection = selection
@@ -96,6 +101,10 @@ class _Check:
         self.reader = reader
         self.log = log
         self.needed = needed
+        self.options = options
+        self.contents = contents
+        self.damaged: Counter[UUID] = Counter()
+        self.moved: Counter[UUID] = Counter()
         self.counts = _Counts()
         self._counting = {uuid for uuid in view.logs.trust if view.trust(uuid) in ("untrusted", "dead")}
 
@@ -117,13 +126,60 @@ class _Check:
             for number, done in zip(doubtful, recorded, strict=True):
                 seen[number] = done.each, done.answers
                 written[number] = done
-        judged = (self._judge(each, said, written.get(number)) for number, (each, said) in enumerate(seen))
+        damaged, moved = await self._read(seen)
+        judged = (
+            self._judge(each, said, written.get(number), damaged.get(each.key, ()), moved.get(each.key, ()))
+            for number, (each, said) in enumerate(seen)
+        )
         return [found for found in judged if found is not None]
+
+    async def _read(
+        self, seen: list[tuple[Located, Answers]]
+    ) -> tuple[dict[Key, tuple[UUID, ...]], dict[Key, tuple[UUID, ...]]]:
+        """Compare the contents of the copies; return the nodes with damaged ones, and those that moved them aside.
+
+        With --fix these are recorded as missing. In `seen` such a node has it no more.
+        """
+        if self.contents is None:
+            return {}, {}
+        copies: dict[UUID, list[Key]] = {}
+        for each, answers in seen:
+            for uuid, answer in answers.items():
+                if answer:
+                    copies.setdefault(uuid, []).append(each.key)
+        found = await self.contents.damaged(copies)
+        damaged: dict[Key, tuple[UUID, ...]] = {}
+        moved: dict[Key, tuple[UUID, ...]] = {}
+        places = await paths(self.view) if found and self.options.move_aside else {}
+        for uuid in sorted({uuid for uuid, _ in found} & places.keys()):
+            await move_aside(places[uuid], [key for owner, key in found if owner == uuid])
+        for number, (each, answers) in enumerate(seen):
+            bad = tuple(sorted(uuid for uuid, key in found if key == each.key))
+            if not bad:
+                continue
+            damaged[each.key] = bad
+            self.damaged.update(bad)
+            if self.log is not None:
+                await self.log.record(each.key, absent=bad)
+                each = replace(each, holders=each.holders - set(bad))
+            if self.options.move_aside:
+                now = (await self.nodes.ask([each])).of(0)
+                moved[each.key] = tuple(uuid for uuid in bad if now.get(uuid) is False)
+                self.moved.update(moved[each.key])
+            seen[number] = (replace(each, holders=each.holders - set(bad)), {**answers, **dict.fromkeys(bad, False)})
+        return damaged, moved
 
     def _compare(self, each: Located, answers: Answers) -> Comparison:
         return compare(each, answers, self.is_copy)
 
-    def _judge(self, each: Located, answers: Answers, written: Recorded | None) -> Finding | None:
+    def _judge(
+        self,
+        each: Located,
+        answers: Answers,
+        written: Recorded | None,
+        damaged: tuple[UUID, ...],
+        moved: tuple[UUID, ...],
+    ) -> Finding | None:
         counts = self.counts
         counts.add(answers)
         found = self._compare(each, answers)
@@ -141,19 +197,21 @@ class _Check:
             and not each.dead
             and not (found.gone and not missing and self.selection.everything)
         )
-        if not (missing or unlogged or few):
+        if not (missing or unlogged or few or damaged):
             return None
         if few:
             counts.few += 1
             counts.lost += not found.copies
             counts.mendable += found.copies > 0 and any(answer is False for answer in answers.values())
-        recorded = written is not None and found.agrees
+        recorded = self.log is not None and found.agrees and bool(written or damaged)
         counts.recorded += recorded
         return Finding(
             each.key,
             each.file,
             tuple(sorted(missing)),
             tuple(sorted(unlogged)),
+            damaged,
+            moved,
             found.copies,
             few,
             recorded,
@@ -171,6 +229,8 @@ class _Check:
                 counts.missing[node.uuid],
                 counts.unlogged[node.uuid],
                 counts.unknown[node.uuid],
+                self.damaged[node.uuid],
+                self.contents.unread[node.uuid] if self.contents else 0,
                 errors.get(node.uuid) if counts.unknown[node.uuid] else None,
             )
             for node in self.view.living
@@ -185,6 +245,10 @@ class _Check:
             few=counts.few,
             gone=counts.gone,
             recorded=counts.recorded,
+            content=self.contents is not None,
+            read=self.contents.copies if self.contents else 0,
+            read_size=self.contents.size if self.contents else 0,
+            unverifiable=self.contents.unverifiable if self.contents else 0,
             nodes=nodes,
             seconds=seconds,
             problems=problems,
@@ -197,6 +261,21 @@ class _Check:
         for node in nodes:
             if node.unknown:
                 problems.append(unreachable(node.uuid, node.title, node.error, name))
+            if node.unread:
+                error = self.contents.errors.get(node.uuid) if self.contents else None
+                problems.append(unreachable(node.uuid, node.title, error, name))
+            if left := node.damaged - self.moved[node.uuid]:
+                problems.append(
+                    Problem(
+                        "damaged",
+                        f"{node.title} has {many(left, 'damaged copy', 'damaged copies')}"
+                        + (", recorded as missing" if self.log is not None else ""),
+                        "Have them moved aside, where the node is a directory of this machine, then bring whole ones. "
+                        "On another machine git annex fsck, run in that repository, moves them aside:",
+                        (f"{again} --content --move-aside", f"cluster-remote repair {name}"),
+                        node=node.uuid,
+                    )
+                )
             if node.missing and self.log is None:
                 problems.append(
                     Problem(
@@ -265,28 +344,37 @@ def _words(selection: Selection) -> str:
 async def check(
     view: View,
     selection: Selection,
+    options: Options,
     *,
-    fix: bool,
-    jobs: int,
     tell: Callable[[Finding], None],
     advance: Advance,
+    read: Read = lambda _node, _words: None,
 ) -> Check:
-    """Asks every node about every key. `tell` is given each finding at once; the outcome has none of them.
+    """Ask every node about every key. `tell` is given each finding at once; the outcome has none of them.
 
     Raises BadSettings, AnnexError; errors that come up on the way leave this as a group.
     """
     repository = comparable(view)
     needed = await numcopies(repository)
     started = time.monotonic()
+    jobs = options.jobs
+    verified = Verified(repository, view.uuid, resume=options.resume) if options.content else None
     async with AsyncExitStack() as stack:
         batches = await stack.enter_async_context(located(repository, selection))
         nodes = await stack.enter_async_context(asked(view.living, jobs, advance))
         reader = await stack.enter_async_context(LocationReader(repository))
-        log = await stack.enter_async_context(LocationLog(repository)) if fix else None
+        log = await stack.enter_async_context(LocationLog(repository)) if options.fix else None
+        contents: Reader | None = None
+        if verified is not None:
+            stack.callback(verified.close)
+            contents = Reader(view.living, jobs, verified, read)
+            stack.push_async_callback(contents.aclose)
         complete = await stack.enter_async_context(pipelined(batches, nodes, 2 * jobs + 1))
-        work = _Check(view, selection, nodes, reader, log, needed)
+        work = _Check(view, selection, nodes, reader, log, needed, options, contents)
         async for batch in complete:
             for finding in await work.examine(batch):
                 tell(finding)
+    if verified is not None:
+        verified.finish()
     seconds = time.monotonic() - started
     return work.conclude(seconds, await unverified(view))

@@ -27,6 +27,8 @@ class Finding:
     file: Annotated[str | None, "a file that has this content, where files were asked about"]
     missing: Annotated[tuple[UUID, ...], "nodes that do not have it although the location log says so"]
     unlogged: Annotated[tuple[UUID, ...], "nodes that have it although the location log does not say so"]
+    damaged: Annotated[tuple[UUID, ...], "nodes whose copy has not the checksum of the key; with --content"]
+    moved: Annotated[tuple[UUID, ...], "those of them that have moved it aside"]
     copies: Annotated[int, "how many there are: what nodes answered, and for all others what the location log says"]
     few: Annotated[bool, "whether that is less than numcopies"]
     recorded: Annotated[bool, "whether the location log says now what is true"]
@@ -43,6 +45,8 @@ class NodeCount:
     missing: Annotated[int, "keys that it does not have although the location log says so"]
     unlogged: Annotated[int, "keys that it has although the location log does not say so"]
     unknown: Annotated[int, "keys about which it gave no answer"]
+    damaged: Annotated[int, "keys of which it has a damaged copy"]
+    unread: Annotated[int, "keys whose copy could not be read"]
     error: Annotated[str | None, "why it gave none; the first reason"]
 
     @property
@@ -63,6 +67,10 @@ class Check:
     few: Annotated[int, "keys with fewer copies than that"]
     gone: Annotated[int, "keys that nobody has, and nobody is said to have: dropped everywhere, or never stored"]
     recorded: Annotated[int, "keys whose locations were put right in the location log"]
+    content: Annotated[bool, "whether what the nodes have was read"]
+    read: Annotated[int, "copies that were read"]
+    read_size: Annotated[int, "bytes of these"]
+    unverifiable: Annotated[int, "copies whose keys have no checksum"]
     nodes: tuple[NodeCount, ...]
     seconds: Annotated[float, "how long it took"]
     problems: tuple[Problem, ...]

@@ -58,6 +58,15 @@ def lose(node: Repository, key: str) -> None:
     remove_tree(path.parent)
 
 
+def spoil(node: Repository, key: str, content: bytes) -> None:
+    """Replaces what a node has of a key, behind everybody's back."""
+    path = node.object_path(key)
+    assert path is not None
+    path.parent.chmod(0o700)
+    path.chmod(0o600)
+    path.write_bytes(content)
+
+
 @contextmanager
 def away(node: Repository) -> Iterator[None]:
     """A node whose directory is not where it was, as long as the context is open."""

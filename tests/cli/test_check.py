@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.cli.ailing import away, empty, lose, on_a_terminal, stock, store
+from tests.cli.ailing import away, empty, lose, on_a_terminal, spoil, stock, store
 from tests.cli.command import cluster_remote, told
 from tests.remote.sites import Site, initremote, make_site
 from tests.support.environment import Environment
@@ -353,3 +353,55 @@ def test_a_repository_that_knows_no_node_is_told_to_fetch(environment: Environme
     repository = make_repository(environment, environment.directory / "alone", "alone")
     done = cluster_remote(repository, "check", "mycl", code=2)
     assert "there is none yet" in done.err
+
+
+@pytest.mark.parametrize("serverless", [True, False])
+def test_damaged_copies_are_found_by_reading_them_recorded_with_fix_and_moved_aside_when_asked(
+    own_site: Site, serverless: bool
+) -> None:
+    keys = store(own_site, ["one", "two"])
+    where, name = own_site.client, "mycl"
+    if serverless:
+        where, name = own_site.cluster.gateway, "own"
+        initremote(where, name, sameas=own_site.cluster.uuid)
+        where.annex("merge", "--quiet")
+    worm = where.add("worm", b"worm", backend="WORM")
+    where.annex("copy", "--quiet", "--to", name, "worm")
+    first = own_site.cluster.nodes[0]
+    spoil(first, keys["one"], b"the content of oNe\n")
+    selection = ("--key", keys["one"], "--key", keys["two"], "--key", worm)
+    assert told(where, "check", name, *selection, code=None)["keys"] == 3
+    said = told(where, "check", name, *selection, "--content", code=1)
+    assert {each["key"]: each["damaged"] for each in said["findings"] if each["damaged"]} == {keys["one"]: [first.uuid]}
+    assert (said["read"], said["unverifiable"]) == (6, 3)
+    assert first.uuid in where.locations(keys["one"])
+    fixed = told(where, "check", name, *selection, "--content", "--fix", code=1)
+    assert ("damaged", first.uuid) in [(problem["kind"], problem["node"]) for problem in fixed["problems"]]
+    assert first.uuid not in where.locations(keys["one"])
+    assert first.has_object(keys["one"])
+    # Without a look into it, the node has it.
+    told(where, "check", name, *selection, "--fix", code=None)
+    moved = told(where, "check", name, *selection, "--content", "--fix", "--move-aside", code=None)
+    assert [each["moved"] for each in moved["findings"] if each["damaged"]] == [[first.uuid]]
+    assert not first.has_object(keys["one"])
+    assert (first.path / ".git/annex/bad" / keys["one"]).exists()
+    assert told(where, "repair", name, "--key", keys["one"])["well"]
+    assert first.object_bytes(keys["one"]) == b"the content of one\n"
+
+
+def test_a_content_check_that_was_interrupted_goes_on(own_site: Site) -> None:
+    client = own_site.client
+    keys = store(own_site, ["one", "two"])
+    verified = client.path / ".git/cluster-remote/verified" / own_site.cluster.uuid
+    verified.parent.mkdir(parents=True)
+    verified.write_text(f"{own_site.cluster.nodes[0].uuid} {keys['one']}\n")
+    assert told(client, "check", "mycl", "--content", "--continue")["read"] == 5
+    assert not verified.exists()
+    assert told(client, "check", "mycl", "--content")["read"] == 6
+
+
+def test_the_only_cluster_need_not_be_named(in_order: Site) -> None:
+    assert told(in_order.client, "check")["keys"] == 4
+    assert told(in_order.client, "check", "one", "below")["keys"] == 3
+    assert told(in_order.client, "repair", "one", "--dry-run")["keys"] == 1
+    assert "not a cluster remote" in cluster_remote(in_order.client, "check", "nowhere", code=2).err

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.cli.ailing import away, carry_out, empty, lose, stock, store, unverified
+from tests.cli.ailing import away, carry_out, empty, lose, spoil, stock, store, unverified
 from tests.cli.command import cluster_remote, told
 from tests.remote.sites import Site, initremote
 from tests.support.repositories import DESCRIPTIONS, Repository
@@ -98,7 +98,7 @@ def test_a_dry_run_tells_and_does_nothing(own_site: Site) -> None:
     assert brought(said) == {keys["one"]: ("here", [first.uuid], [])}
     assert said["recorded"] == 0
     done = cluster_remote(own_site.client, "repair", "mycl", "one", "-n", code=1)
-    assert f"one: would go from here to {DESCRIPTIONS[0]}" in done.out
+    assert f"one: 19 B would go from here to {DESCRIPTIONS[0]}" in done.out
     assert "Nothing has been done" in done.out
     assert own_site.cluster.holders(keys["one"]) == [False, True, True]
     assert own_site.present(keys["one"]) == own_site.nodes - {second.uuid}
@@ -255,15 +255,6 @@ def test_without_a_server_content_goes_from_node_to_node_through_here(own_site: 
     assert brought(said) == {key: ("nodes", sorted([first.uuid, second.uuid]), sorted([first.uuid, second.uuid]))}
     assert [node.object_bytes(key) for node in (first, second, third)] == [b"from node to node"] * 3
     assert not gateway.has_object(key)
-
-
-def spoil(node: Repository, key: str, content: bytes) -> None:
-    """Replaces what a node has of a key, behind everybody's back."""
-    path = node.object_path(key)
-    assert path is not None
-    path.parent.chmod(0o700)
-    path.chmod(0o600)
-    path.write_bytes(content)
 
 
 @pytest.mark.parametrize("serverless", [True, False])

@@ -14,6 +14,7 @@ from cluster_remote.annex.repository import Repository
 from cluster_remote.cluster.node import Node
 from cluster_remote.diagnosis.checking import check, numcopies
 from cluster_remote.diagnosis.comparison import Check, Finding
+from cluster_remote.diagnosis.content import Options
 from cluster_remote.p2p.errors import SessionError
 from cluster_remote.p2p.key import UUID, Key
 from cluster_remote.p2p.session import Session
@@ -63,8 +64,7 @@ async def checked(repository: Repository, place: Place, *, fix: bool = True) -> 
     outcome = await check(
         view,
         Selection(keys=(KEY,)),
-        fix=fix,
-        jobs=1,
+        Options(fix=fix, jobs=1),
         tell=findings.append,
         advance=lambda _node, _count, _answers: None,
     )

@@ -1,0 +1,111 @@
+"""What `check` and `repair` share: which keys are meant, progress for each node, and findings that come one by one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from cluster_remote.access.settings import BadSettings
+from cluster_remote.cli.interrupts import run
+from cluster_remote.cli.render import JsonStream, Lines
+
+if TYPE_CHECKING:
+    from cluster_remote.access.view import View
+    from cluster_remote.annex.locations import Selection
+    from cluster_remote.cluster.node import Node
+
+__all__ = ["Shown", "advanced", "as_words", "cluster_and_files", "print_json", "progress_of", "selection_of"]
+
+T = TypeVar("T")
+Item = TypeVar("Item")
+
+# Findings that are shown to people; --json has all of them.
+_SHOWN = 50
+
+
+@dataclass
+class Shown(Generic[Item]):
+    """The first findings, and how many more there are."""
+
+    first: list[Item] = field(default_factory=list)
+    hidden: int = 0
+
+    def keep(self, item: Item) -> None:
+        if len(self.first) < _SHOWN:
+            self.first.append(item)
+        else:
+            self.hidden += 1
+
+
+def as_words(work: Callable[[bool, Callable[[Any], None]], Coroutine[Any, Any, T]], shown: Shown[Any]) -> T:
+    """Run `work`, with progress; what it finds is kept in `shown`."""
+    return run(work, True, shown.keep)
+
+
+def print_json(work: Callable[[bool, Callable[[Any], None]], Coroutine[Any, Any, T]], items: str) -> T:
+    """Run `work` and print its outcome as JSON; what it finds is written into the field `items` at once."""
+    stream = JsonStream()
+    with stream.items(items) as add:
+        outcome = run(work, False, add)
+    for each in fields(outcome):  # type: ignore[arg-type]
+        if each.name != items:
+            stream.field(each.name, getattr(outcome, each.name))
+    stream.close()
+    return outcome
+
+
+def cluster_and_files(target: str, files: Sequence[str]) -> tuple[str, list[str]]:
+    """Return the cluster remote and the files that are meant: a repository's only cluster need not be named.
+
+    Raises BadSettings, NotARepository, NotInitialised.
+    """
+    from cluster_remote.access.configuration import our_remotes
+    from cluster_remote.annex.repository import Repository
+
+    repository = Repository.here()
+    _ = repository.uuid
+    config = repository.config()
+    names = our_remotes(config)
+    if target in names or (target and not os.path.lexists(target)):
+        return target, list(files)
+    clusters = [name for name in names if (config.remote(name, "annex-uuid") or "").startswith("ac")]
+    found = clusters or names
+    if not found:
+        raise BadSettings("there is none yet: this repository has no cluster remote (cluster-remote setup makes one)")
+    if len(found) > 1:
+        raise BadSettings(f"this repository has several cluster remotes; name one of them: {', '.join(found)}")
+    return found[0], [target, *files] if target else list(files)
+
+
+def selection_of(files: Sequence[str], keys: Sequence[str], everything: bool) -> Selection:
+    """Return what a command line selects. Raises BadSettings."""
+    from cluster_remote.annex.locations import Selection
+    from cluster_remote.p2p.key import Key
+
+    if everything and (files or keys):
+        raise BadSettings("--all is about every key; leave out the files and --key, or leave out --all")
+    try:
+        return Selection(everything, tuple(map(Key.parse, keys)), tuple(files))
+    except ValueError as error:
+        raise BadSettings(f"--key: {error}") from None
+
+
+async def progress_of(view: View, selection: Selection, lines: Lines) -> None:
+    """Begin a line for each node that is going to be asked about a selection."""
+    from cluster_remote.annex.locations import estimate
+
+    total = None
+    if lines.shown and view.repository is not None:
+        total = await estimate(view.repository, selection)
+    for node in view.living:
+        lines.begin(str(node), total)
+
+
+def advanced(lines: Lines, node: Node, count: int, answers: bool) -> None:
+    """Show how far a node is."""
+    if answers:
+        lines.advance(str(node), count)
+    else:
+        lines.gone(str(node))

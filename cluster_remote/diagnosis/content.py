@@ -1,0 +1,148 @@
+"""Reading what the nodes have, and comparing it with the checksums of its keys."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import anyio
+
+from cluster_remote.annex.repository import Repository, foreign_environment
+from cluster_remote.cluster.node import Node
+from cluster_remote.p2p.checksum import Checksum
+from cluster_remote.p2p.errors import SessionError
+from cluster_remote.p2p.key import UUID, AssociatedFile, Key, encode
+from cluster_remote.p2p.session import Session
+from cluster_remote.p2p.text import printable
+
+__all__ = ["Options", "Read", "Reader", "Verified", "move_aside"]
+
+# Seconds for git-annex to compare one content in its own repository, and to move it aside.
+_FSCK = 3600.0
+
+Read: TypeAlias = Callable[[Node, str], None]
+"""Told in words what a node is doing."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a check is to do besides asking."""
+
+    fix: bool = False
+    content: bool = False
+    resume: bool = False
+    move_aside: bool = False
+    jobs: int = 2
+
+
+class Verified:
+    """The copies that were read and found to be right, in a file, so that an interrupted check can go on."""
+
+    def __init__(self, repository: Repository, cluster: UUID, *, resume: bool) -> None:
+        self._path = repository.common_dir / "cluster-remote" / "verified" / cluster.text
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._known: set[bytes] = set()
+        if resume and self._path.exists():
+            self._known = set(self._path.read_bytes().split(b"\n"))
+        self._file = self._path.open("ab" if resume else "wb", buffering=0)
+
+    def __contains__(self, copy: tuple[UUID, Key]) -> bool:
+        return self._line(*copy) in self._known
+
+    def add(self, node: UUID, key: Key) -> None:
+        """Remember a copy, at once."""
+        self._file.write(self._line(node, key) + b"\n")
+
+    @staticmethod
+    def _line(node: UUID, key: Key) -> bytes:
+        return encode(node.text) + b" " + bytes(key)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def finish(self) -> None:
+        """Forget all of it: the next check reads everything again."""
+        self._path.unlink(missing_ok=True)
+
+
+class Reader:
+    """Reads copies on several nodes at once, with up to `jobs` sessions each. Close it in the end."""
+
+    def __init__(self, nodes: Sequence[Node], jobs: int, verified: Verified, tell: Read) -> None:
+        self._nodes = {node.uuid: node for node in nodes}
+        self._jobs = jobs
+        self._verified = verified
+        self._tell = tell
+        self._sessions: dict[tuple[UUID, int], Session] = {}
+        self.copies = self.size = self.unverifiable = 0
+        self.unread: Counter[UUID] = Counter()
+        self.errors: dict[UUID, str] = {}
+
+    async def aclose(self) -> None:
+        for session in self._sessions.values():
+            await session.aclose()
+
+    async def damaged(self, copies: Mapping[UUID, Sequence[Key]]) -> set[tuple[UUID, Key]]:
+        """Return the damaged ones among the copies of some nodes. What cannot be read is counted as `unread`."""
+        found: set[tuple[UUID, Key]] = set()
+        async with anyio.create_task_group() as tasks:
+            for uuid, keys in copies.items():
+                left = [key for key in keys if (uuid, key) not in self._verified]
+                for job in range(min(self._jobs, len(left))):
+                    tasks.start_soon(self._work, uuid, job, left, found)
+        return found
+
+    async def _work(self, uuid: UUID, job: int, left: list[Key], found: set[tuple[UUID, Key]]) -> None:
+        while left:
+            key = left.pop()
+            if Checksum.of(key) is None:
+                self.unverifiable += 1
+                continue
+            if (uuid, job) not in self._sessions:
+                self._sessions[uuid, job] = self._nodes[uuid].session()
+            try:
+                right = await self._is_right(self._sessions[uuid, job], key)
+            except SessionError as failure:
+                self.unread[uuid] += 1
+                self.errors.setdefault(uuid, printable(str(failure)))
+                continue
+            self.copies += 1
+            if right:
+                self._verified.add(uuid, key)
+            else:
+                found.add((uuid, key))
+            self._tell(self._nodes[uuid], f"{self.copies:,} copies read")
+
+    async def _is_right(self, session: Session, key: Key) -> bool:
+        checksum = Checksum.of(key)
+        assert checksum is not None
+        async with AsyncExitStack() as stack:
+            download = await stack.enter_async_context(session.download(key, AssociatedFile(), 0))
+            length = download.length
+            async for chunk in download.chunks():
+                self.size += len(chunk)
+                checksum.update(chunk)
+            vouched = await download.valid()
+        # A content that has gone meanwhile looks like an empty one that nobody vouches for.
+        if not length and not vouched and not await session.check_present(key):
+            return True
+        return checksum.matches()
+
+
+async def move_aside(place: Path, keys: Collection[Key]) -> None:
+    """Have git-annex compare contents in the repository at `place`: it moves damaged ones to .git/annex/bad.
+
+    That is the way which honours its locks, and has that repository record that it does not have them any more.
+    """
+    for key in keys:
+        with anyio.move_on_after(_FSCK):
+            # Its exit code says that something was damaged, which is known.
+            await anyio.run_process(
+                ["git", "-C", str(place), "annex", "fsck", "--quiet", f"--key={key}"],
+                check=False,
+                env=foreign_environment(),
+            )
