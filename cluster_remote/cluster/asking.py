@@ -11,7 +11,15 @@ import anyio
 
 from cluster_remote.cluster.node import Node
 from cluster_remote.cluster.reachability import Reachability
-from cluster_remote.p2p.errors import Refused, SessionError, SourceError, TimedOut, Unreachable
+from cluster_remote.p2p.errors import (
+    ConnectionLost,
+    ProtocolError,
+    Refused,
+    SessionError,
+    SourceError,
+    TimedOut,
+    Unreachable,
+)
 from cluster_remote.p2p.session import Session
 
 __all__ = ["NodeSessions", "Observed", "within"]
@@ -83,17 +91,25 @@ class NodeSessions:
         except SourceError:
             # That says nothing of the node.
             raise
-        except Refused:
+        except Unreachable as error:
+            self._away(node, observed, error)
+            raise
+        except (Refused, ProtocolError, ConnectionLost):
+            # It let us in and then could not deal with this key; the others are none the worse for that. If it is
+            # gone, the next connection will show it.
             self._reachability.answered(node.name)
             raise
         except SessionError as error:
             if observed.has_moved:
                 self.broke_off(node, error)
             else:
-                self._reachability.failed(node.name, self._reachability.clock() - observed.began, str(error))
+                self._away(node, observed, error)
             raise
         else:
             self._reachability.answered(node.name)
+
+    def _away(self, node: Node, observed: Observed, error: SessionError) -> None:
+        self._reachability.failed(node.name, self._reachability.clock() - observed.began, str(error))
 
     def broke_off(self, node: Node, error: SessionError) -> None:
         """A node failed that had begun to do what it was asked."""

@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager
 
 import anyio
 
-from cluster_remote.p2p.errors import SourceError
+from cluster_remote.p2p.errors import BeyondTheEnd, SourceError
 from cluster_remote.p2p.session import Progress, Source, SourceReading
 from cluster_remote.p2p.stream import LARGE_CHUNK
 
@@ -111,7 +111,7 @@ class Share(Source):
 
     def _skip_to(self, offset: int) -> None:
         if offset > self.end:
-            raise SourceError(f"the content has {self.end} bytes, and cannot be read from {offset}")
+            raise BeyondTheEnd(f"the content has {self.end} bytes, and cannot be read from {offset}")
         while self._waiting and self.offset < offset:
             part = self._waiting.popleft()
             kept = part[wanted(self.offset, len(part), offset)]

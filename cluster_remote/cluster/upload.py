@@ -16,7 +16,7 @@ from anyio.abc import TaskGroup
 from cluster_remote.cluster.fanout import Share, SlowestProgress, distribute
 from cluster_remote.cluster.node import Node
 from cluster_remote.cluster.routing import UploadAnswer
-from cluster_remote.p2p.errors import ProtocolError, SessionError, SourceError
+from cluster_remote.p2p.errors import Refused, SessionError, SourceError
 from cluster_remote.p2p.session import Present, Progress, Source, Stored, Upload
 
 __all__ = ["Attempt", "ClusterUpload", "Offer", "StoreOne", "store_everywhere", "task_group"]
@@ -63,6 +63,7 @@ class Attempt:
         self._begin = anyio.Event()
         self._scope = anyio.CancelScope()
         self._source: Source | None = None
+        self._looking = False
         self._progress: Progress | None = None
 
     async def run(self, offer: Offer, settled: Settled) -> None:
@@ -77,6 +78,9 @@ class Attempt:
                     self.offset = offered.offset
                     self.offered.set()
                     await self._begin.wait()
+                    if self._looking:
+                        self.answer = await offered.look()
+                        return
                     assert self._source is not None
                     self.answer = await offered.send(self._source, self._progress)
         except SessionError as error:
@@ -93,6 +97,11 @@ class Attempt:
         """Lets the node have the content. To be called once, if it wants it."""
         self._source = source
         self._progress = progress
+        self._begin.set()
+
+    def look(self) -> None:
+        """Have the node look whether it has the content already. To be called once, in place of `send`."""
+        self._looking = True
         self._begin.set()
 
     def give_up(self, reason: SessionError) -> None:
@@ -133,6 +142,14 @@ class ClusterUpload(Upload):
             raise SessionError(f"{self._failing}: {'; '.join(outcome.reasons)}")
         return outcome
 
+    async def look(self) -> Stored:
+        """See Upload. Every node looks for itself."""
+        for attempt, _ in self._attempts:
+            attempt.look()
+        for attempt, _ in self._attempts:
+            await attempt.ended.wait()
+        return await self._conclude()
+
     async def _send_file(self, source: Source, pace: SlowestProgress) -> bool:
         async with anyio.create_task_group() as tasks:
 
@@ -169,7 +186,7 @@ class ClusterUpload(Upload):
                 for attempt, offset in self._attempts:
                     if offset > end:
                         attempt.give_up(
-                            ProtocolError(f"it says that it has {offset} bytes of a content that has {end} bytes")
+                            Refused(f"it says that it has {offset} bytes of a content that has {end} bytes")
                         )
                         pace.drop(attempt.node.name)
                         continue

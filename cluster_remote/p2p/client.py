@@ -12,12 +12,16 @@ import anyio
 from cluster_remote.p2p import MAX_VERSION
 from cluster_remote.p2p.errors import (
     AuthenticationFailed,
+    BeyondTheEnd,
     ConnectionLost,
+    NotReached,
+    NotTheProtocol,
     ProtocolError,
     Refused,
     SessionError,
     SourceError,
     TimedOut,
+    Unreachable,
     WrongRepository,
 )
 from cluster_remote.p2p.key import UUID, AssociatedFile, Key
@@ -30,6 +34,7 @@ from cluster_remote.p2p.messages import (
     Bypass,
     CheckPresent,
     Data,
+    DataPresent,
     Error,
     Failure,
     FailurePlus,
@@ -160,6 +165,10 @@ class StreamSession(Session):
             with anyio.CancelScope(shield=True):
                 await stream.connection.aclose(grace)
 
+    async def _reconnect(self) -> MessageStream:
+        await self._close(_SHORT_GRACE)
+        return await self._connect()
+
     async def _connect(self) -> MessageStream:
         try:
             with anyio.fail_after(self.timeout):
@@ -173,6 +182,13 @@ class StreamSession(Session):
             with anyio.CancelScope(shield=True):
                 words = await _last_words(stream, error)
                 await connection.aclose(_SHORT_GRACE)
+            match error:
+                case Unreachable():
+                    raise type(error)(f"{error}{words}") from None
+                case ConnectionLost():
+                    raise NotReached(f"{error}{words}") from None
+                case ProtocolError():
+                    raise NotTheProtocol(f"{error}{words}") from None
             if words:
                 raise type(error)(f"{error}{words}") from None
             raise
@@ -300,9 +316,11 @@ class StreamSession(Session):
                 answer = await exchange.ask(Put(file, key), patience=reading_time(key.size))
                 if isinstance(answer, PutFrom) and answer.offset > 0 and key.is_encrypted:
                     await exchange.start_over(key)
-                    answer = await exchange.ask(Put(file, key))
-                    if isinstance(answer, PutFrom) and answer.offset > 0:
-                        raise ProtocolError("it keeps a part of the content that it was told to remove")
+                    answer = await exchange.put_anew(file, key)
+                size = key.content_size
+                if isinstance(answer, PutFrom) and size is not None and answer.offset > size:
+                    await exchange.end_overlong()
+                    answer = await exchange.put_anew(file, key)
                 match answer:
                     case AlreadyHave():
                         exchange.settled = True
@@ -311,11 +329,9 @@ class StreamSession(Session):
                         exchange.settled = True
                         offer = Present(uuids)
                     case PutFrom(offset):
-                        if key.content_size is not None and offset > key.content_size:
-                            raise ProtocolError(f"PUT-FROM {offset} is beyond the content's {key.content_size} bytes")
                         # Until the content has been sent the peer waits for DATA, and can only be told by hanging up
                         # that none will come.
-                        offer = _StreamUpload(exchange, key, offset)
+                        offer = _StreamUpload(exchange, key, file, offset)
                     case other:
                         raise _unexpected(other, "PUT-FROM or ALREADY-HAVE")
             yield offer
@@ -414,6 +430,28 @@ class _Exchange:
                 case other:
                     raise _unexpected(other, "SUCCESS or FAILURE")
 
+    async def end_overlong(self) -> None:
+        """Make the peer throw away a part of the content that is longer than the whole.
+
+        Sending nothing more, as git-annex does, ends that upload: the peer finds that the content has the wrong size.
+        Raises ProtocolError where it takes that for the content.
+        """
+        finished: list[Message] = [Data(0)] if self.session.version == 0 else [Data(0), Valid()]
+        with anyio.CancelScope(shield=True):
+            await self.stream.send(*finished)
+            match await self.stream.receive():
+                case Failure() | FailurePlus() | Error():
+                    return
+                case other:
+                    raise ProtocolError(f"it has more than the whole content, and says {describe(other)[:100]} to that")
+
+    async def put_anew(self, file: AssociatedFile, key: Key) -> Message:
+        """Offer the content once more, when the peer has been made to forget what it had. Raises ProtocolError."""
+        answer = await self.ask(Put(file, key))
+        if isinstance(answer, PutFrom) and answer.offset > 0:
+            raise ProtocolError(f"it keeps {answer.offset} bytes of the content that it was to throw away")
+        return answer
+
     async def ask_all(self, keys: Sequence[Key]) -> list[bool | Refused]:
         """Asks about one key after the other, ahead of the answers."""
         answers: list[bool | Refused] = []
@@ -446,6 +484,23 @@ class _Exchange:
                 return isinstance(answer, Success)
             case other:
                 raise _unexpected(other, "SUCCESS or FAILURE")
+
+    def stored(self, answer: Message, doubt: tuple[str, ...] = ()) -> Stored:
+        """What a peer says of an upload, with what is to be said besides. Raises ProtocolError."""
+        where = self.session.name
+        match answer:
+            case Success():
+                outcome = Stored(True, reasons=doubt)
+            case SuccessPlus(uuids):
+                outcome = Stored(True, uuids, doubt)
+            case Failure():
+                outcome = Stored(False, reasons=(*doubt, f"{where} did not store it"))
+            case FailurePlus(uuids):
+                outcome = Stored(False, uuids, (*doubt, f"{where} did not store it"))
+            case other:
+                raise _unexpected(other, "SUCCESS or FAILURE")
+        self.settled = True
+        return outcome
 
     async def unlock(self) -> None:
         with anyio.CancelScope(shield=True):
@@ -486,10 +541,11 @@ def _ahead(keys: Sequence[Key]) -> Iterator[list[CheckPresent]]:
 
 
 class _StreamUpload(Upload):
-    def __init__(self, exchange: _Exchange, key: Key, offset: int) -> None:
+    def __init__(self, exchange: _Exchange, key: Key, file: AssociatedFile, offset: int) -> None:
         self.offset = offset
         self._exchange = exchange
         self._key = key
+        self._file = file
         self._begun = False
 
     async def send(self, source: Source, progress: Progress | None = None) -> Stored:
@@ -497,7 +553,40 @@ class _StreamUpload(Upload):
             raise RuntimeError("the content can be sent only once")
         self._begun = True
         async with self._exchange.named():
-            return await self._send(source, progress)
+            try:
+                return await self._send(source, progress)
+            except BeyondTheEnd as error:
+                if not source.repeatable:
+                    raise Refused(str(error)) from None
+            # The key does not say its size, so only now does it show that the peer has too much.
+            await self._exchange.start_over(self._key)
+            match await self._exchange.put_anew(self._file, self._key):
+                case PutFrom(offset):
+                    self.offset = offset
+                    return await self._send(source, progress)
+                case AlreadyHave():
+                    self._exchange.settled = True
+                    return Stored(True)
+                case AlreadyHavePlus(uuids):
+                    self._exchange.settled = True
+                    return Stored(True, uuids)
+                case other:
+                    raise _unexpected(other, "PUT-FROM or ALREADY-HAVE")
+
+    async def look(self) -> Stored:
+        if self._begun:
+            raise RuntimeError("the content has been sent")
+        self._begun = True
+        exchange = self._exchange
+        async with exchange.named():
+            version = exchange.session.version
+            assert version is not None
+            if version >= since(DataPresent):
+                return exchange.stored(await exchange.ask(DataPresent(), patience_for(self._key.content_size)))
+            # An older peer waits for the content; it can only be asked on a new connection.
+            exchange.stream = await exchange.session._reconnect()
+            present = exchange.yes_or_no(await exchange.ask(CheckPresent(self._key)))
+            return Stored(present, reasons=() if present else (f"{exchange.session.name} does not have it",))
 
     async def _send(self, source: Source, progress: Progress | None) -> Stored:
         exchange = self._exchange
@@ -522,21 +611,7 @@ class _StreamUpload(Upload):
                 "waiting to hear whether it was stored", patience_for(self.offset + reading.length)
             )
         )
-        where = exchange.session.name
-        doubt = () if valid else ("the content changed while it was sent",)
-        match answer:
-            case Success():
-                outcome = Stored(True, reasons=doubt)
-            case SuccessPlus(uuids):
-                outcome = Stored(True, uuids, doubt)
-            case Failure():
-                outcome = Stored(False, reasons=(*doubt, f"{where} did not store it"))
-            case FailurePlus(uuids):
-                outcome = Stored(False, uuids, (*doubt, f"{where} did not store it"))
-            case other:
-                raise _unexpected(other, "SUCCESS or FAILURE")
-        exchange.settled = True
-        return outcome
+        return exchange.stored(answer, () if valid else ("the content changed while it was sent",))
 
 
 class _Counting(SourceReading):

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 __all__ = [
     "AuthenticationFailed",
+    "BeyondTheEnd",
     "ConnectionLost",
+    "NotReached",
+    "NotTheProtocol",
     "ProtocolError",
     "Refused",
     "SessionError",
@@ -39,6 +42,14 @@ class ProtocolError(SessionError):
     """The peer sent something that the protocol does not allow here."""
 
 
+class NotReached(Unreachable, ConnectionLost):
+    """The connection broke before the peer had let us in."""
+
+
+class NotTheProtocol(Unreachable, ProtocolError):
+    """What answers at that address does not speak the protocol."""
+
+
 class AuthenticationFailed(Unreachable):
     """The peer did not accept the token."""
 
@@ -53,3 +64,7 @@ class Refused(SessionError):
 
 class SourceError(SessionError):
     """The content to be uploaded could not be read to its end, or changed while it was read."""
+
+
+class BeyondTheEnd(SourceError):
+    """The content ends before the byte from which the peer wants it: the peer has too much of it."""

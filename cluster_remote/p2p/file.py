@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 
 import anyio.to_thread
 
-from cluster_remote.p2p.errors import ProtocolError, SourceError
+from cluster_remote.p2p.errors import BeyondTheEnd, SourceError
 from cluster_remote.p2p.session import FilePart, Source, SourceReading
 from cluster_remote.p2p.stream import CHUNK
 
@@ -48,7 +48,7 @@ class _FileReading(SourceReading):
         self._offset = offset
         self.length = self._before.st_size - offset
         if self.length < 0:
-            raise ProtocolError(
+            raise BeyondTheEnd(
                 f"{os.fsdecode(path)!r} has {self._before.st_size} bytes; the peer says it has {offset} already"
             )
 

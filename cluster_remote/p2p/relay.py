@@ -11,7 +11,7 @@ import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from cluster_remote.p2p.errors import ConnectionLost, ProtocolError, SessionError, SourceError, TimedOut
+from cluster_remote.p2p.errors import BeyondTheEnd, ConnectionLost, ProtocolError, SessionError, SourceError, TimedOut
 from cluster_remote.p2p.messages import Error, Invalid, Message, Valid
 from cluster_remote.p2p.session import Download, Source, SourceReading
 from cluster_remote.p2p.stream import MessageStream
@@ -145,7 +145,7 @@ class ClientSource(Source):
         if skipped < 0:
             raise SourceError(f"the client sends the content from {self._offset} bytes on, not from {offset}")
         if skipped > self._left:
-            raise SourceError(f"the content has {self._offset + self._left} bytes; {offset} are there already")
+            raise BeyondTheEnd(f"the content has {self._offset + self._left} bytes; {offset} are there already")
         await self._forget(skipped)
         yield _ClientReading(self, self._left)
 

@@ -339,8 +339,7 @@ class _Server:
                     outcome = offer
                 else:
                     source = await self._offered(offer)
-                    if source is not None:
-                        outcome = await offer.send(source)
+                    outcome = await (offer.look() if source is None else offer.send(source))
         except SourceError as error:
             # Most of these are the client's doing; those that ended the conversation come out again below.
             outcome = Stored(False, reasons=(str(error),))
@@ -363,14 +362,12 @@ class _Server:
                 await self._client.send(Failure())
 
     async def _offered(self, offer: Upload) -> ClientSource | None:
-        """Asks the client for the content. None where it says that it is there already, which is not known here."""
+        """Asks the client for the content. None where it says that the nodes have it already."""
         await self._client.send(PutFrom(offer.offset))
         match await self._client.receive("waiting for the content"):
             case Data(length):
                 return ClientSource(self._client, offer.offset, length)
             case DataPresent():
-                # Nobody but the nodes could tell, and there is no question to ask them by. FAILURE makes the client
-                # send the content itself, which is what git-annex's own proxy does.
                 return None
             case other:
                 raise ClientMisbehaved(f"{describe(other)[:100]} in place of DATA")

@@ -127,6 +127,13 @@ class Upload(ABC):
         Raises SessionError when the outcome is unknown; SourceError when the source failed.
         """
 
+    @abstractmethod
+    async def look(self) -> Stored:
+        """Ask the peer whether the content has reached it some other way. To be called once, in place of `send`.
+
+        Raises SessionError when the outcome is unknown.
+        """
+
 
 def write_at(descriptor: int, data: bytes | memoryview, position: int) -> None:
     """Writes all of it into a file from byte `position` on. Raises OSError."""

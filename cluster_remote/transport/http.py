@@ -529,6 +529,10 @@ class _HttpUpload(Upload):
             return Stored(True, uuids, reasons)
         return Stored(False, uuids, (*reasons, f"{session.name} did not store it"))
 
+    async def look(self) -> Stored:
+        present = await self._session.check_present(self._key)
+        return Stored(present, reasons=() if present else (f"{self._session.name} does not have it",))
+
 
 class _Body:
     """The body of an upload. It ends a byte short if the content turns out bad, and early if the source fails."""

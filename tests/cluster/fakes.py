@@ -208,6 +208,9 @@ class FakeUpload(Upload):
         self._peer.contents[self._key] = self._peer.partial.pop(self._key, b"") + received
         return Stored(True, self._peer.plus)
 
+    async def look(self) -> Stored:
+        return Stored(self._key in self._peer.contents, self._peer.plus)
+
 
 class FakeDownload(Download):
     def __init__(self, peer: Peer, key: Key, offset: int) -> None:

@@ -206,10 +206,40 @@ async def test_a_peer_that_has_all_the_bytes_already_gets_an_empty_rest() -> Non
         assert await session.check_present(KEY)
 
 
-async def test_an_offset_beyond_the_content_is_a_protocol_error() -> None:
-    async with conversation([*HELLO, request_of("PUT"), Send(b"PUT-FROM 7\n"), Stall()]) as (session, _):
-        with pytest.raises(ProtocolError, match="PUT-FROM 7 is beyond the content's 6 bytes"):
+async def test_what_a_peer_has_beyond_the_end_is_ended_and_the_content_sent_anew() -> None:
+    ended: Script = [Send(b"PUT-FROM 7\n"), Expect(b"DATA 0"), Expect(b"VALID"), Send(b"FAILURE\n")]
+    anew: Script = [request_of("PUT"), Send(b"PUT-FROM 6\n"), Stall()]
+    async with conversation([*HELLO, request_of("PUT"), *ended, *anew]) as (session, _):
+        with pytest.raises(ProtocolError, match="it keeps 6 bytes of the content"):
             await store(session)
+
+
+@pytest.mark.parametrize("answer", [b"SUCCESS\n", b"VALID\n"])
+async def test_a_peer_that_takes_more_than_the_content_for_the_content_is_not_believed(answer: bytes) -> None:
+    script: Script = [Send(b"PUT-FROM 7\n"), Expect(b"DATA 0"), Expect(b"VALID"), Send(answer)]
+    async with conversation([*HELLO, request_of("PUT"), *script], [*HELLO, *PRESENT]) as (session, _):
+        with pytest.raises(ProtocolError, match="more than the whole content"):
+            await store(session)
+        assert await session.check_present(KEY)
+
+
+@pytest.mark.parametrize(("answer", "stored"), [(b"SUCCESS\n", True), (b"FAILURE\n", False)])
+async def test_a_peer_is_asked_whether_the_content_came_some_other_way(answer: bytes, stored: bool) -> None:
+    script: Script = [request_of("PUT"), Send(b"PUT-FROM 0\n"), Expect(b"DATA-PRESENT"), Send(answer), *PRESENT]
+    async with conversation([*HELLO, *script]) as (session, _):
+        async with session.upload(KEY, NO_FILE) as offer:
+            assert isinstance(offer, Upload)
+            assert (await offer.look()).stored is stored
+        assert await session.check_present(KEY)
+
+
+async def test_an_older_peer_is_asked_for_it_on_a_new_connection() -> None:
+    first: Script = [*hello(3), request_of("PUT"), Send(b"PUT-FROM 0\n"), Stall()]
+    async with conversation(first, [*hello(3), *PRESENT, *PRESENT]) as (session, _):
+        async with session.upload(KEY, NO_FILE) as offer:
+            assert isinstance(offer, Upload)
+            assert await offer.look() == Stored(True)
+        assert await session.check_present(KEY)
 
 
 @pytest.mark.parametrize("size", [5, 7])

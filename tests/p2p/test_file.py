@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster_remote.p2p.errors import ProtocolError, SourceError
+from cluster_remote.p2p.errors import BeyondTheEnd, SourceError
 from cluster_remote.p2p.file import FileSource
 from cluster_remote.p2p.stream import CHUNK
 
@@ -101,7 +101,7 @@ async def test_what_cannot_be_read_is_an_error_of_the_source_that_names_it(
 
 
 async def test_an_offset_beyond_the_end_is_an_error_of_the_peer(tmp_path: Path) -> None:
-    with pytest.raises(ProtocolError, match="has 3 bytes; the peer says it has 4 already"):
+    with pytest.raises(BeyondTheEnd, match="has 3 bytes; the peer says it has 4 already"):
         await _read(_file(tmp_path / "f", b"abc"), 4)
 
 
@@ -135,7 +135,7 @@ async def test_every_descriptor_is_closed_whatever_happens(tmp_path: Path) -> No
     source = _file(tmp_path / "f", b"abc")
     before = count()
     await _read(source)
-    with pytest.raises(ProtocolError):
+    with pytest.raises(BeyondTheEnd):
         await _read(source, 4)
     with pytest.raises(SourceError):
         await _read(FileSource(os.fsencode(tmp_path)))

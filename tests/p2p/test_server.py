@@ -155,11 +155,16 @@ async def test_an_upload_goes_on_where_the_last_one_broke_off(node: Repository) 
     assert node.object_bytes(key_of(content)) == content
 
 
-async def test_content_that_came_another_way_is_not_believed(node: Repository) -> None:
+async def test_the_node_looks_for_content_that_came_another_way(node: Repository) -> None:
+    key = "WORM-s1--came-another-way"
     async with conversation(behind_shell(node, node.uuid)) as talk:
-        assert await talk.ask(f"PUT  {ABSENT}") == "PUT-FROM 0"
+        assert await talk.ask(f"PUT  {key}") == "PUT-FROM 0"
         assert await talk.ask("DATA-PRESENT") == "FAILURE"
-        assert await talk.ask(f"CHECKPRESENT {ABSENT}") == "FAILURE"
+        assert await talk.ask(f"CHECKPRESENT {key}") == "FAILURE"
+        assert await talk.ask(f"PUT  {key}") == "PUT-FROM 0"
+        node.set_key(key, b"x")
+        assert await talk.ask("DATA-PRESENT") == "SUCCESS"
+        assert await talk.ask(f"CHECKPRESENT {key}") == "SUCCESS"
 
 
 async def test_a_removal_keeps_to_its_time(node: Repository) -> None:
@@ -443,6 +448,9 @@ class _FailingUpload(Upload):
 
     def __init__(self, session: Failing) -> None:
         self.session = session
+
+    async def look(self) -> Stored:
+        return Stored(False)
 
     async def send(self, source: Source, progress: Progress | None = None) -> Stored:
         async with source.read(0) as reading:
