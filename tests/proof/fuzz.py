@@ -204,6 +204,9 @@ class _Taking(Upload):
         self._memory = memory
         self._key = key
 
+    async def look(self) -> Stored:
+        return Stored(self._key in self._memory.contents, frozenset(NODES))
+
     async def send(self, source: Source, progress: Progress | None = None) -> Stored:
         async with source.read(0) as reading:
             data = b"".join([bytes(chunk) async for chunk in reading.chunks()])
