@@ -9,12 +9,11 @@ it reads from it, and writes to no special remote at all.)
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cluster_remote.access.settings import BadSettings, Settings
+from cluster_remote.access.settings import BadSettings, Settings, as_argument
 from cluster_remote.p2p.key import UUID
 
 if TYPE_CHECKING:
@@ -81,7 +80,7 @@ class Configuration:
         if not self.accepted:
             raise NotVerified(
                 f"the configuration of {self.name} has come by the git-annex branch, and you have not said here that "
-                f"it is safe; look at it, and say so: git annex verifyremote {_word(self.name)}"
+                f"it is safe; look at it, and say so: git annex verifyremote {as_argument(self.name)}"
             )
 
 
@@ -106,7 +105,7 @@ def check_writing(config: GitConfig) -> None:
     if waiting:
         raise NotVerified(
             f"git-annex writes to no special remote before you have said whether {', '.join(waiting)} is safe, and "
-            f"neither does this: git annex verifyremote {_word(waiting[0])}"
+            f"neither does this: git annex verifyremote {as_argument(waiting[0])}"
         )
 
 
@@ -123,7 +122,3 @@ def awaits_verification(settings: Settings, logs: BranchLogs, verified: Verified
             # A git-annex that does not ask has no other way to enable a remote; what it enables by itself says so.
             return parameters.get("autoenable") == "true" if verified is None else identity not in verified
     return False
-
-
-def _word(name: str) -> str:
-    return shlex.quote(name) if not name.startswith("-") else f"-- {shlex.quote(name)}"

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     Tracking = Literal["nodes", "remote"]
 
-__all__ = ["DESCRIPTIONS", "TOKEN", "BadSettings", "Settings"]
+__all__ = ["DESCRIPTIONS", "TOKEN", "BadSettings", "Settings", "as_argument"]
 
 DEFAULT_TIMEOUT = 60.0
 
@@ -32,6 +32,13 @@ DESCRIPTIONS = {
 
 class BadSettings(ValueError):
     """Parameters that cannot be used; says which, why, and what would do."""
+
+
+def as_argument(name: str) -> str:
+    """Return a remote's name as it stands in a command that is shown: one word for a shell, and no option."""
+    import shlex
+
+    return f"-- {shlex.quote(name)}" if name.startswith("-") else shlex.quote(name)
 
 
 class Settings:
@@ -108,11 +115,9 @@ class Settings:
     @property
     def new_token_command(self) -> str:
         """The command line that gives git-annex another token for a remote that there is already."""
-        import shlex
-
         # git-annex does not remember the encryption of a remote that is the same as another.
-        words = ["git", "annex", "enableremote", self.name, *(["encryption=none"] if self.sameas else [])]
-        return f"{TOKEN}=… {shlex.join(words)}"
+        encryption = " encryption=none" if self.sameas else ""
+        return f"{TOKEN}=… git annex enableremote {as_argument(self.name)}{encryption}"
 
 
 def _address(url: str) -> Address:

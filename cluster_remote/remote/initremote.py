@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 from typing import TYPE_CHECKING
 
 from cluster_remote.access.configuration import awaits_verification
 from cluster_remote.access.identity import wanted_server
-from cluster_remote.access.settings import TOKEN, BadSettings
+from cluster_remote.access.settings import TOKEN, BadSettings, as_argument
 from cluster_remote.access.tokens import given_token, store_token
 from cluster_remote.annex.verification import verified
 from cluster_remote.p2p.errors import AuthenticationFailed, ConnectionLost, SessionError, WrongRepository
@@ -45,7 +44,7 @@ async def initialise(context: Context) -> str:
     if awaits_verification(settings, context.logs, verified(context.repository)):
         words = (
             f"nothing was contacted, because this configuration has come by the git-annex branch: look at it, and say "
-            f"whether it is safe: {shlex.join(['git', 'annex', 'verifyremote', settings.name])}"
+            f"whether it is safe: git annex verifyremote {as_argument(settings.name)}"
         )
         return f"{words}. The token was not used; give it after that: {settings.new_token_command}" if token else words
     await _check(context)
