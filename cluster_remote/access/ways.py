@@ -126,11 +126,17 @@ class Serverless(Way):
         *,
         locations: Locations | None,
         record: Recorder | None = None,
+        record_uploads: bool = True,
         reachability: Reachability | None = None,
     ) -> ClusterSession:
         """A session that goes by, and records in, the logs that it is given. Raises NoCluster."""
-        caller = replace(self.caller, trace=trace)
-        return self.membership.session(caller, locations=locations, record=record, reachability=reachability)
+        return self.membership.session(
+            replace(self.caller, trace=trace),
+            locations=locations,
+            record=record,
+            record_uploads=record_uploads,
+            reachability=reachability,
+        )
 
     def node(self, uuid: UUID, trace: Trace | None = None) -> Session:
         nodes = self.membership.nodes(replace(self.caller, trace=trace))

@@ -13,6 +13,7 @@ from contextlib import AsyncExitStack, suppress
 from cluster_remote.cluster.node import Node
 from cluster_remote.cluster.routing import failure_of_all
 from cluster_remote.p2p.errors import ConnectionLost, Refused, SessionError
+from cluster_remote.p2p.key import UUID
 from cluster_remote.p2p.session import Download, Progress
 
 __all__ = ["ClusterDownload", "Fetch"]
@@ -51,6 +52,7 @@ class ClusterDownload(Download):
         self._end = None if size is None else max(size, offset)
         self._failures: list[tuple[Node, SessionError]] = []
         self._node: Node | None = None
+        self._givers: set[Node] = set()
         self._download: Download | None = None
         self._context = AsyncExitStack()
 
@@ -66,6 +68,7 @@ class ClusterDownload(Download):
             assert self._download is not None
             try:
                 async for chunk in self._download.chunks():
+                    self._gave()
                     self._position += len(chunk)
                     yield chunk
                 self._check_complete()
@@ -78,6 +81,7 @@ class ClusterDownload(Download):
         shift = position - self._position
 
         def moved(position: int) -> None:
+            self._gave()
             self._position = position - shift
             progress(position)
 
@@ -88,6 +92,18 @@ class ClusterDownload(Download):
                 self._check_complete()
             except SessionError as error:
                 await self._fail(error)
+
+    def _gave(self) -> None:
+        assert self._node is not None
+        self._givers.add(self._node)
+
+    @property
+    def origin(self) -> UUID | None:
+        """See Download. A gateway does not say which node behind it gave it."""
+        # An empty content comes from the node that vouches for it.
+        givers = {node.uuid for node in self._givers or [self._node] if node is not None}
+        origin = givers.pop()
+        return None if givers or origin.is_cluster else origin
 
     def _check_complete(self) -> None:
         assert self._end is not None

@@ -8,8 +8,8 @@ with git-annex 10.20261026.)
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TypeAlias
@@ -41,7 +41,15 @@ __all__ = [
     "way_to",
 ]
 
-_LOGS = ("uuid.log", "cluster.log", "proxy.log", "remote.log", "preferred-content.log", "required-content.log")
+_LOGS = (
+    "uuid.log",
+    "cluster.log",
+    "proxy.log",
+    "remote.log",
+    "trust.log",
+    "preferred-content.log",
+    "required-content.log",
+)
 
 # git-annex's costs where remote.R.annex-cost does not say otherwise (as observed): what is on this machine, what is
 # reached over a network, what encryption adds to either, and a network made for hiding.
@@ -111,6 +119,8 @@ class Membership:
     own: UUID
     members: tuple[Member, ...]
     choosy: bool = False
+    missing: Mapping[UUID, str] = field(default_factory=dict)
+    """The nodes in cluster.log that no remote leads to, unless they are dead, and what people call them."""
 
     def nodes(self, caller: Caller, bypass: frozenset[UUID] = frozenset()) -> tuple[Node, ...]:
         """The nodes to go to. `bypass` are the gateways that the request has been through; it goes to none of them."""
@@ -147,6 +157,7 @@ class Membership:
         *,
         locations: Locations | None,
         record: Recorder | None = None,
+        record_uploads: bool = True,
         bypass: frozenset[UUID] = frozenset(),
         reachability: Reachability | None = None,
     ) -> ClusterSession:
@@ -165,6 +176,9 @@ class Membership:
             locations,
             name=f"cluster {self.name}",
             record=record,
+            record_uploads=record_uploads,
+            # A gateway that was asked before this one answers for the cluster as a whole.
+            missing={} if bypass else self.missing,
             uploader=uploader,
             timeout=caller.timeout,
             reachability=reachability,
@@ -223,7 +237,13 @@ def membership(config: GitConfig, logs: BranchLogs, place: Path, wanted: str | N
     if not nodes and not gateways:
         raise NoCluster(_no_nodes(name, missing))
     choosy = logs.has_preferred_content(node.uuid for node in nodes)
-    return Membership(cluster, name, Directory(str(place)), own, (*nodes, *gateways), choosy)
+    reached = frozenset[UUID]().union({node.uuid for node in nodes}, *(gateway.behind for gateway in gateways))
+    unknown = {
+        uuid: logs.descriptions.get(uuid, uuid.text)
+        for uuid in sorted(listed - reached)
+        if logs.trust.get(uuid) != "dead"
+    }
+    return Membership(cluster, name, Directory(str(place)), own, (*nodes, *gateways), choosy, unknown)
 
 
 def _no_nodes(name: str, missing: list[str]) -> str:

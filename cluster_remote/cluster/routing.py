@@ -24,12 +24,14 @@ __all__ = [
     "failure_of_all",
     "gained",
     "in_log",
+    "kept",
     "lacking",
     "lost",
     "presence",
     "reading_order",
     "reason",
     "removal_outcome",
+    "strangers",
     "upload_outcome",
 ]
 
@@ -103,36 +105,63 @@ def presence(answers: Iterable[bool | SessionError]) -> bool | None:
     return None if any(isinstance(answer, SessionError) for answer in answers) else False
 
 
-def _repositories(uuids: Iterable[UUID]) -> frozenset[UUID]:
-    # git-annex names the cluster too; a cluster is no copy.
-    return frozenset(uuid for uuid in uuids if not uuid.is_cluster)
+def gained(node: Node, answer: UploadAnswer, cluster: frozenset[UUID]) -> frozenset[UUID]:
+    """The repositories that have the content by this upload, going by a node's answer to it.
 
-
-def gained(node: Node, answer: UploadAnswer) -> frozenset[UUID]:
-    """The repositories that have the content, going by a node's answer to an upload.
-
-    A gateway is only believed what it names: some of those behind it may have been away.
+    A gateway is only believed what it names, since some of those behind it may have been away, and only about nodes of
+    the `cluster`. A repository speaks for itself alone.
     """
     match answer:
-        case Present(uuids) | Stored(True, uuids):
-            return _repositories({node.uuid, *uuids})
-        case Stored(False, uuids):
-            return _repositories(uuids)
+        case Stored(stored, uuids):
+            return _believed(node, uuids, cluster) | (_itself(node) if stored else frozenset())
         case _:
             return frozenset()
 
 
-def lost(node: Node, answer: Removal | SessionError) -> frozenset[UUID]:
-    """The repositories that do not have the content any more, going by a node's answer to a removal."""
+def kept(node: Node, answer: UploadAnswer, cluster: frozenset[UUID]) -> frozenset[UUID]:
+    """The repositories that had the content before, going by a node's answer to an upload. See `gained`."""
+    match answer:
+        case Present(uuids):
+            return _believed(node, uuids, cluster) | _itself(node)
+        case Stored(present=uuids):
+            return _believed(node, uuids, cluster)
+        case _:
+            return frozenset()
+
+
+def lost(node: Node, answer: Removal | SessionError, cluster: frozenset[UUID]) -> frozenset[UUID]:
+    """The repositories that do not have the content any more, going by a node's answer to a removal. See `gained`."""
     match answer:
         case Removal(True, uuids):
-            named = _repositories({node.uuid, *uuids})
             # A gateway that names none speaks a version without names, and says that all of them removed it.
-            return named or node.repositories
+            unnamed = not uuids - _clusters(uuids)
+            return _believed(node, uuids, cluster) | _itself(node) | (node.repositories if unnamed else frozenset())
         case Removal(False, uuids):
-            return _repositories(uuids)
+            return _believed(node, uuids, cluster)
         case _:
             return frozenset()
+
+
+def strangers(node: Node, answer: UploadAnswer, cluster: frozenset[UUID]) -> frozenset[UUID]:
+    """The repositories that a node names in its answer and is not believed about."""
+    match answer:
+        case Present(uuids) | Stored(_, uuids):
+            return uuids - _believed(node, uuids, cluster) - {node.uuid} - _clusters(uuids)
+        case _:
+            return frozenset()
+
+
+def _believed(node: Node, named: frozenset[UUID], cluster: frozenset[UUID]) -> frozenset[UUID]:
+    return named & (cluster if node.uuid.is_cluster else node.repositories)
+
+
+def _itself(node: Node) -> frozenset[UUID]:
+    # A cluster is no copy.
+    return frozenset() if node.uuid.is_cluster else frozenset({node.uuid})
+
+
+def _clusters(uuids: Iterable[UUID]) -> frozenset[UUID]:
+    return frozenset(uuid for uuid in uuids if uuid.is_cluster)
 
 
 def reason(node: Node, answer: UploadAnswer | Removal) -> str:
@@ -148,16 +177,22 @@ def reason(node: Node, answer: UploadAnswer | Removal) -> str:
             return f"{node}: {answer}"
 
 
-def upload_outcome(answers: Sequence[tuple[Node, UploadAnswer]]) -> Present | Stored:
+def upload_outcome(answers: Sequence[tuple[Node, UploadAnswer]], cluster: frozenset[UUID]) -> Present | Stored:
     """What the answers of all nodes that were asked come to: stored if one stored it or has it.
 
     Nodes that failed are named, save those that got the content some other way (through another gateway).
     """
-    uuids = frozenset().union(*(gained(node, answer) for node, answer in answers))
-    if answers and all(isinstance(answer, Present) for _, answer in answers):
+    new = frozenset().union(*(gained(node, answer, cluster) for node, answer in answers))
+    old = frozenset().union(*(kept(node, answer, cluster) for node, answer in answers)) - new
+    uuids = new | old
+    reasons = [
+        f"{node}: names repositories that are no nodes of this cluster, which is not recorded: {_listed(found)}"
+        for node, answer in answers
+        if (found := strangers(node, answer, cluster))
+    ]
+    if answers and not reasons and all(isinstance(answer, Present) for _, answer in answers):
         return Present(uuids)
     stored = any(isinstance(answer, Present) or (isinstance(answer, Stored) and answer.stored) for _, answer in answers)
-    reasons: list[str] = []
     for node, answer in answers:
         match answer:
             case Present():
@@ -166,12 +201,16 @@ def upload_outcome(answers: Sequence[tuple[Node, UploadAnswer]]) -> Present | St
                 reasons += [f"{node}: {complaint}" for complaint in complaints]
             case _ if not node.repositories or not node.repositories <= uuids:
                 reasons.append(reason(node, answer))
-    return Stored(stored, uuids, tuple(reasons))
+    return Stored(stored, new, tuple(reasons), old)
 
 
-def removal_outcome(answers: Sequence[tuple[Node, Removal | SessionError]]) -> Removal:
+def _listed(uuids: Iterable[UUID]) -> str:
+    return ", ".join(sorted(uuid.text for uuid in uuids))
+
+
+def removal_outcome(answers: Sequence[tuple[Node, Removal | SessionError]], cluster: frozenset[UUID]) -> Removal:
     """What the answers of all nodes come to: removed if every one of them removed it."""
-    uuids = frozenset().union(*(lost(node, answer) for node, answer in answers))
+    uuids = frozenset().union(*(lost(node, answer, cluster) for node, answer in answers))
     failed = [(node, answer) for node, answer in answers if not (isinstance(answer, Removal) and answer.removed)]
     return Removal(not failed, uuids, tuple(reason(node, answer) for node, answer in failed))
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from typing import Protocol, TypeVar
+from types import MappingProxyType
+from typing import Protocol, TypeGuard, TypeVar
 
 import anyio
 
@@ -25,7 +26,7 @@ from cluster_remote.cluster.routing import UploadAnswer
 from cluster_remote.cluster.upload import Attempt, ClusterUpload, store_everywhere, task_group
 from cluster_remote.p2p import MAX_VERSION
 from cluster_remote.p2p.client import DEFAULT_TIMEOUT, patience_for, reading_time
-from cluster_remote.p2p.errors import SessionError, Unreachable
+from cluster_remote.p2p.errors import ConnectionLost, ProtocolError, SessionError, TimedOut, Unreachable
 from cluster_remote.p2p.key import UUID, AssociatedFile, Key
 from cluster_remote.p2p.session import Download, Present, Progress, Removal, Session, Source, Stored, Upload
 
@@ -35,6 +36,10 @@ T = TypeVar("T")
 
 # Seconds for all sessions together to close; each is bounded by itself.
 _CLOSING = 20.0
+# Seconds for finding out what a node has done that gave no answer, and until it is asked a second time.
+_FINDING_OUT, _SECOND_LOOK = 6.0, 1.0
+
+NONE_MISSING: Mapping[UUID, str] = MappingProxyType({})
 
 
 class Locations(Protocol):
@@ -58,6 +63,11 @@ class Recorder(Protocol):
         """Returns when it is written; not later than after a minute. Raises AnnexError."""
 
 
+def _may_have_begun(answer: Removal | SessionError) -> TypeGuard[SessionError]:
+    """Whether a node that gave no answer to a removal may have done it."""
+    return isinstance(answer, ConnectionLost | TimedOut | ProtocolError)
+
+
 def _any_of(count: int) -> int:
     # Not the random module: it takes longer to import than a small file takes to store.
     return int.from_bytes(os.urandom(4), "big") % count
@@ -77,6 +87,8 @@ class ClusterSession(Session):
         *,
         name: str,
         record: Recorder | None = None,
+        record_uploads: bool = True,
+        missing: Mapping[UUID, str] = NONE_MISSING,
         uploader: Session | None = None,
         timeout: float = DEFAULT_TIMEOUT,
         clock: Callable[[], float] = time.monotonic,
@@ -86,7 +98,9 @@ class ClusterSession(Session):
         """`nodes` are at least one, each with a name of its own.
 
         `locations` is None where no log knows which node has what: then every node may, and all are asked.
-        `record` is told what came and went before a request returns; None where the caller records it. `uploader`, if
+        `record` is told what came and went before a request returns; None where the caller records it, who can also
+        keep the recording of uploads to itself. `missing` are nodes of the cluster that nothing leads to from here, and
+        what people call them: no removal is complete without them. `uploader`, if
         given, does all uploads in place of the nodes' sessions (git-annex's own gateway, where preferred content
         has to decide). `timeout` is how long a node may keep the others waiting before it says anything, in seconds.
         `clock` is the monotonic clock that `timestamp` reads, in seconds.
@@ -100,6 +114,10 @@ class ClusterSession(Session):
         self._name = name
         self._locations = locations
         self._recorder = record
+        self._record_uploads = record_uploads
+        self._missing = dict(missing)
+        # Whom an answer may name.
+        self._cluster = frozenset(missing).union(*(node.repositories for node in self.nodes))
         self._uploader = uploader
         self._clock = clock
         self._pick = pick
@@ -204,10 +222,6 @@ class ClusterSession(Session):
                 return
             targets, left_out = self._upload_targets(await self._holders(key))
             attempts = [Attempt(node) for node in targets]
-            unrecorded: list[SessionError] = []
-
-            async def settled(node: Node, answer: UploadAnswer) -> None:
-                await self._record_now(unrecorded, key, present=routing.gained(node, answer))
 
             @asynccontextmanager
             async def offer(node: Node) -> AsyncIterator[Present | Upload]:
@@ -219,16 +233,12 @@ class ClusterSession(Session):
 
             async def conclude() -> Stored:
                 answers = [(a.node, a.answer) for a in attempts if a.answer is not None]
-                outcome = routing.upload_outcome([*answers, *left_out])
-                if unrecorded:
-                    raise unrecorded[0]
-                if isinstance(outcome, Present):
-                    return Stored(True, outcome.uuids)
-                return outcome
+                outcome = await self._uploaded(key, [*answers, *left_out])
+                return Stored(True, present=outcome.uuids) if isinstance(outcome, Present) else outcome
 
             async with task_group() as tasks:
                 for attempt in attempts:
-                    tasks.start_soon(attempt.run, offer, settled)
+                    tasks.start_soon(attempt.run, offer)
                 for attempt in attempts:
                     await attempt.offered.wait()
                 waiting = [(a, a.offset) for a in attempts if a.answer is None and a.offset is not None]
@@ -241,7 +251,7 @@ class ClusterSession(Session):
                     outcome = await conclude()
                     if not outcome.stored:
                         raise self._failure(key, [*((a.node, a.answer) for a in attempts), *left_out])
-                    yield Present(outcome.uuids)
+                    yield Present(outcome.uuids | outcome.present)
 
     async def store(
         self, key: Key, file: AssociatedFile, source: Source, progress: Progress | None = None
@@ -261,18 +271,23 @@ class ClusterSession(Session):
                         observed.moved()
                         tell(position)
 
-                    answer = await self._ask.session(node).store(key, file, source, moved)
-                await self._record_now(unrecorded, key, present=routing.gained(node, answer))
-                return answer
+                    return await self._ask.session(node).store(key, file, source, moved)
 
-            unrecorded: list[SessionError] = []
             self._expect_to_record()
             answers, failure = await store_everywhere(targets, store, progress)
-            outcome = routing.upload_outcome([*answers, *left_out])
-            for error in [*unrecorded, failure]:
-                if error is not None:
-                    raise error
+            outcome = await self._uploaded(key, [*answers, *left_out])
+            if failure is not None:
+                raise failure
             return outcome
+
+    async def _uploaded(self, key: Key, answers: Sequence[tuple[Node, UploadAnswer]]) -> Present | Stored:
+        """What the nodes' answers come to. Recorded not before all of them are there: until then, it may be undone."""
+        outcome = routing.upload_outcome(answers, self._cluster)
+        if self._record_uploads:
+            present = outcome.present if isinstance(outcome, Stored) else frozenset()
+            with anyio.CancelScope(shield=True):
+                await self._record(key, present=outcome.uuids | present)
+        return outcome
 
     async def remove(self, key: Key, before: int | None = None) -> Removal:
         """See Session. From every node, whatever the log says, also from one that could not be reached just now.
@@ -290,22 +305,55 @@ class ClusterSession(Session):
                 return Removal(False, reasons=("the time that was allowed for the removal is over",))
             return await session.remove(key, theirs + left)
 
+        outcome = await self._remove(key, self.nodes, request)
+        missing = tuple(f"{name}: no remote of this repository leads to it" for name in self._missing.values())
+        return Removal(outcome.removed and not missing, outcome.uuids, outcome.reasons + missing)
+
+    async def remove_from(self, key: Key, uuids: frozenset[UUID]) -> Removal:
+        """Removes the content from these nodes alone. Another gateway is asked only if all behind it are among them."""
+        nodes = [node for node in self.nodes if node.repositories and node.repositories <= uuids]
+        outcome = await self._remove(key, nodes, lambda session: session.remove(key))
+        return Removal(outcome.removed and uuids <= outcome.uuids, outcome.uuids, outcome.reasons)
+
+    async def _remove(
+        self, key: Key, nodes: Sequence[Node], request: Callable[[Session], Awaitable[Removal]]
+    ) -> Removal:
         with self._request():
             answers: dict[str, Removal | SessionError] = {}
             unrecorded: list[SessionError] = []
 
             async def one(node: Node) -> None:
-                answer = await self._ask.caught(node, request, reading_time(key.size))
-                answers[node.name] = answer
-                await self._record_now(unrecorded, key, absent=routing.lost(node, answer))
+                answer: Removal | SessionError = ConnectionLost("given up")
+                try:
+                    answer = await self._ask.caught(node, request, reading_time(key.size))
+                finally:
+                    # What a node does without saying so, it may do all the same; nor does it ask whether anybody waits.
+                    with anyio.CancelScope(shield=True):
+                        if _may_have_begun(answer) and not node.uuid.is_cluster:
+                            answer = await self._found_out(node, key, answer)
+                        answers[node.name] = answer
+                        await self._record_now(unrecorded, key, absent=routing.lost(node, answer, self._cluster))
 
             self._expect_to_record()
             async with anyio.create_task_group() as tasks:
-                for node in self.nodes:
+                for node in nodes:
                     tasks.start_soon(one, node)
             if unrecorded:
                 raise unrecorded[0]
-            return routing.removal_outcome([(node, answers[node.name]) for node in self.nodes])
+            return routing.removal_outcome([(node, answers[node.name]) for node in nodes], self._cluster)
+
+    async def _found_out(self, node: Node, key: Key, error: SessionError) -> Removal | SessionError:
+        """What became of a removal that a node gave no answer to, as far as it says so within a few seconds."""
+        found = error
+        with anyio.move_on_after(min(_FINDING_OUT, self._ask.timeout)):
+            for pause in (0.0, _SECOND_LOOK):
+                await anyio.sleep(pause)
+                match await self._ask.caught(node, lambda session: session.check_present(key)):
+                    case False:
+                        return Removal(True, frozenset({node.uuid}))
+                    case True:
+                        found = type(error)(f"{error}; it still has the content")
+        return found
 
     async def timestamp(self) -> int:
         """Seconds of our own clock, whoever is away: the nodes' clocks are asked when it comes to a removal."""

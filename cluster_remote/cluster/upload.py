@@ -23,8 +23,6 @@ __all__ = ["Attempt", "ClusterUpload", "Offer", "StoreOne", "store_everywhere", 
 
 # An upload to one node, as far as its offer.
 Offer = Callable[[Node], AbstractAsyncContextManager[Present | Upload]]
-# Is told what came of an upload to one node.
-Settled = Callable[[Node, UploadAnswer], Awaitable[None]]
 # An upload to one node from the offer to the outcome.
 StoreOne = Callable[[Node, Progress], Awaitable[Present | Stored]]
 
@@ -66,9 +64,8 @@ class Attempt:
         self._looking = False
         self._progress: Progress | None = None
 
-    async def run(self, offer: Offer, settled: Settled) -> None:
-        """Asks the node, waits for `send`, and sends. All that can happen ends up in `answer`, and is told `settled`,
-        which must not raise, also when the attempt is cancelled after that."""
+    async def run(self, offer: Offer) -> None:
+        """Asks the node, waits for `send`, and sends. All that can happen ends up in `answer`."""
         try:
             with self._scope:
                 async with offer(self.node) as offered:
@@ -87,11 +84,7 @@ class Attempt:
             self.answer = error
         finally:
             self.offered.set()
-            try:
-                if self.answer is not None:
-                    await settled(self.node, self.answer)
-            finally:
-                self.ended.set()
+            self.ended.set()
 
     def send(self, source: Source, progress: Progress) -> None:
         """Lets the node have the content. To be called once, if it wants it."""

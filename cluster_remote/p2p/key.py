@@ -14,6 +14,9 @@ __all__ = ["UUID", "AssociatedFile", "Key", "decode", "encode"]
 # What Haskell's isSpace says of ASCII; git-annex splits its messages at these.
 _WHITESPACE = " \t\n\r\f\v"
 # What `git annex examinekey` accepts, less whitespace: any backend, fields in this order only, also an empty name.
+# The backends of git-annex whose keys hold a checksum.
+_HASHES = re.compile(r"(?:SHA|MD5|BLAKE|SKEIN)[0-9A-Z_]*\Z")
+
 _KEY = re.compile(
     r"(?P<backend>[^ \t\n\r\f\v\0-]+)"
     r"(?:-s(?P<size>[0-9]+))?"
@@ -157,6 +160,14 @@ class Key(_Text):
     def is_encrypted(self) -> bool:
         """Whether the content is encrypted by a special remote (git-annex names such keys by an HMAC)."""
         return self.backend.startswith("GPGHMAC")
+
+    @property
+    def has_checksum(self) -> bool:
+        """Whether a repository that takes this content verifies it by a checksum: not a WORM or URL key, for instance.
+
+        Of an external backend only git-annex knows; here it has none.
+        """
+        return _HASHES.match(self.backend) is not None and not self.is_chunk
 
     def __bytes__(self) -> bytes:
         return encode(self.text)

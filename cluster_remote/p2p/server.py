@@ -353,11 +353,12 @@ class _Server:
             case Present(uuids):
                 with_uuids = uuids and self._speaks(AlreadyHavePlus)
                 await self._client.send(AlreadyHavePlus(uuids) if with_uuids else AlreadyHave())
-            case Stored(True, uuids, reasons):
+            # As with git-annex, the client hears of those that have it by this upload alone: it may yet undo it.
+            case Stored(True, uuids, reasons, present) if uuids or not present:
                 self._noted(*reasons)
                 with_uuids = uuids and self._speaks(SuccessPlus)
                 await self._client.send(SuccessPlus(uuids) if with_uuids else Success())
-            case Stored(False, _, reasons):
+            case Stored(reasons=reasons):
                 self._noted(*reasons)
                 await self._client.send(Failure())
 

@@ -97,12 +97,14 @@ class Present:
 class Stored:
     """The outcome of an upload: whether it was stored, and in which repositories besides the session's own.
 
-    `reasons` says in words, for people, why any part of it failed.
+    `uuids` are those that have the content by this upload, `present` those that had it before. `reasons` says in words,
+    for people, why any part of it failed.
     """
 
     stored: bool
     uuids: frozenset[UUID] = frozenset()
     reasons: tuple[str, ...] = ()
+    present: frozenset[UUID] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +151,11 @@ class Download(ABC):
 
     length: int
     """Bytes that will come, counted from the offset that was asked for."""
+
+    @property
+    def origin(self) -> UUID | None:
+        """The repository that all of them came from, once they have come; None where that cannot be told."""
+        return None
 
     @abstractmethod
     def chunks(self) -> AsyncIterator[bytes | memoryview]:

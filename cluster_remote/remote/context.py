@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import AsyncIterator, Collection
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Collection, Iterable
+from contextlib import asynccontextmanager, suppress
 from functools import cached_property
 
 import anyio
@@ -14,7 +14,7 @@ from cluster_remote.access.configuration import is_accepted
 from cluster_remote.access.identity import names_of, wanted_server
 from cluster_remote.access.place import caller_of, way_of
 from cluster_remote.access.settings import Settings
-from cluster_remote.access.ways import Serverless, ThroughGateway, Way
+from cluster_remote.access.ways import Serverless, Way
 from cluster_remote.annex.branchlog import BranchLogs
 from cluster_remote.annex.gitconfig import GitConfig
 from cluster_remote.annex.locationlog import LocationLog
@@ -23,32 +23,23 @@ from cluster_remote.annex.verification import verified
 from cluster_remote.cluster.reachability import Reachability
 from cluster_remote.p2p.errors import SessionError
 from cluster_remote.p2p.key import UUID, Key
-from cluster_remote.p2p.session import Removal, Session
+from cluster_remote.p2p.session import Progress, Session
 from cluster_remote.p2p.stream import Trace
+from cluster_remote.remote.behind import NodesBehind
+from cluster_remote.remote.causes import Causes
+from cluster_remote.remote.chunks import stored_as
 from cluster_remote.remote.pool import SessionPool
+from cluster_remote.remote.retrieval import retrieve
 
-__all__ = ["Context", "Remaining"]
+__all__ = ["Context"]
 
 
 class GivenUp(SessionError):
     """Nobody is left who wants to know the answer."""
 
 
-# Seconds for asking one node why it did not remove a content.
-_EXPLAIN_TIMEOUT = 10.0
 # Seconds for which a look at the location log is good.
 _A_MOMENT = 0.1
-# How many nodes are asked at the same time: an ssh server may not take more connections at once.
-_EXPLAIN_AT_ONCE = 8
-
-
-@dataclass(frozen=True)
-class Remaining:
-    """What is known of the nodes that a removal left out: in words, and for the location log."""
-
-    words: str
-    present: frozenset[UUID] = frozenset()
-    absent: frozenset[UUID] = frozenset()
 
 
 class _Log(LocationLog):
@@ -101,6 +92,9 @@ class Context:
         self._gitdir = gitdir
         self._token = token
         self._sessions = SessionPool(lambda trace: self.session_with(self.server, trace))
+        self.behind = NodesBehind(self._session_with_node)
+        self.causes = Causes()
+        self._read_again = False
         self._location_log: _Log | None = None
         self._reachability = Reachability()
         self._ready = False
@@ -158,7 +152,13 @@ class Context:
             return self.way.session(server, trace)
         # What a remote that counts as one copy has on which node, no log says.
         log = self._locations() if self.settings.tracking == "nodes" else None
-        return self.way.cluster_session(trace, locations=log, record=log, reachability=self._reachability)
+        # Uploads are recorded by the remote, at the last moment.
+        return self.way.cluster_session(
+            trace, locations=log, record=log, record_uploads=False, reachability=self._reachability
+        )
+
+    async def _session_with_node(self, node: UUID, trace: Trace) -> Session:
+        return self.way.node(node, trace)
 
     def _locations(self) -> _Log:
         if self._location_log is None:
@@ -170,24 +170,44 @@ class Context:
         """Whether the remote is a cluster whose nodes are the copies."""
         return self.settings.tracking == "nodes" and self.settings.uuid.is_cluster
 
+    @property
+    def is_serverless(self) -> bool:
+        """Whether the cluster is one of this very repository."""
+        return isinstance(self.way, Serverless)
+
+    @property
+    def is_cluster(self) -> bool:
+        """Whether it is a cluster that is asked, and not a single repository."""
+        return self.is_serverless or (self.server is not None and self.server.is_cluster)
+
     def expect_to_record(self) -> None:
         """Something will be recorded soon: what that takes is started meanwhile."""
         if self.settings.tracking == "nodes":
             self._locations().expect()
 
-    async def record_outcome(self, key: Key, present: Collection[UUID] = (), absent: Collection[UUID] = ()) -> None:
-        """Records what a session has done, unless it is the cluster of this repository, which has recorded it itself.
-
-        Not interrupted by cancellation: it is done. Raises LocationLogError.
-        """
-        if not isinstance(self.way, Serverless):
-            with anyio.CancelScope(shield=True):
-                await self.record(key, present, absent)
-
     async def record(self, key: Key, present: Collection[UUID] = (), absent: Collection[UUID] = ()) -> None:
         """Records where the content is now, as far as that is this remote's to say. Raises LocationLogError."""
         if self.settings.tracking == "nodes":
             await self._locations().record(key, present, absent)
+
+    async def believed(self, named: frozenset[UUID]) -> tuple[frozenset[UUID], frozenset[UUID]]:
+        """Of the repositories that an answer names, those that can be meant, and those that cannot.
+
+        A cluster speaks for its nodes by cluster.log, a repository for itself, and nobody for this repository.
+        """
+        named = frozenset(uuid for uuid in named if not uuid.is_cluster)
+        if self.settings.tracking == "remote":
+            return named, frozenset()
+        if not named <= self._nodes_or_itself and not self._read_again:
+            # A node may have come since.
+            self._read_again = True
+            self.logs = await BranchLogs.read(self.repository)
+        can_be_meant = named & self._nodes_or_itself - {self.repository.uuid}
+        return can_be_meant, named - can_be_meant
+
+    @property
+    def _nodes_or_itself(self) -> frozenset[UUID]:
+        return self.nodes if self.counts_nodes else frozenset({self.settings.uuid})
 
     def name_of(self, uuid: UUID) -> str:
         return names_of(uuid, self.logs.descriptions)
@@ -203,62 +223,44 @@ class Context:
                     return name
         return self.name_of(server)
 
+    def names_of(self, uuids: Iterable[UUID]) -> str:
+        """Their names, in a list for people."""
+        return ", ".join(sorted(map(self.name_of, uuids)))
+
+    @property
+    def nodes(self) -> frozenset[UUID]:
+        """The nodes of the cluster, by cluster.log; none where the cluster is not known here."""
+        cluster = self.settings.uuid if self.counts_nodes else self.server
+        return frozenset() if cluster is None else self.logs.clusters.nodes(cluster)
+
+    @property
+    def living_nodes(self) -> frozenset[UUID]:
+        """Those of the nodes that are not dead."""
+        return frozenset(node for node in self.nodes if self.logs.trust.get(node) != "dead")
+
     async def nodes_with(self, key: Key) -> frozenset[UUID]:
         """The nodes that have the content, by the location log."""
-        return await self._locations().locations(key) & self.logs.clusters.nodes(self.settings.uuid)
+        return await self._locations().locations(key) & self.nodes
 
-    async def explain_remaining(self, key: Key, outcome: Removal) -> Remaining:
-        """Which nodes still have a content after a removal that failed in part, and why."""
-        if not isinstance(self.way, ThroughGateway):
-            # The cluster is right here: it has said of every node what happened.
-            return Remaining("; ".join(outcome.reasons) or "a node that is not known here failed")
-        known = await self.nodes_with(key)
-        # Also those that the log does not name: the gateway goes to all of them, and any may be the one that failed.
-        way = self.way.within(min(_EXPLAIN_TIMEOUT, self.settings.timeout))
-        left = self.logs.clusters.nodes(self.settings.uuid) - outcome.uuids
-        answers: dict[UUID, bool | SessionError] = {}
-        slots = anyio.Semaphore(_EXPLAIN_AT_ONCE)
-        async with anyio.create_task_group() as tasks:
-            for node in sorted(left, key=lambda node: (node not in known, node)):
-                tasks.start_soon(self._ask_node, way, key, node, slots, answers)
-        words: list[str] = []
-        for node, answer in answers.items():
-            name = self.name_of(node)
-            if isinstance(answer, SessionError):
-                words.append(f"{name} could not be asked ({answer})")
-            elif answer:
-                words.append(
-                    f"{name} still has it: it can be reached, but did not remove it (something has the content "
-                    f"locked, or the node may not be written to)"
-                )
-            elif node in known:
-                words.append(f"{name} does not have it any more")
-        return Remaining(
-            "; ".join(sorted(words)) or "; ".join(outcome.reasons) or "the server does not say which node failed",
-            present=frozenset(node for node, answer in answers.items() if answer is True),
-            absent=frozenset(node for node, answer in answers.items() if answer is False),
-        )
+    async def fetch_from_one(self, session: Session, key: Key, path: bytes, progress: Progress) -> UUID | None:
+        """Retrieves a content to be checked, from one repository if possible, and gives that; None if it is not known.
 
-    async def _ask_node(
-        self,
-        way: ThroughGateway,
-        key: Key,
-        node: UUID,
-        slots: anyio.Semaphore,
-        answers: dict[UUID, bool | SessionError],
-    ) -> None:
-        """The gateway does not say why a node failed, or which; so the node is asked, through the gateway."""
-        async with slots:
-            session = way.node(node)
-            try:
-                answers[node] = await session.check_present(key)
-            except SessionError as error:
-                answers[node] = error
-            finally:
-                await session.aclose()
+        Behind a gateway each node that has it by the log is asked by itself, in the order of their names.
+        """
+        known = await self.nodes_with(key) if self.counts_nodes and not self.is_serverless else frozenset()
+        for node in sorted(known, key=lambda node: (self.name_of(node), node)):
+            with suppress(SessionError):
+                async with self.behind.session(node) as single:
+                    await retrieve(single, stored_as(key), path, progress)
+                    return node
+            # What one has begun, no other is to go on with.
+            with suppress(FileNotFoundError):
+                os.truncate(path, 0)
+        return await retrieve(session, stored_as(key), path, progress)
 
     async def aclose(self) -> None:
         """Closes everything. Bounded in time."""
         await self._sessions.aclose()
+        await self.behind.aclose()
         if self._location_log is not None:
             await self._location_log.aclose()

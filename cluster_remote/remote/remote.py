@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from cluster_remote.access.settings import Settings
     from cluster_remote.p2p.key import UUID, Key
     from cluster_remote.p2p.messages import Message
-    from cluster_remote.p2p.session import Removal, Session
+    from cluster_remote.p2p.session import Session
     from cluster_remote.remote.context import Context
 
     T = TypeVar("T")
@@ -42,20 +42,20 @@ class Shared:
 
     def __init__(self) -> None:
         self.settings: Settings | None = None
-        self.workplace: Context | None = None
+        self.context: Context | None = None
         # Held while git-annex is asked for what all of them need.
         self.asking = threading.RLock()
 
     def abandon(self) -> None:
         """Cancels the requests that are under way."""
-        if self.workplace is not None:
-            self.workplace.cancel_requests()
+        if self.context is not None:
+            self.context.cancel_requests()
 
     async def aclose(self) -> None:
         """Closes the connections. What has been recorded is committed by git-annex at the latest then."""
-        if self.workplace is not None:
-            await self.workplace.aclose()
-            self.workplace = None
+        if self.context is not None:
+            await self.context.aclose()
+            self.context = None
 
 
 class ClusterRemote(SpecialRemote):  # type: ignore[misc] # annexremote has no types
@@ -95,9 +95,9 @@ class ClusterRemote(SpecialRemote):  # type: ignore[misc] # annexremote has no t
             refuse_embedding(self.annex.getconfig("embedcreds"))
 
         async def check() -> str:
-            workplace = await self._workplace(initialising=True)
+            context = await self._context(initialising=True)
             with self._in_words():
-                return await initialise(workplace)
+                return await initialise(context)
 
         words = self._wait_for(check)
         if words:
@@ -167,79 +167,53 @@ class ClusterRemote(SpecialRemote):  # type: ignore[misc] # annexremote has no t
 
     # How they are answered
 
-    async def _store(self, workplace: Context, session: Session, key: Key, path: bytes) -> None:
-        from cluster_remote.p2p.file import FileSource
-        from cluster_remote.p2p.key import AssociatedFile
-        from cluster_remote.p2p.session import Stored
-        from cluster_remote.remote.chunks import stored_as
+    async def _store(self, context: Context, session: Session, key: Key, path: bytes) -> None:
+        from cluster_remote.remote.storing import store
 
-        workplace.expect_to_record()
-        outcome = await session.store(stored_as(key), AssociatedFile(), FileSource(path), self._progress())
-        if isinstance(outcome, Stored):
-            if not outcome.stored:
-                # A part of the nodes may have it all the same, and then the location log has to know.
-                await workplace.record_outcome(key, present=outcome.uuids)
-                raise RemoteError("; ".join(outcome.reasons) or f"{session.name} did not store it")
-            for reason in outcome.reasons:
-                self._tell(reason)
-        if workplace.counts_nodes and not outcome.uuids:
-            raise RemoteError(
-                f"{session.name} says that the content is stored, but not on which nodes (it speaks version "
-                f"{session.version} of the protocol), so the copies cannot be counted; clusters need git-annex "
-                f"10.20240731 or newer on the gateway"
-            )
-        await workplace.record_outcome(key, present=outcome.uuids)
+        context.causes.take(key)
+        await store(context, session, key, path, self._progress(), self._tell)
 
-    async def _retrieve(self, workplace: Context, session: Session, key: Key, path: bytes) -> None:
+    async def _retrieve(self, context: Context, session: Session, key: Key, path: bytes) -> None:
+        from cluster_remote.remote.causes import Fetched, is_for_fsck
         from cluster_remote.remote.chunks import stored_as
         from cluster_remote.remote.retrieval import retrieve
 
-        await retrieve(session, stored_as(key), path, self._progress())
+        context.causes.take(key)
+        if not is_for_fsck(path):
+            await retrieve(session, stored_as(key), path, self._progress())
+            return
+        origin = await context.fetch_from_one(session, key, path, self._progress())
+        context.causes.remember(key, Fetched(origin))
 
-    async def _check_present(self, workplace: Context, session: Session, key: Key) -> bool:
+    async def _check_present(self, context: Context, session: Session, key: Key) -> bool:
         from cluster_remote.remote.chunks import stored_as
 
+        context.causes.take(key)
         return await session.check_present(stored_as(key))
 
-    async def _remove(self, workplace: Context, session: Session, key: Key) -> None:
-        from cluster_remote.remote.chunks import stored_as
+    async def _remove(self, context: Context, session: Session, key: Key) -> None:
+        from cluster_remote.remote.removal import remove
 
-        workplace.expect_to_record()
-        outcome = await session.remove(stored_as(key))
-        gone = outcome.uuids
-        if outcome.removed and not gone and workplace.counts_nodes:
-            # Below version 2 no nodes are named, but a cluster's removal succeeds on every node or not at all.
-            gone = await workplace.nodes_with(key)
-        await workplace.record_outcome(key, absent=gone)
-        if not outcome.removed:
-            raise RemoteError(await self._why_not_removed(workplace, session, key, outcome))
+        await remove(context, session, key, context.causes.take(key))
 
-    async def _why_not_removed(self, workplace: Context, session: Session, key: Key, outcome: Removal) -> str:
-        if not workplace.counts_nodes:
-            return "; ".join(outcome.reasons) or f"{session.name} did not remove it"
-        left = await workplace.explain_remaining(key, outcome)
-        await workplace.record(key, left.present, left.absent)
-        removed = ", ".join(sorted(map(workplace.name_of, outcome.uuids))) or "no node"
-        return f"removed from {removed}; {left.words}"
-
-    async def _whereis(self, workplace: Context, session: Session, key: Key) -> str:
-        if not workplace.counts_nodes:
+    async def _whereis(self, context: Context, session: Session, key: Key) -> str:
+        if not context.counts_nodes:
             return ""
-        return ", ".join(sorted(map(workplace.name_of, await workplace.nodes_with(key))))
+        return ", ".join(sorted(map(context.name_of, await context.nodes_with(key))))
 
-    async def _info(self, workplace: Context, session: Session) -> dict[str, str]:
+    async def _info(self, context: Context, session: Session) -> dict[str, str]:
         import anyio
 
         from cluster_remote.p2p.errors import SessionError
 
         fields = {
-            "cluster": workplace.cluster_name(),
-            "cluster uuid": str(workplace.server or "that of the repository at the url"),
+            "cluster": context.cluster_name(),
+            "cluster uuid": str(context.server or "that of the repository at the url"),
         }
-        if not workplace.accepted:
+        if not context.accepted:
             return fields | {"protocol version": "unknown: not asked, for its configuration is not verified"}
         try:
-            with anyio.fail_after(min(_INFO_TIMEOUT, workplace.settings.timeout)):
+            with anyio.fail_after(min(_INFO_TIMEOUT, context.settings.timeout)):
                 uuid = await session.open()
             fields["cluster uuid"] = str(uuid)
             fields["protocol version"] = str(session.version)
@@ -266,14 +240,14 @@ class ClusterRemote(SpecialRemote):  # type: ignore[misc] # annexremote has no t
             return str(self.annex.getgitremotename())
         return ""
 
-    def _get_workplace(self, initialising: bool) -> Context:
+    def _get_context(self, initialising: bool) -> Context:
         with self._shared.asking:
-            if self._shared.workplace is None:
+            if self._shared.context is None:
                 from cluster_remote.remote.context import Context
 
                 settings = self._read_settings()
-                self._shared.workplace = Context(settings, self.annex.getgitdir(), self._token(settings, initialising))
-            return self._shared.workplace
+                self._shared.context = Context(settings, self.annex.getgitdir(), self._token(settings, initialising))
+            return self._shared.context
 
     def _token(self, settings: Settings, initialising: bool) -> str | None:
         """The remote's own token; the one of the environment only when it is made, or given another."""
@@ -296,18 +270,18 @@ class ClusterRemote(SpecialRemote):  # type: ignore[misc] # annexremote has no t
 
     async def _ask(self, function: Callable[..., Coroutine[Any, Any, T]], *arguments: object) -> T:
         """Answers a request that needs a session."""
-        workplace = await self._workplace()
+        context = await self._context()
         with self._in_words():
-            async with workplace.request(self._debug) as session:
-                return await function(workplace, session, *arguments)
+            async with context.request(self._debug) as session:
+                return await function(context, session, *arguments)
 
-    async def _workplace(self, *, initialising: bool = False) -> Context:
-        if self._shared.workplace is None:
+    async def _context(self, *, initialising: bool = False) -> Context:
+        if self._shared.context is None:
             # git-annex is asked, which takes a thread.
             with self._in_words():
-                await self.annex.converse(self._get_workplace, initialising)
-        assert self._shared.workplace is not None
-        return self._shared.workplace
+                await self.annex.converse(self._get_context, initialising)
+        assert self._shared.context is not None
+        return self._shared.context
 
     def _wait_for(self, function: Callable[..., Coroutine[Any, Any, T]], *arguments: object) -> T:
         """Has the event loop answer a request whose thread waits."""

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from cluster_remote.p2p.errors import SessionError
-from cluster_remote.p2p.key import AssociatedFile, Key
+from cluster_remote.p2p.key import UUID, AssociatedFile, Key
 from cluster_remote.p2p.session import Progress, Session
 
 __all__ = ["CannotWrite", "NotRetrieved", "retrieve"]
@@ -20,8 +20,10 @@ class NotRetrieved(SessionError):
     """The server sent what it does not vouch for, or does not have the content."""
 
 
-async def retrieve(session: Session, key: Key, path: bytes, progress: Progress) -> None:
+async def retrieve(session: Session, key: Key, path: bytes, progress: Progress) -> UUID | None:
     """Downloads the content of `key` into the file at `path`, from where the file ends.
+
+    Gives the repository that the whole file came from; None where that cannot be told.
 
     On success the file has exactly the content's length. Where the server does not vouch for what it sent, the file is
     left as long as it was before. git-annex verifies the content as a whole afterwards.
@@ -32,14 +34,14 @@ async def retrieve(session: Session, key: Key, path: bytes, progress: Progress) 
     except OSError as error:
         raise _cannot_write(path, error) from None
     try:
-        await _retrieve(session, key, path, descriptor, progress)
+        return await _retrieve(session, key, path, descriptor, progress)
     except OSError as error:
         raise _cannot_write(path, error) from None
     finally:
         os.close(descriptor)
 
 
-async def _retrieve(session: Session, key: Key, path: bytes, descriptor: int, progress: Progress) -> None:
+async def _retrieve(session: Session, key: Key, path: bytes, descriptor: int, progress: Progress) -> UUID | None:
     size = key.content_size
     offset = os.fstat(descriptor).st_size
     if size is None or offset > size:
@@ -57,6 +59,7 @@ async def _retrieve(session: Session, key: Key, path: bytes, descriptor: int, pr
             else f"{session.name} sent content of {key} that it says is not valid; it may have changed meanwhile"
         )
     os.ftruncate(descriptor, offset + download.length)
+    return None if offset else download.origin
 
 
 def _cannot_write(path: bytes, error: OSError) -> CannotWrite:

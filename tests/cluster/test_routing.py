@@ -14,6 +14,7 @@ from cluster_remote.cluster.routing import (
     UploadAnswer,
     gained,
     in_log,
+    kept,
     lacking,
     lost,
     presence,
@@ -83,18 +84,34 @@ def test_each_of_several_equally_good_nodes_comes_first_for_some_choice() -> Non
 @given(st.lists(answers, max_size=5))
 def test_an_upload_succeeds_if_any_node_has_the_content_and_names_all_that_have_it(given: list[UploadAnswer]) -> None:
     asked = [(Peer(n).node(), answer) for n, answer in enumerate(given)]
-    outcome = upload_outcome(asked)
-    good = [isinstance(a, Present) or (isinstance(a, Stored) and a.stored) for a in given]
-    assert isinstance(outcome, Present) == bool(given and all(isinstance(a, Present) for a in given))
-    assert {uuid(n) for n, ok in enumerate(good) if ok} <= outcome.uuids
-    if isinstance(outcome, Stored):
-        assert outcome.stored == any(good)
+    outcome = upload_outcome(asked, all_repositories(node for node, _ in asked))
+    new = {uuid(n) for n, a in enumerate(given) if isinstance(a, Stored) and a.stored}
+    old = {uuid(n) for n, a in enumerate(given) if isinstance(a, Present)}
+    if isinstance(outcome, Present):
+        assert given
+        assert outcome.uuids == old
+        assert len(old) == len(given)
+    else:
+        assert outcome.stored == bool(new or old)
+        named_itself = {uuid(n) for n, a in enumerate(given) if isinstance(a, Stored) and uuid(n) in a.uuids}
+        assert outcome.uuids == new | named_itself
+        assert outcome.present == old
+        failed = {node.name for node, a in asked if node.uuid not in outcome.uuids | old}
+        lying = {node.name for node, a in asked if isinstance(a, Present | Stored) and a.uuids - {node.uuid}}
         named = {node.name for node, _ in asked if any(str(node) in reason for reason in outcome.reasons)}
-        assert named == {
-            node.name
-            for (node, _), ok in zip(asked, good, strict=True)
-            if not ok and not node.repositories <= outcome.uuids
-        }
+        assert named == failed | lying
+
+
+@given(answers)
+def test_a_gateway_is_believed_about_nodes_of_the_cluster_and_about_no_others(answer: UploadAnswer) -> None:
+    gateway = Peer(1).node(members=frozenset({uuid(5), uuid(6)}))
+    cluster = frozenset({uuid(4), uuid(5), uuid(6)})
+    outcome = upload_outcome([(gateway, answer)], cluster)
+    said = frozenset[UUID]() if isinstance(answer, SessionError) else answer.uuids
+    told = outcome.uuids | (outcome.present if isinstance(outcome, Stored) else frozenset())
+    assert told == said & cluster
+    complaints = outcome.reasons if isinstance(outcome, Stored) else ()
+    assert any("no nodes of this cluster" in reason for reason in complaints) == bool(said - cluster)
 
 
 @given(st.lists(removals, max_size=5))
@@ -102,7 +119,7 @@ def test_a_removal_succeeds_if_every_node_removed_it_and_names_each_that_did_not
     given: list[Removal | SessionError],
 ) -> None:
     asked = [(Peer(n).node(), answer) for n, answer in enumerate(given)]
-    outcome = removal_outcome(asked)
+    outcome = removal_outcome(asked, all_repositories(node for node, _ in asked))
     good = [isinstance(a, Removal) and a.removed for a in given]
     assert outcome.removed == all(good)
     assert len(outcome.reasons) == good.count(False)
@@ -112,8 +129,9 @@ def test_a_removal_succeeds_if_every_node_removed_it_and_names_each_that_did_not
 @given(answers, removals)
 def test_a_cluster_is_never_taken_for_a_copy(answer: UploadAnswer, removal: Removal | SessionError) -> None:
     gateway = Peer(1).node(members=frozenset({uuid(5)}))
-    assert CLUSTER not in gained(gateway, answer)
-    assert CLUSTER not in lost(gateway, removal)
+    cluster = frozenset({uuid(5)})
+    assert CLUSTER not in gained(gateway, answer, cluster) | kept(gateway, answer, cluster)
+    assert CLUSTER not in lost(gateway, removal, cluster)
 
 
 @given(st.lists(st.sampled_from([True, False, Unreachable("away")]), max_size=5))

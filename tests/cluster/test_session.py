@@ -10,6 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from cluster_remote.cluster.node import Node
 from cluster_remote.cluster.reachability import Reachability
 from cluster_remote.cluster.session import ClusterSession
 from cluster_remote.p2p.errors import (
@@ -97,7 +98,7 @@ async def test_when_all_nodes_have_it_by_the_log_all_are_asked_for_the_log_may_b
     peers, log = three(), Log({KEY: [1, 2, 3, 9]})
     peers[0].contents[KEY] = CONTENT
     stored = await cluster(peers, log).store(KEY, FILE, Content(CONTENT, repeatable=repeatable))
-    assert stored == Stored(True, uuids(1, 2, 3))
+    assert stored == Stored(True, uuids(2, 3), present=uuids(1))
     assert [peer.received for peer in peers] == [[], [CONTENT], [CONTENT]]
     stored = await cluster(peers, log).store(KEY, FILE, Content(CONTENT, repeatable=repeatable))
     assert stored == Present(uuids(1, 2, 3))
@@ -116,7 +117,7 @@ async def test_a_node_that_has_it_already_counts_and_is_recorded(repeatable: boo
     peers, log = three(), Log()
     peers[0].contents[KEY] = CONTENT
     stored = await cluster(peers, log).store(KEY, FILE, Content(CONTENT, repeatable=repeatable))
-    assert stored == Stored(True, uuids(1, 2, 3))
+    assert stored == Stored(True, uuids(2, 3), present=uuids(1))
     assert log.recorded == [("present", KEY, uuids(1, 2, 3))]
     assert peers[0].received == []
 
@@ -590,7 +591,7 @@ async def test_without_a_log_every_node_is_asked_and_has_to_answer() -> None:
     session = ClusterSession(CLUSTER, [peer.node() for peer in peers], None, name="c", pick=first)
     assert await session.check_present(KEY)
     assert (await fetch(session))[1] == CONTENT
-    assert await session.store(KEY, FILE, Content(CONTENT, repeatable=True)) == Stored(True, uuids(1, 2))
+    assert await session.store(KEY, FILE, Content(CONTENT, repeatable=True)) == Stored(True, uuids(1), present=uuids(2))
     peers[0].refuse = Unreachable("away")
     peers[1].contents.clear()
     with pytest.raises(SessionError, match="cannot be told"):
@@ -793,7 +794,7 @@ async def test_a_cluster_can_be_a_node_of_a_cluster(repeatable: bool) -> None:
     def inner() -> ClusterSession:
         return ClusterSession(CLUSTER, [peer.node() for peer in inner_peers], Log(), name="inner", pick=first)
 
-    nodes = [outer_peers[0].node(), type(outer_peers[0].node())(CLUSTER, "far", "far gateway", 200.0, inner)]
+    nodes = [outer_peers[0].node(), Node(CLUSTER, "far", "far gateway", 200.0, inner, members=uuids(4, 5))]
     session = ClusterSession(CLUSTER, nodes, log, name="outer", record=log, pick=first)
     stored = await session.store(KEY, FILE, Content(CONTENT, repeatable=repeatable))
     assert stored == Stored(True, uuids(1, 4), ("far gateway [far]: disk 5 (shelf) [node5]: 5: broke off",))

@@ -54,7 +54,7 @@ def test_an_upload_whose_locations_cannot_be_recorded_has_failed(place: Site, co
     assert place.cluster.holders(key) == [True] * 3
     # Nothing is lost by it: once the log can be written, it is.
     (place.environment.bin / "git-annex").unlink()
-    place.client.annex("copy", "--to", "mycl", "unrecorded")
+    place.client.annex("copy", "--fast", "--to", "mycl", "unrecorded")
     assert place.present(key) == place.nodes
 
 

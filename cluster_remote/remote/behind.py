@@ -1,0 +1,62 @@
+"""The nodes behind a gateway, one by one: it answers for all of them together, and does not say which did what."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
+from typing import TypeVar
+
+import anyio
+
+from cluster_remote.p2p.errors import SessionError
+from cluster_remote.p2p.key import UUID
+from cluster_remote.p2p.session import Session
+from cluster_remote.p2p.stream import Trace
+from cluster_remote.remote.pool import SessionPool
+
+__all__ = ["NodesBehind"]
+
+T = TypeVar("T")
+
+# How many nodes are asked at the same time: an ssh server may not take more connections at once.
+_AT_ONCE = 8
+
+
+class NodesBehind:
+    """Sessions with single nodes, made when first needed. `make` makes one; the gateway is asked for the node."""
+
+    def __init__(self, make: Callable[[UUID, Trace], Awaitable[Session]]) -> None:
+        self._make = make
+        self._pools: dict[UUID, SessionPool] = {}
+
+    @asynccontextmanager
+    async def session(self, node: UUID) -> AsyncIterator[Session]:
+        """A session with one node that nobody else has meanwhile."""
+        pool = self._pools.setdefault(node, SessionPool(lambda trace: self._make(node, trace)))
+        async with pool.lend(None) as session:
+            yield session
+
+    async def each(
+        self, nodes: Iterable[UUID], request: Callable[[Session], Awaitable[T]]
+    ) -> dict[UUID, T | SessionError]:
+        """Asks several nodes at once; what each answered, or why it did not."""
+        answers: dict[UUID, T | SessionError] = {}
+        slots = anyio.Semaphore(_AT_ONCE)
+
+        async def one(node: UUID) -> None:
+            async with slots, self.session(node) as session:
+                try:
+                    answers[node] = await request(session)
+                except SessionError as error:
+                    answers[node] = error
+
+        async with anyio.create_task_group() as tasks:
+            for node in nodes:
+                tasks.start_soon(one, node)
+        return answers
+
+    async def aclose(self) -> None:
+        """Closes all sessions at once. Bounded in time."""
+        async with anyio.create_task_group() as tasks:
+            for pool in self._pools.values():
+                tasks.start_soon(pool.aclose)

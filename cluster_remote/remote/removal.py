@@ -1,0 +1,176 @@
+"""Removals: from every node, from those that an upload has reached, or from the one that gave a damaged content.
+
+What became of each node is recorded, and found out where no answer says it.
+"""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING
+
+import anyio
+
+from cluster_remote.p2p.errors import ConnectionLost, ProtocolError, SessionError, TimedOut
+from cluster_remote.p2p.key import UUID, Key
+from cluster_remote.p2p.session import Removal, Session
+from cluster_remote.remote.causes import Cause, Fetched, Uploaded
+from cluster_remote.remote.chunks import stored_as
+
+if TYPE_CHECKING:
+    from cluster_remote.remote.context import Context
+
+__all__ = ["NotRemoved", "remove", "undo"]
+
+# Seconds for asking nodes what became of a removal; the second is for when nobody waits for the answer any more.
+_FINDING_OUT, _PARTING = 20.0, 6.0
+
+
+class NotRemoved(SessionError):
+    """The content is still on a node, or may be; says on which, and why."""
+
+
+async def remove(context: Context, session: Session, key: Key, cause: Cause | None) -> None:
+    """Remove what `cause` says is to be removed. Raises NotRemoved, SessionError, LocationLogError."""
+    context.expect_to_record()
+    if not context.is_cluster:
+        await _remove_from_the_only_one(context, session, key, cause)
+        return
+    match cause:
+        case Uploaded(added):
+            outcome = await undo(context, session, key, added)
+            if not outcome.removed:
+                raise NotRemoved(f"{'; '.join(outcome.reasons)}; drop it again to remove it from every node")
+        case Fetched(origin):
+            await _remove_damaged(context, session, key, origin)
+        case None:
+            await _remove_everywhere(context, session, key)
+
+
+async def undo(context: Context, session: Session, key: Key, added: frozenset[UUID]) -> Removal:
+    """Remove a content from the nodes that have it only by the last upload. Removed as a whole if no other may have it.
+
+    The reasons say in words what was done, too. Raises SessionError, LocationLogError.
+    """
+    outcome = await _remove_from(context, session, key, added)
+    others = context.living_nodes - added
+    done = f"removed again from {context.names_of(outcome.uuids)}" if outcome.uuids else "removed from no node"
+    kept = (f"the upload was none to {context.names_of(others)}",) if others else ()
+    complete = outcome.removed and not others and bool(context.living_nodes)
+    return Removal(complete, outcome.uuids, (done, *outcome.reasons, *kept))
+
+
+async def _remove_from_the_only_one(context: Context, session: Session, key: Key, cause: Cause | None) -> None:
+    if isinstance(cause, Uploaded) and not cause.added:
+        raise NotRemoved(f"{session.name} had it before the upload, and keeps it; drop it again to remove it")
+    try:
+        outcome = await session.remove(stored_as(key))
+    except (ConnectionLost, TimedOut, ProtocolError):
+        with anyio.move_on_after(min(_FINDING_OUT, context.settings.timeout)):
+            if not await session.check_present(stored_as(key)):
+                return
+        raise
+    if not outcome.removed:
+        raise NotRemoved("; ".join(outcome.reasons) or f"{session.name} did not remove it")
+
+
+async def _remove_damaged(context: Context, session: Session, key: Key, origin: UUID | None) -> None:
+    name = shlex.quote(context.settings.name)
+    if origin is None:
+        raise NotRemoved(
+            f"which node gave the damaged content cannot be told, so nothing was removed; find it with cluster-remote "
+            f"check {name} --content"
+        )
+    outcome = await _remove_from(context, session, key, frozenset({origin}))
+    if not outcome.removed:
+        raise NotRemoved("; ".join(outcome.reasons))
+    others = await context.nodes_with(key) if context.counts_nodes else context.living_nodes - {origin}
+    raise NotRemoved(
+        f"the damaged copy was that on {context.names_of({origin})}; it is removed, and no other"
+        + (f" (not from {context.names_of(others)}); cluster-remote repair {name} replaces it" if others else "")
+    )
+
+
+async def _remove_from(context: Context, session: Session, key: Key, nodes: frozenset[UUID]) -> Removal:
+    """From these nodes of a cluster alone. What was removed is recorded."""
+    from cluster_remote.cluster.session import ClusterSession
+
+    if isinstance(session, ClusterSession):
+        return await session.remove_from(stored_as(key), nodes)
+    answers = await context.behind.each(nodes, lambda single: single.remove(stored_as(key)))
+    gone = frozenset(node for node, answer in answers.items() if isinstance(answer, Removal) and answer.removed)
+    with anyio.CancelScope(shield=True):
+        await context.record(key, absent=gone)
+    reasons = tuple(
+        f"{context.name_of(node)}: {answer if isinstance(answer, SessionError) else 'did not remove it'}"
+        for node, answer in answers.items()
+        if node not in gone
+    )
+    return Removal(gone == nodes, gone, reasons)
+
+
+async def _remove_everywhere(context: Context, session: Session, key: Key) -> None:
+    if context.is_serverless or not context.counts_nodes:
+        # A cluster of this repository records by itself; what a remote that counts as one copy has where, no log says.
+        outcome = await session.remove(stored_as(key))
+        words = "; ".join(outcome.reasons) or f"{session.name} did not remove it"
+    else:
+        outcome, words = await _remove_behind_a_gateway(context, session, key)
+    if not outcome.removed:
+        if context.counts_nodes:
+            words = f"removed from {context.names_of(outcome.uuids) or 'no node'}; {words}"
+        raise NotRemoved(words)
+
+
+async def _remove_behind_a_gateway(context: Context, session: Session, key: Key) -> tuple[Removal, str]:
+    outcome = Removal(False)
+    try:
+        outcome = await session.remove(stored_as(key))
+    except (ConnectionLost, TimedOut, ProtocolError) as error:
+        # git-annex's own gateway ends like this where a node is away, whatever it has removed by then.
+        outcome = Removal(False, reasons=(str(error),))
+    except anyio.get_cancelled_exc_class():
+        with anyio.move_on_after(_PARTING, shield=True):
+            await _settle(context, key, outcome)
+        raise
+    with anyio.CancelScope(shield=True):
+        # Below version 2 no nodes are named, but a cluster's removal succeeds on every node or not at all.
+        named, _strangers = await context.believed(outcome.uuids)
+        gone = named if outcome.uuids or not outcome.removed else await context.nodes_with(key)
+        await context.record(key, absent=gone)
+    if outcome.removed and not outcome.uuids:
+        return Removal(True, gone), ""
+    return await _settle(context, key, Removal(outcome.removed, gone, outcome.reasons))
+
+
+async def _settle(context: Context, key: Key, outcome: Removal) -> tuple[Removal, str]:
+    """Find out about the nodes that a gateway's answer does not name: each is asked, by way of the gateway.
+
+    Gives the outcome as it is then, and in words which nodes have the content still, and why.
+    """
+    left = context.living_nodes - outcome.uuids
+    if not left:
+        return Removal(True, outcome.uuids), ""
+    known = await context.nodes_with(key)
+
+    async def look(single: Session) -> bool:
+        try:
+            with anyio.fail_after(min(_FINDING_OUT, context.settings.timeout)):
+                return await single.check_present(stored_as(key))
+        except TimeoutError:
+            raise TimedOut("no answer in time") from None
+
+    answers = await context.behind.each(sorted(left, key=lambda node: (node not in known, node)), look)
+    absent = frozenset(node for node, answer in answers.items() if answer is False)
+    present = frozenset(node for node, answer in answers.items() if answer is True)
+    with anyio.CancelScope(shield=True):
+        # Nothing is said of nodes that never had it.
+        await context.record(key, present - known, absent & known)
+    words = [
+        f"{context.name_of(node)} could not be asked ({answer})"
+        if isinstance(answer, SessionError)
+        else f"{context.name_of(node)} still has it: it can be reached, but did not remove it (something has the "
+        "content locked, or the node may not be written to)"
+        for node, answer in answers.items()
+        if answer is not False
+    ]
+    return Removal(left == absent, outcome.uuids | absent, outcome.reasons), "; ".join(sorted(words))

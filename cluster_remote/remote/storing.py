@@ -1,0 +1,94 @@
+"""Uploads: what was stored where, recorded at the last moment.
+
+git-annex undoes an upload whose file has changed, or was dropped here, while it was being sent. So nothing is recorded
+before the last node has answered, and nothing of a file that is not the same then.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import anyio
+
+from cluster_remote.p2p.errors import SessionError
+from cluster_remote.p2p.file import FileSource
+from cluster_remote.p2p.key import UUID, AssociatedFile, Key
+from cluster_remote.p2p.session import Present, Progress, Session, Stored
+from cluster_remote.remote.causes import Uploaded
+from cluster_remote.remote.chunks import stored_as
+from cluster_remote.remote.removal import undo
+
+if TYPE_CHECKING:
+    from cluster_remote.remote.context import Context
+
+__all__ = ["NotStored", "store"]
+
+
+class NotStored(SessionError):
+    """The content was not stored, or not so that its copies could be counted."""
+
+
+async def store(
+    context: Context, session: Session, key: Key, path: bytes, progress: Progress, tell: Callable[[str], None]
+) -> None:
+    """Store the file at `path`, and record who has it now. `tell` is given what people should know of a success.
+
+    Raises NotStored, SessionError, LocationLogError.
+    """
+    context.expect_to_record()
+    before = _state_of(path)
+    known = await context.nodes_with(key) if context.counts_nodes else frozenset()
+    outcome = await session.store(stored_as(key), AssociatedFile(), FileSource(path), progress)
+    was_there = isinstance(outcome, Present)
+    if isinstance(outcome, Present):
+        outcome = Stored(True, present=outcome.uuids)
+    new, strangers = await context.believed(outcome.uuids)
+    had, others = await context.believed(outcome.present)
+    if strangers or others:
+        named = ", ".join(sorted(uuid.text for uuid in strangers | others))
+        tell(
+            f"{session.name} names repositories that are no nodes of it by cluster.log; they are not recorded: {named}"
+        )
+    if not outcome.stored:
+        # A part of the nodes may have it all the same; what failed is not undone.
+        await _record(context, key, new | had)
+        raise NotStored("; ".join(outcome.reasons) or f"{session.name} did not store it")
+    if context.is_cluster:
+        # In doubt a good copy is kept: what the log knew before is not new. Without a checksum in its key nobody knows
+        # whether a copy is good, so there the answer counts.
+        added = new - known if key.has_checksum else new
+    else:
+        added = frozenset() if was_there else frozenset({context.settings.uuid})
+    if _state_of(path) != before:
+        undone = await undo(context, session, key, added)
+        raise NotStored(f"the file changed, or was dropped here, while it was sent: {'; '.join(undone.reasons)}")
+    for reason in outcome.reasons:
+        tell(reason)
+    if context.counts_nodes and not new | had:
+        raise NotStored(
+            f"{session.name} says that the content is stored, but names none of the nodes that are known here (it "
+            f"speaks version {session.version} of the protocol), so the copies cannot be counted; clusters need "
+            "git-annex 10.20240731 or newer on the gateway, and new nodes git annex sync with it"
+        )
+    await _record(context, key, new | had)
+    context.causes.remember(key, Uploaded(added))
+
+
+async def _record(context: Context, key: Key, present: frozenset[UUID]) -> None:
+    with anyio.CancelScope(shield=True):
+        await context.record(key, present=present)
+
+
+def _state_of(path: bytes) -> tuple[int, int, int, int] | None:
+    """What tells that a file is the same as before, as git-annex sees it: its inode, size and time. None if it is gone.
+
+    That it is the same proves nothing: git-annex looks once more, and may undo the upload all the same.
+    """
+    try:
+        found = Path(os.fsdecode(path)).stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
