@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from typing import Any
@@ -135,6 +136,11 @@ def _report(error: Exception) -> int:
     if isinstance(cause, BrokenPipeError):
         # Whoever read our output has seen enough. Nothing more can be written, not even at the end of the program.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT) and cause.filename is None:
+        # At the end of the program nothing more is to be tried.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print(f"cluster-remote: cannot write to standard output: {cause.strerror or cause}", file=sys.stderr)
         return FAILED
     words, expected = in_words(error)
     print(f"cluster-remote: {one_line(words)}", file=sys.stderr)

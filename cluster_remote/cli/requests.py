@@ -136,6 +136,7 @@ async def _present(text: str, word: str, node: str, record: bool, timeout: float
     key, _ = await _key(word)
     async with _reach(text, node, timeout, writing=record) as target:
         repository = request.check_recording(target.repository, target.settings) if record else None
+        request.check_legible(target.settings, key)
         outcome = await request.present(target.session, target.label, key)
     if repository is None:
         return outcome
@@ -382,6 +383,7 @@ async def _drop(text: str, word: str, node: str, record: bool, timeout: float | 
     key, _ = await _key(word)
     async with _reach(text, node, timeout, writing=True) as target:
         repository = request.check_recording(target.repository, target.settings) if record else None
+        request.check_legible(target.settings, key)
         outcome = await request.drop(target.session, target.label, key)
     outcome = replace(outcome, descriptions=_described(target, {outcome.server, *outcome.uuids}))
     if repository is None:

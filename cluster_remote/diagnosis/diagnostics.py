@@ -33,6 +33,7 @@ def diagnose(facts: Snapshot) -> Iterator[Problem]:
     for ours in facts.ours:
         yield from _unusable(ours)
         yield from _encrypted(facts, ours)
+        yield from _clear_text(facts, ours)
         yield from _not_verified(facts, ours)
         if ours.is_cluster and ours.sameas:
             yield from _cluster_unknown(facts, ours)
@@ -87,6 +88,32 @@ def _encrypted(facts: Snapshot, ours: Ours) -> Iterator[Problem]:
             "encrypted remote that counts as one copy is made by cluster-remote setup --tracking remote --encryption "
             "shared.)",
             (f"git annex enableremote {ours.quoted} encryption=none",),
+            about=ours.name,
+        )
+
+
+def _clear_text(facts: Snapshot, ours: Ours) -> Iterator[Problem]:
+    """Nodes of an encrypted remote without a server, to which a sync sends everything in the clear."""
+    settings = ours.settings
+    if settings is None or settings.address is not None or settings.encryption == "none":
+        return
+    clusters = facts.config.clusters()
+    wanted = settings.cluster.lower()
+    names = {name for name, uuid in clusters.items() if wanted in ("", name, uuid.text)}
+    open_ones = [
+        remote
+        for remote in facts.config.remotes()
+        if names & set((facts.config.remote(remote, "annex-cluster-node") or "").lower().split())
+        and facts.config.boolean(f"remote.{remote}.annex-sync", True)
+        and not facts.config.boolean(f"remote.{remote}.annex-ignore")
+    ]
+    if open_ones:
+        yield Problem(
+            "clear-text",
+            f"git annex sync --content sends clear text to {', '.join(open_ones)}, the nodes of the encrypted remote "
+            f"{ours.name}, and the git-annex branch with the key to it",
+            "Keep the nodes out of it; what is there in the clear already stays until you drop it from them:",
+            tuple(f"git config {shlex.quote(f'remote.{remote}.annex-sync')} false" for remote in open_ones),
             about=ours.name,
         )
 

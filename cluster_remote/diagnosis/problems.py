@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable
+from dataclasses import replace
 
 from cluster_remote.diagnosis.nodes import Unusable
 from cluster_remote.diagnosis.problem import Problem
@@ -139,7 +140,16 @@ def _node_problems(state: ClusterState, node: NodeState, name: str, *, gateway_d
     if contact.stranger and state.gateway is not None:
         yield node_removed(node, state.name if state.uuid == node.uuid else None)
     elif not contact.reachable and not gateway_down:
-        yield unreachable(node.uuid, node.title, contact.error, name, node.path)
+        problem = unreachable(node.uuid, node.title, contact.error, name, node.path)
+        if state.tracking == "remote":
+            # Nobody but git-annex can tell what it lacks.
+            where = f" at {node.path}" if node.path else ""
+            problem = replace(
+                problem,
+                remedy=f"Bring it back{where}; this shows it then:",
+                commands=(f"cluster-remote status {name}",),
+            )
+        yield problem
     sample = node.sample
     if sample is not None and sample.missing:
         yield Problem(

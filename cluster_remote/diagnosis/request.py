@@ -205,6 +205,15 @@ async def record(
     return tuple(recordable(key, [*present, *absent], None))
 
 
+def check_legible(settings: Settings | None, key: Key) -> None:
+    """Refuse to ask an encrypted remote about a key that it has under another name. Raises BadSettings."""
+    if settings is not None and settings.encryption != "none" and not key.is_encrypted:
+        raise BadSettings(
+            f"{settings.name} is encrypted: its nodes have the content under an encrypted key, which only git-annex "
+            f"can compute; git annex fsck --fast --from {settings.name} asks about it, git annex drop --from removes it"
+        )
+
+
 def check_recording(repository: Repository | None, settings: Settings | None) -> Repository:
     """Whether there is a location log that this may be written to. Raises NotARepository, BadSettings."""
     if repository is None:

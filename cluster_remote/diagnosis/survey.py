@@ -15,6 +15,7 @@ from pathlib import Path
 import anyio
 import anyio.to_thread
 
+from cluster_remote.access.ways import Serverless
 from cluster_remote.annex.locations import Located, LocationReader, Selection, located
 from cluster_remote.annex.repository import Repository
 from cluster_remote.annex.verification import pending
@@ -101,7 +102,7 @@ async def survey(views: Sequence[View], broken: Sequence[Unusable] = (), *, time
         for view, own, found in zip(views, statistics, findings, strict=True):
             if view.gateway is not None:
                 tasks.start_soon(_ask_gateway, view.gateway, found, timeout)
-            for node in view.living:
+            for node in (*view.living, *_inside(view)):
                 tasks.start_soon(_ask_node, view, node, own, counted, found, timeout)
             tasks.start_soon(_look_at_disks, view, found, timeout)
             tasks.start_soon(_ask_whether_verified, view, found)
@@ -189,12 +190,13 @@ async def _look_at_disks(view: View, found: _Findings, timeout: float) -> None:
 
 
 def _state(view: View, statistics: LogStatistics, found: _Findings) -> ClusterState:
-    costs = costs_of(view.config) if view.gateway else {node.uuid: node.cost for node in view.nodes}
+    inside = _inside(view)
+    costs = costs_of(view.config) if view.gateway else {node.uuid: node.cost for node in (*view.nodes, *inside)}
     known = view.repository is not None
     unreached = [_unreached(view, uuid) for uuid in sorted(_without_remote(view))]
     nodes = tuple(
         _node_state(view, node, statistics if known else None, found, costs) for node in [*view.nodes, *unreached]
-    )
+    ) + tuple(_node_state(view, node, None, found, costs) for node in inside)
     gateway = None
     if view.gateway is not None and found.gateway is not None:
         who = found.gateway.uuid
@@ -219,6 +221,14 @@ def _state(view: View, statistics: LogStatistics, found: _Findings) -> ClusterSt
     return replace(state, problems=tuple(problems))
 
 
+def _inside(view: View) -> tuple[Node, ...]:
+    """The nodes behind a remote without a server that counts as one copy; no log knows what each of them has."""
+    if not isinstance(view.way, Serverless) or view.settings is None or view.settings.tracking != "remote":
+        return ()
+    nodes = view.way.nodes(view.way.membership.cluster)
+    return tuple(node for node in nodes if view.trust(node.uuid) != "dead" and node.uuid not in view.uuids)
+
+
 def _without_remote(view: View) -> frozenset[UUID]:
     """The nodes of cluster.log that nothing here leads to."""
     if view.repository is None or view.gateway is not None or not view.uuid.is_cluster:
@@ -237,6 +247,7 @@ def _node_state(
     view: View, node: Node, statistics: LogStatistics | None, found: _Findings, costs: Mapping[UUID, float]
 ) -> NodeState:
     uuid = node.uuid
+    reached = uuid in view.uuids or any(each.uuid == uuid for each in _inside(view))
     held = statistics.held[uuid] if statistics else None
     lacking = statistics.lacking[uuid] if statistics else None
     path = found.paths.get(uuid)
@@ -244,7 +255,7 @@ def _node_state(
         uuid=uuid,
         name=node.name,
         description=node.description,
-        contact=found.nodes.get(uuid) if uuid in view.uuids else _NO_WAY,
+        contact=found.nodes.get(uuid) if reached else _NO_WAY,
         trust=view.trust(uuid),
         groups=tuple(sorted(view.logs.groups.get(uuid, ()))),
         cost=costs.get(uuid),
@@ -258,5 +269,5 @@ def _node_state(
         sample=found.samples.get(uuid),
         free=found.free.get(uuid),
         path=str(path) if path else None,
-        remote=uuid in view.uuids,
+        remote=reached,
     )

@@ -405,3 +405,11 @@ def test_the_only_cluster_need_not_be_named(in_order: Site) -> None:
     assert told(in_order.client, "check", "one", "below")["keys"] == 3
     assert told(in_order.client, "repair", "one", "--dry-run")["keys"] == 1
     assert "not a cluster remote" in cluster_remote(in_order.client, "check", "nowhere", code=2).err
+
+
+def test_a_full_standard_output_is_said_in_one_line(in_order: Site) -> None:
+    for line in ("check mycl", "status mycl", "doctor mycl --json"):
+        done = in_order.environment.run(
+            "bash", "-c", f"cluster-remote {line} > /dev/full", cwd=in_order.client.path, check=False
+        )
+        assert (done.returncode, done.stderr.count(b"\n"), b"No space left" in done.stderr) == (1, 1, True), done

@@ -13,7 +13,7 @@ from tests.cli.command import cluster_remote, told
 from tests.remote.sites import Site, add_node_remotes, initremote, make_site
 from tests.support.environment import Environment
 from tests.support.peers import ScriptedPeer, Stall
-from tests.support.repositories import DESCRIPTIONS, GATEWAY_DESCRIPTION, make_repository
+from tests.support.repositories import DESCRIPTIONS, GATEWAY_DESCRIPTION, Cluster, make_repository
 from tests.support.shells import limit_version, scripted_shell
 from tests.support.sockets import serve_p2p
 
@@ -293,3 +293,21 @@ def test_locations_that_are_not_committed_yet_are_counted(own_site: Site) -> Non
     client.git("-c", "annex.alwayscommit=false", "annex", "setpresentkey", keys["one"], node.uuid, "0")
     assert any((client.path / ".git/annex/journal").iterdir())
     assert nodes_of(told(client, "status", "mycl", "--sample", "0", code=1))["node1"]["lacking"] == 1
+
+
+def test_the_nodes_of_an_encrypted_cluster_without_a_server_are_shown(cluster: Cluster) -> None:
+    gateway, (_, second, _) = cluster.gateway, cluster.nodes
+    initremote(gateway, "vault", "encryption=shared", "tracking=remote", f"cluster={cluster.uuid}", private=False)
+    key = gateway.add("one", b"one")
+    with away(second):
+        said = told(gateway, "status", "vault", code=1)
+    assert problems_of(said) == [("node-unreachable", second.uuid)]
+    assert set(nodes_of(said)) == {"vault", "node1", "node2", "node3"}
+    assert told(gateway, "status", "vault")["well"]
+    finding = next(
+        each for each in told(gateway, "doctor", "vault", code=1)["findings"] if each["kind"] == "clear-text"
+    )
+    carry_out(gateway, finding["commands"])
+    assert told(gateway, "doctor", "vault")["healthy"]
+    for command in (("present",), ("drop", "--force")):
+        assert "encrypted" in cluster_remote(gateway, command[0], "vault", key, *command[1:], code=2).err
