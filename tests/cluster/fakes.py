@@ -48,6 +48,7 @@ class Peer:
         stall_after: the same, as a peer that makes no more progress within its deadline.
         silent: never answers an offer, a check, a removal or a question for the time.
         fails: says that it did not store or remove it.
+        answer_lost: removes, and breaks off before it says so.
         seconds: of its clock; None where it speaks a version without.
         plus: what it adds in its -PLUS answers.
         verdict: its word at the end of a download.
@@ -62,6 +63,7 @@ class Peer:
     stall_after: int | None = None
     silent: bool = False
     fails: bool = False
+    answer_lost: bool = False
     seconds: int | None = 1000
     plus: frozenset[UUID] = frozenset()
     verdict: bool = True
@@ -164,6 +166,8 @@ class FakeSession(Session):
             if self.peer.fails:
                 return Removal(False, self.peer.plus, ("it is locked",))
             self.peer.contents.pop(key, None)
+            if self.peer.answer_lost:
+                raise ConnectionLost("gone")
             return Removal(True, self.peer.plus)
 
     async def timestamp(self) -> int:

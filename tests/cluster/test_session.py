@@ -453,6 +453,39 @@ async def test_nodes_that_did_not_remove_make_it_a_failure_that_names_them() -> 
     assert log.recorded == [("absent", Key("WORM--nosize"), uuids(2))]
 
 
+async def test_what_became_of_a_removal_without_an_answer_is_found_out_and_recorded() -> None:
+    peers, log = [Peer(1, contents={KEY: CONTENT}, answer_lost=True), Peer(2)], Log({KEY: [1]})
+    assert await cluster(peers, log).remove(KEY) == Removal(True, uuids(1, 2))
+    assert log.recorded == [("absent", KEY, uuids(1, 2))]
+
+
+async def test_a_removal_from_some_nodes_leaves_the_others_alone() -> None:
+    peers, log = [Peer(n, contents={KEY: CONTENT}) for n in (1, 2, 3)], Log()
+    assert await cluster(peers, log).remove_from(KEY, uuids(2)) == Removal(True, uuids(2))
+    assert [KEY in peer.contents for peer in peers] == [True, False, True]
+    assert log.recorded == [("absent", KEY, uuids(2))]
+
+
+async def test_a_node_that_nothing_leads_to_makes_a_removal_partial() -> None:
+    peers, log = three(), Log()
+    nodes = [peer.node() for peer in peers]
+    session = ClusterSession(CLUSTER, nodes, log, name="c", record=log, missing={uuid(9): "far disk"})
+    outcome = await session.remove(KEY)
+    assert (outcome.removed, outcome.uuids) == (False, uuids(1, 2, 3))
+    assert outcome.reasons[0].startswith("far disk: ")
+
+
+async def test_nothing_is_recorded_of_an_upload_before_the_last_node_has_answered() -> None:
+    peers, log = three(), Log()
+
+    def all_have_it() -> None:
+        assert all(KEY in peer.contents for peer in peers)
+
+    log.before_recording = all_have_it
+    await cluster(peers, log).store(KEY, FILE, Content(CONTENT, repeatable=True))
+    assert log.recorded == [("present", KEY, uuids(1, 2, 3))]
+
+
 async def test_a_removal_that_cannot_be_recorded_is_an_error() -> None:
     log = Log()
     log.broken = True

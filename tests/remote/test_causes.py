@@ -1,0 +1,63 @@
+"""What tells why git-annex removes a content."""
+
+from __future__ import annotations
+
+import pytest
+
+from cluster_remote.p2p.key import UUID, Key
+from cluster_remote.remote.causes import Causes, Fetched, Uploaded, is_for_fsck
+from tests.remote.sites import Site, text
+
+KEY, OTHER = Key("SHA256-s1--ab"), Key("SHA256-s1--cd")
+NODE = UUID("11111111-2222-4333-8444-555555555555")
+
+
+def test_a_cause_holds_for_the_next_request_about_its_key_alone() -> None:
+    causes = Causes()
+    causes.remember(KEY, Uploaded(frozenset({NODE})))
+    causes.remember(OTHER, Fetched(NODE))
+    assert causes.take(KEY) == Uploaded(frozenset({NODE}))
+    assert causes.take(KEY) is None
+    assert causes.take(OTHER) == Fetched(NODE)
+
+
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        (b".git/annex/tmp/fsck123.SHA256-s1--ab", True),
+        (b".git/annex/tmp/SHA256-s1--ab", False),
+        (b"fsck1.d/SHA256-s1--ab", False),
+        (b"fsck12", False),
+    ],
+)
+def test_a_file_that_fsck_fetches_into_is_told_by_its_name(path: bytes, told: bool) -> None:
+    assert is_for_fsck(path) == told
+
+
+def test_undoing_an_upload_leaves_the_copies_that_were_there_before(site: Site) -> None:
+    key = site.client.add("undone", b"on the first node before")
+    site.client.annex("copy", "--to", "n1", "undone")
+    file = site.client.object_path(key)
+    assert file is not None
+    with site.driver() as annex:
+        annex.prepare()
+        assert annex.ask(f"TRANSFER STORE {key} {file}") == f"TRANSFER-SUCCESS STORE {key}"
+        assert site.cluster.holders(key) == [True, True, True]
+        assert annex.ask(f"REMOVE {key}").startswith(f"REMOVE-FAILURE {key} removed again from ")
+        assert site.cluster.holders(key) == [True, False, False]
+    assert site.present(key) == {site.cluster.nodes[0].uuid}
+
+
+def test_fsck_takes_a_damaged_copy_from_its_node_alone_and_names_it(site: Site) -> None:
+    key = site.client.add("rotten", b"sound on three nodes")
+    site.client.annex("copy", "--to", "mycl", "rotten")
+    # The first by name, which is the one that is asked.
+    path = site.cluster.nodes[2].object_path(key)
+    assert path is not None
+    path.chmod(0o644)
+    path.write_bytes(b"rotten on three node")
+    done = site.client.annex("fsck", "--from", "mycl", "rotten", check=False)
+    assert done.returncode != 0
+    assert "the damaged copy was that on NAS: shelf 3" in text(done)
+    assert site.cluster.holders(key) == [True, True, False]
+    assert site.present(key) == {node.uuid for node in site.cluster.nodes[:2]}
