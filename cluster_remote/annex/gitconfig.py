@@ -33,6 +33,14 @@ class GitConfig:
         return cls.parse(ask_git("config", "--list", "-z", cwd=cwd, env=env))
 
     @classmethod
+    def parse_with_origins(cls, listing: bytes) -> tuple[GitConfig, frozenset[str]]:
+        """Read the output of `git config --list --show-origin -z`: the configuration, and the files it came from."""
+        fields = listing.split(b"\0")
+        origins, entries = fields[0::2], fields[1::2]
+        files = frozenset(decode(origin.removeprefix(b"file:")) for origin in origins if origin.startswith(b"file:"))
+        return cls.parse(b"\0".join(entries)), files
+
+    @classmethod
     def parse(cls, listing: bytes) -> GitConfig:
         """Reads the output of `git config --list -z`: `name LF value NUL`; a name alone means true."""
         values: dict[str, list[str]] = {}

@@ -8,6 +8,7 @@ would look at the wrong repository. So nothing here starts a child with the envi
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Collection
 from functools import cache, cached_property
 from pathlib import Path
@@ -18,10 +19,17 @@ from cluster_remote.annex.errors import CommandFailed, NotARepository, NotInitia
 from cluster_remote.annex.gitconfig import GitConfig, ask_git
 from cluster_remote.p2p.key import UUID, decode
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from anyio import Lock
+
 __all__ = ["Completed", "Repository", "foreign_environment", "without_token"]
 
 # Bytes of output of a one-shot command that are taken before it is given up.
 _OUTPUT_LIMIT = 64 * 2**20
+# Seconds after which the configuration is read again although no file has changed, and that git may take for it.
+_CONFIG_AGE = 30.0
+_CONFIG_TIMEOUT = 30.0
 
 
 class Completed(NamedTuple):
@@ -55,6 +63,26 @@ def foreign_environment() -> dict[str, str]:
     }
 
 
+class _State(NamedTuple):
+    """What files looked like when the configuration was read from them. `read` is in seconds of the monotonic clock."""
+
+    files: dict[Path, tuple[int, int, int] | None]
+    read: float
+
+    def still_holds(self) -> bool:
+        # A file that is included but was not there yet is not known: hence the limit.
+        young = time.monotonic() - self.read < _CONFIG_AGE
+        return young and all(_looks(file) == before for file, before in self.files.items())
+
+
+def _looks(file: Path) -> tuple[int, int, int] | None:
+    try:
+        status = file.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_size
+
+
 class Repository:
     """One git repository on this machine. `git_dir` is absolute; `cwd` is where its children run (None: here).
 
@@ -66,6 +94,8 @@ class Repository:
         self.cwd = cwd
         self.work_tree = work_tree
         self._last_read: GitConfig | None = None
+        self._reading: Lock | None = None
+        self._read_from: _State | None = None
 
     @classmethod
     def here(cls, cwd: Path | None = None) -> Repository:
@@ -144,6 +174,45 @@ class Repository:
         """The configuration as it is now, in one command; keep the answer rather than asking again."""
         self._last_read = GitConfig.read(cwd=self.cwd, env=self.environment())
         return self._last_read
+
+    async def current_config(self) -> GitConfig:
+        """Return the configuration as it is now, and ask git only where one of its files has changed.
+
+        For a program that runs for long: nobody else waits while git is asked, and callers at the same time share
+        one answer. Raises CommandFailed.
+        """
+        import anyio
+
+        if self._reading is None:
+            self._reading = anyio.Lock()
+        async with self._reading:
+            read = self._last_read
+            if read is None or self._read_from is None or not self._read_from.still_holds():
+                began = time.monotonic()
+                # Looked at before git reads them: what is changed while it does is read again the next time.
+                known = self._usual_files() if self._read_from is None else self._read_from.files
+                before = {file: _looks(file) for file in known}
+                done = await self.run("git", "config", "--list", "--show-origin", "-z", timeout=_CONFIG_TIMEOUT)
+                read, files = GitConfig.parse_with_origins(done.stdout)
+                self._last_read = read
+                found = {file: _looks(file) for file in map(self._absolute, files)}
+                self._read_from = _State({**found, **before}, began)
+        return read
+
+    def _absolute(self, name: str) -> Path:
+        return (self.cwd or Path.cwd()) / name
+
+    def _usual_files(self) -> list[Path]:
+        """Where git looks, whether or not there is anything yet; HEAD too, for `includeIf "onbranch:"`."""
+        home = Path(os.environ.get("HOME", "/"))
+        user = Path(os.environ.get("XDG_CONFIG_HOME") or home / ".config")
+        return [
+            self.common_dir / "config",
+            self.git_dir / "config.worktree",
+            self.git_dir / "HEAD",
+            home / ".gitconfig",
+            user / "git" / "config",
+        ]
 
     @cached_property
     def uuid(self) -> UUID:

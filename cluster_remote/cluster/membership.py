@@ -380,7 +380,7 @@ async def open_cluster(
     sessions reads the `membership` once. Raises NoCluster, NotInitialised, CommandFailed, BranchUnreadable.
     """
     logs = await BranchLogs.read(repository, _LOGS)
-    found = membership(repository.config(), logs, repository.place, wanted)
+    found = membership(await repository.current_config(), logs, repository.place, wanted)
     if locations is not None:
         return found.session(caller, locations=locations, record=record, bypass=bypass, reachability=reachability)
     log = LocationLog(repository)

@@ -6,12 +6,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
 
-import anyio.to_thread
-
 from cluster_remote.access.place import caller_of
 from cluster_remote.annex.branchlog import BranchLogs
 from cluster_remote.annex.errors import AnnexError
-from cluster_remote.annex.gitconfig import GitConfig
 from cluster_remote.annex.repository import Repository
 from cluster_remote.cluster.membership import chosen_cluster, membership, open_cluster
 from cluster_remote.cluster.reachability import Reachability
@@ -68,7 +65,7 @@ class Behind:
         `with_git` lets it have the gateway's own git repository too, by CONNECT. Raises NotServed, AnnexError.
         """
         uuid = self.cluster if wanted is None else wanted
-        clusters = set((await self._config()).clusters().values())
+        clusters = set((await self.repository.current_config()).clusters().values())
         session: Callable[[frozenset[UUID]], Awaitable[Session]]
         if uuid in clusters:
             session = partial(self._cluster_session, uuid)
@@ -81,7 +78,7 @@ class Behind:
 
     async def nodes(self) -> list[tuple[str, UUID, str]]:
         """The nodes of the cluster: what each is called, its UUID, and whether it is left out at the moment."""
-        config, logs = await self._config(), await BranchLogs.read(self.repository)
+        config, logs = await self.repository.current_config(), await BranchLogs.read(self.repository)
         place = self.repository.work_tree or self.repository.git_dir
         return [
             (
@@ -96,12 +93,8 @@ class Behind:
         proxied = (await BranchLogs.read(self.repository, ["proxy.log"])).proxied
         return frozenset(proxied.get(self.own, {}).values())
 
-    async def _config(self) -> GitConfig:
-        """As it is now, read off the event loop: others are being served."""
-        return await anyio.to_thread.run_sync(self.repository.config)
-
     async def _caller(self, uuid: UUID) -> Caller:
-        config = await self._config()
+        config = await self.repository.current_config()
         return replace(caller_of(self.repository, config, self.timeout * _FOR_A_NODE), uuid=uuid)
 
     async def _cluster_session(self, uuid: UUID, bypass: frozenset[UUID]) -> Session:

@@ -332,3 +332,38 @@ class TestRun:
     async def test_a_command_that_is_not_there_is_named(self, cats: Repository) -> None:
         with pytest.raises(CommandFailed, match="no-such-program: cannot be started"):
             await cats.run("no-such-program")
+
+
+@pytest.mark.anyio
+async def test_the_configuration_is_read_again_only_when_a_file_of_it_has_changed(
+    real: RealRepository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    included = real.path / "included"
+    included.write_text("[test]\n\tincluded = 1\n")
+    real.git("config", "include.path", str(included))
+    repository = Repository.here(real.path)
+    asked = 0
+    run = Repository.run
+
+    async def counted(self: Repository, *argv: str, timeout: float = 60.0) -> Completed:
+        nonlocal asked
+        asked += 1
+        return await run(self, *argv, timeout=timeout)
+
+    monkeypatch.setattr(Repository, "run", counted)
+    results: list[GitConfig] = []
+
+    async def read() -> None:
+        results.append(await repository.current_config())
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(3):
+            tasks.start_soon(read)
+    assert {config.get("test.included") for config in results} == {"1"}
+    assert asked == 1
+    included.write_text("[test]\n\tincluded = 22\n")
+    assert (await repository.current_config()).get("test.included") == "22"
+    real.git("config", "test.own", "3")
+    assert (await repository.current_config()).get("test.own") == "3"
+    assert (await repository.current_config()).get("test.own") == "3"
+    assert asked == 3
