@@ -15,6 +15,7 @@ def main() -> int:
 def special_remote() -> int:
     """Serves git-annex on standard input and output until it hangs up. Gives the exit code."""
     # Only what the first answers need: git-annex starts the program several times for a single command.
+    from cluster_remote.limits import guard_this_process
     from cluster_remote.remote.jobs import serve
     from cluster_remote.remote.protocol import standard_streams
 
@@ -25,6 +26,7 @@ def special_remote() -> int:
             file=sys.stderr,
         )
         return 2
+    guard_this_process()
     try:
         serve(*standard_streams())
     except (BrokenPipeError, KeyboardInterrupt):
@@ -37,7 +39,9 @@ def command_line() -> int:
     """cluster-remote: the commands."""
     try:
         from cluster_remote.cli.app import run
+        from cluster_remote.limits import guard_this_process
 
+        guard_this_process()
         return run()
     except KeyboardInterrupt:  # while the program was still being read
         print("cluster-remote: interrupted", file=sys.stderr)

@@ -17,7 +17,7 @@ from cluster_remote.cli.interrupts import run
 from cluster_remote.p2p.text import printable
 
 if TYPE_CHECKING:
-    from cluster_remote.gateway.behind import Behind
+    from cluster_remote.gateway.backend import Backend
     from cluster_remote.gateway.listeners import Listener, WebAddress
     from cluster_remote.p2p.key import UUID
     from cluster_remote.transport.address import Tcp, Unix
@@ -67,10 +67,14 @@ def serve(
 
     from cluster_remote.annex.repository import Repository
     from cluster_remote.cluster.membership import NoCluster
-    from cluster_remote.gateway.behind import Behind
+    from cluster_remote.gateway.backend import Backend
 
     try:
-        behind = Behind.at(Repository.here(), cluster, timeout)
+        repository = Repository.here()
+        if stdio and uuid and not cluster:
+            behind = Backend(repository, repository.uuid, _parsed(uuid), timeout)
+        else:
+            behind = Backend.at(repository, cluster, timeout)
     except NoCluster as error:
         if cluster:
             raise BadSettings(f"--cluster: {error}") from None
@@ -78,7 +82,7 @@ def serve(
     if stdio:
         if listen:
             raise BadSettings("--stdio serves one client and listens nowhere: leave out --listen")
-        run(_one_client, behind, _parsed(uuid) if uuid else None)
+        run(_one_client, behind, _parsed(uuid) if uuid else None, max_clients)
     elif uuid:
         raise BadSettings("--uuid goes with --stdio; a client on a socket says itself what it wants (TOKEN/UUID)")
     else:
@@ -100,7 +104,7 @@ def _say(line: str) -> None:
 
 
 async def _everybody(
-    behind: Behind, addresses: list[str], clients: int, public_read: bool, certificate: tuple[str, str] | None
+    behind: Backend, addresses: list[str], clients: int, public_read: bool, certificate: tuple[str, str] | None
 ) -> None:
     import signal
 
@@ -173,11 +177,11 @@ def _parsed(uuid: str) -> UUID:
         raise BadSettings(f"--uuid: {error}") from None
 
 
-async def _one_client(behind: Behind, wanted: UUID | None) -> None:
+async def _one_client(behind: Backend, wanted: UUID | None, most: int) -> None:
     import anyio
 
     from cluster_remote.gateway.gateway import Limits
-    from cluster_remote.gateway.stdio import mode_from, serve_stdio, stderr_is_the_client
+    from cluster_remote.gateway.stdio import a_place, mode_from, serve_stdio, stderr_is_the_client
 
     def say(line: str) -> None:
         if not stderr_is_the_client():
@@ -187,12 +191,13 @@ async def _one_client(behind: Behind, wanted: UUID | None) -> None:
     for name in [name for name in os.environ if name.startswith("GIT_ANNEX_SHELL_")]:
         # These are about our client; git-annex-shell, by which we reach the nodes, would take them for its own.
         del os.environ[name]
-    served = await behind.served(wanted, None, mode)
-    try:
-        ended = await serve_stdio(served, behind.timeout, Limits().to_finish, say)
-    finally:
-        with anyio.CancelScope(shield=True):
-            await behind.aclose()
+    endpoint = await behind.served(wanted, None, mode)
+    with a_place(behind.repository.common_dir / "cluster-remote", most):
+        try:
+            ended = await serve_stdio(endpoint, behind.timeout, Limits().to_finish, say)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await behind.aclose()
     if ended.fault is not None:
         say(ended.fault)
         raise typer.Exit(FAILED)

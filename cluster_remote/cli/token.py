@@ -32,6 +32,12 @@ class KnownToken:
     mode: Annotated[Literal["read-write", "append-only", "read-only"], "what it allows"]
     note: Annotated[str, "whom it is for"]
     created: Annotated[int, "seconds since 1970"]
+    expires: Annotated[int | None, "seconds since 1970; null: never"]
+    only: Annotated[
+        str | None, "UUID of the one repository or cluster it gives access to; null: the clusters and nodes"
+    ]
+    git: Annotated[bool, "whether it gives access to the gateway's git repository"]
+    own: Annotated[bool, "whether it gives access to the contents in the gateway's own repository"]
 
 
 @dataclass(frozen=True)
@@ -60,9 +66,16 @@ def create(
     node: str = typer.Option(
         "",
         metavar="NAME|UUID",
-        help="With --link: a repository behind the gateway, in place of the cluster.",
+        help="Give access to this repository behind the gateway only, and by default not to git.",
         autocompletion=behind,
     ),
+    git: bool = typer.Option(
+        None, "--git/--no-git", help="Let the client fetch (and push) the gateway's git repository.", show_default=False
+    ),
+    own_repository: bool = typer.Option(
+        False, "--own-repository", help="Give access to the contents in the gateway's own repository too."
+    ),
+    expires: str = typer.Option("", metavar="TIME", help="Until when it is valid: 30d (m, h, d, w), or 2027-01-31."),
     as_json: bool = typer.Option(False, "--json", help="Print a JSON object."),
 ) -> None:
     """Make a token, and print it: now or never, since only a hash of it is kept.
@@ -79,14 +92,19 @@ def create(
         raise BadSettings("--read-only and --append-only do not go together")
     if link != bool(address):
         raise BadSettings("--link and --address ADDRESS go together: a link says where the gateway is")
-    if node and not link:
-        raise BadSettings("--node goes with --link; to a plain token a client adds /UUID for a node")
     repository = annex_repository()
     place = str(parse_listen(address)) if link else ""
     wanted = run(_repository_behind, repository, node) if node else None
     mode = Mode.READ_ONLY if read_only else Mode.APPEND_ONLY if append_only else Mode.READ_WRITE
     try:
-        token, text = Tokens.of(repository).create(mode, note)
+        token, text = Tokens.of(repository).create(
+            mode,
+            note,
+            expires=_expiry(expires) if expires else None,
+            only=wanted,
+            git=git if git is not None else wanted is None,
+            own=own_repository,
+        )
     except ValueError as error:
         raise BadSettings(f"--note: {error}") from None
     linked = None
@@ -116,7 +134,7 @@ def revoke(
     token: str = typer.Argument(..., metavar="ID", help="As token list shows it."),
     as_json: bool = typer.Option(False, "--json", help="Print a JSON object."),
 ) -> None:
-    """Take a token away: it lets nobody in any more. Clients that are connected already stay until they leave.
+    """Revoke a token. Clients that are connected with it are disconnected within a second.
 
     Example: cluster-remote token revoke 1a2b3c4d
     """
@@ -127,7 +145,30 @@ def revoke(
 
 
 def _known(token: Token) -> KnownToken:
-    return KnownToken(token.id, token.mode.value, token.note, token.created)
+    only = None if token.only is None else token.only.text
+    return KnownToken(token.id, token.mode.value, token.note, token.created, token.expires, only, token.git, token.own)
+
+
+_UNITS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+
+
+def _expiry(text: str) -> int:
+    """Read `30d`, or a date at whose beginning it ends; gives seconds since 1970. Raises BadSettings."""
+    import re
+    import time
+    from datetime import datetime
+
+    if match := re.fullmatch(r"([0-9]{1,6})([mhdw])", text):
+        return int(time.time()) + int(match[1]) * _UNITS[match[2]]
+    try:
+        moment = int(datetime.strptime(text, "%Y-%m-%d").astimezone().timestamp())
+    except ValueError:
+        raise BadSettings(
+            f"--expires: {text!r} is neither a duration (90m, 12h, 30d, 4w) nor a date (2027-01-31)"
+        ) from None
+    if moment <= time.time():
+        raise BadSettings(f"--expires: {text} is over")
+    return moment
 
 
 def _show_new(new: NewToken, console: Console) -> None:
@@ -137,18 +178,25 @@ def _show_new(new: NewToken, console: Console) -> None:
 def _show_known(known: KnownTokens, console: Console) -> None:
     from datetime import datetime
 
-    def since(token: KnownToken) -> str:
-        return f"{datetime.fromtimestamp(token.created).astimezone():%Y-%m-%d %H:%M}"
+    def at(moment: int | None) -> str:
+        return "never" if moment is None else f"{datetime.fromtimestamp(moment).astimezone():%Y-%m-%d %H:%M}"
+
+    def scope(token: KnownToken) -> str:
+        parts = [token.only or "the cluster and its nodes"]
+        return ", ".join([*parts, *(["git"] if token.git else []), *(["own repository"] if token.own else [])])
 
     if known.tokens:
-        rows = ((token.id, token.mode, since(token), token.note) for token in known.tokens)
-        console.print(table(("id", "allows", "since", "note"), rows))
+        rows = (
+            (token.id, token.mode, scope(token), at(token.created), at(token.expires), token.note)
+            for token in known.tokens
+        )
+        console.print(table(("id", "allows", "to", "since", "expires", "note"), rows))
     else:
         console.print("There are no tokens; cluster-remote token create makes one.")
 
 
 def _show_revoked(token: KnownToken, console: Console) -> None:
-    console.print(f"{token.id} lets nobody in any more" + (f" ({token.note})" if token.note else ""))
+    console.print(f"{token.id} is revoked" + (f" ({token.note})" if token.note else ""))
 
 
 async def _repository_behind(repository: Repository, text: str) -> UUID:

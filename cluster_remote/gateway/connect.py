@@ -48,6 +48,8 @@ class GitService:
     repository: Repository
     before_fetch: Callable[[], Awaitable[None]]
     note: Callable[[str], None] | None = None
+    denied: str | None = None
+    """Why this client may not have it at all."""
     silence: float = _SILENCE
 
     async def __call__(self, stream: MessageStream, service: str, refusal: str | None) -> None:
@@ -58,8 +60,8 @@ class GitService:
         client = Client(stream)
         if service not in SERVICES:
             raise ClientMisbehaved(f"{describe(Connect(service))[:100]}: there is no such service")
-        if refusal is not None:
-            await _refuse(client, refusal)
+        if (why := self.denied or refusal) is not None:
+            await _refuse(client, why)
             return
         if service == "git-upload-pack":
             try:

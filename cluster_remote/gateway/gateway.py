@@ -1,28 +1,34 @@
 """The gateway: lets clients in that have a token, and serves each of them for as long as it stays.
 
-No client can keep others out for long: whoever does not authenticate is dropped soon, there may only be so many of
-them and so many clients, and who is one too many is told so. Each client has a session of its own.
+Each client has a session of its own. No client can keep others out: see `Places`.
 """
 
 from __future__ import annotations
 
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import anyio
 from anyio.abc import TaskGroup
 
 from cluster_remote.annex.errors import AnnexError
-from cluster_remote.gateway.behind import Behind
+from cluster_remote.gateway.backend import Backend
 from cluster_remote.gateway.errors import CannotListen
 from cluster_remote.gateway.listeners import Listener, SocketConnection
+from cluster_remote.gateway.places import Connection, DeadLocks, Guesses, Places
+from cluster_remote.gateway.quiet import QuietLog
+from cluster_remote.gateway.room import Room
 from cluster_remote.gateway.tokens import Token, Tokens, read_claim
+from cluster_remote.p2p.key import UUID, Key
 from cluster_remote.p2p.messages import Auth, AuthFailure, Error, describe
+from cluster_remote.p2p.noroom import out_of_room
 from cluster_remote.p2p.relay import Client, ClientGone, ClientMisbehaved
-from cluster_remote.p2p.server import LOCK_RETENTION, Closing, Served, serve
+from cluster_remote.p2p.server import LOCK_RETENTION, Closing, Endpoint, LockKeeper, serve
+from cluster_remote.p2p.session import Session
 from cluster_remote.p2p.stream import MessageStream
 from cluster_remote.p2p.text import printable
 
@@ -30,16 +36,17 @@ __all__ = ["Gateway", "Limits"]
 
 # Seconds for a client to take in what it was told last, before the connection is closed.
 _LINGER = 1.0
-# How many that were one too many are told so at the same time; any more are hung up on.
-_MOST_REFUSALS = 32
+# Seconds between two looks at whether a token was revoked or has expired.
+_TOKENS_LOOK = 0.5
 
 
 @dataclass(frozen=True)
 class Limits:
     """How many `clients` may be connected, and besides how many `strangers`, who have not authenticated yet.
 
-    Times are in seconds: `to_authenticate` is what a stranger may take, `after_wrong_token` how long its refusal takes,
-    which makes guessing slow; `to_finish` is for requests that are under way when the gateway is told to stop.
+    Times are in seconds: `to_authenticate` is what a stranger may take, `after_wrong_token` how long its refusal takes
+    at first, which makes guessing slow; `to_finish` is for requests that are under way when the gateway is told to
+    stop. `dead_locks` is how many locks of one token outlast their connections, and of all tokens four times as many.
     """
 
     clients: int = 64
@@ -48,44 +55,41 @@ class Limits:
     after_wrong_token: float = 1.0
     to_finish: float = 10.0
     lock_retention: float = LOCK_RETENTION
-
-
-@dataclass
-class _Count:
-    number: int = 0
-    connections: int = 0
-    strangers: int = 0
-    refusals: int = 0
-
-    @property
-    def clients(self) -> int:
-        return self.connections - self.strangers
+    dead_locks: int = 64
 
 
 @dataclass
 class Gateway:
     """`log` takes a line at a time; `timeout` is in seconds without progress within a request."""
 
-    behind: Behind
+    backend: Backend
     tokens: Tokens
     timeout: float
     log: Callable[[str], None]
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
-        self._count = _Count()
+        self._room = Room()
+        self._places = Places(self.limits.clients, self._room.strangers(self.limits.strangers))
+        self._dead_locks = DeadLocks(self.limits.dead_locks, 4 * self.limits.dead_locks)
+        self._guesses = Guesses(self.limits.after_wrong_token)
+        self._quiet = QuietLog(self.log)
+        self._arrived = 0
+        self._connections = 0
         self._closing = Closing()
         self._nobody_left = anyio.Event()
         self.stopping = anyio.Event()
         """Set when the gateway has been told to stop."""
 
     async def run(self, listeners: Sequence[Listener], signals: AsyncIterator[signal.Signals]) -> None:
-        """Serves until there is a signal; then lets requests finish, for some time; a second signal ends them.
+        """Serve until there is a signal; then let requests finish, for some time; a second signal ends them.
 
         Closes the listeners. Raises CannotListen if one of them stops working.
         """
         async with anyio.create_task_group() as connections:
-            connections.start_soon(self.behind.log.commit_in_time, self.log)
+            connections.start_soon(self.backend.log.commit_in_time, self.log)
+            connections.start_soon(self._quiet.sum_up_in_time)
+            connections.start_soon(self._end_those_without_token)
             failures: list[CannotListen] = []
             try:
                 async with anyio.create_task_group() as accepting:
@@ -102,11 +106,12 @@ class Gateway:
             self.stopping.set()
             await self._finish(signals)
             connections.cancel_scope.cancel()
+        self._quiet.sum_up()
         if failures:
             raise failures[0]
 
     async def _finish(self, signals: AsyncIterator[signal.Signals]) -> None:
-        if not self._count.connections:
+        if not self._connections:
             return
         async with anyio.create_task_group() as waiting:
 
@@ -117,10 +122,10 @@ class Gateway:
                 waiting.cancel_scope.cancel()
 
             waiting.start_soon(hurry)
-            with anyio.move_on_after(self.limits.to_finish) as patience:
+            with anyio.move_on_after(self.limits.to_finish) as deadline:
                 await self._nobody_left.wait()
-            if patience.cancelled_caught:
-                self.log(f"{self._count.connections} connections are cut off")
+            if deadline.cancelled_caught:
+                self.log(f"{self._connections} connections are cut off")
             waiting.cancel_scope.cancel()
 
     async def _accept(
@@ -128,85 +133,108 @@ class Gateway:
     ) -> None:
         while True:
             try:
-                connection = await listener.accept()
+                accepted = await listener.accept()
             except CannotListen as failure:
                 # Better to end, and be started again, than to go on half deaf.
                 failures.append(failure)
                 accepting.cancel_scope.cancel()
                 return
-            self._count.number += 1
-            name = f"{listener.name} #{self._count.number}"
-            if self._count.strangers < self.limits.strangers:
-                self._count.connections += 1
-                self._count.strangers += 1
-                connections.start_soon(self._connection, connection, name)
-                continue
-            full = f"{self._count.strangers} others are waiting to authenticate"
-            self.log(f"{name}: refused: {full}")
-            if self._count.refusals < _MOST_REFUSALS:
-                self._count.refusals += 1
-                connections.start_soon(self._refuse, connection, f"{full}; try again later")
-            else:
-                await connection.aclose(0)
+            self._arrived += 1
+            connection = Connection(f"{listener.name} #{self._arrived} ({accepted.peer})", accepted.address)
+            self._places.arrive(connection)
+            self._connections += 1
+            connections.start_soon(self._connection, accepted, connection)
 
-    async def _refuse(self, connection: SocketConnection, why: str) -> None:
-        try:
-            await Client(MessageStream(connection, _LINGER)).send(Error(why))
-        except ClientGone:
-            # It did not wait to hear it.
-            return
-        finally:
-            self._count.refusals -= 1
-            await connection.aclose(_LINGER)
+    async def _end_those_without_token(self) -> None:
+        """End the connections of tokens that are revoked or expire, until this is cancelled."""
+        seen: object = ()
+        while True:
+            try:
+                if (version := self.tokens.version()) != seen:
+                    seen, ids = version, frozenset(token.id for token in self.tokens.all())
+                    self._places.end_those_without(partial(_is_one_of, ids), "its token was revoked")
+            except AnnexError as error:
+                # They cannot be read at the moment; that is no reason to cut everybody off.
+                self._quiet.say("complaints about the tokens", str(error))
+            self._places.end_those_without(lambda token: not token.has_expired(), "its token has expired")
+            await anyio.sleep(_TOKENS_LOOK)
 
-    async def _connection(self, connection: SocketConnection, name: str) -> None:
+    async def _connection(self, accepted: SocketConnection, connection: Connection) -> None:
         """One client from first to last, and its line in the log."""
-        began = time.monotonic()
         story = "cut off"
         try:
-            story = await self._talk(connection, name)
+            with connection.scope:
+                story = await self._talk(accepted, connection)
         except Exception as error:  # noqa: BLE001 -- a mistake in the program must not end the others' conversations
-            story = f"internal error: {type(error).__name__}: {error}"
+            full = out_of_room(error)
+            story = f"ended: no room: {full}" if full else f"internal error: {type(error).__name__}: {error}"
         finally:
-            await connection.aclose(0 if story == "cut off" else _LINGER)
-            self.log(f"{name}: {printable(story, 2000)} ({time.monotonic() - began:.1f} s)")
-            self._count.connections -= 1
-            if self._closing.begun and not self._count.connections:
+            self._places.leave(connection)
+            if connection.ended is not None:
+                story = f"ended: {connection.ended}"
+            line = f"{connection.name}: {printable(story, 2000)} ({time.monotonic() - connection.began:.1f} s)"
+            if connection.token is None:
+                self._quiet.say("connections that did not get in", line)
+            else:
+                self.log(line)
+            await accepted.aclose(_LINGER if story != "cut off" and connection.ended is None else 0)
+            self._connections -= 1
+            if self._closing.begun and not self._connections:
                 self._nobody_left.set()
 
-    async def _talk(self, connection: SocketConnection, name: str) -> str:
+    async def _talk(self, accepted: SocketConnection, connection: Connection) -> str:
         def note(text: str) -> None:
-            self.log(f"{name}: {printable(text, 2000)}")
+            whose = "notes" if connection.token is None else f"notes about clients with token {connection.token.id}"
+            self._quiet.say(whose, f"{connection.name}: {printable(text, 2000)}")
 
-        stream = MessageStream(connection, self.limits.to_authenticate)
-        async with self._as_stranger():
-            try:
-                with self._closing.idle():
-                    served, who = await self._let_in(Client(stream), note)
-                if self._closing.begun:
-                    return "let go: the gateway stops"
-            except ClientGone as gone:
-                return f"not let in: {gone}"
-            except ClientMisbehaved as fault:
-                await _say_last(stream, Error(fault.answer or "protocol error"))
-                return f"not let in: {fault}"
-            except _WrongToken as wrong:
-                await anyio.sleep(self.limits.after_wrong_token)
-                await _say_last(stream, AuthFailure())
-                return f"not let in: {wrong}"
-        stream.timeout = self.timeout
-        ended = await serve(stream, served, closing=self._closing, lock_retention=self.limits.lock_retention, note=note)
-        requests = f"{ended.requests} request{'' if ended.requests == 1 else 's'}"
-        return f"{who}, to {served.uuid}: {requests}" + (f"; {ended.fault}" if ended.fault else "")
-
-    @asynccontextmanager
-    async def _as_stranger(self) -> AsyncIterator[None]:
+        stream = MessageStream(accepted, self.limits.to_authenticate)
         try:
-            yield
-        finally:
-            self._count.strangers -= 1
+            with self._closing.idle():
+                endpoint, who = await self._let_in(Client(stream), connection, note)
+            if self._closing.begun:
+                return "closed: the gateway is stopping"
+        except ClientGone as gone:
+            return f"not let in: {gone}"
+        except ClientMisbehaved as fault:
+            await _say_last(stream, Error(fault.answer or "protocol error"))
+            return f"not let in: {fault}"
+        except _WrongToken as wrong:
+            await anyio.sleep(self._guesses.wrong(connection.address))
+            await _say_last(stream, AuthFailure())
+            return f"not let in: {wrong}"
+        assert connection.token is not None
+        stream.timeout = self.timeout
+        with self._with_room(endpoint) as limited:
+            ended = await serve(
+                stream,
+                limited,
+                closing=_Idleness(self._closing, connection),
+                lock_retention=self.limits.lock_retention,
+                locks=_Locks(self._places, self._dead_locks, connection, connection.token, endpoint.uuid),
+                note=note,
+            )
+        requests = f"{ended.requests} request{'' if ended.requests == 1 else 's'}"
+        return f"{who}, to {endpoint.uuid}: {requests}" + (f"; {ended.fault}" if ended.fault else "")
 
-    async def _let_in(self, client: Client, note: Callable[[str], None]) -> tuple[Served, str]:
+    @contextmanager
+    def _with_room(self, endpoint: Endpoint) -> Iterator[Endpoint]:
+        """An endpoint whose session is only opened if there is room for it."""
+        taken = 0
+
+        async def session(bypass: frozenset[UUID]) -> Session:
+            nonlocal taken
+            if not taken:
+                taken = self._room.take(await self.backend.size() if endpoint.uuid.is_cluster else 1)
+            return await endpoint.session(bypass)
+
+        try:
+            yield replace(endpoint, session=session)
+        finally:
+            self._room.give_back(taken)
+
+    async def _let_in(
+        self, client: Client, connection: Connection, note: Callable[[str], None]
+    ) -> tuple[Endpoint, str]:
         """What the client gets, and who it is. Raises ClientGone, ClientMisbehaved, _WrongToken."""
         match await client.receive("waiting for AUTH"):
             case Auth(uuid, text):
@@ -219,20 +247,77 @@ class Gateway:
                     raise ClientMisbehaved(str(error), "this gateway cannot check tokens; see its log") from None
                 if claim is None or token is None:
                     raise _WrongToken(f"wrong token from {who}")
+                if (full := self._places.admit(connection, token)) is not None:
+                    raise ClientMisbehaved(full, f"{full}; try again later")
+                wanted = claim.wanted or token.only or self.backend.cluster
+                if (refusal := token.refusal(wanted, self.backend.own)) is not None:
+                    raise ClientMisbehaved(refusal, refusal)
                 try:
-                    served = await self.behind.served(claim.wanted, uuid, token.mode, with_git=True, note=note)
+                    endpoint = await self.backend.served(wanted, uuid, token.mode, with_git=token.git, note=note)
                 except AnnexError as error:
                     raise ClientMisbehaved(str(error), printable(str(error))) from None
-                if self._count.clients >= self.limits.clients:
-                    full = f"this gateway has {self._count.clients} clients already"
-                    raise ClientMisbehaved(full, f"{full}; try again later")
-                return served, f"{who} with {_named(token)}"
+                return endpoint, f"{who} with {_named(token)}"
             case other:
                 raise ClientMisbehaved(f"{describe(other)[:100]} in place of AUTH", "expected AUTH")
 
 
 class _WrongToken(Exception):
     """The client does not have what it takes."""
+
+
+class _Idleness(Closing):
+    """Tells for one connection whether it is idle; ends it when the gateway closes."""
+
+    def __init__(self, closing: Closing, connection: Connection) -> None:
+        self._closing = closing
+        self._connection = connection
+
+    @property
+    def begun(self) -> bool:  # type: ignore[override]
+        return self._closing.begun
+
+    @contextmanager
+    def idle(self) -> Iterator[None]:
+        self._connection.idle_since = time.monotonic()
+        try:
+            with self._closing.idle():
+                yield
+        finally:
+            self._connection.idle_since = None
+
+
+class _Locks(LockKeeper):
+    """The locks of one client. Once it is gone, they take no place."""
+
+    def __init__(
+        self, places: Places, dead_locks: DeadLocks, connection: Connection, token: Token, where: UUID
+    ) -> None:
+        self._places = places
+        self._dead_locks = dead_locks
+        self._connection = connection
+        self._token = token
+        self._where = where
+
+    def refusal(self) -> str | None:
+        return self._dead_locks.refusal(self._token.id)
+
+    @contextmanager
+    def keeping(self, key: Key) -> Iterator[None]:
+        self._places.leave(self._connection)
+        forget = self._dead_locks.add(
+            self._token.id,
+            self._where,
+            key,
+            lambda: self._connection.end("a newer lock holds the same content"),
+        )
+        try:
+            yield
+        finally:
+            forget()
+
+
+def _is_one_of(ids: frozenset[str], token: Token) -> bool:
+    return token.id in ids
 
 
 def _named(token: Token) -> str:

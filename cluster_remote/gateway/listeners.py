@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import ipaddress
 import os
 import re
+import secrets
 import socket
 import stat
-import time
-from collections.abc import Iterator, MutableMapping
-from contextlib import contextmanager
+import struct
+from collections.abc import MutableMapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,12 +23,10 @@ from cluster_remote.transport.address import BadAddress, Tcp, Unix, parse_addres
 
 __all__ = ["Listener", "SocketConnection", "WebAddress", "handed_over", "listen", "parse_listen"]
 
-_BACKLOG = 64
+_BACKLOG = 1024
 _HTTP, _HTTPS = 80, 443
 # What Linux takes as the path of a unix socket, in bytes.
 _MAX_PATH = 107
-# Seconds to wait for another gateway that starts in the same directory, and between two looks.
-_LOCK_WAIT, _LOCK_LOOK = 5.0, 0.02
 # systemd's first descriptor (sd_listen_fds(3)).
 _FIRST_DESCRIPTOR = 3
 # Seconds until another connection is accepted after this machine had no room for one.
@@ -38,9 +35,13 @@ _OUT_OF_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOME
 
 
 class SocketConnection(DescriptorConnection):
-    """A client's connection. Owns the socket."""
+    """A client's connection. Owns the socket.
+
+    `peer` is the client for people: an address of the network, or a user; `address` what strangers are counted by.
+    """
 
     def __init__(self, accepted: socket.socket) -> None:
+        self.peer, self.address = _peer(accepted)
         self._socket = socket.socket(fileno=os.dup(accepted.fileno()))
         descriptor = accepted.detach()
         super().__init__(descriptor, descriptor)
@@ -62,6 +63,24 @@ class SocketConnection(DescriptorConnection):
                 pass
         self._socket.close()
         await super().aclose(0)
+
+
+def _peer(accepted: socket.socket) -> tuple[str, str]:
+    try:
+        if accepted.family == socket.AF_UNIX:
+            if not hasattr(socket, "SO_PEERCRED"):
+                return "this machine", "unix"
+            size = struct.calcsize("3i")
+            pid, uid, _gid = struct.unpack("3i", accepted.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
+            return f"user {uid}, process {pid}", f"user {uid}"
+        host, port = accepted.getpeername()[:2]
+    except OSError:
+        # It has hung up again.
+        return "gone", "gone"
+    ip = ipaddress.ip_address(host.partition("%")[0])
+    # A single machine has as many addresses of a /64 as it likes.
+    network = ipaddress.ip_network((ip, 64), strict=False) if ip.version == 6 else ip
+    return str(Tcp(host, port)).removeprefix("tcp://"), str(network)
 
 
 @dataclass(frozen=True)
@@ -96,7 +115,13 @@ class Listener:
                     # Messages are small and waited for. Of a client whose machine died we would never hear otherwise.
                     accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                     accepted.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-                return SocketConnection(accepted)
+                try:
+                    return SocketConnection(accepted)
+                except OSError as error:
+                    accepted.close()
+                    if error.errno not in _OUT_OF_ROOM:
+                        raise
+                    await anyio.sleep(_OUT_OF_ROOM_PAUSE)
 
     def close(self) -> None:
         """Stops listening, and removes the unix socket's file if it is still ours."""
@@ -164,21 +189,28 @@ def _listen_unix(address: Unix) -> Listener:
             f"with {excess} fewer"
         )
     made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    hidden = path.with_name(f".{secrets.token_hex(4)}")
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with _alone_in(path.parent, str(address)):
-            _make_way(address)
-            # Of the socket itself, from which the file gets its mode (unix(7)): at no time may others connect.
-            os.fchmod(made.fileno(), 0o600)
-            made.bind(os.fsencode(path))
+        _check_directory(path.parent, address)
+        if len(os.fsencode(hidden)) > _MAX_PATH:
+            hidden = path.with_name(secrets.token_hex(1))
+        # Of the socket itself, from which the file gets its mode (unix(7)): at no time may others connect.
+        os.fchmod(made.fileno(), 0o600)
+        made.bind(os.fsencode(hidden))
+        try:
+            inode = hidden.lstat().st_ino
+            hidden.chmod(0o600)
+            made.listen(_BACKLOG)
+            made.setblocking(False)
+            # It gets its name once it listens, and only if nobody has it: no lock is needed, which others could hold.
             try:
-                inode = path.lstat().st_ino
-                path.chmod(0o600)
-                made.listen(_BACKLOG)
-                made.setblocking(False)
-            except BaseException:
-                path.unlink(missing_ok=True)
-                raise
+                os.link(hidden, path)
+            except FileExistsError:
+                _make_way(address)
+                os.link(hidden, path)
+        finally:
+            hidden.unlink(missing_ok=True)
     except OSError as error:
         made.close()
         raise CannotListen(f"cannot listen on {address}: {error.strerror or error}") from None
@@ -188,44 +220,48 @@ def _listen_unix(address: Unix) -> Listener:
     return Listener(made, str(address), file=(path, inode))
 
 
-@contextmanager
-def _alone_in(directory: Path, what: str) -> Iterator[None]:
-    """Keeps another gateway that starts at the same time from taking our socket for one that nobody listens on."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        deadline = time.monotonic() + _LOCK_WAIT
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise CannotListen(f"cannot listen on {what}: somebody keeps {directory} locked") from None
-                time.sleep(_LOCK_LOOK)
-        yield
-    finally:
-        os.close(descriptor)
+def _check_directory(directory: Path, address: Unix) -> None:
+    """Refuse a directory in which others could put their socket in the place of ours. Raises CannotListen."""
+    status = directory.stat()
+    if status.st_uid not in (0, os.geteuid()):
+        raise CannotListen(f"cannot listen on {address}: {directory} belongs to user {status.st_uid}")
+    if status.st_mode & stat.S_IWOTH and not status.st_mode & stat.S_ISVTX:
+        raise CannotListen(f"cannot listen on {address}: every user can write to {directory}; use a directory of yours")
 
 
 def _make_way(address: Unix) -> None:
-    """Removes a socket that nobody listens on any more. Raises CannotListen if there is anything else."""
+    """Remove a socket that nobody listens on any more. Raises CannotListen if there is anything else."""
     try:
-        mode = os.lstat(address.path).st_mode
+        before = os.lstat(address.path)
     except FileNotFoundError:
         return
-    if not stat.S_ISSOCK(mode):
+    if not stat.S_ISSOCK(before.st_mode):
         raise CannotListen(f"cannot listen on {address}: there is something else at that path, which is left alone")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         result = probe.connect_ex(os.fsencode(address.path))
     if result in (errno.ECONNREFUSED, errno.ENOENT):
-        Path(address.path).unlink(missing_ok=True)
+        _remove(Path(address.path), before.st_ino)
         return
     if result in (0, errno.EAGAIN):
         raise CannotListen(
             f"cannot listen on {address}: somebody listens there already (another cluster-remote serve?)"
         )
     raise CannotListen(f"cannot listen on {address}: the socket there cannot be tried: {os.strerror(result)}")
+
+
+def _remove(path: Path, inode: int) -> None:
+    """Remove a dead socket, but not one that another gateway has just put in its place."""
+    aside = path.with_name(f".{secrets.token_hex(4)}")
+    try:
+        path.rename(aside)
+    except FileNotFoundError:
+        return
+    try:
+        if aside.lstat().st_ino != inode:
+            os.link(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def _listen_tcp(address: Tcp) -> list[Listener]:

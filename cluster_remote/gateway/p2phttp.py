@@ -25,11 +25,12 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from cluster_remote.gateway.sessions import Lending
+from cluster_remote.gateway.tokens import Token
 from cluster_remote.p2p import MAX_VERSION
 from cluster_remote.p2p.errors import Refused, SessionError, SourceError
 from cluster_remote.p2p.key import UUID, AssociatedFile, Key, decode
 from cluster_remote.p2p.messages import CheckPresent, Get, GetTimestamp, LockContent, Message, Put, Remove, RemoveBefore
-from cluster_remote.p2p.server import LOCK_RETENTION, Mode, Served
+from cluster_remote.p2p.server import LOCK_RETENTION, Endpoint, Mode
 from cluster_remote.p2p.session import Download, Present, Session, Source, SourceReading, Stored
 from cluster_remote.p2p.text import printable
 
@@ -65,6 +66,7 @@ class Visitor:
     mode: Mode
     name: str
     anonymous: bool = False
+    token: Token | None = None
 
     def may(self, request: Message) -> bool:
         return self.mode.refusal(request) is None and not (self.anonymous and isinstance(request, LockContent))
@@ -80,7 +82,7 @@ class Door(Protocol):
     async def visitor(self, user_and_password: tuple[str, str] | None, address: str) -> Visitor | None:
         """Say who somebody is that gives this login, or none; None for who is not let in."""
 
-    async def served(self, uuid: UUID, client: UUID | None, visitor: Visitor) -> Served | None:
+    async def served(self, uuid: UUID, client: UUID | None, visitor: Visitor) -> Endpoint | None:
         """Say what is served under a UUID, or a part of it that the visitor may use; None for nothing."""
 
 
@@ -177,7 +179,7 @@ class P2pHttp:
                 case "checkpresent":
                     return JSONResponse({"present": await session.check_present(key)})
                 case "putoffset":
-                    return JSONResponse(await self._put_offset(request, session, key, version))
+                    return JSONResponse(await self._put_offset(request, served, session, key, version))
                 case "gettimestamp":
                     return JSONResponse({"timestamp": await session.timestamp()})
                 case "remove":
@@ -189,7 +191,7 @@ class P2pHttp:
                 self._note(reason)
             return JSONResponse(_with_uuids({"removed": removal.removed}, removal.uuids, version))
 
-    async def _admitted(self, request: Request, uuid: UUID, endpoint: str) -> tuple[Served, frozenset[UUID]]:
+    async def _admitted(self, request: Request, uuid: UUID, endpoint: str) -> tuple[Endpoint, frozenset[UUID]]:
         """Let a request in. Raises _Failure: 404 comes before 401, as with git-annex."""
         address = request.client.host if request.client is not None else "?"
         login = login_of(request)
@@ -209,7 +211,7 @@ class P2pHttp:
 
     # Content to the client
 
-    async def _get(self, request: Request, served: Served, bypass: frozenset[UUID], key: Key) -> Response:
+    async def _get(self, request: Request, served: Endpoint, bypass: frozenset[UUID], key: Key) -> Response:
         offset = _number(request, "offset", default=0)
         stack, download = await self._download(served, bypass, key, _file(request), offset)
         if download is None:
@@ -257,7 +259,7 @@ class P2pHttp:
         return StreamingResponse(_exactly(stack, download, length), status, headers, _BINARY)
 
     async def _download(
-        self, served: Served, bypass: frozenset[UUID], key: Key, file: AssociatedFile, offset: int
+        self, served: Endpoint, bypass: frozenset[UUID], key: Key, file: AssociatedFile, offset: int
     ) -> tuple[AsyncExitStack, Download | None]:
         """Begin a download; None where the content is not there. The stack ends it."""
         stack = AsyncExitStack()
@@ -281,13 +283,17 @@ class P2pHttp:
 
     # Content from the client
 
-    async def _put_offset(self, request: Request, session: Session, key: Key, version: int) -> dict[str, object]:
-        async with session.upload(key, _file(request)) as offer:
+    async def _put_offset(
+        self, request: Request, endpoint: Endpoint, session: Session, key: Key, version: int
+    ) -> dict[str, object]:
+        async with endpoint.upload(session, key, _file(request)) as offer:
             if isinstance(offer, Present):
                 return _with_uuids({"alreadyhave": True}, offer.uuids, version)
             return {"offset": offer.offset}
 
-    async def _put(self, request: Request, served: Served, bypass: frozenset[UUID], key: Key, version: int) -> Response:
+    async def _put(
+        self, request: Request, served: Endpoint, bypass: frozenset[UUID], key: Key, version: int
+    ) -> Response:
         length = request.headers.get(DATA_LENGTH)
         if length is None:
             raise _Failure(400, f"Header {DATA_LENGTH} is required")
@@ -297,7 +303,10 @@ class P2pHttp:
         source = _BodySource(request, offset, int(length))
         outcome: Present | Stored = Stored(False)
         try:
-            async with self._lending.lend(served, bypass) as session, session.upload(key, _file(request)) as offer:
+            async with (
+                self._lending.lend(served, bypass) as session,
+                served.upload(session, key, _file(request)) as offer,
+            ):
                 outcome = offer if isinstance(offer, Present) else await offer.send(source)
         except SourceError as error:
             outcome = Stored(False, reasons=(str(error),))
@@ -313,7 +322,7 @@ class P2pHttp:
 
     # Locks
 
-    async def _lock(self, served: Served, bypass: frozenset[UUID], key: Key) -> dict[str, object]:
+    async def _lock(self, served: Endpoint, bypass: frozenset[UUID], key: Key) -> dict[str, object]:
         if len(self._locks) >= self._most_locks:
             self._note(f"{len(self._locks)} contents are locked already; another one is refused")
             return {"locked": False}

@@ -17,6 +17,8 @@ import threading
 
 from cluster_remote.p2p.text import printable
 from cluster_remote.transport.address import BadAddress, Tcp, Unix, parse_address
+from cluster_remote.transport.sockets import user_of_peer
+from cluster_remote.transport.trust import Refusal, check_socket_owner
 
 __all__ = ["connect", "main", "relay"]
 
@@ -38,7 +40,7 @@ def main() -> int:
         return 2
     try:
         gateway = connect(sys.argv[1])
-    except BadAddress as error:
+    except (BadAddress, Refusal) as error:
         print(f"git-annex-p2p-cluster: {printable(str(error))}", file=sys.stderr)
         return 2
     except OSError as error:
@@ -53,13 +55,15 @@ def main() -> int:
 
 
 def connect(text: str) -> socket.socket:
-    """Raises BadAddress, OSError."""
+    """Connect to a gateway. Raises BadAddress, OSError; Refusal where the other side runs as an unexpected user."""
     match parse_address(text):
         case Unix(path=path):
             gateway = socket.socket(socket.AF_UNIX)
             try:
                 gateway.settimeout(_TIMEOUT)
                 gateway.connect(os.fsencode(path))
+                # What git-annex sends next is the token.
+                check_socket_owner(os.fsencode(path), user_of_peer(gateway))
             except BaseException:
                 gateway.close()
                 raise

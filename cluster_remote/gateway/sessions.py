@@ -10,7 +10,7 @@ from typing import TypeAlias
 import anyio
 
 from cluster_remote.p2p.key import UUID
-from cluster_remote.p2p.server import Served
+from cluster_remote.p2p.server import Endpoint
 from cluster_remote.p2p.session import Session
 
 __all__ = ["Lending"]
@@ -29,7 +29,7 @@ class Lending:
         self._idle: list[tuple[float, _Kind, Session]] = []
 
     @asynccontextmanager
-    async def lend(self, served: Served, bypass: frozenset[UUID]) -> AsyncIterator[Session]:
+    async def lend(self, served: Endpoint, bypass: frozenset[UUID]) -> AsyncIterator[Session]:
         """Give a session for one request. Raises SessionError."""
         kind = served.uuid, bypass
         session = await self._taken(kind) or await served.session(bypass)

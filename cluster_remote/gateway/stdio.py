@@ -6,15 +6,18 @@ by the environment, as for git-annex-shell.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 import anyio
 
+from cluster_remote.gateway.errors import GatewayError
 from cluster_remote.p2p.descriptor import DescriptorConnection
-from cluster_remote.p2p.server import Closing, Ended, Mode, Served, serve
+from cluster_remote.p2p.server import Closing, Ended, Endpoint, Mode, serve
 from cluster_remote.p2p.stream import MessageStream
 
 __all__ = ["mode_from", "serve_stdio", "stderr_is_the_client"]
@@ -40,7 +43,7 @@ def stderr_is_the_client() -> bool:
     return (error.st_dev, error.st_ino) == (output.st_dev, output.st_ino)
 
 
-async def serve_stdio(served: Served, timeout: float, to_finish: float, note: Callable[[str], None]) -> Ended:
+async def serve_stdio(served: Endpoint, timeout: float, to_finish: float, note: Callable[[str], None]) -> Ended:
     """Serves until the client hangs up, or until SIGTERM or SIGINT and what is under way then has been finished.
 
     A request may go on for `to_finish` seconds after the signal; what is cut off then is a fault like any other.
@@ -64,6 +67,39 @@ async def serve_stdio(served: Served, timeout: float, to_finish: float, note: Ca
         finally:
             await connection.aclose(0)
     return ended
+
+
+@contextmanager
+def a_place(directory: Path, most: int) -> Iterator[None]:
+    """Take one of so many places, which all processes that serve one client of this gateway share.
+
+    A place is a lock on a file in `directory`, so it is free again whatever way a process ends. Raises GatewayError.
+    """
+    descriptor = _free_place(directory, most)
+    if descriptor is None:
+        raise GatewayError(f"this gateway serves {most} clients already; try again later")
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _free_place(directory: Path, most: int) -> int | None:
+    try:
+        directory.mkdir(mode=0o700, exist_ok=True)
+        for number in range(most):
+            descriptor = os.open(
+                directory / f"place-{number}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
+            )
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(descriptor)
+            else:
+                return descriptor
+    except OSError as error:
+        raise GatewayError(f"{directory} cannot be used to count clients: {error.strerror or error}") from None
+    return None
 
 
 @contextmanager

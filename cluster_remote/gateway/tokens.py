@@ -46,13 +46,33 @@ _LOCK_WAIT, _LOCK_LOOK = 10.0, 0.02
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """What is known of a token: not the token itself. `created` is in seconds since 1970."""
+    """What is known of a token: not the token itself. Times are in seconds since 1970; `expires` None: never.
+
+    `only` is the one repository or cluster that it gives access to; None: the clusters, and the nodes behind this
+    gateway. `own` adds the gateway's own repository, `git` fetching and pushing in that repository.
+    """
 
     id: str
     mode: Mode
     note: str
     created: int
     sha256: str
+    expires: int | None = None
+    only: UUID | None = None
+    git: bool = True
+    own: bool = False
+
+    def has_expired(self) -> bool:
+        """Whether its time is over."""
+        return self.expires is not None and time.time() >= self.expires
+
+    def refusal(self, wanted: UUID, own: UUID) -> str | None:
+        """Say why it does not give access to this repository or cluster of the gateway whose own UUID is `own`."""
+        if self.only is not None and wanted != self.only:
+            return f"this token gives access to {self.only} only"
+        if wanted == own and not self.own and self.only != own:
+            return "this token gives no access to the gateway's own repository"
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +121,20 @@ class Tokens:
         """Those of the gateway that stands in this repository, for all of its work trees."""
         return cls(repository.common_dir / "cluster-remote" / "tokens")
 
-    def create(self, mode: Mode, note: str = "") -> tuple[Token, str]:
-        """A new token, and its text, which is kept nowhere. Raises TokensUnusable; ValueError for a note of no use."""
+    def create(
+        self,
+        mode: Mode,
+        note: str = "",
+        *,
+        expires: int | None = None,
+        only: UUID | None = None,
+        git: bool = True,
+        own: bool = False,
+    ) -> tuple[Token, str]:
+        """Make a token; give it and its text, which is kept nowhere. See Token.
+
+        Raises TokensUnusable; ValueError for a note that is too long or not printable.
+        """
         if len(note) > _NOTE_LIMIT or not all(c.isprintable() for c in note):
             raise ValueError(f"a note is at most {_NOTE_LIMIT} printable characters")
         text = base64.b32encode(secrets.token_bytes(_TOKEN_BYTES)).decode().rstrip("=").lower()
@@ -115,12 +147,12 @@ class Tokens:
             taken = {token.id for token in tokens}
             while (identity := secrets.token_hex(4)) in taken:
                 pass
-            token = Token(identity, mode, note, int(time.time()), _hash(text))
+            token = Token(identity, mode, note, int(time.time()), _hash(text), expires, only, git, own)
             self._write([*tokens, token])
         return token, text
 
     def revoke(self, identity: str) -> Token:
-        """Takes a token away: it lets nobody in any more. Raises UnknownToken, TokensUnusable."""
+        """Revoke a token, which ends the connections it is used on. Raises UnknownToken, TokensUnusable."""
         with self._locked():
             tokens = self.all()
             for token in tokens:
@@ -130,9 +162,9 @@ class Tokens:
         raise UnknownToken(f"there is no token {identity!r}; cluster-remote token list shows those there are")
 
     def check(self, text: str) -> Token | None:
-        """The token that this is the text of. Takes as long for a wrong one as for any right one.
+        """Find the token that this is the text of. Takes as long for a wrong one as for any right one.
 
-        Raises TokensUnusable.
+        None also for one that has expired. Raises TokensUnusable.
         """
         presented = _hash(text)
         found: Token | None = None
@@ -140,12 +172,25 @@ class Tokens:
             # No way out of the loop: how long it takes must not tell which one fits.
             if hmac.compare_digest(token.sha256, presented):
                 found = token
-        return found
+        return None if found is None or found.has_expired() else found
+
+    def version(self) -> tuple[int, int, int] | None:
+        """Give what is different after every change: a cheap way to see whether there was one."""
+        try:
+            status = self.file.stat()
+        except OSError:
+            return None
+        return status.st_ino, status.st_mtime_ns, status.st_size
 
     def all(self) -> list[Token]:
         """Every token, oldest first. Read anew each time: what was revoked is gone at once. Raises TokensUnusable."""
         try:
             with self.file.open("rb") as file:
+                if (fault := _not_private(os.fstat(file.fileno()))) is not None:
+                    raise TokensUnusable(
+                        f"{self.file} {fault}, who could let anybody in: move it away and make new tokens with "
+                        "cluster-remote token create"
+                    )
                 content = file.read(_FILE_LIMIT + 1)
         except FileNotFoundError:
             return []
@@ -158,7 +203,7 @@ class Tokens:
             if len(content) > _FILE_LIMIT:
                 raise ValueError("it is too large")
             return [_read_token(line) for line in content.splitlines() if line]
-        except (ValueError, KeyError, TypeError) as error:
+        except (AttributeError, ValueError, KeyError, TypeError) as error:
             raise TokensUnusable(
                 f"{self.file} is damaged ({type(error).__name__}): move it away and make new tokens with "
                 "cluster-remote token create"
@@ -189,7 +234,10 @@ class Tokens:
         """Keeps two changes from being made at once; the second would undo the first."""
         try:
             self.file.parent.mkdir(mode=0o700, exist_ok=True)
-            lock = os.open(self.file.with_name(self.file.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            if (fault := _not_private(self.file.parent.stat())) is not None:
+                raise TokensUnusable(f"{self.file.parent} {fault}: remove it, or run this as its owner (chmod 700)")
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+            lock = os.open(self.file.with_name(self.file.name + ".lock"), flags, 0o600)
         except OSError as error:
             raise self._cannot_write(error) from None
         try:
@@ -209,6 +257,13 @@ class Tokens:
             os.close(lock)
 
 
+def _not_private(status: os.stat_result) -> str | None:
+    """Say what is wrong with a file or directory that only this user, or root, may change."""
+    if status.st_uid not in (os.geteuid(), 0):
+        return f"belongs to user {status.st_uid}"
+    return "can be changed by other users" if status.st_mode & 0o022 else None
+
+
 def _written(token: Token) -> str:
     return json.dumps(
         {
@@ -217,14 +272,29 @@ def _written(token: Token) -> str:
             "mode": token.mode.value,
             "note": token.note,
             "created": token.created,
+            "expires": token.expires,
+            "only": None if token.only is None else token.only.text,
+            "git": token.git,
+            "own": token.own,
         }
     )
 
 
 def _read_token(line: bytes) -> Token:
-    """Raises ValueError, KeyError, TypeError."""
+    """Raises AttributeError, ValueError, KeyError, TypeError."""
     found = json.loads(line)
-    token = Token(found["id"], Mode(found["mode"]), found["note"], int(found["created"]), found["sha256"])
+    expires, only = found.get("expires"), found.get("only")
+    token = Token(
+        found["id"],
+        Mode(found["mode"]),
+        found["note"],
+        int(found["created"]),
+        found["sha256"],
+        None if expires is None else int(expires),
+        None if only is None else UUID.parse(only),
+        found.get("git", True) is True,
+        found.get("own", False) is True,
+    )
     if not (_ID.fullmatch(token.id) and _HASH.fullmatch(token.sha256) and isinstance(token.note, str)):
         raise ValueError("not a token")
     return token

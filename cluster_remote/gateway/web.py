@@ -25,19 +25,20 @@ from cluster_remote.annex.errors import AnnexError
 from cluster_remote.gateway.errors import CannotListen, NotAllowed, NotServed
 from cluster_remote.gateway.githttp import GitHttp
 from cluster_remote.gateway.p2phttp import P2pHttp, Visitor, challenge, login_of
+from cluster_remote.gateway.places import Guesses
 from cluster_remote.gateway.tokens import Tokens, read_claim
 from cluster_remote.p2p.key import UUID
 from cluster_remote.p2p.messages import Connect
-from cluster_remote.p2p.server import Mode, Served
+from cluster_remote.p2p.server import Endpoint, Mode
 from cluster_remote.p2p.text import printable
 
 if TYPE_CHECKING:
-    from cluster_remote.gateway.behind import Behind
+    from cluster_remote.gateway.backend import Backend
     from cluster_remote.gateway.listeners import Listener
 
 __all__ = ["Certificate", "TokenDoor", "Web"]
 
-# Seconds in which a wrong token is answered, whoever gives it: guessing is slow across connections.
+# Seconds in which the first wrong token of an address is answered; see Guesses.
 _AFTER_WRONG_TOKEN = 1.0
 # How many wrong tokens may be waiting for their answer.
 _MOST_WRONG = 64
@@ -54,10 +55,11 @@ class Certificate:
 class TokenDoor:
     """Lets in who has a token, as the password of any user; with `public_read` anybody who only reads."""
 
-    def __init__(self, behind: Behind, tokens: Tokens, *, public_read: bool = False) -> None:
+    def __init__(self, behind: Backend, tokens: Tokens, *, public_read: bool = False) -> None:
         self._behind = behind
         self._tokens = tokens
         self._public_read = public_read
+        self._guesses = Guesses(_AFTER_WRONG_TOKEN)
         self._slow = anyio.CapacityLimiter(_MOST_WRONG)
 
     @property
@@ -72,11 +74,13 @@ class TokenDoor:
         token = None if claim is None else self._tokens.check(claim.token)
         if token is None:
             async with self._slow:
-                await anyio.sleep(_AFTER_WRONG_TOKEN)
+                await anyio.sleep(self._guesses.wrong(address))
             return nobody
-        return Visitor(token.mode, f"token {token.id} at {address}")
+        return Visitor(token.mode, f"token {token.id} at {address}", token=token)
 
-    async def served(self, uuid: UUID, client: UUID | None, visitor: Visitor) -> Served | None:
+    async def served(self, uuid: UUID, client: UUID | None, visitor: Visitor) -> Endpoint | None:
+        if visitor.token is not None and visitor.token.refusal(uuid, self._behind.own) is not None:
+            return None
         try:
             return await self._behind.served(uuid, client, visitor.mode)
         except NotServed:
@@ -88,7 +92,7 @@ class Web:
 
     def __init__(
         self,
-        behind: Behind,
+        behind: Backend,
         tokens: Tokens,
         log: Callable[[str], None],
         *,
@@ -150,6 +154,8 @@ class Web:
         """Let a request for git in; give the name of who makes it. Raises NotAllowed."""
         address = request.client.host if request.client is not None else "?"
         visitor = await self._door.visitor(login_of(request), address)
+        if visitor is not None and visitor.token is not None and not visitor.token.git:
+            raise NotAllowed("this token gives no access to the git repository", 403)
         if visitor is not None and visitor.may(wanted):
             return visitor.name
         if visitor is None or (visitor.anonymous and self._door.takes_logins):

@@ -56,6 +56,7 @@ from cluster_remote.p2p.messages import (
     describe,
     since,
 )
+from cluster_remote.p2p.noroom import no_room_is_a_session_error
 from cluster_remote.p2p.session import (
     Download,
     FilePart,
@@ -171,7 +172,7 @@ class StreamSession(Session):
 
     async def _connect(self) -> MessageStream:
         try:
-            with anyio.fail_after(self.timeout):
+            with anyio.fail_after(self.timeout), no_room_is_a_session_error():
                 connection = await self.transport.connect()
         except TimeoutError:
             raise TimedOut(f"no connection within {self.timeout:.3g} seconds") from None

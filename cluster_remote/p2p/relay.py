@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 
 from cluster_remote.p2p.errors import BeyondTheEnd, ConnectionLost, ProtocolError, SessionError, SourceError, TimedOut
 from cluster_remote.p2p.messages import Error, Invalid, Message, Valid
+from cluster_remote.p2p.noroom import no_room_is_a_session_error
 from cluster_remote.p2p.session import Download, Source, SourceReading
 from cluster_remote.p2p.stream import MessageStream
 
@@ -90,7 +91,9 @@ class Client:
             return []
 
         try:
-            await self.stream.send_data(reading, after)
+            # DATA may have been sent: where there is no room, all that is left is to hang up.
+            with no_room_is_a_session_error():
+                await self.stream.send_data(reading, after)
         except SourceError as error:
             raise SessionFailed(error) from None
         except SessionError as error:
@@ -111,7 +114,8 @@ class _Relayed(SourceReading):
         chunks = self._download.chunks()
         while True:
             try:
-                chunk = await anext(chunks)
+                with no_room_is_a_session_error():
+                    chunk = await anext(chunks)
             except StopAsyncIteration:
                 return
             except SessionError as error:

@@ -6,8 +6,8 @@ Which answers there are, and when a conversation ends, is what git-annex 10.2026
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from enum import Enum
 
@@ -44,12 +44,13 @@ from cluster_remote.p2p.messages import (
     describe,
     since,
 )
+from cluster_remote.p2p.noroom import NoRoom, no_room_is_a_session_error
 from cluster_remote.p2p.relay import Client, ClientGone, ClientMisbehaved, ClientSource, SessionFailed, relayed
 from cluster_remote.p2p.session import Present, Session, Stored, Upload
 from cluster_remote.p2p.stream import MessageStream
 from cluster_remote.p2p.text import printable
 
-__all__ = ["LOCK_RETENTION", "Closing", "Ended", "Mode", "Served", "serve"]
+__all__ = ["LOCK_RETENTION", "Closing", "Ended", "Endpoint", "LockKeeper", "Mode", "serve"]
 
 LOCK_RETENTION = 600.0
 """Seconds that a lock outlasts a client whose connection broke (P2P protocol: at least 10 minutes)."""
@@ -80,7 +81,7 @@ class Mode(Enum):
 
 
 @dataclass(frozen=True)
-class Served:
+class Endpoint:
     """What a client talks to, once it has been let in.
 
     `uuid` is the repository or cluster that answers. `session` makes the session, not yet connected, that is to
@@ -93,6 +94,32 @@ class Served:
     session: Callable[[frozenset[UUID]], Awaitable[Session]]
     mode: Mode = Mode.READ_WRITE
     connect: Callable[[MessageStream, str, str | None], Awaitable[None]] | None = None
+
+    @asynccontextmanager
+    async def upload(self, session: Session, key: Key, file: AssociatedFile) -> AsyncIterator[Present | Upload]:
+        """Offer a content to the session as this client may: one that may not remove cannot replace either.
+
+        A node may take in again what it has: a special remote does, and of a key without a checksum nobody would
+        notice that it is another content.
+        """
+        if self.mode is Mode.APPEND_ONLY and await session.check_present(key):
+            yield Present()
+            return
+        async with session.upload(key, file) as offer:
+            yield offer
+
+
+class LockKeeper:
+    """What a server does about locks whose clients are gone. This one keeps any number of them."""
+
+    def refusal(self) -> str | None:
+        """Say why this client gets no lock for now."""
+        return None
+
+    @contextmanager
+    def keeping(self, key: Key) -> Iterator[None]:
+        """Keep a lock although the client is gone; the context may be cancelled within."""
+        yield
 
 
 @dataclass(frozen=True)
@@ -131,10 +158,11 @@ class Closing:
 
 async def serve(
     stream: MessageStream,
-    served: Served,
+    endpoint: Endpoint,
     *,
     closing: Closing | None = None,
     lock_retention: float = LOCK_RETENTION,
+    locks: LockKeeper | None = None,
     note: Callable[[str], None] | None = None,
 ) -> Ended:
     """Serves a client that has been let in, until it hangs up, misbehaves, or the server closes.
@@ -147,7 +175,7 @@ async def serve(
     Between requests, and while it holds a lock, a client may take as long as it likes; within a request `stream`'s
     timeout holds.
     """
-    server = _Server(Client(stream), served, closing or Closing(), lock_retention, note)
+    server = _Server(Client(stream), endpoint, closing or Closing(), lock_retention, locks or LockKeeper(), note)
     try:
         fault = await server.converse()
         return Ended(server.requests, fault)
@@ -159,25 +187,27 @@ class _Server:
     def __init__(
         self,
         client: Client,
-        served: Served,
+        endpoint: Endpoint,
         closing: Closing,
         lock_retention: float,
+        locks: LockKeeper,
         note: Callable[[str], None] | None,
     ) -> None:
         self.requests = 0
         self._note = note
         self._begun = False
         self._client = client
-        self._served = served
+        self._endpoint = endpoint
         self._closing = closing
         self._lock_retention = lock_retention
+        self._locks = locks
         self._bypass: frozenset[UUID] = frozenset()
         self._session: Session | None = None
 
     async def converse(self) -> str | None:
         """The whole conversation. What went wrong in it, if anything did."""
         try:
-            await self._client.send(AuthSuccess(self._served.uuid))
+            await self._client.send(AuthSuccess(self._endpoint.uuid))
             while (request := await self._next_request()) is not None:
                 if not await self._take(request):
                     return None
@@ -217,14 +247,14 @@ class _Server:
 
     async def _opened(self) -> Session:
         if self._session is None:
-            self._session = await self._served.session(self._bypass)
+            self._session = await self._endpoint.session(self._bypass)
         return self._session
 
     async def _take(self, request: Message) -> bool:
         """Answers a request. Whether there may be another one after it."""
         if not isinstance(request, Version | Bypass):
             self.requests += 1
-        refusal = self._served.mode.refusal(request)
+        refusal = self._endpoint.mode.refusal(request)
         if isinstance(request, Connect):
             await self._relay(request.service, refusal)
             return False
@@ -241,8 +271,12 @@ class _Server:
                     await self.close_session()
             case _:
                 try:
-                    await self._pass_on(request)
+                    with no_room_is_a_session_error():
+                        await self._pass_on(request)
                 except SessionError as error:
+                    if isinstance(error, NoRoom):
+                        # What there was no room for may be half made.
+                        await self.close_session()
                     self._noted(str(error))
                     await self._client.send(_error(error))
         return True
@@ -278,9 +312,9 @@ class _Server:
         removal = await session.remove(key, before)
         self._noted(*removal.reasons)
         uuids = removal.uuids
-        if removal.removed and not self._served.uuid.is_cluster:
+        if removal.removed and not self._endpoint.uuid.is_cluster:
             # Whoever stands before one repository need not know that it is not a cluster.
-            uuids |= {self._served.uuid}
+            uuids |= {self._endpoint.uuid}
         plain, plus = (Success(), SuccessPlus(uuids)) if removal.removed else (Failure(), FailurePlus(uuids))
         await self._client.send(plus if uuids and self._speaks(SuccessPlus) else plain)
 
@@ -288,26 +322,31 @@ class _Server:
         return self._client.version >= since(message)
 
     async def _lock(self, session: Session, key: Key) -> None:
+        if (refusal := self._locks.refusal()) is not None:
+            self._noted(refusal)
+            await self._client.send(Error(refusal))
+            return
         answered = False
         try:
             async with session.lock(key) as locked:
                 await self._client.send(Success() if locked else Failure())
                 answered = True
                 if locked:
-                    await self._hold()
+                    await self._hold(key)
         except SessionError as error:
             if not answered:
                 raise
             # Giving the lock up failed, or the node went away with it. UNLOCKCONTENT has no answer.
             self._noted(str(error))
 
-    async def _hold(self) -> None:
+    async def _hold(self, key: Key) -> None:
         """Until the client's next message, or for some time where its connection broke instead."""
         try:
             message = await self._client.receive("waiting for UNLOCKCONTENT", unhurried=True)
         except ClientGone:
             # It may still rely on the lock: to have dropped its own copy, for instance.
-            await anyio.sleep(self._lock_retention)
+            with self._locks.keeping(key):
+                await anyio.sleep(self._lock_retention)
             raise
         if not isinstance(message, UnlockContent):
             raise ClientMisbehaved(f"{describe(message)[:100]} in place of UNLOCKCONTENT")
@@ -334,12 +373,13 @@ class _Server:
         source: ClientSource | None = None
         outcome: Present | Stored = Stored(False)
         try:
-            async with session.upload(key, file) as offer:
-                if isinstance(offer, Present):
-                    outcome = offer
-                else:
-                    source = await self._offered(offer)
-                    outcome = await (offer.look() if source is None else offer.send(source))
+            with no_room_is_a_session_error():
+                async with self._endpoint.upload(session, key, file) as offer:
+                    if isinstance(offer, Present):
+                        outcome = offer
+                    else:
+                        source = await self._offered(offer)
+                        outcome = await (offer.look() if source is None else offer.send(source))
         except SourceError as error:
             # Most of these are the client's doing; those that ended the conversation come out again below.
             outcome = Stored(False, reasons=(str(error),))
@@ -374,9 +414,9 @@ class _Server:
                 raise ClientMisbehaved(f"{describe(other)[:100]} in place of DATA")
 
     async def _relay(self, service: str, refusal: str | None) -> None:
-        if self._served.connect is None:
+        if self._endpoint.connect is None:
             raise ClientMisbehaved("relaying to git is not supported on this connection", None)
-        await self._served.connect(self._client.stream, service, refusal)
+        await self._endpoint.connect(self._client.stream, service, refusal)
 
 
 def _error(error: SessionError) -> Error:

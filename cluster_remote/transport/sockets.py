@@ -22,7 +22,7 @@ from cluster_remote.transport.network import Network
 from cluster_remote.transport.tls import TlsSettings
 from cluster_remote.transport.trust import check_socket_owner
 
-__all__ = ["TcpTransport", "TlsTransport", "UnixTransport"]
+__all__ = ["TcpTransport", "TlsTransport", "UnixTransport", "user_of_peer"]
 
 _SocketAddress: TypeAlias = tuple[str | int, ...] | bytes
 
@@ -62,7 +62,7 @@ class UnixTransport(Transport):
         except OSError as error:
             raise Unreachable(f"cannot connect: {error.strerror or error}") from None
         try:
-            check_socket_owner(self.path, _user_of_peer(connection))
+            check_socket_owner(self.path, user_of_peer(connection))
         except BaseException:
             connection.close()
             raise
@@ -70,7 +70,7 @@ class UnixTransport(Transport):
         return DescriptorConnection(descriptor, descriptor)
 
 
-def _user_of_peer(connection: socket.socket) -> int:
+def user_of_peer(connection: socket.socket) -> int:
     """Who runs the other side of a unix socket."""
     if not hasattr(socket, "SO_PEERCRED"):
         # Not Linux: nothing is known, and the socket's directory is all that there is to go by.

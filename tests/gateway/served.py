@@ -83,7 +83,7 @@ def gateway_of(cluster: Cluster, *options: str, name: str = "gw") -> Iterator[Ga
         assert process.poll() is None, log.read_text()
         gateway = Gateway(cluster, path, port, log, process)
         tokens = Tokens(cluster.gateway.path / ".git" / "cluster-remote" / "tokens")
-        gateway.tokens.update((mode, tokens.create(mode, f"test {mode.value}")[1]) for mode in Mode)
+        gateway.tokens.update((mode, tokens.create(mode, f"test {mode.value}", own=True)[1]) for mode in Mode)
         yield gateway
     finally:
         end_group(process.pid)

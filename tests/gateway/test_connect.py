@@ -73,7 +73,7 @@ async def relay(
     async def prepare() -> None:
         prepared.append(True)
 
-    git = GitService(place, prepare, None if notes is None else notes.append, silence)
+    git = GitService(place, prepare, None if notes is None else notes.append, silence=silence)
     client = Talk(here)
 
     async def run() -> None:

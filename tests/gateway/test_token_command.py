@@ -54,7 +54,7 @@ def test_a_revoked_token_is_no_longer_listed_and_lets_nobody_in(site: Cluster) -
     token = tokens(site).check(text)
     assert token is not None
     said = cluster_remote(site.gateway, "token", "revoke", token.id).out
-    assert said == f"{token.id} lets nobody in any more (the old laptop)\n"
+    assert said == f"{token.id} is revoked (the old laptop)\n"
     assert tokens(site).check(text) is None
     assert token.id not in cluster_remote(site.gateway, "token", "list").out
 
@@ -107,8 +107,9 @@ def test_a_link_to_one_repository_asks_for_it(site: Cluster, by: str) -> None:
         (("create", "--read-only", "--append-only"), 2, "do not go together"),
         (("create", "--link"), 2, "--link and --address ADDRESS go together"),
         (("create", "--address", "unix:/run/gw"), 2, "--link and --address ADDRESS go together"),
-        (("create", "--node", "node1"), 2, "--node goes with --link"),
-        (("create", "--link", "--address", "ssh://nas/annex"), 2, "unix:/path or tcp://host:port"),
+        (("create", "--expires", "soon"), 2, "--expires: 'soon' is neither"),
+        (("create", "--expires", "2001-01-31"), 2, "--expires: 2001-01-31 is over"),
+        (("create", "--link", "--address", "ssh://nas/annex"), 2, "a gateway listens on unix:/path"),
         (("create", "--link", "--address", "unix:/run/gw", "--node", "node9"), 2, "there is here, mycluster, node1"),
         (("create", "--note", "two\nlines"), 2, "--note: a note is at most 200 printable characters"),
         (("revoke", "0bad0bad"), 1, "there is no token '0bad0bad'"),

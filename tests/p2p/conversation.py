@@ -11,7 +11,7 @@ import anyio
 from cluster_remote.p2p.client import StreamSession
 from cluster_remote.p2p.descriptor import DescriptorConnection
 from cluster_remote.p2p.key import UUID
-from cluster_remote.p2p.server import Closing, Ended, Mode, Served, serve
+from cluster_remote.p2p.server import Closing, Ended, Endpoint, Mode, serve
 from cluster_remote.p2p.session import Session
 from cluster_remote.p2p.stream import Connection, MessageStream
 from cluster_remote.transport.process import ProcessTransport
@@ -69,7 +69,7 @@ class Conversation:
 
 @asynccontextmanager
 async def conversation(
-    served: Served,
+    served: Endpoint,
     *,
     version: int | None = 4,
     timeout: float = ANSWER_SECONDS,
@@ -102,7 +102,7 @@ async def conversation(
 
 def behind_shell(
     gateway: Repository, uuid: str, *, mode: Mode = Mode.READ_WRITE, timeout: float = ANSWER_SECONDS
-) -> Served:
+) -> Endpoint:
     """Serve what git-annex's own gateway serves under this UUID."""
     environment = gateway.environment
 
@@ -116,4 +116,4 @@ def behind_shell(
             bypass=bypass,
         )
 
-    return Served(UUID(uuid), session, mode)
+    return Endpoint(UUID(uuid), session, mode)

@@ -12,7 +12,7 @@ import pytest
 
 from cluster_remote.p2p.errors import ConnectionLost, Refused, SessionError, SourceError, Unreachable
 from cluster_remote.p2p.key import UUID, AssociatedFile, Key
-from cluster_remote.p2p.server import Closing, Mode, Served
+from cluster_remote.p2p.server import Closing, Endpoint, Mode
 from cluster_remote.p2p.session import Download, Present, Progress, Removal, Session, Source, Stored, Upload
 from tests.p2p.conversation import Conversation, behind_shell, conversation
 from tests.support.environment import Environment
@@ -479,11 +479,11 @@ class _FailingDownload(Download):
         return self.session.after
 
 
-def behind(session: Session) -> Served:
+def behind(session: Session) -> Endpoint:
     async def made(bypass: frozenset[UUID]) -> Session:
         return session
 
-    return Served(SERVER, made)
+    return Endpoint(SERVER, made)
 
 
 REQUESTS = [
@@ -501,7 +501,7 @@ async def test_a_session_that_cannot_be_made_is_answered_with_the_reason() -> No
     async def none(bypass: frozenset[UUID]) -> Session:
         raise Unreachable("the cluster has no nodes")
 
-    async with conversation(Served(SERVER, none)) as talk:
+    async with conversation(Endpoint(SERVER, none)) as talk:
         for _ in range(2):
             assert await talk.ask(f"CHECKPRESENT {KEY}") == "ERROR the cluster has no nodes"
 
@@ -608,7 +608,7 @@ async def test_the_session_is_closed_with_the_conversation_and_made_anew_for_oth
         made.append((bypass, Failing(Refused("no"))))
         return made[-1][1]
 
-    async with conversation(Served(SERVER, session)) as talk:
+    async with conversation(Endpoint(SERVER, session)) as talk:
         assert made == []
         for line in (f"BYPASS {ELSEWHERE}", f"BYPASS {ELSEWHERE}", "BYPASS"):
             assert await talk.ask(line, f"CHECKPRESENT {KEY}") == "ERROR no"

@@ -27,7 +27,7 @@ from cluster_remote.p2p.client import StreamSession, Transport
 from cluster_remote.p2p.errors import SessionError, SourceError
 from cluster_remote.p2p.key import UUID, AssociatedFile, Key
 from cluster_remote.p2p.messages import Data, MalformedMessage, parse, serialise
-from cluster_remote.p2p.server import Served, serve
+from cluster_remote.p2p.server import Endpoint, serve
 from cluster_remote.p2p.session import (
     Download,
     Present,
@@ -282,7 +282,7 @@ async def feed_server(data: bytes, piece: int) -> str:
     async def session(bypass: frozenset[UUID]) -> Session:
         return memory
 
-    ended = await serve(MessageStream(connection, HANG), Served(CLUSTER, session), lock_retention=0.0)
+    ended = await serve(MessageStream(connection, HANG), Endpoint(CLUSTER, session), lock_retention=0.0)
     said = bytes(connection.written)
     while said:
         line, newline, said = said.partition(b"\n")

@@ -40,7 +40,7 @@ class Content:
         return Pieces(*(self.bytes[at : at + step] for at in range(offset, len(self.bytes), step)))
 
 
-class Served:
+class Endpoint:
     """A repository that can be reached over HTTP."""
 
     def __init__(self, repository: Repository, port: int) -> None:
@@ -87,19 +87,19 @@ class Logins:
 
 
 @pytest.fixture(scope="module")
-def single(make_environment: Callable[[], Environment]) -> Iterator[Served]:
+def single(make_environment: Callable[[], Environment]) -> Iterator[Endpoint]:
     environment = make_environment()
     repository = make_repository(environment, environment.directory / "r", "one (alone)")
     with serve_p2phttp(repository) as port:
-        yield Served(repository, port)
+        yield Endpoint(repository, port)
 
 
 @pytest.fixture(scope="module")
-def gateway(make_environment: Callable[[], Environment]) -> Iterator[tuple[Cluster, Served]]:
+def gateway(make_environment: Callable[[], Environment]) -> Iterator[tuple[Cluster, Endpoint]]:
     environment = make_environment()
     made = make_cluster(environment, environment.directory)
     with serve_p2phttp(made.gateway) as port:
-        yield made, Served(made.gateway, port)
+        yield made, Endpoint(made.gateway, port)
 
 
 @pytest.fixture(params=VERSIONS)
@@ -115,7 +115,7 @@ async def fetched(session: HttpSession, key: Key, offset: int = 0) -> tuple[byte
         return content, await download.valid()
 
 
-async def test_every_request_is_answered_in_every_version(single: Served, version: int) -> None:
+async def test_every_request_is_answered_in_every_version(single: Endpoint, version: int) -> None:
     content = Content(1000)
     async with single.session(version=version) as session:
         assert await session.open() == UUID(single.repository.uuid)
@@ -150,7 +150,7 @@ async def test_every_request_is_answered_in_every_version(single: Served, versio
 
 
 @pytest.mark.parametrize("size", [0, 1, 300_000, 3_000_000])
-async def test_contents_of_every_size_go_there_and_back(single: Served, version: int, size: int) -> None:
+async def test_contents_of_every_size_go_there_and_back(single: Endpoint, version: int, size: int) -> None:
     content = Content(size)
     positions: list[int] = []
     async with single.session(version=version) as session:
@@ -163,7 +163,7 @@ async def test_contents_of_every_size_go_there_and_back(single: Served, version:
 
 
 @pytest.mark.parametrize("offset", [0, 1, 999, 1000, 1001])
-async def test_a_download_goes_on_from_any_offset(single: Served, offset: int) -> None:
+async def test_a_download_goes_on_from_any_offset(single: Endpoint, offset: int) -> None:
     content = Content(1000)
     async with single.session() as session:
         await session.store(content.key, FILE, content.source())
@@ -171,12 +171,12 @@ async def test_a_download_goes_on_from_any_offset(single: Served, offset: int) -
 
 
 @pytest.mark.parametrize("key", ["SHA256-s1000--00", "SHA256-s0--00", "GPGHMACSHA1--00"])
-async def test_a_content_that_is_not_there_is_not_valid(single: Served, version: int, key: str) -> None:
+async def test_a_content_that_is_not_there_is_not_valid(single: Endpoint, version: int, key: str) -> None:
     async with single.session(version=version) as session:
         assert await fetched(session, Key(key)) == (b"", False)
 
 
-async def test_wrong_bytes_and_changed_contents_are_not_stored(single: Served, version: int) -> None:
+async def test_wrong_bytes_and_changed_contents_are_not_stored(single: Endpoint, version: int) -> None:
     content = Content(1000)
     async with single.session(version=version) as session:
         for source in (Pieces(b"x" * 1000), Pieces(content.bytes, valid=False)):
@@ -186,7 +186,7 @@ async def test_wrong_bytes_and_changed_contents_are_not_stored(single: Served, v
             assert not await session.check_present(content.key)
 
 
-async def test_an_upload_whose_source_fails_goes_on_later_where_it_was(single: Served) -> None:
+async def test_an_upload_whose_source_fails_goes_on_later_where_it_was(single: Endpoint) -> None:
     content = Content(1_000_000)
     async with single.session() as session:
         broken = Pieces(content.bytes[:600_000], length=len(content.bytes), raises=SourceError("the plug was pulled"))
@@ -200,7 +200,7 @@ async def test_an_upload_whose_source_fails_goes_on_later_where_it_was(single: S
 
 
 @pytest.mark.parametrize("name", [b"a/b", b"%", b"&s", b"\xff\xfe", b"[x]", b"\xc2\xa0", b"'q'"])
-async def test_keys_with_odd_names_are_stored_and_found(single: Served, name: bytes) -> None:
+async def test_keys_with_odd_names_are_stored_and_found(single: Endpoint, name: bytes) -> None:
     key = Key(os.fsdecode(b"WORM-s3--" + name))
     async with single.session() as session:
         assert await session.store(key, AssociatedFile(os.fsdecode(name)), Pieces(b"abc")) == Stored(True)
@@ -209,7 +209,7 @@ async def test_keys_with_odd_names_are_stored_and_found(single: Served, name: by
         assert await session.remove(key) == Removal(True)
 
 
-async def test_a_cluster_says_which_nodes_stored_and_removed(gateway: tuple[Cluster, Served]) -> None:
+async def test_a_cluster_says_which_nodes_stored_and_removed(gateway: tuple[Cluster, Endpoint]) -> None:
     cluster, served = gateway
     nodes = {UUID(node.uuid) for node in cluster.nodes}
     content = Content(1000)
@@ -229,14 +229,14 @@ async def test_a_cluster_says_which_nodes_stored_and_removed(gateway: tuple[Clus
     assert cluster.holders(str(content.key)) == [False] * 3
 
 
-async def test_a_repository_that_is_not_served_is_named(single: Served) -> None:
+async def test_a_repository_that_is_not_served_is_named(single: Endpoint) -> None:
     async with single.session("11111111-1111-4111-8111-111111111111") as session:
         with pytest.raises(Unreachable, match="does not serve repository 11111111"):
             await session.check_present(Content(3).key)
 
 
 async def test_a_server_that_is_not_there_is_said() -> None:
-    nowhere = Served(Repository.__new__(Repository), free_port())
+    nowhere = Endpoint(Repository.__new__(Repository), free_port())
     async with nowhere.session("11111111-1111-4111-8111-111111111111") as session:
         with pytest.raises(Unreachable, match=r"the server: checking .*: cannot connect"):
             await session.check_present(Content(3).key)
@@ -248,7 +248,7 @@ async def test_a_login_is_given_when_it_is_asked_for(environment: Environment) -
     secrets = {"GIT_ANNEX_P2PHTTP_PASSWORD_ada": "right", "GIT_ANNEX_P2PHTTP_PASSWORD_bob": "right"}
     secrets["GIT_ANNEX_P2PHTTP_PERMISSIONS_bob"] = "readonly"
     with serve_p2phttp(repository, "--authenv-http", env=secrets) as port:
-        served = Served(repository, port)
+        served = Endpoint(repository, port)
         async with served.session(logins=(Login("ada", "wrong"), Login("ada", "right"))) as session:
             assert await session.store(content.key, FILE, content.source()) == Stored(True)
         for logins in ((), (Login("ada", "wrong"),)):
@@ -262,7 +262,7 @@ async def test_a_login_is_given_when_it_is_asked_for(environment: Environment) -
                 await session.remove(content.key)
 
 
-async def test_uploads_and_downloads_at_once_do_not_disturb_each_other(single: Served) -> None:
+async def test_uploads_and_downloads_at_once_do_not_disturb_each_other(single: Endpoint) -> None:
     contents = [Content(500_000) for _ in range(6)]
 
     async def there_and_back(content: Content) -> None:

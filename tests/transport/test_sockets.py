@@ -34,7 +34,7 @@ TOKEN = "sesame0pen"
 KEY = Key("SHA256E-s3--abc")
 
 
-class Served:
+class Endpoint:
     """A repository behind a unix socket and a TCP port."""
 
     def __init__(self, environment: Environment, stack: ExitStack) -> None:
@@ -48,9 +48,9 @@ class Served:
 
 
 @pytest.fixture(scope="module")
-def served(make_environment: Callable[[], Environment]) -> Iterator[Served]:
+def served(make_environment: Callable[[], Environment]) -> Iterator[Endpoint]:
     with ExitStack() as stack:
-        yield Served(make_environment(), stack)
+        yield Endpoint(make_environment(), stack)
 
 
 def sockets() -> int:
@@ -59,7 +59,7 @@ def sockets() -> int:
 
 
 @pytest.mark.parametrize("kind", ["unix", "tcp"])
-async def test_the_remotedaemon_is_reached_and_serves_every_request(served: Served, kind: str) -> None:
+async def test_the_remotedaemon_is_reached_and_serves_every_request(served: Endpoint, kind: str) -> None:
     content = f"over {kind}".encode()
     key = Key(f"SHA256-s{len(content)}--{hashlib.sha256(content).hexdigest()}")
     session = session_at(parse_address(served.url(kind)), Caller(CLIENT, 20.0), server=served.uuid, token=served.token)
@@ -77,7 +77,7 @@ async def test_the_remotedaemon_is_reached_and_serves_every_request(served: Serv
     await session.aclose()
 
 
-async def test_a_closed_session_leaves_no_socket(served: Served) -> None:
+async def test_a_closed_session_leaves_no_socket(served: Endpoint) -> None:
     before = sockets()
     session = session_at(parse_address(served.url("unix")), Caller(CLIENT, 20.0), token=served.token)
     await session.open()
@@ -87,14 +87,14 @@ async def test_a_closed_session_leaves_no_socket(served: Served) -> None:
 
 
 @pytest.mark.parametrize("kind", ["unix", "tcp"])
-async def test_a_wrong_token_is_refused_and_not_repeated(served: Served, kind: str) -> None:
+async def test_a_wrong_token_is_refused_and_not_repeated(served: Endpoint, kind: str) -> None:
     session = session_at(parse_address(served.url(kind)), Caller(CLIENT, 20.0), token=TOKEN)
     with pytest.raises(AuthenticationFailed, match="did not accept the token") as caught:
         await session.open()
     assert TOKEN not in str(caught.value)
 
 
-async def test_another_repository_than_the_wanted_one_is_refused(served: Served) -> None:
+async def test_another_repository_than_the_wanted_one_is_refused(served: Endpoint) -> None:
     session = session_at(parse_address(served.url("unix")), Caller(CLIENT, 20.0), server=NODE, token=served.token)
     with pytest.raises(WrongRepository, match=str(served.uuid)):
         await session.open()

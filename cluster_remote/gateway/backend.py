@@ -18,18 +18,18 @@ from cluster_remote.gateway.recording import SharedLog
 from cluster_remote.p2p.client import DEFAULT_TIMEOUT
 from cluster_remote.p2p.errors import Unreachable
 from cluster_remote.p2p.key import UUID
-from cluster_remote.p2p.server import Mode, Served
+from cluster_remote.p2p.server import Endpoint, Mode
 from cluster_remote.p2p.session import Session
 from cluster_remote.transport.address import BadAddress, Directory
 from cluster_remote.transport.opening import Caller, session_at
 
-__all__ = ["Behind"]
+__all__ = ["Backend"]
 
 # Of the time that clients grant, what a node gets: if it got all of it, they would give up together with the node.
 _FOR_A_NODE = 0.5
 
 
-class Behind:
+class Backend:
     """One gateway's repositories, for all its clients. To be closed in the end.
 
     `own` is the UUID of the gateway's own repository, `cluster` what clients get who do not say otherwise; `timeout`
@@ -45,7 +45,7 @@ class Behind:
         self._reachability = Reachability()
 
     @classmethod
-    def at(cls, repository: Repository, cluster: str | None, timeout: float = DEFAULT_TIMEOUT) -> Behind:
+    def at(cls, repository: Repository, cluster: str | None, timeout: float = DEFAULT_TIMEOUT) -> Backend:
         """With the cluster of this name or UUID; None: the only one there is. Raises NoCluster, AnnexError."""
         own = repository.uuid
         uuid, _name = chosen_cluster(repository.config(), cluster)
@@ -57,12 +57,13 @@ class Behind:
         client: UUID | None,
         mode: Mode,
         *,
-        with_git: bool = False,
+        with_git: bool | None = None,
         note: Callable[[str], None] | None = None,
-    ) -> Served:
+    ) -> Endpoint:
         """What a client gets that wants this repository or cluster (None: the cluster). It may have no UUID itself.
 
-        `with_git` lets it have the gateway's own git repository too, by CONNECT. Raises NotServed, AnnexError.
+        `with_git` lets it have the gateway's own git repository too, by CONNECT; False tells it that its token does
+        not; None is for who has no token. Raises NotServed, AnnexError.
         """
         uuid = self.cluster if wanted is None else wanted
         clusters = set((await self.repository.current_config()).clusters().values())
@@ -73,8 +74,9 @@ class Behind:
             session = partial(self._proxied_session, uuid, client or self.own)
         else:
             raise NotServed(f"this gateway does not stand before {uuid}")
-        connect = GitService(self.repository, self.log.commit, note) if with_git else None
-        return Served(uuid, session, mode, connect)
+        denied = None if with_git else "this token gives no access to the git repository"
+        connect = None if with_git is None else GitService(self.repository, self.log.commit, note, denied)
+        return Endpoint(uuid, session, mode, connect)
 
     async def nodes(self) -> list[tuple[str, UUID, str]]:
         """The nodes of the cluster: what each is called, its UUID, and whether it is left out at the moment."""
@@ -88,6 +90,11 @@ class Behind:
             )
             for member in membership(config, logs, place, self.cluster.text).members
         ]
+
+    async def size(self) -> int:
+        """How many nodes a session with a cluster may have connections to."""
+        config = await self.repository.current_config()
+        return sum(1 for remote in config.remotes() if config.remote(remote, "annex-cluster-node"))
 
     async def _proxied(self) -> frozenset[UUID]:
         proxied = (await BranchLogs.read(self.repository, ["proxy.log"])).proxied

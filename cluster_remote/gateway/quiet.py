@@ -1,0 +1,47 @@
+"""A log that a flood cannot fill: of each kind of event, the first few of a minute are written, the others counted."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+
+import anyio
+
+__all__ = ["QuietLog"]
+
+_WINDOW = 60.0
+_LINES = 10
+
+
+class QuietLog:
+    """Writes lines by `log`, at most `lines` of a kind within `window` seconds, and how many more there were."""
+
+    def __init__(self, log: Callable[[str], None], lines: int = _LINES, window: float = _WINDOW) -> None:
+        self._log = log
+        self._lines = lines
+        self._window = window
+        self._began = time.monotonic()
+        self._seen: Counter[str] = Counter()
+
+    def say(self, kind: str, line: str) -> None:
+        """Write a line, unless there have been too many of its kind. `kind` reads as a plural: "refused strangers"."""
+        if time.monotonic() - self._began >= self._window:
+            self.sum_up()
+        self._seen[kind] += 1
+        if self._seen[kind] <= self._lines:
+            self._log(line)
+
+    def sum_up(self) -> None:
+        """Write what was left out, and begin another window."""
+        for kind, number in self._seen.items():
+            if number > self._lines:
+                self._log(f"{number - self._lines} more {kind} in {time.monotonic() - self._began:.0f} s")
+        self._seen.clear()
+        self._began = time.monotonic()
+
+    async def sum_up_in_time(self) -> None:
+        """Sum up at the end of each window, until it is cancelled."""
+        while True:
+            await anyio.sleep(self._window)
+            self.sum_up()

@@ -1,0 +1,23 @@
+"""Limits of this process: descriptors, and what a core file may hold."""
+
+from __future__ import annotations
+
+import resource
+from contextlib import suppress
+
+__all__ = ["MOST_DESCRIPTORS", "guard_this_process"]
+
+MOST_DESCRIPTORS = 65536
+"""More than is ever needed; a hard limit may be a billion, which some programs that we start loop over."""
+
+
+def guard_this_process() -> None:
+    """Raise the soft limit of descriptors to the hard one, and keep tokens out of core files."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MOST_DESCRIPTORS)
+    # Some systems allow less than the hard limit says: the soft one then stays.
+    with suppress(OSError, ValueError):
+        if soft != resource.RLIM_INFINITY and soft < wanted:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))

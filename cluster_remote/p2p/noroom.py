@@ -1,0 +1,46 @@
+"""A machine, or a process, that has no room for more: descriptors, processes, memory.
+
+That must cost one request, in words, and never more. It can come out of any call, also within a group of errors.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from cluster_remote.p2p.errors import SessionError
+
+__all__ = ["NoRoom", "no_room_is_a_session_error", "out_of_room"]
+
+_ERRORS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EAGAIN})
+
+
+class NoRoom(SessionError):
+    """This machine has no room for a request at the moment."""
+
+
+def out_of_room(error: BaseException) -> str | None:
+    """Say what there is too little of, if that is what an error, or one in a group of them, is about."""
+    if isinstance(error, MemoryError):
+        return "out of memory"
+    if isinstance(error, RuntimeError) and "start new thread" in str(error):
+        return "no more threads"
+    if isinstance(error, OSError) and error.errno in _ERRORS:
+        return error.strerror or str(error)
+    for inner in getattr(error, "exceptions", ()):
+        if (found := out_of_room(inner)) is not None:
+            return found
+    return None
+
+
+@contextmanager
+def no_room_is_a_session_error() -> Iterator[None]:
+    """Raise NoRoom for an error that says that there is no room; let all others pass."""
+    try:
+        yield
+    except Exception as error:
+        what = out_of_room(error)
+        if what is None:
+            raise
+        raise NoRoom(f"no room for this request at the moment: {what}; try again later") from None
