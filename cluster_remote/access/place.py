@@ -59,10 +59,11 @@ def way_of(
     This is where it is decided whether there is a server, and which addresses of the network may be connected to.
     """
     if settings.address is None:
-        from cluster_remote.cluster.membership import membership
+        from cluster_remote.cluster.membership import membership, resolved
 
         assert caller.repository is not None
         wanted = settings.cluster or (settings.uuid.text if settings.uuid.is_cluster else None)
+        config = resolved(config, caller.repository)
         return Serverless(membership(config, logs, caller.repository.place, wanted), caller, logs)
     if shared:
         # What others can change must not make this machine connect to what only it can reach, as git-annex has it.

@@ -1,18 +1,25 @@
 """The nodes of a cluster as git's configuration and cluster.log name them, and the way to each.
 
 As in git-annex's own gateway a node is a remote with `remote.R.annex-cluster-node`, the name of the cluster or several
-names, that cluster.log lists too; another gateway of the cluster is one whose `remote.R.annex-cluster-gateway` has the
+names, that cluster.log lists too and that is not dead. A cluster of another repository has the remotes here that
+cluster.log lists. Another gateway of the cluster is one whose `remote.R.annex-cluster-gateway` has the
 cluster's UUID. (git-annex's tip on clusters; the several names, and that `annex-ignore` changes nothing, as observed
 with git-annex 10.20261026.)
 """
 
 from __future__ import annotations
 
+import contextlib
+import math
+import subprocess
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TypeAlias
+
+import anyio.to_thread
 
 from cluster_remote.annex.branchlog import BranchLogs
 from cluster_remote.annex.errors import AnnexError, NotInitialised
@@ -36,8 +43,10 @@ __all__ = [
     "Way",
     "chosen_cluster",
     "cost_of",
+    "live_nodes",
     "membership",
     "open_cluster",
+    "resolved",
     "way_to",
 ]
 
@@ -54,6 +63,10 @@ _LOGS = (
 # git-annex's costs where remote.R.annex-cost does not say otherwise (as observed): what is on this machine, what is
 # reached over a network, what encryption adds to either, and a network made for hiding.
 _LOCAL, _NETWORK, _ENCRYPTION, _HIDDEN = 100.0, 200.0, 50.0, 1000.0
+
+# Seconds for git-annex to ask remotes for their UUIDs, and until it is made to do so again for one that did not answer.
+_RESOLVING, _ASK_AGAIN = 20.0, 60.0
+_asked: dict[tuple[Path, str], float] = {}
 
 # Settings of a remote that only git-annex's own ssh connections follow.
 _SSH_SETTINGS = ("annex-shell", "annex-ssh-options")
@@ -209,27 +222,82 @@ def chosen_cluster(config: GitConfig, wanted: str | None) -> tuple[UUID, str]:
     )
 
 
+def _cluster(config: GitConfig, logs: BranchLogs, wanted: str | None) -> tuple[UUID, str]:
+    """Return the chosen cluster and its name; by its UUID it may also be one that only cluster.log knows."""
+    uuid = _uuid(wanted)
+    if uuid is None or uuid in config.clusters().values() or not logs.clusters.nodes(uuid):
+        return chosen_cluster(config, wanted)
+    return uuid, logs.descriptions.get(uuid, uuid.text)
+
+
+def live_nodes(logs: BranchLogs, cluster: UUID) -> frozenset[UUID]:
+    """Return the nodes that cluster.log lists, without those that git-annex was told are dead. Pure."""
+    return frozenset(uuid for uuid in logs.clusters.nodes(cluster) if logs.trust.get(uuid) != "dead")
+
+
+def _named_clusters(config: GitConfig, remote: str) -> set[str]:
+    return set((config.remote(remote, "annex-cluster-node") or "").lower().split())
+
+
+def resolved(config: GitConfig, repository: Repository) -> GitConfig:
+    """Return the configuration with the UUIDs of nodes that git-annex has not asked for yet.
+
+    git-annex asks each remote for its UUID when it first needs it, and caches it. A node that it cannot reach now keeps
+    having none; so it is asked at most once a minute.
+    """
+    own = set(config.clusters())
+    unknown = [
+        remote
+        for remote in config.remotes()
+        if own & _named_clusters(config, remote)
+        and not config.remote(remote, "annex-uuid")
+        and config.remote(remote, "url")
+    ]
+    now = time.monotonic()
+    unknown = [each for each in unknown if now - _asked.get((repository.git_dir, each), -math.inf) > _ASK_AGAIN]
+    if not unknown:
+        return config
+    _asked.update({(repository.git_dir, each): now for each in unknown})
+    argv = ("git", "annex", "info", "--fast", "--json", unknown[0])
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        # It looks at all remotes, whichever is named. What it could not find out is still missing afterwards.
+        subprocess.run(
+            argv,
+            cwd=repository.cwd,
+            env=repository.environment(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_RESOLVING,
+            check=False,
+        )
+    return repository.config()
+
+
 def membership(config: GitConfig, logs: BranchLogs, place: Path, wanted: str | None = None) -> Membership:
     """The cluster of this name or UUID (None: the only one there is). Pure.
 
     `place` is this repository's directory: its work tree, or the git directory where it has none. Raises NoCluster,
     NotInitialised.
     """
-    cluster, name = chosen_cluster(config, wanted)
+    cluster, name = _cluster(config, logs, wanted)
     own = _uuid(config.get("annex.uuid"))
     if own is None:
         raise NotInitialised(f"{place} is not a repository of git-annex: run git annex init in it")
     names = {each for each, uuid in config.clusters().items() if uuid == cluster}
-    listed = logs.clusters.nodes(cluster)
+    listed = live_nodes(logs, cluster)
     nodes: list[Member] = []
     missing: list[str] = []
     for remote in config.remotes():
-        if not names & set((config.remote(remote, "annex-cluster-node") or "").lower().split()):
-            continue
         uuid = _uuid(config.remote(remote, "annex-uuid"))
-        if uuid is None or uuid not in listed:
-            missing.append(remote)
-        elif uuid not in {node.uuid for node in nodes}:
+        if names:
+            if not names & _named_clusters(config, remote) or logs.trust.get(uuid or own) == "dead":
+                continue
+            if uuid is None or uuid not in listed:
+                missing.append(remote)
+                continue
+        elif uuid is None or uuid not in listed:
+            continue
+        if uuid not in {node.uuid for node in nodes}:
             way = way_to(config, remote, place, special=_is_special(config, remote, logs))
             cost = cost_of(config, remote, way, logs)
             nodes.append(Member(uuid, remote, logs.descriptions.get(uuid, ""), cost, way))
@@ -238,11 +306,7 @@ def membership(config: GitConfig, logs: BranchLogs, place: Path, wanted: str | N
         raise NoCluster(_no_nodes(name, missing))
     choosy = logs.has_preferred_content(node.uuid for node in nodes)
     reached = frozenset[UUID]().union({node.uuid for node in nodes}, *(gateway.behind for gateway in gateways))
-    unknown = {
-        uuid: logs.descriptions.get(uuid, uuid.text)
-        for uuid in sorted(listed - reached)
-        if logs.trust.get(uuid) != "dead"
-    }
+    unknown = {uuid: logs.descriptions.get(uuid, uuid.text) for uuid in sorted(listed - reached)}
     return Membership(cluster, name, Directory(str(place)), own, (*nodes, *gateways), choosy, unknown)
 
 
@@ -265,7 +329,7 @@ def _gateways(config: GitConfig, logs: BranchLogs, place: Path, cluster: UUID, n
         of = (config.remote(remote, "annex-cluster-gateway") or "").lower().split()
         if uuid is None or cluster.text not in of:
             continue
-        behind = logs.clusters.nodes(cluster) - near
+        behind = live_nodes(logs, cluster) - near
         if uuid in logs.proxied:
             behind &= frozenset(logs.proxied[uuid].values())
         way = _way_to_gateway(config, remote, place)
@@ -380,7 +444,8 @@ async def open_cluster(
     sessions reads the `membership` once. Raises NoCluster, NotInitialised, CommandFailed, BranchUnreadable.
     """
     logs = await BranchLogs.read(repository, _LOGS)
-    found = membership(await repository.current_config(), logs, repository.place, wanted)
+    config = await anyio.to_thread.run_sync(resolved, await repository.current_config(), repository)
+    found = membership(config, logs, repository.place, wanted)
     if locations is not None:
         return found.session(caller, locations=locations, record=record, bypass=bypass, reachability=reachability)
     log = LocationLog(repository)

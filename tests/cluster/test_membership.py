@@ -78,6 +78,35 @@ def test_nodes_are_the_remotes_that_both_the_configuration_and_the_log_name() ->
     assert (found.cluster, found.name, found.own) == (CLUSTER, "mycluster", OWN)
 
 
+def test_a_dead_node_is_no_node_here_or_behind_another_gateway() -> None:
+    known = logs([1, 2, 5, 6], trust=f"{uuid(2)} X timestamp=1s\n{uuid(6)} X timestamp=1s\n{uuid(1)} 0 timestamp=1s\n")
+    found = membership(
+        config(
+            *remote("untrusted", 1, "/disk1"),
+            *remote("dead", 2, "/disk2"),
+            *remote("east", 32, "/east", f"annex-cluster-gateway={CLUSTER}", cluster=None),
+        ),
+        known,
+        PLACE,
+    )
+    assert names(found) == ["untrusted", "east"]
+    assert found.members[1].behind == {uuid(5)}
+    with pytest.raises(NoCluster, match="has no nodes here"):
+        membership(config(*remote("dead", 2, "/disk2")), known, PLACE)
+
+
+def test_a_cluster_that_only_the_log_knows_has_the_remotes_that_are_here() -> None:
+    lines = remote("disk1", 1, "/disk1", cluster=None)
+    others = [*remote("disk9", 9, "/disk9", cluster=None), *remote("disk2", 2, "/disk2", cluster="elsewhere")]
+    elsewhere = GitConfig.parse(
+        "".join(f"{x.replace('=', chr(10), 1)}\0" for x in [f"annex.uuid={OWN}", *lines, *others]).encode()
+    )
+    found = membership(elsewhere, logs([1, 2, 3], uuid=f"{CLUSTER} everywhere timestamp=1s\n"), PLACE, CLUSTER.text)
+    assert (found.name, names(found)) == ("everywhere", ["disk1", "disk2"])
+    with pytest.raises(NoCluster):
+        membership(elsewhere, logs([1, 2, 3]), PLACE, OTHER_CLUSTER.text)
+
+
 def test_of_two_remotes_that_are_the_same_node_the_first_counts() -> None:
     found = membership(config(*remote("a", 1, "/a"), *remote("b", 1, "/b")), logs([1]), PLACE)
     assert names(found) == ["a"]
