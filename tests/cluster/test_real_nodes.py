@@ -522,3 +522,19 @@ async def test_contents_that_the_log_names_and_nobody_has_are_stored_again(clust
         stored = await put(session, cluster.gateway.environment)
         assert stored == Stored(True, uuids(*cluster.nodes))
         assert cluster.holders(SMALL_KEY.text) == [True] * 3
+
+
+async def test_a_node_that_git_annex_has_no_uuid_of_yet_and_one_that_is_dead(cluster: Cluster) -> None:
+    for node in cluster.nodes:
+        node.set_key(SMALL_KEY.text, SMALL)
+    gateway, first = cluster.gateway, cluster.nodes[0]
+    gateway.git("remote", "remove", "node1")
+    gateway.git("remote", "add", "node1", first.path)
+    gateway.git("config", "remote.node1.annex-cluster-node", cluster.name)
+    gateway.annex("dead", "--quiet", "node2")
+    async with opened(gateway) as session:
+        outcome = await session.remove(SMALL_KEY)
+    assert outcome.removed
+    # The dead node is not waited for; nothing is known of it.
+    assert cluster.holders(SMALL_KEY.text) == [False, True, False]
+    assert outcome.uuids == uuids(first, cluster.nodes[2])
