@@ -20,6 +20,7 @@ from cluster_remote.p2p.errors import (
     TimedOut,
     Unreachable,
 )
+from cluster_remote.p2p.key import Key
 from cluster_remote.p2p.session import Session
 
 __all__ = ["NodeSessions", "Observed", "within"]
@@ -77,6 +78,18 @@ class NodeSessions:
         for node in nodes:
             (resting if self._reachability.resting(node.name) else awake).append(node)
         return awake, resting
+
+    def others_first(self, key: Key, nodes: Iterable[Node]) -> list[Node]:
+        """Move the nodes that have given this content lately to the end.
+
+        Whoever asks again has reason to: what one of them gave was damaged, or broke off.
+        """
+        givers = self._reachability.givers(key)
+        return sorted(nodes, key=lambda node: node.name in givers)
+
+    def gives(self, key: Key, node: Node) -> None:
+        """Remember that a node has begun to give this content."""
+        self._reachability.gives(key, node.name)
 
     def not_tried(self, node: Node) -> Unreachable:
         """What a node that is left alone has instead of an answer."""

@@ -1,7 +1,7 @@
 """One download from whichever nodes can give it.
 
 Begins with the first node that has the content. When that node fails on the way, the next one goes on at the same byte,
-and whoever reads the chunks never notices.
+unless only the whole of one node's content can be relied on.
 """
 
 from __future__ import annotations
@@ -38,8 +38,9 @@ class ClusterDownload(Download):
     ) -> None:
         """`nodes` are asked in this order; `size` is that of the whole content where it is known, in bytes.
 
-        `alike` says that what one node has is byte for byte what another one has. Encrypted contents need not be: with
-        them a download that has begun cannot go on from another node.
+        `alike` says that what one node has is what another one has, or that the key's checksum shows it if not. Else
+        (encrypted content; WORM, URL and other keys without a checksum) no other node goes on with a download: a file
+        is begun anew, and a stream, of which a part has been passed on, breaks off.
 
         `failed` is told of a node that had begun to give the content and could not go on.
         """
@@ -47,6 +48,7 @@ class ClusterDownload(Download):
         self._nodes = deque(nodes)
         self._fetch = fetch
         self._failed = failed
+        self._size = size
         self._alike = alike
         self._start = self._position = offset
         self._end = None if size is None else max(size, offset)
@@ -63,8 +65,7 @@ class ClusterDownload(Download):
         self.length = self._end - self._start
 
     async def chunks(self) -> AsyncIterator[bytes | memoryview]:
-        assert self._end is not None
-        while self._position < self._end:
+        while self._left() > 0:
             assert self._download is not None
             try:
                 async for chunk in self._download.chunks():
@@ -76,7 +77,6 @@ class ClusterDownload(Download):
                 await self._fail(error)
 
     async def save(self, descriptor: int, position: int, progress: Progress) -> None:
-        assert self._end is not None
         # How far the file's positions are ahead of the content's.
         shift = position - self._position
 
@@ -85,13 +85,25 @@ class ClusterDownload(Download):
             self._position = position - shift
             progress(position)
 
-        while self._position < self._end:
+        while self._left() > 0:
             assert self._download is not None
             try:
                 await self._download.save(descriptor, self._position + shift, moved)
                 self._check_complete()
             except SessionError as error:
+                if not self._alike and self._position > self._start:
+                    self._begin_anew()
                 await self._fail(error)
+                self.length = self._left() + self._position - self._start
+
+    def _begin_anew(self) -> None:
+        """Forget what the last node has given, and what it says the length is."""
+        self._position = self._start
+        self._end = None if self._size is None else max(self._size, self._start)
+
+    def _left(self) -> int:
+        assert self._end is not None
+        return self._end - self._position
 
     def _gave(self) -> None:
         assert self._node is not None

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections import OrderedDict
 from collections.abc import Callable
+
+from cluster_remote.p2p.key import Key
 
 __all__ = ["LONGEST_REST", "REST", "Reachability"]
 
@@ -12,6 +15,9 @@ __all__ = ["LONGEST_REST", "REST", "Reachability"]
 REST = 10.0
 # Seconds that a node is left alone at most: someone who has just brought it back should not have to wait.
 LONGEST_REST = 120.0
+# Seconds, and number of contents, for which it is remembered who gave them.
+_MEMORY = 120.0
+_REMEMBERED = 1000
 
 
 class Reachability:
@@ -20,6 +26,7 @@ class Reachability:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
         self._resting: dict[str, tuple[float, str]] = {}
+        self._givers: OrderedDict[Key, tuple[float, frozenset[str]]] = OrderedDict()
 
     def failed(self, name: str, cost: float, reason: str) -> None:
         """A node could not be reached, or stalled; finding out took `cost` seconds."""
@@ -33,3 +40,15 @@ class Reachability:
         """Why a node is better left alone for now; None if it is not."""
         until, reason = self._resting.get(name, (0.0, ""))
         return reason if self.clock() < until else None
+
+    def gives(self, key: Key, name: str) -> None:
+        """Remember that a node has begun to give a content."""
+        self._givers[key] = self.clock() + _MEMORY, self.givers(key) | {name}
+        self._givers.move_to_end(key)
+        if len(self._givers) > _REMEMBERED:
+            self._givers.popitem(last=False)
+
+    def givers(self, key: Key) -> frozenset[str]:
+        """Return the nodes that have given a content lately."""
+        until, names = self._givers.get(key, (0.0, frozenset[str]()))
+        return names if self.clock() < until else frozenset()

@@ -182,7 +182,7 @@ class ClusterSession(Session):
         """See Session. The node that the content comes from may change on the way, at any byte."""
         with self._request():
             order = routing.reading_order(self.nodes, await self._holders(key), self._pick)
-            awake, resting = self._ask.rested([*order.logged, *order.others])
+            awake, resting = self._ask.rested(self._ask.others_first(key, [*order.logged, *order.others]))
 
             async def fetch(stack: AsyncExitStack, node: Node, position: int) -> Download:
                 # What is at hand comes at once, what git-annex has to fetch first takes its time.
@@ -190,7 +190,9 @@ class ClusterSession(Session):
                 # The deadline is over before the download is read: no session's download may keep a cancel scope of
                 # its own open between its chunks, or these would cross.
                 with self._ask.observed(node), self._ask.deadline(patience(key.size)):
-                    return await stack.enter_async_context(self._ask.session(node).download(key, file, position))
+                    given = await stack.enter_async_context(self._ask.session(node).download(key, file, position))
+                self._ask.gives(key, node)
+                return given
 
             download = ClusterDownload(
                 f"{self.name}: no node gave {key}",
@@ -199,7 +201,7 @@ class ClusterSession(Session):
                 offset,
                 key.content_size,
                 self._ask.broke_off,
-                alike=not key.is_encrypted,
+                alike=key.has_checksum,
             )
             try:
                 await download.begin()

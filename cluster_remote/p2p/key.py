@@ -26,6 +26,8 @@ _KEY = re.compile(
     r"--(?P<name>[^ \t\n\r\f\v\0]*)",
     re.DOTALL,
 )
+# The backends of git-annex whose keys name a hash of the content; those in E name the file's extension too.
+_HASH = re.compile(r"(?:SHA(?:1|224|256|384|512)|SHA3_(?:224|256|384|512)|SKEIN(?:256|512)|BLAKE2[BS]P?[0-9]+|MD5)E?")
 _UUID = re.compile(r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}")
 # The largest size that fits the signed 64 bit numbers of every file system.
 _MAX_SIZE = 2**63 - 1
@@ -155,6 +157,15 @@ class Key(_Text):
         that of an encrypted key is not there at all.
         """
         return None if self.is_chunk else self.size
+
+    @property
+    def has_checksum(self) -> bool:
+        """Whether anybody can tell the content by its key. A chunk's is told when the file is put together again."""
+        # A chunk lies in repositories under a WORM key, whose name is the chunk's own key.
+        name = self.text.partition("--")[2] if self.backend == "WORM" else ""
+        chunk = _KEY.fullmatch(name)
+        backend = chunk["backend"] if chunk is not None and chunk["chunk"] is not None else self.backend
+        return _HASH.fullmatch(backend) is not None
 
     @property
     def is_encrypted(self) -> bool:

@@ -35,7 +35,7 @@ def uuid(number: int) -> UUID:
 
 
 def key_of(content: bytes, name: str = "content") -> Key:
-    return Key(f"WORM-s{len(content)}--{name}")
+    return Key(f"SHA256-s{len(content)}--{name}")
 
 
 @dataclass

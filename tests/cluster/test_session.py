@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import count
+from pathlib import Path
 
 import anyio
 import pytest
@@ -24,6 +25,7 @@ from cluster_remote.p2p.errors import (
 )
 from cluster_remote.p2p.key import UUID, Key
 from cluster_remote.p2p.session import Present, Removal, Stored, Upload
+from cluster_remote.remote.retrieval import retrieve
 from tests.cluster.fakes import CLUSTER, FILE, Content, FakeSession, Log, Peer, key_of, uuid
 
 pytestmark = pytest.mark.anyio
@@ -669,7 +671,7 @@ def test_a_download_goes_on_at_the_same_byte_wherever_nodes_break_off(
     content: bytes, offset: int, limits: list[tuple[int, int]], sized: bool
 ) -> None:
     offset = min(offset, len(content))
-    key = key_of(content) if sized else Key("URL--somewhere")
+    key = key_of(content) if sized else Key("SHA256--nosize")
     peers = [
         Peer(n, contents={key: content}, break_after=limit, chunk=chunk) for n, (limit, chunk) in enumerate(limits)
     ]
@@ -739,6 +741,35 @@ async def test_an_encrypted_download_goes_on_from_no_other_node() -> None:
         await fetch(cluster(peers), key)
     peers[0].break_after = 0
     assert await fetch(cluster(peers), key) == (20, b"b" * 20, True)
+
+
+@pytest.mark.parametrize("name", ["WORM-s20--a", "URL--a", "URL-s20--a", "VURL-s20--a", "XWHAT-s20--a", "NEW-s20--a"])
+@pytest.mark.parametrize("into_a_file", [True, False])
+async def test_two_nodes_are_not_stitched_together_where_no_checksum_tells(
+    name: str, into_a_file: bool, tmp_path: Path
+) -> None:
+    key = Key(name)
+    peers = [Peer(1, contents={key: b"a" * 20}, break_after=4), Peer(2, contents={key: b"b" * 20})]
+    session = cluster(peers, Log({key: [1, 2]}))
+    if into_a_file:
+        path = tmp_path / "content"
+        path.write_bytes(b"c" * 10)
+        await retrieve(session, key, bytes(path), lambda position: None)
+        assert path.read_bytes() == b"b" * 20
+        assert [peer.requests for peer in peers] == [["download 0"], ["download 0"]]
+        return
+    with pytest.raises(SessionError, match="broke off"):
+        await fetch(session, key)
+    # Whoever asks again gets it from the other one.
+    assert await fetch(session, key) == (20, b"b" * 20, True)
+
+
+async def test_a_content_asked_for_again_comes_from_another_node_first() -> None:
+    peers = holders(1, 2)
+    session = cluster(peers, Log({KEY: [1, 2]}))
+    for _ in range(3):
+        await fetch(session)
+    assert [len(peer.requests) for peer in peers] == [2, 1]
 
 
 async def test_content_that_the_node_does_not_vouch_for_is_not_valid() -> None:
