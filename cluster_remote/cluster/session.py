@@ -201,7 +201,7 @@ class ClusterSession(Session):
                 offset,
                 key.content_size,
                 self._ask.broke_off,
-                alike=key.has_checksum,
+                alike=key.is_verifiable,
             )
             try:
                 await download.begin()

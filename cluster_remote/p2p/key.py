@@ -26,8 +26,6 @@ _KEY = re.compile(
     r"--(?P<name>[^ \t\n\r\f\v\0]*)",
     re.DOTALL,
 )
-# The backends of git-annex whose keys name a hash of the content; those in E name the file's extension too.
-_HASH = re.compile(r"(?:SHA(?:1|224|256|384|512)|SHA3_(?:224|256|384|512)|SKEIN(?:256|512)|BLAKE2[BS]P?[0-9]+|MD5)E?")
 _UUID = re.compile(r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}")
 # The largest size that fits the signed 64 bit numbers of every file system.
 _MAX_SIZE = 2**63 - 1
@@ -159,15 +157,6 @@ class Key(_Text):
         return None if self.is_chunk else self.size
 
     @property
-    def has_checksum(self) -> bool:
-        """Whether anybody can tell the content by its key. A chunk's is told when the file is put together again."""
-        # A chunk lies in repositories under a WORM key, whose name is the chunk's own key.
-        name = self.text.partition("--")[2] if self.backend == "WORM" else ""
-        chunk = _KEY.fullmatch(name)
-        backend = chunk["backend"] if chunk is not None and chunk["chunk"] is not None else self.backend
-        return _HASH.fullmatch(backend) is not None
-
-    @property
     def is_encrypted(self) -> bool:
         """Whether the content is encrypted by a special remote (git-annex names such keys by an HMAC)."""
         return self.backend.startswith("GPGHMAC")
@@ -179,6 +168,15 @@ class Key(_Text):
         Of an external backend only git-annex knows; here it has none.
         """
         return _HASHES.match(self.backend) is not None and not self.is_chunk
+
+    @property
+    def is_verifiable(self) -> bool:
+        """Whether its reader can tell a wrong content by a checksum: also a chunk's, when the file is whole again."""
+        # A chunk lies in repositories under a WORM key, whose name is the chunk's own key.
+        inner = _KEY.fullmatch(self.text.partition("--")[2]) if self.backend == "WORM" else None
+        of_file = inner if inner is not None and inner["chunk"] is not None else _KEY.fullmatch(self.text)
+        assert of_file is not None
+        return _HASHES.match(of_file["backend"]) is not None
 
     def __bytes__(self) -> bytes:
         return encode(self.text)

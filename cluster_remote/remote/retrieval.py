@@ -44,7 +44,7 @@ async def retrieve(session: Session, key: Key, path: bytes, progress: Progress) 
 async def _retrieve(session: Session, key: Key, path: bytes, descriptor: int, progress: Progress) -> UUID | None:
     size = key.content_size
     offset = os.fstat(descriptor).st_size
-    if size is None or offset > size or not key.has_checksum:
+    if size is None or offset > size or not key.is_verifiable:
         # It is too long, or nothing tells whether it is; or nobody knows which node it came from, and no checksum
         # would show that another node's content is not the same.
         os.ftruncate(descriptor, 0)

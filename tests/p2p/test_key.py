@@ -256,3 +256,21 @@ def test_an_associated_file_that_has_no_bytes_is_refused() -> None:
 
 def test_names_of_files_from_the_system_can_be_used_as_they_are() -> None:
     assert bytes(AssociatedFile(os.fsdecode(b"\xff\xfe"))) == b"\xff\xfe"
+
+
+@pytest.mark.parametrize(
+    ("text", "verifiable"),
+    [
+        ("SHA256E-s1--abc.txt", True),
+        ("SHA256E-s9-S5-C1--abc.txt", True),
+        ("WORM-s5--SHA256E-s9-S5-C1--abc.txt", True),
+        ("WORM-s5--URL-s9-S5-C1--abc", False),
+        ("WORM-s5--SHA256E-s9--abc.txt", False),
+        ("WORM-s5-m1--abc", False),
+        ("URL--abc", False),
+        ("XHASH-s1--abc", False),
+        ("GPGHMACSHA1--abc", False),
+    ],
+)
+def test_a_wrong_content_can_be_told_by_the_checksum_of_its_key_or_of_the_file(text: str, verifiable: bool) -> None:
+    assert Key(text).is_verifiable is verifiable

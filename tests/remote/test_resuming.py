@@ -144,7 +144,7 @@ def test_a_key_without_a_size_is_downloaded_from_the_start(site: Site, tmp_path:
 
 
 def test_download_of_what_is_not_there_leaves_the_part_as_it_was(site: Site, tmp_path: Path) -> None:
-    key = "WORM-s1000-m1--nowhere"
+    key = f"SHA256-s1000--{64 * '0'}"
     file = tmp_path / "file"
     file.write_bytes(b"a part")
     with site.driver(site.cluster.nodes[0].uuid) as annex:
