@@ -45,6 +45,8 @@ def named_repository(name: str, logs: BranchLogs, own_clusters: Mapping[str, UUI
 
 def wanted_server(settings: Settings, logs: BranchLogs, own_clusters: Mapping[str, UUID]) -> UUID | None:
     """Which repository to ask for behind the address; None for the one that is there. Raises BadSettings."""
+    if settings.is_alias:
+        return named_repository(settings.cluster, logs, own_clusters)
     if settings.tracking == "nodes" or settings.sameas:
         # A remote that is the same as another repository never means any other (git annex testremote turns chunks
         # and encryption on behind the back of INITREMOTE).

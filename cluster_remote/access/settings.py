@@ -106,6 +106,14 @@ class Settings:
         )
 
     @property
+    def is_alias(self) -> bool:
+        """Whether the UUID is a cluster's that stands for another one, which `cluster` names, with the same nodes.
+
+        git-annex can enable such a remote by itself, for its encryption is stored; that of one with --sameas is not.
+        """
+        return self.tracking == "nodes" and not self.sameas and self.uuid.is_cluster and bool(self.cluster)
+
+    @property
     def cost(self) -> int:
         """Below the nodes' cost without a server, so that a sync uploads once; otherwise as git-annex's own remotes."""
         if self.address is None:

@@ -131,6 +131,22 @@ class BranchLogs:
         return {uuid: logformat.settings(value) for uuid, value in newest.items()}
 
     @cached_property
+    def aliases(self) -> Mapping[UUID, UUID]:
+        """The clusters that stand for another one, by their UUIDs: remotes of this program that git-annex can enable by
+        itself, which it cannot do with one that is the same as another."""
+        found: dict[UUID, UUID] = {}
+        for uuid, parameters in self.remotes.items():
+            if not uuid.is_cluster or "sameas-uuid" in parameters or parameters.get("externaltype") != "cluster":
+                continue
+            try:
+                cluster = UUID.parse(parameters.get("cluster", ""))
+            except ValueError:
+                continue
+            if cluster != uuid and cluster in self.clusters.members:
+                found[uuid] = cluster
+        return found
+
+    @cached_property
     def trust(self) -> Mapping[UUID, Trust]:
         """The trust level of those repositories that were given one; all others are semitrusted."""
         newest = logformat.newest(logformat.annotated(self._file("trust.log")))

@@ -13,19 +13,26 @@ from cluster_remote.cli.render import say
 from cluster_remote.p2p.text import visible
 
 if TYPE_CHECKING:
+    from cluster_remote.annex.repository import Repository
     from cluster_remote.lifecycle.steps import Plan, Runner
 
-__all__ = ["execute", "here"]
+__all__ = ["execute", "here", "in_repository"]
 
 
 def here() -> Runner:
     """What runs commands in the repository that we stand in, and shows them. Raises NotARepository, NotInitialised."""
     from cluster_remote.annex.repository import Repository
-    from cluster_remote.lifecycle.steps import Runner
 
     repository = Repository.here()
     # Asked for before anything else.
     _ = repository.uuid
+    return in_repository(repository)
+
+
+def in_repository(repository: Repository) -> Runner:
+    """What runs commands in a repository, which need not be one of git-annex yet, and shows them."""
+    from cluster_remote.lifecycle.steps import Runner
+
     return Runner(repository, _say)
 
 
@@ -69,5 +76,7 @@ def execute(plan: Plan, runner: Runner, dry_run: bool, yes: bool, *, may_wait: b
         typer.confirm("This writes to the git-annex branch, which others share. Go on?", default=True, abort=True)
     run(carry_out, plan, runner)
     if waiting:
-        runner.say(f"git-annex does not use {', '.join(waiting)} until you have said that this is safe: add --yes")
+        runner.say(
+            f"git-annex stores nothing on {', '.join(waiting)} before you have said that this is safe: add --yes"
+        )
     return True

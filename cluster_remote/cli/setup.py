@@ -42,6 +42,9 @@ def setup(
     encryption: str = typer.Option("none", help="With --tracking remote: git-annex's encryption, such as shared."),
     chunk: str = typer.Option("", help="With --tracking remote: the size of chunks, such as 1MiB."),
     share: bool = typer.Option(False, "--share", help="Keep the configuration in the git-annex branch, for everybody."),
+    autoenable: bool = typer.Option(
+        False, "--autoenable", help="Share it so that every clone has it at once, and can get from it."
+    ),
     nodes: bool = typer.Option(
         True,
         "--nodes/--no-nodes",
@@ -70,6 +73,8 @@ def setup(
             "encrypted or chunked content on the nodes is no copy that this repository could count; add "
             "--tracking remote"
         )
+    if autoenable and tracking == "remote":
+        raise BadSettings("--autoenable is for a cluster whose nodes are the copies; leave --tracking remote out")
     if url and node:
         raise BadSettings(
             "give either the URL of a gateway, or --node REMOTE for each remote of this repository that is to be a node"
@@ -80,8 +85,8 @@ def setup(
     if tracking == "remote":
         parameters["tracking"] = "remote"
     given = {key: value for key, value in parameters.items() if value}
-    request = Request(name, url, tuple(dict.fromkeys(node)), cluster, given, share, nodes)
-    runner = here()
+    request = Request(name, url, tuple(dict.fromkeys(node)), cluster, given, share, nodes, autoenable)
+    runner = here_in_a_clone()
     first = run(_preparation, request, runner)
     if first.steps and not execute(first, runner, dry_run, yes):
         return
@@ -95,6 +100,25 @@ def setup(
             f"there is no remote for {', '.join(runner.failed)}, so that the copies there cannot be verified; why is "
             "above. When that is mended, run this again. What is gone for good is left out after git annex dead"
         )
+
+
+def here_in_a_clone() -> Runner:
+    """As `here`; in a clone of a repository of git-annex, git annex init is run first where nobody has done that."""
+    from cluster_remote.annex.errors import NotInitialised
+
+    try:
+        return here()
+    except NotInitialised:
+        from cluster_remote.annex.gitconfig import ask_git
+        from cluster_remote.annex.repository import Repository
+        from cluster_remote.cli.carrying_out import in_repository
+
+        repository = Repository.here()
+        branches = ask_git("for-each-ref", "--format=%(refname)", cwd=repository.cwd, env=repository.environment())
+        if not any(line.endswith(b"/git-annex") for line in branches.splitlines()):
+            raise
+        run(in_repository(repository).run, "git", "annex", "init")
+        return here()
 
 
 async def _preparation(request: Request, runner: Runner) -> Plan:

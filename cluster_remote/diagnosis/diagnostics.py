@@ -42,6 +42,7 @@ def diagnose(facts: Snapshot) -> Iterator[Problem]:
     if facts.everything:
         yield from problems_of_own_clusters(facts)
         yield from _not_fetched(facts)
+        yield from _aliases_behind(facts)
     for file in facts.readable:
         yield Problem(
             "readable-by-others",
@@ -50,6 +51,21 @@ def diagnose(facts: Snapshot) -> Iterator[Problem]:
             (f"chmod go-rwx {shlex.quote(str(file))}",),
             about=str(file),
         )
+
+
+def _aliases_behind(facts: Snapshot) -> Iterator[Problem]:
+    logs = facts.logs
+    for alias, cluster in logs.aliases.items():
+        if logs.clusters.nodes(alias) != logs.clusters.nodes(cluster):
+            name = logs.remotes[alias].get("name", str(alias))
+            yield Problem(
+                "alias-behind",
+                f"the remote {name}, which every clone has, does not have the nodes in cluster.log that the cluster "
+                f"{facts.name_of(cluster)} has now",
+                "Give it those:",
+                (f"cluster-remote setup {shlex.quote(name)}",),
+                about=name,
+            )
 
 
 def _unusable(ours: Ours) -> Iterator[Problem]:
@@ -324,7 +340,8 @@ def find_notes(facts: Snapshot) -> Iterator[str]:
             )
     here = set(misused_uuids(facts.config, facts.logs).values())
     for uuid, parameters in facts.logs.remotes.items():
-        if uuid.is_cluster and uuid not in here and "sameas-uuid" not in parameters:
+        made_with_uuid = uuid.is_cluster and uuid not in here and uuid not in facts.logs.aliases
+        if made_with_uuid and "sameas-uuid" not in parameters:
             yield (
                 f"the git-annex branch has a special remote {parameters.get('name', '?')!r} that was made with uuid= "
                 f"in the place of {facts.name_of(uuid)}; nobody should enable it"

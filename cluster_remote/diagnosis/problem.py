@@ -44,6 +44,7 @@ Kind = Literal[
     "node-not-listed",
     "node-not-configured",
     "not-fetched",
+    "alias-behind",
     "readable-by-others",
 ]
 

@@ -29,6 +29,8 @@ def misused_uuids(config: GitConfig, logs: BranchLogs) -> dict[str, UUID]:
             continue
         ours = config.remote(name, "annex-externaltype") == "cluster"
         assert uuid is not None
+        if uuid in logs.aliases:
+            continue
         if uuid.is_cluster or (ours and _is_somebody(logs, uuid)):
             found[name] = uuid
     return found

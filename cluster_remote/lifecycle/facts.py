@@ -16,7 +16,11 @@ from cluster_remote.diagnosis.programs import OLDEST, version_number
 from cluster_remote.lifecycle.steps import Guard, Setting, Step
 from cluster_remote.p2p.key import UUID, decode
 
-__all__ = ["Facts", "Stored"]
+__all__ = ["HARMLESS", "Facts", "Stored"]
+
+
+HARMLESS = frozenset({"autoenable", "cipher", "cipherkeys", "embedcreds"})
+"""Parameters that say neither where contents go nor what becomes of them there."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,13 @@ class Facts:
         """What remote.log has of a remote of ours that is here."""
         uuid = _uuid(self.config.remote(remote, "annex-config-uuid") or "") or self.remote_uuid(remote)
         return next((each for each in self.stored if each.uuid == uuid), None)
+
+    def accepted(self, stored: Stored) -> bool:
+        """Whether a configuration, as it is now, is this user's own or one that was verified here."""
+        words = self.verified.get(stored.uuid, {})
+        return stored.private or all(
+            words.get(key) == value for key, value in stored.given.items() if key not in HARMLESS
+        )
 
     def stored_called(self, name: str) -> tuple[Stored, ...]:
         """Every remote of ours of that name in remote.log; those that others share first."""

@@ -13,6 +13,7 @@ from cluster_remote.access.place import caller_of
 from cluster_remote.access.settings import BadSettings
 from cluster_remote.access.tokens import given_token, stored_token
 from cluster_remote.cluster.membership import way_to
+from cluster_remote.lifecycle.alias import plan_alias, refreshed
 from cluster_remote.lifecycle.facts import Facts
 from cluster_remote.lifecycle.names import checked_remote, node_remote
 from cluster_remote.lifecycle.remotes import Wanted, plan_remote, recreated
@@ -23,7 +24,7 @@ from cluster_remote.p2p.text import printable
 from cluster_remote.transport.address import Address, BadAddress, Directory, Ssh, at_node, is_local, parse_address
 from cluster_remote.transport.opening import session_at
 
-__all__ = ["address_of", "fetch_logs", "gateways", "known", "plan_gateway", "server_at"]
+__all__ = ["address_of", "fetch_logs", "gateways", "known", "plan_gateway", "plan_nodes", "server_at"]
 
 
 def address_of(facts: Facts, text: str) -> Address:
@@ -149,10 +150,16 @@ def plan_gateway(facts: Facts, request: Request, address: Address, server: UUID)
     parameters = {**request.parameters, "url": str(address)}
     sameas, notes = _choose(facts, request, server)
     wanted = Wanted(request.name, sameas, parameters, not request.share)
-    plan = Plan((facts.guard(),), notes) + plan_remote(facts, wanted)
+    plan = Plan((facts.guard(),), notes)
+    plan += plan_alias(facts, wanted) if _is_for_all(facts, request) else plan_remote(facts, wanted)
+    plan += Plan(tuple(refreshed(facts)))
     if sameas.is_cluster and request.node_remotes:
         plan += _plan_nodes(_Gateway(facts, request, address, server, sameas))
     return plan
+
+
+def _is_for_all(facts: Facts, request: Request) -> bool:
+    return request.autoenable or facts.remote_uuid(request.name) in facts.logs.aliases
 
 
 def _choose(facts: Facts, request: Request, server: UUID) -> tuple[UUID, tuple[str, ...]]:
@@ -204,6 +211,11 @@ class _Gateway:
         proxied = self.facts.logs.proxied
         found = {uuid: name for gateway in proxied.values() for name, uuid in gateway.items()}
         return found | {uuid: name for name, uuid in proxied.get(self.server, {}).items()}
+
+
+def plan_nodes(facts: Facts, request: Request, address: Address, cluster: UUID) -> Plan:
+    """Remotes for the nodes of a cluster whose remote is there, or is enabled as others have shared it."""
+    return _plan_nodes(_Gateway(facts, request, address, cluster, cluster))
 
 
 def _plan_nodes(gateway: _Gateway) -> Plan:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cluster_remote.access.settings import BadSettings
 from cluster_remote.cluster.membership import Direct, way_to
+from cluster_remote.lifecycle.alias import aliases
 from cluster_remote.lifecycle.facts import Facts
 from cluster_remote.lifecycle.names import checked_remote
 from cluster_remote.lifecycle.steps import Check, Command, Later, Plan, Record, Step
@@ -185,5 +186,9 @@ def _recorded(
         proxied = set(facts.logs.proxied.get(facts.uuid, {}).values())
         if change.uuid not in proxied or here[change.cluster] - proxied:
             yield Command(("git", "annex", "updateproxy"), shares=True)
+    if change.uuid is not None:
+        for alias in aliases(facts, change.uuid):
+            if facts.logs.clusters.nodes(alias.uuid) != wanted:
+                yield Record(alias.uuid, wanted, f"{alias.name} stands for the cluster in every clone")
     if wanted != listed or gained:
         yield Check(change.cluster, wanted)

@@ -8,15 +8,12 @@ from dataclasses import dataclass, field
 
 from cluster_remote.access.settings import BadSettings
 from cluster_remote.access.tokens import given_token
-from cluster_remote.lifecycle.facts import Facts, Stored
+from cluster_remote.lifecycle.facts import HARMLESS, Facts, Stored
 from cluster_remote.lifecycle.steps import Enable, Initremote, Later, Plan, Step, TakeOut, Verify
 from cluster_remote.p2p.key import UUID
 from cluster_remote.p2p.text import printable
 
 __all__ = ["Wanted", "initremote", "plan_remote", "recreated"]
-
-# What says neither where contents go nor what becomes of them there.
-_HARMLESS = frozenset({"autoenable", "cipher", "cipherkeys", "embedcreds"})
 
 
 @dataclass(frozen=True)
@@ -110,6 +107,7 @@ def _as_wanted(facts: Facts, wanted: Wanted, stored: Stored) -> bool:
         facts.config.remote(wanted.name, "annex-verified") == "verified"
         # The encryption of a remote that is the same as another is not stored; it is always none.
         and all(stored.parameters.get(key) == value for key, value in wanted.parameters.items() if key != "encryption")
+        and facts.accepted(stored)
         and not given_token()
     )
 
@@ -129,7 +127,7 @@ def _enable(facts: Facts, wanted: Wanted, stored: Stored, again: tuple[str, ...]
     strange = {
         key: value
         for key, value in stored.given.items()
-        if key not in _HARMLESS and not stored.private and expected[key] == value
+        if key not in HARMLESS and not stored.private and expected[key] == value
         # What was asked for, and what was accepted here before, is nobody else's word.
         and wanted.parameters.get(key) != value and accepted.get(key) != value
     }  # fmt: skip

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from cluster_remote.access.settings import BadSettings
+from cluster_remote.lifecycle.alias import plan_alias
 from cluster_remote.lifecycle.facts import Facts
 from cluster_remote.lifecycle.names import checked_remote, cluster_name
 from cluster_remote.lifecycle.nodes import Change, check_node, plan_change
@@ -31,6 +32,8 @@ class Request:
     parameters: dict[str, str] = field(default_factory=dict)
     share: bool = False
     node_remotes: bool = True
+    autoenable: bool = False
+    """Whether every clone is to have the remote at once."""
 
     @property
     def counts_as_one(self) -> bool:
@@ -44,6 +47,10 @@ def joined(facts: Facts, request: Request, nodes: Iterable[UUID]) -> tuple[str, 
     if request.cluster:
         return _named(facts, request, own)
     uuid = facts.remote_uuid(request.name)
+    if uuid is not None and uuid in facts.logs.aliases:
+        uuid = facts.logs.aliases[uuid]
+        if uuid not in own.values():
+            return _named(facts, replace(request, cluster=uuid.text), own)
     if facts.ours(request.name):
         for name, each in own.items():
             if each == uuid:
@@ -129,7 +136,15 @@ def plan_serverless(facts: Facts, request: Request) -> Plan:
     if uuid is not None and name not in facts.config.clusters() and listed:
         titles = ", ".join(sorted(printable(facts.description(each)) for each in listed))
         notes = (f"This joins the cluster {name} ({uuid}), whose nodes are {titles}.",)
-    return Plan(notes=notes) + Plan(tuple(steps)) + change + plan_remote(facts, wanted)
+    plan = Plan(notes=notes) + Plan(tuple(steps)) + change
+    if request.autoenable or facts.remote_uuid(request.name) in facts.logs.aliases:
+        if uuid is None or not listed:
+            raise BadSettings(
+                "there is no such cluster yet: make it first, with the same command without --autoenable, then repeat "
+                "this"
+            )
+        return plan + plan_alias(facts, replace(wanted, sameas=uuid))
+    return plan + plan_remote(facts, wanted)
 
 
 def _can_join(facts: Facts, remote: str, listed: frozenset[UUID]) -> bool:

@@ -6,8 +6,18 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from cluster_remote.access.settings import BadSettings
+from cluster_remote.lifecycle.alias import refreshed
 from cluster_remote.lifecycle.facts import Facts, Stored
-from cluster_remote.lifecycle.gateway import address_of, fetch_logs, gateways, known, plan_gateway, server_at, unknown
+from cluster_remote.lifecycle.gateway import (
+    address_of,
+    fetch_logs,
+    gateways,
+    known,
+    plan_gateway,
+    plan_nodes,
+    server_at,
+    unknown,
+)
 from cluster_remote.lifecycle.names import checked_remote, cluster_name
 from cluster_remote.lifecycle.nodes import uninitialised, unread
 from cluster_remote.lifecycle.remotes import Wanted, plan_remote
@@ -70,7 +80,8 @@ async def plan_setup(facts: Facts, request: Request, runner: Runner) -> Plan:
 def _filled_in(facts: Facts, request: Request) -> Request:
     """A request of a name only: what is here by that name says how it is to be set up."""
     stored = facts.stored_of(request.name) if facts.ours(request.name) else None
-    if stored is not None and stored.parameters.get("url") and "cluster" not in stored.parameters:
+    settled = stored is not None and facts.accepted(stored) and "cluster" not in stored.parameters
+    if stored is not None and settled and stored.parameters.get("url"):
         given = {key: value for key, value in stored.given.items() if key not in {"encryption", "url"}}
         parameters = {**given, **request.parameters}
         if stored.sameas is None and stored.parameters.get("encryption", "none") != "none":
@@ -108,13 +119,33 @@ def _shared(facts: Facts, request: Request) -> Plan | None:
     stored = next(iter(facts.stored_called(request.name)), None)
     if stored is None or (stored.private and request.name not in facts.config.remotes()):
         return None
-    if stored.sameas is not None and not stored.parameters.get("url"):
+    if not stored.parameters.get("url") and _cluster_of(stored) is not None:
         # A cluster of the remotes here, which has to be put together in this repository.
         return None
     parameters = {"encryption": "none", **request.parameters} if stored.sameas is not None else request.parameters
     parameters = {key: value for key, value in parameters.items() if key in {"encryption", "timeout"}}
     wanted = Wanted(request.name, stored.sameas, parameters, stored.private)
-    return Plan((facts.guard(),)) + plan_remote(facts, wanted)
+    plan = Plan((facts.guard(),)) + plan_remote(facts, wanted) + Plan(tuple(refreshed(facts)))
+    cluster = _cluster_of(stored)
+    if cluster is not None and stored.parameters.get("url") and request.node_remotes:
+        # What each node's remote takes is what has been agreed to for the cluster's.
+        url = stored.parameters["url"]
+        given = {key: value for key, value in stored.given.items() if key == "timeout"}
+        nodes = replace(request, parameters={"encryption": "none", **given, **parameters}, share=False)
+        plan += plan_nodes(facts, nodes, address_of(facts, url), cluster)
+    return plan
+
+
+def _cluster_of(stored: Stored) -> UUID | None:
+    """The cluster whose nodes a shared remote counts; None for one that counts as a copy itself."""
+    if stored.parameters.get("encryption", "none") != "none" or stored.parameters.get("tracking") == "remote":
+        return None
+    if stored.sameas is not None:
+        return stored.sameas if stored.sameas.is_cluster else None
+    try:
+        return UUID.parse(stored.parameters.get("cluster", ""))
+    except ValueError:
+        return None
 
 
 def _anything(facts: Facts, request: Request) -> Request:

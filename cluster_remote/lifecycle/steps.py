@@ -169,9 +169,17 @@ class Plan:
 
     @property
     def unverified(self) -> Plan:
-        """The same without telling git-annex that any configuration is safe."""
-        steps = (step.unverified if isinstance(step, Optional) else step for step in self.steps)
-        return Plan(tuple(step for step in steps if not isinstance(step, Verify)), self.notes)
+        """The same without telling git-annex that any configuration is safe, and without contacting anybody."""
+        # One that git-annex has enabled by itself is read from; enabled by name it would not be.
+        return Plan(
+            tuple(
+                step
+                for step in self.steps
+                if not isinstance(step, (Verify, Optional))
+                and not (isinstance(step, Enable) and step.again is not None)
+            ),
+            self.notes,
+        )
 
     @property
     def shares(self) -> bool:
@@ -401,11 +409,6 @@ class Optional(Step):
 
     what: str
     steps: tuple[Step, ...]
-
-    @property
-    def unverified(self) -> Optional:
-        """The same without telling git-annex that any configuration is safe."""
-        return Optional(self.what, tuple(step for step in self.steps if not isinstance(step, Verify)))
 
     @property
     def shares(self) -> bool:  # type: ignore[override]

@@ -101,10 +101,22 @@ def check_server(commands: Commands, server: UUID, logs: BranchLogs) -> None:
         )
     if settings.tracking == "remote":
         _check_not_counted_twice(commands, server, logs)
+    elif settings.is_alias:
+        _check_alias(settings, server, logs)
     elif settings.uuid != server or not settings.sameas:
         raise BadSettings(_wrong_uuid(commands, server, logs))
     elif server.is_cluster and not logs.clusters.nodes(server):
         raise BadSettings(_unknown(commands, server))
+
+
+def _check_alias(settings: Settings, server: UUID, logs: BranchLogs) -> None:
+    nodes = logs.clusters.nodes(server)
+    if not nodes or logs.clusters.nodes(settings.uuid) != nodes:
+        raise BadSettings(
+            f"cluster.log does not give {settings.uuid} the nodes that {names_of(server, logs.descriptions)} has: "
+            f"cluster-remote setup {shlex.quote(settings.name)} {shlex.quote(settings.url)} --autoenable makes such a "
+            "remote"
+        )
 
 
 def _check_not_counted_twice(commands: Commands, server: UUID, logs: BranchLogs) -> None:

@@ -63,7 +63,7 @@ async def _check(context: Context) -> None:
         await _check_serverless(commands, context)
         return
     wanted = wanted_server(settings, context.logs, context.config.clusters())
-    if settings.tracking == "nodes" and not settings.sameas:
+    if settings.tracking == "nodes" and not settings.sameas and not settings.is_alias:
         # The UUID is one that git-annex has just made up, or one that is not to be taken over.
         wanted = None
     try:
@@ -113,6 +113,15 @@ async def _check_serverless(commands: Commands, context: Context) -> None:
             "cluster of this repository's remotes: cluster-remote setup NAME --node REMOTE --node REMOTE"
         )
     own = set(clusters.values())
+    if settings.is_alias:
+        server = wanted_server(settings, context.logs, clusters)
+        if server not in own:
+            raise BadSettings(
+                f"the cluster {settings.cluster} is not set up in this repository: cluster-remote setup "
+                f"{shlex.quote(settings.name)}"
+            )
+        check_server(commands, server, context.logs)
+        return
     fits = settings.uuid in own if settings.tracking == "nodes" else settings.encryption != "none"
     if not fits or settings.sameas != (settings.tracking == "nodes"):
         raise BadSettings(

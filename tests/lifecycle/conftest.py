@@ -35,7 +35,7 @@ def second_computer(cluster: Cluster, *nodes: int, name: str = "desktop") -> Rep
     clone = cluster.clone(name)
     for number in nodes:
         clone.git("remote", "add", f"node{number}", cluster.nodes[number - 1].path)
-    clone.git("fetch", "--quiet", "--all")
+        clone.git("fetch", "--quiet", f"node{number}")
     clone.annex("info", "--fast")
     return clone
 

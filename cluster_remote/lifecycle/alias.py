@@ -1,0 +1,66 @@
+"""Clusters that every clone has at once. Pure.
+
+git-annex enables a remote by itself where remote.log says `autoenable=true`. It needs the encryption for that, which it
+does not store for a remote that is the same as another. So such a remote has a UUID of its own that is a cluster's too:
+an alias, with a line in cluster.log that has the same nodes, and `cluster=` naming the cluster that it stands for.
+git-annex counts no cluster as a copy, so each copy is counted once. (Observed with git-annex 10.20261026.)
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from dataclasses import replace
+
+from cluster_remote.lifecycle.facts import Facts, Stored
+from cluster_remote.lifecycle.remotes import Wanted, initremote, plan_remote, recreated
+from cluster_remote.lifecycle.steps import Plan, Record, Setting, Step, TakeOut
+from cluster_remote.p2p.key import UUID
+from cluster_remote.p2p.text import printable
+
+__all__ = ["aliases", "plan_alias", "refreshed"]
+
+
+def aliases(facts: Facts, cluster: UUID) -> Iterator[Stored]:
+    """The remotes in the git-annex branch whose UUID stands for a cluster."""
+    for each in facts.stored:
+        if facts.logs.aliases.get(each.uuid) == cluster:
+            yield each
+
+
+def refreshed(facts: Facts) -> Iterator[Step]:
+    """The steps that give every alias the nodes that its cluster has now."""
+    for alias, cluster in facts.logs.aliases.items():
+        nodes = facts.logs.clusters.nodes(cluster)
+        if facts.logs.clusters.nodes(alias) != nodes:
+            name = printable(facts.logs.remotes[alias].get("name", alias.text))
+            yield Record(alias, nodes, f"{name} stands for the cluster in every clone")
+
+
+def plan_alias(facts: Facts, wanted: Wanted) -> Plan:
+    """A remote that every clone has at once, in the place of one that only this repository has. Raises BadSettings."""
+    assert isinstance(wanted.sameas, UUID)
+    cluster = wanted.sameas
+    parameters = {**wanted.parameters, "cluster": cluster.text, "autoenable": "true"}
+    known = next((each for each in aliases(facts, cluster) if each.name == wanted.name), None)
+    uuid = _new_cluster() if known is None else known.uuid
+    alias = replace(wanted, sameas=None, uuid=uuid, parameters=parameters, private=False)
+    if known is not None:
+        return plan_remote(facts, alias)
+    steps: list[Step] = []
+    stored = facts.stored_of(wanted.name) if wanted.name in facts.config.remotes() else None
+    if stored is not None and facts.remote_uuid(wanted.name) == cluster and stored.private:
+        steps.append(TakeOut(wanted.name, recreated(facts, wanted.name, stored)))
+        made = Plan((initremote(alias),))
+        made += Plan(tuple(Setting(f"remote.{alias.name}.{key}", value) for key, value in alias.config.items()))
+    else:
+        made = plan_remote(facts, alias)
+    nodes = facts.logs.clusters.nodes(cluster)
+    steps.append(Record(uuid, nodes, f"{alias.name} gets a UUID of its own, which git-annex can enable by itself"))
+    return Plan(tuple(steps)) + made
+
+
+def _new_cluster() -> UUID:
+    """A UUID as git-annex makes them for clusters: of version 8, with `ac` in front."""
+    digits = secrets.token_hex(16)
+    return UUID.parse(f"ac{digits[2:8]}-{digits[8:12]}-8{digits[13:16]}-8{digits[17:20]}-{digits[20:]}")
