@@ -20,7 +20,15 @@ if TYPE_CHECKING:
     from cluster_remote.annex.branchlog import BranchLogs
     from cluster_remote.annex.gitconfig import GitConfig
 
-__all__ = ["Configuration", "NotVerified", "awaits_verification", "check_writing", "is_accepted", "our_remotes"]
+__all__ = [
+    "Configuration",
+    "NotVerified",
+    "as_used",
+    "awaits_verification",
+    "check_writing",
+    "is_accepted",
+    "our_remotes",
+]
 
 Verified = Mapping[UUID, Mapping[str, str]]
 """The configurations that were verified, by their UUIDs."""
@@ -65,7 +73,7 @@ class Configuration:
         return cls(
             name,
             uuid,
-            logs.remotes.get(identity, {}) if parameters is None else parameters,
+            as_used(logs.remotes.get(identity, {}) if parameters is None else parameters),
             accepted=is_accepted(name, config, verified),
             shared=not config.boolean(f"remote.{name}.annex-private"),
         )
@@ -82,6 +90,13 @@ class Configuration:
                 f"the configuration of {self.name} has come by the git-annex branch, and you have not said here that "
                 f"it is safe; look at it, and say so: git annex verifyremote {as_argument(self.name)}"
             )
+
+
+def as_used(parameters: Mapping[str, str]) -> Mapping[str, str]:
+    """The parameters without an encryption that git-annex ignores: that of a remote that is the same as another."""
+    if "sameas-uuid" not in parameters:
+        return parameters
+    return {name: value for name, value in parameters.items() if name != "encryption"}
 
 
 def is_accepted(name: str, config: GitConfig, verified: Verified | None) -> bool:

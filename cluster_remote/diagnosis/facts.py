@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import anyio
 import anyio.to_thread
 
+from cluster_remote.access.configuration import as_used
 from cluster_remote.access.settings import BadSettings, Settings
 from cluster_remote.annex import logformat
 from cluster_remote.annex.branchlog import BRANCH, BranchLogs
@@ -93,7 +94,7 @@ def _ours(config: GitConfig, logs: BranchLogs, safe: Mapping[UUID, Mapping[str, 
         ours = Ours(name, uuid, config_uuid, parameters, safe.get(config_uuid))
         try:
             # What git-annex goes by, whatever has come by the git-annex branch since.
-            settings = Settings.read(partial(_given, ours.verified or parameters), uuid.text, name)
+            settings = Settings.read(partial(_given, as_used(ours.verified or parameters)), uuid.text, name)
         except BadSettings as error:
             found.append(replace(ours, unusable=str(error)))
         else:
