@@ -53,6 +53,7 @@ class Outcome:
         checked: how many copies it had to leave; 0 where it was forced to leave none.
         success: what it reported for the key; None where it said nothing, so that nothing was done.
         text: what it wrote.
+        code: its exit code.
         disturbed: whether something was killed or stopped meanwhile.
         killed: whether that was the command itself or its special remote, so that nobody was left to record.
     """
@@ -64,6 +65,7 @@ class Outcome:
     checked: int
     success: bool | None = None
     text: str = ""
+    code: int = 0
     disturbed: bool = False
     killed: bool = False
 
@@ -272,11 +274,12 @@ class Machine:
             checked = choose.choice([1, 1, 2, 2, 3, 0] if "drop" in verb else [1, 2, 2, 3])
             client = choose.choice([*self.world.clients, self.world.clients[0]])
             outcome = Outcome(verb, client, key or choose.choice(self.world.keys), remote, checked)
-            if self._has_something_to_do(outcome):
+            if self.has_something_to_do(outcome):
                 break
         return outcome
 
-    def _has_something_to_do(self, outcome: Outcome) -> bool:
+    def has_something_to_do(self, outcome: Outcome) -> bool:
+        """Whether a command is more than a look at the log."""
         here = (outcome.actor.uuid, outcome.key) in self.now.objects
         remote = self.world.remotes[outcome.remote or REMOTE]
         there = sum((uuid, outcome.key) in self.now.objects for uuid in remote)
@@ -318,6 +321,7 @@ class Running:
             self.process.wait(HANG)
         self.outcome.text = self._log.read_text(errors="replace")
         self._log.unlink()
+        self.outcome.code = self.process.returncode
         self.outcome.success = self._success()
         return ended
 
@@ -385,6 +389,27 @@ for _kind, _weight in (
     ("fsck --from", 6),
 ):
     _simple(_kind, _weight)
+
+
+@step("ask", 5)
+def _ask(machine: Machine, deed: Deed, choose: random.Random) -> None:
+    """Is it there? 0 is yes, 1 is no, anything else that it cannot be told."""
+    world = machine.world
+    about = machine.command(choose, ["fsck --from"])
+    about.remote = choose.choice([REMOTE, REMOTE, "node1", "node2", "node3"])
+    asked = Outcome(f"git-annex checkpresentkey {about.key} {about.remote}", about.actor, None, "", 1)
+    machine.finish(machine.begin(asked), deed)
+    reach = world.remotes[about.remote]
+    holders = {uuid for uuid in reach if (uuid, about.key) in machine.now.objects and not world.places[uuid].away}
+    log = about.actor if world.way == "serverless" else world.gateway
+    if about.remote == REMOTE:
+        logged = {uuid for uuid in holders if (log.uuid, uuid, about.key) in machine.now.lines}
+    else:
+        logged = holders
+    if asked.code == 0 and not any((uuid, about.key) in machine.now.objects for uuid in reach):
+        deed.faults.append(f"{about.key} is said to be present, and no node has it")
+    if asked.code == 1 and logged:
+        deed.faults.append(f"{about.key} is said to be absent, and {len(logged)} nodes have it")
 
 
 @step("repair", 3)
@@ -535,11 +560,14 @@ def _victims(machine: Machine, running: Running, who: str) -> list[Process]:
 
 
 def _disturb(machine: Machine, deed: Deed, choose: random.Random, signum: signal.Signals) -> None:
-    key = choose.choice([machine.world.keys[-2], *machine.world.keys[-4:]])
     verbs = ["copy --to", "copy --to", "move --to", "get", "drop --from", "move --from", "fsck --from"]
-    outcome = machine.command(choose, verbs, key)
+    # The largest ones, which take the longest.
+    for key in choose.sample(machine.world.keys[-3:], 3):
+        outcome = machine.command(choose, verbs, key)
+        if machine.has_something_to_do(outcome):
+            break
     if choose.random() < 0.8:
-        outcome.remote = REMOTE
+        outcome.remote = REMOTE if outcome.remote else ""
     who = choose.choice(["client", "remote", "gateway", "node1", "node2", "node3"])
     stopped: list[Process] = []
     is_slow = choose.random() < 0.8

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from typing import Any
+
+NODES = 3
 
 
 def start(mutation: str, program: str) -> None:
@@ -14,4 +17,20 @@ def start(mutation: str, program: str) -> None:
     sys.exit((main if program == "git-annex-remote-cluster" else command_line)())
 
 
-MUTATIONS: dict[str, Callable[[], None]] = {}
+def _present_only_where_all_have_it() -> None:
+    """CHECKPRESENT says no where a node lacks the content, to have git-annex fill it."""
+
+    from cluster_remote.remote.remote import ClusterRemote
+
+    truthful = ClusterRemote._check_present
+
+    async def lying(self: Any, context: Any, session: Any, key: Any) -> bool:
+        present = await truthful(self, context, session, key)
+        return present and (not context.counts_nodes or len(await context.nodes_with(key)) == NODES)
+
+    ClusterRemote._check_present = lying  # type: ignore[method-assign, assignment]
+
+
+MUTATIONS: dict[str, Callable[[], None]] = {
+    "present-only-where-all-have-it": _present_only_where_all_have_it,
+}
