@@ -28,9 +28,17 @@ def _present_only_where_all_have_it() -> None:
         present = await truthful(self, context, session, key)
         return present and (not context.counts_nodes or len(await context.nodes_with(key)) == NODES)
 
-    ClusterRemote._check_present = lying  # type: ignore[method-assign, assignment]
+    ClusterRemote._check_present = lying  # type: ignore[method-assign]
+
+
+def _remove_everywhere() -> None:
+    """REMOVE takes the content from every node, whatever it was caused by."""
+    from cluster_remote.remote.causes import Causes
+
+    Causes.take = lambda self, key: None  # type: ignore[method-assign]
 
 
 MUTATIONS: dict[str, Callable[[], None]] = {
     "present-only-where-all-have-it": _present_only_where_all_have_it,
+    "remove-everywhere": _remove_everywhere,
 }
