@@ -15,6 +15,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from tests.proof.world import REMOTE, TIMEOUT, Look, Place, World, content
 from tests.support.processes import Process, end_group, wait_until
@@ -629,7 +630,9 @@ def _change(machine: Machine, deed: Deed, choose: random.Random) -> None:
     outcome = Outcome("copy --to", place, key, choose.choice([REMOTE, REMOTE, "node2"]), 1, disturbed=True)
     with slow(machine, choose) as name:
         running = machine.begin(outcome)
-        time.sleep(choose.uniform(0.2, 1.2))
+        under_way = [node.annex / "tmp" / key for node in world.nodes]
+        wait_until(lambda: running.process.poll() is not None or any(map(Path.exists, under_way)), 10)
+        time.sleep(choose.uniform(0, 0.8))
         # Whatever becomes of it, this copy is not what it was.
         deed.taken.add((place.uuid, key))
         if how == "drop":

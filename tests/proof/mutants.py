@@ -33,8 +33,16 @@ def _present_only_where_all_have_it() -> None:
 
 def _remove_everywhere() -> None:
     """REMOVE takes the content from every node, whatever it was caused by."""
+    from cluster_remote.remote import removal, storing
     from cluster_remote.remote.causes import Causes
 
+    truthful = removal.undo
+
+    async def everywhere(context: Any, session: Any, key: Any, added: Any) -> Any:
+        return await truthful(context, session, key, context.living_nodes)
+
+    removal.undo = everywhere
+    vars(storing)["undo"] = everywhere
     Causes.take = lambda self, key: None  # type: ignore[method-assign]
 
 
