@@ -19,6 +19,7 @@ from cluster_remote.annex.gitconfig import GitConfig
 from cluster_remote.annex.merge import refresh
 from cluster_remote.annex.repository import Repository
 from cluster_remote.annex.verification import verified
+from cluster_remote.cluster.opening import resolved
 from cluster_remote.p2p.client import DEFAULT_TIMEOUT
 from cluster_remote.p2p.key import UUID
 from cluster_remote.transport.address import Address, BadAddress, at_node, parse_address
@@ -59,11 +60,10 @@ def way_of(
     This is where it is decided whether there is a server, and which addresses of the network may be connected to.
     """
     if settings.address is None:
-        from cluster_remote.cluster.membership import membership, resolved
+        from cluster_remote.cluster.membership import membership
 
         assert caller.repository is not None
         wanted = settings.cluster or (settings.uuid.text if settings.uuid.is_cluster else None)
-        config = resolved(config, caller.repository)
         return Serverless(membership(config, logs, caller.repository.place, wanted), caller, logs)
     if shared:
         # What others can change must not make this machine connect to what only it can reach, as git-annex has it.
@@ -96,7 +96,8 @@ class Place:
         uuid = repository.uuid
         if merge:
             await refresh(repository)
-        return cls(uuid, repository, repository.config(), await BranchLogs.read(repository), verified(repository))
+        config = await resolved(repository.config(), repository)
+        return cls(uuid, repository, config, await BranchLogs.read(repository), verified(repository))
 
     @classmethod
     async def anywhere(cls, *, merge: bool = False) -> Place:

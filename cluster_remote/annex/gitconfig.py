@@ -51,6 +51,11 @@ class GitConfig:
             values.setdefault(_canonical(name), []).append(value if separator else "true")
         return cls({name: tuple(all_of_it) for name, all_of_it in values.items()})
 
+    def with_values(self, values: Mapping[str, str]) -> GitConfig:
+        """Return the same configuration with these values set besides, which then count."""
+        ours = {_canonical(name): (value,) for name, value in values.items()}
+        return GitConfig({**self._values, **ours})
+
     def get(self, name: str, default: str | None = None) -> str | None:
         """The value that counts, which is the last one set."""
         values = self.all(name)

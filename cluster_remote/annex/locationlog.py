@@ -7,6 +7,7 @@ it lies, for `git annex whereis` asks every special remote that has the key, thi
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -39,8 +40,10 @@ class LocationLog:
     May be used by several tasks at once.
     """
 
-    def __init__(self, repository: Repository, own: UUID | None = None) -> None:
+    def __init__(self, repository: Repository, own: UUID | None = None, *, under_git_annex: bool = False) -> None:
+        """`under_git_annex` says that this program is a child of git-annex, which waits for it."""
         self._repository = repository
+        self._under_git_annex = under_git_annex
         self._own = own
         self._writer: BatchProcess | None = None
         self._reader: LocationReader | None = None
@@ -89,7 +92,7 @@ class LocationLog:
         for uuid, value in lines:
             argv = ("git", "annex", "setpresentkey", "--quiet", "--", str(key), str(uuid), value.decode())
             try:
-                await self._repository.run(*argv, timeout=timeout)
+                await self._repository.run(*argv, timeout=timeout, env=self._lock())
             except CommandFailed as e:
                 raise LocationLogError(f"the location of {key} could not be recorded: {e}") from e
 
@@ -126,8 +129,19 @@ class LocationLog:
 
             argv = ("git", "annex", "setpresentkey", "--batch", "--json", "--json-error-messages")
             here = self._repository
-            self._writer = BatchProcess(argv, cwd=here.cwd, env=here.environment())
+            self._writer = BatchProcess(argv, cwd=here.cwd, env=here.environment() | self._lock())
         return self._writer
+
+    def _lock(self) -> dict[str, str]:
+        """What git-annex tells its own children where it has one lock for everything (annex.pidlock).
+
+        It holds that lock while it waits for us, so that a child of ours that did not know would wait for it in vain
+        (variable and value as observed with git-annex 10.20261026).
+        """
+        if not self._under_git_annex or not self._repository.config().boolean("annex.pidlock"):
+            return {}
+        paths = {self._repository.annex_dir / "pidlock", (self._repository.annex_dir / "pidlock").resolve()}
+        return {f"PIDLOCK_{re.sub('[^A-Za-z0-9_]', '', str(path))}": "1" for path in paths}
 
 
 def _confirm(key: Key, uuid: UUID, answer: bytes) -> None:

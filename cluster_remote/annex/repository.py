@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from functools import cache, cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -238,8 +238,9 @@ class Repository:
         input: bytes = b"",
         timeout: float = 60.0,
         accept: Collection[int] = (0,),
+        env: Mapping[str, str] | None = None,
     ) -> Completed:
-        """Runs a command in this repository to its end, at most `timeout` seconds.
+        """Run a command in this repository to its end, at most `timeout` seconds; `env` adds to its environment.
 
         `argv` goes into errors as it is, so it must hold no secret. Raises CommandFailed where the command cannot be
         started, does not end in time, ends with an exit code that is not in `accept`, or writes more than 64 MiB.
@@ -250,7 +251,7 @@ class Repository:
 
         tail = child.Tail()
         output = bytearray()
-        process = await child.start(argv, cwd=self.cwd, env=self.environment())
+        process = await child.start(argv, cwd=self.cwd, env={**self.environment(), **(env or {})})
         assert process.stdin is not None
         assert process.stdout is not None
         assert process.stderr is not None

@@ -1,37 +1,35 @@
 """The nodes of a cluster as git's configuration and cluster.log name them, and the way to each.
 
-As in git-annex's own gateway a node is a remote with `remote.R.annex-cluster-node`, the name of the cluster or several
-names, that cluster.log lists too and that is not dead. A cluster of another repository has the remotes here that
-cluster.log lists. Another gateway of the cluster is one whose `remote.R.annex-cluster-gateway` has the
-cluster's UUID. (git-annex's tip on clusters; the several names, and that `annex-ignore` changes nothing, as observed
+A node is a repository that cluster.log lists and that a remote here leads to. What the user has told git-annex about
+it holds: dead repositories are no nodes, `annex-ignore` takes a remote away, `annex-readonly` keeps a node from being
+written to; of several remotes for one repository the cheapest that answers is used. Another gateway of the cluster is
+a remote whose `remote.R.annex-cluster-gateway` has the cluster's UUID. (git-annex's tip on clusters; git-annex's own
+gateway asks for `remote.R.annex-cluster-node` besides, and passes over annex-ignore and annex-readonly, as observed
 with git-annex 10.20261026.)
 """
 
 from __future__ import annotations
 
-import contextlib
-import math
-import subprocess
-import time
+import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import TypeAlias
 
-import anyio.to_thread
+import anyio
 
 from cluster_remote.annex.branchlog import BranchLogs
 from cluster_remote.annex.errors import AnnexError, NotInitialised
 from cluster_remote.annex.gitconfig import GitConfig
-from cluster_remote.annex.locationlog import LocationLog
 from cluster_remote.annex.repository import Repository
 from cluster_remote.cluster.node import Kind, Node
 from cluster_remote.cluster.reachability import Reachability
 from cluster_remote.cluster.session import ClusterSession, Locations, Recorder
+from cluster_remote.cluster.wrapping import Commands, FirstThatAnswers, OneAtATime, Rates, Started, Throttled, pidlocked
 from cluster_remote.p2p.key import UUID
 from cluster_remote.p2p.session import Session
-from cluster_remote.transport.address import Address, BadAddress, Directory, Ssh, parse_address
+from cluster_remote.transport.address import Address, BadAddress, Directory, Http, Ssh, parse_address
 from cluster_remote.transport.opening import Caller, session_at
 
 __all__ = [
@@ -40,36 +38,22 @@ __all__ = [
     "Membership",
     "NoCluster",
     "Proxied",
+    "Remote",
     "Way",
     "chosen_cluster",
     "cost_of",
     "live_nodes",
     "membership",
-    "open_cluster",
-    "resolved",
     "way_to",
 ]
-
-_LOGS = (
-    "uuid.log",
-    "cluster.log",
-    "proxy.log",
-    "remote.log",
-    "trust.log",
-    "preferred-content.log",
-    "required-content.log",
-)
 
 # git-annex's costs where remote.R.annex-cost does not say otherwise (as observed): what is on this machine, what is
 # reached over a network, what encryption adds to either, and a network made for hiding.
 _LOCAL, _NETWORK, _ENCRYPTION, _HIDDEN = 100.0, 200.0, 50.0, 1000.0
 
-# Seconds for git-annex to ask remotes for their UUIDs, and until it is made to do so again for one that did not answer.
-_RESOLVING, _ASK_AGAIN = 20.0, 60.0
-_asked: dict[tuple[Path, str], float] = {}
-
-# Settings of a remote that only git-annex's own ssh connections follow.
-_SSH_SETTINGS = ("annex-shell", "annex-ssh-options")
+# A rate as git-annex reads it: 500KiB, 1 MB, 10Mbit.
+_RATE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*")
+_DECIMAL, _BINARY = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5}, {"ki": 1, "mi": 2, "gi": 3, "ti": 4, "pi": 5}
 
 
 class NoCluster(AnnexError):
@@ -78,9 +62,10 @@ class NoCluster(AnnexError):
 
 @dataclass(frozen=True, slots=True)
 class Direct:
-    """A git repository that a session of our own leads to."""
+    """A git repository that a session of our own leads to. `ssh_options` are the user's for this remote's ssh."""
 
     address: Address
+    ssh_options: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,18 +77,48 @@ Way: TypeAlias = Direct | Proxied
 
 
 @dataclass(frozen=True, slots=True)
-class Member:
-    """A node, or another gateway of the cluster; see Node, which this becomes."""
+class Remote:
+    """One remote that leads to a node, and what the user has set for it.
 
-    uuid: UUID
+    `start` and `stop` are shell commands to be run around its use; `token` is that of git-annex's P2P transports.
+    """
+
     name: str
-    description: str
     cost: float
     way: Way
+    rates: Rates = field(default_factory=Rates)
+    start: str | None = None
+    stop: str | None = None
+    token: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A node, or another gateway of the cluster; see Node, which this becomes.
+
+    `remotes` lead to it, the cheapest first. `writable` is False where annex-readonly is set.
+    """
+
+    uuid: UUID
+    description: str
+    remotes: tuple[Remote, ...]
+    writable: bool = True
     gateway: UUID | None = None
     """The other gateway's own UUID."""
     behind: frozenset[UUID] = frozenset()
     """The nodes behind the other gateway."""
+
+    @property
+    def name(self) -> str:
+        return self.remotes[0].name
+
+    @property
+    def cost(self) -> float:
+        return self.remotes[0].cost
+
+    @property
+    def way(self) -> Way:
+        return self.remotes[0].way
 
     @property
     def kind(self) -> Kind:
@@ -146,6 +161,7 @@ class Membership:
                 session=partial(self._session, member, caller, bypass),
                 kind=member.kind,
                 members=member.behind,
+                writable=member.writable,
             )
             for member in self.members
             if member.gateway not in bypass
@@ -153,8 +169,8 @@ class Membership:
 
     def _session(self, member: Member, caller: Caller, bypass: frozenset[UUID]) -> Session:
         if member.gateway is None:
-            address = member.way.address if isinstance(member.way, Direct) else self.place
-            return session_at(address, caller, server=member.uuid)
+            ways = [partial(self._by_remote, member.uuid, remote, caller) for remote in member.remotes]
+            return ways[0]() if len(ways) == 1 else FirstThatAnswers(ways)
         if isinstance(member.way, Proxied):
             raise BadAddress(
                 f"the url of the remote {member.name} is none that a gateway of the cluster can be asked at"
@@ -163,6 +179,21 @@ class Membership:
         gateways = {other.gateway for other in self.members if other.gateway is not None}
         beyond = bypass | {self.own} | gateways - {member.gateway}
         return session_at(member.way.address, caller, server=member.uuid, bypass=beyond)
+
+    def _by_remote(self, uuid: UUID, remote: Remote, caller: Caller) -> Session:
+        """A session with a node by one of its remotes, which keeps to what is set for that remote."""
+        if isinstance(remote.way, Direct):
+            caller = replace(caller, ssh_options=remote.way.ssh_options)
+            session = session_at(remote.way.address, caller, server=uuid, token=remote.token)
+            if isinstance(remote.way.address, Directory) and pidlocked(Path(remote.way.address.path)):
+                session = OneAtATime(session, _turn(uuid))
+        else:
+            session = session_at(self.place, caller, server=uuid)
+        if remote.rates != Rates():
+            session = Throttled(session, remote.rates)
+        if (remote.start or remote.stop) and caller.repository is not None:
+            session = Started(session, _commands(caller.repository, uuid, remote))
+        return session
 
     def session(
         self,
@@ -198,8 +229,11 @@ class Membership:
         )
 
 
-def chosen_cluster(config: GitConfig, wanted: str | None) -> tuple[UUID, str]:
-    """The cluster of this name or UUID, or the only one there is, and its name. Raises NoCluster."""
+def chosen_cluster(config: GitConfig, wanted: str | None, logs: BranchLogs | None = None) -> tuple[UUID, str]:
+    """The cluster of this name or UUID, or the only one there is, and its name. Raises NoCluster.
+
+    By its UUID, one that cluster.log in `logs` knows will do, as in a clone in which its nodes have been enabled.
+    """
     clusters = config.clusters()
     names = ", ".join(f"{name} ({uuid})" for name, uuid in sorted(clusters.items()))
     if wanted is None:
@@ -215,6 +249,9 @@ def chosen_cluster(config: GitConfig, wanted: str | None) -> tuple[UUID, str]:
         # git keeps no capitals in such a name.
         if wanted.lower() in (name, uuid.text):
             return uuid, name
+    by_uuid = _uuid(wanted)
+    if by_uuid is not None and logs is not None and logs.clusters.nodes(by_uuid):
+        return by_uuid, logs.descriptions.get(by_uuid, "").removeprefix("cluster ") or by_uuid.text
     known = f"there is {names}" if names else "there is none"
     raise NoCluster(
         f"this repository has no cluster {wanted!r} of its own ({known}): make one with git annex initcluster, or, "
@@ -222,55 +259,9 @@ def chosen_cluster(config: GitConfig, wanted: str | None) -> tuple[UUID, str]:
     )
 
 
-def _cluster(config: GitConfig, logs: BranchLogs, wanted: str | None) -> tuple[UUID, str]:
-    """Return the chosen cluster and its name; by its UUID it may also be one that only cluster.log knows."""
-    uuid = _uuid(wanted)
-    if uuid is None or uuid in config.clusters().values() or not logs.clusters.nodes(uuid):
-        return chosen_cluster(config, wanted)
-    return uuid, logs.descriptions.get(uuid, uuid.text)
-
-
 def live_nodes(logs: BranchLogs, cluster: UUID) -> frozenset[UUID]:
     """Return the nodes that cluster.log lists, without those that git-annex was told are dead. Pure."""
     return frozenset(uuid for uuid in logs.clusters.nodes(cluster) if logs.trust.get(uuid) != "dead")
-
-
-def _named_clusters(config: GitConfig, remote: str) -> set[str]:
-    return set((config.remote(remote, "annex-cluster-node") or "").lower().split())
-
-
-def resolved(config: GitConfig, repository: Repository) -> GitConfig:
-    """Return the configuration with the UUIDs of nodes that git-annex has not asked for yet.
-
-    git-annex asks each remote for its UUID when it first needs it, and caches it. A node that it cannot reach now keeps
-    having none; so it is asked at most once a minute.
-    """
-    own = set(config.clusters())
-    unknown = [
-        remote
-        for remote in config.remotes()
-        if own & _named_clusters(config, remote)
-        and not config.remote(remote, "annex-uuid")
-        and config.remote(remote, "url")
-    ]
-    now = time.monotonic()
-    unknown = [each for each in unknown if now - _asked.get((repository.git_dir, each), -math.inf) > _ASK_AGAIN]
-    if not unknown:
-        return config
-    _asked.update({(repository.git_dir, each): now for each in unknown})
-    argv = ("git", "annex", "info", "--fast", "--json", unknown[0])
-    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-        # It looks at all remotes, whichever is named. What it could not find out is still missing afterwards.
-        subprocess.run(
-            argv,
-            cwd=repository.cwd,
-            env=repository.environment(),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=_RESOLVING,
-            check=False,
-        )
-    return repository.config()
 
 
 def membership(config: GitConfig, logs: BranchLogs, place: Path, wanted: str | None = None) -> Membership:
@@ -279,35 +270,94 @@ def membership(config: GitConfig, logs: BranchLogs, place: Path, wanted: str | N
     `place` is this repository's directory: its work tree, or the git directory where it has none. Raises NoCluster,
     NotInitialised.
     """
-    cluster, name = _cluster(config, logs, wanted)
+    cluster, name = chosen_cluster(config, wanted, logs)
     own = _uuid(config.get("annex.uuid"))
     if own is None:
         raise NotInitialised(f"{place} is not a repository of git-annex: run git annex init in it")
-    names = {each for each, uuid in config.clusters().items() if uuid == cluster}
     listed = live_nodes(logs, cluster)
-    nodes: list[Member] = []
-    missing: list[str] = []
+    nodes: dict[UUID, Member] = {}
+    missing = _named_but_not_listed(config, logs, cluster)
     for remote in config.remotes():
         uuid = _uuid(config.remote(remote, "annex-uuid"))
-        if names:
-            if not names & _named_clusters(config, remote) or logs.trust.get(uuid or own) == "dead":
-                continue
-            if uuid is None or uuid not in listed:
-                missing.append(remote)
-                continue
-        elif uuid is None or uuid not in listed:
+        if uuid is None or uuid not in listed or not _is_a_way(config, remote, logs):
             continue
-        if uuid not in {node.uuid for node in nodes}:
-            way = way_to(config, remote, place, special=_is_special(config, remote, logs))
-            cost = cost_of(config, remote, way, logs)
-            nodes.append(Member(uuid, remote, logs.descriptions.get(uuid, ""), cost, way))
-    gateways = list(_gateways(config, logs, place, cluster, {node.uuid for node in nodes}))
+        found = _remote(config, remote, place, logs)
+        known = nodes.get(uuid)
+        remotes = sorted([*(known.remotes if known else ()), found], key=lambda each: each.cost)
+        writable = not config.boolean(f"remote.{remote}.annex-readonly") and (known is None or known.writable)
+        nodes[uuid] = Member(uuid, logs.descriptions.get(uuid, ""), tuple(remotes), writable)
+    gateways = list(_gateways(config, logs, place, cluster, set(nodes)))
     if not nodes and not gateways:
         raise NoCluster(_no_nodes(name, missing))
-    choosy = logs.has_preferred_content(node.uuid for node in nodes)
-    reached = frozenset[UUID]().union({node.uuid for node in nodes}, *(gateway.behind for gateway in gateways))
+    choosy = logs.has_preferred_content(nodes)
+    reached = frozenset(nodes).union(*(gateway.behind for gateway in gateways))
+    members = (*nodes.values(), *gateways)
     unknown = {uuid: logs.descriptions.get(uuid, uuid.text) for uuid in sorted(listed - reached)}
-    return Membership(cluster, name, Directory(str(place)), own, (*nodes, *gateways), choosy, unknown)
+    return Membership(cluster, name, Directory(str(place)), own, members, choosy, unknown)
+
+
+def _named_but_not_listed(config: GitConfig, logs: BranchLogs, cluster: UUID) -> list[str]:
+    """Remotes that git's configuration makes nodes of the cluster, and cluster.log does not."""
+    names = {each for each, uuid in config.clusters().items() if uuid == cluster}
+    return [
+        remote
+        for remote in config.remotes()
+        if names & set((config.remote(remote, "annex-cluster-node") or "").lower().split())
+        and _uuid(config.remote(remote, "annex-uuid")) not in logs.clusters.nodes(cluster)
+    ]
+
+
+def _is_a_way(config: GitConfig, remote: str, logs: BranchLogs) -> bool:
+    """Whether a remote leads to its repository from here, rather than through a cluster or not at all."""
+    if config.boolean(f"remote.{remote}.annex-ignore") or config.remote(remote, "annex-externaltype") == "cluster":
+        return False
+    return bool(config.remote(remote, "url") or config.remote(remote, "annexUrl")) or _is_special(config, remote, logs)
+
+
+def _remote(config: GitConfig, remote: str, place: Path, logs: BranchLogs) -> Remote:
+    way = way_to(config, remote, place, special=_is_special(config, remote, logs))
+
+    def rate(direction: str) -> float | None:
+        limits = (config.remote(remote, f"annex-bwlimit{direction}"), config.remote(remote, "annex-bwlimit"))
+        return next((found for limit in limits if (found := _bytes_a_second(limit))), None)
+
+    return Remote(
+        remote,
+        cost_of(config, remote, way, logs),
+        way,
+        # What git-annex reaches for us it throttles by itself.
+        Rates(rate("-upload"), rate("-download")) if isinstance(way, Direct) else Rates(),
+        config.remote(remote, "annex-start-command"),
+        config.remote(remote, "annex-stop-command"),
+    )
+
+
+def _bytes_a_second(text: str | None) -> float | None:
+    """A rate such as 500KiB, 1MB or 10Mbit, as git-annex reads it; None for anything else."""
+    parts = _RATE.fullmatch(text or "")
+    if parts is None:
+        return None
+    unit = parts[2].lower()
+    number = float(parts[1])
+    if unit.endswith("bit"):
+        power = _DECIMAL.get(unit.removesuffix("bit"))
+        return None if power is None else number * 1000**power / 8 or None
+    unit = unit.removesuffix("b")
+    if unit in _BINARY:
+        return number * 1024 ** _BINARY[unit] or None
+    return number * 1000 ** _DECIMAL[unit] or None if unit in _DECIMAL else None
+
+
+@cache
+def _turn(uuid: UUID) -> anyio.Lock:
+    """What requests to a repository with a pid lock wait for, in all of this process."""
+    return anyio.Lock()
+
+
+@cache
+def _commands(repository: Repository, uuid: UUID, remote: Remote) -> Commands:
+    """What is run around the use of a remote, by whichever session of this process."""
+    return Commands(repository, uuid, remote.start, remote.stop)
 
 
 def _no_nodes(name: str, missing: list[str]) -> str:
@@ -335,12 +385,13 @@ def _gateways(config: GitConfig, logs: BranchLogs, place: Path, cluster: UUID, n
         way = _way_to_gateway(config, remote, place)
         name = f"{remote} (gateway)" if uuid in near else remote
         description = logs.descriptions.get(uuid, "")
-        yield Member(cluster, name, description, cost_of(config, remote, way, logs), way, gateway=uuid, behind=behind)
+        found = Remote(name, cost_of(config, remote, way, logs), way)
+        yield Member(cluster, description, (found,), gateway=uuid, behind=behind)
 
 
 def way_to(config: GitConfig, remote: str, place: Path, *, special: bool = False) -> Way:
-    """How a node is reached. A relative path is relative to `place`. Pure."""
-    url = config.remote(remote, "url")
+    """How a node is reached: at its annexUrl, or else its url. A relative path is relative to `place`. Pure."""
+    url = config.remote(remote, "annexUrl") or config.remote(remote, "url")
     # What git-annex has enabled by a configuration of the git-annex branch is git-annex's to use, or to refuse.
     unverified = config.remote(remote, "annex-verified") not in (None, "verified")
     if special or unverified or not url:
@@ -355,10 +406,11 @@ def way_to(config: GitConfig, remote: str, place: Path, *, special: bool = False
     except BadAddress:
         return Proxied()
     match address:
-        case Directory():
+        case Directory() | Http():
             return Direct(address)
-        case Ssh() if not any(config.remote(remote, setting) for setting in _SSH_SETTINGS):
-            return Direct(address)
+        case Ssh() if not config.remote(remote, "annex-shell"):
+            options = config.remote(remote, "annex-ssh-options") or config.get("annex.ssh-options") or ""
+            return Direct(address, tuple(options.split()))
         case _:
             return Proxied()
 
@@ -426,29 +478,3 @@ def _uuid(text: str | None) -> UUID | None:
         return UUID.parse(text or "")
     except ValueError:
         return None
-
-
-async def open_cluster(
-    repository: Repository,
-    wanted: str | None,
-    caller: Caller,
-    *,
-    locations: Locations | None = None,
-    record: Recorder | None = None,
-    bypass: frozenset[UUID] = frozenset(),
-    reachability: Reachability | None = None,
-) -> ClusterSession:
-    """A session with a cluster of this repository, by name or UUID (None: the only one there is).
-
-    `locations` stays the caller's; without it the session has its own, and closes it in the end. Whoever opens many
-    sessions reads the `membership` once. Raises NoCluster, NotInitialised, CommandFailed, BranchUnreadable.
-    """
-    logs = await BranchLogs.read(repository, _LOGS)
-    config = await anyio.to_thread.run_sync(resolved, await repository.current_config(), repository)
-    found = membership(config, logs, repository.place, wanted)
-    if locations is not None:
-        return found.session(caller, locations=locations, record=record, bypass=bypass, reachability=reachability)
-    log = LocationLog(repository)
-    session = found.session(caller, locations=log, record=record, bypass=bypass, reachability=reachability)
-    session.owns(log)
-    return session

@@ -32,6 +32,8 @@ class Node:
     kind: Kind = "local"
     members: frozenset[UUID] = frozenset()
     """The nodes behind another gateway, as far as they are known."""
+    writable: bool = True
+    """Whether the user lets anything be stored there and removed (`annex-readonly` is not set)."""
 
     @property
     def repositories(self) -> frozenset[UUID]:

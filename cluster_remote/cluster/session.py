@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from functools import partial
 from types import MappingProxyType
 from typing import Protocol, TypeGuard, TypeVar
 
@@ -26,7 +27,7 @@ from cluster_remote.cluster.routing import UploadAnswer
 from cluster_remote.cluster.upload import Attempt, ClusterUpload, store_everywhere, task_group
 from cluster_remote.p2p import MAX_VERSION
 from cluster_remote.p2p.client import DEFAULT_TIMEOUT, patience_for, reading_time
-from cluster_remote.p2p.errors import ConnectionLost, ProtocolError, SessionError, TimedOut, Unreachable
+from cluster_remote.p2p.errors import ConnectionLost, ProtocolError, Refused, SessionError, TimedOut, Unreachable
 from cluster_remote.p2p.key import UUID, AssociatedFile, Key
 from cluster_remote.p2p.session import Download, Present, Progress, Removal, Session, Source, Stored, Upload
 
@@ -66,6 +67,13 @@ class Recorder(Protocol):
 def _may_have_begun(answer: Removal | SessionError) -> TypeGuard[SessionError]:
     """Whether a node that gave no answer to a removal may have done it."""
     return isinstance(answer, ConnectionLost | TimedOut | ProtocolError)
+
+
+async def _leave(key: Key, session: Session) -> Removal:
+    """What a removal comes to on a node that may not be written to: done only if there is nothing to be removed."""
+    if await session.check_present(key):
+        return Removal(False, reasons=("has it and may not be written to (annex-readonly)",))
+    return Removal(True)
 
 
 def _any_of(count: int) -> int:
@@ -327,7 +335,8 @@ class ClusterSession(Session):
             async def one(node: Node) -> None:
                 answer: Removal | SessionError = ConnectionLost("given up")
                 try:
-                    answer = await self._ask.caught(node, request, reading_time(key.size))
+                    wanted = request if node.writable else partial(_leave, key)
+                    answer = await self._ask.caught(node, wanted, reading_time(key.size))
                 finally:
                     # What a node does without saying so, it may do all the same; nor does it ask whether anybody waits.
                     with anyio.CancelScope(shield=True):
@@ -383,7 +392,10 @@ class ClusterSession(Session):
         All nodes where the log says that none lacks it: whoever wants to store a content that is there already has
         reason to doubt that, and may drop its own copy because of the answer.
         """
-        awake, resting = self._ask.rested(routing.lacking(self.nodes, holders) or self.nodes)
+        writable = [node for node in self.nodes if node.writable]
+        if not writable:
+            raise Refused(f"{self.name}: no node may be written to: annex-readonly is set for all of their remotes")
+        awake, resting = self._ask.rested(routing.lacking(writable, holders) or writable)
         if not awake:
             return resting, []
         return awake, [(node, self._ask.not_tried(node)) for node in resting]

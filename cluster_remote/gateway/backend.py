@@ -10,7 +10,8 @@ from cluster_remote.access.place import caller_of
 from cluster_remote.annex.branchlog import BranchLogs
 from cluster_remote.annex.errors import AnnexError
 from cluster_remote.annex.repository import Repository
-from cluster_remote.cluster.membership import chosen_cluster, membership, open_cluster
+from cluster_remote.cluster.membership import chosen_cluster, membership
+from cluster_remote.cluster.opening import open_cluster
 from cluster_remote.cluster.reachability import Reachability
 from cluster_remote.gateway.connect import GitService
 from cluster_remote.gateway.errors import NotServed

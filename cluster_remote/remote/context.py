@@ -20,6 +20,7 @@ from cluster_remote.annex.gitconfig import GitConfig
 from cluster_remote.annex.locationlog import LocationLog
 from cluster_remote.annex.repository import Repository
 from cluster_remote.annex.verification import verified
+from cluster_remote.cluster.opening import resolved
 from cluster_remote.cluster.reachability import Reachability
 from cluster_remote.p2p.errors import SessionError
 from cluster_remote.p2p.key import UUID, Key
@@ -131,7 +132,7 @@ class Context:
     async def read_repository(self) -> None:
         """Reads the configuration and the logs, without a session."""
         self.repository = Repository.of_remote(self._gitdir)
-        self.config = self.repository.config()
+        self.config = await resolved(self.repository.config(), self.repository)
         self.logs = await BranchLogs.read(self.repository)
 
     @property
@@ -162,7 +163,7 @@ class Context:
 
     def _locations(self) -> _Log:
         if self._location_log is None:
-            self._location_log = _Log(self.repository, self.settings.uuid)
+            self._location_log = _Log(self.repository, self.settings.uuid, under_git_annex=True)
         return self._location_log
 
     @property

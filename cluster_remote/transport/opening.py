@@ -33,7 +33,7 @@ class Caller:
     `uuid` is the repository that asks; `timeout` is in seconds without progress; `ssh_command` and `ssh_variant`
     are git's core.sshCommand and ssh.variant; `repository` is None outside of one. `allowed_ips` is
     annex.security.allowed-ip-addresses where the address may be a stranger's, None where this user gave it; `tls` and
-    `http_proxy` are what git has for its own https.
+    `http_proxy` are what git has for its own https, `ssh_options` the user's for the remote in question.
     """
 
     uuid: UUID
@@ -45,6 +45,7 @@ class Caller:
     allowed_ips: str | None = None
     tls: TlsSettings = field(default_factory=TlsSettings)
     http_proxy: str | None = None
+    ssh_options: tuple[str, ...] = ()
 
     def restricted_to(self, allowed_ips: str) -> Caller:
         """The same, for an address that may be a stranger's."""
@@ -115,7 +116,12 @@ def shell_over_ssh(address: Ssh, caller: Caller, server: UUID | None) -> Transpo
 
     # What git-annex-shell is told to work on is relative to the home directory there, as for git.
     command = ssh_command(
-        address, _shell_command(address.path, caller.uuid, server), os.environ, caller.ssh_command, caller.ssh_variant
+        address,
+        _shell_command(address.path, caller.uuid, server),
+        os.environ,
+        caller.ssh_command,
+        caller.ssh_variant,
+        caller.ssh_options,
     )
     return ProcessTransport(command, name=str(address), environment=ssh_environment())
 

@@ -22,8 +22,10 @@ def ssh_command(
     environment: Mapping[str, str],
     core_ssh_command: str | None = None,
     variant: str | None = None,
+    options: Sequence[str] = (),
 ) -> list[str]:
-    """The argument list. `remote_command` is quoted here for the login shell on the other side.
+    """The argument list. `remote_command` is quoted here for the login shell on the other side; `options` are the
+    user's own for this ssh.
 
     Raises BadAddress where the ssh program cannot do what the address asks for.
     """
@@ -41,18 +43,18 @@ def ssh_command(
         name = os.path.basename(program).lower().removesuffix(".exe")  # noqa: PTH119 -- a word, not a file
         # By its name git knows these, "putty" and "simple" only by the variant.
         variant = name if name in {"plink", "tortoiseplink"} else "ssh"
-    options: list[str] = []
+    port: list[str] = []
     if address.port is not None:
         match variant:
             case "plink" | "putty":
-                options = ["-P", str(address.port)]
+                port = ["-P", str(address.port)]
             case "tortoiseplink":
-                options = ["-batch", "-P", str(address.port)]
+                port = ["-batch", "-P", str(address.port)]
             case "simple":
                 raise BadAddress(f"{address}: the ssh program in use (variant simple) cannot be given a port")
             case _:
-                options = ["-p", str(address.port)]
-    return [*start, *options, address.destination, " ".join(map(_quoted, remote_command))]
+                port = ["-p", str(address.port)]
+    return [*start, *options, *port, address.destination, " ".join(map(_quoted, remote_command))]
 
 
 def _quoted(word: str) -> str:

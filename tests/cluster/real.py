@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cluster_remote.annex.locationlog import LocationLog
 from cluster_remote.annex.repository import Repository as AnnexRepository
-from cluster_remote.cluster.membership import open_cluster
+from cluster_remote.cluster.opening import open_cluster
 from cluster_remote.cluster.session import ClusterSession
 from cluster_remote.p2p.key import UUID, AssociatedFile, Key
 from cluster_remote.p2p.messages import Message

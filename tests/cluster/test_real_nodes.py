@@ -489,7 +489,7 @@ async def test_where_a_node_has_preferred_content_set_its_rules_decide(cluster: 
 
 async def test_a_session_has_a_log_of_its_own_where_none_is_given(cluster: Cluster) -> None:
     from cluster_remote.annex.repository import Repository as AnnexRepository
-    from cluster_remote.cluster.membership import open_cluster
+    from cluster_remote.cluster.opening import open_cluster
     from cluster_remote.transport.opening import Caller
 
     with cluster.gateway.environment.applied(cluster.gateway.path):

@@ -1,0 +1,438 @@
+"""Sessions around sessions: what a user has told git-annex about a remote holds for it as a node.
+
+Each is a session itself, so they go around each other, and nobody who asks a node knows of them. The settings are those
+of git-annex(1), `remote.<name>.*`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import anyio
+
+from cluster_remote.annex.errors import AnnexError
+from cluster_remote.annex.repository import Repository
+from cluster_remote.p2p.errors import Refused, SessionError, Unreachable
+from cluster_remote.p2p.key import UUID, AssociatedFile, Key
+from cluster_remote.p2p.session import (
+    Download,
+    Present,
+    Progress,
+    Removal,
+    Session,
+    Source,
+    SourceReading,
+    Stored,
+    Upload,
+)
+
+__all__ = ["Commands", "FirstThatAnswers", "OneAtATime", "Rates", "Started", "Throttled", "pidlocked"]
+
+T = TypeVar("T")
+
+# Seconds that a start or stop command may take; a machine that is woken up takes a while.
+_COMMAND = 300.0
+
+
+class _Around(Session):
+    """Does what the session inside does."""
+
+    def __init__(self, inside: Session) -> None:
+        self.inside = inside
+
+    @property
+    def name(self) -> str:
+        return self.inside.name
+
+    @property
+    def version(self) -> int | None:
+        return self.inside.version
+
+    async def _before(self) -> None:
+        """Called before anything is asked. Raises SessionError."""
+
+    async def open(self) -> UUID:
+        await self._before()
+        return await self.inside.open()
+
+    async def check_present(self, key: Key) -> bool:
+        await self._before()
+        return await self.inside.check_present(key)
+
+    async def check_all(self, keys: Sequence[Key]) -> list[bool | Refused]:
+        await self._before()
+        return await self.inside.check_all(keys)
+
+    @asynccontextmanager
+    async def upload(self, key: Key, file: AssociatedFile) -> AsyncIterator[Present | Upload]:
+        await self._before()
+        async with self.inside.upload(key, file) as offer:
+            yield offer
+
+    async def store(
+        self, key: Key, file: AssociatedFile, source: Source, progress: Progress | None = None
+    ) -> Present | Stored:
+        await self._before()
+        return await self.inside.store(key, file, source, progress)
+
+    @asynccontextmanager
+    async def download(self, key: Key, file: AssociatedFile, offset: int = 0) -> AsyncIterator[Download]:
+        await self._before()
+        async with self.inside.download(key, file, offset) as download:
+            yield download
+
+    async def remove(self, key: Key, before: int | None = None) -> Removal:
+        await self._before()
+        return await self.inside.remove(key, before)
+
+    async def timestamp(self) -> int:
+        await self._before()
+        return await self.inside.timestamp()
+
+    @asynccontextmanager
+    async def lock(self, key: Key) -> AsyncIterator[bool]:
+        await self._before()
+        async with self.inside.lock(key) as locked:
+            yield locked
+
+    async def aclose(self) -> None:
+        await self.inside.aclose()
+
+
+# annex-start-command, annex-stop-command
+
+
+@dataclass
+class Commands:
+    """What is run before a remote is used, and when nobody uses it any more. Shared by all sessions with it.
+
+    As git-annex does it (observed with 10.20261026): the start command is run once a process, whoever else uses the
+    remote, and the stop command by the last process, which the lock file tells.
+    """
+
+    repository: Repository
+    uuid: UUID
+    start: str | None
+    stop: str | None
+    _users: int = 0
+    _descriptor: int | None = None
+    _starting: anyio.Lock = field(default_factory=anyio.Lock)
+
+    async def begin(self) -> None:
+        """Run the start command if this is the first use. Raises Unreachable if the lock file cannot be made."""
+        async with self._starting:
+            self._users += 1
+            if self._descriptor is None:
+                self._descriptor = self._locked()
+                await self._run(self.start)
+
+    async def end(self) -> None:
+        """Run the stop command if this was the last use, here and in other processes."""
+        async with self._starting:
+            self._users -= 1
+            if self._users or self._descriptor is None:
+                return
+            descriptor, self._descriptor = self._descriptor, None
+            try:
+                fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                await self._run(self.stop)
+            except OSError:
+                # Another process still uses the remote, and will stop it.
+                pass
+            finally:
+                os.close(descriptor)
+
+    def _locked(self) -> int:
+        file = self.repository.annex_dir / "remotes" / f"{self.uuid}.lck"
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            raise Unreachable(f"{file} cannot be opened: {error.strerror}") from None
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            # Somebody is at the stop command just now. The start command, which comes next, may be run at any time.
+            pass
+        return descriptor
+
+    async def _run(self, command: str | None) -> None:
+        if command is not None:
+            try:
+                # As with git-annex, what becomes of the command decides nothing; the remote answers or does not.
+                await self.repository.run("sh", "-c", command, timeout=_COMMAND, accept=range(256))
+            except AnnexError as error:
+                raise Unreachable(str(error)) from None
+
+
+class Started(_Around):
+    """Runs the remote's start command before its first use, and the stop command after the last one."""
+
+    def __init__(self, inside: Session, commands: Commands) -> None:
+        super().__init__(inside)
+        self._commands = commands
+        self._begun = False
+
+    async def _before(self) -> None:
+        if not self._begun:
+            self._begun = True
+            await self._commands.begin()
+
+    async def aclose(self) -> None:
+        await super().aclose()
+        if self._begun:
+            self._begun = False
+            await self._commands.end()
+
+
+# annex-bwlimit
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Bytes a second at most; None for no limit."""
+
+    up: float | None = None
+    down: float | None = None
+
+
+class _Pacing:
+    """Waits so that what has passed since the beginning never exceeds the rate."""
+
+    def __init__(self, rate: float) -> None:
+        self._rate = rate
+        self._began = anyio.current_time()
+        self._passed = 0
+
+    async def passed(self, count: int) -> None:
+        self._passed += count
+        await anyio.sleep(self._began + self._passed / self._rate - anyio.current_time())
+
+
+class Throttled(_Around):
+    """Keeps to the bandwidth that the remote may have."""
+
+    def __init__(self, inside: Session, rates: Rates) -> None:
+        super().__init__(inside)
+        self._rates = rates
+
+    @asynccontextmanager
+    async def upload(self, key: Key, file: AssociatedFile) -> AsyncIterator[Present | Upload]:
+        async with self.inside.upload(key, file) as offer:
+            limited = self._rates.up is not None and isinstance(offer, Upload)
+            yield _SlowUpload(offer, self._rates.up) if limited else offer  # type: ignore[arg-type]
+
+    async def store(
+        self, key: Key, file: AssociatedFile, source: Source, progress: Progress | None = None
+    ) -> Present | Stored:
+        slowed = source if self._rates.up is None else _SlowSource(source, self._rates.up)
+        return await self.inside.store(key, file, slowed, progress)
+
+    @asynccontextmanager
+    async def download(self, key: Key, file: AssociatedFile, offset: int = 0) -> AsyncIterator[Download]:
+        async with self.inside.download(key, file, offset) as download:
+            yield download if self._rates.down is None else _SlowDownload(download, self._rates.down)
+
+
+class _SlowUpload(Upload):
+    def __init__(self, inside: Upload, rate: float) -> None:
+        self.offset = inside.offset
+        self._inside = inside
+        self._rate = rate
+
+    async def send(self, source: Source, progress: Progress | None = None) -> Stored:
+        return await self._inside.send(_SlowSource(source, self._rate), progress)
+
+    async def look(self) -> Stored:
+        return await self._inside.look()
+
+
+class _SlowSource(Source):
+    def __init__(self, inside: Source, rate: float) -> None:
+        self.repeatable = inside.repeatable
+        self._inside = inside
+        self._rate = rate
+
+    @asynccontextmanager
+    async def read(self, offset: int) -> AsyncIterator[SourceReading]:
+        async with self._inside.read(offset) as reading:
+            yield _SlowReading(reading, self._rate)
+
+
+class _SlowReading(SourceReading):
+    def __init__(self, inside: SourceReading, rate: float) -> None:
+        self.length = inside.length
+        self._inside = inside
+        self._pacing = _Pacing(rate)
+
+    async def chunks(self) -> AsyncIterator[bytes | memoryview]:
+        async for chunk in self._inside.chunks():
+            await self._pacing.passed(len(chunk))
+            yield chunk
+
+    async def valid(self) -> bool:
+        return await self._inside.valid()
+
+
+class _SlowDownload(Download):
+    def __init__(self, inside: Download, rate: float) -> None:
+        self.length = inside.length
+        self._inside = inside
+        self._rate = rate
+
+    @property
+    def origin(self) -> UUID | None:
+        return self._inside.origin
+
+    async def chunks(self) -> AsyncIterator[bytes | memoryview]:
+        pacing = _Pacing(self._rate)
+        async for chunk in self._inside.chunks():
+            await pacing.passed(len(chunk))
+            yield chunk
+
+    async def valid(self) -> bool:
+        return await self._inside.valid()
+
+
+# annex.pidlock
+
+
+class OneAtATime(_Around):
+    """Lets one request at a time through to a repository whose git-annex has one lock for everything."""
+
+    def __init__(self, inside: Session, turn: anyio.Lock) -> None:
+        super().__init__(inside)
+        self._turn = turn
+
+    async def check_present(self, key: Key) -> bool:
+        async with self._turn:
+            return await self.inside.check_present(key)
+
+    async def remove(self, key: Key, before: int | None = None) -> Removal:
+        async with self._turn:
+            return await self.inside.remove(key, before)
+
+    async def store(
+        self, key: Key, file: AssociatedFile, source: Source, progress: Progress | None = None
+    ) -> Present | Stored:
+        async with self._turn:
+            return await self.inside.store(key, file, source, progress)
+
+    @asynccontextmanager
+    async def upload(self, key: Key, file: AssociatedFile) -> AsyncIterator[Present | Upload]:
+        async with self._turn, self.inside.upload(key, file) as offer:
+            yield offer
+
+    @asynccontextmanager
+    async def download(self, key: Key, file: AssociatedFile, offset: int = 0) -> AsyncIterator[Download]:
+        async with self._turn, self.inside.download(key, file, offset) as download:
+            yield download
+
+    @asynccontextmanager
+    async def lock(self, key: Key) -> AsyncIterator[bool]:
+        async with self._turn, self.inside.lock(key) as locked:
+            yield locked
+
+
+# Several remotes for one repository
+
+
+class FirstThatAnswers(Session):
+    """One repository by several ways: the cheapest that can be reached. A way that was found is kept."""
+
+    def __init__(self, ways: Sequence[Callable[[], Session]]) -> None:
+        """Each of `ways` makes a session, the cheapest first; there is at least one."""
+        self._ways = ways
+        self._sessions: list[Session | None] = [None] * len(ways)
+        self._current = 0
+
+    def _session(self, place: int) -> Session:
+        session = self._sessions[place]
+        if session is None:
+            session = self._sessions[place] = self._ways[place]()
+        return session
+
+    @property
+    def name(self) -> str:
+        return self._session(self._current).name
+
+    @property
+    def version(self) -> int | None:
+        return self._session(self._current).version
+
+    async def _connected(self) -> Session:
+        """The session to be asked, which has a connection. Raises what the last way raised."""
+        count = len(self._ways)
+        failure: SessionError | None = None
+        for place in [self._current, *(each for each in range(count) if each != self._current)]:
+            try:
+                session = self._session(place)
+                await session.open()
+            except Unreachable as error:
+                failure = failure or error
+            except ValueError as error:
+                failure = failure or Unreachable(str(error))
+            else:
+                self._current = place
+                return session
+        assert failure is not None
+        raise failure
+
+    async def _ask(self, request: Callable[[Session], Awaitable[T]]) -> T:
+        return await request(await self._connected())
+
+    async def open(self) -> UUID:
+        return await self._ask(lambda session: session.open())
+
+    async def check_present(self, key: Key) -> bool:
+        return await self._ask(lambda session: session.check_present(key))
+
+    async def check_all(self, keys: Sequence[Key]) -> list[bool | Refused]:
+        return await self._ask(lambda session: session.check_all(keys))
+
+    async def remove(self, key: Key, before: int | None = None) -> Removal:
+        return await self._ask(lambda session: session.remove(key, before))
+
+    async def timestamp(self) -> int:
+        return await self._ask(lambda session: session.timestamp())
+
+    async def store(
+        self, key: Key, file: AssociatedFile, source: Source, progress: Progress | None = None
+    ) -> Present | Stored:
+        return await self._ask(lambda session: session.store(key, file, source, progress))
+
+    @asynccontextmanager
+    async def _within(self, request: Callable[[Session], AbstractAsyncContextManager[T]]) -> AsyncIterator[T]:
+        async with AsyncExitStack() as stack:
+            yield await stack.enter_async_context(request(await self._connected()))
+
+    def upload(self, key: Key, file: AssociatedFile) -> AbstractAsyncContextManager[Present | Upload]:
+        return self._within(lambda session: session.upload(key, file))
+
+    def download(self, key: Key, file: AssociatedFile, offset: int = 0) -> AbstractAsyncContextManager[Download]:
+        return self._within(lambda session: session.download(key, file, offset))
+
+    def lock(self, key: Key) -> AbstractAsyncContextManager[bool]:
+        return self._within(lambda session: session.lock(key))
+
+    async def aclose(self) -> None:
+        for session in self._sessions:
+            if session is not None:
+                await session.aclose()
+
+
+def pidlocked(directory: Path) -> bool:
+    """Whether the git-annex of a repository on this machine uses one lock for everything (annex.pidlock)."""
+    for file in (directory / ".git" / "config", directory / "config"):
+        try:
+            text = file.read_text("utf-8", "replace")
+        except OSError:
+            continue
+        return any(line.strip().replace(" ", "").lower() in ("pidlock=true", "pidlock") for line in text.splitlines())
+    return False
