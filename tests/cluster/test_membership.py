@@ -20,10 +20,11 @@ from cluster_remote.cluster.membership import (
     membership,
     way_to,
 )
+from cluster_remote.cluster.wrapping import FirstThatAnswers, Rates
 from cluster_remote.p2p.client import StreamSession
 from cluster_remote.p2p.key import UUID, AssociatedFile, Key
 from cluster_remote.p2p.session import Session
-from cluster_remote.transport.address import BadAddress, Directory, Ssh
+from cluster_remote.transport.address import BadAddress, Directory, Http, Ssh
 from cluster_remote.transport.opening import Caller
 from cluster_remote.transport.process import ProcessTransport
 from tests.cluster.fakes import CLUSTER, Log, uuid
@@ -39,6 +40,10 @@ def config(*lines: str) -> GitConfig:
     """Each line is `name=value`."""
     always = (f"annex.uuid={OWN}", f"annex.cluster.mycluster={CLUSTER}")
     return GitConfig.parse(b"".join(line.replace("=", "\n", 1).encode() + b"\0" for line in (*always, *lines)))
+
+
+# A special remote is a way to its repository only if remote.log knows it.
+BUCKET = f"{uuid(2)} type=S3 name=bucket timestamp=1s\n"
 
 
 def remote(name: str, number: int, url: str | None, *more: str, cluster: str | None = "mycluster") -> list[str]:
@@ -59,23 +64,25 @@ def names(found: Membership) -> list[str]:
     return [member.name for member in found.members]
 
 
-def test_nodes_are_the_remotes_that_both_the_configuration_and_the_log_name() -> None:
+def test_nodes_are_the_repositories_in_the_log_that_remotes_lead_to() -> None:
     found = membership(
         config(
             *remote("disk1", 1, "/disk1"),
             *remote("only-configured", 2, "/disk2"),
             *remote("only-logged", 3, "/disk3", cluster=None),
-            *remote("of-another", 4, "/disk4", cluster="elsewhere"),
-            *remote("disk5", 5, "/disk5", cluster="elsewhere  mycluster"),
+            *remote("of-another-too", 5, "/disk5", cluster="elsewhere  mycluster"),
             *remote("ignored", 6, "/disk6", "annex-ignore=true"),
+            *remote("ours", 7, "/disk7", "annex-externaltype=cluster"),
+            *remote("proxied", 8, None),
             "remote.without-uuid.annex-cluster-node=mycluster",
         ),
-        logs([1, 3, 4, 5, 6], uuid=f"{uuid(1)} first disk (attic) timestamp=1s\n"),
+        logs([1, 3, 5, 6, 7, 8, 9], uuid=f"{uuid(1)} first disk (attic) timestamp=1s\n"),
         PLACE,
     )
-    assert names(found) == ["disk1", "disk5", "ignored"]
+    assert names(found) == ["disk1", "only-logged", "of-another-too"]
     assert [member.description for member in found.members] == ["first disk (attic)", "", ""]
     assert (found.cluster, found.name, found.own) == (CLUSTER, "mycluster", OWN)
+    assert set(found.missing) == {uuid(6), uuid(7), uuid(8), uuid(9)}
 
 
 def test_a_dead_node_is_no_node_here_or_behind_another_gateway() -> None:
@@ -107,9 +114,43 @@ def test_a_cluster_that_only_the_log_knows_has_the_remotes_that_are_here() -> No
         membership(elsewhere, logs([1, 2, 3]), PLACE, OTHER_CLUSTER.text)
 
 
-def test_of_two_remotes_that_are_the_same_node_the_first_counts() -> None:
-    found = membership(config(*remote("a", 1, "/a"), *remote("b", 1, "/b")), logs([1]), PLACE)
-    assert names(found) == ["a"]
+def test_of_several_remotes_that_are_the_same_node_the_cheapest_comes_first() -> None:
+    lines = [*remote("far", 1, "host:a"), *remote("near", 1, "/a"), *remote("dear", 1, "/b", "annex-cost=300")]
+    found = membership(config(*lines), logs([1]), PLACE)
+    assert names(found) == ["near"]
+    assert [each.name for each in found.members[0].remotes] == ["near", "far", "dear"]
+    assert isinstance(found.nodes(CALLER)[0].session(), FirstThatAnswers)
+
+
+def test_what_the_user_has_set_for_a_remote_goes_with_it() -> None:
+    lines = remote(
+        "nas", 1, "host:old", "annexUrl=host:new", "annex-readonly=true", "annex-bwlimit=1MiB",
+        "annex-bwlimit-upload=500kB", "annex-start-command=wake", "annex-stop-command=sleep",
+    )  # fmt: skip
+    member = membership(config(*lines, "annex.ssh-options=-F cfg"), logs([1]), PLACE).members[0]
+    found = member.remotes[0]
+    assert not member.writable
+    assert found.way == Direct(Ssh("host", "new"), ("-F", "cfg"))
+    assert found.rates == Rates(500_000.0, 2.0**20)
+    assert (found.start, found.stop) == ("wake", "sleep")
+
+
+@pytest.mark.parametrize(
+    ("text", "rate"),
+    [
+        ("500KiB", 512_000.0),
+        ("1 MB", 1e6),
+        ("10Mbit", 1.25e6),
+        ("100", 100.0),
+        ("0", None),
+        ("fast", None),
+        (None, None),
+    ],
+)
+def test_a_rate_is_read_as_git_annex_reads_it(text: str | None, rate: float | None) -> None:
+    settings = [] if text is None else [f"annex-bwlimit={text}"]
+    found = membership(config(*remote("disk", 1, "/disk", *settings)), logs([1]), PLACE).members[0].remotes[0]
+    assert found.rates == Rates(rate, rate)
 
 
 def test_a_cluster_is_found_by_name_by_uuid_or_as_the_only_one() -> None:
@@ -154,7 +195,8 @@ WAYS: list[tuple[list[str], Way]] = [
     (["url=ssh://me@nas:22/disk"], Direct(Ssh("nas", "/disk", "me", 22))),
     (["url=nas:disk"], Direct(Ssh("nas", "disk"))),
     (["url=ssh://nas/disk", "annex-shell=/opt/git-annex-shell"], Proxied()),
-    (["url=ssh://nas/disk", "annex-ssh-options=-4"], Proxied()),
+    (["url=ssh://nas/disk", "annex-ssh-options=-4 -v"], Direct(Ssh("nas", "/disk"), ("-4", "-v"))),
+    (["url=ssh://nas/disk", "annexUrl=annex+https://nas/git-annex/"], Direct(Http("nas", 9417, "", True))),
     (["url=https://example.com/r"], Proxied()),
     (["url=p2p-annex::net:address"], Proxied()),
     (["url=gcrypt::ssh://nas/disk"], Proxied()),
@@ -183,9 +225,10 @@ def test_urls_are_rewritten_as_git_does_it() -> None:
 
 
 def test_a_special_remote_is_reached_through_git_annex_also_where_it_has_a_url() -> None:
+    kinds = {1: "git-lfs", 2: "git", 3: "directory"}
     found = membership(
         config(*remote("lfs", 1, "ssh://nas/lfs"), *remote("auto", 2, "ssh://nas/auto"), *remote("dir", 3, None)),
-        logs([1, 2, 3], remote=f"{uuid(1)} type=git-lfs timestamp=1s\n{uuid(2)} type=git timestamp=1s\n"),
+        logs([1, 2, 3], remote="".join(f"{uuid(n)} type={t} timestamp=1s\n" for n, t in kinds.items())),
         PLACE,
     )
     assert [member.kind for member in found.members] == ["proxied", "ssh", "proxied"]
@@ -292,7 +335,9 @@ def test_a_gateway_that_no_session_leads_to_is_as_good_as_unreachable() -> None:
 
 
 def test_each_node_is_asked_for_by_its_uuid_directly_or_through_this_repository() -> None:
-    found = membership(config(*remote("disk", 1, "/disk"), *remote("bucket", 2, None)), logs([1, 2]), PLACE)
+    found = membership(
+        config(*remote("disk", 1, "/disk"), *remote("bucket", 2, None)), logs([1, 2], remote=BUCKET), PLACE
+    )
     made = sessions(found)
     assert command(made["disk"])[2:] == ["/disk", OWN.text, "--uuid", uuid(1).text]
     assert command(made["bucket"])[2:] == ["/srv/gateway", OWN.text, "--uuid", uuid(2).text]

@@ -62,3 +62,26 @@ def test_every_form_on_the_addresses_page_is_read(address: str) -> None:
     scheme = re.match(r"[a-z0-9+-]+(?:://|::)", address)
     assert scheme is not None
     assert scheme[0] in (DOCS / "addresses.md").read_text("utf-8")
+
+
+# Of git-annex(1), as of 10.20261026: remote.<name>.*
+NODE_SETTINGS = """
+    annex-adb annex-allow-encrypted-gitrepo annex-androiddirectory annex-androidserial annex-availability annex-bare
+    annex-borgrepo annex-bup-split-options annex-buprepo annex-bwlimit annex-bwlimit-download annex-bwlimit-upload
+    annex-checkuuid annex-cluster-gateway annex-cluster-node annex-compute annex-config-uuid annex-cost
+    annex-cost-command annex-ddarrepo annex-directory annex-export-tracking annex-externaltype annex-fastcopy
+    annex-forward-retry annex-gcrypt annex-git-lfs annex-glacier annex-gnupg-decrypt-options annex-gnupg-options
+    annex-hooktype annex-httpalso annex-ignore annex-ignore-auto annex-ignore-command annex-mask
+    annex-max-git-bundles annex-private annex-proxied-by annex-proxy annex-pull annex-push annex-rclone
+    annex-readonly annex-retry annex-retry-delay annex-rsync-download-options annex-rsync-options
+    annex-rsync-transport annex-rsync-upload-options annex-rsyncurl annex-s3 annex-s3-restore-days
+    annex-s3-restore-tier annex-security-allow-unverified-downloads annex-shared-sop-command annex-shared-sop-profile
+    annex-shell annex-speculate-present annex-ssh-options annex-stalldetection annex-stalldetection-download
+    annex-stalldetection-upload annex-start-command annex-stop-command annex-sync annex-sync-command annex-tahoe
+    annex-tracking-branch annex-trustlevel annex-uuid annex-verify annex-web annex-webdav annexUrl
+"""
+
+
+@pytest.mark.parametrize("setting", NODE_SETTINGS.split())
+def test_every_setting_of_a_remote_is_on_the_page_of_node_settings(setting: str) -> None:
+    assert f"`{setting}`" in (DOCS / "node-settings.md").read_text("utf-8")
