@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
 from types import TracebackType
 
 import anyio
@@ -111,6 +111,14 @@ class Transport(ABC):
     async def connect(self) -> Connection:
         """A new connection. Raises Unreachable. The caller sets the deadline."""
 
+    def turn(self) -> AbstractAsyncContextManager[None]:
+        """Wait until one may connect, and keep others waiting until the peer has greeted. Has no deadline."""
+        return nullcontext()
+
+    def again_in(self, attempts: int, complaint: str) -> float | None:
+        """Say in how many seconds to try again, after so many attempts were refused; None: not at all."""
+        return None
+
 
 class StreamSession(Session):
     """See Session. The connection is made at the first request, and again when it turns out to have died idle.
@@ -171,6 +179,19 @@ class StreamSession(Session):
         return await self._connect()
 
     async def _connect(self) -> MessageStream:
+        attempts = 0
+        while True:
+            try:
+                async with self.transport.turn():
+                    return await self._connect_once()
+            except NotReached as error:
+                attempts += 1
+                pause = self.transport.again_in(attempts, str(error))
+                if pause is None:
+                    raise
+            await anyio.sleep(pause)
+
+    async def _connect_once(self) -> MessageStream:
         try:
             with anyio.fail_after(self.timeout), no_room_is_a_session_error():
                 connection = await self.transport.connect()
@@ -599,10 +620,11 @@ class _StreamUpload(Upload):
             counted = reading if progress is None else _Counting(reading, self.offset, progress)
 
             def after(valid: bool) -> list[Message]:
-                if with_validity:
+                if with_validity and (valid or self._key.has_checksum):
                     return [Valid() if valid else Invalid()]
                 if not valid:
-                    # Version 0 has no word for it: hanging up is the only way to keep the peer from storing it.
+                    # Version 0 has no word for it, and without a checksum git-annex keeps it whatever is said (observed
+                    # with git-annex 10.20261026): hanging up is the only way to keep the peer from storing it.
                     raise SourceError("the content changed while it was sent")
                 return []
 

@@ -111,8 +111,7 @@ def shell_in_directory(address: Directory, caller: Caller, server: UUID | None) 
 
 
 def shell_over_ssh(address: Ssh, caller: Caller, server: UUID | None) -> Transport:
-    from cluster_remote.transport.process import ProcessTransport
-    from cluster_remote.transport.ssh import ssh_command
+    from cluster_remote.transport.ssh import SshTransport, ssh_command
 
     # What git-annex-shell is told to work on is relative to the home directory there, as for git.
     command = ssh_command(
@@ -123,7 +122,8 @@ def shell_over_ssh(address: Ssh, caller: Caller, server: UUID | None) -> Transpo
         caller.ssh_variant,
         caller.ssh_options,
     )
-    return ProcessTransport(command, name=str(address), environment=ssh_environment())
+    where = f"{address.destination} {address.port or ''}"
+    return SshTransport(command, name=str(address), environment=ssh_environment(), destination=where)
 
 
 def unix_socket(address: Unix, token: str | None) -> Transport:

@@ -8,12 +8,52 @@ ssh.variant). What comes from the url is always passed as words of its own, neve
 from __future__ import annotations
 
 import os
+import random
+import re
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+
+from anyio import CapacityLimiter
+from anyio.lowlevel import RunVar
 
 from cluster_remote.transport.address import BadAddress, Ssh
+from cluster_remote.transport.process import ProcessTransport
 
-__all__ = ["ssh_command"]
+__all__ = ["SshTransport", "ssh_command"]
+
+# How many log in at one server at the same time: sshd refuses some from the tenth on (sshd_config(5), MaxStartups), and
+# other programs log in there too.
+_LOGINS = 4
+# Seconds until a login that was refused is tried again, by attempt.
+_PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)
+# What ssh says when the server has closed the connection before there was a login.
+_REFUSED = re.compile("kex_exchange_identification|Connection (closed|reset) by|MaxStartups")
+
+_limiters: RunVar[dict[str, CapacityLimiter]] = RunVar("cluster_remote_ssh_logins")
+
+
+class SshTransport(ProcessTransport):
+    """A program on another machine, by ssh. `destination` is the server that logins are counted by."""
+
+    def __init__(self, command: Sequence[str], *, name: str, environment: Mapping[str, str], destination: str) -> None:
+        super().__init__(command, name=name, environment=environment)
+        self._destination = destination
+
+    def turn(self) -> AbstractAsyncContextManager[None]:
+        """See Transport."""
+        try:
+            limiters = _limiters.get()
+        except LookupError:
+            limiters = {}
+            _limiters.set(limiters)
+        return limiters.setdefault(self._destination, CapacityLimiter(_LOGINS))
+
+    def again_in(self, attempts: int, complaint: str) -> float | None:
+        """See Transport. Whoever was refused at the same time does not come back at the same time."""
+        if attempts > len(_PAUSES) or not _REFUSED.search(complaint):
+            return None
+        return _PAUSES[attempts - 1] * random.uniform(0.5, 1.5)
 
 
 def ssh_command(

@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
+import anyio
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,7 +17,7 @@ from cluster_remote.p2p.errors import ConnectionLost, SessionError, TimedOut, Un
 from cluster_remote.p2p.key import UUID, Key
 from cluster_remote.transport.address import BadAddress, Ssh, parse_address
 from cluster_remote.transport.opening import Caller, stream_session
-from cluster_remote.transport.ssh import ssh_command
+from cluster_remote.transport.ssh import SshTransport, ssh_command
 from tests.support.environment import Environment
 from tests.support.processes import wait_until
 from tests.support.repositories import Repository, make_repository
@@ -358,3 +359,30 @@ def test_the_programs_environment_keeps_what_is_said_about_ssh(environment: Envi
     assert kept["GIT_SSH_VARIANT"] == "ssh"
     assert kept["GIT_SSH"] == "x"
     assert "GIT_DIR" not in kept
+
+
+def test_a_login_that_the_server_refused_is_tried_again_a_few_times() -> None:
+    transport = SshTransport(["ssh"], name="nas", environment={}, destination="nas")
+    refused = "the peer closed the connection: kex_exchange_identification: Connection closed by remote host"
+    pauses = [transport.again_in(attempt, refused) for attempt in range(1, 7)]
+    assert all(pause is not None and pause > 0 for pause in pauses[:5])
+    assert pauses[5] is None
+    assert transport.again_in(1, "Permission denied (publickey).") is None
+
+
+@pytest.mark.anyio
+async def test_only_a_few_log_in_at_one_server_at_the_same_time() -> None:
+    inside = most = 0
+
+    async def log_in(destination: str) -> None:
+        nonlocal inside, most
+        async with SshTransport(["ssh"], name="nas", environment={}, destination=destination).turn():
+            inside += 1
+            most = max(most, inside)
+            await anyio.sleep(0.01)
+            inside -= 1
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(20):
+            tasks.start_soon(log_in, "nas")
+    assert most == 4

@@ -1,0 +1,65 @@
+"""Too few descriptors, processes or memory: one request is refused, in words, and the gateway goes on."""
+
+from __future__ import annotations
+
+import errno
+import resource
+import subprocess
+import sys
+
+import pytest
+
+from cluster_remote.gateway.room import Room
+from cluster_remote.p2p.errors import Unreachable
+from cluster_remote.p2p.noroom import NoRoom, no_room_is_a_session_error
+
+
+def test_sessions_there_are_no_descriptors_for_are_refused_and_the_first_never() -> None:
+    small = Room(30)
+    first = small.take(3)
+    with pytest.raises(Unreachable, match="try again later"):
+        small.take(3)
+    small.give_back(first)
+    assert small.take(3) == first
+    large = Room(1024)
+    assert len([large.take(3) for _ in range(40)]) == 40
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EMFILE, "Too many open files"),
+        OSError(errno.EAGAIN, "Resource temporarily unavailable"),
+        MemoryError(),
+        RuntimeError("can't start new thread"),
+    ],
+)
+def test_no_room_is_an_error_of_the_request_also_within_a_group(error: Exception) -> None:
+    with pytest.raises(NoRoom, match="try again later"), no_room_is_a_session_error():
+        raise error
+    with pytest.raises(NoRoom), no_room_is_a_session_error():
+        raise _group(error)
+
+
+def _group(error: Exception) -> Exception:
+    class Group(Exception):
+        exceptions = (ValueError(), error)
+
+    return Group()
+
+
+def test_other_errors_are_left_as_they_are() -> None:
+    with pytest.raises(FileNotFoundError), no_room_is_a_session_error():
+        raise FileNotFoundError(errno.ENOENT, "missing")
+
+
+def test_the_soft_limit_of_descriptors_is_raised_and_there_are_no_core_files() -> None:
+    script = (
+        "import resource as r; r.setrlimit(r.RLIMIT_NOFILE, (64, 2000));"
+        "from cluster_remote.limits import guard_this_process; guard_this_process();"
+        "print(r.getrlimit(r.RLIMIT_NOFILE), r.getrlimit(r.RLIMIT_CORE)[0])"
+    )
+    if resource.getrlimit(resource.RLIMIT_NOFILE)[1] < 2000:
+        pytest.skip("this machine allows too few descriptors")
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "(2000, 2000) 0\n"

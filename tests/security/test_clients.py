@@ -1,0 +1,277 @@
+"""What a client of a gateway can do to its contents, and to the other clients."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import anyio
+import anyio.lowlevel
+import anyio.to_thread
+import pytest
+
+from cluster_remote.annex.repository import Repository as AnnexRepository
+from cluster_remote.gateway.backend import Backend
+from cluster_remote.gateway.gateway import Gateway, Limits
+from cluster_remote.gateway.listeners import listen
+from cluster_remote.gateway.quiet import QuietLog
+from cluster_remote.gateway.tokens import Tokens
+from cluster_remote.p2p.key import UUID
+from cluster_remote.p2p.server import Mode
+from cluster_remote.transport.address import Tcp
+from tests.gateway.test_gateway import CLIENT, _no_signals, answer, hear, say
+from tests.support.environment import Environment
+from tests.support.repositories import Cluster, make_cluster
+from tests.support.sockets import free_port
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(scope="module")
+def site(make_environment: Callable[[], Environment]) -> Cluster:
+    environment = make_environment()
+    return make_cluster(environment, environment.directory)
+
+
+@dataclass
+class Served:
+    """A gateway in this process."""
+
+    port: int
+    tokens: Tokens
+    log: list[str]
+    cluster: Cluster
+
+    def connect(self, claim: str | None = None) -> socket.socket:
+        client = socket.create_connection(("127.0.0.1", self.port), 20)
+        client.settimeout(20)
+        if claim is not None:
+            say(client, f"AUTH {CLIENT} {claim}")
+        return client
+
+
+@asynccontextmanager
+async def gateway(site: Cluster, directory: Path, limits: Limits) -> AsyncIterator[Served]:
+    with site.gateway.environment.applied(site.gateway.path):
+        repository = AnnexRepository(site.gateway.path / ".git", site.gateway.path, site.gateway.path)
+        backend = Backend(repository, UUID(site.gateway.uuid), UUID(site.uuid), 20.0)
+        served = Served(free_port(), Tokens(directory / "tokens" / "tokens"), [], site)
+        served.tokens.create(Mode.READ_ONLY, "makes the directory")
+        try:
+            async with anyio.create_task_group() as tasks:
+                server = Gateway(backend, served.tokens, 20.0, served.log.append, limits)
+                tasks.start_soon(server.run, listen(Tcp("127.0.0.1", served.port)), _no_signals())
+                yield served
+                tasks.cancel_scope.cancel()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await backend.aclose()
+
+
+async def off(function: Callable[..., str], *arguments: object) -> str:
+    return await anyio.to_thread.run_sync(lambda: function(*arguments))
+
+
+async def greeting(client: socket.socket) -> str:
+    return await off(answer, client)
+
+
+async def put(client: socket.socket, key: str, content: str) -> str:
+    offered = await off(answer, client, f"PUT  {key}")
+    if not offered.startswith("PUT-FROM"):
+        return offered
+    client.sendall(f"DATA {len(content)}\n{content}VALID\n".encode())
+    return await off(answer, client)
+
+
+# What a token allows
+
+
+async def test_an_append_only_client_replaces_nothing_and_stores_what_is_new(site: Cluster, tmp_path: Path) -> None:
+    async with gateway(site, tmp_path, Limits()) as served:
+        writer, appender = (served.tokens.create(mode)[1] for mode in (Mode.READ_WRITE, Mode.APPEND_ONLY))
+        with served.connect(writer) as one, served.connect(appender) as other:
+            for client in (one, other):
+                assert (await greeting(client)).startswith("AUTH-SUCCESS")
+                await off(answer, client, "VERSION 4")
+            assert (await put(one, "WORM-s5--kept", "hello")).startswith("SUCCESS")
+            assert (await put(other, "WORM-s5--kept", "EVIL!")).startswith("ALREADY-HAVE")
+            assert (await put(other, "WORM-s3--new", "new")).startswith("SUCCESS")
+            assert (await off(answer, other, "REMOVE WORM-s5--kept")).startswith("ERROR")
+
+
+@pytest.mark.parametrize("mode", Mode)
+async def test_content_that_the_client_calls_invalid_is_never_kept(site: Cluster, tmp_path: Path, mode: Mode) -> None:
+    key = f"WORM-s5--invalid-{mode.value}"
+    async with gateway(site, tmp_path, Limits()) as served:
+        with served.connect(served.tokens.create(mode)[1]) as client:
+            await greeting(client)
+            await off(answer, client, "VERSION 4")
+            if (await off(answer, client, f"PUT  {key}")).startswith("PUT-FROM"):
+                client.sendall(b"DATA 5\nhelloINVALID\n")
+                assert not (await off(answer, client)).startswith("SUCCESS")
+            assert await off(answer, client, f"CHECKPRESENT {key}") == "FAILURE"
+    assert site.holders(key) == [False, False, False]
+
+
+@pytest.mark.parametrize("name", ["../../../../evil", "/etc/passwd", "a/../../b", "%2e%2e%2fx", ".."])
+async def test_a_key_is_no_path_out_of_the_repositories(site: Cluster, tmp_path: Path, name: str) -> None:
+    top = site.gateway.path.parent
+    before = {path.name for path in top.iterdir()}
+    async with gateway(site, tmp_path, Limits()) as served:
+        with served.connect(served.tokens.create(Mode.READ_WRITE)[1]) as client:
+            await greeting(client)
+            await off(answer, client, "VERSION 4")
+            await put(client, f"WORM-s5--{name}", "hello")
+    assert {path.name for path in top.iterdir()} == before
+    assert all((top / each / ".git").exists() for each in before if (top / each).is_dir() and each == "gateway")
+
+
+async def test_a_token_s_scope_means_what_it_says(site: Cluster, tmp_path: Path) -> None:
+    node, other = (UUID(each.uuid) for each in site.nodes[:2])
+    async with gateway(site, tmp_path, Limits()) as served:
+        create = served.tokens.create
+        plain, narrow = create(Mode.READ_WRITE)[1], create(Mode.READ_WRITE, only=node, git=False)[1]
+        wide = create(Mode.READ_WRITE, own=True)[1]
+        expected = {
+            plain: f"AUTH-SUCCESS {site.uuid}",
+            f"{plain}/{node}": f"AUTH-SUCCESS {node}",
+            f"{plain}/{site.gateway.uuid}": "ERROR this token gives no access to the gateway's own repository",
+            narrow: f"AUTH-SUCCESS {node}",
+            f"{narrow}/{other}": f"ERROR this token gives access to {node} only",
+            f"{narrow}/{site.uuid}": f"ERROR this token gives access to {node} only",
+            f"{wide}/{site.gateway.uuid}": f"AUTH-SUCCESS {site.gateway.uuid}",
+        }
+        for claim, said in expected.items():
+            with served.connect(claim) as client:
+                assert await greeting(client) == said
+        with served.connect(narrow) as client:
+            await greeting(client)
+            say(client, "CONNECT git-upload-pack")
+            assert "ERR this token gives no access to the git repository" in await off(hear, client)
+
+
+async def test_a_token_that_has_expired_is_a_wrong_one_and_its_connections_end(site: Cluster, tmp_path: Path) -> None:
+    async with gateway(site, tmp_path, Limits(after_wrong_token=0)) as served:
+        text = served.tokens.create(Mode.READ_WRITE, expires=int(time.time()) + 2)[1]
+        with served.connect(text) as client:
+            assert (await greeting(client)).startswith("AUTH-SUCCESS")
+            assert await off(hear, client) == ""
+        with served.connect(text) as client:
+            assert await greeting(client) == "AUTH-FAILURE"
+
+
+async def test_revoking_a_token_ends_its_connections_and_no_others(site: Cluster, tmp_path: Path) -> None:
+    async with gateway(site, tmp_path, Limits()) as served:
+        (token, text), (_, kept) = served.tokens.create(Mode.READ_WRITE), served.tokens.create(Mode.READ_WRITE)
+        with served.connect(text) as client, served.connect(kept) as other:
+            await greeting(client)
+            await greeting(other)
+            served.tokens.revoke(token.id)
+            began = time.monotonic()
+            assert await off(hear, client) == ""
+            assert time.monotonic() - began < 3
+            assert await off(answer, other, "VERSION 3") == "VERSION 3"
+        assert any("its token was revoked" in line for line in served.log)
+
+
+# What one client leaves to the others
+
+
+async def test_one_token_gets_a_share_and_its_idle_connections_give_way(site: Cluster, tmp_path: Path) -> None:
+    async with gateway(site, tmp_path, Limits(clients=8)) as served:
+        greedy, second, third = (served.tokens.create(Mode.READ_ONLY)[1] for _ in range(3))
+        with ExitStack() as stack:
+
+            async def come(claim: str) -> str:
+                return await greeting(stack.enter_context(served.connect(claim)))
+
+            assert [(await come(greedy)).split()[0] for _ in range(8)] == ["AUTH-SUCCESS"] * 6 + ["ERROR"] * 2
+            assert [(await come(second)).split()[0] for _ in range(3)] == ["AUTH-SUCCESS"] * 3
+            assert (await come(third)).startswith("AUTH-SUCCESS")
+        assert sum("gave way to another client" in line for line in served.log) == 2
+
+
+async def test_locks_of_clients_that_are_gone_take_no_place_and_are_limited(site: Cluster, tmp_path: Path) -> None:
+    async with gateway(site, tmp_path, Limits(clients=2, dead_locks=3)) as served:
+        text = served.tokens.create(Mode.READ_WRITE)[1]
+        node = site.nodes[0].uuid
+        keys = [f"WORM-s1--lock{number}" for number in range(4)]
+        with served.connect(text) as client:
+            await greeting(client)
+            await off(answer, client, "VERSION 4")
+            for key in keys:
+                assert (await put(client, key, "x")).startswith("SUCCESS")
+        answers = []
+        # The first one again and again holds no more than one.
+        for key in [keys[0], keys[0], *keys]:
+            with served.connect(f"{text}/{node}") as client:
+                assert (await greeting(client)).startswith("AUTH-SUCCESS")
+                answers.append((await off(answer, client, f"LOCKCONTENT {key}")).split()[0])
+            await anyio.sleep(0.3)
+        assert answers == ["SUCCESS"] * 5 + ["ERROR"]
+        with served.connect(f"{text}/{node}") as client:
+            await greeting(client)
+            assert (await off(answer, client, f"REMOVE {keys[0]}")).startswith("FAILURE")
+
+
+async def test_guessing_is_slowed_across_connections(site: Cluster, tmp_path: Path) -> None:
+    async with gateway(site, tmp_path, Limits(after_wrong_token=0.1)) as served:
+        took = []
+        for _ in range(4):
+            with served.connect("wrong") as client:
+                began = time.monotonic()
+                assert await greeting(client) == "AUTH-FAILURE"
+                took.append(time.monotonic() - began)
+        assert took[3] > 0.8
+        assert took[0] < took[3]
+        with served.connect(served.tokens.create(Mode.READ_ONLY)[1]) as client:
+            assert (await greeting(client)).startswith("AUTH-SUCCESS")
+
+
+def test_a_flood_does_not_fill_the_log() -> None:
+    lines: list[str] = []
+    log = QuietLog(lines.append)
+    for number in range(1000):
+        log.say("strangers", f"stranger {number}")
+    log.sum_up()
+    assert len(lines) == 11
+    assert lines[-1].startswith("990 more strangers")
+
+
+@pytest.mark.slow
+async def test_a_second_client_stores_and_gets_within_a_second_whatever_others_do(
+    site: Cluster, tmp_path: Path
+) -> None:
+    async with gateway(site, tmp_path, Limits(dead_locks=100)) as served:
+        (greedy, second), node = (served.tokens.create(Mode.READ_WRITE)[1] for _ in range(2)), site.nodes[0].uuid
+        with ExitStack() as stack:
+            with served.connect(greedy) as client:
+                await greeting(client)
+                await off(answer, client, "VERSION 4")
+                for number in range(100):
+                    assert (await put(client, f"WORM-s1--many{number}", "x")).startswith("SUCCESS")
+            for number in range(100):
+                with served.connect(f"{greedy}/{node}") as client:
+                    await greeting(client)
+                    assert await off(answer, client, f"LOCKCONTENT WORM-s1--many{number}") == "SUCCESS"
+            for number in range(2000):
+                stack.enter_context(served.connect(greedy if number % 2 else None))
+                if number % 50 == 0:
+                    await anyio.lowlevel.checkpoint()
+            await anyio.sleep(1)
+            took = []
+            for number in range(5):
+                began = time.monotonic()
+                with served.connect(second) as client:
+                    assert (await greeting(client)).startswith("AUTH-SUCCESS")
+                    await off(answer, client, "VERSION 4")
+                    assert (await put(client, f"WORM-s5--second{number}", "hello")).startswith("SUCCESS")
+                    assert await off(answer, client, f"GET 0  WORM-s5--second{number}") == "DATA 5"
+                took.append(time.monotonic() - began)
+            assert sorted(took)[2] < 1.0, took
+        assert len(served.log) < 1000

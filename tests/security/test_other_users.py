@@ -1,0 +1,93 @@
+"""What another user of the machine can do: files, directories and locks that are not ours."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from cluster_remote.gateway.errors import CannotListen, GatewayError, TokensUnusable
+from cluster_remote.gateway.listeners import listen
+from cluster_remote.gateway.stdio import a_place
+from cluster_remote.gateway.tokens import Tokens
+from cluster_remote.p2p.server import Mode
+from cluster_remote.transport.address import Unix
+
+STRANGER = 65534
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to another user")
+
+
+def test_nobody_else_s_lock_keeps_a_gateway_from_starting(tmp_path: Path) -> None:
+    descriptor = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        (listener,) = listen(Unix(str(tmp_path / "gw")))
+        listener.close()
+    finally:
+        os.close(descriptor)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_socket_is_for_its_owner_alone_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        (listener,) = listen(Unix(str(tmp_path / "made" / "gw")))
+    finally:
+        os.umask(before)
+    try:
+        assert stat.S_IMODE((tmp_path / "made" / "gw").stat().st_mode) == 0o600
+        assert stat.S_IMODE((tmp_path / "made").stat().st_mode) == 0o700
+    finally:
+        listener.close()
+
+
+def test_a_directory_that_all_can_write_to_is_no_place_for_a_socket(tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    with pytest.raises(CannotListen, match="every user can write"):
+        listen(Unix(str(tmp_path / "gw")))
+    tmp_path.chmod(0o1777)
+    (listener,) = listen(Unix(str(tmp_path / "gw")))
+    listener.close()
+
+
+@as_root
+def test_a_directory_of_somebody_else_is_no_place_for_a_socket_or_tokens(tmp_path: Path) -> None:
+    os.chown(tmp_path, STRANGER, STRANGER)
+    with pytest.raises(CannotListen, match="belongs to user 65534"):
+        listen(Unix(str(tmp_path / "gw")))
+    with pytest.raises(TokensUnusable, match="belongs to user 65534"):
+        Tokens(tmp_path / "tokens").create(Mode.READ_WRITE)
+
+
+def test_tokens_that_others_can_change_let_nobody_in(tmp_path: Path) -> None:
+    tokens = Tokens(tmp_path / "own" / "tokens")
+    _, text = tokens.create(Mode.READ_WRITE)
+    tokens.file.chmod(0o666)
+    with pytest.raises(TokensUnusable, match="can be changed by other users"):
+        tokens.check(text)
+    tokens.file.chmod(0o600)
+    tokens.file.parent.chmod(0o777)
+    with pytest.raises(TokensUnusable, match="can be changed by other users"):
+        tokens.create(Mode.READ_WRITE)
+
+
+def test_a_link_in_the_place_of_a_lock_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "own").mkdir(mode=0o700)
+    (tmp_path / "own" / "tokens.lock").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(TokensUnusable):
+        Tokens(tmp_path / "own" / "tokens").create(Mode.READ_WRITE)
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_processes_for_one_client_each_share_the_places_of_the_gateway(tmp_path: Path) -> None:
+    with ExitStack() as places:
+        for _ in range(2):
+            places.enter_context(a_place(tmp_path, 2))
+        with pytest.raises(GatewayError, match="2 clients already"):
+            places.enter_context(a_place(tmp_path, 2))
+    with a_place(tmp_path, 1):
+        pass
