@@ -18,9 +18,9 @@ from cluster_remote.p2p.text import printable
 
 if TYPE_CHECKING:
     from cluster_remote.gateway.backend import Backend
-    from cluster_remote.gateway.listeners import Listener, WebAddress
+    from cluster_remote.gateway.listeners import ListenAddress, Listener
     from cluster_remote.p2p.key import UUID
-    from cluster_remote.transport.address import Tcp, Unix
+    from cluster_remote.transport.tls import ServerCertificate
 
 __all__ = ["serve"]
 
@@ -38,7 +38,7 @@ def serve(
     listen: list[str] = typer.Option(
         [],
         metavar="ADDRESS",
-        help="unix:/path, tcp://host:port, http://host:port/path or https://… May be given several times.",
+        help="unix:/path, tcp://host:port, tls://host:port, http://host:port/path or https://… May be repeated.",
     ),
     stdio: bool = typer.Option(
         False, "--stdio", help="Serve one client on standard input and output: for inetd or an ssh forced command."
@@ -47,8 +47,10 @@ def serve(
         "", metavar="UUID", help="With --stdio: a repository behind this gateway, in place of the cluster."
     ),
     public_read: bool = typer.Option(False, "--public-read", help="Over HTTP, let anybody read without a token."),
-    certificate: Path = typer.Option(None, help="For https://: the certificate, with its chain, as a PEM file."),
-    key: Path = typer.Option(None, help="For https://: the certificate's private key, as a PEM file."),
+    certificate: Path = typer.Option(
+        None, help="For tls:// and https://: certificate and chain, a PEM file, read again on SIGHUP."
+    ),
+    key: Path = typer.Option(None, help="For tls:// and https://: the certificate's private key, as a PEM file."),
     timeout: float = typer.Option(60.0, min=0.1, help="Seconds without progress before a request is given up."),
     max_clients: int = typer.Option(64, min=1, help="How many clients may be connected at the same time."),
 ) -> None:
@@ -113,10 +115,18 @@ async def _everybody(
     from cluster_remote.gateway.gateway import Gateway, Limits
     from cluster_remote.gateway.listeners import WebAddress, parse_listen
     from cluster_remote.gateway.tokens import Tokens
+    from cluster_remote.transport.address import Tls
+    from cluster_remote.transport.tls import ServerCertificate
 
     parsed = [parse_listen(address) for address in addresses]
-    if any(isinstance(address, WebAddress) and address.tls for address in parsed) and certificate is None:
-        raise BadSettings("https:// needs --certificate and --key")
+    shown = None
+    if any(isinstance(address, Tls) or (isinstance(address, WebAddress) and address.tls) for address in parsed):
+        if certificate is None:
+            raise BadSettings("tls:// and https:// need --certificate and --key")
+        try:
+            shown = ServerCertificate(*certificate)
+        except ValueError as error:
+            raise BadSettings(str(error)) from None
     tokens = Tokens.of(behind.repository)
     if not tokens.all() and not public_read:
         _say("warning: there are no tokens yet, so nobody can come in: cluster-remote token create")
@@ -126,30 +136,47 @@ async def _everybody(
         for _, listener in listeners:
             _say(f"{listener.name}: serving {behind.cluster}")
         limits = Limits(clients=clients)
-        gateway = Gateway(behind, tokens, behind.timeout, _say, limits)
+        gateway = Gateway(behind, tokens, behind.timeout, _say, limits, shown)
         try:
             async with anyio.create_task_group() as tasks:
                 for address, listener in listeners:
                     if isinstance(address, WebAddress):
-                        from cluster_remote.gateway.web import Certificate, Web
+                        from cluster_remote.gateway.web import Web
 
-                        shown = Certificate(*certificate) if address.tls and certificate is not None else None
-                        web = Web(behind, tokens, _say, path=address.path, public_read=public_read, certificate=shown)
+                        ours = shown if address.tls else None
+                        web = Web(behind, tokens, _say, path=address.path, public_read=public_read, certificate=ours)
                         tasks.start_soon(web.run, [listener], gateway.stopping, limits.to_finish)
                 plain = [listener for address, listener in listeners if not isinstance(address, WebAddress)]
+                if shown is not None:
+                    tasks.start_soon(_reload_on_hangup, shown)
                 await gateway.run(plain, signals)
+                tasks.cancel_scope.deadline = anyio.current_time() + limits.to_finish
         finally:
             with anyio.CancelScope(shield=True):
                 await behind.aclose()
 
 
-def _open(addresses: list[Unix | Tcp | WebAddress]) -> list[tuple[Unix | Tcp | WebAddress | None, Listener]]:
+async def _reload_on_hangup(shown: ServerCertificate) -> None:
+    import signal
+
+    import anyio
+
+    with anyio.open_signal_receiver(signal.SIGHUP) as signals:
+        async for _ in signals:
+            try:
+                shown.reload()
+                _say("SIGHUP: the certificate was read again")
+            except ValueError as error:
+                _say(f"SIGHUP: the old certificate stays: {error}")
+
+
+def _open(
+    addresses: list[ListenAddress],
+) -> list[tuple[ListenAddress | None, Listener]]:
     """All of them, or none; None stands for the address of a socket that systemd has handed over."""
     from cluster_remote.gateway.listeners import handed_over, listen
 
-    listeners: list[tuple[Unix | Tcp | WebAddress | None, Listener]] = [
-        (None, each) for each in handed_over(os.environ)
-    ]
+    listeners: list[tuple[ListenAddress | None, Listener]] = [(None, each) for each in handed_over(os.environ)]
     try:
         for address in addresses:
             listeners += [(address, listener) for listener in listen(address)]

@@ -23,6 +23,7 @@ from cluster_remote.gateway.places import Connection, DeadLocks, Guesses, Places
 from cluster_remote.gateway.quiet import QuietLog
 from cluster_remote.gateway.room import Room
 from cluster_remote.gateway.tokens import Token, Tokens, read_claim
+from cluster_remote.p2p.errors import ConnectionLost
 from cluster_remote.p2p.key import UUID, Key
 from cluster_remote.p2p.messages import Auth, AuthFailure, Error, describe
 from cluster_remote.p2p.noroom import out_of_room
@@ -31,6 +32,7 @@ from cluster_remote.p2p.server import LOCK_RETENTION, Closing, Endpoint, LockKee
 from cluster_remote.p2p.session import Session
 from cluster_remote.p2p.stream import MessageStream
 from cluster_remote.p2p.text import printable
+from cluster_remote.transport.tls import ServerCertificate
 
 __all__ = ["Gateway", "Limits"]
 
@@ -67,6 +69,8 @@ class Gateway:
     timeout: float
     log: Callable[[str], None]
     limits: Limits = field(default_factory=Limits)
+    certificate: ServerCertificate | None = None
+    """For the listeners with TLS."""
 
     def __post_init__(self) -> None:
         self._room = Room()
@@ -143,7 +147,7 @@ class Gateway:
             connection = Connection(f"{listener.name} #{self._arrived} ({accepted.peer})", accepted.address)
             self._places.arrive(connection)
             self._connections += 1
-            connections.start_soon(self._connection, accepted, connection)
+            connections.start_soon(self._connection, accepted, connection, listener.tls)
 
     async def _end_those_without_token(self) -> None:
         """End the connections of tokens that are revoked or expire, until this is cancelled."""
@@ -159,12 +163,12 @@ class Gateway:
             self._places.end_those_without(lambda token: not token.has_expired(), "its token has expired")
             await anyio.sleep(_TOKENS_LOOK)
 
-    async def _connection(self, accepted: SocketConnection, connection: Connection) -> None:
+    async def _connection(self, accepted: SocketConnection, connection: Connection, tls: bool) -> None:
         """One client from first to last, and its line in the log."""
         story = "cut off"
         try:
             with connection.scope:
-                story = await self._talk(accepted, connection)
+                story = await self._talk(accepted, connection, tls)
         except Exception as error:  # noqa: BLE001 -- a mistake in the program must not end the others' conversations
             full = out_of_room(error)
             story = f"ended: no room: {full}" if full else f"internal error: {type(error).__name__}: {error}"
@@ -182,12 +186,21 @@ class Gateway:
             if self._closing.begun and not self._connections:
                 self._nobody_left.set()
 
-    async def _talk(self, accepted: SocketConnection, connection: Connection) -> str:
+    async def _talk(self, accepted: SocketConnection, connection: Connection, tls: bool) -> str:
         def note(text: str) -> None:
             whose = "notes" if connection.token is None else f"notes about clients with token {connection.token.id}"
             self._quiet.say(whose, f"{connection.name}: {printable(text, 2000)}")
 
         stream = MessageStream(accepted, self.limits.to_authenticate)
+        if tls:
+            assert self.certificate is not None
+            try:
+                with anyio.fail_after(self.limits.to_authenticate):
+                    stream = MessageStream(
+                        await accepted.secured(self.certificate.context), self.limits.to_authenticate
+                    )
+            except (ConnectionLost, TimeoutError) as error:
+                return f"not let in: {error or 'no TLS in time'}"
         try:
             with self._closing.idle():
                 endpoint, who = await self._let_in(Client(stream), connection, note)

@@ -8,20 +8,24 @@ import os
 import re
 import secrets
 import socket
+import ssl
 import stat
 import struct
 from collections.abc import MutableMapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeAlias
 
 import anyio
+from anyio.streams.tls import TLSStream
 
 from cluster_remote.gateway.errors import CannotListen
+from cluster_remote.p2p.bytestream import ByteStreamConnection, ConnectionStream
 from cluster_remote.p2p.descriptor import DescriptorConnection
 from cluster_remote.p2p.errors import ConnectionLost
-from cluster_remote.transport.address import BadAddress, Tcp, Unix, parse_address
+from cluster_remote.transport.address import BadAddress, Tcp, Tls, Unix, parse_address
 
-__all__ = ["Listener", "SocketConnection", "WebAddress", "handed_over", "listen", "parse_listen"]
+__all__ = ["ListenAddress", "Listener", "SocketConnection", "WebAddress", "handed_over", "listen", "parse_listen"]
 
 _BACKLOG = 1024
 _HTTP, _HTTPS = 80, 443
@@ -45,6 +49,16 @@ class SocketConnection(DescriptorConnection):
         self._socket = socket.socket(fileno=os.dup(accepted.fileno()))
         descriptor = accepted.detach()
         super().__init__(descriptor, descriptor)
+
+    async def secured(self, context: ssl.SSLContext) -> ByteStreamConnection:
+        """Begin TLS with the client. Raises ConnectionLost. To be closed by closing this connection."""
+        try:
+            stream = await TLSStream.wrap(
+                ConnectionStream(self, self._socket), server_side=True, ssl_context=context, standard_compatible=False
+            )
+        except (ssl.SSLError, anyio.BrokenResourceError, anyio.EndOfStream) as error:
+            raise ConnectionLost(f"no TLS: {getattr(error, 'reason', None) or 'the client hung up'}") from None
+        return ByteStreamConnection(stream)
 
     async def aclose(self, patience: float) -> None:
         """Waits up to `patience` seconds for the client to close, so that what it was told last arrives.
@@ -93,6 +107,7 @@ class Listener:
     socket: socket.socket
     name: str
     in_the_clear: bool = False
+    tls: bool = False
     file: tuple[Path, int] | None = None
 
     async def accept(self) -> SocketConnection:
@@ -147,7 +162,11 @@ class WebAddress:
         return f"http{'s' if self.tls else ''}://{str(self.tcp).removeprefix('tcp://')}{self.path or '/'}"
 
 
-def parse_listen(text: str) -> Unix | Tcp | WebAddress:
+# Where a gateway can listen.
+ListenAddress: TypeAlias = Unix | Tcp | Tls | WebAddress
+
+
+def parse_listen(text: str) -> ListenAddress:
     """Read an address to listen on. Raises BadAddress."""
     scheme, colon, rest = text.partition("://")
     if colon and scheme.lower() in ("http", "https"):
@@ -161,22 +180,24 @@ def parse_listen(text: str) -> Unix | Tcp | WebAddress:
         assert isinstance(address, Tcp)
         return WebAddress(address, path, tls)
     address = parse_address(text)
-    if not isinstance(address, Unix | Tcp):
-        raise BadAddress(
-            f"a gateway listens on unix:/path, tcp://host:port or http[s]://host[:port][/path], not on {text!r}"
-        )
+    if not isinstance(address, Unix | Tcp | Tls):
+        forms = "unix:/path, tcp://host:port, tls://host:port, http://host[:port][/path] or https://…"
+        raise BadAddress(f"a gateway listens on {forms}, not on {text!r}")
     if address.node is not None:
         raise BadAddress(f"{text!r}: ?node= is for clients; every repository behind a gateway is at the same address")
     return address
 
 
-def listen(address: Unix | Tcp | WebAddress) -> list[Listener]:
+def listen(address: ListenAddress) -> list[Listener]:
     """Listen on an address; on all of them, where a host's name has several. Raises CannotListen."""
     if isinstance(address, WebAddress):
         return [
             replace(listener, name=str(address), in_the_clear=listener.in_the_clear and not address.tls)
             for listener in _listen_tcp(address.tcp)
         ]
+    if isinstance(address, Tls):
+        plain = _listen_tcp(Tcp(address.host, address.port))
+        return [replace(each, name=str(address), in_the_clear=False, tls=True) for each in plain]
     return [_listen_unix(address)] if isinstance(address, Unix) else _listen_tcp(address)
 
 

@@ -10,7 +10,6 @@ import html
 import re
 import ssl
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -22,7 +21,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Mount, Route
 
 from cluster_remote.annex.errors import AnnexError
-from cluster_remote.gateway.errors import CannotListen, NotAllowed, NotServed
+from cluster_remote.gateway.errors import NotAllowed, NotServed
 from cluster_remote.gateway.githttp import GitHttp
 from cluster_remote.gateway.p2phttp import P2pHttp, Visitor, challenge, login_of
 from cluster_remote.gateway.places import Guesses
@@ -31,25 +30,18 @@ from cluster_remote.p2p.key import UUID
 from cluster_remote.p2p.messages import Connect
 from cluster_remote.p2p.server import Endpoint, Mode
 from cluster_remote.p2p.text import printable
+from cluster_remote.transport.tls import ServerCertificate
 
 if TYPE_CHECKING:
     from cluster_remote.gateway.backend import Backend
     from cluster_remote.gateway.listeners import Listener
 
-__all__ = ["Certificate", "TokenDoor", "Web"]
+__all__ = ["TokenDoor", "Web"]
 
 # Seconds in which the first wrong token of an address is answered; see Guesses.
 _AFTER_WRONG_TOKEN = 1.0
 # How many wrong tokens may be waiting for their answer.
 _MOST_WRONG = 64
-
-
-@dataclass(frozen=True)
-class Certificate:
-    """Files in PEM form."""
-
-    certificate: str
-    key: str
 
 
 class TokenDoor:
@@ -98,7 +90,7 @@ class Web:
         *,
         path: str = "",
         public_read: bool = False,
-        certificate: Certificate | None = None,
+        certificate: ServerCertificate | None = None,
     ) -> None:
         self._behind = behind
         self._door = TokenDoor(behind, tokens, public_read=public_read)
@@ -107,10 +99,7 @@ class Web:
         self._certificate = certificate
 
     async def run(self, listeners: Sequence[Listener], stopping: anyio.Event, grace: float) -> None:
-        """Serve until `stopping` is set; then requests get `grace` seconds to finish. Closes the listeners.
-
-        Raises CannotListen if the certificate cannot be used.
-        """
+        """Serve until `stopping` is set; then requests get `grace` seconds to finish. Closes the listeners."""
         config = self._config(listeners, grace)
         async with anyio.create_task_group() as locks:
             api = P2pHttp(self._door, locks, self._log)
@@ -122,7 +111,7 @@ class Web:
                 locks.cancel_scope.cancel()
 
     def _config(self, listeners: Sequence[Listener], grace: float) -> Config:
-        config = Config()
+        config = _Config(self._certificate)
         # Hypercorn takes the descriptors over, and closes them.
         config.bind = [f"fd://{listener.socket.detach()}" for listener in listeners]
         config.accesslog = None
@@ -131,18 +120,6 @@ class Web:
         config.include_server_header = False
         config.h11_max_incomplete_size = 64 * 1024
         config.keep_alive_timeout = 90.0
-        if self._certificate is not None:
-            try:
-                ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(
-                    self._certificate.certificate, self._certificate.key
-                )
-            except (OSError, ssl.SSLError) as error:
-                files = f"{self._certificate.certificate} and {self._certificate.key}"
-                raise CannotListen(
-                    f"{files} cannot be used as certificate and key: {error.strerror or error}"
-                ) from None
-            config.certfile = self._certificate.certificate
-            config.keyfile = self._certificate.key
         return config
 
     def _app(self, api: P2pHttp) -> Any:
@@ -193,6 +170,24 @@ class Web:
             "<table><thead><tr><th>node</th><th>UUID</th><th>state</th></tr></thead>"
             f"<tbody>{''.join(rows)}</tbody></table>"
         )
+
+
+class _Config(Config):
+    """Hypercorn's settings, with a certificate that can be read again while it serves."""
+
+    def __init__(self, certificate: ServerCertificate | None) -> None:
+        super().__init__()
+        self._shown = certificate
+
+    @property
+    def ssl_enabled(self) -> bool:
+        return self._shown is not None
+
+    def create_ssl_context(self) -> ssl.SSLContext | None:
+        if self._shown is None:
+            return None
+        self._shown.context.set_alpn_protocols(self.alpn_protocols)
+        return self._shown.context
 
 
 def _base(request: Request) -> str:

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import select
+import socket
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import anyio
 from anyio.abc import ByteStream, SocketAttribute
@@ -15,7 +18,7 @@ from anyio.abc import ByteStream, SocketAttribute
 from cluster_remote.p2p.errors import ConnectionLost
 from cluster_remote.p2p.stream import Connection
 
-__all__ = ["ByteStreamConnection"]
+__all__ = ["ByteStreamConnection", "ConnectionStream"]
 
 # Bytes that are sent at once. anyio returns when all of them have gone, and each return counts as progress.
 _PIECE = 64 * 1024
@@ -72,3 +75,39 @@ class ByteStreamConnection(Connection):
 def _lost(error: Exception) -> ConnectionLost:
     cause = error.__cause__ if error.__cause__ is not None else error
     return ConnectionLost(f"the connection broke: {getattr(cause, 'strerror', None) or cause or type(cause).__name__}")
+
+
+class ConnectionStream(ByteStream):
+    """The other way round: a connection of ours as a byte stream, for what anyio puts around one. Owns it not."""
+
+    def __init__(self, connection: Connection, descriptor: socket.socket) -> None:
+        """`descriptor` is the socket that the connection reads and writes."""
+        self._connection = connection
+        self._socket = descriptor
+
+    @property
+    def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
+        return {SocketAttribute.raw_socket: lambda: self._socket}
+
+    async def receive(self, max_bytes: int = 65536) -> bytes:
+        try:
+            data = await self._connection.receive(max_bytes)
+        except ConnectionLost as error:
+            raise anyio.BrokenResourceError from error
+        if not data:
+            raise anyio.EndOfStream
+        return data
+
+    async def send(self, item: bytes) -> None:
+        left = memoryview(item)
+        try:
+            while left:
+                left = left[await self._connection.send_some(left) :]
+        except ConnectionLost as error:
+            raise anyio.BrokenResourceError from error
+
+    async def send_eof(self) -> None:
+        raise NotImplementedError("TLS has no half-closed connections")
+
+    async def aclose(self) -> None:
+        """Nothing: the connection is closed by its owner."""

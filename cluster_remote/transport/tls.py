@@ -1,4 +1,4 @@
-"""TLS for a client: who is trusted, and what this side shows of itself. The same settings as git's own https."""
+"""TLS: whom a client trusts and what it shows of itself, by the settings of git's own https; what a server shows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cluster_remote.p2p.errors import Unreachable
 if TYPE_CHECKING:
     from cluster_remote.annex.gitconfig import GitConfig
 
-__all__ = ["TlsSettings"]
+__all__ = ["ServerCertificate", "TlsSettings"]
 
 
 @dataclass(frozen=True)
@@ -59,3 +59,22 @@ def _path(value: str | None) -> str | None:
 
 def _said(error: OSError) -> str:
     return error.strerror or str(error) or type(error).__name__
+
+
+class ServerCertificate:
+    """What a server shows: a certificate with its chain, and the key, as PEM files that may be replaced meanwhile."""
+
+    def __init__(self, certificate: str, key: str) -> None:
+        """Raises ValueError where the files cannot be used."""
+        self.certificate = certificate
+        self.key = key
+        self.context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        self.reload()
+
+    def reload(self) -> None:
+        """Read the files again, for connections to come. Raises ValueError; then the old ones go on."""
+        try:
+            self.context.load_cert_chain(self.certificate, self.key)
+        except (OSError, ssl.SSLError) as error:
+            files = f"{self.certificate} and {self.key}"
+            raise ValueError(f"{files} cannot be used as certificate and key: {_said(error)}") from None

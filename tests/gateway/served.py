@@ -79,7 +79,10 @@ def gateway_of(cluster: Cluster, *options: str, name: str = "gw") -> Iterator[Ga
         )
     try:
         serving = b": serving " + cluster.uuid.encode()
-        wait_until(lambda: process.poll() is not None or log.read_bytes().count(serving) == 2, START_SECONDS)
+        wait_until(
+            lambda: process.poll() is not None or log.read_bytes().count(serving) >= 2 + options.count("--listen"),
+            START_SECONDS,
+        )
         assert process.poll() is None, log.read_text()
         gateway = Gateway(cluster, path, port, log, process)
         tokens = Tokens(cluster.gateway.path / ".git" / "cluster-remote" / "tokens")

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
-import ssl
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -76,7 +75,9 @@ def _by_tls(cluster: Cluster) -> Iterator[tuple[str, dict[str, str]]]:
     environment = cluster.gateway.environment
     certificate, key = make_certificate(environment)
     environment.run("git", "config", "--global", "http.sslCAInfo", certificate)
-    with gateway_of(cluster) as gateway, tls_in_front_of(gateway.port, certificate, key) as port:
+    port = free_port()
+    options = ("--listen", f"tls://127.0.0.1:{port}", "--certificate", str(certificate), "--key", str(key))
+    with gateway_of(cluster, *options) as gateway:
         yield f"tls://localhost:{port}", {"CLUSTER_REMOTE_TOKEN": gateway.tokens[Mode.READ_WRITE]}
 
 
@@ -123,44 +124,6 @@ def make_certificate(environment: Environment) -> tuple[Path, Path]:
     return certificate, key
 
 
-@contextlib.contextmanager
-def tls_in_front_of(port: int, certificate: Path, key: Path) -> Iterator[int]:
-    """End TLS on a port of its own, and pass what comes on to `port`."""
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(certificate, key)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-
-        def serve() -> None:
-            while True:
-                try:
-                    accepted, _ = listener.accept()
-                except OSError:
-                    return
-                threading.Thread(target=converse, args=(accepted,), daemon=True).start()
-
-        def converse(accepted: socket.socket) -> None:
-            with (
-                contextlib.suppress(OSError),
-                socket.create_connection(("127.0.0.1", port)) as near,
-                context.wrap_socket(accepted, server_side=True) as far,
-            ):
-                threading.Thread(target=pump, args=(near, far), daemon=True).start()
-                pump(far, near)
-
-        def pump(source: socket.socket, target: socket.socket) -> None:
-            with contextlib.suppress(OSError, ValueError):
-                while data := source.recv(65536):
-                    target.sendall(data)
-            with contextlib.suppress(OSError):
-                target.shutdown(socket.SHUT_RDWR)
-
-        threading.Thread(target=serve, daemon=True).start()
-        try:
-            yield listener.getsockname()[1]
-        finally:
-            listener.shutdown(socket.SHUT_RDWR)
-
-
 @pytest.fixture(params=list(WAYS))
 def way(request: pytest.FixtureRequest, environment: Environment) -> Iterator[tuple[Site, dict[str, str]]]:
     cluster = make_cluster(environment, environment.directory)
@@ -205,15 +168,23 @@ def test_git_annex_tests_it(way: tuple[Site, dict[str, str]]) -> None:
     assert done.returncode == 0, done.stdout.decode()[-3000:]
 
 
-def test_a_certificate_that_is_not_trusted_is_refused_in_words(cluster: Cluster) -> None:
-    certificate, key = make_certificate(cluster.gateway.environment)
-    client = cluster.clone()
-    with gateway_of(cluster) as gateway, tls_in_front_of(gateway.port, certificate, key) as port:
+def test_a_certificate_that_is_not_trusted_is_refused_in_words_until_it_is(cluster: Cluster) -> None:
+    environment, client, port = cluster.gateway.environment, cluster.clone(), free_port()
+    certificate, key = make_certificate(environment)
+    options = ("--listen", f"tls://127.0.0.1:{port}", "--certificate", str(certificate), "--key", str(key))
+    with gateway_of(cluster, *options) as gateway:
         token = {"CLUSTER_REMOTE_TOKEN": gateway.tokens[Mode.READ_WRITE]}
-        done = initremote(client, "mycl", f"url=tls://localhost:{port}", sameas=cluster.uuid, check=False, env=token)
-    assert done.returncode == 1
-    assert b"its certificate is not trusted" in done.stdout + done.stderr
-    assert b"http.sslCAInfo" in done.stdout + done.stderr
+        url = f"url=tls://localhost:{port}"
+        done = initremote(client, "mycl", url, sameas=cluster.uuid, check=False, env=token)
+        assert done.returncode == 1
+        assert b"its certificate is not trusted" in done.stdout + done.stderr
+        assert b"http.sslCAInfo" in done.stdout + done.stderr
+        # The gateway takes a new certificate without an end of its connections.
+        certificate, _ = make_certificate(environment)
+        gateway.process.send_signal(signal.SIGHUP)
+        assert wait_until(lambda: "the certificate was read again" in gateway.log.read_text())
+        environment.run("git", "config", "--global", "http.sslCAInfo", certificate)
+        initremote(client, "mycl", url, sameas=cluster.uuid, env=token)
 
 
 def test_a_login_comes_from_gits_credential_helpers(cluster: Cluster) -> None:
