@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all lint soak fuzz docs clean
+.PHONY: demo test test-all lint soak fuzz faults docs clean
 
 demo: $(VENV)/installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cluster-remote demo
@@ -32,6 +32,10 @@ soak: $(VENV)/installed
 
 fuzz: $(VENV)/installed
 	$(BIN)/python -m tests.proof.fuzz --inputs $(INPUTS) --seed $(SEED)
+
+# The tables in docs/reliability.md.
+faults: $(VENV)/installed
+	$(BIN)/python -m tests.proof.faults --write
 
 # The pages and pictures that are made by the code, then the site, in site/.
 docs: $(VENV)/installed

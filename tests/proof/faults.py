@@ -1,4 +1,4 @@
-"""`python -m tests.proof.faults > docs/reliability-table.md`: each request, broken at each place, by each party.
+"""`make faults`: each request, broken at each place, by each party; the tables go into docs/reliability.md.
 
 The faulty party acts out a script; everybody else is real. A gateway fails in front of git-annex with our special
 remote; a node fails among the three of a cluster without a server; a client fails in front of `cluster-remote serve`
@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from cluster_remote.gateway.tokens import Tokens
 from cluster_remote.p2p.server import Mode
@@ -639,20 +640,35 @@ def document(found: Sequence[Cell]) -> str:
     return "\n".join(parts)
 
 
+PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
+_BEGIN, _END = "<!-- made by make faults -->\n", "<!-- end of what make faults made -->\n"
+
+
+def tables() -> str:
+    """The tables as they stand in the page."""
+    return PAGE.read_text("utf-8").partition(_BEGIN)[2].partition(_END)[0]
+
+
+def write(found: Sequence[Cell]) -> None:
+    """Put the tables into the page."""
+    before, _, rest = PAGE.read_text("utf-8").partition(_BEGIN)
+    PAGE.write_text(before + _BEGIN + "\n" + document(found) + "\n" + _END + rest.partition(_END)[2], "utf-8")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; 1 where a cell is no truthful outcome."""
     parser = argparse.ArgumentParser(prog="python -m tests.proof.faults", description=__doc__)
     parser.add_argument("--party", choices=PARTIES, action="append")
     parser.add_argument("--only", default="", help="cells whose name contains this")
-    parser.add_argument("--cells", action="store_true", help="one line for each cell instead")
+    parser.add_argument("--write", action="store_true", help="put the tables into docs/reliability.md")
     given = parser.parse_args(arguments)
     found: list[Cell] = []
     for party in given.party or PARTIES:
         for cell in cells(party, lambda name: given.only in name):
             found.append(cell)
-            print(f"{cell.name}: {cell.outcome} ({cell.seconds:.1f} s)", file=sys.stdout if given.cells else sys.stderr)
-    if not given.cells:
-        print(document(found), end="")
+            print(f"{cell.name}: {cell.outcome} ({cell.seconds:.1f} s)", flush=True)
+    if given.write:
+        write(found)
     return 1 if any(cell.outcome.startswith("FAULT") for cell in found) else 0
 
 
