@@ -26,7 +26,7 @@ from cluster_remote.p2p.errors import (
 )
 from cluster_remote.p2p.key import UUID, AssociatedFile, Key
 from cluster_remote.p2p.messages import (
-    AlreadyHave,
+    ANSWERS,
     AlreadyHavePlus,
     Auth,
     AuthFailure,
@@ -54,6 +54,7 @@ from cluster_remote.p2p.messages import (
     Valid,
     Version,
     describe,
+    expected_answers,
     since,
 )
 from cluster_remote.p2p.noroom import no_room_is_a_session_error
@@ -276,7 +277,7 @@ class StreamSession(Session):
 
     async def check_present(self, key: Key) -> bool:
         async with self._request(f"checking {key}") as exchange, exchange.named():
-            return exchange.yes_or_no(await exchange.ask(CheckPresent(key)))
+            return isinstance(await exchange.ask(CheckPresent(key)), Success)
 
     async def check_all(self, keys: Sequence[Key]) -> list[bool | Refused]:
         async with self._request(f"checking {len(keys)} keys") as exchange, exchange.named():
@@ -287,39 +288,32 @@ class StreamSession(Session):
             if before is not None:
                 self._require(RemoveBefore)
             request = Remove(key) if before is None else RemoveBefore(before, key)
-            match await exchange.ask(request, patience=reading_time(key.size)):
+            answer = await exchange.ask(request, patience=reading_time(key.size))
+            match answer:
                 case Success():
-                    outcome = Removal(True)
+                    return Removal(True)
                 case SuccessPlus(uuids):
-                    outcome = Removal(True, uuids)
-                case Failure():
-                    outcome = Removal(False, reasons=(f"{self.name} did not remove it",))
+                    return Removal(True, uuids)
                 case FailurePlus(uuids):
-                    outcome = Removal(False, uuids, (f"{self.name} did not remove it everywhere",))
-                case other:
-                    raise _unexpected(other, "SUCCESS or FAILURE")
-            exchange.settled = True
-            return outcome
+                    return Removal(False, uuids, (f"{self.name} did not remove it everywhere",))
+                case _:
+                    return Removal(False, reasons=(f"{self.name} did not remove it",))
 
     async def timestamp(self) -> int:
         async with self._request("asking for the time") as exchange, exchange.named():
             self._require(GetTimestamp)
-            match await exchange.ask(GetTimestamp()):
-                case Timestamp(seconds):
-                    exchange.settled = True
-                    return seconds
-                case other:
-                    raise _unexpected(other, "TIMESTAMP")
+            answer = await exchange.ask(GetTimestamp())
+            assert isinstance(answer, Timestamp)
+            return answer.seconds
 
     @asynccontextmanager
     async def lock(self, key: Key) -> AsyncIterator[bool]:
         async with self._request(f"locking {key}") as exchange:
             async with exchange.named():
-                locked = exchange.yes_or_no(await exchange.ask(LockContent(key)))
+                locked = isinstance(await exchange.ask(LockContent(key)), Success)
             if not locked:
                 yield False
                 return
-            exchange.settled = False
             try:
                 yield True
             except BaseException:
@@ -344,18 +338,14 @@ class StreamSession(Session):
                     await exchange.end_overlong()
                     answer = await exchange.put_anew(file, key)
                 match answer:
-                    case AlreadyHave():
-                        exchange.settled = True
-                        offer = Present()
-                    case AlreadyHavePlus(uuids):
-                        exchange.settled = True
-                        offer = Present(uuids)
                     case PutFrom(offset):
                         # Until the content has been sent the peer waits for DATA, and can only be told by hanging up
                         # that none will come.
                         offer = _StreamUpload(exchange, key, file, offset)
-                    case other:
-                        raise _unexpected(other, "PUT-FROM or ALREADY-HAVE")
+                    case AlreadyHavePlus(uuids):
+                        offer = Present(uuids)
+                    case _:
+                        offer = Present()
             yield offer
 
     @asynccontextmanager
@@ -365,16 +355,15 @@ class StreamSession(Session):
             async with exchange.named():
                 # Version 0 answers DATA 0 both where nothing is left to send and where the content is not there.
                 unclear = self._version == 0 and (size is None or offset >= size)
-                if unclear and not exchange.yes_or_no(await exchange.ask(CheckPresent(key))):
+                if unclear and isinstance(await exchange.ask(CheckPresent(key)), Failure):
                     raise Refused("the server does not have the content")
-                match await exchange.ask(Get(offset, file, key), patience=patience_for(size)):
-                    case Data(length):
-                        if size is not None and length > max(0, size - offset):
-                            raise ProtocolError(
-                                f"the server announces {length} bytes from offset {offset} of a content of {size} bytes"
-                            )
-                    case other:
-                        raise _unexpected(other, "DATA")
+                answer = await exchange.ask(Get(offset, file, key), patience=patience_for(size))
+                assert isinstance(answer, Data)
+                length = answer.length
+                if size is not None and length > max(0, size - offset):
+                    raise ProtocolError(
+                        f"the server announces {length} bytes from offset {offset} of a content of {size} bytes"
+                    )
             download = _StreamDownload(exchange, key, offset, length)
             yield download
             if download.verdict is not None:
@@ -407,16 +396,23 @@ class _Exchange:
         return _Named(self)
 
     async def ask(self, request: Message, patience: float = 0) -> Message:
-        """Sends a request, and gives the answer. Raises Refused if that is ERROR."""
+        """Send a request and return its answer. Raises Refused if that is ERROR, ProtocolError if it is no answer."""
         self.settled = False
         await self.stream.send(request)
-        return self.not_refused(await self.stream.receive(patience=patience))
+        return self.answered(type(request), await self.stream.receive(patience=patience))
 
-    def not_refused(self, answer: Message) -> Message:
-        """The answer; raises Refused if it is ERROR, with which the peer has done with the request."""
+    def answered(self, request: type[Message], answer: Message) -> Message:
+        """Return the answer to a request, by the table of answers, which also says whether the request is over.
+
+        Raises Refused if it is ERROR, which ends any request; ProtocolError if it is no answer to this one.
+        """
         if isinstance(answer, Error):
             self.settled = True
             raise Refused(self.session._said(answer.text))
+        over = ANSWERS[request].get(type(answer))
+        if over is None:
+            raise _unexpected(answer, expected_answers(request))
+        self.settled = over
         return answer
 
     async def start_over(self, key: Key) -> None:
@@ -438,19 +434,12 @@ class _Exchange:
         with anyio.CancelScope(shield=True):
             # In one go, so that the peer has been told to remove it before it can have taken it for complete.
             await self.stream.send(*finished, Remove(key))
-            stored = self.not_refused(await self.stream.receive())
-            if not isinstance(stored, (Success, SuccessPlus, Failure, FailurePlus)):
-                raise _unexpected(stored, "SUCCESS or FAILURE")
-            match self.not_refused(await self.stream.receive()):
-                case Success() | SuccessPlus():
-                    return
-                case Failure() | FailurePlus():
-                    raise Refused(
-                        "the beginning of an earlier upload of this encrypted content is there and cannot be removed; "
-                        f"what there is of {key} now is of no use, remove it with git annex drop --from"
-                    )
-                case other:
-                    raise _unexpected(other, "SUCCESS or FAILURE")
+            self.answered(type(finished[-1]), await self.stream.receive())
+            if isinstance(self.answered(Remove, await self.stream.receive()), Failure | FailurePlus):
+                raise Refused(
+                    "the beginning of an earlier upload of this encrypted content is there and cannot be removed; "
+                    f"what there is of {key} now is of no use, remove it with git annex drop --from"
+                )
 
     async def end_overlong(self) -> None:
         """Make the peer throw away a part of the content that is longer than the whole.
@@ -489,40 +478,23 @@ class _Exchange:
         return answers
 
     async def _presence(self) -> bool | Refused:
-        match await self.stream.receive():
-            case Success():
-                return True
-            case Failure():
-                return False
-            case Error(text):
-                return Refused(f"{self.session.name}: {self.session._said(text)}")
-            case other:
-                raise _unexpected(other, "SUCCESS or FAILURE")
-
-    def yes_or_no(self, answer: Message) -> bool:
-        match answer:
-            case Success() | Failure():
-                self.settled = True
-                return isinstance(answer, Success)
-            case other:
-                raise _unexpected(other, "SUCCESS or FAILURE")
+        try:
+            return isinstance(self.answered(CheckPresent, await self.stream.receive()), Success)
+        except Refused as refusal:
+            return Refused(f"{self.session.name}: {refusal}")
 
     def stored(self, answer: Message, doubt: tuple[str, ...] = ()) -> Stored:
-        """What a peer says of an upload, with what is to be said besides. Raises ProtocolError."""
+        """Return what a peer says of an upload; `doubt` is what is to be said besides."""
         where = self.session.name
         match answer:
             case Success():
-                outcome = Stored(True, reasons=doubt)
+                return Stored(True, reasons=doubt)
             case SuccessPlus(uuids):
-                outcome = Stored(True, uuids, doubt)
-            case Failure():
-                outcome = Stored(False, reasons=(*doubt, f"{where} did not store it"))
+                return Stored(True, uuids, doubt)
             case FailurePlus(uuids):
-                outcome = Stored(False, uuids, (*doubt, f"{where} did not store it"))
-            case other:
-                raise _unexpected(other, "SUCCESS or FAILURE")
-        self.settled = True
-        return outcome
+                return Stored(False, uuids, (*doubt, f"{where} did not store it"))
+            case _:
+                return Stored(False, reasons=(*doubt, f"{where} did not store it"))
 
     async def unlock(self) -> None:
         with anyio.CancelScope(shield=True):
@@ -586,14 +558,10 @@ class _StreamUpload(Upload):
                 case PutFrom(offset):
                     self.offset = offset
                     return await self._send(source, progress)
-                case AlreadyHave():
-                    self._exchange.settled = True
-                    return Stored(True)
                 case AlreadyHavePlus(uuids):
-                    self._exchange.settled = True
                     return Stored(True, uuids)
-                case other:
-                    raise _unexpected(other, "PUT-FROM or ALREADY-HAVE")
+                case _:
+                    return Stored(True)
 
     async def look(self) -> Stored:
         if self._begun:
@@ -607,7 +575,7 @@ class _StreamUpload(Upload):
                 return exchange.stored(await exchange.ask(DataPresent(), patience_for(self._key.content_size)))
             # An older peer waits for the content; it can only be asked on a new connection.
             exchange.stream = await exchange.session._reconnect()
-            present = exchange.yes_or_no(await exchange.ask(CheckPresent(self._key)))
+            present = isinstance(await exchange.ask(CheckPresent(self._key)), Success)
             return Stored(present, reasons=() if present else (f"{exchange.session.name} does not have it",))
 
     async def _send(self, source: Source, progress: Progress | None) -> Stored:
@@ -629,11 +597,10 @@ class _StreamUpload(Upload):
                 return []
 
             valid = await exchange.stream.send_data(counted, after)
-        answer = exchange.not_refused(
-            await exchange.stream.receive(
-                "waiting to hear whether it was stored", patience_for(self.offset + reading.length)
-            )
+        answer = await exchange.stream.receive(
+            "waiting to hear whether it was stored", patience_for(self.offset + reading.length)
         )
+        exchange.answered(Valid if with_validity else Data, answer)
         return exchange.stored(answer, () if valid else ("the content changed while it was sent",))
 
 

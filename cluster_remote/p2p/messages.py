@@ -388,7 +388,7 @@ ANSWERS: Mapping[type[Message], Mapping[type[Message], bool]] = {
     Remove: _STORED,
     RemoveBefore: _STORED,
     GetTimestamp: {Timestamp: _DONE},
-    Put: {AlreadyHave: _DONE, AlreadyHavePlus: _DONE, PutFrom: _GOES_ON},
+    Put: {PutFrom: _GOES_ON, AlreadyHave: _DONE, AlreadyHavePlus: _DONE},
     Get: {Data: _GOES_ON},
     # After the content of a PUT, in versions 1 and up, and in version 0.
     Valid: _STORED,
@@ -406,6 +406,14 @@ def since(message: type[Message] | Message) -> int:
 def word(message: type[Message]) -> str:
     """Give the word that begins a message on the wire."""
     return decode(_BY_KIND[message].word)
+
+
+def expected_answers(request: type[Message]) -> str:
+    """Name the answers that a request may get, for an error: "PUT-FROM or ALREADY-HAVE"."""
+    words = [word(answer) for answer in ANSWERS[request]]
+    # The -PLUS form of an answer goes without saying.
+    plain = [each for each in words if each.removesuffix("-PLUS") not in words or not each.endswith("-PLUS")]
+    return " or ".join(plain)
 
 
 def serialise(message: Message) -> bytes:

@@ -38,6 +38,7 @@ from cluster_remote.p2p.messages import (
     Valid,
     Version,
     describe,
+    expected_answers,
     parse,
     serialise,
     since,
@@ -264,6 +265,11 @@ def test_an_error_of_several_lines_goes_out_as_one() -> None:
 )
 def test_each_version_adds_its_messages(version: int, kinds: set[type[Message]]) -> None:
     assert {kind for kind in MESSAGES if since(kind) == version} == kinds
+
+
+def test_the_answers_that_are_expected_are_named_without_their_longer_forms() -> None:
+    assert expected_answers(Put) == "PUT-FROM or ALREADY-HAVE"
+    assert expected_answers(RemoveBefore) == "SUCCESS or FAILURE"
 
 
 def test_no_answer_is_listed_that_its_request_is_too_old_for() -> None:
