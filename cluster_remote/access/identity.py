@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
 from cluster_remote.access.settings import BadSettings, Settings
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from cluster_remote.annex.branchlog import BranchLogs
     from cluster_remote.annex.gitconfig import GitConfig
 
-__all__ = ["candidates", "named_repository", "names_of", "node_named", "wanted_server"]
+__all__ = ["believed", "candidates", "named_repository", "names_of", "node_named", "not_recorded", "wanted_server"]
 
 
 def names_of(uuid: UUID, descriptions: Mapping[UUID, str]) -> str:
@@ -52,6 +52,28 @@ def wanted_server(settings: Settings, logs: BranchLogs, own_clusters: Mapping[st
         # and encryption on behind the back of INITREMOTE).
         return settings.uuid
     return named_repository(settings.cluster, logs, own_clusters) if settings.cluster else None
+
+
+def believed(
+    named: Collection[UUID], remote: UUID, logs: BranchLogs, own: UUID
+) -> tuple[frozenset[UUID], frozenset[UUID]]:
+    """Split the repositories that an answer names into those that the location log may be told of, and the others.
+
+    A cluster speaks for its nodes by cluster.log, a repository for itself, and nobody for `own`, the repository here.
+    That a cluster has something follows from its nodes, so clusters are in neither part. `remote` is the UUID of the
+    remote that answered.
+    """
+    nodes = logs.clusters.nodes(remote) if remote.is_cluster else frozenset({remote})
+    named = frozenset(uuid for uuid in named if not uuid.is_cluster)
+    can_be_meant = named & nodes - {own}
+    return can_be_meant, named - can_be_meant
+
+
+def not_recorded(name: str, others: Collection[UUID]) -> str:
+    """Say that a remote named repositories for which it cannot speak."""
+    return f"{name} names repositories that are no nodes of it by cluster.log; they are not recorded: " + ", ".join(
+        sorted(map(str, others))
+    )
 
 
 def candidates(server: UUID, logs: BranchLogs) -> list[UUID]:

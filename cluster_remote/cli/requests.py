@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
+from cluster_remote.access.identity import not_recorded
 from cluster_remote.access.settings import BadSettings
 from cluster_remote.cli.completion import nodes, remotes
 from cluster_remote.cli.exitcodes import FAILED, INTERRUPTED
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from cluster_remote.annex.repository import Repository
     from cluster_remote.cli.render import Lines
     from cluster_remote.cli.target import Target
-    from cluster_remote.diagnosis.request import Downloaded, Dropped, Locked, Presence, Uploaded
+    from cluster_remote.diagnosis.request import Downloaded, Dropped, Locked, Presence, Recorder, Uploaded
     from cluster_remote.p2p.key import UUID, Key
 
 __all__ = ["drop", "get", "lock", "present", "put"]
@@ -55,7 +56,9 @@ _Node = Annotated[
         show_default=False,
     ),
 ]
-_Record = Annotated[bool, typer.Option("--record", help="Write what turned out to the location log.")]
+_Record = Annotated[
+    bool, typer.Option("--record", help="Write to the location log what the answer says of NAME's nodes.")
+]
 _Timeout = Annotated[
     float | None,
     typer.Option(help="Seconds without progress to wait (default: that of the remote, else 60).", show_default=False),
@@ -96,7 +99,8 @@ def _exists(path: str | Path) -> bool:
 
 
 def _described(target: Target, uuids: Collection[UUID]) -> dict[str, str]:
-    return {str(uuid): target.descriptions[uuid] for uuid in sorted(uuids) if uuid in target.descriptions}
+    descriptions = target.logs.descriptions
+    return {str(uuid): descriptions[uuid] for uuid in sorted(uuids) if uuid in descriptions}
 
 
 def _names(uuids: Collection[UUID], descriptions: Mapping[str, str]) -> str:
@@ -135,16 +139,30 @@ async def _present(text: str, word: str, node: str, record: bool, timeout: float
 
     key, _ = await _key(word)
     async with _reach(text, node, timeout, writing=record) as target:
-        repository = request.check_recording(target.repository, target.settings) if record else None
+        recorder = request.Recorder.of(target) if record else None
+        if recorder and recorder.settings.tracking == "nodes" and recorder.settings.uuid.is_cluster and not node:
+            raise BadSettings(
+                "--record: a cluster does not say which of its nodes have the content; ask them with --node"
+            )
         request.check_legible(target.settings, key)
         outcome = await request.present(target.session, target.label, key)
-    if repository is None:
+    if recorder is None:
         return outcome
-    who = request.holders(target.settings, outcome.server, ())
-    if who == [outcome.server] and outcome.server.is_cluster:
-        raise BadSettings("--record: a cluster does not say which of its nodes have the content; ask them with --node")
-    there, gone = (who, []) if outcome.present else ([], who)
-    return replace(outcome, recorded=await request.record(repository, key, present=there, absent=gone))
+    return replace(outcome, recorded=await _record(recorder, outcome, (), present=outcome.present))
+
+
+async def _record(
+    recorder: Recorder,
+    outcome: Presence | Uploaded | Dropped,
+    named: Collection[UUID],
+    *,
+    present: bool,
+    whole: bool = True,
+) -> tuple[UUID, ...]:
+    recorded, others = await recorder.record(outcome.key, outcome.server, named, present=present, whole=whole)
+    if others:
+        say(f"cluster-remote: {not_recorded(outcome.target, others)}", err=True)
+    return recorded
 
 
 def _show_presence(outcome: Presence, console: Console) -> None:
@@ -221,15 +239,15 @@ async def _put(
                 f"{settings.name} is encrypted, and this command would store the content in the clear; git annex copy "
                 f"--to {shlex.quote(settings.name)} encrypts it"
             )
-        own = request.check_recording(target.repository, settings) if record else None
+        recorder = request.Recorder.of(target) if record else None
         with progress(in_bytes=True) as lines:
             lines.begin(target.label, key.content_size)
             outcome = await request.upload(target.session, target.label, key, name, path, _moving(lines, target.label))
     outcome = replace(outcome, descriptions=_described(target, {outcome.server, *outcome.uuids}))
-    if own is None:
+    if recorder is None:
         return outcome
-    who = request.holders(settings, outcome.server, outcome.uuids) if outcome.stored else list(outcome.uuids)
-    return replace(outcome, recorded=await request.record(own, key, present=who))
+    recorded = await _record(recorder, outcome, outcome.uuids, present=True, whole=outcome.stored)
+    return replace(outcome, recorded=recorded)
 
 
 def _moving(lines: Lines, name: str) -> Callable[[int], None]:
@@ -382,17 +400,14 @@ async def _drop(text: str, word: str, node: str, record: bool, timeout: float | 
 
     key, _ = await _key(word)
     async with _reach(text, node, timeout, writing=True) as target:
-        repository = request.check_recording(target.repository, target.settings) if record else None
+        recorder = request.Recorder.of(target) if record else None
         request.check_legible(target.settings, key)
         outcome = await request.drop(target.session, target.label, key)
     outcome = replace(outcome, descriptions=_described(target, {outcome.server, *outcome.uuids}))
-    if repository is None:
+    if recorder is None:
         return outcome
-    if outcome.removed:
-        gone = request.holders(target.settings, outcome.server, outcome.uuids)
-    else:
-        gone = [] if target.settings and target.settings.tracking == "remote" else list(outcome.uuids)
-    return replace(outcome, recorded=await request.record(repository, key, absent=gone))
+    recorded = await _record(recorder, outcome, outcome.uuids, present=False, whole=outcome.removed)
+    return replace(outcome, recorded=recorded)
 
 
 def _show_removal(outcome: Dropped, console: Console) -> None:

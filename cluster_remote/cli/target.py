@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cluster_remote.access.configuration import check_writing
 from cluster_remote.access.place import Place, looks_like_address
 from cluster_remote.annex.repository import Repository
-from cluster_remote.p2p.key import UUID
 
 if TYPE_CHECKING:
     from cluster_remote.access.settings import Settings
     from cluster_remote.access.view import View
+    from cluster_remote.annex.branchlog import BranchLogs
     from cluster_remote.p2p.session import Session
 
 __all__ = ["Target", "annex_repository", "resolve", "view_named"]
@@ -23,15 +22,16 @@ __all__ = ["Target", "annex_repository", "resolve", "view_named"]
 class Target:
     """Somebody to talk to.
 
-    `settings` is None for a bare address, `repository` outside of one of git-annex; `descriptions` is what the
-    repositories are called here.
+    `node` is the node behind it that was asked for, if any. `settings` is None for a bare address, `repository` outside
+    of one of git-annex.
     """
 
     label: str
+    node: str
     session: Session
     settings: Settings | None
     repository: Repository | None
-    descriptions: Mapping[UUID, str]
+    logs: BranchLogs
 
 
 def annex_repository() -> Repository:
@@ -59,4 +59,4 @@ async def resolve(text: str, *, timeout: float | None = None, node: str = "", wr
     view = await view_named(text, timeout, node, writing=writing)
     session = view.node(node) if node else view.session()
     label = f"{text} ({node})" if node else text
-    return Target(label, session, view.settings, view.repository, view.logs.descriptions)
+    return Target(label, node, session, view.settings, view.repository, view.logs)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import anyio.to_thread
 
+from cluster_remote.access.identity import believed
 from cluster_remote.access.settings import BadSettings
 from cluster_remote.annex.errors import NotARepository
 from cluster_remote.annex.locationlog import LocationLog, recordable
@@ -26,10 +27,12 @@ from cluster_remote.remote.retrieval import retrieve
 
 if TYPE_CHECKING:
     from cluster_remote.access.settings import Settings
+    from cluster_remote.annex.branchlog import BranchLogs
     from cluster_remote.annex.repository import Repository
+    from cluster_remote.cli.target import Target
     from cluster_remote.p2p.session import Session
 
-__all__ = ["Downloaded", "Dropped", "Locked", "Presence", "Uploaded", "download", "drop", "holders", "lock", "present"]
+__all__ = ["Downloaded", "Dropped", "Locked", "Presence", "Recorder", "Uploaded", "download", "drop", "lock", "present"]
 
 _Names = Annotated[Mapping[str, str], "what this repository calls those that are named here, by UUID"]
 _Recorded = Annotated[tuple[UUID, ...], "repositories whose location has been written to the location log"]
@@ -189,20 +192,61 @@ def has_checksum(key: Key, path: Path) -> bool | None:
 # Recording
 
 
-def holders(settings: Settings | None, server: UUID, uuids: Collection[UUID]) -> list[UUID]:
-    """Whose presence follows when `server` says that a content is there (or gone), `uuids` being those it named."""
-    if settings is not None and settings.tracking == "remote":
-        return [settings.uuid]
-    return sorted({server, *uuids})
+@dataclass(frozen=True)
+class Recorder:
+    """The location log of this repository, for what one of its remotes says.
 
+    A remote that counts as one copy is recorded itself. Any other is believed about its nodes only, or about itself
+    where it is a repository: the answer of a gateway never changes what is recorded of anybody else.
+    """
 
-async def record(
-    repository: Repository, key: Key, *, present: Collection[UUID] = (), absent: Collection[UUID] = ()
-) -> tuple[UUID, ...]:
-    """Writes to the location log what belongs there; gives whose lines were written. Raises LocationLogError."""
-    async with LocationLog(repository) as log:
-        await log.record(key, present, absent)
-    return tuple(recordable(key, [*present, *absent], None))
+    repository: Repository
+    settings: Settings
+    logs: BranchLogs
+
+    @classmethod
+    def of(cls, target: Target) -> Recorder:
+        """Check that what `target` says can be recorded. Raises NotARepository, BadSettings."""
+        repository, settings = target.repository, target.settings
+        if repository is None:
+            raise NotARepository(
+                "--record writes to the location log of a repository, and this is none; run it inside one, or leave "
+                "--record out"
+            )
+        if settings is None:
+            raise BadSettings(
+                "--record: an address alone does not prove which repository answers there; name a remote of this "
+                "repository instead"
+            )
+        if settings.tracking == "remote":
+            if settings.encryption != "none" or settings.chunked:
+                raise BadSettings(
+                    f"--record: {settings.name} keeps what it stores encrypted or in chunks, which is not what this "
+                    f"command sends or asks for; git annex copy and git annex fsck record the right thing"
+                )
+            if target.node:
+                raise BadSettings(
+                    f"--record: {settings.name} counts as one copy, whichever of its nodes have it; leave out --node"
+                )
+        return cls(repository, settings, target.logs)
+
+    async def record(
+        self, key: Key, server: UUID, named: Collection[UUID], *, present: bool, whole: bool = True
+    ) -> tuple[tuple[UUID, ...], frozenset[UUID]]:
+        """Write that `server` and those it named have the content, or have it no more.
+
+        `whole` is whether the answer holds for `server` itself too, not only for those it named. Gives the repositories
+        that were recorded, and those that were not because the remote cannot speak for them. Raises LocationLogError.
+        """
+        if self.settings.tracking == "remote":
+            # Copies on single nodes are not known here.
+            ours, others = frozenset({self.settings.uuid} if whole else ()), frozenset[UUID]()
+        else:
+            everybody = {*named, server} if whole else set(named)
+            ours, others = believed(everybody, self.settings.uuid, self.logs, self.repository.uuid)
+        async with LocationLog(self.repository) as log:
+            await log.record(key, present=ours if present else (), absent=() if present else ours)
+        return tuple(sorted(recordable(key, ours, None))), others
 
 
 def check_legible(settings: Settings | None, key: Key) -> None:
@@ -212,18 +256,3 @@ def check_legible(settings: Settings | None, key: Key) -> None:
             f"{settings.name} is encrypted: its nodes have the content under an encrypted key, which only git-annex "
             f"can compute; git annex fsck --fast --from {settings.name} asks about it, git annex drop --from removes it"
         )
-
-
-def check_recording(repository: Repository | None, settings: Settings | None) -> Repository:
-    """Whether there is a location log that this may be written to. Raises NotARepository, BadSettings."""
-    if repository is None:
-        raise NotARepository(
-            "--record writes to the location log of a repository, and this is none; run it inside one, or leave "
-            "--record out"
-        )
-    if settings is not None and settings.tracking == "remote" and (settings.encryption != "none" or settings.chunked):
-        raise BadSettings(
-            f"--record: {settings.name} keeps what it stores encrypted or in chunks, which is not what this command "
-            f"sends or asks for; git annex copy and git annex fsck record the right thing"
-        )
-    return repository

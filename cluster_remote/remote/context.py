@@ -11,7 +11,7 @@ from functools import cached_property
 import anyio
 
 from cluster_remote.access.configuration import is_accepted
-from cluster_remote.access.identity import names_of, wanted_server
+from cluster_remote.access.identity import believed, names_of, wanted_server
 from cluster_remote.access.place import caller_of, way_of
 from cluster_remote.access.settings import Settings
 from cluster_remote.access.ways import Serverless, Way
@@ -192,23 +192,16 @@ class Context:
             await self._locations().record(key, present, absent)
 
     async def believed(self, named: frozenset[UUID]) -> tuple[frozenset[UUID], frozenset[UUID]]:
-        """Of the repositories that an answer names, those that can be meant, and those that cannot.
-
-        A cluster speaks for its nodes by cluster.log, a repository for itself, and nobody for this repository.
-        """
-        named = frozenset(uuid for uuid in named if not uuid.is_cluster)
+        """Split the repositories that an answer names into those that can be recorded, and the others."""
         if self.settings.tracking == "remote":
-            return named, frozenset()
-        if not named <= self._nodes_or_itself and not self._read_again:
-            # A node may have come since.
+            return frozenset(uuid for uuid in named if not uuid.is_cluster), frozenset()
+        ours, others = believed(named, self.settings.uuid, self.logs, self.repository.uuid)
+        if others and not self._read_again:
+            # A node may have been added since.
             self._read_again = True
             self.logs = await BranchLogs.read(self.repository)
-        can_be_meant = named & self._nodes_or_itself - {self.repository.uuid}
-        return can_be_meant, named - can_be_meant
-
-    @property
-    def _nodes_or_itself(self) -> frozenset[UUID]:
-        return self.nodes if self.counts_nodes else frozenset({self.settings.uuid})
+            ours, others = believed(named, self.settings.uuid, self.logs, self.repository.uuid)
+        return ours, others
 
     def name_of(self, uuid: UUID) -> str:
         return names_of(uuid, self.logs.descriptions)

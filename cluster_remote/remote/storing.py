@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
+from cluster_remote.access.identity import not_recorded
 from cluster_remote.p2p.errors import SessionError
 from cluster_remote.p2p.file import FileSource
 from cluster_remote.p2p.key import UUID, AssociatedFile, Key
@@ -48,10 +49,7 @@ async def store(
     new, strangers = await context.believed(outcome.uuids)
     had, others = await context.believed(outcome.present)
     if strangers or others:
-        named = ", ".join(sorted(uuid.text for uuid in strangers | others))
-        tell(
-            f"{session.name} names repositories that are no nodes of it by cluster.log; they are not recorded: {named}"
-        )
+        tell(not_recorded(session.name, strangers | others))
     if not outcome.stored:
         # A part of the nodes may have it all the same; what failed is not undone.
         await _record(context, key, new | had)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -12,8 +13,10 @@ import pytest
 from tests.cli.command import cluster_remote, told
 from tests.remote.sites import Site, initremote
 from tests.support.environment import Environment
+from tests.support.peers import Expect, ScriptedPeer, Send, Step, opening
 from tests.support.processes import wait_until
 from tests.support.repositories import DESCRIPTIONS, Repository, locked
+from tests.support.shells import scripted_shell
 from tests.support.sockets import serve_p2p
 
 NOBODYS = "SHA256E-s5--0000000000000000000000000000000000000000000000000000000000000000"
@@ -233,6 +236,38 @@ def test_drop_that_a_node_cannot_do_fails_and_tells_which_did(site: Site) -> Non
     assert set(said["uuids"]) == {node.uuid for node in others}
     assert set(said["recorded"]) == set(said["uuids"])
     assert log(site, key) == {first.uuid}
+
+
+@pytest.mark.parametrize("command", ["put", "drop"])
+def test_only_nodes_of_the_cluster_are_recorded_whatever_a_gateway_says(own_site: Site, command: str) -> None:
+    client, (first, *_) = own_site.client, own_site.cluster.nodes
+    key = client.add("claimed", b"claimed\n")
+    path = own_site.environment.directory / "liar"
+    stranger = "12345678-1234-4234-8234-123456789abc"
+    client.annex("setpresentkey", key, stranger, "1")
+    client.annex("setpresentkey", key, first.uuid, "1" if command == "drop" else "0")
+    names = f"{stranger} {client.uuid} {first.uuid}"
+    answer: list[Step] = (
+        [Expect(re.compile(rb"PUT claimed \S+")), Send(f"ALREADY-HAVE-PLUS {names}\n".encode())]
+        if command == "put"
+        else [Expect(re.compile(rb"REMOVE \S+")), Send(f"SUCCESS-PLUS {names}\n".encode())]
+    )
+    before = client.locations(key)
+    with ScriptedPeer([*opening(own_site.cluster.uuid), *answer], unix=path):
+        scripted_shell(own_site.environment, path)
+        force = ["--force"] if command == "drop" else []
+        done = cluster_remote(client, command, "mycl", "claimed", *force, "--record")
+    assert client.locations(key) == (before | {first.uuid} if command == "put" else before - {first.uuid})
+    assert stranger in done.err
+    assert client.uuid in done.err
+
+
+def test_who_answers_at_an_address_is_recorded_by_nobody(site: Site) -> None:
+    key = site.client.add("said at an address", b"said at an address\n")
+    node = site.cluster.nodes[0]
+    done = cluster_remote(site.client, "put", str(node.path), "said at an address", "--record", code=2)
+    assert "remote" in done.err
+    assert not node.has_object(key)
 
 
 # lock
