@@ -219,7 +219,7 @@ def test_without_anything_to_listen_on_it_says_what_there_is(site: Cluster) -> N
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (("--listen", "ssh://nas/annex"), 2, "unix:/path or tcp://host:port"),
+        (("--listen", "ssh://nas/annex"), 2, "a gateway listens on unix:/path"),
         (("--listen", "unix:relative"), 2, "absolute"),
         (("--listen", "unix:/proc/nowhere/gw"), 1, "cannot listen on unix:/proc/nowhere/gw"),
         (("--cluster", "other", "--listen", "unix:/tmp/x"), 2, "there is mycluster"),

@@ -94,7 +94,8 @@ async def put(client: socket.socket, key: str, content: str) -> str:
 async def test_an_append_only_client_replaces_nothing_and_stores_what_is_new(site: Cluster, tmp_path: Path) -> None:
     async with gateway(site, tmp_path, Limits()) as served:
         writer, appender = (served.tokens.create(mode)[1] for mode in (Mode.READ_WRITE, Mode.APPEND_ONLY))
-        with served.connect(writer) as one, served.connect(appender) as other:
+        # On one node only: the others would take another content for the same key.
+        with served.connect(f"{writer}/{site.nodes[0].uuid}") as one, served.connect(appender) as other:
             for client in (one, other):
                 assert (await greeting(client)).startswith("AUTH-SUCCESS")
                 await off(answer, client, "VERSION 4")
@@ -214,6 +215,7 @@ async def test_locks_of_clients_that_are_gone_take_no_place_and_are_limited(site
                 answers.append((await off(answer, client, f"LOCKCONTENT {key}")).split()[0])
             await anyio.sleep(0.3)
         assert answers == ["SUCCESS"] * 5 + ["ERROR"]
+        assert sum("a newer lock holds the same content" in line for line in served.log) == 2
         with served.connect(f"{text}/{node}") as client:
             await greeting(client)
             assert (await off(answer, client, f"REMOVE {keys[0]}")).startswith("FAILURE")
