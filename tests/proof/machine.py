@@ -155,7 +155,9 @@ class Machine:
                         # Done, but nobody was left to write it down.
                         self.taken.add((uuid, key))
                     recorders = {outcome.actor.uuid}
-                    if self.world.way != "serverless" and uuid != outcome.actor.uuid:
+                    # git-annex's own gateway writes nothing down where one of its nodes could not be asked.
+                    writes = self.world.way == "served" or (self.world.way == "native" and outcome.success)
+                    if writes and uuid != outcome.actor.uuid:
                         recorders.add(self.world.gateway.uuid)
                     self.stale |= {(o.uuid, uuid, key) for o in self.world.observers if o.uuid not in recorders}
         if deed.spread:
