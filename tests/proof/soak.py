@@ -108,6 +108,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     if given.shrink:
                         print(shrink(fresh, violation))
                     break
+            if number % 5 == 4:
+                print(f"{taken} steps, {found} violations", file=sys.stderr, flush=True)
             if taken >= given.steps or found >= given.violations or given.replay:
                 break
     seconds = time.monotonic() - begun
