@@ -62,6 +62,7 @@ async def undo(context: Context, session: Session, key: Key, added: frozenset[UU
 async def _remove_from_the_only_one(context: Context, session: Session, key: Key, cause: Cause | None) -> None:
     if isinstance(cause, Uploaded) and not cause.added:
         raise NotRemoved(f"{session.name} had it before the upload, and keeps it; drop it again to remove it")
+    await session.open()
     try:
         outcome = await session.remove(stored_as(key))
     except (ConnectionLost, TimedOut, ProtocolError):
@@ -112,22 +113,24 @@ async def _remove_everywhere(context: Context, session: Session, key: Key) -> No
     if context.is_serverless or not context.counts_nodes:
         # A cluster of this repository records by itself; what a remote that counts as one copy has where, no log says.
         outcome = await session.remove(stored_as(key))
-        words = "; ".join(outcome.reasons) or f"{session.name} did not remove it"
+        error, words = "", "; ".join(outcome.reasons) or f"{session.name} did not remove it"
     else:
-        outcome, words = await _remove_behind_a_gateway(context, session, key)
+        outcome, error, words = await _remove_behind_a_gateway(context, session, key)
     if not outcome.removed:
-        if context.counts_nodes:
-            words = f"removed from {context.names_of(outcome.uuids) or 'no node'}; {words}"
-        raise NotRemoved(words)
+        where = f"removed from {context.names_of(outcome.uuids) or 'no node'}" if context.counts_nodes else ""
+        raise NotRemoved("; ".join(filter(None, [error, where, words])))
 
 
-async def _remove_behind_a_gateway(context: Context, session: Session, key: Key) -> tuple[Removal, str]:
-    outcome = Removal(False)
+async def _remove_behind_a_gateway(context: Context, session: Session, key: Key) -> tuple[Removal, str, str]:
+    """The outcome, the error that took the place of an answer, and what is left on which node."""
+    outcome, broken = Removal(False), ""
+    # Where there is no connection, nothing has become of any node.
+    await session.open()
     try:
         outcome = await session.remove(stored_as(key))
     except (ConnectionLost, TimedOut, ProtocolError) as error:
         # git-annex's own gateway ends like this where a node is away, whatever it has removed by then.
-        outcome = Removal(False, reasons=(str(error),))
+        broken = str(error)
     except anyio.get_cancelled_exc_class():
         with anyio.move_on_after(_PARTING, shield=True):
             await _settle(context, key, outcome)
@@ -138,8 +141,9 @@ async def _remove_behind_a_gateway(context: Context, session: Session, key: Key)
         gone = named if outcome.uuids or not outcome.removed else await context.nodes_with(key)
         await context.record(key, absent=gone)
     if outcome.removed and not outcome.uuids:
-        return Removal(True, gone), ""
-    return await _settle(context, key, Removal(outcome.removed, gone, outcome.reasons))
+        return Removal(True, gone), "", ""
+    outcome, words = await _settle(context, key, Removal(outcome.removed, gone))
+    return outcome, broken, words
 
 
 async def _settle(context: Context, key: Key, outcome: Removal) -> tuple[Removal, str]:
@@ -173,4 +177,4 @@ async def _settle(context: Context, key: Key, outcome: Removal) -> tuple[Removal
         for node, answer in answers.items()
         if answer is not False
     ]
-    return Removal(left == absent, outcome.uuids | absent, outcome.reasons), "; ".join(sorted(words))
+    return Removal(left == absent, outcome.uuids | absent & known), "; ".join(sorted(words))

@@ -67,9 +67,9 @@ async def store(
         tell(reason)
     if context.counts_nodes and not new | had:
         raise NotStored(
-            f"{session.name} says that the content is stored, but names none of the nodes that are known here (it "
-            f"speaks version {session.version} of the protocol), so the copies cannot be counted; clusters need "
-            "git-annex 10.20240731 or newer on the gateway, and new nodes git annex sync with it"
+            f"{session.name} says that the content is stored, but not on which nodes (it speaks version "
+            f"{session.version} of the protocol), so the copies cannot be counted; clusters need git-annex 10.20240731 "
+            "or newer on the gateway, and nodes that cluster.log does not have here git annex sync"
         )
     await _record(context, key, new | had)
     context.causes.remember(key, Uploaded(added))
