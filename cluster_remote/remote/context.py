@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import AsyncIterator, Collection, Iterable
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from contextlib import asynccontextmanager, suppress
 from functools import cached_property
 
@@ -30,7 +30,7 @@ from cluster_remote.remote.behind import NodesBehind
 from cluster_remote.remote.causes import Causes
 from cluster_remote.remote.chunks import stored_as
 from cluster_remote.remote.pool import SessionPool
-from cluster_remote.remote.retrieval import retrieve
+from cluster_remote.remote.retrieval import Damaged, NotRetrieved, can_be_looked_at, retrieve, retrieve_whole
 
 __all__ = ["Context"]
 
@@ -235,6 +235,36 @@ class Context:
     async def nodes_with(self, key: Key) -> frozenset[UUID]:
         """The nodes that have the content, by the location log."""
         return await self._locations().locations(key) & self.nodes
+
+    async def fetch(
+        self, session: Session, key: Key, path: bytes, progress: Progress, tell: Callable[[str], None]
+    ) -> None:
+        """Retrieve a content; if what comes is damaged, from one node after the other until one gives a good copy.
+
+        `tell` is told of a damaged copy. Raises NotRetrieved, CannotWrite, SessionError.
+        """
+        stored = stored_as(key)
+        if not can_be_looked_at(stored):
+            await retrieve(session, stored, path, progress)
+            return
+        remedy = f"to find and replace it: cluster-remote check {self.settings.name} --content --fix, then repair"
+        try:
+            await retrieve_whole(session, stored, path, progress)
+            return
+        except Damaged as damaged:
+            failures: list[SessionError] = [damaged]
+            where = session.name if damaged.origin is None else self.name_of(damaged.origin)
+            tell(f"{where} gave a damaged copy; {remedy}")
+            first = damaged.origin
+        known = await self.nodes_with(key) if self.counts_nodes else frozenset()
+        for node in sorted(known - {first}, key=lambda node: (self.name_of(node), node)):
+            try:
+                async with self.behind.session(node) as single:
+                    await retrieve_whole(single, stored, path, progress)
+                    return
+            except SessionError as error:
+                failures.append(error)
+        raise NotRetrieved("; ".join(map(str, failures)))
 
     async def fetch_from_one(self, session: Session, key: Key, path: bytes, progress: Progress) -> UUID | None:
         """Retrieves a content to be checked, from one repository if possible, and gives that; None if it is not known.

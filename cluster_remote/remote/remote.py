@@ -175,12 +175,10 @@ class ClusterRemote(SpecialRemote):  # type: ignore[misc] # annexremote has no t
 
     async def _retrieve(self, context: Context, session: Session, key: Key, path: bytes) -> None:
         from cluster_remote.remote.causes import Fetched, is_for_fsck
-        from cluster_remote.remote.chunks import stored_as
-        from cluster_remote.remote.retrieval import retrieve
 
         context.causes.take(key)
         if not is_for_fsck(path):
-            await retrieve(session, stored_as(key), path, self._progress())
+            await context.fetch(session, key, path, self._progress(), self._tell)
             return
         origin = await context.fetch_from_one(session, key, path, self._progress())
         context.causes.remember(key, Fetched(origin))

@@ -1,15 +1,28 @@
-"""A file that a content is downloaded into, which may hold a part of it already."""
+"""A file that a content is downloaded into, which may hold a part of it already.
+
+A content that is not large and whose key names a checksum is looked at before git-annex gets it: a damaged copy on one
+node must not hide the good ones. It lies beside until it is whole and right, then it is renamed into its place, which
+git-annex takes better than a file that grows under its eyes. Large contents go straight into the file, where git-annex
+checks them as they come; when it does not like what a node gave, it asks again, and another node is asked.
+"""
 
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
+import anyio.to_thread
+
+from cluster_remote.p2p.checksum import Checksum
 from cluster_remote.p2p.errors import SessionError
 from cluster_remote.p2p.key import UUID, AssociatedFile, Key
 from cluster_remote.p2p.session import Progress, Session
 
-__all__ = ["CannotWrite", "NotRetrieved", "retrieve"]
+__all__ = ["CannotWrite", "Damaged", "NotRetrieved", "can_be_looked_at", "retrieve", "retrieve_whole"]
+
+# Bytes of a content up to which it is looked at here: reading it twice takes no time that anybody notices.
+_LOOKED_AT = 8 * 1024 * 1024
 
 
 class CannotWrite(Exception):
@@ -18,6 +31,71 @@ class CannotWrite(Exception):
 
 class NotRetrieved(SessionError):
     """The server sent what it does not vouch for, or does not have the content."""
+
+
+class Damaged(SessionError):
+    """The content that was sent is not the one that its key names. `origin` gave it, as far as that can be told."""
+
+    def __init__(self, words: str, origin: UUID | None) -> None:
+        super().__init__(words)
+        self.origin = origin
+
+
+def can_be_looked_at(key: Key) -> bool:
+    """Whether a content is checked here before git-annex gets it."""
+    size = key.content_size
+    return size is not None and size <= _LOOKED_AT and Checksum.of(key) is not None
+
+
+async def retrieve_whole(session: Session, key: Key, path: bytes, progress: Progress) -> None:
+    """Download a content that `can_be_looked_at` beside the file at `path`, and rename it there if it is right.
+
+    Raises Damaged, then nothing is left at `path`; NotRetrieved, CannotWrite, SessionError.
+    """
+    folder, _, name = path.rpartition(b"/")
+    beside = (folder or b".") + b"/.cluster-remote-" + name[-200:]
+    try:
+        # That it can be written to shows now, not when all has come. An earlier download may have left a part in it.
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666))
+        os.replace(path, beside)  # noqa: PTH105 -- bytes
+        while True:
+            resumed = _length(beside) > 0
+            origin = await _kept(session, key, beside, path, progress)
+            if await anyio.to_thread.run_sync(_is_right, key, beside):
+                os.replace(beside, path)  # noqa: PTH105 -- bytes
+                return
+            os.unlink(beside)  # noqa: PTH108 -- bytes
+            if not resumed:
+                break
+    except OSError as error:
+        raise _cannot_write(path, error) from None
+    raise Damaged(f"{session.name} gave a damaged copy of {key}", origin)
+
+
+def _length(path: bytes) -> int:
+    try:
+        return os.stat(path).st_size  # noqa: PTH116 -- bytes
+    except FileNotFoundError:
+        return 0
+
+
+async def _kept(session: Session, key: Key, beside: bytes, path: bytes, progress: Progress) -> UUID | None:
+    """Download into `beside`; what has come of a download that breaks off is left at `path`, for the next one."""
+    try:
+        return await retrieve(session, key, beside, progress)
+    except BaseException:
+        with suppress(OSError):
+            os.replace(beside, path)  # noqa: PTH105 -- bytes
+        raise
+
+
+def _is_right(key: Key, path: bytes) -> bool:
+    checksum = Checksum.of(key)
+    assert checksum is not None
+    with open(path, "rb") as file:
+        while chunk := file.read(1024 * 1024):
+            checksum.update(chunk)
+    return checksum.matches()
 
 
 async def retrieve(session: Session, key: Key, path: bytes, progress: Progress) -> UUID | None:

@@ -1,0 +1,92 @@
+"""A damaged copy on one node does not hide the good ones: what git-annex gets comes from a node that has it right."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from cluster_remote.p2p.server import Mode
+from tests.gateway.served import gateway_of
+from tests.remote.sites import Site, initremote, make_site
+from tests.support.environment import Environment
+from tests.support.repositories import Repository, make_cluster
+
+
+def damage(node: Repository, key: str) -> None:
+    path = node.object_path(key)
+    assert path is not None
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.chmod(0o644)
+    path.write_bytes(content)
+
+
+def _get(client: Repository, name: str, content: bytes, key: str) -> bytes:
+    done = client.annex("get", "--from", name, "photo.jpg")
+    assert client.object_bytes(key) == content
+    return done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("size", [1000, 300_000])
+def test_through_git_annexs_gateway(environment: Environment, size: int) -> None:
+    site = make_site(environment)
+    content = os.urandom(size)
+    key = site.client.add("photo.jpg", content)
+    site.client.annex("copy", "--quiet", "--to", "mycl", "photo.jpg")
+    site.client.annex("drop", "--quiet", "--force", "photo.jpg")
+    for node in site.cluster.nodes[:2]:
+        damage(node, key)
+    _get(site.client, "mycl", content, key)
+
+
+def test_without_a_server_and_the_node_is_named(environment: Environment) -> None:
+    cluster = make_cluster(environment, environment.directory)
+    initremote(cluster.gateway, "own", sameas=cluster.uuid)
+    content = os.urandom(2000)
+    key = cluster.gateway.add("photo.jpg", content)
+    cluster.gateway.annex("copy", "--quiet", "--to", "own", "photo.jpg")
+    cluster.gateway.annex("drop", "--quiet", "--force", "photo.jpg")
+    cluster.gateway.git("config", "remote.node2.annex-cost", "50")
+    damage(cluster.nodes[1], key)
+    said = _get(cluster.gateway, "own", content, key)
+    assert b"second disk (cellar) gave a damaged copy" in said
+    assert b"cluster-remote check own --content" in said
+
+
+def test_through_our_gateway(environment: Environment) -> None:
+    cluster = make_cluster(environment, environment.directory)
+    client = cluster.clone()
+    with gateway_of(cluster) as gateway:
+        token = {"CLUSTER_REMOTE_TOKEN": gateway.tokens[Mode.READ_WRITE]}
+        initremote(client, "mycl", f"url={gateway.unix}", sameas=cluster.uuid, env=token)
+        content = os.urandom(2000)
+        key = client.add("photo.jpg", content)
+        client.annex("copy", "--quiet", "--to", "mycl", "photo.jpg")
+        client.annex("drop", "--quiet", "--force", "photo.jpg")
+        for node in cluster.nodes[:2]:
+            damage(node, key)
+        _get(client, "mycl", content, key)
+
+
+def test_where_every_copy_is_damaged_nothing_is_got_and_each_is_said(environment: Environment) -> None:
+    site = make_site(environment)
+    key = site.client.add("photo.jpg", os.urandom(1000))
+    site.client.annex("copy", "--quiet", "--to", "mycl", "photo.jpg")
+    site.client.annex("drop", "--quiet", "--force", "photo.jpg")
+    for node in site.cluster.nodes:
+        damage(node, key)
+    done = site.client.annex("get", "--from", "mycl", "photo.jpg", check=False)
+    assert done.returncode == 1
+    assert (done.stdout + done.stderr).count(b"gave a damaged copy") >= 3
+    assert not site.client.has_object(key)
+
+
+def test_a_wrong_part_that_was_left_here_is_no_nodes_fault(environment: Environment) -> None:
+    site: Site = make_site(environment)
+    content = os.urandom(5000)
+    key = site.client.add("photo.jpg", content)
+    site.client.annex("copy", "--quiet", "--to", "mycl", "photo.jpg")
+    site.client.annex("drop", "--quiet", "--force", "photo.jpg")
+    site.client.leave_partial(key, b"x" * 2000)
+    assert b"damaged" not in _get(site.client, "mycl", content, key)
