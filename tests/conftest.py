@@ -10,7 +10,7 @@ import pytest
 from hypothesis import settings
 
 from tests.support.environment import Environment, temporary_environment
-from tests.support.repositories import Cluster, Repository, forget_templates, make_cluster
+from tests.support.repositories import Cluster, Repository, make_cluster, templates
 from tests.support.ssh import SshServer
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -32,7 +32,7 @@ def anyio_backend() -> str:
 def _templates() -> Iterator[None]:
     """Remove what clusters were copied from when the tests are over."""
     yield
-    forget_templates()
+    templates.close()
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Running cluster-remote as people do: as a program of its own, in a repository."""
+"""Running cluster-remote as people do: as a process of its own, in a repository."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 from tests.cli.outcomes import outcome
 from tests.support.environment import Environment
+from tests.support.forked import run_forked
 from tests.support.repositories import Repository
 
 __all__ = ["Done", "cluster_remote", "told"]
@@ -43,9 +44,7 @@ def cluster_remote(
     environment, directory = (
         (where, where.directory) if isinstance(where, Environment) else (where.environment, where.path)
     )
-    done = Done(
-        environment.run("cluster-remote", *arguments, cwd=cwd or directory, env=env, check=False, timeout=timeout)
-    )
+    done = Done(run_forked(environment, *arguments, cwd=cwd or directory, env=env, check=False, timeout=timeout))
     assert code is None or done.code == code, f"cluster-remote {' '.join(map(str, arguments))}: {done!r}"
     assert "Traceback" not in done.err, done.err
     return done

@@ -156,7 +156,10 @@ def test_too_few_copies_are_named_and_what_can_be_done_about_them(own_site: Site
     (finding,) = said["findings"]
     assert (finding["file"], finding["copies"], finding["few"]) == ("elsewhere", 3, True)
     # All nodes have it, so nothing can be brought there.
-    assert "git annex numcopies" in " ".join(said["problems"][0]["commands"])
+    (problem,) = said["problems"]
+    assert problem["kind"] == "few-copies"
+    assert "git annex numcopies" in problem["remedy"]
+    assert not any("repair" in command for command in problem["commands"])
 
     client.annex("numcopies", "3")
     assert told(client, "check", "mycl")["few"] == 0

@@ -16,7 +16,7 @@ import pytest
 
 from cluster_remote.diagnosis.programs import Programs, problems_of_programs
 from tests.cli.command import cluster_remote, told
-from tests.remote.sites import Site, add_node_remotes, initremote, make_site
+from tests.remote.sites import Site, initremote, make_site
 from tests.support.environment import Environment
 from tests.support.repositories import DESCRIPTIONS, Cluster, Repository
 from tests.support.shells import limit_version
@@ -48,10 +48,9 @@ def careless(environment: Environment) -> Iterator[None]:
 
 
 @pytest.fixture
-def full_site(own_site: Site) -> Site:
+def full_site(environment: Environment) -> Site:
     """A site as it should be, for one test."""
-    add_node_remotes(own_site)
-    return own_site
+    return make_site(environment, node_remotes=True)
 
 
 def findings(where: Repository, *arguments: str, **options: Any) -> list[dict[str, Any]]:

@@ -28,7 +28,7 @@ from tests.cli.ailing import on_a_terminal
 from tests.cli.command import Done, cluster_remote
 from tests.cli.outcomes import outcome
 from tests.cli.test_doctor import careless
-from tests.remote.sites import Site, add_node_remotes, initremote, make_site
+from tests.remote.sites import Site, initremote, make_site
 from tests.support.environment import Environment
 from tests.support.processes import end_group, wait_until
 
@@ -170,8 +170,7 @@ def has_json(name: str) -> bool:
 def common(make_environment: Callable[[], Environment]) -> Site:
     """A site in order, with a remote `gone` besides that leads nowhere, and a file that all nodes have."""
     environment = make_environment()
-    site = make_site(environment)
-    add_node_remotes(site)
+    site = make_site(environment, node_remotes=True)
     with careless(environment):
         initremote(site.client, "gone", "url=/nowhere/at/all", sameas=site.cluster.uuid)
     site.client.git("config", "remote.gone.annex-cost", "50")

@@ -8,11 +8,12 @@ from pathlib import Path
 
 from tests.remote.sites import initremote
 from tests.support.environment import Environment
+from tests.support.forked import run_forked
 from tests.support.repositories import Cluster, Repository
 
 
 def ping(where: Path, environment: Environment, *arguments: str, code: int) -> str:
-    done = environment.run("cluster-remote", "ping", *arguments, cwd=where, check=False)
+    done = run_forked(environment, "ping", *arguments, cwd=where, check=False)
     text = os.fsdecode(done.stdout + done.stderr)
     assert done.returncode == code, text
     assert "Traceback" not in text

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 from tests.cli.ailing import away
+from tests.support.forked import run_forked
 from tests.support.repositories import Cluster, Repository
 
 
 def setup(client: Repository, *arguments: str, check: bool = True, code: int = 0, **options: object) -> str:
     """Runs the command in a repository; gives everything that it wrote, and wants this exit code."""
-    done = client.environment.run("cluster-remote", "setup", *arguments, cwd=client.path, check=False, timeout=120)
+    done = run_forked(client.environment, "setup", *arguments, cwd=client.path, check=False, timeout=120)
     text = os.fsdecode(done.stdout + done.stderr)
     assert done.returncode == code, text
     assert "Traceback" not in text
@@ -186,12 +187,12 @@ def test_what_cannot_be_done_is_said_and_nothing_is_made(
 def test_it_works_from_a_subdirectory(cluster: Cluster, client: Repository, gateway: str) -> None:
     below = client.path / "below"
     below.mkdir()
-    client.environment.run("cluster-remote", "setup", "mycl", gateway, "--no-nodes", cwd=below)
+    run_forked(client.environment, "setup", "mycl", gateway, "--no-nodes", cwd=below)
     assert client.config("remote.mycl.annex-uuid") == cluster.uuid
 
 
 def test_outside_of_a_repository_it_says_so(client: Repository, gateway: str, tmp_path: Path) -> None:
-    done = client.environment.run("cluster-remote", "setup", "mycl", gateway, cwd=tmp_path, check=False)
+    done = run_forked(client.environment, "setup", "mycl", gateway, cwd=tmp_path, check=False)
     assert done.returncode == 4
     assert b"no usable git repository" in done.stderr
 

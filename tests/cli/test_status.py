@@ -10,7 +10,7 @@ import pytest
 
 from tests.cli.ailing import away, carry_out, empty, lose, on_a_terminal, store, unverified
 from tests.cli.command import cluster_remote, told
-from tests.remote.sites import Site, add_node_remotes, initremote, make_site
+from tests.remote.sites import Site, initremote, make_site
 from tests.support.environment import Environment
 from tests.support.peers import ScriptedPeer, Stall
 from tests.support.repositories import DESCRIPTIONS, GATEWAY_DESCRIPTION, Cluster, make_repository
@@ -21,8 +21,7 @@ from tests.support.sockets import serve_p2p
 @pytest.fixture(scope="module")
 def stocked(make_environment: Callable[[], Environment]) -> Site:
     """A cluster with three contents on every node, that the tests of this file leave as it is."""
-    site = make_site(make_environment())
-    add_node_remotes(site)
+    site = make_site(make_environment(), node_remotes=True)
     store(site, ["one", "two", "three"])
     return site
 

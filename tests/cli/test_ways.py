@@ -10,6 +10,7 @@ from tests.cli.command import cluster_remote, told
 from tests.gateway.served import gateway_of
 from tests.remote.sites import Site, initremote, make_site
 from tests.support.environment import Environment
+from tests.support.slow import only_in_all
 from tests.support.ssh import SshServer
 
 
@@ -30,7 +31,7 @@ def mend(site: Site, remote: str) -> None:
     assert told(site.client, "status", remote)["well"]
 
 
-@pytest.mark.parametrize("way", ["unix", "tcp"])
+@pytest.mark.parametrize("way", ["unix", *only_in_all("tcp")])
 def test_through_a_gateway_of_ours(own_site: Site, way: str) -> None:
     with gateway_of(own_site.cluster) as gateway:
         url = gateway.unix if way == "unix" else gateway.tcp
@@ -41,6 +42,7 @@ def test_through_a_gateway_of_ours(own_site: Site, way: str) -> None:
         assert cluster_remote(own_site.client, "status", url, env=token).out.count("reachable") == 3
 
 
+@pytest.mark.slow
 def test_through_a_gateway_over_ssh(environment: Environment, ssh_server: SshServer) -> None:
     site = make_site(environment)
     initremote(site.client, "far", f"url={ssh_server.url(site.cluster.gateway.path)}", sameas=site.cluster.uuid)

@@ -31,6 +31,7 @@ from tests.support.environment import Environment
 from tests.support.processes import wait_until
 from tests.support.repositories import Cluster, locked
 from tests.support.shells import limit_version
+from tests.support.slow import only_in_all
 from tests.support.ssh import SshServer
 
 pytestmark = pytest.mark.anyio
@@ -457,7 +458,7 @@ async def test_an_ssh_server_that_refuses_connections_is_a_node_that_is_away(
         assert "Connection refused" in stored.reasons[0]
 
 
-@pytest.mark.parametrize("version", [0, 1, 2])
+@pytest.mark.parametrize("version", [2, *only_in_all(0, 1)])
 async def test_nodes_of_old_versions_take_part_but_are_not_trusted_with_a_time_limit(
     cluster: Cluster, version: int
 ) -> None:

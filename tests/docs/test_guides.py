@@ -10,6 +10,7 @@ import pytest
 
 from tests.docs.guide import Command, Shell, commands, matches
 from tests.support.environment import Environment
+from tests.support.slow import only_in_all
 from tests.support.ssh import SshServer
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -48,7 +49,7 @@ def shell(environment: Environment, ssh_server: SshServer) -> Iterator[Callable[
         environment.run("gpgconf", "--kill", "all", env={"HOME": str(laptop)})
 
 
-@pytest.mark.parametrize("page", GUIDES)
+@pytest.mark.parametrize("page", ["tutorial.md", *only_in_all(*(each for each in GUIDES if each != "tutorial.md"))])
 def test_every_command_of_a_guide_does_what_the_guide_shows(page: str, shell: Callable[[str], Shell]) -> None:
     for command in commands((DOCS / page).read_text("utf-8")):
         code, printed = shell(command.shell).run(command)

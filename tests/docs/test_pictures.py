@@ -34,6 +34,7 @@ def check_neutral(picture: str) -> None:
     assert paths <= {"/home/tess"}
 
 
+@pytest.mark.slow
 def test_the_pictures_are_what_the_command_makes_with_other_figures(environment: Environment) -> None:
     with environment.applied():
         made = runpy.run_path(str(DOCS / "make_pictures.py"))["pictures"](files=9, keys=300)

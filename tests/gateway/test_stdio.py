@@ -188,6 +188,7 @@ def native(cluster: Cluster, ssh_server: SshServer) -> Repository:
     return client
 
 
+@pytest.mark.slow
 def test_git_annex_tests_the_cluster_behind_a_forced_command_and_is_content(
     cluster: Cluster, native: Repository
 ) -> None:

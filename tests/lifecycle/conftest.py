@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.environment import Environment, temporary_environment
+from tests.support.forked import run_forked
 from tests.support.repositories import Cluster, Repository, make_cluster
 
 
@@ -42,7 +43,7 @@ def second_computer(cluster: Cluster, *nodes: int, name: str = "desktop") -> Rep
 
 def cluster_remote(where: Repository, *arguments: str, code: int = 0, env: dict[str, str] | None = None) -> str:
     """Runs the command; everything that it wrote. Raises AssertionError for another exit code than that."""
-    done = where.environment.run("cluster-remote", *arguments, cwd=where.path, check=False, timeout=120, env=env)
+    done = run_forked(where.environment, *arguments, cwd=where.path, check=False, timeout=120, env=env)
     text = os.fsdecode(done.stdout + done.stderr)
     assert done.returncode == code, text
     assert "Traceback" not in text

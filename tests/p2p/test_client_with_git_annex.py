@@ -26,6 +26,7 @@ from tests.support.environment import Environment
 from tests.support.peers import limit_version
 from tests.support.processes import wait_until
 from tests.support.repositories import Cluster, Repository, locked, make_cluster, make_repository
+from tests.support.slow import only_in_all
 
 pytestmark = pytest.mark.anyio
 
@@ -61,7 +62,7 @@ def gateway(make_environment: Callable[[], Environment]) -> Cluster:
     return make_cluster(environment, environment.directory)
 
 
-@pytest.fixture(params=VERSIONS)
+@pytest.fixture(params=[VERSIONS[0], VERSIONS[-1], *only_in_all(*VERSIONS[1:-1])])
 def version(request: pytest.FixtureRequest) -> int:
     found: int = request.param
     return found

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.remote.sites import Site, add_node_remotes, make_site
+from tests.remote.sites import Site, make_site
 from tests.support.environment import Environment, temporary_environment
 
 
@@ -14,9 +14,7 @@ from tests.support.environment import Environment, temporary_environment
 def shared_site() -> Iterator[Site]:
     """A site for all tests of a process of tests; `site` is what they ask for."""
     with temporary_environment() as environment:
-        made = make_site(environment)
-        add_node_remotes(made)
-        yield made
+        yield make_site(environment, node_remotes=True)
 
 
 @pytest.fixture

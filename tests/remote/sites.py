@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 from collections.abc import Mapping
@@ -13,8 +14,8 @@ from cluster_remote.annex.repository import Repository as Ours
 from cluster_remote.p2p.key import UUID
 from cluster_remote.transport.address import parse_address
 from tests.remote.driver import Driver
-from tests.support.environment import Environment
-from tests.support.repositories import Cluster, Repository, make_cluster
+from tests.support.environment import Environment, temporary_environment
+from tests.support.repositories import Cluster, Repository, copy_repository, make_cluster, templates
 
 
 def text(done: subprocess.CompletedProcess[bytes]) -> str:
@@ -76,7 +77,7 @@ class Site:
     Attributes:
         cluster: of three nodes.
         client: a clone of the gateway; its remote `mycl` is ours and the same as the cluster, and leads to the
-            gateway's directory. With `add_node_remotes` it has `n1`, `n2` and `n3` for the nodes, too.
+            gateway's directory. With `node_remotes` it has `n1`, `n2` and `n3` for the nodes, too.
     """
 
     cluster: Cluster
@@ -116,17 +117,35 @@ class Site:
         )
 
 
-def make_site(environment: Environment, directory: Path | None = None) -> Site:
-    """A site in an environment's directory, with the cluster's remote alone."""
-    cluster = make_cluster(environment, directory or environment.directory)
+def make_site(environment: Environment, directory: Path | None = None, *, node_remotes: bool = False) -> Site:
+    """A site in an environment's directory, with a remote for the cluster, and for its nodes if wanted.
+
+    It is built once in a process of tests, then copied. With a directory of its own, whose name may be an odd one, it
+    is built there.
+    """
+    if directory is not None:
+        return _build_site(environment, directory, node_remotes)
+    template = _template(node_remotes)
+    gateway, client, *nodes = (
+        copy_repository(each, environment, environment.directory)
+        for each in (template.cluster.gateway, template.client, *template.cluster.nodes)
+    )
+    return Site(Cluster(gateway, nodes, template.cluster.uuid, template.cluster.name), client)
+
+
+@functools.cache
+def _template(node_remotes: bool) -> Site:
+    environment = templates.enter_context(temporary_environment())
+    templates.callback(_template.cache_clear)
+    return _build_site(environment, environment.directory, node_remotes)
+
+
+def _build_site(environment: Environment, directory: Path, node_remotes: bool) -> Site:
+    cluster = make_cluster(environment, directory)
     client = cluster.clone()
     initremote(client, "mycl", f"url={cluster.gateway.path}", sameas=cluster.uuid)
+    for number, node in enumerate(cluster.nodes if node_remotes else (), 1):
+        initremote(client, f"n{number}", f"url={cluster.gateway.path}", sameas=node.uuid)
+        client.git("config", f"remote.n{number}.annex-cost", "110")
+        client.git("config", f"remote.n{number}.annex-sync", "false")
     return Site(cluster, client)
-
-
-def add_node_remotes(site: Site) -> None:
-    """Give the client the remotes n1, n2 and n3, for the nodes."""
-    for number, node in enumerate(site.cluster.nodes, 1):
-        initremote(site.client, f"n{number}", f"url={site.url}", sameas=node.uuid)
-        site.client.git("config", f"remote.n{number}.annex-cost", "110")
-        site.client.git("config", f"remote.n{number}.annex-sync", "false")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.remote.sites import Site, add_node_remotes, initremote, make_site, text, whereis
+from tests.remote.sites import Site, initremote, make_site, text, whereis
 from tests.support.environment import Environment
 from tests.support.repositories import Repository
 from tests.support.ssh import SshServer
@@ -21,8 +21,7 @@ def share(client: Repository) -> None:
 @pytest.fixture(scope="module")
 def pair(make_environment: Callable[[], Environment]) -> tuple[Site, Repository]:
     """A site whose client has used all its remotes and shared its branch, and another clone that has merged it."""
-    site = make_site(make_environment())
-    add_node_remotes(site)
+    site = make_site(make_environment(), node_remotes=True)
     site.client.add("f", b"for all to see")
     site.client.annex("copy", "--to", "mycl", "f")
     site.client.git("commit", "--quiet", "--message", "add f")

@@ -151,6 +151,7 @@ def test_files_go_to_every_node_come_back_and_go_again(way: tuple[Site, dict[str
     assert not site.present(key)
 
 
+@pytest.mark.slow
 def test_many_files_at_once_with_jobs(way: tuple[Site, dict[str, str]]) -> None:
     site, _ = way
     keys = [site.client.add(f"f{number}", os.urandom(1000)) for number in range(8)]

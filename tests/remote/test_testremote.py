@@ -38,11 +38,13 @@ def test_the_cluster_by_its_gateways_directory(own_site: Site) -> None:
     assert passes(own_site.client, "mycl", "--fast") >= 125
 
 
+@pytest.mark.slow
 def test_a_node_by_its_gateways_directory(own_site: Site) -> None:
     initremote(own_site.client, "node", f"url=file://{own_site.url}", sameas=own_site.cluster.nodes[0].uuid)
     assert passes(own_site.client, "node", "--fast") >= 125
 
 
+@pytest.mark.slow
 def test_the_cluster_over_ssh(own_site: Site, ssh_server: SshServer) -> None:
     url = ssh_server.url(own_site.cluster.gateway.path)
     initremote(own_site.client, "far", f"url={url}", sameas=own_site.cluster.uuid)
@@ -50,6 +52,7 @@ def test_the_cluster_over_ssh(own_site: Site, ssh_server: SshServer) -> None:
     assert ssh_server.connections > 0
 
 
+@pytest.mark.slow
 def test_a_repository_on_a_unix_socket(own_site: Site) -> None:
     node = own_site.cluster.nodes[1]
     with serve_p2p(node) as (path, token):
@@ -57,6 +60,7 @@ def test_a_repository_on_a_unix_socket(own_site: Site) -> None:
         assert passes(own_site.client, "socket", "--fast") >= 125
 
 
+@pytest.mark.slow
 def test_a_repository_over_tcp(own_site: Site) -> None:
     node = own_site.cluster.nodes[2]
     with serve_p2p(node) as (path, token), tcp_bridge(path) as (host, port):
@@ -71,12 +75,14 @@ def test_an_encrypted_cluster_in_a_repository_that_does_not_know_it(own_site: Si
     assert passes(stranger, "vault", "--fast") >= 125
 
 
+@pytest.mark.slow
 def test_an_encrypted_cluster_in_a_repository_that_knows_it(own_site: Site) -> None:
     parameters = (f"url={own_site.url}", f"cluster={own_site.cluster.name}", "tracking=remote")
     initremote(own_site.client, "vault", *parameters, "encryption=shared", "chunk=1MiB")
     assert passes(own_site.client, "vault", "--fast") >= 125
 
 
+@pytest.mark.slow
 def test_an_encrypted_repository_on_a_socket_that_is_not_known(own_site: Site) -> None:
     stranger = make_repository(own_site.environment, own_site.environment.directory / "stranger", "stranger")
     with serve_p2p(own_site.cluster.nodes[0]) as (path, token):
@@ -85,6 +91,7 @@ def test_an_encrypted_repository_on_a_socket_that_is_not_known(own_site: Site) -
         assert passes(stranger, "vault", "--fast") >= 125
 
 
+@pytest.mark.slow
 def test_everything_by_directory(own_site: Site) -> None:
     """Also files of more than one chunk. Those of the usual size would be cut into a thousand, which takes minutes."""
     node = own_site.cluster.nodes[0]

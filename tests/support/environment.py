@@ -13,7 +13,7 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 
@@ -92,6 +92,7 @@ class Environment:
         check: bool = True,
         timeout: float = 60.0,
         env: Mapping[str, str] | None = None,
+        instead: Callable[[], None] | None = None,
     ) -> subprocess.CompletedProcess[bytes]:
         """Run a command to its end and return what it wrote.
 
@@ -102,6 +103,7 @@ class Environment:
             check: whether an exit status other than 0 is an AssertionError.
             timeout: seconds, after which its whole process group is killed.
             env: variables to have besides those of the environment.
+            instead: what the child does instead of executing the program; it never returns.
 
         Raises:
             AssertionError: it failed or took too long; the message has the command and what it wrote.
@@ -113,6 +115,7 @@ class Environment:
             env=env,
             stdin=subprocess.DEVNULL if input is None else subprocess.PIPE,
             stderr=subprocess.PIPE,
+            instead=instead,
         )
         with process:
             try:
@@ -136,6 +139,7 @@ class Environment:
         stdin: int = subprocess.PIPE,
         stdout: int = subprocess.PIPE,
         stderr: int | None = None,
+        instead: Callable[[], None] | None = None,
     ) -> subprocess.Popen[bytes]:
         """Start a command that leads a process group of its own; the caller ends it."""
         return subprocess.Popen(
@@ -146,6 +150,7 @@ class Environment:
             stdout=stdout,
             stderr=stderr,
             start_new_session=True,
+            preexec_fn=instead,
         )
 
     def program(self, name: str, source: str) -> Path:

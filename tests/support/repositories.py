@@ -211,17 +211,35 @@ class Cluster:
             name: of the directory; the description is different, as with the nodes.
             source: what to clone from, the gateway's path by default.
         """
-        environment = self.gateway.environment
-        path = self.gateway.path.parent / name
-        environment.run("git", "clone", "--quiet", source or self.gateway.path, path)
-        clone = Repository(path, environment)
-        clone.annex("init", "--quiet", f"{name} (desk)")
-        clone.annex("merge", "--quiet")
-        return clone
+        template = _template(len(self.nodes), self.name)
+        if source is None and self.uuid == template.uuid and _references(self.gateway) == _references(template.gateway):
+            # Nothing has happened here yet: every clone of that name is the same.
+            copied = _template_of_clone(len(self.nodes), self.name, name)
+            return copy_repository(copied, self.gateway.environment, self.gateway.path.parent)
+        return _clone(self, name, source or self.gateway.path)
 
     def holders(self, key: str) -> list[bool]:
         """For each node, whether the content of a key really lies there."""
         return [node.has_object(key) for node in self.nodes]
+
+
+def _clone(cluster: Cluster, name: str, source: str | Path) -> Repository:
+    environment = cluster.gateway.environment
+    path = cluster.gateway.path.parent / name
+    environment.run("git", "clone", "--quiet", source, path)
+    clone = Repository(path, environment)
+    clone.annex("init", "--quiet", f"{name} (desk)")
+    clone.annex("merge", "--quiet")
+    return clone
+
+
+def _references(repository: Repository) -> dict[str, bytes]:
+    """Every branch of a repository with what it points to, and what git-annex has not committed yet."""
+    git = repository.path / ".git"
+    files = [git / "HEAD", git / "packed-refs"]
+    for below in ("refs", "annex/journal", "annex/journal-private"):
+        files += (git / below).rglob("*")
+    return {str(file.relative_to(git)): file.read_bytes() for file in files if file.is_file()}
 
 
 def make_repository(environment: Environment, path: Path, description: str) -> Repository:
@@ -241,26 +259,35 @@ def make_cluster(environment: Environment, directory: Path, nodes: int = 3, name
     template = _template(nodes, name)
     directory.mkdir(parents=True, exist_ok=True)
     for repository in (template.gateway, *template.nodes):
-        path = directory / repository.path.name
-        # Without git's samples of hooks, which are most of its files.
-        shutil.copytree(repository.path, path, symlinks=True, ignore=shutil.ignore_patterns("*.sample"))
-        _rewrite_paths(path / ".git", template.gateway.path.parent, directory)
-    return _cluster_in(environment, directory, template.uuid, nodes, name)
+        copy_repository(repository, environment, directory)
+    return cluster_in(environment, directory, template.uuid, nodes, name)
 
 
-def forget_templates() -> None:
-    """Remove what `make_cluster` copies from; the next one is built anew."""
-    _templates.close()
-    _template.cache_clear()
+templates = contextlib.ExitStack()
+"""What is built once in a process of tests, and copied for each test; closed when the tests are over."""
 
 
-_templates = contextlib.ExitStack()
+def copy_repository(template: Repository, environment: Environment, directory: Path) -> Repository:
+    """Copy a repository of a template's directory into another directory, where it has the copies of its neighbours."""
+    path = directory / template.path.name
+    # Without git's samples of hooks, which are most of its files.
+    shutil.copytree(template.path, path, symlinks=True, ignore=shutil.ignore_patterns("*.sample"))
+    _rewrite_paths(path / ".git", template.path.parent, directory)
+    return Repository(path, environment)
 
 
 @functools.cache
 def _template(nodes: int, name: str) -> Cluster:
-    environment = _templates.enter_context(temporary_environment())
+    environment = templates.enter_context(temporary_environment())
+    templates.callback(_template.cache_clear)
     return _build_cluster(environment, environment.directory, nodes, name)
+
+
+@functools.cache
+def _template_of_clone(nodes: int, name: str, clone: str) -> Repository:
+    cluster = _template(nodes, name)
+    templates.callback(_template_of_clone.cache_clear)
+    return _clone(cluster, clone, cluster.gateway.path)
 
 
 def _build_cluster(environment: Environment, directory: Path, nodes: int, name: str) -> Cluster:
@@ -279,17 +306,20 @@ def _build_cluster(environment: Environment, directory: Path, nodes: int, name: 
     gateway.annex("sync", "--quiet", "--no-content")
     uuid = gateway.config(f"annex.cluster.{name}")
     assert uuid is not None, f"git annex initcluster left no annex.cluster.{name}"
-    return _cluster_in(environment, directory, uuid, nodes, name)
+    return cluster_in(environment, directory, uuid, nodes, name)
 
 
-def _cluster_in(environment: Environment, directory: Path, uuid: str, nodes: int, name: str) -> Cluster:
+def cluster_in(environment: Environment, directory: Path, uuid: str, nodes: int, name: str) -> Cluster:
+    """The cluster whose repositories lie in a directory."""
     places = [Repository(directory / f"node{number}", environment) for number in range(1, nodes + 1)]
     return Cluster(Repository(directory / "gateway", environment), places, uuid, name)
 
 
 def _rewrite_paths(git_directory: Path, before: Path, after: Path) -> None:
-    """Replace a directory's name wherever git wrote it down: remote urls, FETCH_HEAD, reflogs."""
-    files = [git_directory / "config", git_directory / "FETCH_HEAD", *(git_directory / "logs").rglob("*")]
+    """Replace a directory's name wherever it is written down: remote urls, FETCH_HEAD, reflogs, journals."""
+    files = [git_directory / "config", git_directory / "FETCH_HEAD", *(git_directory / "annex").glob("*.log")]
+    for below in ("logs", "annex/journal", "annex/journal-private"):
+        files += (git_directory / below).rglob("*")
     for file in files:
         if file.is_file():
             file.write_bytes(file.read_bytes().replace(os.fsencode(before), os.fsencode(after)))

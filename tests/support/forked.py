@@ -1,0 +1,97 @@
+"""Running cluster-remote in a fork of the tests' own process, which need not read the program again.
+
+Reading it takes many times as long as most commands do. It is a process like any other, with its own working directory,
+variables, descriptors, signals and process group. Only its start is not that of the real program: what is about that
+(shims, locales, Python's own variables) starts the real one with `Environment.run`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import gc
+import io
+import os
+import signal
+import subprocess
+import sys
+import threading
+import traceback
+import types
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import cluster_remote.cli.app as _app  # read before the first fork
+from cluster_remote.__main__ import command_line
+
+from .environment import Environment
+
+__all__ = ["run_forked"]
+
+AT_START = ("LC_", "LANG", "PYTHON", "PATH")
+"""How the variables begin that decide which program is started, and that Python reads before anything else."""
+
+assert _app
+
+
+def run_forked(
+    environment: Environment,
+    *arguments: str | bytes | Path,
+    cwd: Path | None = None,
+    input: bytes | None = None,
+    check: bool = True,
+    timeout: float = 60.0,
+    env: Mapping[str, str] | None = None,
+) -> subprocess.CompletedProcess[bytes]:
+    """Run `cluster-remote` with these arguments to its end, as `Environment.run` would."""
+    if (environment.bin / "cluster-remote").exists() or any(name.startswith(AT_START) for name in env or ()):
+        return environment.run(
+            "cluster-remote", *arguments, cwd=cwd, input=input, check=check, timeout=timeout, env=env
+        )
+    variables = {**environment.env, **(env or {})}
+    argv = [str(environment.which("cluster-remote")), *map(os.fsdecode, arguments)]
+    return environment.run(
+        *argv, cwd=cwd, input=input, check=check, timeout=timeout, env=env, instead=lambda: _be(argv, variables)
+    )
+
+
+def _be(argv: list[str], variables: Mapping[str, str]) -> None:
+    """Be cluster-remote: called in the child, whose standard streams and working directory are in place."""
+    code = 70
+    try:
+        # Also the one by which subprocess learns that a program was executed.
+        os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+        gc.freeze()  # Nothing of the parent's is to be finalised here.
+        for number in (signal.SIGPIPE, signal.SIGXFSZ):
+            signal.signal(number, signal.SIG_IGN)
+        warnings.resetwarnings()
+        warnings.simplefilter("ignore")
+        os.environ.clear()
+        os.environ.update(variables)
+        sys.argv = argv
+        sys.modules["__main__"] = types.ModuleType("__main__")
+        sys.stdin = _stream(0)
+        sys.stdout = _stream(1)
+        sys.stderr = _stream(2)
+        asyncio._set_running_loop(None)
+        code = contextvars.Context().run(command_line)
+        for thread in threading.enumerate():
+            if thread is not threading.current_thread() and not thread.daemon:
+                thread.join()
+        sys.stdout.flush()
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else 1
+    except BaseException:  # noqa: BLE001 -- as the interpreter ends
+        traceback.print_exc()
+        code = 1
+    finally:
+        os._exit(code)
+
+
+def _stream(descriptor: int) -> io.TextIOWrapper:
+    """A standard stream as Python opens it in the locale C.UTF-8."""
+    raw = io.FileIO(descriptor, "r" if descriptor == 0 else "w", closefd=False)
+    binary = io.BufferedReader(raw) if descriptor == 0 else io.BufferedWriter(raw)
+    errors = "backslashreplace" if descriptor == 2 else "surrogateescape"
+    return io.TextIOWrapper(binary, "utf-8", errors, line_buffering=descriptor == 2 or raw.isatty())
