@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import typer
@@ -21,13 +22,45 @@ class Interrupted(Exception):
 
 
 class Commands(TyperGroup):
-    """All commands. Ctrl-C ends one with an exception of ours: typer would end it without a word."""
+    """All commands, in groups. Ctrl-C ends one with an exception of ours: typer would end it without a word."""
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        for command in self.commands.values():
+            _use_words(command)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        # rich_help_panel is for typer's own layout, which we do not use.
+        groups: dict[str, list[tuple[str, str]]] = {}
+        room = formatter.width - 6 - max(map(len, self.commands))
+        for name, command in self.commands.items():
+            groups.setdefault(getattr(command, "rich_help_panel", "") or "Others", []).append(
+                (name, command.get_short_help_str(room))
+            )
+        for title, rows in groups.items():
+            with formatter.section(title):
+                formatter.write_dl(rows)
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
             raise Interrupted from None
+
+
+_WORDS = {"timeout": "SECONDS"}
+
+
+def _use_words(command: Any) -> None:
+    """Make the help of a command call values by words, not by the types of Python."""
+    for each in getattr(command, "commands", {}).values():
+        _use_words(each)
+    for parameter in command.params:
+        if parameter.param_type_name == "argument":
+            # Newer versions of typer show the type even beside a metavar.
+            parameter.display_type_rich = lambda ctx: None
+        elif parameter.metavar is None:
+            parameter.metavar = _WORDS.get(parameter.name, parameter.name.upper())
 
 
 app = typer.Typer(
@@ -76,25 +109,19 @@ def _register() -> None:
         trace,
     )
 
-    app.command()(setup.setup)
-    app.add_typer(node.app, name="node")
-    app.command()(remove.rename)
-    app.command()(remove.remove)
-    app.command()(ping.ping)
-    app.command()(status.status)
-    app.command()(check.check)
-    app.command()(repair.repair)
-    app.command()(doctor.doctor)
-    app.command()(demo.demo)
-    app.command()(requests.present)
-    app.command()(requests.put)
-    app.command()(requests.get)
-    app.command()(requests.drop)
-    app.command()(requests.lock)
-    app.command()(trace.trace)
-    app.command()(bench.bench)
-    app.command()(serve.serve)
-    app.add_typer(token.app, name="token")
+    groups: dict[str, list[Callable[..., None] | typer.Typer]] = {
+        "Set up": [setup.setup, node.app, remove.rename, remove.remove],
+        "Look and mend": [status.status, check.check, repair.repair, doctor.doctor, ping.ping],
+        "Serve others": [serve.serve, token.app],
+        "Ask one server or node": [requests.present, requests.put, requests.get, requests.drop, requests.lock],
+        "Try out": [demo.demo, trace.trace, bench.bench],
+    }
+    for title, commands in groups.items():
+        for each in commands:
+            if isinstance(each, typer.Typer):
+                app.add_typer(each, rich_help_panel=title)
+            else:
+                app.command(rich_help_panel=title)(each)
 
 
 _register()
@@ -113,10 +140,32 @@ def run() -> int:
     return outcome if isinstance(outcome, int) else 0
 
 
+def _wants_json() -> bool:
+    """Return whether the command line has --json, the switch, of a command that prints JSON."""
+    from cluster_remote.cli.schema import OUTCOMES
+
+    given = sys.argv[1 : sys.argv.index("--")] if "--" in sys.argv else sys.argv[1:]
+    words = [word for word in given if not word.startswith("-")]
+    return "--json" in given and any(" ".join(words[:count]) in OUTCOMES for count in (1, 2))
+
+
+def _fail(words: str, code: int) -> int:
+    """Print an error, in JSON too where that was asked for; return the exit code."""
+    print(f"cluster-remote: {words}", file=sys.stderr)
+    _add_json(words, code)
+    return code
+
+
+def _add_json(words: str, code: int) -> None:
+    if _wants_json():
+        from cluster_remote.cli.render import emit_error
+
+        emit_error(words, code)
+
+
 def _interrupted() -> int:
     ignore_from_now_on()
-    print("cluster-remote: interrupted", file=sys.stderr)
-    return INTERRUPTED
+    return _fail("interrupted", INTERRUPTED)
 
 
 def _report(error: Exception) -> int:
@@ -124,6 +173,7 @@ def _report(error: Exception) -> int:
     if show is not None and hasattr(error, "exit_code"):
         # typer's own: wrong usage, and Abort when a question is interrupted.
         show()
+        _add_json(str(error.format_message()), USAGE)  # type: ignore[attr-defined]
         return USAGE
     if isinstance(error, Interrupted) or type(error).__name__ == "Abort":
         return _interrupted()
@@ -143,15 +193,14 @@ def _report(error: Exception) -> int:
         print(f"cluster-remote: cannot write to standard output: {cause.strerror or cause}", file=sys.stderr)
         return FAILED
     words, expected = in_words(error)
-    print(f"cluster-remote: {one_line(words)}", file=sys.stderr)
+    code = _fail(one_line(words), _exit_code(cause) if expected else FAILED)
     if not expected:
         print("This is a mistake in the program. CLUSTER_REMOTE_DEBUG=1 shows where it happened.", file=sys.stderr)
         if os.environ.get("CLUSTER_REMOTE_DEBUG"):
             import traceback
 
             print(visible("".join(traceback.format_exception(error))), file=sys.stderr, end="")
-        return FAILED
-    return _exit_code(cause)
+    return code
 
 
 def _exit_code(error: BaseException) -> int:

@@ -113,7 +113,7 @@ def check(
         shown: Shown[Finding] = Shown()
         outcome = as_words(work, shown)
         _show(outcome, shown.first, shown.hidden, console())
-    if not outcome.well:
+    if not outcome.healthy:
         nobody = all(node.unknown == outcome.keys for node in outcome.nodes)
         raise typer.Exit(UNREACHABLE if outcome.keys and nobody else FAILED)
 

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 __all__ = ["app"]
 
 app = typer.Typer(
-    name="node", help="Add, take out and replace nodes of a cluster of this repository.", no_args_is_help=True
+    name="node",
+    help="Add, take out and replace nodes of a cluster of this repository.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
 )
 
 Name = Annotated[

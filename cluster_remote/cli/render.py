@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import PurePath
-from typing import IO, TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import IO, TYPE_CHECKING, Any, ClassVar, TypeAlias, TypeVar
 
 from cluster_remote.p2p.key import UUID, AssociatedFile, Key
 from cluster_remote.p2p.text import printable, visible
@@ -128,41 +128,63 @@ def _write(stream: IO[str], text: str) -> None:
     stream.flush()
 
 
+def emit_error(words: str, code: int) -> None:
+    """Print JSON that says why a command failed: at the end of the object that is half written, or by itself."""
+    stream = JsonStream.unfinished or JsonStream()
+    stream.field("error", words)
+    stream.field("exit_code", code)
+    stream.close()
+
+
 class JsonStream:
-    """One JSON object, written while it is being found out: for outcomes that do not fit into memory.
+    """Write one JSON object while its values are still being found: for outcomes that do not fit into memory.
 
     Fields are written in the order they are given; one of them may be a list that grows line by line.
     """
+
+    unfinished: ClassVar[JsonStream | None] = None
+    """The one that has begun and has not been closed."""
 
     def __init__(self, stream: IO[str] | None = None) -> None:
         self._stream = stream or sys.stdout
         self._separator = "{"
 
+    def _write(self, text: str) -> None:
+        JsonStream.unfinished = self
+        self._stream.write(text)
+
     def field(self, name: str, value: object) -> None:
-        """A field with its value."""
-        self._stream.write(f"{self._separator}{json.dumps(name)}: {json.dumps(to_json(value))}")
+        """Write a field with its value."""
+        self._write(f"{self._separator}{json.dumps(name)}: {json.dumps(to_json(value))}")
         self._separator = ", "
 
     @contextmanager
     def items(self, name: str) -> Iterator[Callable[[object], None]]:
-        """A field with a list. Gives what adds an item to it, each on a line of its own.
+        """Write a field with a list; give the function that adds an item to it, on a line of its own.
 
-        Nothing is written before there is an item, so that what fails at once leaves nothing behind.
+        The list begins with its first item. It is closed even when the block fails, so that the error can be added.
         """
         start = f"{self._separator}{json.dumps(name)}: ["
         separator = start + "\n"
 
         def add(item: object) -> None:
             nonlocal separator
-            self._stream.write(separator + json.dumps(to_json(item)))
+            self._write(separator + json.dumps(to_json(item)))
             separator = ",\n"
 
-        yield add
-        self._stream.write("]" if separator == ",\n" else start + "]")
+        try:
+            yield add
+        except BaseException:
+            if separator == ",\n":
+                self._write("]")
+                self._separator = ",\n"
+            raise
+        self._write("]" if separator == ",\n" else start + "]")
         self._separator = ",\n"
 
     def close(self) -> None:
-        """The end of the object. It is no JSON without it."""
+        """End the object. It is no JSON without it."""
+        JsonStream.unfinished = None
         _write(self._stream, "}\n")
 
 

@@ -103,7 +103,7 @@ def repair(
         shown = Incomplete()
         outcome = as_words(work, shown)
         _show(outcome, run(_with_files, shown.first), shown.hidden, console())
-    if not outcome.well:
+    if not outcome.healthy:
         nobody = bool(outcome.keys) and all(node.unknown == outcome.keys for node in outcome.nodes)
         raise typer.Exit(UNREACHABLE if nobody else FAILED)
 
@@ -201,7 +201,7 @@ def _show(outcome: Repair, first: list[Transfer], hidden: int, console: Console)
                 "what it wants"
             )
     show_problems(outcome.problems, console)
-    if outcome.well:
+    if outcome.healthy:
         console.print(Text("No node lacks anything.", style="green"))
     elif outcome.dry_run:
         console.print("Nothing has been done (--dry-run).")

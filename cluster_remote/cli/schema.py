@@ -122,8 +122,10 @@ def _object(kind: type, strict: bool) -> dict[str, JSON]:
 _INTRODUCTION = """\
 # What --json prints
 
-One JSON object on standard output; errors go to standard error as words, and the [exit code](exit-codes.md) is the
-same as without `--json`. Where a command fails before it has anything to tell, it prints no JSON at all.
+One JSON object on standard output; the [exit code](exit-codes.md) is the same as without `--json`. A command that fails
+before it has an outcome prints an object with two fields instead: `error`, the words that also go to standard error,
+and `exit_code`. A command that writes its outcome bit by bit (`check`, `repair`, `trace`) adds these two to what it has
+written by then.
 
 Fields may be added in later versions; none is renamed, removed or given another meaning. Sizes are in bytes, times in
 seconds. Bytes in keys and file names that are not UTF-8 stand as lone surrogates (`\\udc80` to `\\udcff`), as Python's

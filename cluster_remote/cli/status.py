@@ -53,7 +53,7 @@ def status(
 
     outcome = run(_status, target, sample, timeout)
     emit(outcome, as_json, _show)
-    if not outcome.well:
+    if not outcome.healthy:
         raise typer.Exit(UNREACHABLE if _all_down(outcome) else FAILED)
 
 

@@ -21,7 +21,12 @@ if TYPE_CHECKING:
 
 __all__ = ["KnownToken", "KnownTokens", "NewToken", "app", "create", "list_tokens", "revoke"]
 
-app = typer.Typer(help="Tokens with which clients come in to the gateway of this repository.", no_args_is_help=True)
+app = typer.Typer(
+    name="token",
+    help="Create, list and revoke the tokens of clients of this repository's gateway.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
 
 
 @dataclass(frozen=True)

@@ -238,7 +238,7 @@ class _Check:
         problems = tuple(self._problems(nodes, waiting))
         return Check(
             name=self.view.label,
-            well=not problems,
+            healthy=not problems,
             findings=(),
             keys=counts.keys,
             numcopies=self.needed,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from cluster_remote.diagnosis.problem import Problem
+from cluster_remote.diagnosis.problem import Problem, Verdict
 from cluster_remote.p2p.key import UUID
 
 __all__ = ["Checkup", "Program", "Server"]
@@ -33,10 +33,9 @@ class Server:
 
 
 @dataclass(frozen=True)
-class Checkup:
+class Checkup(Verdict):
     """What was looked at, and what was found."""
 
-    healthy: Annotated[bool, "whether there is no finding"]
     repository: Annotated[str | None, "the repository; null where only the programs were looked at"]
     programs: tuple[Program, ...]
     servers: tuple[Server, ...]

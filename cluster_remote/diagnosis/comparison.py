@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from cluster_remote.annex.locations import Located
-from cluster_remote.diagnosis.problem import Problem
+from cluster_remote.diagnosis.problem import Problem, Verdict
 from cluster_remote.p2p.key import UUID, Key
 
 __all__ = ["Answers", "Check", "Comparison", "Finding", "NodeCount", "compare"]
@@ -56,11 +56,10 @@ class NodeCount:
 
 
 @dataclass(frozen=True)
-class Check:
+class Check(Verdict):
     """What came of asking every node about every key."""
 
     name: Annotated[str, "the remote"]
-    well: Annotated[bool, "whether nothing is wrong any more"]
     findings: Annotated[tuple[Finding, ...], "each key with which something is not as it should be"]
     keys: Annotated[int, "how many were asked about"]
     numcopies: Annotated[int, "how many copies there are to be"]

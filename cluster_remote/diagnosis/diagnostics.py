@@ -9,6 +9,7 @@ import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
+from cluster_remote.annex.version import NEEDED
 from cluster_remote.diagnosis.checkup import Server
 from cluster_remote.diagnosis.own_clusters import problems_of_own_clusters
 from cluster_remote.diagnosis.problem import Problem
@@ -300,9 +301,8 @@ def problems_of_servers(facts: Snapshot, servers: Iterable[Server]) -> Iterator[
             yield Problem(
                 "old-protocol",
                 f"what the remote {server.remote} leads to speaks version {server.version} of the protocol, which "
-                "cannot "
-                "say on which nodes content is stored",
-                "Install git-annex 10.20240731 or newer there; this shows what it speaks then:",
+                "cannot say on which nodes content is stored",
+                f"Install git-annex {NEEDED} or newer there; this shows what it speaks then:",
                 (f"cluster-remote ping {ours.quoted}",),
                 about=server.remote,
             )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from cluster_remote.p2p.key import UUID
 
-__all__ = ["Kind", "Problem"]
+__all__ = ["Kind", "Problem", "Verdict"]
 
 Kind = Literal[
     "gateway-unreachable",
@@ -59,3 +59,14 @@ class Problem:
     commands: Annotated[tuple[str, ...], "commands that can be run here, one after the other"]
     node: Annotated[UUID | None, "the node where it is; null where it is not at one node"] = None
     about: Annotated[str | None, "the remote, program or file where it is"] = None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The base of every outcome that says whether something is wrong."""
+
+    healthy: Annotated[bool, "whether nothing is wrong"]
+    well: Annotated[bool, "the same as healthy, by its former name"] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "well", self.healthy)

@@ -16,13 +16,11 @@ from importlib import metadata
 from pathlib import Path
 
 from cluster_remote import __version__
+from cluster_remote.annex.version import NEEDED, OLDEST, version_number
 from cluster_remote.diagnosis.checkup import Program
 from cluster_remote.diagnosis.problem import Problem
 
-__all__ = ["OLDEST", "Programs", "find_programs", "problems_of_programs", "version_number"]
-
-OLDEST = (10, 20240731)
-"""The first version of git-annex that has clusters."""
+__all__ = ["Programs", "find_programs", "problems_of_programs"]
 
 # Seconds for a program to say its version.
 _QUICK = 20.0
@@ -133,7 +131,7 @@ def problems_of_programs(programs: Programs, *, needs_ssh: bool) -> Iterator[Pro
     if version is not None and version_number(version) < OLDEST:
         yield Problem(
             "program-old",
-            f"git-annex is version {version}, and clusters need {'.'.join(map(str, OLDEST))} or newer",
+            f"git-annex is version {version}, and this program needs {NEEDED} or newer",
             "Install a newer one:",
             _install("git-annex", upgrade=True),
             about="git-annex",
@@ -186,9 +184,3 @@ def _managed_by_the_system() -> bool:
 
 def _path_command(directory: Path) -> str:
     return f'export PATH={shlex.quote(str(directory))}:"$PATH"'
-
-
-def version_number(version: str) -> tuple[int, ...]:
-    """The numbers that a version begins with: 10.20240731-g123 is (10, 20240731)."""
-    found = re.match(r"[0-9]+(?:\.[0-9]+)*", version)
-    return tuple(map(int, found[0].split("."))) if found else ()

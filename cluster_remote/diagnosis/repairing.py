@@ -19,7 +19,7 @@ from cluster_remote.cluster.node import Node
 from cluster_remote.cluster.reachability import Reachability
 from cluster_remote.diagnosis.asking import Advance, Nodes, asked, pipelined
 from cluster_remote.diagnosis.checking import comparable
-from cluster_remote.diagnosis.problem import Problem
+from cluster_remote.diagnosis.problem import Problem, Verdict
 from cluster_remote.diagnosis.problems import many, unreachable
 from cluster_remote.diagnosis.recording import record
 from cluster_remote.diagnosis.transfer import Carrier, Task, Transfer, task_for
@@ -62,11 +62,10 @@ class NodeRepair:
 
 
 @dataclass(frozen=True)
-class Repair:
+class Repair(Verdict):
     """What came of bringing content to the nodes that lack it."""
 
     name: Annotated[str, "the remote"]
-    well: Annotated[bool, "whether no node lacks anything any more, as far as could be found out"]
     dry_run: Annotated[bool, "whether nothing was done"]
     deliveries: Annotated[tuple[Transfer, ...], "each content that nodes lacked"]
     keys: Annotated[int, "how many were looked at"]
@@ -211,8 +210,8 @@ class _Repair:
         )
         problems = tuple(self._problems(nodes))
         lacking = any(node.lacked > node.stored for node in nodes)
-        well = not problems and not lacking
-        return Repair(self.view.label, well, self.dry_run, (), self.keys, self.recorded, nodes, seconds, problems)
+        healthy = not problems and not lacking
+        return Repair(healthy, self.view.label, self.dry_run, (), self.keys, self.recorded, nodes, seconds, problems)
 
     def _problems(self, nodes: Sequence[NodeRepair]) -> list[Problem]:
         name = shlex.quote(self.view.label)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from cluster_remote.annex.branchlog import Trust
-from cluster_remote.diagnosis.problem import Problem
+from cluster_remote.diagnosis.problem import Problem, Verdict
 from cluster_remote.p2p.key import UUID
 
 __all__ = ["ClusterState", "Contact", "GatewayState", "NodeState", "Sample", "Status"]
@@ -88,8 +88,7 @@ class ClusterState:
 
 
 @dataclass(frozen=True)
-class Status:
+class Status(Verdict):
     """The state of every cluster that was asked for."""
 
-    well: Annotated[bool, "whether nothing is wrong with any of them"]
     clusters: tuple[ClusterState, ...]

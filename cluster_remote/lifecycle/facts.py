@@ -12,7 +12,7 @@ from cluster_remote.annex.gitconfig import GitConfig
 from cluster_remote.annex.merge import refresh
 from cluster_remote.annex.repository import Repository
 from cluster_remote.annex.verification import verified
-from cluster_remote.diagnosis.programs import OLDEST, version_number
+from cluster_remote.annex.version import NEEDED, OLDEST, version_number
 from cluster_remote.lifecycle.steps import Guard, Setting, Step
 from cluster_remote.p2p.key import UUID, decode
 
@@ -145,9 +145,7 @@ class Facts:
         done = await self.repository.run("git", "annex", "version", "--raw")
         version = decode(done.stdout).strip()
         if version_number(version) < OLDEST:
-            raise AnnexError(
-                f"git-annex here is version {version}, and this program needs {'.'.join(map(str, OLDEST))} or newer"
-            )
+            raise AnnexError(f"git-annex here is version {version}, and this program needs {NEEDED} or newer")
 
 
 def _stored(repository: Repository, logs: BranchLogs, accepted: Mapping[UUID, Mapping[str, str]]) -> Iterator[Stored]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import anyio
 
 from cluster_remote.access.identity import not_recorded
+from cluster_remote.annex.version import NEEDED
 from cluster_remote.p2p.errors import SessionError
 from cluster_remote.p2p.file import FileSource
 from cluster_remote.p2p.key import UUID, AssociatedFile, Key
@@ -68,7 +69,7 @@ async def store(
     if context.counts_nodes and not new | had:
         raise NotStored(
             f"{session.name} says that the content is stored, but not on which nodes (it speaks version "
-            f"{session.version} of the protocol), so the copies cannot be counted; clusters need git-annex 10.20240731 "
+            f"{session.version} of the protocol), so the copies cannot be counted; clusters need git-annex {NEEDED} "
             "or newer on the gateway, and nodes that cluster.log does not have here git annex sync"
         )
     await _record(context, key, new | had)

@@ -6,6 +6,9 @@ own process, which takes a tenth of the time.
 
 from __future__ import annotations
 
+import contextlib
+import io
+import json
 import os
 import re
 import signal
@@ -23,6 +26,7 @@ from typer.main import get_command
 
 from cluster_remote.cli.app import app
 from cluster_remote.cli.app import run as run_command_line
+from cluster_remote.cli.render import JsonStream, emit_error
 from cluster_remote.cli.schema import OUTCOMES
 from tests.cli.ailing import on_a_terminal
 from tests.cli.command import Done, cluster_remote
@@ -78,6 +82,11 @@ def requesting(*more: str, works: tuple[str, ...], code: int = 0) -> Case:
     )
 
 
+def changing(*more: str) -> Case:
+    """A command that changes a cluster, with tests of its own for what it does."""
+    return Case(works=None, unknown=("nowhere-to-be-found", *more), down=None, outside=("mycl", *more), waits=None)
+
+
 CASES: dict[str, Case] = {
     "setup": Case(
         works=("mycl", "{gateway}"),
@@ -86,6 +95,11 @@ CASES: dict[str, Case] = {
         outside=("mycl", "/nowhere"),
         waits=("fresh", "{gateway}"),
     ),
+    "node add": changing("n1"),
+    "node remove": changing("n1"),
+    "node replace": changing("n1", "n2"),
+    "rename": changing("other"),
+    "remove": changing(),
     "ping": Case(works=("mycl",)),
     "status": Case(works=("mycl",)),
     "check": Case(works=("mycl", "--all")),
@@ -134,6 +148,11 @@ CASES: dict[str, Case] = {
 
 WITHOUT_JSON = {
     "setup": "what it shows is what git-annex says",
+    "node add": "what it shows is what it does",
+    "node remove": "what it shows is what it does",
+    "node replace": "what it shows is what it does",
+    "rename": "what it shows is what it does",
+    "remove": "what it shows is what it does",
     "demo": "it is there to be looked at",
     "serve": "it has no outcome",
     "bench": "it saves its figures: --json FILE",
@@ -308,6 +327,51 @@ def test_a_wrong_name_is_wrong_usage_and_named(name: str, common: Site, inside: 
     assert "nowhere-to-be-found" in done.err
     assert len(done.err.splitlines()) == (2 if name == "trace" else 1)
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("name", sorted(set(OUTCOMES) & {name for name, case in CASES.items() if case.unknown}))
+def test_an_error_is_json_too(name: str, common: Site, inside: Inside, tmp_path: Path) -> None:
+    arguments = CASES[name].unknown
+    assert arguments is not None
+    words = ["--json", *filled(arguments, common, tmp_path / "new")]
+    done = run(name, words, inside, common.environment, common.client.path, 2)
+    if name == "trace":
+        # The command that it runs has not been asked for JSON.
+        assert json.loads(done.out)["exit_code"] == 2
+    else:
+        said = json.loads(done.out)
+        assert set(said) == {"error", "exit_code"}
+        assert said["exit_code"] == 2
+        assert "nowhere-to-be-found" in said["error"]
+
+
+def test_an_error_in_the_middle_of_json_ends_it_as_json() -> None:
+    written = io.StringIO()
+    stream = JsonStream(written)
+    with contextlib.suppress(ZeroDivisionError), stream.items("findings") as add:
+        add({"key": 1})
+        add({"key": 2})
+        raise ZeroDivisionError
+    emit_error("it broke", 3)
+    assert json.loads(written.getvalue()) == {"findings": [{"key": 1}, {"key": 2}], "error": "it broke", "exit_code": 3}
+
+
+@pytest.mark.parametrize(
+    "arguments", [["check", "--json", "--jobs", "0"], ["get", "--json"], ["status", "--json", "--no"]]
+)
+def test_wrong_usage_is_json_too(arguments: list[str], common: Site, inside: Inside) -> None:
+    assert json.loads(inside(common.environment, common.client.path, *arguments, code=2).out)["exit_code"] == 2
+
+
+def test_help_shows_the_commands_in_groups_and_no_types(common: Site, inside: Inside) -> None:
+    place = common.environment.directory
+    shown = inside(common.environment, place, "--help").out
+    assert shown.index("Set up:") < shown.index("  setup") < shown.index("Look and mend:") < shown.index("  status")
+    for name in COMMANDS:
+        assert not re.search(
+            r"<\w+>|\b(TEXT|INTEGER|FLOAT)\b",
+            inside(common.environment, place, *name.split(), "--help").out.replace("--note TEXT", ""),
+        )
 
 
 @with_case("down")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from typing import Any
@@ -355,4 +356,4 @@ def test_what_cannot_be_repaired_is_said(own_site: Site) -> None:
     for arguments, code in ((("nothing",), 1), (("--key", "nonsense"), 2)):
         done = cluster_remote(own_site.client, "repair", "mycl", "--json", *arguments, code=code)
         assert arguments[-1] in done.err
-        assert done.out == ""
+        assert json.loads(done.out)["exit_code"] == code

@@ -127,7 +127,7 @@ async def test_content_that_is_dropped_before_its_line_is_written_is_recorded_as
     outcome, findings = await checked(here, place)
     assert real.locations(KEY.text) == {other.text}
     assert place.asked == 4
-    assert (findings, outcome.well) == ([], True)
+    assert (findings, outcome.healthy) == ([], True)
 
 
 async def test_content_that_comes_and_goes_all_the_time_is_not_said_to_be_recorded(
@@ -136,7 +136,7 @@ async def test_content_that_comes_and_goes_all_the_time_is_not_said_to_be_record
     place = Place(0, lambda asked, _key: asked % 2 == 0)
     outcome, findings = await checked(here, place)
     assert [finding.recorded for finding in findings] == [False]
-    assert not outcome.well
+    assert not outcome.healthy
 
 
 async def test_numcopies_is_what_git_annex_takes(real: RealRepository, here: Repository) -> None:
