@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from typing import TypeVar
 
@@ -27,6 +27,10 @@ __all__ = ["NodeSessions", "Observed", "within"]
 
 T = TypeVar("T")
 
+# Seconds that a node has to itself before the next one is asked the same, and the part of the timeout that this is at
+# most: behind a gateway, the client's patience is for all nodes together.
+_HEAD_START, _PART_OF_TIMEOUT = 2.0, 0.2
+
 
 class Observed:
     """One request to one node, as it goes on."""
@@ -48,6 +52,7 @@ class NodeSessions:
 
     def __init__(self, timeout: float, reachability: Reachability) -> None:
         self.timeout = timeout
+        self.head_start = min(_HEAD_START, timeout * _PART_OF_TIMEOUT)
         self._reachability = reachability
         self._sessions: dict[str, Session] = {}
 
@@ -72,20 +77,24 @@ class NodeSessions:
     # Whom to ask
 
     def rested(self, nodes: Iterable[Node]) -> tuple[list[Node], list[Node]]:
-        """Those to be asked, and those that are left alone for now."""
+        """Those to be asked, the ones that were silent lately at the end, and those that are left alone for now."""
         awake: list[Node] = []
         resting: list[Node] = []
         for node in nodes:
             (resting if self._reachability.resting(node.name) else awake).append(node)
-        return awake, resting
+        return sorted(awake, key=lambda node: self._reachability.was_silent(node.name)), resting
 
     def others_first(self, key: Key, nodes: Iterable[Node]) -> list[Node]:
         """Move the nodes that have given this content lately to the end.
 
-        Whoever asks again has reason to: what one of them gave was damaged, or broke off.
+        A client that asks again has reason to: what one of them gave was damaged, or broke off.
         """
         givers = self._reachability.givers(key)
         return sorted(nodes, key=lambda node: node.name in givers)
+
+    def silent(self, node: Node) -> None:
+        """Remember that a node has let its head start pass: reads go to others first for a while."""
+        self._reachability.silent(node.name, self.head_start)
 
     def gives(self, key: Key, node: Node) -> None:
         """Remember that a node has begun to give this content."""
@@ -152,21 +161,42 @@ class NodeSessions:
         except SessionError as error:
             return error
 
-    async def each(
-        self,
-        answers: list[tuple[Node, T | SessionError]],
-        nodes: Iterable[Node],
-        request: Callable[[Session], Awaitable[T]],
-        patience: float = 0.0,
-    ) -> None:
-        """Asks several nodes at once, and adds to `answers` as they come."""
+    async def until(
+        self, good: T, groups: Iterable[Collection[Node]], request: Callable[[Session], Awaitable[T]]
+    ) -> list[tuple[Node, T | SessionError]]:
+        """Ask group after group until a node gives the `good` answer, and return the answers that came.
+
+        The nodes of a group are asked at once; the next group when all before it have answered, or have been silent
+        for their head start. After the good answer the others are not waited for.
+        """
+        answers: list[tuple[Node, T | SessionError]] = []
+        asked: list[Node] = []
+        news = anyio.Event()
 
         async def one(node: Node) -> None:
-            answers.append((node, await self.caught(node, request, patience)))
+            answer = await self.caught(node, request)
+            answers.append((node, answer))
+            if answer == good:
+                tasks.cancel_scope.cancel()
+            news.set()
 
         async with anyio.create_task_group() as tasks:
-            for node in nodes:
-                tasks.start_soon(one, node)
+            for group in groups:
+                for node in group:
+                    asked.append(node)
+                    tasks.start_soon(one, node)
+                with anyio.move_on_after(self.head_start) as waiting:
+                    while len(answers) < len(asked):
+                        news = anyio.Event()
+                        await news.wait()
+                if waiting.cancelled_caught:
+                    answered = {node for node, _ in answers}
+                    for node in asked:
+                        if node not in answered:
+                            self.silent(node)
+                if any(answer == good for _, answer in answers):
+                    break
+        return answers
 
 
 @asynccontextmanager

@@ -1,14 +1,19 @@
-"""One download from whichever nodes can give it.
+"""One download from any of the nodes that can give it.
 
-Begins with the first node that has the content. When that node fails on the way, the next one goes on at the same byte,
-unless only the whole of one node's content can be relied on.
+Begins with the first node that gives the content. When that node fails on the way, the next one goes on at the same
+byte, unless only the whole of one node's content can be relied on. While a node keeps silent, the next ones are asked
+too.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import AsyncExitStack, suppress
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import AbstractAsyncContextManager
+
+import anyio
+from anyio.abc import TaskGroup
 
 from cluster_remote.cluster.node import Node
 from cluster_remote.cluster.routing import failure_of_all
@@ -18,8 +23,57 @@ from cluster_remote.p2p.session import Download, Progress
 
 __all__ = ["ClusterDownload", "Fetch"]
 
-# Asks one node for the content from a byte on, and enters the download into the stack.
-Fetch = Callable[[AsyncExitStack, Node, int], Awaitable[Download]]
+# Asks one node for the content from a byte on.
+Fetch = Callable[[Node, int], AbstractAsyncContextManager[Download]]
+
+
+class _Giver:
+    """The download from one node, in a task of its own: several may be asked at once, and each context has one task."""
+
+    def __init__(self, node: Node, position: int, answered: Callable[[], None]) -> None:
+        self.node = node
+        self.position = position
+        self.download: Download | None = None
+        self.error: Exception | None = None
+        self._answered = answered
+        self._wanted = anyio.CancelScope()
+        self._left = anyio.Event()
+        self._ended = anyio.Event()
+
+    @property
+    def has_answered(self) -> bool:
+        return self.download is not None or self.error is not None
+
+    async def run(self, fetch: Fetch, earlier: _Giver | None) -> None:
+        """`earlier` is what was given up of the same node: a session takes one request at a time."""
+        try:
+            with self._wanted:
+                if earlier is not None:
+                    await earlier._ended.wait()
+                async with fetch(self.node, self.position) as download:
+                    if download.length == 0 and not await _vouched(download):
+                        raise Refused("does not have the content")
+                    self.download = download
+                    self._answered()
+                    await self._left.wait()
+        except Exception as error:
+            # A node that does not hear any more that its content arrived takes nothing of that back.
+            if self.download is None:
+                self.error = error
+            elif not isinstance(error, SessionError):
+                raise
+        finally:
+            self._ended.set()
+            self._answered()
+
+    async def leave(self) -> None:
+        """End an exchange that has been answered, and leave the node's session."""
+        self._left.set()
+        await self._ended.wait()
+
+    def give_up(self) -> None:
+        """Do not wait for the node any more."""
+        self._wanted.cancel()
 
 
 class ClusterDownload(Download):
@@ -33,7 +87,10 @@ class ClusterDownload(Download):
         offset: int,
         size: int | None,
         failed: Callable[[Node, SessionError], None],
+        silent: Callable[[Node], None],
         *,
+        tasks: TaskGroup,
+        head_start: Callable[[Node], float],
         alike: bool = True,
     ) -> None:
         """`nodes` are asked in this order; `size` is that of the whole content where it is known, in bytes.
@@ -42,21 +99,27 @@ class ClusterDownload(Download):
         (encrypted content; WORM, URL and other keys without a checksum) no other node goes on with a download: a file
         is begun anew, and a stream, of which a part has been passed on, breaks off.
 
-        `failed` is told of a node that had begun to give the content and could not go on.
+        `failed` is told of a node that had begun to give the content and could not go on; `silent` of one that had not
+        answered within its `head_start`, in seconds, after which the next one is asked as well. `tasks` are those that
+        ask the nodes.
         """
         self._doing = doing
         self._nodes = deque(nodes)
         self._fetch = fetch
         self._failed = failed
+        self._silent = silent
+        self._tasks = tasks
+        self._head_start = head_start
         self._size = size
         self._alike = alike
         self._start = self._position = offset
         self._end = None if size is None else max(size, offset)
         self._failures: list[tuple[Node, SessionError]] = []
         self._node: Node | None = None
+        self._giver: _Giver | None = None
         self._givers: set[Node] = set()
-        self._download: Download | None = None
-        self._context = AsyncExitStack()
+        self._given_up: dict[Node, _Giver] = {}
+        self._news = anyio.Event()
 
     async def begin(self) -> None:
         """Finds the node to begin with. Raises SessionError if there is none, with the reason of each."""
@@ -66,9 +129,9 @@ class ClusterDownload(Download):
 
     async def chunks(self) -> AsyncIterator[bytes | memoryview]:
         while self._left() > 0:
-            assert self._download is not None
+            download = self._download()
             try:
-                async for chunk in self._download.chunks():
+                async for chunk in download.chunks():
                     self._gave()
                     self._position += len(chunk)
                     yield chunk
@@ -86,9 +149,9 @@ class ClusterDownload(Download):
             progress(position)
 
         while self._left() > 0:
-            assert self._download is not None
+            download = self._download()
             try:
-                await self._download.save(descriptor, self._position + shift, moved)
+                await download.save(descriptor, self._position + shift, moved)
                 self._check_complete()
             except SessionError as error:
                 if not self._alike and self._position > self._start:
@@ -99,6 +162,7 @@ class ClusterDownload(Download):
     def _begin_anew(self) -> None:
         """Forget what the last node has given, and what it says the length is."""
         self._position = self._start
+        self._givers.clear()
         self._end = None if self._size is None else max(self._size, self._start)
 
     def _left(self) -> int:
@@ -106,8 +170,13 @@ class ClusterDownload(Download):
         return self._end - self._position
 
     def _gave(self) -> None:
-        assert self._node is not None
-        self._givers.add(self._node)
+        assert self._giver is not None
+        self._givers.add(self._giver.node)
+
+    def _download(self) -> Download:
+        assert self._giver is not None
+        assert self._giver.download is not None
+        return self._giver.download
 
     @property
     def origin(self) -> UUID | None:
@@ -126,50 +195,84 @@ class ClusterDownload(Download):
         if self._end is None or self._position < self._end:
             raise RuntimeError("the content has not been read to its end")
         while True:
-            assert self._download is not None
+            download = self._download()
             try:
-                return await self._download.valid()
+                return await download.valid()
             except SessionError as error:
                 # All bytes are here; only the word of a node that vouches for the last of them is missing.
                 await self._fail(error)
 
     async def aclose(self) -> None:
-        """Gives up what has not been read, and leaves the node's session."""
-        self._download = None
-        # A node that does not hear any more that its content arrived takes nothing of that back.
-        with suppress(SessionError):
-            await self._context.aclose()
+        """Give up what has not been read, and leave the node's session."""
+        giver, self._giver = self._giver, None
+        if giver is not None:
+            await giver.leave()
 
     async def _fail(self, error: SessionError) -> None:
-        assert self._node is not None
-        self._failures.append((self._node, error))
-        self._failed(self._node, error)
+        assert self._giver is not None
+        self._failures.append((self._giver.node, error))
+        self._failed(self._giver.node, error)
         await self.aclose()
         if self._position > self._start and not self._alike:
             raise failure_of_all(self._doing, self._failures)
         await self._next()
 
     async def _next(self) -> None:
-        while self._nodes:
-            self._node = self._nodes.popleft()
-            try:
-                await self._ask(self._node)
-            except SessionError as error:
-                self._failures.append((self._node, error))
-                await self.aclose()
-            else:
-                return
+        """Find the first node that gives the content: the next is asked when one fails or keeps silent for a while."""
+        asked: list[_Giver] = []
+        try:
+            while asked or self._nodes:
+                patience = math.inf
+                if self._nodes:
+                    asked.append(self._ask(self._nodes.popleft()))
+                    if self._nodes:
+                        patience = self._head_start(asked[-1].node)
+                giver = await self._answered(asked, patience)
+                if giver is None:
+                    self._silent(asked[-1].node)
+                    continue
+                asked.remove(giver)
+                try:
+                    self._accept(giver)
+                except SessionError as error:
+                    self._failures.append((giver.node, error))
+                    await giver.leave()
+                else:
+                    return
+        finally:
+            for giver in asked:
+                giver.give_up()
+                # It may still be asked if the one that gives fails.
+                self._given_up[giver.node] = giver
+                self._nodes.append(giver.node)
         raise failure_of_all(self._doing, self._failures)
 
-    async def _ask(self, node: Node) -> None:
-        download = await self._fetch(self._context, node, self._position)
-        end = self._position + download.length
-        if download.length == 0 and not await _vouched(download):
-            raise Refused("does not have the content")
+    def _ask(self, node: Node) -> _Giver:
+        giver = _Giver(node, self._position, lambda: self._news.set())
+        self._tasks.start_soon(giver.run, self._fetch, self._given_up.pop(node, None))
+        return giver
+
+    async def _answered(self, asked: list[_Giver], patience: float) -> _Giver | None:
+        """Return one that has answered; None if none has within `patience` seconds."""
+        with anyio.move_on_after(patience):
+            while True:
+                for giver in asked:
+                    if giver.has_answered:
+                        return giver
+                self._news = anyio.Event()
+                await self._news.wait()
+        return None
+
+    def _accept(self, giver: _Giver) -> None:
+        """Go on with this node. Raises SessionError if it does not give what is wanted."""
+        if giver.error is not None:
+            raise giver.error
+        assert giver.download is not None
+        end = self._position + giver.download.length
         if self._end is not None and end != self._end:
             raise Refused(f"has {end} of the content's {self._end} bytes")
         self._end = end
-        self._download = download
+        self._giver, self._node = giver, giver.node
 
 
 async def _vouched(download: Download) -> bool:

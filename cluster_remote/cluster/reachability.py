@@ -26,6 +26,7 @@ class Reachability:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
         self._resting: dict[str, tuple[float, str]] = {}
+        self._silent: dict[str, float] = {}
         self._givers: OrderedDict[Key, tuple[float, frozenset[str]]] = OrderedDict()
 
     def failed(self, name: str, cost: float, reason: str) -> None:
@@ -35,6 +36,15 @@ class Reachability:
     def answered(self, name: str) -> None:
         """A node gave any answer."""
         self._resting.pop(name, None)
+        self._silent.pop(name, None)
+
+    def silent(self, name: str, seconds: float) -> None:
+        """A node has not answered for some seconds. It may yet; uploads and removals wait for it as before."""
+        self._silent[name] = self.clock() + min(REST * seconds, LONGEST_REST)
+
+    def was_silent(self, name: str) -> bool:
+        """Whether reads had better ask others first."""
+        return self.clock() < self._silent.get(name, 0.0)
 
     def resting(self, name: str) -> str | None:
         """Why a node is better left alone for now; None if it is not."""

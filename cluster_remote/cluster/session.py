@@ -164,21 +164,18 @@ class ClusterSession(Session):
     async def check_present(self, key: Key) -> bool:
         """Whether any node has it.
 
-        Only the nodes that have it by the log are asked, one after the other; where no log can know (chunks, encrypted
-        content) all of them. Raises SessionError when none said yes and one of those asked gave no answer.
+        Only the nodes that have it by the log are asked, one after the other, the next one also while one keeps silent;
+        where no log can know (chunks, encrypted content) all of them. Raises SessionError when none said yes and one of
+        those asked gave no answer.
         """
         with self._request():
             order = routing.reading_order(self.nodes, await self._holders(key), self._pick)
-            answers: list[tuple[Node, bool | SessionError]] = []
             awake, later = self._ask.rested(order.logged)
-            for node in awake:
-                answer = await self._ask.caught(node, lambda session: session.check_present(key))
-                if answer is True:
-                    return True
-                answers.append((node, answer))
             if not self._logged(key):
                 later += order.others
-            await self._ask.each(answers, later, lambda session: session.check_present(key))
+            answers = await self._ask.until(
+                True, [*([node] for node in awake), later], lambda session: session.check_present(key)
+            )
             present = routing.presence(answer for _, answer in answers)
             if present is None:
                 failures = [(node, answer) for node, answer in answers if isinstance(answer, SessionError)]
@@ -192,30 +189,37 @@ class ClusterSession(Session):
             order = routing.reading_order(self.nodes, await self._holders(key), self._pick)
             awake, resting = self._ask.rested(self._ask.others_first(key, [*order.logged, *order.others]))
 
-            async def fetch(stack: AsyncExitStack, node: Node, position: int) -> Download:
+            def patience(node: Node) -> float:
                 # What is at hand comes at once, what git-annex has to fetch first takes its time.
-                patience = reading_time if node.kind in ("local", "ssh") else patience_for
-                # The deadline is over before the download is read: no session's download may keep a cancel scope of
-                # its own open between its chunks, or these would cross.
-                with self._ask.observed(node), self._ask.deadline(patience(key.size)):
-                    given = await stack.enter_async_context(self._ask.session(node).download(key, file, position))
-                self._ask.gives(key, node)
-                return given
+                return (reading_time if node.kind in ("local", "ssh") else patience_for)(key.size)
 
-            download = ClusterDownload(
-                f"{self.name}: no node gave {key}",
-                [*awake, *resting],
-                fetch,
-                offset,
-                key.content_size,
-                self._ask.broke_off,
-                alike=key.is_verifiable,
-            )
-            try:
-                await download.begin()
-                yield download
-            finally:
-                await download.aclose()
+            @asynccontextmanager
+            async def fetch(node: Node, position: int) -> AsyncIterator[Download]:
+                async with AsyncExitStack() as stack:
+                    with self._ask.observed(node):
+                        download = self._ask.session(node).download(key, file, position)
+                        given = await stack.enter_async_context(within(self._ask.timeout + patience(node), download))
+                    self._ask.gives(key, node)
+                    yield given
+
+            async with task_group() as tasks:
+                download = ClusterDownload(
+                    f"{self.name}: no node gave {key}",
+                    [*awake, *resting],
+                    fetch,
+                    offset,
+                    key.content_size,
+                    self._ask.broke_off,
+                    self._ask.silent,
+                    tasks=tasks,
+                    head_start=lambda node: self._ask.head_start + patience(node),
+                    alike=key.is_verifiable,
+                )
+                try:
+                    await download.begin()
+                    yield download
+                finally:
+                    await download.aclose()
 
     # Writing
 
