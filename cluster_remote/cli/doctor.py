@@ -65,7 +65,13 @@ async def _doctor(name: str, timeout: float) -> Checkup:
     from cluster_remote.annex.repository import Repository
     from cluster_remote.cli.target import view_named
     from cluster_remote.diagnosis.checkup import Checkup
-    from cluster_remote.diagnosis.diagnostics import diagnose, find_notes, problems_at_nodes, problems_of_servers
+    from cluster_remote.diagnosis.diagnostics import (
+        diagnose,
+        find_notes,
+        notes_on_contents,
+        problems_at_nodes,
+        problems_of_servers,
+    )
     from cluster_remote.diagnosis.facts import gather, servers
     from cluster_remote.diagnosis.programs import find_programs, problems_of_programs
     from cluster_remote.diagnosis.state import Status
@@ -93,14 +99,22 @@ async def _doctor(name: str, timeout: float) -> Checkup:
         return (await view_named(name)).session()
 
     tried = await servers(facts, reach, timeout)
+    seen = await _status(name, timeout) if facts.ours else Status(True, ())
     needs_ssh = any(ours.settings is not None and isinstance(ours.settings.address, Ssh) for ours in facts.ours)
     findings = (
         *problems_of_programs(programs, needs_ssh=needs_ssh),
         *diagnose(facts),
         *problems_of_servers(facts, tried),
-        *problems_at_nodes(facts, tried, await _status(name, timeout) if facts.ours else Status(True, ())),
+        *problems_at_nodes(facts, tried, seen),
     )
-    return Checkup(not findings, place, programs.listed(), tuple(tried), findings, tuple(find_notes(facts)))
+    return Checkup(
+        not findings,
+        place,
+        programs.listed(),
+        tuple(tried),
+        findings,
+        (*find_notes(facts), *notes_on_contents(facts, seen)),
+    )
 
 
 async def _status(name: str, timeout: float) -> Status:

@@ -17,8 +17,10 @@ from cluster_remote.diagnosis.snapshot import Ours, Snapshot
 from cluster_remote.diagnosis.state import Status
 from cluster_remote.diagnosis.uuid_misuse import made_with_uuid, misused_uuids
 
-__all__ = ["diagnose", "find_notes", "problems_at_nodes", "problems_of_servers"]
+__all__ = ["diagnose", "find_notes", "notes_on_contents", "problems_at_nodes", "problems_of_servers"]
 
+# What the user has to write so that git-annex believes that it is meant.
+_CONSENT = "ACKTHPPT"
 # What a sync is to find cheapest without a server.
 _SERVERLESS_COST = 50.0
 # The version of the protocol from which on a server names the repositories that stored a content.
@@ -321,8 +323,22 @@ def problems_at_nodes(facts: Snapshot, servers: Iterable[Server], seen: Status) 
                     yield replace(problem, about=facts.name_of(problem.node))
 
 
+def notes_on_contents(facts: Snapshot, seen: Status) -> Iterator[str]:
+    """Yield notes on contents that git-annex will not get from a cluster remote, although the nodes have them. Pure."""
+    setting = "annex-security-allow-unverified-downloads"
+    everywhere = facts.config.get("annex.security.allow-unverified-downloads")
+    for cluster in seen.clusters:
+        if cluster.unverifiable and _CONSENT not in (everywhere, facts.config.remote(cluster.name, setting)):
+            yield (
+                f"{cluster.name} has {cluster.unverifiable} contents without a checksum (WORM or URL keys), which "
+                "git-annex refuses to get from a special remote: read docs/explanation/upload-and-drop.md before you "
+                "move more of them there, or allow it with git config "
+                f"{shlex.quote(f'remote.{cluster.name}.{setting}')} {_CONSENT}"
+            )
+
+
 def find_notes(facts: Snapshot) -> Iterator[str]:
-    """What is no mistake but worth knowing."""
+    """Yield what is no mistake but worth knowing."""
     for branch in facts.branches:
         if branch.fetched is not None and branch.there not in (None, branch.fetched):
             yield (

@@ -11,6 +11,9 @@ from cluster_remote.p2p.key import UUID
 
 __all__ = ["LogStatistics", "Tally"]
 
+# Backends whose keys say nothing about the content. Of external backends only git-annex knows.
+_UNVERIFIABLE = frozenset({"WORM", "URL"})
+
 
 @dataclass
 class Tally:
@@ -48,6 +51,8 @@ class LogStatistics:
         self.all = Tally()
         self.held: Mapping[UUID, Tally] = {uuid: Tally() for uuid in self.nodes}
         self.lacking: Mapping[UUID, Tally] = {uuid: Tally() for uuid in self.nodes}
+        self.unverifiable = 0
+        """Keys on living nodes whose content git-annex cannot verify."""
         self.sample: list[Located] = []
         self._size = sample
         self._choose = choose or random.Random()
@@ -62,6 +67,7 @@ class LogStatistics:
             if holders.isdisjoint(self.living):
                 continue
             self.all.add(size)
+            self.unverifiable += each.key.backend in _UNVERIFIABLE
             for uuid in self.nodes - holders:
                 self.lacking[uuid].add(size)
             if len(self.sample) < self._size:

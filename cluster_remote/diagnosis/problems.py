@@ -29,7 +29,7 @@ def unusable(remote: Unusable) -> ClusterState:
             (f"cluster-remote doctor {shlex.quote(remote.label)}",),
         )
     )
-    return ClusterState(remote.label, remote.uuid, remote.description, "nodes", None, None, None, (), (problem,))
+    return ClusterState(remote.label, remote.uuid, remote.description, "nodes", None, None, None, None, (), (problem,))
 
 
 def find_problems(state: ClusterState, unverified: int | None = None) -> list[Problem]:

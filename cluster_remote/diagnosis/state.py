@@ -82,6 +82,11 @@ class ClusterState:
     tracking: Annotated[Literal["nodes", "remote"], "whether the nodes are the copies, or the remote as a whole is one"]
     keys: Annotated[int | None, "contents that any node has by the location log; null outside of a repository"]
     size: Annotated[int | None, "bytes of these, as far as their keys say"]
+    unverifiable: Annotated[
+        int | None,
+        "of these, the contents without a checksum (WORM and URL keys), which git-annex gets from a special remote "
+        "only with annex-security-allow-unverified-downloads; null outside of a repository",
+    ]
     gateway: Annotated[GatewayState | None, "null where the nodes are remotes of this repository"]
     nodes: tuple[NodeState, ...]
     problems: tuple[Problem, ...]

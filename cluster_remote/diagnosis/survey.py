@@ -209,6 +209,7 @@ def _state(view: View, statistics: LogStatistics, found: _Findings) -> ClusterSt
         tracking=view.settings.tracking if view.settings else "nodes",
         keys=statistics.all.keys if known else None,
         size=statistics.all.size if known else None,
+        unverifiable=statistics.unverifiable if known else None,
         gateway=gateway,
         nodes=nodes,
         problems=(),

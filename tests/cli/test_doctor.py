@@ -571,6 +571,20 @@ def test_what_is_not_installed_at_all_comes_with_the_way_to_install_it() -> None
     ]
 
 
+def test_contents_that_git_annex_will_not_get_are_noted(full_site: Site) -> None:
+    client = full_site.client
+    client.write("old", b"no checksum\n")
+    client.annex("add", "--backend=WORM", "old")
+    client.annex("copy", "--to", "mycl", "old")
+    (note,) = (note for note in healthy(client)["notes"] if "without a checksum" in note)
+    command = note[note.index("git config") :]
+    client.annex("drop", "--force", "old")
+    assert client.annex("get", "--from", "mycl", "old", check=False).returncode != 0
+    client.environment.run("sh", "-c", command, cwd=client.path)
+    client.annex("get", "--from", "mycl", "old")
+    assert not any("without a checksum" in note for note in healthy(client)["notes"])
+
+
 def test_looking_changes_nothing(environment: Environment) -> None:
     site = make_site(environment)
     site.client.git("config", "remote.mycl.annex-cost", "100")

@@ -41,6 +41,7 @@ CLUSTER = ClusterState(
     tracking="nodes",
     keys=5,
     size=50,
+    unverifiable=0,
     gateway=GatewayState("/srv/gateway", "the gateway", WELL),
     nodes=(STATE,),
     problems=(),
