@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from cluster_remote.access.settings import BadSettings
@@ -68,7 +69,7 @@ def cluster_and_files(target: str, files: Sequence[str]) -> tuple[str, list[str]
     _ = repository.uuid
     config = repository.config()
     names = our_remotes(config)
-    if target in names or (target and not os.path.lexists(target)):
+    if target in names or (target and not _is_file_here(target, repository.work_tree)):
         return target, list(files)
     clusters = [name for name in names if (config.remote(name, "annex-uuid") or "").startswith("ac")]
     found = clusters or names
@@ -77,6 +78,15 @@ def cluster_and_files(target: str, files: Sequence[str]) -> tuple[str, list[str]
     if len(found) > 1:
         raise BadSettings(f"this repository has several cluster remotes; name one of them: {', '.join(found)}")
     return found[0], [target, *files] if target else list(files)
+
+
+def _is_file_here(path: str, work_tree: Path | None) -> bool:
+    """Return whether something in the work tree has this path; a gateway's directory, which is an address, has not."""
+    if work_tree is None:
+        return os.path.lexists(path)
+    # The directory, since annexed files are links.
+    places = (os.path.realpath(path), os.path.realpath(Path(path).absolute().parent))
+    return os.path.lexists(path) and any(Path(place).is_relative_to(os.path.realpath(work_tree)) for place in places)
 
 
 def selection_of(files: Sequence[str], keys: Sequence[str], everything: bool) -> Selection:

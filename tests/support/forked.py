@@ -10,8 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import gc
+import importlib
 import io
 import os
+import pkgutil
 import signal
 import subprocess
 import sys
@@ -22,7 +24,7 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
-import cluster_remote.cli.app as _app  # read before the first fork
+import cluster_remote
 from cluster_remote.__main__ import command_line
 
 from .environment import Environment
@@ -32,7 +34,9 @@ __all__ = ["run_forked"]
 AT_START = ("LC_", "LANG", "PYTHON", "PATH")
 """How the variables begin that decide which program is started, and that Python reads before anything else."""
 
-assert _app
+for _module in pkgutil.walk_packages(cluster_remote.__path__, "cluster_remote."):
+    # Read once, and not in every fork.
+    importlib.import_module(_module.name)
 
 
 def run_forked(
