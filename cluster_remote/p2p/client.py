@@ -76,55 +76,57 @@ from cluster_remote.p2p.text import printable
 __all__ = ["DEFAULT_TIMEOUT", "StreamSession", "Transport", "patience_for", "reading_time"]
 
 DEFAULT_TIMEOUT = 60.0
-# A peer that has all the content may still have to hash it, or to carry it on to a bucket at the speed of a
-# home line, before it can answer; meanwhile no byte moves. It is granted a second for each of these bytes.
+# A peer that has received everything may still have to hash it, or upload it to a bucket over a home connection,
+# before it answers; no byte moves meanwhile. So the timeout grows with the content, at this rate.
 _BYTES_PER_SECOND_OF_PATIENCE = 1024 * 1024
-# What a slow disk reads; a server may hash what it has of a content before it says from where to go on.
+# Speed of a slow disk: a server may hash a partial upload before it says where to resume.
 _BYTES_READ_PER_SECOND = 32 * 1024 * 1024
-# Seconds that a child process or a socket gets to end by itself: after a good conversation, and after a bad one.
+# Seconds for a child process or a socket to shut down: after a clean conversation, and after a failed one.
 _GRACE, _SHORT_GRACE = 5.0, 0.5
-# Bytes of questions that are sent before the answers to the last ones are read, and of what each has besides its key.
+# Bytes of questions pipelined before reading the previous answers, and overhead of each question besides its key.
 _AHEAD, _QUESTION = 8 * 1024, 16
-# Characters of a peer's own words that are worth repeating.
+# Maximum characters of a peer's text to quote.
 _LONGEST_WORDS = 500
 
 
 def patience_for(size: int | None) -> float:
-    """Seconds on top of the timeout that a peer may take to deal with a content of `size` bytes as a whole, where it
-    may have to bring it somewhere else or fetch it from there, such as a bucket."""
+    """Return the extra seconds allowed for a peer to process a whole content of `size` bytes.
+
+    It may have to move it to or from other storage, such as a bucket.
+    """
     return (size or 0) / _BYTES_PER_SECOND_OF_PATIENCE
 
 
 def reading_time(size: int | None) -> float:
-    """Seconds on top of the timeout that a peer may take to read a content of `size` bytes from its disk."""
+    """Return the extra seconds allowed for a peer to read a content of `size` bytes from its disk."""
     return (size or 0) / _BYTES_READ_PER_SECOND
 
 
 class Transport(ABC):
-    """The way to one peer."""
+    """How to reach one peer."""
 
     name: str
-    """For people: the address, without any secret."""
+    """Display name: the address without secrets."""
     token: str | None = None
-    """What to authenticate with; None where the way there has authenticated the client already (a process, ssh)."""
+    """Token to authenticate with; None if the transport authenticates the client itself (a process, ssh)."""
 
     @abstractmethod
     async def connect(self) -> Connection:
-        """A new connection. Raises Unreachable. The caller sets the deadline."""
+        """Return a new connection. Raises Unreachable. The caller sets the deadline."""
 
     def turn(self) -> AbstractAsyncContextManager[None]:
-        """Wait until one may connect, and keep others waiting until the peer has greeted. Has no deadline."""
+        """Wait for a turn to connect, held until the peer has authenticated us. Has no deadline."""
         return nullcontext()
 
     def again_in(self, attempts: int, complaint: str) -> float | None:
-        """Say in how many seconds to try again, after so many attempts were refused; None: not at all."""
+        """Return the seconds to wait before retrying after `attempts` refused attempts; None to give up."""
         return None
 
 
 class StreamSession(Session):
-    """See Session. The connection is made at the first request, and again when it turns out to have died idle.
+    """Implement Session over a stream: connect on the first request, and reconnect if the connection died while idle.
 
-    A connection that dies inside a request fails that request only.
+    A connection that dies during a request fails only that request.
     """
 
     def __init__(
@@ -137,7 +139,7 @@ class StreamSession(Session):
         bypass: frozenset[UUID] = frozenset(),
         trace: Trace | None = None,
     ) -> None:
-        """`client` is the UUID of the repository that asks; `expected` that of the peer, where it is known."""
+        """Create a session; `client` is the UUID of the asking repository, `expected` the peer's if known."""
         self.transport = transport
         self.expected = expected
         self.timeout = timeout
@@ -237,7 +239,7 @@ class StreamSession(Session):
             case Version(number) if number <= MAX_VERSION:
                 self._version = number
             case Error():
-                # A server from before there were versions.
+                # The server predates protocol versions.
                 self._version = 0
             case other:
                 raise _unexpected(other, f"VERSION {MAX_VERSION} or lower")
@@ -246,17 +248,17 @@ class StreamSession(Session):
             await stream.send(Bypass(self.bypass))
 
     def _said(self, text: str) -> str:
-        """A peer's own words, fit to be shown; should it repeat the token, without that."""
+        """Return a peer's text, safe to print and with the token redacted."""
         if self.transport.token:
             text = text.replace(self.transport.token, "[token]")
         return printable(text[:_LONGEST_WORDS])
 
     @asynccontextmanager
     async def _request(self, doing: str) -> AsyncIterator[_Exchange]:
-        """One request, on a connection that is good as far as can be seen; closed unless the request came to its end.
+        """Run one request on a usable connection, and close the connection unless the request completes.
 
-        What the caller of a lock, an upload or a download does in its context may fail for reasons that have nothing
-        to do with this peer: such errors pass through as they are.
+        The body of a lock, upload or download may fail for reasons unrelated to this peer; those errors pass through
+        unchanged.
         """
         if self._busy:
             raise RuntimeError(f"{self.name}: a session takes one request at a time")
@@ -317,7 +319,7 @@ class StreamSession(Session):
             try:
                 yield True
             except BaseException:
-                # What went wrong meanwhile is the news, not that the peer has gone away too.
+                # Report the original error, not that unlocking failed too.
                 with suppress(SessionError):
                     await exchange.unlock()
                 raise
@@ -339,8 +341,7 @@ class StreamSession(Session):
                     answer = await exchange.put_anew(file, key)
                 match answer:
                     case PutFrom(offset):
-                        # Until the content has been sent the peer waits for DATA, and can only be told by hanging up
-                        # that none will come.
+                        # The peer now waits for DATA; hanging up is the only way to cancel.
                         offer = _StreamUpload(exchange, key, file, offset)
                     case AlreadyHavePlus(uuids):
                         offer = Present(uuids)
@@ -353,7 +354,7 @@ class StreamSession(Session):
         async with self._request(f"downloading {key}") as exchange:
             size = key.content_size
             async with exchange.named():
-                # Version 0 answers DATA 0 both where nothing is left to send and where the content is not there.
+                # Version 0 answers DATA 0 both if nothing is left to send and if the content is missing.
                 unclear = self._version == 0 and (size is None or offset >= size)
                 if unclear and isinstance(await exchange.ask(CheckPresent(key)), Failure):
                     raise Refused("the server does not have the content")
@@ -380,7 +381,7 @@ class StreamSession(Session):
 
 
 class _Exchange:
-    """One request from its start to its end."""
+    """One request from start to end."""
 
     stream: MessageStream
 
@@ -388,23 +389,22 @@ class _Exchange:
         self.session = session
         self.doing = doing
         self.settled = True
-        """Whether the peer waits for the next request: the connection can serve one then, and else must be closed."""
+        """Whether the peer is ready for the next request. If not, the connection must be closed rather than reused."""
 
     def named(self) -> _Named:
-        """Where the peer is spoken with: errors come to say which session it was, what it was doing and, where the
-        peer's program said why it ended, that."""
+        """Add context to session errors: the session's name, the operation and the peer's standard error, if any."""
         return _Named(self)
 
     async def ask(self, request: Message, patience: float = 0) -> Message:
-        """Send a request and return its answer. Raises Refused if that is ERROR, ProtocolError if it is no answer."""
+        """Send a request and return its answer. Raises Refused for ERROR, ProtocolError for an unexpected message."""
         self.settled = False
         await self.stream.send(request)
         return self.answered(type(request), await self.stream.receive(patience=patience))
 
     def answered(self, request: type[Message], answer: Message) -> Message:
-        """Return the answer to a request, by the table of answers, which also says whether the request is over.
+        """Check an answer against the table of answers, which also says whether it ends the request, and return it.
 
-        Raises Refused if it is ERROR, which ends any request; ProtocolError if it is no answer to this one.
+        Raises Refused for ERROR, which ends any request; ProtocolError for a message that does not answer this one.
         """
         if isinstance(answer, Error):
             self.settled = True
@@ -416,15 +416,15 @@ class _Exchange:
         return answer
 
     async def start_over(self, key: Key) -> None:
-        """Makes the peer, which has just offered to go on with an earlier upload of an encrypted content, forget that.
+        """Make the peer discard an earlier partial upload of an encrypted content, which it has just offered to resume.
 
-        The same content is encrypted differently every time: what the peer has and the rest of what there is now
-        would make a content that nobody can decrypt, and nobody would notice. No message removes an unfinished
-        upload; it has to be finished first. Raises Refused where that is not possible.
+        Encrypting the same content again gives different bytes, so resuming would silently store something that cannot
+        be decrypted. No message removes a partial upload: it has to be completed first. Raises Refused if that is not
+        possible.
         """
         server = self.session._uuid
         if server is not None and server.is_cluster:
-            # Its nodes may have different parts, of which only the smallest is known here.
+            # Its nodes may have partial uploads of different lengths; only the smallest is known here.
             raise Refused(
                 "a node has kept the beginning of an earlier upload of this encrypted content, with which this one "
                 "cannot go on; in every node, remove the file .git/annex/tmp/KEY (git annex unused lists it, git annex "
@@ -432,7 +432,7 @@ class _Exchange:
             )
         finished: list[Message] = [Data(0)] if self.session.version == 0 else [Data(0), Valid()]
         with anyio.CancelScope(shield=True):
-            # In one go, so that the peer has been told to remove it before it can have taken it for complete.
+            # Send REMOVE in the same write, so that the peer has it before it can treat the content as complete.
             await self.stream.send(*finished, Remove(key))
             self.answered(type(finished[-1]), await self.stream.receive())
             if isinstance(self.answered(Remove, await self.stream.receive()), Failure | FailurePlus):
@@ -442,10 +442,10 @@ class _Exchange:
                 )
 
     async def end_overlong(self) -> None:
-        """Make the peer throw away a part of the content that is longer than the whole.
+        """Make the peer discard a partial upload that is longer than the content.
 
-        Sending nothing more, as git-annex does, ends that upload: the peer finds that the content has the wrong size.
-        Raises ProtocolError where it takes that for the content.
+        Sending no more bytes, as git-annex does, ends that upload: the peer finds a size mismatch.
+        Raises ProtocolError if the peer accepts it as the content.
         """
         finished: list[Message] = [Data(0)] if self.session.version == 0 else [Data(0), Valid()]
         with anyio.CancelScope(shield=True):
@@ -457,20 +457,20 @@ class _Exchange:
                     raise ProtocolError(f"it has more than the whole content, and says {describe(other)[:100]} to that")
 
     async def put_anew(self, file: AssociatedFile, key: Key) -> Message:
-        """Offer the content once more, when the peer has been made to forget what it had. Raises ProtocolError."""
+        """Offer the content again after the peer has discarded its partial upload. Raises ProtocolError."""
         answer = await self.ask(Put(file, key))
         if isinstance(answer, PutFrom) and answer.offset > 0:
             raise ProtocolError(f"it keeps {answer.offset} bytes of the content that it was to throw away")
         return answer
 
     async def ask_all(self, keys: Sequence[Key]) -> list[bool | Refused]:
-        """Asks about one key after the other, ahead of the answers."""
+        """Ask about each key, pipelining the questions."""
         answers: list[bool | Refused] = []
         waiting = 0
         for questions in _ahead(keys):
             self.settled = False
             await self.stream.send(*questions)
-            # What was sent before is answered first, while the peer has these to go on with.
+            # Read the answers to the previous batch while the peer works on this one.
             answers += [await self._presence() for _ in range(waiting)]
             waiting = len(questions)
         answers += [await self._presence() for _ in range(waiting)]
@@ -484,7 +484,7 @@ class _Exchange:
             return Refused(f"{self.session.name}: {refusal}")
 
     def stored(self, answer: Message, doubt: tuple[str, ...] = ()) -> Stored:
-        """Return what a peer says of an upload; `doubt` is what is to be said besides."""
+        """Convert a peer's answer to an upload; `doubt` is prepended to the reasons."""
         where = self.session.name
         match answer:
             case Success():
@@ -503,7 +503,7 @@ class _Exchange:
 
 
 class _Named:
-    """See `_Exchange.named`. A class, for it is entered several times a request, and this is quicker."""
+    """Implement `_Exchange.named`. A class because it is entered several times per request, and this is faster."""
 
     def __init__(self, exchange: _Exchange) -> None:
         self._exchange = exchange
@@ -521,7 +521,7 @@ class _Named:
 
 
 def _ahead(keys: Sequence[Key]) -> Iterator[list[CheckPresent]]:
-    """Questions in portions, of which two fit into any pipe: whoever writes them never has to wait for a reader."""
+    """Yield questions in batches so small that two fit into any pipe, so writing never blocks on the reader."""
     portion: list[CheckPresent] = []
     size = 0
     for key in keys:
@@ -552,7 +552,7 @@ class _StreamUpload(Upload):
             except BeyondTheEnd as error:
                 if not source.repeatable:
                     raise Refused(str(error)) from None
-            # The key does not say its size, so only now does it show that the peer has too much.
+            # The key has no size, so only reading the source shows that the peer has too much.
             await self._exchange.start_over(self._key)
             match await self._exchange.put_anew(self._file, self._key):
                 case PutFrom(offset):
@@ -573,7 +573,7 @@ class _StreamUpload(Upload):
             assert version is not None
             if version >= since(DataPresent):
                 return exchange.stored(await exchange.ask(DataPresent(), patience_for(self._key.content_size)))
-            # An older peer waits for the content; it can only be asked on a new connection.
+            # An older peer is still waiting for the content; it can only be asked on a new connection.
             exchange.stream = await exchange.session._reconnect()
             present = isinstance(await exchange.ask(CheckPresent(self._key)), Success)
             return Stored(present, reasons=() if present else (f"{exchange.session.name} does not have it",))
@@ -591,8 +591,8 @@ class _StreamUpload(Upload):
                 if with_validity and (valid or self._key.has_checksum):
                     return [Valid() if valid else Invalid()]
                 if not valid:
-                    # Version 0 has no word for it, and without a checksum git-annex keeps it whatever is said (observed
-                    # with git-annex 10.20261026): hanging up is the only way to keep the peer from storing it.
+                    # Version 0 has no INVALID, and git-annex stores content without a checksum regardless (observed
+                    # with git-annex 10.20261026): only hanging up keeps the peer from storing it.
                     raise SourceError("the content changed while it was sent")
                 return []
 
@@ -605,7 +605,7 @@ class _StreamUpload(Upload):
 
 
 class _Counting(SourceReading):
-    """Tells how far a reading has come: what was asked for next, has gone out."""
+    """Report the progress of a reading: a chunk has been sent once the next one is requested."""
 
     def __init__(self, reading: SourceReading, offset: int, progress: Progress) -> None:
         self.length = reading.length
@@ -674,7 +674,7 @@ class _StreamDownload(Download):
 
 
 async def _last_words(stream: MessageStream, error: BaseException) -> str:
-    """What the peer's program said before it went away or fell silent, to be appended to the error."""
+    """Return the peer's standard error, formatted to be appended to an error about a lost or silent connection."""
     words = await stream.connection.last_words() if isinstance(error, ConnectionLost | TimedOut) else ""
     return f": {words}" if words else ""
 

@@ -1,7 +1,7 @@
-"""The one interface that everything is built from: a session answers the requests of the protocol.
+"""Define Session, the interface that everything else is built on: it answers the protocol's requests.
 
-A peer at the other end of a stream, a peer behind HTTP and a cluster of many sessions all look like this, so
-they can be put together in any way: the special remote and the gateway each hold one and do not know which.
+A peer at the other end of a stream, a peer behind HTTP and a cluster of many sessions all implement it, so they
+compose freely: the special remote and the gateway each hold one without knowing which kind.
 """
 
 from __future__ import annotations
@@ -29,76 +29,78 @@ __all__ = [
     "write_at",
 ]
 
-# Called with a position in bytes from the start of the content.
+# Called with the position reached, in bytes from the start of the content.
 Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
 class FilePart:
-    """Bytes that lie in a file from `offset` on; `descriptor` is open for as long as they are read."""
+    """Part of a file, starting at byte `offset`; `descriptor` stays open while it is being read."""
 
     descriptor: int
     offset: int
 
 
 class SourceReading(ABC):
-    """The bytes of a content from an offset to its end, read once."""
+    """A single read of a content, from an offset to the end."""
 
     length: int
-    """How many bytes `chunks` yields, in bytes. Known before the first is read, since DATA announces it."""
+    """Total bytes that `chunks` yields. Known before reading starts, because DATA announces it."""
 
     def file(self) -> FilePart | None:
-        """Where the next bytes lie, if they lie in a file: the kernel can send them without our reading them."""
+        """Return where the next bytes are if they are in a file, so that the kernel can send them; otherwise None."""
         return None
 
     def sent(self, count: int) -> None:
-        """That many bytes of the file have been sent, and are not to come as chunks."""
+        """Skip the next `count` bytes, which have been sent directly from the file."""
         raise NotImplementedError
 
     @abstractmethod
     def chunks(self) -> AsyncIterator[bytes | memoryview]:
-        """Yields exactly `length` bytes in all; a chunk is only valid until the next is asked for.
+        """Yield exactly `length` bytes in total; a chunk is only valid until the next one is requested.
 
-        Raises SourceError when it cannot.
+        Raises SourceError if the content cannot be read.
         """
 
     def large_chunks(self) -> AsyncIterator[bytes | memoryview]:
-        """The same, for who hands a chunk to others and reads on while they are at work on it: fewer and larger ones,
-        where the content is large."""
+        """Yield the same bytes in fewer, larger chunks if the content is large.
+
+        For callers that read ahead while others are still processing earlier chunks.
+        """
         return self.chunks()
 
     @abstractmethod
     async def valid(self) -> bool:
-        """After the last chunk: whether the content is what it should be (VALID), or changed on the way (INVALID)."""
+        """Return whether the content was intact (VALID) or changed meanwhile (INVALID). Call after the last chunk."""
 
 
 class Source(ABC):
     """A content to upload."""
 
     repeatable: bool
-    """Whether it can be read by many at the same time, each from any offset (a file), or only once (a stream)."""
+    """Whether it supports concurrent readers, each from any offset (a file), or only one read (a stream)."""
 
     @abstractmethod
     def read(self, offset: int) -> AbstractAsyncContextManager[SourceReading]:
-        """Starts reading at `offset` bytes. Raises SourceError if there is nothing to be read.
+        """Start reading at byte `offset`. Raises SourceError if the content cannot be read.
 
-        A stream can only be read from the offset that was announced for it or later.
+        A stream can only be read from its announced offset or later.
         """
 
 
 @dataclass(frozen=True, slots=True)
 class Present:
-    """An answer to an upload: the content is there already, in these repositories besides the session's own."""
+    """The answer to an upload if the content is already present; `uuids` are repositories besides the session's own."""
 
     uuids: frozenset[UUID] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """The outcome of an upload: whether it was stored, and in which repositories besides the session's own.
+    """The outcome of an upload.
 
-    `uuids` are those that have the content by this upload, `present` those that had it before. `reasons` says in words,
-    for people, why any part of it failed.
+    `uuids` are the repositories, besides the session's own, that received the content from this upload; `present` those
+    that already had it. `reasons` are human-readable explanations of whatever failed.
     """
 
     stored: bool
@@ -109,7 +111,7 @@ class Stored:
 
 @dataclass(frozen=True, slots=True)
 class Removal:
-    """The outcome of a removal. `uuids` were removed from, whether or not it succeeded as a whole."""
+    """The outcome of a removal. `uuids` no longer have the content, even if the removal as a whole failed."""
 
     removed: bool
     uuids: frozenset[UUID] = frozenset()
@@ -117,28 +119,28 @@ class Removal:
 
 
 class Upload(ABC):
-    """A peer that waits for the bytes from `offset` on."""
+    """A peer waiting for the content, starting at byte `offset`."""
 
     offset: int
-    """Bytes that the peer has already, counted from the start of the content."""
+    """Bytes that the peer already has, from the start of the content."""
 
     @abstractmethod
     async def send(self, source: Source, progress: Progress | None = None) -> Stored:
-        """Sends the rest of the content. To be called once.
+        """Send the rest of the content. May be called once.
 
-        Raises SessionError when the outcome is unknown; SourceError when the source failed.
+        Raises SessionError if the outcome is unknown, SourceError if the source failed.
         """
 
     @abstractmethod
     async def look(self) -> Stored:
-        """Ask the peer whether the content has reached it some other way. To be called once, in place of `send`.
+        """Ask the peer whether the content has reached it some other way. May be called once, instead of `send`.
 
-        Raises SessionError when the outcome is unknown.
+        Raises SessionError if the outcome is unknown.
         """
 
 
 def write_at(descriptor: int, data: bytes | memoryview, position: int) -> None:
-    """Writes all of it into a file from byte `position` on. Raises OSError."""
+    """Write all of `data` to a file at byte `position`. Raises OSError."""
     left = memoryview(data)
     while left:
         written = os.pwrite(descriptor, left, position)
@@ -147,24 +149,24 @@ def write_at(descriptor: int, data: bytes | memoryview, position: int) -> None:
 
 
 class Download(ABC):
-    """A content on its way here."""
+    """A content being received."""
 
     length: int
-    """Bytes that will come, counted from the offset that was asked for."""
+    """Bytes to be received, counted from the requested offset."""
 
     @property
     def origin(self) -> UUID | None:
-        """The repository that all of them came from, once they have come; None where that cannot be told."""
+        """Return the repository that sent all of the content, once it is complete; None if unknown."""
         return None
 
     @abstractmethod
     def chunks(self) -> AsyncIterator[bytes | memoryview]:
-        """Yields `length` bytes in all; a chunk is only valid until the next is asked for. Raises SessionError."""
+        """Yield `length` bytes in total; a chunk is only valid until the next one is requested. Raises SessionError."""
 
     async def save(self, descriptor: int, position: int, progress: Progress) -> None:
-        """Writes what would come as chunks into a file, from byte `position` on. In place of `chunks`.
+        """Write the content to a file at byte `position`. Call instead of `chunks`.
 
-        Raises SessionError; OSError where the file cannot be written.
+        Raises SessionError; OSError if the file cannot be written.
         """
         async for chunk in self.chunks():
             write_at(descriptor, chunk, position)
@@ -173,40 +175,42 @@ class Download(ABC):
 
     @abstractmethod
     async def valid(self) -> bool:
-        """After the last chunk: whether the server vouches for what it sent. False also for a key it does not have."""
+        """Return whether the server says that what it sent is valid. Call after the last chunk.
+
+        Also False for a key that the server does not have.
+        """
 
 
 class Session(ABC):
-    """Answers requests about keys. One request at a time: whoever wants more at once opens more sessions.
+    """Answer requests about keys, one at a time; open more sessions for concurrent requests.
 
-    Every method raises a SessionError (see errors.py) when there is no answer that can be relied on. After
-    `Refused` the session goes on as before; after any other error, and after a cancellation, the request's
-    connection is closed and the next request opens a new one.
+    Every method raises a SessionError (see errors.py) if there is no reliable answer. The session stays usable after
+    `Refused`; after any other error or a cancellation the request's connection is closed, and the next request opens a
+    new one.
     """
 
     @property
     @abstractmethod
     def name(self) -> str:
-        """Which session this is, for people: an address, the name of a remote. Never a secret."""
+        """Return a display name, such as an address or a remote's name. Never contains a secret."""
 
     @abstractmethod
     async def open(self) -> UUID:
-        """Makes sure there is a connection, and says who answers. Any request does this by itself."""
+        """Connect if necessary and return the peer's UUID. Every request connects by itself."""
 
     @property
     @abstractmethod
     def version(self) -> int | None:
-        """The protocol version agreed on, or None where there is no connection."""
+        """Return the negotiated protocol version, or None if not connected."""
 
     @abstractmethod
     async def check_present(self, key: Key) -> bool:
-        """Whether the content is there: a definite answer, or an error."""
+        """Return whether the content is present. Raises unless the answer is definite."""
 
     async def check_all(self, keys: Sequence[Key]) -> list[bool | Refused]:
-        """Whether each content is there, in the order of `keys`; for one that was answered with ERROR, the refusal.
+        """Return for each of `keys`, in order, whether its content is present, or the Refused if the peer said ERROR.
 
-        Where the way to the peer allows it, many questions are under way at once. Raises SessionError where not all
-        of them were answered.
+        Requests are pipelined if the transport supports it. Raises SessionError unless all of them were answered.
         """
         answers: list[bool | Refused] = []
         for key in keys:
@@ -218,15 +222,14 @@ class Session(ABC):
 
     @abstractmethod
     def upload(self, key: Key, file: AssociatedFile) -> AbstractAsyncContextManager[Present | Upload]:
-        """Offers a content. Leaving the context without `send` gives the upload up (and closes the connection)."""
+        """Offer a content. Leaving the context without `send` aborts the upload and closes the connection."""
 
     async def store(
         self, key: Key, file: AssociatedFile, source: Source, progress: Progress | None = None
     ) -> Present | Stored:
-        """Uploads a content that is at hand, from the offer to the outcome.
+        """Upload a content that is available locally: offer it, send it and return the outcome.
 
-        A session of many sessions does this better than in the two steps of `upload`: where the source is
-        repeatable, nobody waits for anybody.
+        A cluster does this faster than with `upload`: if the source is repeatable, nodes need not wait for each other.
         """
         async with self.upload(key, file) as offer:
             if isinstance(offer, Present):
@@ -235,29 +238,29 @@ class Session(ABC):
 
     @abstractmethod
     def download(self, key: Key, file: AssociatedFile, offset: int = 0) -> AbstractAsyncContextManager[Download]:
-        """Asks for the content from `offset` bytes on.
+        """Request the content, starting at byte `offset`.
 
-        Leaving the context before the end gives the download up (and closes the connection).
+        Leaving the context early aborts the download and closes the connection.
         """
 
     @abstractmethod
     async def remove(self, key: Key, before: int | None = None) -> Removal:
-        """Removes the content; success also if it was not there.
+        """Remove the content; removing absent content succeeds too.
 
-        With `before`, only as long as the session's clock has not passed that many seconds (see `timestamp`).
+        With `before`, remove it only if the session's clock has not passed that many seconds (see `timestamp`).
         """
 
     @abstractmethod
     async def timestamp(self) -> int:
-        """Seconds of a monotonic clock of the server. Raises Refused below version 3."""
+        """Return the server's monotonic clock in seconds. Raises Refused below protocol version 3."""
 
     @abstractmethod
     def lock(self, key: Key) -> AbstractAsyncContextManager[bool]:
-        """Prevents the content from being removed while the context is open. Gives whether that succeeded.
+        """Lock the content against removal while the context is open, and yield whether that succeeded.
 
-        The session can do nothing else meanwhile.
+        The session cannot serve other requests meanwhile.
         """
 
     @abstractmethod
     async def aclose(self) -> None:
-        """Closes the connection and everything behind it. Bounded in time, never raises."""
+        """Close the connection and everything behind it. Bounded in time, never raises."""

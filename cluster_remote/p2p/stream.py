@@ -1,8 +1,7 @@
-"""Lines and DATA over a connection, with deadlines and limits.
+"""Send and receive messages and DATA over a connection, with deadlines and limits.
 
-A deadline here is always about progress: it starts anew with every byte of DATA that moves, so a slow peer is
-served for as long as it takes and a stalled one is given up. A line has to arrive as a whole within the
-deadline.
+Deadlines measure progress: every byte of DATA restarts the clock, so a slow peer may take as long as it needs and a
+stalled one is dropped. A line must arrive in full within the deadline.
 """
 
 from __future__ import annotations
@@ -20,65 +19,64 @@ from cluster_remote.p2p.session import SourceReading, write_at
 
 __all__ = ["CHUNK", "LARGE_CHUNK", "MAX_LINE", "Connection", "MessageStream", "Portions", "Trace"]
 
-# Longer than any line that the protocol has a use for: a key is a file name, a list of UUIDs is short.
+# More than any legitimate line needs: a key is a file name, and lists of UUIDs are short.
 MAX_LINE = 64 * 1024
-# How much is read or written at once, in bytes.
+# Bytes read or written at once.
 CHUNK = 256 * 1024
-# How much is read at once of a large content while others are at work on what was read before, in bytes; where there
-# are several of these, of all together.
+# Bytes of large contents read ahead at once while earlier bytes are still being processed, shared by all contents.
 LARGE_CHUNK = 4 * 1024 * 1024
-# A content of up to this many bytes goes out together with its DATA and VALID, in one write; but what comes from a
-# slow source is not held back for longer than these seconds, or the peer would take us for dead.
+# Content up to _SMALL bytes is sent in one write with its DATA and VALID. Content from a slow source is held back for
+# at most _HELD seconds, or the peer would time out.
 _SMALL = 256 * 1024
 _HELD = 0.25
 
-# Seconds that others may take for what was read of a large content before more is read.
+# Target seconds for consumers to process one portion of a large content.
 _PORTION_SECONDS = 0.25
 
-# From this many bytes on a file is sent by the kernel, where it can: less is not worth a thread.
+# Files of at least this many bytes are sent by the kernel if possible; smaller ones are not worth a thread.
 _LARGE = 4 * 1024 * 1024
 
-# How many contents are received ahead at the moment, in all of the process: they share the memory for it.
+# Contents currently being read ahead in this process; they share LARGE_CHUNK.
 _ahead = 0
 
-# Called with True for a message that goes out, False for one that came in.
+# Called with True for a sent message, False for a received one.
 Trace = Callable[[bool, Message], None]
 
 
 class Connection(ABC):
-    """Bytes both ways, as the protocol needs them. One reader and one writer at a time."""
+    """A bidirectional byte stream with one reader and one writer at a time."""
 
     @abstractmethod
     async def receive(self, max_bytes: int) -> bytes:
-        """Between 1 and `max_bytes` bytes; none at the end of the stream. Raises ConnectionLost."""
+        """Return 1 to `max_bytes` bytes, or none at the end of the stream. Raises ConnectionLost."""
 
     async def receive_much(self, length: int) -> bytes | memoryview:
-        """As `receive`, of a content of which much more is to come: rather many bytes than the first ones soon."""
+        """Receive part of a large content, favouring throughput over latency; otherwise like `receive`."""
         return await self.receive(min(length, CHUNK))
 
     @abstractmethod
     async def send_some(self, data: memoryview) -> int:
-        """Sends a part of `data`, waiting until at least one byte can go. How many went. Raises ConnectionLost."""
+        """Send at least one byte of `data`, waiting if necessary; return how many were sent. Raises ConnectionLost."""
 
     def copied_last(self) -> int | None:
-        """How many bytes at the end of a file have to be sent by `send_some`; None where all of it has to be.
+        """Return how many trailing bytes of a file must go through `send_some`; None if `send_file` is unsupported.
 
-        What `send_file` sends is read by the peer from the file itself, as late as that: only when the peer has taken
-        all of it can be told whether the file has changed meanwhile. What is sent behind it sees to that.
+        `send_file` does not copy: the peer reads the file's own pages, so a change to the file matters until the peer
+        has consumed all of them. Once the trailing bytes are accepted, it has.
         """
         return None
 
     async def send_file(self, descriptor: int, offset: int, length: int) -> int:
-        """Sends a part of a file as it lies there, at most `length` bytes. How many went; none at the file's end.
+        """Send at most `length` bytes straight from a file and return how many were sent; 0 at the end of the file.
 
-        Waits until at least one byte can go. Raises ConnectionLost; OSError where the file cannot be read.
+        Waits until at least one byte can be sent. Raises ConnectionLost; OSError if the file cannot be read.
         """
         raise NotImplementedError
 
     async def receive_file(self, descriptor: int, position: int, length: int) -> int:
-        """Receives into a file, from byte `position` on, at least one byte and at most `length`; none at the end.
+        """Receive 1 to `length` bytes into a file at byte `position` and return how many; 0 at the end of the stream.
 
-        How many it were. Raises ConnectionLost; OSError where the file cannot be written.
+        Raises ConnectionLost; OSError if the file cannot be written.
         """
         data = await self.receive(min(length, CHUNK))
         write_at(descriptor, data, position)
@@ -86,25 +84,25 @@ class Connection(ABC):
 
     @abstractmethod
     def ended(self) -> bool:
-        """Whether the peer closed the connection or sent something unasked while nobody was reading.
+        """Return whether the peer closed the connection or sent unsolicited data while it was idle.
 
-        Does not wait, and takes nothing off a connection that is still good.
+        Does not wait, and consumes nothing from a connection that is still usable.
         """
 
     @abstractmethod
     async def aclose(self, patience: float) -> None:
-        """Closes, and ends what is behind it; after `patience` seconds by force. Never raises."""
+        """Close the connection and end what is behind it, by force after `patience` seconds. Never raises."""
 
     async def last_words(self) -> str:
-        """What the other side said outside of the protocol (standard error), as one line; often nothing."""
+        """Return what the peer wrote outside the protocol (standard error) as one line; often empty."""
         return ""
 
 
 class Portions:
-    """How much of a large content is read at once: what others take in a quarter of a second.
+    """Choose how much of a large content to read at once: what consumers process in a quarter of a second.
 
-    While they are at work on it nothing is read, and the peer sees no progress; so it must not be much where they are
-    slow. What they may put by before they are at work on it (`LARGE_CHUNK`) says nothing of how fast they are.
+    Nothing is read while they process a portion, so the peer sees no progress: portions must be small if they are slow.
+    They may buffer `LARGE_CHUNK` before processing, so the first bytes say nothing about their speed.
     """
 
     def __init__(self) -> None:
@@ -112,20 +110,20 @@ class Portions:
         self._taken = 0
 
     def next(self, most: int) -> int:
-        """How much to read, in bytes; `most` is what there is memory for."""
+        """Return how many bytes to read; `most` is the memory available."""
         return max(CHUNK, min(self._portion, most))
 
     def taken(self, count: int, seconds: float) -> None:
-        """So many bytes have been taken, which took so long."""
+        """Note that consumers processed `count` bytes in `seconds`."""
         self._taken += count
         if self._taken > 2 * LARGE_CHUNK:
-            # By the last of them alone: whoever has become slow must not be given much once more.
+            # Judge by the last portion alone, so that a consumer that slows down gets a small one next.
             affordable = _PORTION_SECONDS * count / seconds if seconds else math.inf
             self._portion = int(min(2 * self._portion, max(affordable, CHUNK), LARGE_CHUNK))
 
 
 class _Deadline:
-    """Raises TimedOut where no progress is made. A class, for it is entered for every message, and this is quicker."""
+    """Raise TimedOut if no progress is made. A class because it is entered for every message, and this is faster."""
 
     def __init__(self, seconds: float, doing: str) -> None:
         self._seconds = seconds
@@ -144,21 +142,21 @@ class _Deadline:
 
 
 class MessageStream:
-    """Messages over a connection. `timeout` is in seconds without progress."""
+    """Send and receive messages over a connection. `timeout` is in seconds without progress."""
 
     def __init__(self, connection: Connection, timeout: float, trace: Trace | None = None) -> None:
         self.connection = connection
         self.timeout = timeout
         self._trace = trace
         self._buffer = bytearray()
-        # How far the buffer has been searched for a newline: keeps reading a line linear in its length.
+        # Bytes already searched for a newline, so that reading a line takes linear time.
         self._searched = 0
 
     def _deadline(self, doing: str, patience: float = 0) -> _Deadline:
         return _Deadline(self.timeout + patience, doing)
 
     async def send(self, *messages: Message) -> None:
-        """Sends messages together. Raises TimedOut, ConnectionLost."""
+        """Send messages in one write. Raises TimedOut, ConnectionLost."""
         for message in messages:
             self._log(True, message)
         await self._send_all(memoryview(b"".join(map(serialise, messages))), "sending a message")
@@ -171,12 +169,12 @@ class MessageStream:
                 scope.deadline = anyio.current_time() + self.timeout
 
     async def receive(self, doing: str = "waiting for an answer", patience: float = 0) -> Message:
-        """The next message. `patience` seconds are granted on top of the timeout.
+        """Return the next message, allowing `patience` seconds on top of the timeout.
 
         Raises TimedOut, ConnectionLost (also at the end of the stream), ProtocolError.
         """
         if self._buffer.find(b"\n", self._searched) >= 0:
-            # No deadline for what is here already: setting one costs several times what reading a line does.
+            # The line is already buffered: setting a deadline would cost several times as much as reading it.
             line = await self._line(doing)
         else:
             with self._deadline(doing, patience):
@@ -208,10 +206,10 @@ class MessageStream:
         raise ProtocolError(f"a line of more than {MAX_LINE} bytes while {doing}")
 
     async def send_data(self, reading: SourceReading, after: Callable[[bool], list[Message]]) -> bool:
-        """Sends DATA, the content, and the messages that `after` makes of its validity. Gives the validity.
+        """Send DATA, the content and the messages that `after` returns for its validity; return the validity.
 
-        The content decides how long it takes to be read; the deadline is for the peer alone.
-        Raises SourceError when the source does not keep to its length: the connection cannot be used any more.
+        The deadline applies to the peer only, not to reading the source. Raises TimedOut, ConnectionLost; SourceError
+        if the source yields more or fewer bytes than announced, after which the connection is unusable.
         """
         announcement = Data(reading.length)
         self._log(True, announcement)
@@ -223,7 +221,7 @@ class MessageStream:
             await self._send_all(memoryview(pending), "sending content")
             pending = bytearray()
             left -= await self._send_file(reading, left - tail)
-            # The file may only be judged when the rest has been sent: till then the peer has not read what came before.
+            # Check the file only after sending the rest: until then the peer may still be reading the file's pages.
             held_until = 0
         async for chunk in reading.chunks():
             left -= len(chunk)
@@ -247,7 +245,7 @@ class MessageStream:
         return valid
 
     async def _send_file(self, reading: SourceReading, length: int) -> int:
-        """Sends the first `length` bytes of a reading from its file. How many these were."""
+        """Send the first `length` bytes of a reading straight from its file and return `length`."""
         left = length
         while left > 0:
             part = reading.file()
@@ -262,7 +260,7 @@ class MessageStream:
         return length
 
     async def receive_data(self, length: int) -> AsyncIterator[bytes]:
-        """The `length` bytes after a DATA message. Raises TimedOut, ConnectionLost."""
+        """Yield the `length` bytes that follow a DATA message. Raises TimedOut, ConnectionLost."""
         left = length
         if left and self._buffer:
             chunk = self._take_buffered(left)
@@ -277,7 +275,7 @@ class MessageStream:
             yield chunk
 
     async def receive_ahead(self, length: int) -> AsyncGenerator[bytes | memoryview, None]:
-        """As `receive_data`; a large content in large parts, each of which stays as it is. See `LARGE_CHUNK`."""
+        """Yield the same as `receive_data`, but large contents in large chunks that stay valid. See `LARGE_CHUNK`."""
         global _ahead
         left, portions = length, Portions()
         _ahead += 1
@@ -301,9 +299,9 @@ class MessageStream:
             yield rest
 
     async def receive_into(self, length: int, descriptor: int, position: int) -> AsyncIterator[int]:
-        """Writes the `length` bytes after a DATA message into a file, from byte `position` on.
+        """Write the `length` bytes that follow a DATA message to a file at byte `position`.
 
-        Yields how many have been written each time. Raises TimedOut, ConnectionLost; OSError where that fails.
+        Yields the number of bytes after each write. Raises TimedOut, ConnectionLost; OSError if writing fails.
         """
         left = length
         if left > _LARGE and self._buffer:
@@ -326,13 +324,13 @@ class MessageStream:
             yield len(chunk)
 
     def _take_buffered(self, most: int) -> bytes:
-        """What came together with the last message, at most so many bytes."""
+        """Take up to `most` bytes that arrived along with the last message."""
         taken = bytes(self._buffer[:most])
         del self._buffer[:most]
         return taken
 
     def ended(self) -> bool:
-        """Whether the connection can be used no more, seen between two requests. Does not wait."""
+        """Return whether the connection has become unusable. Call between requests; does not wait."""
         return bool(self._buffer) or self.connection.ended()
 
     def _log(self, outgoing: bool, message: Message) -> None:
