@@ -15,6 +15,7 @@ from typing import Any
 import anyio
 from anyio.abc import ByteStream, SocketAttribute
 
+from cluster_remote.p2p.descriptor import is_hung_up
 from cluster_remote.p2p.errors import ConnectionLost
 from cluster_remote.p2p.stream import Connection
 
@@ -57,6 +58,13 @@ class ByteStreamConnection(Connection):
         readable = select.poll()
         readable.register(descriptor, select.POLLIN)
         return bool(readable.poll(0))
+
+    def hung_up(self) -> bool:
+        """See Connection."""
+        if not self._open:
+            return True
+        descriptor = self._stream.extra(SocketAttribute.raw_socket).fileno()
+        return descriptor < 0 or is_hung_up(descriptor)
 
     async def aclose(self, patience: float) -> None:
         self._open = False

@@ -168,6 +168,10 @@ class DescriptorConnection(Connection):
             self._good = False
         return True
 
+    def hung_up(self) -> bool:
+        """See Connection. Of two pipes, the one to the peer counts: what it reads from may have ended before."""
+        return not self._open or is_hung_up(self._writing)
+
     def close_writing(self) -> None:
         """Closes the writing side where it is a descriptor of its own: the peer sees the end of its input."""
         if self._open and self._writing != self._reading:
@@ -315,3 +319,11 @@ def _take(source: int, descriptor: int, position: int, length: int, pipe: bool) 
         raise ConnectionLost(f"the connection broke: {error.strerror}") from None
     write_at(descriptor, data, position)
     return len(data)
+
+
+def is_hung_up(descriptor: int) -> bool:
+    """Whether the other end of a socket or pipe is closed, as far as the system can tell. Does not wait."""
+    poll = select.poll()
+    # POLLHUP and POLLERR are reported without being asked for.
+    poll.register(descriptor, getattr(select, "POLLRDHUP", 0))
+    return bool(poll.poll(0))

@@ -56,6 +56,8 @@ LOCK_RETENTION = 600.0
 """Seconds that a lock outlasts a client whose connection broke (P2P protocol: at least 10 minutes)."""
 
 _FOR_THE_SESSION = (CheckPresent, Remove, RemoveBefore, GetTimestamp, Put, Get, LockContent)
+# Seconds between two looks at whether a client that waits for nodes is still there.
+_LOOKING = 1.0
 # Characters of an error that a client is told.
 _ERROR_LIMIT = 2000
 
@@ -173,14 +175,25 @@ async def serve(
     cancellation, comes out as an exception.
 
     Between requests, and while it holds a lock, a client may take as long as it likes; within a request `stream`'s
-    timeout holds.
+    timeout holds. When it hangs up while nodes are asked for it, that ends.
     """
     server = _Server(Client(stream), endpoint, closing or Closing(), lock_retention, locks or LockKeeper(), note)
+    fault: str | None = None
+    mistake: Exception | None = None
     try:
-        fault = await server.converse()
-        return Ended(server.requests, fault)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(server.watch)
+            try:
+                fault = await server.converse()
+            except Exception as error:  # noqa: BLE001
+                # Raised below as it is, rather than in a group.
+                mistake = error
+            tasks.cancel_scope.cancel()
     finally:
         await server.close_session()
+    if mistake is not None:
+        raise mistake
+    return Ended(server.requests, fault)
 
 
 class _Server:
@@ -203,6 +216,30 @@ class _Server:
         self._locks = locks
         self._bypass: frozenset[UUID] = frozenset()
         self._session: Session | None = None
+        # Set while nodes are asked for a client that has nothing to say until they have answered.
+        self._asking: anyio.CancelScope | None = None
+        self._asked = anyio.Event()
+
+    async def watch(self) -> None:
+        """End what is asked of nodes for a client that has hung up."""
+        while True:
+            await self._asked.wait()
+            await anyio.sleep(_LOOKING)
+            if self._asking is None:
+                self._asked = anyio.Event()
+            elif self._client.stream.connection.hung_up():
+                self._asking.cancel()
+
+    async def _pass_on_watched(self, request: Message) -> None:
+        """As `_pass_on`. Raises ClientGone too if the client hangs up meanwhile."""
+        with anyio.CancelScope() as self._asking:
+            self._asked.set()
+            try:
+                await self._pass_on(request)
+            finally:
+                self._asking = None
+            return
+        raise ClientGone("the client hung up while nodes were asked for it")
 
     async def converse(self) -> str | None:
         """The whole conversation. What went wrong in it, if anything did."""
@@ -272,7 +309,7 @@ class _Server:
             case _:
                 try:
                     with no_room_is_a_session_error():
-                        await self._pass_on(request)
+                        await self._pass_on_watched(request)
                 except SessionError as error:
                     if isinstance(error, NoRoom):
                         # What there was no room for may be half made.
@@ -329,6 +366,7 @@ class _Server:
         answered = False
         try:
             async with session.lock(key) as locked:
+                self._asking = None
                 await self._client.send(Success() if locked else Failure())
                 answered = True
                 if locked:
@@ -355,6 +393,7 @@ class _Server:
         answered = False
         try:
             async with session.download(key, file, offset) as download:
+                self._asking = None
                 await self._client.send_content(relayed(download), with_validity=self._client.version > 0)
                 answered = True
         except SessionError as error:
@@ -404,6 +443,7 @@ class _Server:
 
     async def _offered(self, offer: Upload) -> ClientSource | None:
         """Asks the client for the content. None where it says that the nodes have it already."""
+        self._asking = None
         await self._client.send(PutFrom(offer.offset))
         match await self._client.receive("waiting for the content"):
             case Data(length):

@@ -89,6 +89,10 @@ class Connection(ABC):
         Does not wait, and consumes nothing from a connection that is still usable.
         """
 
+    def hung_up(self) -> bool:
+        """Whether the peer will say nothing more, or hear nothing more. Does not wait, and takes nothing off."""
+        return False
+
     @abstractmethod
     async def aclose(self, patience: float) -> None:
         """Close the connection and end what is behind it, by force after `patience` seconds. Never raises."""

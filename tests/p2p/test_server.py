@@ -14,7 +14,8 @@ from cluster_remote.p2p.errors import ConnectionLost, Refused, SessionError, Sou
 from cluster_remote.p2p.key import UUID, AssociatedFile, Key
 from cluster_remote.p2p.server import Closing, Endpoint, Mode
 from cluster_remote.p2p.session import Download, Present, Progress, Removal, Session, Source, Stored, Upload
-from tests.p2p.conversation import Conversation, behind_shell, conversation
+from tests.cluster.fakes import Peer
+from tests.p2p.conversation import ANSWER_SECONDS, Conversation, behind_shell, conversation
 from tests.support.environment import Environment
 from tests.support.repositories import Cluster, Repository, make_cluster
 from tests.support.slow import only_in_all
@@ -639,3 +640,34 @@ async def test_no_process_is_left_when_the_client_has_gone(node: Repository) -> 
         assert await talk.ask(f"CHECKPRESENT {KEY}") == "SUCCESS"
         assert node.environment.processes() != []
     node.environment.assert_no_process_left()
+
+
+# A client that hangs up while nodes keep silent
+
+
+@pytest.mark.parametrize(
+    "line",
+    [f"CHECKPRESENT {KEY}", f"GET 0  {KEY}", f"PUT  {KEY}", f"REMOVE {KEY}", "GETTIMESTAMP", f"LOCKCONTENT {KEY}"],
+)
+async def test_what_was_asked_of_nodes_ends_when_the_client_hangs_up(line: str) -> None:
+    peer = Peer(1, silent=True)
+    async with conversation(behind(peer.session())) as talk:
+        await talk.say(line)
+        with anyio.fail_after(ANSWER_SECONDS):
+            while not peer.under_way:
+                await anyio.sleep(0.01)
+            await talk.hang_up()
+            while talk.ended is None:
+                await anyio.sleep(0.05)
+        assert peer.under_way == 0
+        assert talk.ended.fault is not None
+
+
+async def test_a_client_that_waits_gets_its_answer_however_long_a_node_takes() -> None:
+    class Slow(Peer):
+        async def enter(self, request: str) -> None:
+            await anyio.sleep(2.5)
+
+    async with conversation(behind(Slow(1).session())) as talk:
+        assert await talk.ask(f"CHECKPRESENT {KEY}", f"CHECKPRESENT {KEY}") == "FAILURE"
+        assert await talk.hear() == "FAILURE"
