@@ -11,8 +11,10 @@ import anyio
 
 from cluster_remote.cluster.node import Node
 from cluster_remote.cluster.reachability import Reachability
+from cluster_remote.cluster.routing import reason
 from cluster_remote.p2p.errors import (
     ConnectionLost,
+    NotTried,
     ProtocolError,
     Refused,
     SessionError,
@@ -102,7 +104,7 @@ class NodeSessions:
 
     def not_tried(self, node: Node) -> Unreachable:
         """What a node that is left alone has instead of an answer."""
-        return Unreachable(f"not tried again so soon after this: {self._reachability.resting(node.name)}")
+        return NotTried(self._reachability.resting(node.name) or f"{node} could not be reached a moment ago: left out")
 
     @contextmanager
     def observed(self, node: Node) -> Iterator[Observed]:
@@ -131,13 +133,13 @@ class NodeSessions:
             self._reachability.answered(node.name)
 
     def _away(self, node: Node, observed: Observed, error: SessionError) -> None:
-        self._reachability.failed(node.name, self._reachability.clock() - observed.began, str(error))
+        self._reachability.failed(node.name, self._reachability.clock() - observed.began, reason(node, error))
 
     def broke_off(self, node: Node, error: SessionError) -> None:
         """A node failed that had begun to do what it was asked."""
         # What ended at once cost nothing to find out; what stalled has cost the deadline.
         if isinstance(error, TimedOut):
-            self._reachability.failed(node.name, self.timeout, str(error))
+            self._reachability.failed(node.name, self.timeout, reason(node, error))
 
     # Asking
 

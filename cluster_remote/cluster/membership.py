@@ -162,6 +162,7 @@ class Membership:
                 kind=member.kind,
                 members=member.behind,
                 writable=member.writable,
+                place=str(member.way.address) if isinstance(member.way, Direct) else "",
             )
             for member in self.members
             if member.gateway not in bypass

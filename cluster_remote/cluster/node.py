@@ -34,6 +34,8 @@ class Node:
     """The nodes behind another gateway, as far as they are known."""
     writable: bool = True
     """Whether the user lets anything be stored there and removed (`annex-readonly` is not set)."""
+    place: str = ""
+    """Where it is, for people: a directory, a host; empty where git-annex has to be asked for it."""
 
     @property
     def repositories(self) -> frozenset[UUID]:

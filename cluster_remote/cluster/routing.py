@@ -13,7 +13,15 @@ from itertools import groupby
 from typing import TypeAlias, TypeVar
 
 from cluster_remote.cluster.node import Node
-from cluster_remote.p2p.errors import Refused, SessionError, TimedOut, Unreachable
+from cluster_remote.p2p.errors import (
+    NotReached,
+    NotTried,
+    Refused,
+    SessionError,
+    TimedOut,
+    Unreachable,
+    WrongRepository,
+)
 from cluster_remote.p2p.key import UUID, Key
 from cluster_remote.p2p.session import Present, Removal, Stored
 
@@ -21,6 +29,8 @@ __all__ = [
     "Pick",
     "ReadingOrder",
     "UploadAnswer",
+    "absent_where_reachable",
+    "away",
     "failure_of_all",
     "gained",
     "in_log",
@@ -105,6 +115,12 @@ def presence(answers: Iterable[bool | SessionError]) -> bool | None:
     return None if any(isinstance(answer, SessionError) for answer in answers) else False
 
 
+def absent_where_reachable(answers: Iterable[bool | SessionError]) -> bool:
+    """Return whether some nodes say that the content is not there, and all others are away."""
+    answers = list(answers)
+    return False in answers and all(answer is False or isinstance(answer, Unreachable) for answer in answers)
+
+
 def gained(node: Node, answer: UploadAnswer, cluster: frozenset[UUID]) -> frozenset[UUID]:
     """The repositories that have the content by this upload, going by a node's answer to it.
 
@@ -173,8 +189,24 @@ def reason(node: Node, answer: UploadAnswer | Removal) -> str:
             return f"{node}: did not store it"
         case Removal():
             return f"{node}: did not remove it"
+        case NotTried():
+            return str(answer)
+        case SessionError():
+            return away(node, answer) or f"{node}: {answer}"
         case _:
             return f"{node}: {answer}"
+
+
+def away(node: Node, error: SessionError) -> str | None:
+    """Say in its owner's words that a disk is away: the same for whatever is asked of it. None if it is not that."""
+    where = f" ({node.place})" if node.place else ""
+    match error:
+        case WrongRepository():
+            return f"{node}: there is another repository in its place{where}: left out"
+        case NotReached() if node.kind == "local" and node.place:
+            return f"{node} is not there{where}: left out"
+        case _:
+            return None
 
 
 def upload_outcome(answers: Sequence[tuple[Node, UploadAnswer]], cluster: frozenset[UUID]) -> Present | Stored:

@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
 from typing import Protocol, TypeGuard, TypeVar
@@ -177,6 +178,10 @@ class ClusterSession(Session):
                 True, [*([node] for node in awake), later], lambda session: session.check_present(key)
             )
             present = routing.presence(answer for _, answer in answers)
+            if present is None and not self._logged(key) and routing.absent_where_reachable(a for _, a in answers):
+                # No log knows. An upload reaches every node that is there, so what is on none of these is most likely
+                # on no other; and the worst of a wrong "absent" is extra work.
+                return False
             if present is None:
                 failures = [(node, answer) for node, answer in answers if isinstance(answer, SessionError)]
                 raise routing.failure_of_all(f"{self.name}: whether it has {key} cannot be told", failures)
@@ -301,6 +306,11 @@ class ClusterSession(Session):
             present = outcome.present if isinstance(outcome, Stored) else frozenset()
             with anyio.CancelScope(shield=True):
                 await self._record(key, present=outcome.uuids | present)
+        if isinstance(outcome, Stored) and outcome.stored:
+            left_out = tuple(
+                f"{name}: no remote of this repository leads to it: left out" for name in self._missing.values()
+            )
+            return replace(outcome, reasons=outcome.reasons + left_out)
         return outcome
 
     async def remove(self, key: Key, before: int | None = None) -> Removal:

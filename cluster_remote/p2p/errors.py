@@ -12,6 +12,7 @@ __all__ = [
     "ConnectionLost",
     "NotReached",
     "NotTheProtocol",
+    "NotTried",
     "ProtocolError",
     "Refused",
     "SessionError",
@@ -44,6 +45,10 @@ class ProtocolError(SessionError):
 
 class NotReached(Unreachable, ConnectionLost):
     """The connection broke before the peer had let us in."""
+
+
+class NotTried(Unreachable):
+    """The peer could not be reached a moment ago. The text is complete: it names the peer and what happened."""
 
 
 class NotTheProtocol(Unreachable, ProtocolError):

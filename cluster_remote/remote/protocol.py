@@ -48,6 +48,10 @@ _IN_THE_LOOP = frozenset({"CHECKPRESENT", "REMOVE", "TRANSFER"})
 _WITH_SESSIONS = _IN_THE_LOOP | {"INITREMOTE", "WHEREIS"}
 
 
+# What is used of what git-annex offers.
+_EXTENSIONS = ("INFO", "ASYNC", "UNAVAILABLERESPONSE")
+
+
 def _word(line: str) -> str:
     return line.rstrip("\n").partition(" ")[0].upper()
 
@@ -59,7 +63,10 @@ class _Protocol(Protocol):  # type: ignore[misc] # annexremote has no types
 
     def do_EXTENSIONS(self, offered: str = "") -> str:
         self.extensions = offered.split(" ")
-        return " ".join(["EXTENSIONS", *(name for name in ("INFO", "ASYNC") if name in self.extensions)])
+        return " ".join(["EXTENSIONS", *(name for name in _EXTENSIONS if name in self.extensions)])
+
+    def do_GETAVAILABILITY(self) -> str:
+        return f"AVAILABILITY {self.remote.getavailability().upper()}"
 
     def command(self, line: str) -> Any:
         word, _space, parameters = line.partition(" ")

@@ -45,6 +45,8 @@ class Shared:
         self.context: Context | None = None
         # Held while git-annex is asked for what all of them need.
         self.asking = threading.RLock()
+        # What the user has been told in this run.
+        self.told: set[str] = set()
 
     def abandon(self) -> None:
         """Cancels the requests that are under way."""
@@ -66,6 +68,7 @@ class ClusterRemote(SpecialRemote):  # type: ignore[misc] # annexremote has no t
         self.annex = annex
         self._shared = shared
         self._clusters: Mapping[str, UUID] | None = None
+        self._initialising = False
 
     # What git-annex asks without a reason to connect
 
@@ -82,15 +85,25 @@ class ClusterRemote(SpecialRemote):  # type: ignore[misc] # annexremote has no t
 
     def getavailability(self) -> str:
         address = self._read_settings().address
-        if address is None:
-            return "local"
-        return "local" if address.local else "global"
+        if address is not None and not address.local:
+            return "global"
+        if "UNAVAILABLERESPONSE" in self.annex.protocol.extensions:
+            from cluster_remote.annex.errors import AnnexError
+            from cluster_remote.remote.availability import is_away
+
+            try:
+                if is_away(address, self.annex.getgitdir(), self._read_settings().uuid):
+                    return "unavailable"
+            except AnnexError as error:
+                raise RemoteError(one_line(str(error))) from None
+        return "local"
 
     # Requests
 
     def initremote(self) -> None:
         from cluster_remote.remote.initremote import initialise, refuse_embedding
 
+        self._initialising = True
         with self._in_words():
             refuse_embedding(self.annex.getconfig("embedcreds"))
 
@@ -234,6 +247,11 @@ class ClusterRemote(SpecialRemote):  # type: ignore[misc] # annexremote has no t
             return self._shared.settings
 
     def _remote_name(self) -> str:
+        if self._initialising:
+            # Before 10.20260115 git-annex ends on GETGITREMOTENAME here; the configuration has the name.
+            name = self.annex.getconfig("sameas-name") or self.annex.getconfig("name")
+            if name:
+                return str(name)
         if "GETGITREMOTENAME" in self.annex.protocol.extensions:
             return str(self.annex.getgitremotename())
         return ""
@@ -326,6 +344,11 @@ class ClusterRemote(SpecialRemote):  # type: ignore[misc] # annexremote has no t
         return report
 
     def _tell(self, text: str) -> None:
+        """Tell the user something, once in a run: an unplugged disk is not news for every file."""
+        if text in self._shared.told:
+            self.annex.debug(one_line(text))
+            return
+        self._shared.told.add(text)
         if "INFO" in self.annex.protocol.extensions:
             self.annex.info(one_line(text))
         else:

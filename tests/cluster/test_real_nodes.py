@@ -172,7 +172,7 @@ async def test_a_node_with_a_wrong_part_does_not_store_and_is_named(cluster: Clu
         stored = await put(session, cluster.gateway.environment)
         assert isinstance(stored, Stored)
         assert stored.uuids == uuids(cluster.nodes[0], cluster.nodes[2])
-        assert stored.reasons[0].startswith("second disk (cellar) [node2]: ")
+        assert stored.reasons[0].startswith("second disk (cellar) [node2]")
         # git-annex has thrown the wrong part away.
         assert await put(session, cluster.gateway.environment) == Stored(True, uuids(cluster.nodes[1]))
 
@@ -197,7 +197,7 @@ async def test_a_node_whose_content_is_locked_makes_a_removal_partial(cluster: C
         assert not removal.removed
         assert removal.uuids == uuids(cluster.nodes[0], cluster.nodes[2])
         (reason,) = removal.reasons
-        assert reason.startswith("second disk (cellar) [node2]: ")
+        assert reason.startswith("second disk (cellar) [node2]")
         assert cluster.gateway.locations(SMALL_KEY.text) == {cluster.nodes[1].uuid}
         assert cluster.holders(SMALL_KEY.text) == [False, True, False]
         assert (await session.remove(SMALL_KEY)).removed
@@ -228,7 +228,7 @@ async def test_without_a_node_the_rest_is_stored_and_it_is_filled_when_it_is_bac
             assert isinstance(stored, Stored)
             assert (stored.stored, stored.uuids) == (True, present)
             (reason,) = stored.reasons
-            assert reason.startswith(f"second disk (cellar) [node2]: {away.path}: ")
+            assert reason.startswith("second disk (cellar) [node2]")
             assert str(environment.directory) in reason
             assert cluster.gateway.locations(SMALL_KEY.text) == {uuid.text for uuid in present}
             assert await session.check_present(SMALL_KEY)
@@ -249,7 +249,7 @@ async def test_without_a_node_a_removal_removes_from_the_rest_and_fails(cluster:
         with gone(cluster.nodes[0]):
             removal = await session.remove(SMALL_KEY)
             assert (removal.removed, removal.uuids) == (False, present)
-            assert removal.reasons[0].startswith("first disk (attic) [node1]: ")
+            assert removal.reasons[0].startswith("first disk (attic) [node1]")
             assert cluster.gateway.locations(SMALL_KEY.text) == {left}
             with pytest.raises(SessionError, match=r"cannot be told: first disk \(attic\) \[node1\]"):
                 await session.check_present(SMALL_KEY)

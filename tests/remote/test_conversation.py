@@ -49,8 +49,8 @@ def test_git_annex_knows_the_parameters(site: Site) -> None:
 @pytest.mark.parametrize(
     ("url", "cost", "availability"),
     [
-        ("/dir", 100, "LOCAL"),
-        ("unix:/path", 100, "LOCAL"),
+        ("/", 100, "LOCAL"),
+        ("unix:/dev/null", 100, "LOCAL"),
         ("tcp://127.0.0.1:1", 100, "LOCAL"),
         ("tcp://gateway.example:1", 200, "GLOBAL"),
         ("ssh://gateway.example/dir", 200, "GLOBAL"),
