@@ -34,6 +34,8 @@ GET = Expect(re.compile(rb"GET 0  \S+"))
 REMOVE = Expect(re.compile(rb"REMOVE \S+"))
 DATA = Expect(b"DATA %d" % SIZE)
 RECEIVED: list[Step] = [PUT, Send(b"PUT-FROM 0\n"), DATA, Read(SIZE), Expect(b"VALID")]
+# A part that is too long is ended, so that the peer finds it to be wrong.
+OVERLONG: list[Step] = [PUT, Send(b"PUT-FROM 21\n"), Expect(b"DATA 0"), Expect(b"VALID")]
 # More than a socket and the buffers on both sides can hold.
 BIG = 20_000_000
 STALLED = "no progress for 1 seconds"
@@ -164,10 +166,15 @@ UPLOADS: dict[str, tuple[list[Step], str]] = {
     "stalls before PUT-FROM": ([PUT, Stall()], STALLED),
     "closes before PUT-FROM": ([PUT, Close()], CUT),
     "refuses": ([PUT, Send(b"ERROR read-only\n"), Drain()], "read-only"),
-    "wants more than there is": (
-        [PUT, Send(b"PUT-FROM 21\n"), Drain()],
-        "PUT-FROM 21 is beyond the content's 20",
+    "has more than there is, and takes it for the whole": (
+        [*OVERLONG, Send(b"SUCCESS\n"), Drain()],
+        "more than the whole",
     ),
+    "has more than there is, and keeps it": (
+        [*OVERLONG, Send(b"FAILURE\n"), PUT, Send(b"PUT-FROM 21\n"), Drain()],
+        "keeps 21 bytes",
+    ),
+    "has more than there is, and stalls": ([*OVERLONG, Stall()], STALLED),
     "wants less than nothing": ([PUT, Send(b"PUT-FROM -1\n"), Drain()], "bad message"),
     "closes amid DATA": ([PUT, Send(b"PUT-FROM 0\n"), DATA, Read(7), Close()], "connection"),
     "resets amid DATA": ([PUT, Send(b"PUT-FROM 0\n"), DATA, Read(7), Reset()], "connection"),
