@@ -117,6 +117,19 @@ def node_removed(node: NodeState, remote: str | None) -> Problem:
     )
 
 
+def node_replaced(remote: str, now: str, titles: str, name: str, node: UUID | None) -> Problem:
+    """Say that a remote leads to the repository `now` instead of a node. `name` is the cluster remote."""
+    return Problem(
+        "node-replaced",
+        f"the remote {remote} leads to another repository than before: {now}, which is no node of the cluster, so "
+        f"nothing is stored there; {titles} is missing",
+        "Put back what was there. To have the new one take its place, make it a node and fill it:",
+        ("git annex updatecluster", f"cluster-remote repair {shlex.quote(name)}"),
+        node=node,
+        about=remote,
+    )
+
+
 def node_without_remote(uuid: UUID, title: str) -> Problem:
     """A node of cluster.log that no remote of this repository leads to."""
     return Problem(
@@ -139,6 +152,10 @@ def _node_problems(state: ClusterState, node: NodeState, name: str, *, gateway_d
         return
     if contact.stranger and state.gateway is not None:
         yield node_removed(node, state.name if state.uuid == node.uuid else None)
+    elif contact.stranger:
+        # git-annex still takes the remote for the node, as it was when it last looked.
+        now = str(contact.uuid or contact.error)
+        yield node_replaced(node.name, now, node.title, state.name, node.uuid)
     elif not contact.reachable and not gateway_down:
         problem = unreachable(node.uuid, node.title, contact.error, name, node.path)
         if state.tracking == "remote":

@@ -6,16 +6,16 @@ from the cluster then, as far as this repository goes, and what has come in its 
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from cluster_remote.diagnosis.problem import Problem
+from cluster_remote.diagnosis.problems import node_replaced
 from cluster_remote.p2p.key import UUID
 
 if TYPE_CHECKING:
     from cluster_remote.annex.branchlog import BranchLogs
     from cluster_remote.annex.gitconfig import GitConfig
+    from cluster_remote.diagnosis.problem import Problem
 
 __all__ = ["replaced_nodes", "strangers", "without_remote"]
 
@@ -54,12 +54,4 @@ def replaced_nodes(config: GitConfig, logs: BranchLogs, cluster: UUID, name: str
     titles = ", ".join(logs.descriptions.get(uuid) or uuid.text for uuid in missing)
     for remote, uuid in strangers(config, logs, cluster).items():
         now = logs.descriptions.get(uuid) or uuid.text
-        yield Problem(
-            "node-replaced",
-            f"the remote {remote} leads to another repository than before: {now}, which is no node of the cluster, so "
-            f"nothing is stored there; {titles} is missing",
-            "Put back what was there. To have the new one take its place, make it a node and fill it:",
-            ("git annex updatecluster", f"cluster-remote repair {shlex.quote(name)}"),
-            node=missing[0] if len(missing) == 1 else None,
-            about=remote,
-        )
+        yield node_replaced(remote, now, titles, name, missing[0] if len(missing) == 1 else None)

@@ -60,6 +60,7 @@ async def _talk(session: Session, timeout: float) -> Contact:
                 trips.append(time.perf_counter() - before)
     except SessionError as failure:
         error, stranger = str(failure), _is_stranger(failure)
+        uuid = failure.found if isinstance(failure, WrongRepository) else uuid
     except TimeoutError:
         error = f"{session.name}: no answer within {timeout:g} seconds"
     return Contact(error is None, error, uuid, session.version, connecting, min(trips) if trips else None, stranger)

@@ -233,7 +233,7 @@ class StreamSession(Session):
             case other:
                 raise _unexpected(other, "AUTH-SUCCESS")
         if self.expected is not None and uuid != self.expected:
-            raise WrongRepository(f"the server is repository {uuid}, not {self.expected} as it should be")
+            raise WrongRepository(f"the server is repository {uuid}, not {self.expected} as it should be", uuid)
         await stream.send(Version(MAX_VERSION))
         match await stream.receive("agreeing on the protocol's version"):
             case Version(number) if number <= MAX_VERSION:

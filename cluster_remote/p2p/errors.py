@@ -6,6 +6,11 @@ connection, and the next request opens a new one.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cluster_remote.p2p.key import UUID
+
 __all__ = [
     "AuthenticationFailed",
     "BeyondTheEnd",
@@ -61,6 +66,11 @@ class AuthenticationFailed(Unreachable):
 
 class WrongRepository(Unreachable):
     """The peer is another repository than the one that was asked for."""
+
+    def __init__(self, words: str, found: UUID | None = None) -> None:
+        """`found` is who it is, where it says so."""
+        super().__init__(words)
+        self.found = found
 
 
 class Refused(SessionError):

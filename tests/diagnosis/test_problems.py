@@ -79,6 +79,14 @@ def test_a_dead_node_and_a_choosy_one_that_lacks_something_are_no_problem() -> N
     assert find_problems(replace(CLUSTER, nodes=(dead, choosy))) == []
 
 
+def test_a_disk_that_was_swapped_before_git_annex_looked_is_named_as_replaced() -> None:
+    other = UUID("0de00000-0000-4000-8000-00000000000f")
+    contact = replace(AWAY, uuid=other, stranger=True)
+    (problem,) = find_problems(replace(CLUSTER, gateway=None, nodes=(replace(STATE, contact=contact),)))
+    assert (problem.kind, problem.node, problem.about) == ("node-replaced", NODE, STATE.name)
+    assert str(other) in problem.words
+
+
 def test_what_a_sample_shows_is_not_said_again_as_lagging() -> None:
     node = replace(STATE, sample=Sample(5, 1, 0), lacking=3)
     assert [problem.kind for problem in find_problems(replace(CLUSTER, nodes=(node,)))] == ["content-missing"]
