@@ -12,7 +12,7 @@ import threading
 import time
 from contextlib import contextmanager
 
-from annexremote import RemoteError, SpecialRemote
+from annexremote import ProtocolError, RemoteError, SpecialRemote
 
 from cluster_remote.remote.protocol import AnnexMaster, one_line
 
@@ -253,7 +253,11 @@ class ClusterRemote(SpecialRemote):  # type: ignore[misc] # annexremote has no t
             if name:
                 return str(name)
         if "GETGITREMOTENAME" in self.annex.protocol.extensions:
-            return str(self.annex.getgitremotename())
+            try:
+                return str(self.annex.getgitremotename())
+            except ProtocolError:
+                # Before 10.20260115 git-annex answers with ERROR during INITREMOTE; the parameters have the name then.
+                return ""
         return ""
 
     def _get_context(self, initialising: bool) -> Context:

@@ -84,6 +84,9 @@ class Driver:
             self._out.close()
         return self.process.wait(within)
 
+    names_remotes = True
+    """Whether it knows the remote's name; before 10.20260115 git-annex does not during INITREMOTE."""
+
     def say(self, line: str) -> None:
         """Send a line."""
         self._out.write(os.fsencode(line) + b"\n")
@@ -125,7 +128,7 @@ class Driver:
                 case "GETGITDIR":
                     self.say("VALUE .git")
                 case "GETGITREMOTENAME":
-                    self.say("VALUE driven")
+                    self.say("VALUE driven" if self.names_remotes else "ERROR cannot send this here")
                 case "GETCREDS":
                     user, password = self.credentials.get(rest, ("", ""))
                     self.say(f"CREDS {user} {password}")

@@ -289,3 +289,10 @@ def test_a_token_that_cannot_be_kept_is_an_error(own_site: Site) -> None:
             answer = annex.ask(f"CHECKPRESENT {KEY}")
         assert answer.startswith(f"CHECKPRESENT-UNKNOWN {KEY} ")
         assert "cannot be read: " in answer
+
+
+def test_a_git_annex_that_does_not_tell_the_name_of_the_remote(site: Site) -> None:
+    with site.driver() as annex:
+        annex.names_remotes = False
+        annex.prepare()
+        assert annex.ask("GETCOST").startswith("COST ")
