@@ -1,7 +1,7 @@
-"""A connection over any of anyio's byte streams: TLS, a proxy, whatever comes next.
+"""Connect over any anyio byte stream, such as TLS or a proxy.
 
-This is the portable way. Pipes and plain sockets, where there is a descriptor that the kernel can move files to, have
-a faster one (descriptor.py).
+This is the portable implementation. Pipes and plain sockets, whose descriptors the kernel can send files to, have a
+faster one in descriptor.py.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from cluster_remote.p2p.stream import Connection
 
 __all__ = ["ByteStreamConnection", "ConnectionStream"]
 
-# Bytes that are sent at once. anyio returns when all of them have gone, and each return counts as progress.
+# Bytes sent at once. anyio returns when all of them have been sent, and each return counts as progress.
 _PIECE = 64 * 1024
 
 
 class ByteStreamConnection(Connection):
-    """Owns the stream."""
+    """A connection that owns its stream."""
 
     def __init__(self, stream: ByteStream) -> None:
         self._stream = stream
@@ -49,7 +49,7 @@ class ByteStreamConnection(Connection):
         return len(piece)
 
     def ended(self) -> bool:
-        """See Connection. Anything unread counts, so a late message of TLS itself costs a new connection."""
+        """See Connection. Any unread bytes count, so a late TLS handshake message costs a reconnect."""
         if not self._open:
             return True
         descriptor = self._stream.extra(SocketAttribute.raw_socket).fileno()
@@ -74,7 +74,7 @@ class ByteStreamConnection(Connection):
                     await self._stream.aclose()
                     return
             except (anyio.BrokenResourceError, anyio.EndOfStream, OSError):
-                # The peer was quicker. What is left of the stream is closed below.
+                # The peer closed first. The rest of the stream is closed below.
                 pass
             with contextlib.suppress(anyio.BrokenResourceError, OSError):
                 await anyio.aclose_forcefully(self._stream)
@@ -86,10 +86,10 @@ def _lost(error: Exception) -> ConnectionLost:
 
 
 class ConnectionStream(ByteStream):
-    """The other way round: a connection of ours as a byte stream, for what anyio puts around one. Owns it not."""
+    """Adapt a connection to an anyio byte stream, for anyio's wrappers. Does not own the connection."""
 
     def __init__(self, connection: Connection, descriptor: socket.socket) -> None:
-        """`descriptor` is the socket that the connection reads and writes."""
+        """Wrap a connection; `descriptor` is the socket that it uses."""
         self._connection = connection
         self._socket = descriptor
 
@@ -118,4 +118,4 @@ class ConnectionStream(ByteStream):
         raise NotImplementedError("TLS has no half-closed connections")
 
     async def aclose(self) -> None:
-        """Nothing: the connection is closed by its owner."""
+        """Do nothing: the owner closes the connection."""

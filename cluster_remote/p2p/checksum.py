@@ -1,4 +1,4 @@
-"""The checksum that a key names, for the backends whose keys name one."""
+"""Compute checksums, for the backends whose keys contain one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _ALGORITHMS: Mapping[str, str] = {
 
 
 class Checksum:
-    """Computes the checksum of a content, chunk by chunk, and compares it with the key's."""
+    """An incremental checksum of a content, compared with the key's."""
 
     def __init__(self, algorithm: str, wanted: str) -> None:
         self._digest = hashlib.new(algorithm, usedforsecurity=False)
@@ -32,8 +32,8 @@ class Checksum:
 
     @classmethod
     def of(cls, key: Key) -> Checksum | None:
-        """Begin with no content; None for keys of a backend that is no hash known here, and for chunks."""
-        # The backends that end in E add the file's extension to the name.
+        """Start a checksum for a key; None for chunk keys and for backends whose hash is not supported."""
+        # Backends ending in E append the file's extension to the name.
         extended = key.backend.endswith("E")
         algorithm = _ALGORITHMS.get(key.backend.removesuffix("E"))
         if algorithm is None or key.is_chunk:
@@ -42,9 +42,9 @@ class Checksum:
         return cls(algorithm, name.partition(".")[0] if extended else name)
 
     def update(self, chunk: bytes | memoryview) -> None:
-        """Add the next bytes of the content."""
+        """Hash the next bytes of the content."""
         self._digest.update(chunk)
 
     def matches(self) -> bool:
-        """Whether all that was added is the content of the key."""
+        """Return whether the checksum of everything added matches the key's."""
         return self._digest.hexdigest() == self._wanted

@@ -1,7 +1,7 @@
-"""A connection over file descriptors: a socket's, or the two pipes of a child process.
+"""Connect over file descriptors: a socket, or the two pipes of a child process.
 
-Reading and writing go straight to the descriptors and the event loop is only asked when there is nothing to be
-done; between requests nobody reads, so whether the peer is still there can be seen without waiting.
+Reads and writes go straight to the descriptors, and the event loop is only used when they would block. Nothing reads
+between requests, so a closed connection can be detected without waiting.
 """
 
 from __future__ import annotations
@@ -27,28 +27,28 @@ from cluster_remote.p2p.stream import CHUNK, Connection
 
 __all__ = ["DescriptorConnection"]
 
-# How many times in a row something can be read or written at once before others get their turn.
+# Reads or writes in a row that succeed without blocking before other tasks get a turn.
 _FAIR = 8
-# Bytes that a pipe is to hold.
+# Capacity requested for pipes, in bytes.
 _PIPE = 1024 * 1024
-# Seconds after which a thread that sends a file looks whether anybody still wants it.
+# Seconds after which a transfer thread checks for cancellation.
 _SLICE = 0.2
-# Seconds between two looks at a peer that is at work on what it was given, see `_Pace`.
+# Shortest and longest sleep in seconds while the peer is busy, see `_Pace`.
 _NAP, _LONGEST_NAP = 0.0003, 0.004
-# From this many bytes on, what is in memory is sent by a thread as well: less is not worth one.
+# Buffers of at least this many bytes are sent by a thread too; smaller ones are not worth one.
 _MUCH = 2 * CHUNK
 
 
 class _Pace:
-    """How long to sleep where a descriptor is full, or empty, so that it is worth to look at it again.
+    """Choose how long to sleep when a descriptor is full or empty, so that the next attempt moves enough.
 
-    The kernel tells as soon as the peer has moved one page of a pipe that holds 256, and to be told of each costs more
-    than to move what is in it. So it sleeps until about a quarter of the pipe can be moved, never until all of it can:
-    the peer must always have something to do. What a socket holds is not known, and is little.
+    The kernel wakes us as soon as the peer has moved one page of a pipe that holds 256, and each wake-up costs more
+    than moving a page. So sleep until about a quarter of the pipe can be moved, but never until all of it can: the peer
+    must not run idle. A socket's capacity is unknown, and small.
     """
 
     def __init__(self, capacity: int) -> None:
-        """`capacity` is what the pipe holds, in bytes; 0 for what is no pipe."""
+        """Create a pace for a pipe of `capacity` bytes; 0 if it is not a pipe."""
         self.capacity = capacity
         self._nap = _NAP
         self._woken = False
@@ -58,7 +58,7 @@ class _Pace:
         self._woken = True
 
     def moved(self, count: int) -> None:
-        """So many bytes could be moved."""
+        """Adapt the sleep to the `count` bytes that could be moved."""
         if not self._woken:
             return
         self._woken = False
@@ -69,7 +69,7 @@ class _Pace:
 
 
 class DescriptorConnection(Connection):
-    """Owns both descriptors (which may be the same one)."""
+    """A connection that owns its two descriptors, which may be the same."""
 
     def __init__(self, reading: int, writing: int) -> None:
         os.set_blocking(reading, False)
@@ -79,7 +79,7 @@ class DescriptorConnection(Connection):
         self._open = True
         self._good = True
         self._in_a_row = 0
-        # For large contents, once there are any.
+        # Created for the first large content.
         self._outgoing: _Pace | None = None
         self._incoming: _Pace | None = None
 
@@ -101,7 +101,7 @@ class DescriptorConnection(Connection):
         self._check_open()
         buffer = memoryview(bytearray(length))
         received = buffer[: await _moved(_receive_much, self._reading, buffer, self._pace_in())]
-        # A small part must not keep all of the buffer in memory for as long as somebody needs it.
+        # A short read must not keep the whole buffer in memory.
         return received.toreadonly() if len(received) > length // 2 else memoryview(bytes(received))
 
     async def send_some(self, data: memoryview) -> int:
@@ -115,7 +115,7 @@ class DescriptorConnection(Connection):
         return sent
 
     def send_at_once(self, data: bytes | memoryview) -> int:
-        """Sends what can be sent without waiting. How many bytes went, possibly none. Raises ConnectionLost."""
+        """Send what can be sent without waiting; return how many bytes, possibly 0. Raises ConnectionLost."""
         self._check_open()
         try:
             return os.write(self._writing, data)
@@ -125,7 +125,7 @@ class DescriptorConnection(Connection):
             raise ConnectionLost(f"the connection broke: {error.strerror}") from None
 
     def copied_last(self) -> int | None:
-        # As much as it holds, and nothing that was before it is in there any more.
+        # Once a full buffer's worth has followed, everything before it has been consumed.
         return self._pace_out().capacity or _held_by_unix_socket(self._writing) or None
 
     async def send_file(self, descriptor: int, offset: int, length: int) -> int:
@@ -147,9 +147,9 @@ class DescriptorConnection(Connection):
         return self._incoming
 
     async def _be_fair(self) -> None:
-        """Gives others their turn, now and then, even if this peer is never slower than we are.
+        """Yield to other tasks now and then, even if this peer never makes us wait.
 
-        Not every time: a turn of the event loop takes as long as all the rest of a small message.
+        Not every time: a turn of the event loop costs as much as the rest of a small message.
         """
         self._in_a_row += 1
         if self._in_a_row >= _FAIR:
@@ -159,7 +159,7 @@ class DescriptorConnection(Connection):
     def ended(self) -> bool:
         if self._open and self._good:
             try:
-                # Something unasked is as bad as the end: it would be taken for the answer to the next request.
+                # Unsolicited data is as bad as the end: it would be taken for the answer to the next request.
                 os.read(self._reading, 1)
             except BlockingIOError:
                 return False
@@ -173,7 +173,7 @@ class DescriptorConnection(Connection):
         return not self._open or is_hung_up(self._writing)
 
     def close_writing(self) -> None:
-        """Closes the writing side where it is a descriptor of its own: the peer sees the end of its input."""
+        """Close the writing side if it has its own descriptor, so that the peer sees the end of its input."""
         if self._open and self._writing != self._reading:
             os.close(self._writing)
             self._writing = self._reading
@@ -190,23 +190,23 @@ class DescriptorConnection(Connection):
 
 
 def _pipe_size(descriptor: int) -> int:
-    """Makes a pipe as large as it may be, and gives how much it holds in bytes; 0 for what is no pipe.
+    """Enlarge a pipe and return its capacity in bytes; 0 if it is not a pipe.
 
-    Of Linux only: elsewhere the kernel does not send files into pipes.
+    Linux only: other kernels do not send files into pipes.
     """
     if sys.platform != "linux" or not stat.S_ISFIFO(os.fstat(descriptor).st_mode):
         return 0
-    # Where the user has too many large pipes already, it stays as it is.
+    # Fails if the user already has too many large pipes.
     with suppress(OSError):
         fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, _PIPE)
     return fcntl.fcntl(descriptor, fcntl.F_GETPIPE_SZ)
 
 
 def _held_by_unix_socket(descriptor: int) -> int:
-    """How many bytes a unix socket can hold that its peer has not read yet; 0 for what is none.
+    """Return how many unread bytes a unix socket can hold; 0 if it is not a unix socket.
 
-    Of Linux only, which takes no more when what was sent is as much as the buffer, and half of that at once. (What is
-    on its way over TCP may be in the buffers of both sides.)
+    Linux only: it accepts data until the buffer is full, up to half a buffer at a time, so it can overshoot. (TCP data
+    may be in the buffers of both sides.)
     """
     if sys.platform != "linux" or not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
         return 0
@@ -215,8 +215,8 @@ def _held_by_unix_socket(descriptor: int) -> int:
 
 
 async def _moved(move: Callable[..., int | None], *arguments: object) -> int:
-    """How much `move` has moved, in a thread: the disk may have to be waited for, the peer only for a moment."""
-    # Not one of the threads that all share: the others may be waiting for this one's peer to go on.
+    """Run `move` in a thread, because the disk may block, until it has moved something; return how many bytes."""
+    # Do not use the shared thread limit: its threads may all be waiting for this one's peer.
     limiter = anyio.CapacityLimiter(1)
     while True:
         count = await anyio.to_thread.run_sync(move, *arguments, limiter=limiter)
@@ -225,10 +225,10 @@ async def _moved(move: Callable[..., int | None], *arguments: object) -> int:
 
 
 def _keep_moving(descriptor: int, event: int, length: int, pace: _Pace, move: Callable[[int], int]) -> int | None:
-    """Has `move` move up to `length` bytes, for a fraction of a second. How many it were, none at the end.
+    """Call `move` repeatedly for a fraction of a second and return how many bytes it moved; 0 at the end.
 
-    `move` is told how many have been moved, and gives how many more; where it would have to wait, for `event` on the
-    descriptor is waited. None where nothing could be moved in time.
+    `move` gets the bytes moved so far and returns how many more it moved. If it would block, wait for `event` on the
+    descriptor. Returns None if nothing could be moved in time; moves at most `length` bytes.
     """
     ready = select.poll()
     ready.register(descriptor, event)
@@ -256,12 +256,12 @@ def _move(pipe: int, descriptor: int, offset: int, length: int) -> int:
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.ENOSYS):
             raise
-    # A file system that cannot do it.
+    # The file system does not support it.
     return os.write(pipe, os.pread(descriptor, min(length, _PIPE), offset))
 
 
 def _send_file(pipe: int, descriptor: int, offset: int, length: int, pace: _Pace) -> int | None:
-    """Has the kernel move a part of a file into a pipe. See `_keep_moving`. Raises ConnectionLost, OSError."""
+    """Have the kernel send part of a file. See `_keep_moving`. Raises ConnectionLost, OSError."""
     try:
         return _keep_moving(
             pipe, select.POLLOUT, length, pace, lambda sent: _move(pipe, descriptor, offset + sent, length - sent)
@@ -271,7 +271,7 @@ def _send_file(pipe: int, descriptor: int, offset: int, length: int, pace: _Pace
 
 
 def _receive_file(source: int, descriptor: int, position: int, length: int, pace: _Pace) -> int | None:
-    """Moves what comes in into a file; from a pipe without looking at it. See `_keep_moving`.
+    """Receive into a file, from a pipe without copying. See `_keep_moving`.
 
     Raises ConnectionLost, OSError.
     """
@@ -286,7 +286,7 @@ def _receive_file(source: int, descriptor: int, position: int, length: int, pace
 
 
 def _send_much(descriptor: int, data: memoryview, pace: _Pace) -> int | None:
-    """Sends what is in memory. See `_keep_moving`. Raises ConnectionLost."""
+    """Send from memory. See `_keep_moving`. Raises ConnectionLost."""
     try:
         return _keep_moving(descriptor, select.POLLOUT, len(data), pace, lambda sent: os.write(descriptor, data[sent:]))
     except OSError as error:
@@ -294,7 +294,7 @@ def _send_much(descriptor: int, data: memoryview, pace: _Pace) -> int | None:
 
 
 def _receive_much(descriptor: int, buffer: memoryview, pace: _Pace) -> int | None:
-    """Receives into memory. See `_keep_moving`. Raises ConnectionLost."""
+    """Receive into memory. See `_keep_moving`. Raises ConnectionLost."""
     try:
         return _keep_moving(
             descriptor, select.POLLIN, len(buffer), pace, lambda count: os.readv(descriptor, [buffer[count:]])
@@ -310,7 +310,7 @@ def _take(source: int, descriptor: int, position: int, length: int, pipe: bool) 
         except OSError as error:
             if error.errno not in (errno.EINVAL, errno.ENOSYS):
                 raise
-        # A file system that cannot do it.
+        # The file system does not support it.
     try:
         data = os.read(source, min(length, CHUNK))
     except BlockingIOError:

@@ -1,7 +1,7 @@
-"""What can go wrong with a session. Every error says where it happened; none carries a token.
+"""Errors of sessions. Each says where it happened; none contains a token.
 
-The distinction that callers need: `Refused` leaves the session usable, every other error has closed its
-connection, and the next request opens a new one.
+Callers need one distinction: `Refused` leaves the session usable; any other error has closed its connection, and the
+next request opens a new one.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = [
 
 
 class SessionError(Exception):
-    """A request got no answer that can be relied on. Nothing is known about what the peer did."""
+    """A request got no reliable answer. What the peer did is unknown."""
 
 
 class Unreachable(SessionError):
@@ -49,7 +49,7 @@ class ProtocolError(SessionError):
 
 
 class NotReached(Unreachable, ConnectionLost):
-    """The connection broke before the peer had let us in."""
+    """The connection broke before authentication completed."""
 
 
 class NotTried(Unreachable):
@@ -57,7 +57,7 @@ class NotTried(Unreachable):
 
 
 class NotTheProtocol(Unreachable, ProtocolError):
-    """What answers at that address does not speak the protocol."""
+    """The server at that address does not speak the protocol."""
 
 
 class AuthenticationFailed(Unreachable):
@@ -65,7 +65,7 @@ class AuthenticationFailed(Unreachable):
 
 
 class WrongRepository(Unreachable):
-    """The peer is another repository than the one that was asked for."""
+    """The peer is not the expected repository."""
 
     def __init__(self, words: str, found: UUID | None = None) -> None:
         """`found` is who it is, where it says so."""
@@ -74,12 +74,12 @@ class WrongRepository(Unreachable):
 
 
 class Refused(SessionError):
-    """The peer answered with ERROR: it understood the request and will not do it."""
+    """The peer answered ERROR: it understood the request but refused it."""
 
 
 class SourceError(SessionError):
-    """The content to be uploaded could not be read to its end, or changed while it was read."""
+    """The content to upload could not be read completely, or changed while it was read."""
 
 
 class BeyondTheEnd(SourceError):
-    """The content ends before the byte from which the peer wants it: the peer has too much of it."""
+    """The content ends before the offset that the peer asked for: the peer has too many bytes."""

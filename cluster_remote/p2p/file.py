@@ -1,4 +1,4 @@
-"""A file as the source of an upload."""
+"""Read the source of an upload from a file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["FileSource"]
 
 
 class FileSource(Source):
-    """Reads a file; any number of readers at once, each from its own offset and at its own pace."""
+    """A file with any number of concurrent readers, each at its own offset and pace."""
 
     repeatable = True
 
@@ -28,7 +28,7 @@ class FileSource(Source):
     @asynccontextmanager
     async def read(self, offset: int) -> AsyncIterator[SourceReading]:
         try:
-            # Without waiting: a named pipe would make us wait for whoever writes to it.
+            # Non-blocking, because opening a named pipe would wait for a writer.
             descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as error:
             raise SourceError(f"cannot read {os.fsdecode(self.path)!r}: {error.strerror}") from None
@@ -68,7 +68,7 @@ class _FileReading(SourceReading):
             try:
                 read = _at_hand(self._descriptor, part, position)
                 if not read:
-                    # A thread, because a disk that spins up or a network file system must not stop everything else.
+                    # In a thread, because a slow disk or a network file system must not block everything else.
                     read = await anyio.to_thread.run_sync(os.preadv, self._descriptor, [part], position)
             except OSError as error:
                 raise SourceError(f"cannot read {os.fsdecode(self._path)!r}: {error.strerror}") from None
@@ -81,23 +81,23 @@ class _FileReading(SourceReading):
         return SourceError(f"{os.fsdecode(self._path)!r} became shorter while it was read")
 
     async def valid(self) -> bool:
-        # An unlocked file may be written to at any time; then what was sent is neither the old nor the new content.
+        # An unlocked file may change at any time; then what was sent is neither the old nor the new content.
         after = os.fstat(self._descriptor)
         before = self._before
         return (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
 
 
 def _at_hand(descriptor: int, buffer: memoryview, position: int) -> int:
-    """Reads what the kernel has of a part of a file without asking the disk. How many bytes; none where it cannot say.
+    """Read what the page cache has of a part of a file; return how many bytes, 0 if it cannot tell.
 
-    A thread for each small file would take longer than all else that is done to send it.
+    Starting a thread for each small file would take longer than everything else done to send it.
     """
     if not hasattr(os, "RWF_NOWAIT"):
         return 0
     try:
         return os.preadv(descriptor, [buffer], position, os.RWF_NOWAIT)
     except OSError as error:
-        # Not at hand, or a file system that cannot tell; the thread finds out about all other errors.
+        # Not cached, or not supported by the file system; the thread reports real errors.
         if error.errno in (errno.EAGAIN, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
             return 0
         raise

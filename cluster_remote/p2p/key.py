@@ -1,8 +1,7 @@
-"""The values that the protocol passes around: keys, UUIDs, associated files.
+"""Define the values that the protocol passes around: keys, UUIDs, associated files.
 
-All of them are text that may hold bytes which are not valid UTF-8; these survive a round trip as
-surrogate escapes. A value that exists is valid: the constructors refuse everything else, so nothing
-unchecked can reach a peer (git-annex's cluster session never answers a malformed key).
+They are text; bytes that are not valid UTF-8 survive a round trip as surrogate escapes. Constructors reject invalid
+values, so nothing unchecked can reach a peer (git-annex's cluster session never answers a malformed key).
 """
 
 from __future__ import annotations
@@ -11,10 +10,10 @@ import re
 
 __all__ = ["UUID", "AssociatedFile", "Key", "decode", "encode"]
 
-# What Haskell's isSpace says of ASCII; git-annex splits its messages at these.
+# ASCII whitespace according to Haskell's isSpace, where git-annex splits its messages.
 _WHITESPACE = " \t\n\r\f\v"
 # What `git annex examinekey` accepts, less whitespace: any backend, fields in this order only, also an empty name.
-# The backends of git-annex whose keys hold a checksum.
+# git-annex's backends whose keys contain a checksum.
 _HASHES = re.compile(r"(?:SHA|MD5|BLAKE|SKEIN)[0-9A-Z_]*\Z")
 
 _KEY = re.compile(
@@ -27,22 +26,22 @@ _KEY = re.compile(
     re.DOTALL,
 )
 _UUID = re.compile(r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}")
-# The largest size that fits the signed 64 bit numbers of every file system.
+# The largest size that fits in a signed 64-bit integer, as file systems use.
 _MAX_SIZE = 2**63 - 1
 
 
 def decode(raw: bytes) -> str:
-    """Bytes from the wire or a file name, as text that `encode` turns back into the same bytes."""
+    """Decode bytes from the wire or a file name to text that `encode` turns back into the same bytes."""
     return raw.decode("utf-8", "surrogateescape")
 
 
 def encode(text: str) -> bytes:
-    """The inverse of `decode`."""
+    """Invert `decode`."""
     return text.encode("utf-8", "surrogateescape")
 
 
 def _check_encodable(text: str) -> None:
-    """Raises ValueError for text that comes neither from UTF-8 nor from `decode`: there are no bytes for it."""
+    """Raise ValueError for text that cannot be encoded: it comes neither from UTF-8 nor from `decode`."""
     try:
         encode(text)
     except UnicodeEncodeError:
@@ -50,9 +49,9 @@ def _check_encodable(text: str) -> None:
 
 
 class _Text:
-    """An immutable value that is a text, equal to the same text of the same class and sorted by it.
+    """An immutable text value, equal to the same text of the same class and ordered by it.
 
-    Without dataclasses: to import these takes as long as all else that the program does where nothing is transferred.
+    Not a dataclass: importing dataclasses takes as long as everything else the program does if nothing is transferred.
     """
 
     __slots__ = ("text",)
@@ -88,34 +87,34 @@ class _Text:
 
 
 class UUID(_Text):
-    """A repository, a special remote or a cluster. Written in lower case, as git-annex does."""
+    """The UUID of a repository, a special remote or a cluster, in lower case as git-annex writes it."""
 
     __slots__ = ()
 
     def __init__(self, text: str) -> None:
-        """Raises ValueError for anything but 8-4-4-4-12 hexadecimal digits."""
+        """Check the text. Raises ValueError for anything but 8-4-4-4-12 hexadecimal digits."""
         if not _UUID.fullmatch(text):
             raise ValueError(f"{text[:64]!r} is not a UUID")
         super().__init__(text.lower())
 
     @classmethod
     def parse(cls, text: str) -> UUID:
-        """Raises ValueError for anything but 8-4-4-4-12 hexadecimal digits."""
+        """Parse a UUID. Raises ValueError for anything but 8-4-4-4-12 hexadecimal digits."""
         return cls(text)
 
     @property
     def is_cluster(self) -> bool:
-        """Whether this names a cluster: version 8, first octet 0xac (git-annex's marking of cluster UUIDs)."""
+        """Return whether this is a cluster's UUID: version 8, first octet 0xac (as git-annex marks them)."""
         return self.text.startswith("ac") and self.text[14] == "8"
 
 
 class Key(_Text):
-    """A key of git-annex: `BACKEND[-sSIZE][-mMTIME][-SCHUNKSIZE-CCHUNKNUM]--NAME`."""
+    """A git-annex key: `BACKEND[-sSIZE][-mMTIME][-SCHUNKSIZE-CCHUNKNUM]--NAME`."""
 
     __slots__ = ()
 
     def __init__(self, text: str) -> None:
-        """Raises ValueError for what is not a key, which includes anything with whitespace in it."""
+        """Check the text. Raises ValueError if it is not a key; keys contain no whitespace."""
         match = _KEY.fullmatch(text)
         if match is None:
             raise ValueError(f"{text[:200]!r} is not a key of git-annex (BACKEND-sSIZE--NAME)")
@@ -127,7 +126,7 @@ class Key(_Text):
 
     @classmethod
     def parse(cls, text: str) -> Key:
-        """Raises ValueError for what is not a key, which includes anything with whitespace in it."""
+        """Parse a key. Raises ValueError for anything else; keys contain no whitespace."""
         return cls(text)
 
     @property
@@ -136,7 +135,7 @@ class Key(_Text):
 
     @property
     def size(self) -> int | None:
-        """Bytes of the content, where the key says it. For a chunk key, the size of the whole file."""
+        """Return the key's size field in bytes, or None. For a chunk key, this is the size of the whole file."""
         match = _KEY.fullmatch(self.text)
         assert match is not None
         return None if match["size"] is None else int(match["size"].lstrip("0") or 0)
@@ -149,30 +148,30 @@ class Key(_Text):
 
     @property
     def content_size(self) -> int | None:
-        """Bytes that a transfer of this key moves, where that is known.
+        """Return the bytes that a transfer of this key moves, or None if unknown.
 
-        The size field of a chunk key is that of the whole file, so it does not say (the last chunk is shorter);
-        that of an encrypted key is not there at all.
+        The size field of a chunk key is that of the whole file, and the last chunk is shorter, so it does not tell; an
+        encrypted key has no size field.
         """
         return None if self.is_chunk else self.size
 
     @property
     def is_encrypted(self) -> bool:
-        """Whether the content is encrypted by a special remote (git-annex names such keys by an HMAC)."""
+        """Return whether the content is encrypted by a special remote (git-annex names such keys by an HMAC)."""
         return self.backend.startswith("GPGHMAC")
 
     @property
     def has_checksum(self) -> bool:
-        """Whether a repository that takes this content verifies it by a checksum: not a WORM or URL key, for instance.
+        """Return whether a repository verifies this content by a checksum; WORM and URL keys have none, for instance.
 
-        Of an external backend only git-annex knows; here it has none.
+        False for external backends, which only git-annex knows.
         """
         return _HASHES.match(self.backend) is not None and not self.is_chunk
 
     @property
     def is_verifiable(self) -> bool:
-        """Whether its reader can tell a wrong content by a checksum: also a chunk's, when the file is whole again."""
-        # A chunk lies in repositories under a WORM key, whose name is the chunk's own key.
+        """Return whether a reader can detect wrong content by checksum, for a chunk once the file is reassembled."""
+        # Repositories store a chunk under a WORM key named after the chunk's own key.
         inner = _KEY.fullmatch(self.text.partition("--")[2]) if self.backend == "WORM" else None
         of_file = inner if inner is not None and inner["chunk"] is not None else _KEY.fullmatch(self.text)
         assert of_file is not None
@@ -183,25 +182,25 @@ class Key(_Text):
 
 
 class AssociatedFile(_Text):
-    """A work tree file that goes with a key, or none (the empty text). Information for people only."""
+    """The work tree file of a key, or none (the empty text). Only shown to people."""
 
     __slots__ = ()
 
     def __init__(self, text: str = "") -> None:
-        """Raises ValueError for an absolute path."""
+        """Check the path. Raises ValueError if it is absolute."""
         if text.startswith("/"):
             raise ValueError(f"associated file {text[:200]!r} is an absolute path")
         _check_encodable(text)
         super().__init__(text)
 
     def __bytes__(self) -> bytes:
-        """The form on the wire: `%` doubled, each whitespace character written `%`."""
+        """Return the wire format: `%` doubled, each whitespace character written as `%`."""
         escaped = self.text.replace("%", "%%")
         return encode("".join("%" if c.isspace() or c in _WHITESPACE else c for c in escaped))
 
     @classmethod
     def parse(cls, raw: bytes) -> AssociatedFile:
-        """Reads the form on the wire. A lone `%` and every control character become `_`, as in git-annex.
+        """Read the wire format. A lone `%` and every control character become `_`, as in git-annex.
 
         Raises ValueError for an absolute path.
         """

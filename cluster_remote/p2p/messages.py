@@ -1,9 +1,8 @@
-"""The messages of git-annex's P2P protocol, versions 0 to 4, as a table of values. No I/O.
+"""Define the messages of git-annex's P2P protocol, versions 0 to 4, as a table. No I/O.
 
-Each class below is one row: its decorator gives the word on the wire, the form of each field, and the version that
-brought the message. `parse` and `serialise` are made from these rows and are inverses for every valid message.
-`ANSWERS` says which answers a request may get. Both follow git-annex's P2P protocol as observed with git-annex
-10.20261026.
+Each class below is one row: its decorator gives the word on the wire, the format of each field, and the version that
+introduced the message. `parse` and `serialise` use these rows and are inverses for every valid message. `ANSWERS`
+lists the answers to each request. Both follow the P2P protocol as observed with git-annex 10.20261026.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import Any, Generic, TypeVar
 
 from cluster_remote.p2p.key import UUID, AssociatedFile, Key, decode, encode
 
-# No file is larger; a longer DATA is a mistake or an attack.
+# No file is larger; a longer DATA is a bug or an attack.
 MAX_DATA_LENGTH = 2**63 - 1
 _SERVICES = frozenset({"git-upload-pack", "git-receive-pack"})
 _NUMBER = re.compile(rb"-?[0-9]{1,20}")
@@ -25,7 +24,7 @@ M = TypeVar("M", bound="type[Message]")
 
 
 class MalformedMessage(ValueError):
-    """A line that is no message of the protocol."""
+    """A line that is not a message of the protocol."""
 
 
 class Message:
@@ -34,12 +33,12 @@ class Message:
     __slots__ = ()
 
 
-# Forms of fields
+# Field formats
 
 
 @dataclass(frozen=True)
 class _Form(Generic[T]):
-    """How a field stands on the wire. `read` raises ValueError; `empty` is the value of a field that is left out."""
+    """The wire format of a field. `read` raises ValueError; `empty` is the value of an omitted field."""
 
     read: Callable[[bytes], T]
     write: Callable[[T], bytes]
@@ -62,7 +61,7 @@ def _read_client(raw: bytes) -> UUID | None:
     try:
         return UUID(decode(raw)) if raw else None
     except ValueError:
-        # Do not repeat the word: if the client mixed up the order, it is the token.
+        # Do not quote the word: if the client mixed up the order, it is the token.
         raise MalformedMessage("the first word is not a UUID") from None
 
 
@@ -94,7 +93,7 @@ _REFS: _Form[tuple[str, ...]] = _Form(
 )
 _OFFSET = _number("the offset", 0, MAX_DATA_LENGTH)
 _LENGTH = _number("the length", 0, MAX_DATA_LENGTH)
-# A timestamp translated from one clock to another may be negative: that time has passed.
+# A timestamp converted between clocks may be negative: it is in the past.
 _TIMESTAMP = _number("the timestamp", -MAX_DATA_LENGTH, MAX_DATA_LENGTH)
 _VERSION = _number("the version", 0, 10**6)
 _EXIT_CODE = _number("the exit code", -(2**31), 2**31)
@@ -141,7 +140,7 @@ _BY_KIND: dict[type[Message], _Row] = {}
 
 
 def _wire(word: str, *forms: _Form[Any], since: int = 0) -> Callable[[M], M]:
-    """Enter a message into the table: its word, its fields in order, and the version that brought it."""
+    """Register a message: its word, its fields in order, and the version that introduced it."""
 
     def enter(kind: M) -> M:
         row = _Row(word, kind, forms, since)
@@ -157,9 +156,9 @@ def _wire(word: str, *forms: _Form[Any], since: int = 0) -> Callable[[M], M]:
 @_wire("AUTH", _CLIENT, _TOKEN)
 @dataclass(frozen=True, slots=True)
 class Auth(Message):
-    """Authenticate on a socket, as a client's first message. The token may be `TOKEN/UUID`, as our gateway reads it.
+    """Authenticate on a socket, as the client's first message. Our gateway also accepts `TOKEN/UUID` as the token.
 
-    A client may have no UUID: `git clone` sends none, since the repository does not exist yet.
+    A client may have no UUID: `git clone` sends none, because its repository does not exist yet.
     """
 
     client: UUID | None
@@ -190,7 +189,7 @@ class Version(Message):
 @_wire("BYPASS", _UUIDS, since=2)
 @dataclass(frozen=True, slots=True)
 class Bypass(Message):
-    """Name gateways not to go through again; has no reply."""
+    """List gateways to bypass, which prevents loops; has no reply."""
 
     uuids: frozenset[UUID]
 
@@ -225,7 +224,7 @@ class Remove(Message):
 @_wire("REMOVE-BEFORE", _TIMESTAMP, _KEY, since=3)
 @dataclass(frozen=True, slots=True)
 class RemoveBefore(Message):
-    """Remove, unless the server's own clock (see GetTimestamp) has passed `timestamp` seconds."""
+    """Remove the content unless the server's clock (see GetTimestamp) has passed `timestamp` seconds."""
 
     timestamp: int
     key: Key
@@ -240,7 +239,7 @@ class GetTimestamp(Message):
 @_wire("TIMESTAMP", _TIMESTAMP, since=3)
 @dataclass(frozen=True, slots=True)
 class Timestamp(Message):
-    """Seconds of a monotonic clock of the server."""
+    """Report the server's monotonic clock in seconds."""
 
     seconds: int
 
@@ -251,7 +250,7 @@ class Timestamp(Message):
 @_wire("GET", _OFFSET, _FILE, _KEY)
 @dataclass(frozen=True, slots=True)
 class Get(Message):
-    """Ask for a content from `offset` bytes on."""
+    """Request a content, starting at byte `offset`."""
 
     offset: int
     file: AssociatedFile
@@ -268,7 +267,7 @@ class Put(Message):
 @_wire("PUT-FROM", _OFFSET)
 @dataclass(frozen=True, slots=True)
 class PutFrom(Message):
-    """Ask for the content of a PUT from `offset` bytes on."""
+    """Request the content of a PUT, starting at byte `offset`."""
 
     offset: int
 
@@ -288,7 +287,7 @@ class AlreadyHavePlus(Message):
 @_wire("DATA", _LENGTH)
 @dataclass(frozen=True, slots=True)
 class Data(Message):
-    """Announce exactly `length` raw bytes, which follow the line."""
+    """Announce exactly `length` raw bytes after the line."""
 
     length: int
 
@@ -296,7 +295,7 @@ class Data(Message):
 @_wire("DATA-PRESENT", since=4)
 @dataclass(frozen=True, slots=True)
 class DataPresent(Message):
-    """Stand in for Data in a PUT: the content reached the server some other way."""
+    """Replace Data in a PUT: the content reached the server some other way."""
 
 
 @_wire("VALID", since=1)
@@ -350,7 +349,7 @@ class Error(Message):
 @_wire("CONNECT", _SERVICE)
 @dataclass(frozen=True, slots=True)
 class Connect(Message):
-    """Ask for `git-upload-pack` or `git-receive-pack` of the server's git repository."""
+    """Run `git-upload-pack` or `git-receive-pack` in the server's git repository."""
 
     service: str
 
@@ -380,8 +379,8 @@ _DONE = True
 _GOES_ON = False
 _STORED: Mapping[type[Message], bool] = {Success: _DONE, SuccessPlus: _DONE, Failure: _DONE, FailurePlus: _DONE}
 
-# Which answers a request may get, and whether the answer ends the request, so that the connection is free for the
-# next one. ERROR answers every request and ends it.
+# The possible answers to each request, and whether they end it and so free the connection for the next one. ERROR is
+# always possible and ends the request.
 ANSWERS: Mapping[type[Message], Mapping[type[Message], bool]] = {
     CheckPresent: {Success: _DONE, Failure: _DONE},
     LockContent: {Success: _GOES_ON, Failure: _DONE},
@@ -399,27 +398,27 @@ ANSWERS: Mapping[type[Message], Mapping[type[Message], bool]] = {
 
 
 def since(message: type[Message] | Message) -> int:
-    """Give the first protocol version in which a message may be sent."""
+    """Return the first protocol version that has a message."""
     return _BY_KIND[message if isinstance(message, type) else type(message)].since
 
 
 def word(message: type[Message]) -> str:
-    """Give the word that begins a message on the wire."""
+    """Return the word that begins a message on the wire."""
     return decode(_BY_KIND[message].word)
 
 
 def expected_answers(request: type[Message]) -> str:
-    """Name the answers that a request may get, for an error: "PUT-FROM or ALREADY-HAVE"."""
+    """Return the possible answers to a request as text for an error, such as "PUT-FROM or ALREADY-HAVE"."""
     words = [word(answer) for answer in ANSWERS[request]]
-    # The -PLUS form of an answer goes without saying.
+    # The -PLUS variants are implied.
     plain = [each for each in words if each.removesuffix("-PLUS") not in words or not each.endswith("-PLUS")]
     return " or ".join(plain)
 
 
 def serialise(message: Message) -> bytes:
-    """Write a message as its line on the wire, with its newline.
+    """Return a message in wire format, including the newline.
 
-    Raises ValueError for a message with a newline in it, which the peer would read as two; never repeats a token.
+    Raises ValueError for a message that contains a newline, which the peer would read as two; never quotes a token.
     """
     line = _BY_KIND[type(message)].write(message)
     if b"\n" in line:
@@ -428,9 +427,9 @@ def serialise(message: Message) -> bytes:
 
 
 def parse(line: bytes) -> Message:
-    """Read one line, without its newline.
+    """Parse one line without its newline.
 
-    Raises MalformedMessage, which says what is wrong but never repeats a token.
+    Raises MalformedMessage, which says what is wrong but never quotes a token.
     """
     first, space, rest = line.partition(b" ")
     row = _BY_WORD.get(first)
@@ -440,13 +439,13 @@ def parse(line: bytes) -> Message:
         except ValueError as error:
             raise MalformedMessage(f"{decode(first)}: {error}") from None
     if first[:4].upper() == b"AUTH":
-        # A misspelt AUTH may have the token in this word.
+        # After a misspelt AUTH this word may contain the token.
         raise MalformedMessage("unknown message that begins like AUTH")
     raise MalformedMessage(f"unknown message {decode(first[:40])!r}")
 
 
 def describe(message: Message) -> str:
-    """Give a message as its line reads, for logs; never with a token."""
+    """Return a message as text for logs, with the token redacted."""
     if isinstance(message, Auth):
         return f"AUTH {message.client or ''} [token]"
     return decode(serialise(message).rstrip(b"\n"))

@@ -1,6 +1,6 @@
-"""A machine, or a process, that has no room for more: descriptors, processes, memory.
+"""Handle exhausted resources: descriptors, processes, memory.
 
-That must cost one request, in words, and never more. It can come out of any call, also within a group of errors.
+Running out must only fail one request, with a clear error. Any call can raise it, also within an exception group.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ _ERRORS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, er
 
 
 class NoRoom(SessionError):
-    """This machine has no room for a request at the moment."""
+    """This machine lacks the resources for a request at the moment."""
 
 
 def out_of_room(error: BaseException) -> str | None:
-    """Say what there is too little of, if that is what an error, or one in a group of them, is about."""
+    """Return which resource ran out, if an error or one in its group says so; otherwise None."""
     if isinstance(error, MemoryError):
         return "out of memory"
     if isinstance(error, RuntimeError) and "start new thread" in str(error):
@@ -36,7 +36,7 @@ def out_of_room(error: BaseException) -> str | None:
 
 @contextmanager
 def no_room_is_a_session_error() -> Iterator[None]:
-    """Raise NoRoom for an error that says that there is no room; let all others pass."""
+    """Turn errors about exhausted resources into NoRoom; let all others pass."""
     try:
         yield
     except Exception as error:

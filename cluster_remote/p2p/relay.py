@@ -1,8 +1,8 @@
-"""What stands between a client and the session that serves it: the client's connection, and contents on their way.
+"""Relay between a client and the session that serves it.
 
-Both sides of a server are connections that can fail, and it matters which one did: when the session fails, the client
-is told so; when the client fails, nobody is left to be told. So failures of the client are exceptions of their own,
-never a SessionError, which a session would take for a failure of its own peer.
+Either side's connection can fail, and it matters which: if the session fails, the client is told; if the client fails,
+nobody is left to tell. So client failures have their own exceptions, never a SessionError, which a session would
+mistake for a failure of its own peer.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from cluster_remote.p2p.stream import MessageStream
 
 __all__ = ["Client", "ClientGone", "ClientMisbehaved", "ClientSource", "SessionFailed", "relayed"]
 
-# Bytes of an upload that are read on to nowhere once it has failed, so that the client can be told how it ended. With
-# more than that still to come, hanging up is the kinder answer.
+# Bytes of a failed upload to read and discard so that the client can be answered. If more is still to come, hanging up
+# saves it from sending everything in vain.
 _READ_TO_NOWHERE = 16 * 1024 * 1024
 
 
 class ClientGone(Exception):
-    """The client's connection broke, or nothing moved on it in time. Nothing more can be said to it."""
+    """The client's connection broke or timed out. Nothing more can be sent to it."""
 
 
 class ClientMisbehaved(Exception):
-    """The client sent what the protocol does not allow here. It can be told so; then there is nothing more to say.
+    """The client violated the protocol. It is told so, and the conversation ends.
 
-    `answer` is what it is told, None where the protocol has no place for an answer.
+    `answer` is the error to send; None if the protocol has no place for one.
     """
 
     def __init__(self, reason: str, answer: str | None = "protocol error") -> None:
@@ -40,7 +40,7 @@ class ClientMisbehaved(Exception):
 
 
 class SessionFailed(Exception):
-    """A content on its way from the session to the client broke off."""
+    """A transfer from the session to the client failed midway."""
 
     def __init__(self, error: SessionError) -> None:
         super().__init__(str(error))
@@ -54,17 +54,17 @@ class Client:
         self.version = version
 
     async def send(self, *messages: Message) -> None:
-        """Raises ClientGone."""
+        """Send messages to the client. Raises ClientGone."""
         try:
             await self.stream.send(*messages)
         except SessionError as error:
             raise ClientGone(str(error)) from None
 
     async def receive(self, doing: str, *, unhurried: bool = False) -> Message:
-        """The client's next message; `unhurried` waits for as long as the connection lasts.
+        """Return the client's next message; `unhurried` waits as long as the connection lasts.
 
-        Raises ClientGone (also at the end of the connection), ClientMisbehaved (also where the client sent ERROR:
-        that ends a conversation and has no answer).
+        Raises ClientGone (also at the end of the connection), ClientMisbehaved (also if the client sent ERROR, which
+        ends a conversation and has no answer).
         """
         try:
             message = await self.stream.receive(doing, math.inf if unhurried else 0)
@@ -77,21 +77,21 @@ class Client:
         return message
 
     async def send_content(self, reading: SourceReading, *, with_validity: bool) -> None:
-        """Sends DATA, the content and, where the version has it, whether it is valid.
+        """Send DATA, the content and, if the version supports it, VALID or INVALID.
 
-        Raises ClientGone; SessionFailed, after which the connection cannot be used any more.
+        Raises ClientGone; SessionFailed, after which the connection is unusable.
         """
 
         def after(valid: bool) -> list[Message]:
             if with_validity:
                 return [Valid() if valid else Invalid()]
             if not valid and reading.length:
-                # Version 0 has no word for it, and the client would take the content for good.
+                # Version 0 has no INVALID: the client would accept the content.
                 raise SessionFailed(SourceError("the content is not valid, and version 0 cannot say so"))
             return []
 
         try:
-            # DATA may have been sent: where there is no room, all that is left is to hang up.
+            # DATA may have been sent already, so if resources run out, all that is left is to hang up.
             with no_room_is_a_session_error():
                 await self.stream.send_data(reading, after)
         except SourceError as error:
@@ -101,7 +101,7 @@ class Client:
 
 
 def relayed(download: Download) -> SourceReading:
-    """A download as a content to be sent on. Failures of its session are raised as SessionFailed."""
+    """Return a reading that forwards a download. Failures of its session are raised as SessionFailed."""
     return _Relayed(download)
 
 
@@ -120,7 +120,7 @@ class _Relayed(SourceReading):
                 return
             except SessionError as error:
                 raise SessionFailed(error) from None
-            # Outside of the try: what goes wrong while the chunk is sent is not the session's failure.
+            # Outside of the try: an error while sending the chunk is not the session's failure.
             yield chunk
 
     async def valid(self) -> bool:
@@ -131,12 +131,12 @@ class _Relayed(SourceReading):
 
 
 class ClientSource(Source):
-    """The content that a client sends after DATA: read once, from the offset that it was asked for."""
+    """The content that a client sends after DATA, readable once, from the requested offset."""
 
     repeatable = False
 
     def __init__(self, client: Client, offset: int, length: int) -> None:
-        """`length` bytes from position `offset` of the content on, as DATA announced them."""
+        """Create a source of the `length` bytes that DATA announced, starting at byte `offset` of the content."""
         self._client = client
         self._offset = offset
         self._left = length
@@ -154,10 +154,10 @@ class ClientSource(Source):
         yield _ClientReading(self, self._left)
 
     async def finish(self, why: str) -> None:
-        """Reads what nobody wanted, so that the client can be answered. `why` is what it is told if that is too much.
+        """Read and discard the rest, so that the client can be answered.
 
-        Raises what the client did wrong (ClientGone, ClientMisbehaved), also if it did so while it was read before;
-        ClientMisbehaved also if there is too much left to be read for nothing.
+        Raises ClientGone or ClientMisbehaved, also for a failure of the client during an earlier read. Raises
+        ClientMisbehaved with the answer `why` if too much is left to discard.
         """
         if self._failure is None and self._left > _READ_TO_NOWHERE:
             raise ClientMisbehaved(f"{self._left} bytes of a failed upload were not waited for: {why}", why)
@@ -174,7 +174,7 @@ class ClientSource(Source):
             del chunk
 
     async def chunks(self, count: int, *, ahead: bool = False) -> AsyncIterator[bytes | memoryview]:
-        """The next `count` bytes; `ahead` as with `SourceReading.large_chunks`. Raises SourceError."""
+        """Yield the next `count` bytes; `ahead` as for `SourceReading.large_chunks`. Raises SourceError."""
         if self._failure is not None:
             raise SourceError(str(self._failure))
         stream = self._client.stream
@@ -187,7 +187,7 @@ class ClientSource(Source):
             raise self._failed(ClientGone(str(error))) from None
 
     async def validity(self) -> bool:
-        """What the client says of its content, once all of it has been read. Raises SourceError."""
+        """Return whether the client says that its content is valid, after reading all of it. Raises SourceError."""
         if self._failure is not None:
             raise SourceError(str(self._failure))
         if self._validity is None:

@@ -1,7 +1,7 @@
-"""The server's side of the protocol: a loop between one client and one session.
+"""Serve the protocol: a loop between one client and one session.
 
-Which answers there are, and when a conversation ends, is what git-annex 10.20261026 does before a proxied repository
-(git-annex-shell p2pstdio), as far as it answers at all; docs/differences.md has the rest.
+Answers, and when a conversation ends, follow git-annex 10.20261026 proxying a repository (git-annex-shell p2pstdio),
+wherever it answers at all; docs/differences.md lists the rest.
 """
 
 from __future__ import annotations
@@ -63,33 +63,33 @@ _ERROR_LIMIT = 2000
 
 
 class Mode(Enum):
-    """What a client may do. The texts are those of git-annex."""
+    """What a client may do. The texts are git-annex's."""
 
     READ_WRITE = "read-write"
     APPEND_ONLY = "append-only"
     READ_ONLY = "read-only"
 
     def refusal(self, request: Message) -> str | None:
-        """What a client is told that may not make this request; None where it may."""
+        """Return the error for a request that this mode denies; None if it is allowed."""
         match self, request:
             case Mode.READ_ONLY, Put() | Remove() | RemoveBefore() | Connect("git-receive-pack"):
                 return "this repository is read-only; write access denied"
             case Mode.APPEND_ONLY, Remove() | RemoveBefore():
                 return "this repository is append-only; removal denied"
             case Mode.APPEND_ONLY, Connect("git-receive-pack"):
-                # A push may take history away, or a file.
+                # A push can delete files or history.
                 return "this repository is append-only; git push denied"
         return None
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """What a client talks to, once it has been let in.
+    """What an authenticated client talks to.
 
-    `uuid` is the repository or cluster that answers. `session` makes the session, not yet connected, that is to
-    bypass those gateways, or raises SessionError; the server closes it. `connect` carries CONNECT for a service to the
-    git repository behind the server until the service has ended, or tells git why it may not be had, if there is a
-    reason, and raises ClientGone and ClientMisbehaved; None where that is not supported.
+    `uuid` is the repository or cluster that answers. `session` creates an unconnected session that bypasses the given
+    gateways, or raises SessionError; the server closes it. `connect` handles CONNECT: it relays the service to the git
+    repository until the service ends, or, given a refusal, reports that to git; it raises ClientGone and
+    ClientMisbehaved. None if CONNECT is not supported.
     """
 
     uuid: UUID
@@ -99,10 +99,10 @@ class Endpoint:
 
     @asynccontextmanager
     async def upload(self, session: Session, key: Key, file: AssociatedFile) -> AsyncIterator[Present | Upload]:
-        """Offer a content to the session as this client may: one that may not remove cannot replace either.
+        """Offer a content to the session, within the client's mode: a client that may not remove may not replace.
 
-        A node may take in again what it has: a special remote does, and of a key without a checksum nobody would
-        notice that it is another content.
+        Some nodes, such as special remotes, accept content that they already have, and without a checksum nobody would
+        notice that it differs.
         """
         if self.mode is Mode.APPEND_ONLY and await session.check_present(key):
             yield Present()
@@ -112,42 +112,42 @@ class Endpoint:
 
 
 class LockKeeper:
-    """What a server does about locks whose clients are gone. This one keeps any number of them."""
+    """Policy for locks whose clients are gone. This one keeps any number of them."""
 
     def refusal(self) -> str | None:
-        """Say why this client gets no lock for now."""
+        """Return why this client cannot get a lock now; None if it can."""
         return None
 
     @contextmanager
     def keeping(self, key: Key) -> Iterator[None]:
-        """Keep a lock although the client is gone; the context may be cancelled within."""
+        """Wrap the time that a lock outlives its client; the body may be cancelled."""
         yield
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How a conversation ended: after how many requests, and what went wrong (None: the client hung up)."""
+    """How a conversation ended: the number of requests, and the fault (None if the client hung up)."""
 
     requests: int
     fault: str | None = None
 
 
 class Closing:
-    """Tells the conversations of a server to end: those between two requests at once, others after their request."""
+    """Shut down a server's conversations: idle ones at once, the others after their current request."""
 
     def __init__(self) -> None:
         self.begun = False
         self._idle: set[anyio.CancelScope] = set()
 
     def begin(self) -> None:
-        """From now on no request is taken."""
+        """Stop accepting requests."""
         self.begun = True
         for scope in self._idle:
             scope.cancel()
 
     @contextmanager
     def idle(self) -> Iterator[None]:
-        """For waiting that may be broken off when the server closes."""
+        """Wrap a wait that is cancelled when the server shuts down."""
         with anyio.CancelScope() as scope:
             if self.begun:
                 scope.cancel()
@@ -167,12 +167,11 @@ async def serve(
     locks: LockKeeper | None = None,
     note: Callable[[str], None] | None = None,
 ) -> Ended:
-    """Serves a client that has been let in, until it hangs up, misbehaves, or the server closes.
+    """Serve an authenticated client until it hangs up or misbehaves, or the server shuts down.
 
-    `note` is told, in words, why a request failed: FAILURE has no place for a reason.
+    `note` is called with the reason why a request failed, because FAILURE cannot carry one.
 
-    Does not close the connection. Whatever the client does, this returns; only a mistake in the program, or a
-    cancellation, comes out as an exception.
+    Does not close the connection. Nothing that the client does raises an exception; only bugs and cancellation do.
 
     Between requests, and while it holds a lock, a client may take as long as it likes; within a request `stream`'s
     timeout holds. When it hangs up while nodes are asked for it, that ends.
@@ -242,7 +241,7 @@ class _Server:
         raise ClientGone("the client hung up while nodes were asked for it")
 
     async def converse(self) -> str | None:
-        """The whole conversation. What went wrong in it, if anything did."""
+        """Run the whole conversation and return the fault that ended it, if any."""
         try:
             await self._client.send(AuthSuccess(self._endpoint.uuid))
             while (request := await self._next_request()) is not None:
@@ -256,12 +255,12 @@ class _Server:
                 await self._say_last(Error(fault.answer))
             return str(fault)
         except SessionFailed as failure:
-            # DATA has been promised: the only way to tell the client that it does not come is to hang up.
+            # DATA has been announced: hanging up is the only way to report the failure.
             return f"a download broke off: {failure}"
         return None
 
     async def _next_request(self) -> Message | None:
-        """None where there is none: the client has hung up, or the server closes."""
+        """Return the next request; None if the client has hung up or the server is shutting down."""
         with self._closing.idle():
             try:
                 return await self._client.receive("waiting for a request", unhurried=True)
@@ -273,7 +272,7 @@ class _Server:
         try:
             await self._client.send(message)
         except ClientGone:
-            # It misbehaved and is gone; the first is what is reported.
+            # Report that it misbehaved, not that it is gone.
             return
 
     async def close_session(self) -> None:
@@ -288,7 +287,7 @@ class _Server:
         return self._session
 
     async def _take(self, request: Message) -> bool:
-        """Answers a request. Whether there may be another one after it."""
+        """Answer a request and return whether another one may follow."""
         if not isinstance(request, Version | Bypass):
             self.requests += 1
         refusal = self._endpoint.mode.refusal(request)
@@ -312,7 +311,7 @@ class _Server:
                         await self._pass_on_watched(request)
                 except SessionError as error:
                     if isinstance(error, NoRoom):
-                        # What there was no room for may be half made.
+                        # The session may be half initialised.
                         await self.close_session()
                     self._noted(str(error))
                     await self._client.send(_error(error))
@@ -324,7 +323,7 @@ class _Server:
                 self._note(printable(reason, _ERROR_LIMIT))
 
     async def _pass_on(self, request: Message) -> None:
-        """Raises SessionError only where the client is still waiting for an answer."""
+        """Forward a request to the session. Raises SessionError only if the client is still waiting for an answer."""
         if not isinstance(request, _FOR_THE_SESSION):
             raise ClientMisbehaved(f"unexpected {describe(request)[:100]}")
         session = await self._opened()
@@ -350,7 +349,7 @@ class _Server:
         self._noted(*removal.reasons)
         uuids = removal.uuids
         if removal.removed and not self._endpoint.uuid.is_cluster:
-            # Whoever stands before one repository need not know that it is not a cluster.
+            # A gateway that proxies a single repository need not know that it is not a cluster.
             uuids |= {self._endpoint.uuid}
         plain, plus = (Success(), SuccessPlus(uuids)) if removal.removed else (Failure(), FailurePlus(uuids))
         await self._client.send(plus if uuids and self._speaks(SuccessPlus) else plain)
@@ -374,15 +373,15 @@ class _Server:
         except SessionError as error:
             if not answered:
                 raise
-            # Giving the lock up failed, or the node went away with it. UNLOCKCONTENT has no answer.
+            # Unlocking failed, or the node was lost. UNLOCKCONTENT has no answer to report it in.
             self._noted(str(error))
 
     async def _hold(self, key: Key) -> None:
-        """Until the client's next message, or for some time where its connection broke instead."""
+        """Hold a lock until the client's next message, or for the retention time if its connection breaks."""
         try:
             message = await self._client.receive("waiting for UNLOCKCONTENT", unhurried=True)
         except ClientGone:
-            # It may still rely on the lock: to have dropped its own copy, for instance.
+            # The client may rely on the lock, for instance to drop its own copy.
             with self._locks.keeping(key):
                 await anyio.sleep(self._lock_retention)
             raise
@@ -400,7 +399,7 @@ class _Server:
             if not answered:
                 raise
             self._noted(str(error))
-        # What the client made of it changes nothing here, so it may take its time, to hash the content for instance.
+        # Nothing here depends on the client's verdict, so it may take its time, for instance to hash the content.
         with self._closing.idle():
             match await self._client.receive("waiting to hear whether the content arrived", unhurried=True):
                 case Success() | SuccessPlus() | Failure() | FailurePlus():
@@ -420,7 +419,7 @@ class _Server:
                         source = await self._offered(offer)
                         outcome = await (offer.look() if source is None else offer.send(source))
         except SourceError as error:
-            # Most of these are the client's doing; those that ended the conversation come out again below.
+            # Usually the client's fault; `finish` below raises again if it ended the conversation.
             outcome = Stored(False, reasons=(str(error),))
         except SessionError as error:
             if source is not None:
@@ -432,7 +431,7 @@ class _Server:
             case Present(uuids):
                 with_uuids = uuids and self._speaks(AlreadyHavePlus)
                 await self._client.send(AlreadyHavePlus(uuids) if with_uuids else AlreadyHave())
-            # As with git-annex, the client hears of those that have it by this upload alone: it may yet undo it.
+            # Like git-annex, report only the repositories that received it from this upload: the client may undo that.
             case Stored(True, uuids, reasons, present) if uuids or not present:
                 self._noted(*reasons)
                 with_uuids = uuids and self._speaks(SuccessPlus)

@@ -1,7 +1,7 @@
-"""Text from a peer, a log or a file name, made safe to print.
+"""Make text from a peer, a log or a file name safe to print.
 
-Nothing that this program shows may carry a control character that others wrote: a terminal obeys it. What is shown goes
-through `printable`, or through `visible` where lines are to stay lines.
+Never print control characters from untrusted text: a terminal obeys them. Pass it through `printable`, or through
+`visible` to keep its line breaks.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ __all__ = ["printable", "visible"]
 
 
 def printable(said: bytes | str, limit: int = 500) -> str:
-    """Return text of others as one line that is safe to show: its last `limit` characters.
+    """Return the last `limit` characters of untrusted text as one line that is safe to print.
 
-    Lines are joined by semicolons. What a terminal might obey is written as an escape (`\\x1b`, `\\u202e`), and so are
+    Lines are joined by semicolons. Characters that a terminal might obey are escaped (`\\x1b`, `\\u202e`), and so are
     bytes that are not UTF-8 (`\\xff`).
     """
     text = said.decode("utf-8", "surrogateescape") if isinstance(said, bytes) else said
     if len(text) <= limit and text.isprintable() and text == text.strip():
         return text
-    # A character becomes four at least where it grows; more than this is cut off in any case.
+    # Escaping only lengthens text, so earlier characters would be cut off in any case.
     cut = len(text) > limit
     lines = (visible(line.strip()) for line in text[-limit:].splitlines())
     joined = "; ".join(line for line in lines if line)
@@ -26,7 +26,7 @@ def printable(said: bytes | str, limit: int = 500) -> str:
 
 
 def visible(text: str) -> str:
-    """Return text with every character that a terminal might obey written as an escape; line ends stay as they are."""
+    """Return text with every character that a terminal might obey escaped; line breaks are kept."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() or c == "\n" else _escaped(c) for c in text)
@@ -35,7 +35,7 @@ def visible(text: str) -> str:
 def _escaped(c: str) -> str:
     code = ord(c)
     if c == "\t" or (c.isspace() and code > 0x9F):
-        # Python does not call them printable: spaces of other widths, line and paragraph separators.
+        # Not printable according to Python: spaces of other widths, line and paragraph separators.
         return " "
     if 0xDC80 <= code <= 0xDCFF:
         return f"\\x{code - 0xDC00:02x}"
