@@ -1,1 +1,1 @@
-"""From an address to a session."""
+"""Open sessions from addresses."""

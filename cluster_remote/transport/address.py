@@ -1,9 +1,9 @@
-"""The `url=` of a remote in all its forms: what it reaches, and what is refused.
+"""Parse the `url=` of a remote in all its forms, and refuse dangerous ones.
 
-A url may come from the git-annex branch, hence from a stranger. So nothing of it ever becomes an option of ssh, a
-word of a shell or the name of a program; what could be mistaken for one is refused here.
+A url may come from the git-annex branch, hence from a stranger. So no part of it may become an ssh option, a shell word
+or a program name; anything that could be mistaken for one is refused here.
 
-A new kind of address is one parser, one class and one line in the table `_PARSERS`.
+A new kind of address needs one parser, one class and one line in the table `_PARSERS`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ FORMS = (
 )
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
-# What looks like a scheme or a program of git's (`ext::sh -c …`) is never taken for the name of a host.
+# Text that looks like a scheme or a git remote helper (`ext::sh -c …`) is never taken for a host name.
 _SCHEME_WITHOUT_SLASHES = re.compile(r"((?:file|ssh|tcp|tls|https?|annex\+https?)):", re.IGNORECASE)
 _PROGRAM = re.compile(r"([A-Za-z0-9+._-]+)::")
 _IPV6 = r"\[(?P<ipv6>[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*(?:%[A-Za-z0-9_.%-]+)?)\]"
@@ -55,36 +55,36 @@ _SCP_WITH_PASSWORD = re.compile(r"[^/@]*:[^/@]*@[^/@]*:")
 _NODE = re.compile(r"(?P<rest>.*?)(?:\?node=(?P<node>[^?&]*))?", re.DOTALL)
 _HOST = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.-]*")
 _NETWORK = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
-# git annex p2phttp's own (observed with git-annex 10.20261026: also for https).
+# The default port of git annex p2phttp (observed with git-annex 10.20261026: also for https).
 _P2PHTTP_PORT = 9417
 _USER = re.compile(r"[A-Za-z0-9_.+$\\@][A-Za-z0-9_.+$\\@-]*")
 
 
 class BadAddress(ValueError):
-    """A url that cannot be used; says why and what would do."""
+    """A url that cannot be used; the message says why and what to use instead."""
 
 
 class Address(ABC):
-    """Where a peer is, and how a session with it is made."""
+    """Where a peer is, and how to open a session with it."""
 
     __slots__ = ()
 
     wants_token = False
-    """Whether a peer at such an address may ask for a token."""
+    """Return whether a peer at this kind of address may require a token."""
 
     @property
     @abstractmethod
     def local(self) -> bool:
-        """Whether the peer is on this machine, as far as the address tells."""
+        """Return whether the peer is on this machine, as far as the address tells."""
 
     @abstractmethod
     def transport(self, caller: Caller, server: UUID | None, token: str | None) -> Transport:
-        """The way there, see `transport_to`. Raises BadAddress."""
+        """Return the transport to the peer, see `transport_to`. Raises BadAddress."""
 
     def session(
         self, caller: Caller, server: UUID | None, token: str | None, bypass: frozenset[UUID] = frozenset()
     ) -> Session:
-        """A session with the peer, see `session_at`; nothing is opened yet. Raises BadAddress."""
+        """Return an unconnected session with the peer, see `session_at`. Raises BadAddress."""
         from cluster_remote.transport.opening import stream_session
 
         return stream_session(self, caller, server, token, bypass)
@@ -92,7 +92,7 @@ class Address(ABC):
 
 @dataclass(frozen=True, slots=True)
 class Directory(Address):
-    """A repository on this machine, by git-annex-shell."""
+    """A repository on this machine, reached through git-annex-shell."""
 
     path: str
 
@@ -111,8 +111,10 @@ class Directory(Address):
 
 @dataclass(frozen=True, slots=True)
 class Ssh(Address):
-    """A repository on another machine, by the system's ssh. `path` is relative to the home directory there,
-    unless it begins with a slash."""
+    """A repository on another machine, reached with the system's ssh.
+
+    `path` is relative to the remote home directory unless it begins with a slash.
+    """
 
     host: str
     path: str
@@ -121,7 +123,7 @@ class Ssh(Address):
 
     @property
     def destination(self) -> str:
-        """What ssh takes as its destination."""
+        """Return the destination argument for ssh."""
         return self.host if self.user is None else f"{self.user}@{self.host}"
 
     def __str__(self) -> str:
@@ -131,7 +133,7 @@ class Ssh(Address):
             return f"{user}{host}:{self.path}"
         user = "" if self.user is None else self.user.replace("@", "%40") + "@"
         port = "" if self.port is None else f":{self.port}"
-        # As git writes it: what is relative to the home directory begins with a tilde.
+        # Like git: paths relative to the home directory begin with a tilde.
         path = self.path if self.path.startswith(("/", "~")) else f"~/{self.path}"
         path = path.replace("%", "%25")
         return f"ssh://{user}{_bracketed(self.host)}{port}{path if path.startswith('/') else '/' + path}"
@@ -176,7 +178,7 @@ class Unix(Socket):
 
 @dataclass(frozen=True, slots=True)
 class Tcp(Socket):
-    """A TCP port, in the clear."""
+    """A TCP port without encryption."""
 
     host: str
     port: int
@@ -218,7 +220,7 @@ class Tls(Socket):
 
 @dataclass(frozen=True, slots=True)
 class Tor(Socket):
-    """A Tor onion service, by the SOCKS port of Tor on this machine."""
+    """A Tor onion service, reached through the SOCKS port of Tor on this machine."""
 
     host: str
     port: int
@@ -239,7 +241,7 @@ class Tor(Socket):
 
 @dataclass(frozen=True, slots=True)
 class P2pAnnex(Socket):
-    """A network of git-annex's generic P2P transport, by the program git-annex-p2p-NET. `path` is its address there."""
+    """An address on a network of git-annex's generic P2P transport, reached with the program git-annex-p2p-NET."""
 
     net: str
     path: str
@@ -260,7 +262,7 @@ class P2pAnnex(Socket):
 
 @dataclass(frozen=True, slots=True)
 class Http(Address):
-    """A server of git-annex's P2P protocol over HTTP. `prefix` is what its paths begin with, before /git-annex/."""
+    """A server of git-annex's P2P protocol over HTTP. Its paths begin with `prefix`, before /git-annex/."""
 
     wants_token = True
 
@@ -275,7 +277,7 @@ class Http(Address):
 
     @property
     def authority(self) -> str:
-        """Host and port, as git's credential helpers and the Host header have them."""
+        """Return host and port as used by git's credential helpers and the Host header."""
         return f"{_bracketed(self.host)}:{self.port}"
 
     def __str__(self) -> str:
@@ -297,7 +299,7 @@ class Http(Address):
 
 
 def _bracketed(host: str) -> str:
-    """A host as it stands in a url: the zone of an IPv6 address follows a percent sign, which has to be quoted."""
+    """Return a host as written in a url: the percent sign before the zone of an IPv6 address is escaped."""
     return f"[{host.replace('%', '%25')}]" if ":" in host else host
 
 
@@ -306,17 +308,17 @@ def _suffix(node: UUID | None) -> str:
 
 
 def at_node(address: Address, node: UUID) -> Address:
-    """The same gateway, for one repository behind it. By directory and ssh the address stays as it is."""
+    """Return the address of one repository behind a gateway. Directory and ssh addresses stay the same."""
     return replace(address, node=node) if isinstance(address, Unix | Tcp | Tls | Tor | P2pAnnex) else address
 
 
 def gateway_of(address: Address) -> Address:
-    """The gateway itself, whichever repository behind it is meant."""
+    """Return the address of the gateway itself, without the repository behind it."""
     return replace(address, node=None) if isinstance(address, Unix | Tcp | Tls | Tor | P2pAnnex) else address
 
 
 def is_local(address: Address) -> bool:
-    """Whether the peer is on this machine, as far as the address tells."""
+    """Return whether the peer is on this machine, as far as the address tells."""
     return address.local
 
 
@@ -325,7 +327,7 @@ def _is_this_machine(host: str) -> bool:
 
 
 def parse_address(text: str) -> Address:
-    """Reads a url. Raises BadAddress."""
+    """Parse a url. Raises BadAddress."""
     if not text:
         raise BadAddress(f"the url is empty; it can be {FORMS}")
     _check_characters(text, text)
@@ -349,7 +351,7 @@ def parse_address(text: str) -> Address:
 
 
 def _shown(text: str) -> str:
-    """A url that was refused as an error may repeat it: without what may be a password or a token."""
+    """Return a refused url for an error, with anything that may be a password or a token redacted."""
     scheme = _SCHEME.match(text)
     start = scheme.end() if scheme else 0
     rest = re.sub(r".*(?:@|%40)", "…@", text[start:], flags=re.DOTALL)
@@ -376,7 +378,7 @@ def _ssh(text: str, rest: str) -> Ssh:
     if parts is None:
         raise BadAddress(f"{_shown(text)}: an ssh url is ssh://[user@]host[:port]/dir")
     path = _unquote(text, path)
-    # As git reads it: ssh://host/~/dir is below the home directory, anything else begins at the root.
+    # Like git: ssh://host/~/dir is below the home directory, anything else is absolute.
     path = path if path.startswith("~") else "/" + path
     return _checked_ssh(
         text,
@@ -446,7 +448,7 @@ def _tor(text: str, rest: str) -> Tor:
 def _p2p_annex(text: str, rest: str) -> P2pAnnex:
     net, colon, path = rest.partition(":")
     path, node = _node(text, path)
-    # The name becomes a part of a program's name, and the address an argument of it.
+    # The name becomes part of a program name, and the address an argument of that program.
     if not _NETWORK.fullmatch(net) or not colon or not path or path.startswith("-"):
         raise BadAddress(f"{_shown(text)}: an address of a P2P network is p2p-annex::NET:ADDRESS")
     return P2pAnnex(net, path, node)
@@ -483,7 +485,7 @@ def _no_token(authority: str) -> None:
 
 
 def _host(text: str, parts: re.Match[str], *, quoted: bool) -> str:
-    """The host, of which ssh can make no option. `quoted`: whether percent signs in the url quote characters."""
+    """Return the host, which ssh cannot take for an option. `quoted`: whether the url is percent-encoded."""
     if parts["ipv6"]:
         return parts["ipv6"].replace("%25", "%") if quoted else parts["ipv6"]
     host = _unquote(text, parts["host"]) if quoted else parts["host"]
@@ -505,8 +507,8 @@ def _unquote(text: str, part: str) -> str:
     return part
 
 
-# By scheme; each parser gets the whole url and what follows the two slashes. parse_address itself tells the forms
-# without a scheme apart, and unix:/path.
+# By scheme; each parser gets the whole url and the part after the two slashes. parse_address handles the forms without
+# a scheme, and unix:/path.
 _PARSERS: Mapping[str, Callable[[str, str], Address]] = {
     "file": _file,
     "ssh": _ssh,
@@ -518,5 +520,5 @@ _PARSERS: Mapping[str, Callable[[str, str], Address]] = {
     "annex+http": _http,
     "annex+https": _http,
 }
-# What stands before two colons; each parser gets the whole url and what follows the colons.
+# By the prefix before two colons; each parser gets the whole url and the part after the colons.
 _NETWORKS: Mapping[str, Callable[[str, str], Address]] = {"tor-annex": _tor, "p2p-annex": _p2p_annex}

@@ -1,9 +1,9 @@
-"""A session with a repository behind `git annex p2phttp`, or behind our own gateway over HTTP.
+"""Talk to a repository behind `git annex p2phttp`, or behind our own gateway over HTTP.
 
-Each request of the P2P protocol is one HTTP request. What each looks like, and what the real server does wrong, was
-observed with git-annex 10.20261026: an answer of 500, or none, often comes from somebody else's broken connection, so
-questions are asked once more; an upload is never broken off by hanging up, which would cause that very fault, but by
-ending its body early, after which the server answers that nothing was stored.
+Each request of the P2P protocol is one HTTP request. Their formats and the server's faults were observed with git-annex
+10.20261026: an answer of 500, or none, is often caused by another client's broken connection, so queries are retried.
+Hanging up during an upload would cause that very fault, so an upload is aborted by ending its body early; the server
+then answers that nothing was stored.
 """
 
 from __future__ import annotations
@@ -74,15 +74,15 @@ __all__ = ["DATA_LENGTH", "Authentication", "HttpSession"]
 
 T = TypeVar("T")
 
-# The header that says how many bytes of content a body has.
+# The header with the length of the content in bytes.
 DATA_LENGTH = "X-git-annex-data-length"
-# Bytes of an answer that is no content; the longest lists the UUIDs of the nodes.
+# Maximum bytes of an answer without content; the longest lists the UUIDs of the nodes.
 _LONGEST_ANSWER = 1024 * 1024
-# Characters of a server's own words that are worth repeating.
+# Maximum characters of a server's text to quote.
 _LONGEST_WORDS = 300
-# Seconds to wait before a question is asked once more.
+# Seconds to wait before retrying a query.
 _PAUSE = 0.5
-# Seconds that the server gets to say that a lock has been given up; by then it has.
+# Seconds for the server to confirm an unlock; by then it has happened.
 _UNLOCKING = 10.0
 _JSON = "application/json"
 
@@ -91,18 +91,18 @@ class Authentication(Protocol):
     """Where logins come from: the remote's own token, git's credential helpers."""
 
     async def login(self, refused: Sequence[Login]) -> Login | None:
-        """Give the next login to try; None if there is no other. `refused` are those that the server did not take."""
+        """Return the next login to try; None if there are no more. `refused` are those that the server rejected."""
 
     async def accepted(self, login: Login) -> None:
-        """The server took a login. Never raises."""
+        """Note that the server accepted a login. Never raises."""
 
     async def rejected(self, login: Login) -> None:
-        """The server did not take a login. Never raises."""
+        """Note that the server rejected a login. Never raises."""
 
 
 @dataclass(frozen=True)
 class _Answer:
-    """An answer that has been read to its end."""
+    """An answer that has been read completely."""
 
     status: int
     body: bytes
@@ -112,13 +112,13 @@ class _Answer:
 
 
 class _TooOld(Refused):
-    """The server speaks no version that has the request."""
+    """The server's protocol version is too old for the request."""
 
 
 class HttpSession(Session):
-    """See Session. There is no connection to speak of: the pool keeps some open between requests.
+    """Implement Session over HTTP. The pool keeps connections open between requests.
 
-    `server` has to be known beforehand, because no request tells who answers.
+    `server` must be known beforehand, because no request tells who answers.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class HttpSession(Session):
         bypass: frozenset[UUID] = frozenset(),
         trace: Trace | None = None,
     ) -> None:
-        """`base` is the url (http or https) without the final /git-annex/; `pool` is closed with the session."""
+        """Create a session; `base` is the url without the final /git-annex/. Closing the session closes `pool`."""
         self._base = f"{base.rstrip('/')}/git-annex/{server}/"
         self._host = urlsplit(base).netloc.encode()
         self._server = server
@@ -161,7 +161,7 @@ class HttpSession(Session):
 
     async def open(self) -> UUID:
         if not self._known:
-            # Any question will do; the smallest one is about a key that nobody has.
+            # Any query will do; the smallest one is about a key that nobody has.
             await self._present(Key("WORM-s0--"), "connecting")
         return self._server
 
@@ -213,7 +213,7 @@ class HttpSession(Session):
                 "putoffset", {"key": _coded(bytes(key))}, doing, patience=reading_time(key.size), again=True, lowest=1
             )
         except _TooOld:
-            # Version 0 begins every upload anew, and says nothing of what is there already.
+            # Version 0 restarts every upload, and does not say whether the content is already present.
             answer = {"offset": 0}
         if answer.get("alreadyhave") is True:
             uuids = self._uuids(answer, doing)
@@ -224,7 +224,7 @@ class HttpSession(Session):
         if offset < 0 or (key.content_size is not None and offset > key.content_size):
             raise ProtocolError(f"{self.name}: {doing}: impossible offset {offset}")
         if key.is_encrypted:
-            # The same content is encrypted differently every time, and cannot go on where another one broke off.
+            # Encrypting the same content again gives different bytes, so a partial upload cannot be resumed.
             offset = 0
         self._heard(PutFrom(offset))
         yield _HttpUpload(self, key, file, offset, doing)
@@ -241,8 +241,8 @@ class HttpSession(Session):
             expected = None if size is None else max(0, size - offset)
             if expected is not None and length > expected:
                 raise ProtocolError(f"{self.name}: {doing}: it announces {length} bytes; {expected} are left to come")
-            # The real server answers like this where the content is missing; only a question tells that from an empty
-            # content, or from one that is here already as a whole.
+            # The server also answers like this if the content is missing; only a query can tell that from an empty
+            # content, or from one that is already complete here.
             missing = not length and (expected not in (0, None) or not await self._present(key, doing))
             self._heard(Data(length))
             yield _HttpDownload(self, response, length, missing, expected, doing)
@@ -282,7 +282,7 @@ class HttpSession(Session):
                 self._heard(Success())
                 yield True
             except Exception as error:  # noqa: BLE001 -- raised again below
-                # Kept for later, so that it comes out as it is rather than in a group.
+                # Raised later, so that it is not wrapped in an exception group.
                 failed = error
             finally:
                 self._log(UnlockContent())
@@ -305,7 +305,7 @@ class HttpSession(Session):
         again: bool = False,
         lowest: int = 0,
     ) -> dict[str, Any]:
-        """Ask a question whose answer is JSON. `lowest` is the first version that has it."""
+        """Send a request that is answered with JSON. `lowest` is the first version that has it."""
         async with self._send(
             "POST", endpoint, parameters, doing, patience=patience, again=again, lowest=lowest
         ) as response:
@@ -335,10 +335,10 @@ class HttpSession(Session):
         again: bool = False,
         lowest: int = 0,
     ) -> AsyncIterator[httpcore.Response]:
-        """Send a request in the highest version that the server speaks, with a login where it wants one.
+        """Send a request in the highest version that the server supports, with a login if required.
 
-        Gives the response to a request that the server understood and allows (200); its body is still to be read.
-        With `again`, a request that changes nothing is sent once more after an answer of 500, or none.
+        Returns a successful response (200) whose body is still unread. `again` retries a request that changes nothing
+        once after an answer of 500, or none.
         """
         refused: list[Login] = []
         retried = False
@@ -388,7 +388,7 @@ class HttpSession(Session):
             raise self._failure(answer, doing)
 
     def _older(self, answer: _Answer) -> bool:
-        """Go down by a version where the server does not have this one; False where it has, or there is none left."""
+        """Fall back to an older version if the server lacks this one; False if it has it, or none is left."""
         if self._known or self._version == 0:
             return False
         if answer.status == 400 and answer.body.strip() != b"bad version":
@@ -419,7 +419,7 @@ class HttpSession(Session):
             case 404:
                 return Unreachable(f"{self.name}: {doing}: the server does not serve repository {self._server} there")
             case status if 300 <= status < 400:
-                # A login must not follow to where a redirect leads.
+                # Never send a login to the target of a redirect.
                 return Unreachable(f"{self.name}: {doing}: the server redirects; use the url it redirects to")
             case status:
                 return Refused(f"{self.name}: {doing}: the server answered {status}{said}")
@@ -447,7 +447,7 @@ class HttpSession(Session):
         return {**parameters, "associatedfile": _coded(encode(file.text))} if file.text else dict(parameters)
 
     async def _in_words(self, waiting: Awaitable[Any], doing: str) -> Any:
-        """Wait for the network; what goes wrong there becomes a SessionError."""
+        """Turn network errors into SessionErrors."""
         try:
             return await waiting
         except (httpcore.ConnectError, httpcore.ProxyError, httpcore.UnsupportedProtocol) as error:
@@ -463,7 +463,7 @@ class HttpSession(Session):
 
     def _field(self, answer: Mapping[str, Any], name: str, kind: type[T], doing: str) -> T:
         value = answer.get(name)
-        # To Python a boolean is a number, to JSON it is not.
+        # A boolean is a number in Python, but not in JSON.
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
             raise ProtocolError(f"{self.name}: {doing}: the answer has no proper {name!r}")
         return value
@@ -535,7 +535,7 @@ class _HttpUpload(Upload):
 
 
 class _Body:
-    """The body of an upload. It ends a byte short if the content turns out bad, and early if the source fails."""
+    """The body of an upload. It ends one byte short if the content proves invalid, and early if the source fails."""
 
     def __init__(self, reading: SourceReading, offset: int, progress: Progress | None) -> None:
         self._reading = reading
@@ -554,7 +554,7 @@ class _Body:
                 if left:
                     yield bytes(chunk)
                 else:
-                    # The server takes the content for complete as soon as it has the last byte.
+                    # The server considers the content complete as soon as it has the last byte.
                     if len(chunk) > 1:
                         yield bytes(chunk[:-1])
                     self.valid = await self._reading.valid()
@@ -601,7 +601,7 @@ class _HttpDownload(Download):
             if chunk:
                 yield chunk
         if self._left:
-            # A server that finds the content bad while sending it ends a byte short.
+            # A server that finds the content invalid while sending it ends one byte short.
             raise Refused(f"{where}: the server stopped {self._left} bytes before the end")
 
     async def valid(self) -> bool:
@@ -613,7 +613,7 @@ class _TooLong(Exception):
 
 
 async def _read(response: httpcore.Response) -> bytes:
-    """Read the whole body of an answer that is no content."""
+    """Read the whole body of an answer without content."""
     body = b""
     async for chunk in response.aiter_stream():
         body += chunk
@@ -623,7 +623,7 @@ async def _read(response: httpcore.Response) -> bytes:
 
 
 def _coded(raw: bytes) -> str:
-    """Write a key or a file name for a url, before percent-encoding: as base64 in brackets if it is not plain UTF-8."""
+    """Encode a key or a file name for a url, before percent-encoding: as base64 in brackets unless it is UTF-8."""
     try:
         text = raw.decode("utf-8")
         plain = not (text.startswith("[") and text.endswith("]"))

@@ -1,7 +1,7 @@
-"""The one place from which connections to other machines are made: by name, by proxy, and only where they may go.
+"""Connect to other machines: resolve names, use proxies, and enforce the allowed addresses.
 
-`tcp://`, `tls://`, http and Tor all come here, so that annex.security.allowed-ip-addresses, NO_PROXY and the deadline
-of a connection mean the same for each of them.
+`tcp://`, `tls://`, http and Tor all connect here, so that annex.security.allowed-ip-addresses, NO_PROXY and the
+connection deadline mean the same for each of them.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from cluster_remote.p2p.errors import Unreachable
 
 __all__ = ["Network", "proxy_for"]
 
-# Seconds for one address of a host that has others, which may answer where this one does not.
+# Seconds to try one address of a host that has several.
 _SHARE = 5.0
 
 
 def proxy_for(scheme: str, host: str, configured: str | None = None) -> str | None:
-    """Give the url of the proxy that leads to a host, as curl and git choose it; None for none.
+    """Return the url of the proxy for a host, chosen like curl and git do; None to connect directly.
 
-    `scheme` is http, https, or anything else; `configured` is git's http.proxy, which comes before the environment's
-    HTTPS_PROXY and HTTP_PROXY, and these before ALL_PROXY. NO_PROXY lists hosts that are reached without one.
+    `scheme` is http, https, or anything else; `configured` is git's http.proxy, which overrides HTTPS_PROXY and
+    HTTP_PROXY, which override ALL_PROXY. NO_PROXY lists hosts to reach directly.
     """
     if configured is not None:
         return configured or None
@@ -47,8 +47,8 @@ def proxy_for(scheme: str, host: str, configured: str | None = None) -> str | No
 class Network:
     """How to connect to other machines.
 
-    `allowed_ips` is annex.security.allowed-ip-addresses where the address may be a stranger's, None where the user gave
-    it; `proxy` is a url (socks5h://, socks5://, http://), None for none.
+    `allowed_ips` is annex.security.allowed-ip-addresses if the address may be a stranger's, None if the user gave it;
+    `proxy` is a url (socks5h://, socks5://, http://), None for none.
     """
 
     allowed_ips: str | None = None
@@ -64,7 +64,7 @@ class Network:
 
     async def _directly(self, host: str, port: int) -> SocketStream:
         try:
-            # anyio tries the addresses of a host side by side.
+            # anyio tries a host's addresses concurrently (happy eyeballs).
             return _prepared(await anyio.connect_tcp(host, port))
         except (socket.gaierror, UnicodeError) as error:
             raise _unknown(host, error) from None
@@ -86,7 +86,7 @@ class Network:
                 f"it should be used, git config annex.security.allowed-ip-addresses {addresses[0]}"
             )
         reasons = []
-        # By address, not by name: the name may lead elsewhere the next time it is asked for.
+        # Connect by address: the name may resolve differently next time.
         for address in permitted:
             try:
                 with anyio.fail_after(None if address == permitted[-1] else _SHARE):
@@ -108,7 +108,7 @@ class Network:
                 f"{host} would be reached by a proxy, which may connect it to any address, and the url came by the "
                 "git-annex branch: if it should be used, git config annex.security.allowed-ip-addresses all"
             )
-        # socks5h is curl's name for letting the proxy look up the name, which is what happens here with any of them.
+        # socks5h is curl's name for resolving at the proxy, which is what always happens here.
         parts = urlsplit(proxy)
         scheme = {"socks5h": "socks5", "socks": "socks5", "socks4a": "socks4"}.get(parts.scheme, parts.scheme)
         shown = f"{parts.scheme}://{parts.hostname}:{parts.port}"
@@ -124,7 +124,7 @@ class Network:
 
 
 def _prepared(stream: SocketStream) -> SocketStream:
-    """Set what long-lived connections with small messages need; anyio has set TCP_NODELAY."""
+    """Set the socket options for long-lived connections with small messages; anyio sets TCP_NODELAY."""
     stream.extra(SocketAttribute.raw_socket).setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     return stream
 
@@ -134,7 +134,7 @@ def _unknown(host: str, error: Exception) -> Unreachable:
 
 
 def _cause(error: BaseException) -> str:
-    """What the system said; anyio gives it as a cause, and the errors of several addresses as a group."""
+    """Return the underlying system error; anyio makes it the cause, and groups the errors of several addresses."""
     several = getattr(error, "exceptions", ())
     if several:
         return "; ".join(dict.fromkeys(map(_cause, several)))
@@ -147,7 +147,7 @@ def _cause(error: BaseException) -> str:
 
 
 class Backend(httpcore.AsyncNetworkBackend):
-    """Has httpcore connect by a Network."""
+    """A network backend for httpcore that connects through a Network."""
 
     def __init__(self, network: Network) -> None:
         self._network = network

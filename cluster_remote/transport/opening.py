@@ -1,4 +1,4 @@
-"""How sessions are opened: with whose settings, and the ways that each kind of address has to a peer."""
+"""Open sessions: the caller's settings, and the transport for each kind of address."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Caller", "session_at", "ssh_environment", "stream_session", "transport_to"]
 
-# Where Tor listens as a rule, which is where git-annex looks for it.
+# Tor's default SOCKS port, which git-annex uses too.
 _TOR_PROXY = "socks5h://127.0.0.1:9050"
 _TOR_PROXY_VARIABLE = "CLUSTER_REMOTE_TOR_PROXY"
 _SHELL_HINT = "git-annex-shell comes with git-annex; put the directory that it is in on PATH"
@@ -28,12 +28,12 @@ _SHELL_HINT = "git-annex-shell comes with git-annex; put the directory that it i
 
 @dataclass(frozen=True)
 class Caller:
-    """Who opens sessions, and with which settings of the user.
+    """Who opens sessions, and the user's settings for them.
 
-    `uuid` is the repository that asks; `timeout` is in seconds without progress; `ssh_command` and `ssh_variant`
-    are git's core.sshCommand and ssh.variant; `repository` is None outside of one. `allowed_ips` is
-    annex.security.allowed-ip-addresses where the address may be a stranger's, None where this user gave it; `tls` and
-    `http_proxy` are what git has for its own https, `ssh_options` the user's for the remote in question.
+    `uuid` is the asking repository; `timeout` is in seconds without progress; `ssh_command` and `ssh_variant` are git's
+    core.sshCommand and ssh.variant; `repository` is None outside of one. `allowed_ips` is
+    annex.security.allowed-ip-addresses if the address may be a stranger's, None if this user gave it; `tls` and
+    `http_proxy` are git's settings for https, `ssh_options` the user's for this remote.
     """
 
     uuid: UUID
@@ -48,16 +48,17 @@ class Caller:
     ssh_options: tuple[str, ...] = ()
 
     def restricted_to(self, allowed_ips: str) -> Caller:
-        """The same, for an address that may be a stranger's."""
+        """Return the same caller for an address that may be a stranger's."""
         return replace(self, allowed_ips=allowed_ips)
 
 
 def transport_to(
     address: Address, caller: Caller, *, server: UUID | None = None, token: str | None = None
 ) -> Transport:
-    """The way to the peer at an address. `server` is the repository wanted there; without it, the one that is there.
+    """Return the transport to the peer at an address.
 
-    Raises BadAddress where the address cannot be used as it is.
+    `server` is the repository to reach there; None for whichever one the address names. Raises BadAddress if the
+    address cannot be used like this.
     """
     return address.transport(caller, server, token)
 
@@ -70,7 +71,7 @@ def session_at(
     token: str | None = None,
     bypass: frozenset[UUID] = frozenset(),
 ) -> Session:
-    """A session with the peer at an address; see `transport_to`. Nothing is opened yet."""
+    """Return an unconnected session with the peer at an address; see `transport_to`."""
     return address.session(caller, server, token, bypass)
 
 
@@ -81,7 +82,7 @@ def stream_session(
     token: str | None = None,
     bypass: frozenset[UUID] = frozenset(),
 ) -> StreamSession:
-    """A session over a stream of bytes."""
+    """Return a session over a byte stream."""
     return StreamSession(
         address.transport(caller, server, token),
         client=caller.uuid,
@@ -92,7 +93,7 @@ def stream_session(
     )
 
 
-# The ways to a peer, for the classes of addresses
+# Transports, by class of address
 
 
 def shell_in_directory(address: Directory, caller: Caller, server: UUID | None) -> Transport:
@@ -113,7 +114,7 @@ def shell_in_directory(address: Directory, caller: Caller, server: UUID | None) 
 def shell_over_ssh(address: Ssh, caller: Caller, server: UUID | None) -> Transport:
     from cluster_remote.transport.ssh import SshTransport, ssh_command
 
-    # What git-annex-shell is told to work on is relative to the home directory there, as for git.
+    # Like for git, a relative path is relative to the remote home directory.
     command = ssh_command(
         address,
         _shell_command(address.path, caller.uuid, server),
@@ -155,7 +156,7 @@ def onion_service(address: Tor, caller: Caller, token: str | None) -> Transport:
     from cluster_remote.transport.network import Network
     from cluster_remote.transport.sockets import TcpTransport
 
-    # Tor reaches nothing but Tor by such a name, so there is no address to look at.
+    # Onion names never leave Tor, so there is no IP address to check.
     network = Network(None, os.environ.get(_TOR_PROXY_VARIABLE) or _TOR_PROXY)
     return TcpTransport(
         network, address.host, address.port, token=_token(address, token, address.node), name=str(address)
@@ -220,9 +221,9 @@ def _token(address: Address, token: str | None, node: UUID | None) -> str:
 
 
 def ssh_environment() -> Mapping[str, str]:
-    """The environment for ssh: that of the user, with nothing in it that points at a repository here."""
+    """Return the environment for ssh: the user's, without variables that point at a local repository."""
     environment = foreign_environment()
-    # What decides about ssh is the user's own environment, not that of the repository we were started in.
+    # The user's own environment configures ssh, not the repository that we were started in.
     for name in ("GIT_SSH", "GIT_SSH_COMMAND", "GIT_SSH_VARIANT"):
         if name in os.environ:
             environment[name] = os.environ[name]

@@ -1,4 +1,4 @@
-"""Peers that are reached through a child process: git-annex-shell on this machine, or ssh to another one."""
+"""Reach peers through a child process: git-annex-shell on this machine, or ssh to another one."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from cluster_remote.transport.watch import Watch
 
 __all__ = ["ProcessTransport"]
 
-# Seconds that the last words of a child may take to come.
+# Seconds to wait for the end of a child's standard error.
 _LAST_WORDS = 0.5
 
 
 class ProcessTransport(Transport):
-    """Runs a program and speaks with its standard input and output.
+    """Run a program and talk to it over standard input and output.
 
-    `name` is for people; no secret may be in `command`, which everyone on the machine can see. `place` is the directory
-    that the program works on, where that is on this machine; `check` raises Unreachable where it is not to be started.
+    `name` is for display; `command` must not contain secrets, because every local user can see it. `place` is the
+    directory that the program works on if it is on this machine; `check` raises Unreachable if it must not be started.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class ProcessTransport(Transport):
             if watch is not None:
                 await watch.begin()
             if self._check is not None:
-                # It looks at disks, which may take its time.
+                # In a thread, because it may wait for a disk.
                 await anyio.to_thread.run_sync(self._check, abandon_on_cancel=True)
             return _ProcessConnection(self._start(), watch)
         except BaseException:
@@ -89,12 +89,12 @@ class _ProcessConnection(DescriptorConnection):
         self._complaints = Complaints(child)
 
     def ended(self) -> bool:
-        # A program that is started anew where a disk was taken away finds no repository, and says that. It waits for a
-        # mount that does not answer for as long as it takes, alone.
+        # If the disk was unmounted, a newly started program finds no repository and says so. If a mount does not
+        # answer, only that program waits for it.
         return super().ended() or (self._watch is not None and not self._watch.shows_the_same())
 
     async def last_words(self) -> str:
-        # The reason that a child gives when it ends comes over another pipe than its end does.
+        # Standard error is another pipe, so a child's reason may arrive after the end of its output.
         await self._complaints.wait(_LAST_WORDS)
         return printable(self._complaints.last)
 
@@ -110,7 +110,7 @@ class _ProcessConnection(DescriptorConnection):
                     offspring.look(self._child.pid)
                 self._child.send_signal(blow)
                 offspring.send_signal(blow)
-                # Nothing survives the second but a process stuck inside the kernel, and nobody waits for that.
+                # Only a process stuck in the kernel survives SIGKILL; do not wait for it.
                 if await self._ended(patience, offspring):
                     break
 
@@ -124,14 +124,14 @@ class _ProcessConnection(DescriptorConnection):
 
 
 class _Offspring:
-    """The processes that a child has started and that are still there, to be ended with it.
+    """The running descendants of a child, to be ended with it.
 
-    GIT_SSH_COMMAND goes through a shell, and the user's ssh may be a script: killing our child alone would leave a
-    hanging ssh behind. A process group of its own would help too, but an ssh in the background cannot ask for a
-    password. What made itself independent, as the master of a shared ssh connection does, is no longer among them.
+    GIT_SSH_COMMAND runs in a shell, and the user's ssh may be a script: killing just our child would leave a stuck ssh
+    behind. A new process group would help too, but a background ssh cannot ask for a password. Daemonised processes,
+    such as the master of a shared ssh connection, are not included.
 
-    They are held by descriptors, which never mean another process; where the system has none, nothing is known of
-    them, and the child is ended alone.
+    Process descriptors identify them, which never refer to another process; on systems without these only the child
+    itself is ended.
     """
 
     def __init__(self) -> None:
@@ -145,12 +145,12 @@ class _Offspring:
             os.close(descriptor)
 
     def look(self, pid: int) -> None:
-        """Takes in those of `pid`, a child that has not been waited for, that are not yet known."""
+        """Add the new descendants of `pid`, a child that has not been reaped."""
         if not hasattr(os, "pidfd_open"):
             return
         for descendant in _descendants(pid):
             if descendant not in self._descriptors:
-                # It may have just ended, or the kernel be too old.
+                # It may have just ended, or the kernel is too old.
                 with suppress(OSError):
                     self._descriptors[descendant] = os.pidfd_open(descendant)
 
@@ -160,7 +160,7 @@ class _Offspring:
                 signal.pidfd_send_signal(descriptor, number)
 
     def ended(self) -> bool:
-        """Whether all of them have: a descriptor can be read from then on."""
+        """Return whether all of them have ended, which makes their descriptors readable."""
         poll = select.poll()
         for descriptor in self._descriptors.values():
             poll.register(descriptor, select.POLLIN)
@@ -168,7 +168,7 @@ class _Offspring:
 
 
 def _descendants(pid: int) -> list[int]:
-    """The children of a process in its process group, their children, and so on, as Linux lists them."""
+    """Return a process's descendants within its process group, as listed by Linux."""
     group = os.getpgid(pid)
     parents: dict[int, int] = {}
     for entry in Path("/proc").glob("[0-9]*"):
@@ -176,7 +176,7 @@ def _descendants(pid: int) -> list[int]:
             status = (entry / "stat").read_bytes()
         except OSError:
             continue
-        # After the program's name in parentheses, which may have any characters in it: state, parent, process group.
+        # After the program name in parentheses, which may contain any characters: state, parent, process group.
         _state, parent, process_group = status[status.rindex(b")") + 1 :].split()[:3]
         if int(process_group) == group:
             parents[int(entry.name)] = int(parent)

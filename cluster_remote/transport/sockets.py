@@ -1,4 +1,4 @@
-"""Peers that listen on a socket: unix, TCP. Such a peer wants a token."""
+"""Reach peers that listen on a unix, TCP or TLS socket. Such a peer requires a token."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ __all__ = ["TcpTransport", "TlsTransport", "UnixTransport", "user_of_peer"]
 
 _SocketAddress: TypeAlias = tuple[str | int, ...] | bytes
 
-# Seconds between two tries where too many others are waiting to be let in.
+# Seconds between attempts while the socket's queue is full.
 _BUSY = 0.02
 
 
 async def _connect(connection: socket.socket, address: _SocketAddress) -> None:
-    """Connects without blocking. Raises OSError. Closes the socket if it fails."""
+    """Connect without blocking. Raises OSError. Closes the socket on failure."""
     try:
         connection.setblocking(False)
-        # A unix socket whose queue is full says so, and nothing tells when there is room.
+        # The unix socket's queue is full, and there is no notification when it has room.
         while (result := connection.connect_ex(address)) == errno.EAGAIN:
             await anyio.sleep(_BUSY)
         if result == errno.EINPROGRESS:
@@ -71,9 +71,9 @@ class UnixTransport(Transport):
 
 
 def user_of_peer(connection: socket.socket) -> int:
-    """Who runs the other side of a unix socket."""
+    """Return the user id of the process at the other end of a unix socket; our own where unknown."""
     if not hasattr(socket, "SO_PEERCRED"):
-        # Not Linux: nothing is known, and the socket's directory is all that there is to go by.
+        # Not Linux: only the socket's directory can be checked.
         return os.geteuid()
     size = struct.calcsize("3i")
     _pid, uid, _gid = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
@@ -81,7 +81,7 @@ def user_of_peer(connection: socket.socket) -> int:
 
 
 class TcpTransport(Transport):
-    """A TCP port of a host, directly or by a proxy."""
+    """A TCP port of a host, reached directly or through a proxy."""
 
     def __init__(self, network: Network, host: str, port: int, *, token: str, name: str) -> None:
         self.network = network
@@ -92,7 +92,7 @@ class TcpTransport(Transport):
 
     async def connect(self) -> Connection:
         stream = await self.network.connect(self.host, self.port)
-        # The kernel moves large contents faster than anyio, to whatever the other side of the socket is.
+        # The kernel moves large contents faster than anyio does.
         return _SocketConnection(stream)
 
 
@@ -111,7 +111,7 @@ class TlsTransport(Transport):
         context = self.tls.context()
         stream = await self.network.connect(self.host, self.port)
         try:
-            # An end without TLS's own goodbye is enough: the P2P protocol says itself what is complete.
+            # A TLS close_notify is not required: the P2P protocol itself says what is complete.
             wrapped = await TLSStream.wrap(stream, hostname=self.host, ssl_context=context, standard_compatible=False)
             return ByteStreamConnection(wrapped)
         except BaseException as error:
@@ -130,11 +130,11 @@ def _tls_reason(error: BaseException) -> str:
 
 
 class _SocketConnection(DescriptorConnection):
-    """Reads and writes a socket past anyio, which keeps it open and closes it."""
+    """A connection that reads and writes a socket directly; anyio owns and closes it."""
 
     def __init__(self, stream: ByteStream) -> None:
         self._stream = stream
-        # Another number for the same socket: the event loop watches its own, which anyio never reads from unasked.
+        # Duplicate the descriptor: the event loop watches anyio's own, which anyio only reads on request.
         descriptor = os.dup(stream.extra(SocketAttribute.raw_socket).fileno())
         super().__init__(descriptor, descriptor)
 

@@ -1,8 +1,8 @@
-"""The command line that runs git-annex-shell on another machine, as git would build it.
+"""Build the ssh command line that runs git-annex-shell on another machine, as git would.
 
-Which ssh: GIT_SSH_COMMAND, else core.sshCommand, both of them given to a shell; else GIT_SSH, a program; else `ssh`.
-Which options it understands: GIT_SSH_VARIANT, else ssh.variant, else by the program's name (see git-config(1),
-ssh.variant). What comes from the url is always passed as words of its own, never through that shell's eyes.
+The program: GIT_SSH_COMMAND, else core.sshCommand, both run by a shell; else GIT_SSH, a program; else `ssh`. The
+options that it understands: GIT_SSH_VARIANT, else ssh.variant, else guessed from the program's name (see git-config(1),
+ssh.variant). Parts of the url are always passed as separate arguments, which that shell never parses.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from cluster_remote.transport.process import ProcessTransport
 
 __all__ = ["SshTransport", "ssh_command"]
 
-# How many log in at one server at the same time: sshd refuses some from the tenth on (sshd_config(5), MaxStartups), and
-# other programs log in there too.
+# Concurrent logins per server: sshd starts refusing at ten (sshd_config(5), MaxStartups), and other programs log in
+# there too.
 _LOGINS = 4
-# Seconds until a login that was refused is tried again, by attempt.
+# Seconds before retrying a refused login, by attempt.
 _PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)
-# What ssh says when the server has closed the connection before there was a login.
+# What ssh prints if the server closes the connection before login.
 _REFUSED = re.compile("kex_exchange_identification|Connection (closed|reset) by|MaxStartups")
 
 _limiters: RunVar[dict[str, CapacityLimiter]] = RunVar("cluster_remote_ssh_logins")
 
 
 class SshTransport(ProcessTransport):
-    """A program on another machine, by ssh. `destination` is the server that logins are counted by."""
+    """A program run on another machine through ssh. `destination` is the server whose logins are limited."""
 
     def __init__(self, command: Sequence[str], *, name: str, environment: Mapping[str, str], destination: str) -> None:
         super().__init__(command, name=name, environment=environment)
@@ -50,7 +50,7 @@ class SshTransport(ProcessTransport):
         return limiters.setdefault(self._destination, CapacityLimiter(_LOGINS))
 
     def again_in(self, attempts: int, complaint: str) -> float | None:
-        """See Transport. Whoever was refused at the same time does not come back at the same time."""
+        """See Transport. The delay is randomised so that refused logins do not retry at the same moment."""
         if attempts > len(_PAUSES) or not _REFUSED.search(complaint):
             return None
         return _PAUSES[attempts - 1] * random.uniform(0.5, 1.5)
@@ -64,14 +64,14 @@ def ssh_command(
     variant: str | None = None,
     options: Sequence[str] = (),
 ) -> list[str]:
-    """The argument list. `remote_command` is quoted here for the login shell on the other side; `options` are the
-    user's own for this ssh.
+    """Return the argument list for ssh.
 
-    Raises BadAddress where the ssh program cannot do what the address asks for.
+    `remote_command` is quoted here for the remote login shell; `options` are the user's for this ssh. Raises BadAddress
+    if the ssh program cannot do what the address requires.
     """
     line = environment.get("GIT_SSH_COMMAND") or core_ssh_command
     if line:
-        # As git does it: the line is the user's own and may hold options and quotes; "$@" is what we add.
+        # Like git: the command is the user's and may contain options and quotes; "$@" is what we add.
         start = ["sh", "-c", f'{line} "$@"', line]
         words = _words(line)
         program = next((word for word in words if "=" not in word), "ssh")
@@ -81,7 +81,7 @@ def ssh_command(
     variant = environment.get("GIT_SSH_VARIANT") or variant or "auto"
     if variant == "auto":
         name = os.path.basename(program).lower().removesuffix(".exe")  # noqa: PTH119 -- a word, not a file
-        # By its name git knows these, "putty" and "simple" only by the variant.
+        # git recognises these by name; "putty" and "simple" only as a variant.
         variant = name if name in {"plink", "tortoiseplink"} else "ssh"
     port: list[str] = []
     if address.port is not None:
@@ -98,7 +98,7 @@ def ssh_command(
 
 
 def _quoted(word: str) -> str:
-    """A word as every login shell reads it, csh too: that one sees an exclamation mark inside quotes."""
+    """Quote a word for any login shell, including csh, which expands exclamation marks inside quotes."""
     return shlex.quote(word).replace("!", "'\\!'")
 
 

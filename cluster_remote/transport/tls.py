@@ -1,4 +1,4 @@
-"""TLS: whom a client trusts and what it shows of itself, by the settings of git's own https; what a server shows."""
+"""Configure TLS: a client's trust and certificate, from git's https settings, and a server's certificate."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ __all__ = ["ServerCertificate", "TlsSettings"]
 
 @dataclass(frozen=True)
 class TlsSettings:
-    """Files in PEM form: `authorities` are trusted in place of the system's, `certificate` and `key` are shown to a
-    server that asks for them. `verify` is False only where git's http.sslVerify is."""
+    """A client's PEM files: `authorities` replace the system's, `certificate` and `key` are presented on request.
+
+    `verify` is False only if git's http.sslVerify is.
+    """
 
     authorities: str | None = None
     certificate: str | None = None
@@ -28,7 +30,7 @@ class TlsSettings:
 
     @classmethod
     def of(cls, config: GitConfig) -> TlsSettings:
-        """Read git's http.sslCAInfo, http.sslCert, http.sslKey, http.sslVerify and the variables before them."""
+        """Read git's http.sslCAInfo, http.sslCert, http.sslKey, http.sslVerify and the variables that override them."""
         return cls(
             os.environ.get("GIT_SSL_CAINFO") or _path(config.get("http.sslCAInfo")),
             os.environ.get("GIT_SSL_CERT") or _path(config.get("http.sslCert")),
@@ -37,7 +39,7 @@ class TlsSettings:
         )
 
     def context(self) -> ssl.SSLContext:
-        """Make what a connection needs. Raises Unreachable where a file cannot be used."""
+        """Return the SSL context for a connection. Raises Unreachable if a file cannot be used."""
         try:
             context = ssl.create_default_context(cafile=self.authorities)
         except (OSError, ssl.SSLError) as error:
@@ -62,17 +64,17 @@ def _said(error: OSError) -> str:
 
 
 class ServerCertificate:
-    """What a server shows: a certificate with its chain, and the key, as PEM files that may be replaced meanwhile."""
+    """A server's certificate chain and key, as PEM files that may be replaced while it runs."""
 
     def __init__(self, certificate: str, key: str) -> None:
-        """Raises ValueError where the files cannot be used."""
+        """Load the files. Raises ValueError if they cannot be used."""
         self.certificate = certificate
         self.key = key
         self.context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         self.reload()
 
     def reload(self) -> None:
-        """Read the files again, for connections to come. Raises ValueError; then the old ones go on."""
+        """Reload the files for new connections. Raises ValueError and keeps the old ones if that fails."""
         try:
             self.context.load_cert_chain(self.certificate, self.key)
         except (OSError, ssl.SSLError) as error:

@@ -1,7 +1,7 @@
-"""What is said in sessions, appended to a file where the environment asks for it: `cluster-remote trace` reads it.
+"""Append the messages of sessions to the file named by CLUSTER_REMOTE_TRACE, for `cluster-remote trace`.
 
-The file is named by CLUSTER_REMOTE_TRACE. Any number of processes may append to it; each message is a line of JSON, the
-fields of which are those of `Said` in diagnosis/conversation.py. No token is ever part of it.
+Any number of processes may append to it. Each message is a line of JSON with the fields of `Said` in
+diagnosis/conversation.py, and never contains a token.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ __all__ = ["JOB", "VARIABLE", "recorded"]
 
 VARIABLE = "CLUSTER_REMOTE_TRACE"
 JOB: ContextVar[str | None] = ContextVar("job", default=None)
-"""Which of git-annex's jobs a request belongs to."""
+"""The git-annex job that a request belongs to."""
 
 _numbers = itertools.count(1)
 
 
 def recorded(trace: Trace | None, peer: str, server: UUID | None, token: str | None) -> Trace | None:
-    """`trace`, or one that also writes to the file that the environment names. Called once for each session."""
+    """Extend `trace` to write to the file named by the environment, if any. Called once per session."""
     path = os.environ.get(VARIABLE)
     if not path:
         return trace
-    # Not at the top: every run of the special remote imports this module, and few are traced.
+    # Imported here because every run of the special remote imports this module, and few are traced.
     from cluster_remote.p2p.messages import Data, describe, serialise
 
     number = next(_numbers)
@@ -42,7 +42,7 @@ def recorded(trace: Trace | None, peer: str, server: UUID | None, token: str | N
             trace(outgoing, message)
         text = describe(message)
         if token:
-            # A peer's own words may repeat it.
+            # A peer's text may contain the token.
             text = text.replace(token, "[token]")
         _append(
             path,
@@ -74,5 +74,5 @@ def _append(path: str, entry: dict[str, object]) -> None:
     try:
         os.write(_file(path), json.dumps(entry).encode() + b"\n")
     except OSError:
-        # Watching must not disturb: a transfer does not fail because nobody can read along.
+        # A transfer must not fail because tracing does.
         return

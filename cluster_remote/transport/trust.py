@@ -1,9 +1,8 @@
-"""What is refused before it is touched, for it may be a stranger's: repositories on this machine, sockets, hosts.
+"""Refuse untrusted repositories on this machine, sockets and hosts before using them.
 
-git-annex-shell works in any repository it is given, by the hooks and the configuration that are there (observed with
-git-annex 10.20261026, also where they belong to others). So a repository that came with a clone, or that somebody
-else owns, is not given to it. The rules are git's (safe.directory) and git-annex's
-(annex.security.allowed-ip-addresses).
+git-annex-shell works in any repository it is given and obeys its hooks and configuration, even if another user owns
+them (observed with git-annex 10.20261026). So it is never given a repository that came with a clone or that somebody
+else owns. The rules are git's (safe.directory) and git-annex's (annex.security.allowed-ip-addresses).
 """
 
 from __future__ import annotations
@@ -23,17 +22,17 @@ if TYPE_CHECKING:
 
 __all__ = ["Refusal", "check_directory", "check_socket_owner", "connectable"]
 
-# Seconds for git to say whether it works in a directory.
+# Seconds for git to say whether it accepts a directory.
 _GIT = 10.0
 _TRANSLATED = ipaddress.IPv6Network("64:ff9b::/96")
 
 
 class Refusal(Unreachable):
-    """Nothing was contacted or started: the address is not one to be trusted; says what would make it one."""
+    """The address is not trusted, so nothing was contacted or started; the message says how to trust it."""
 
 
 def check_directory(path: str, here: Repository | None, environment: Mapping[str, str]) -> None:
-    """Refuse a repository inside the work tree of `here`, or of another owner. Raises Refusal. May wait for a disk."""
+    """Raise Refusal for a repository inside the work tree of `here` or with another owner. May wait for a disk."""
     if here is not None and _came_with(here, path):
         raise Refusal(
             f"{path} is inside the work tree of this repository, so it may have come with a clone, and its hooks would "
@@ -47,18 +46,18 @@ def check_directory(path: str, here: Repository | None, environment: Mapping[str
 
 
 def _came_with(here: Repository, path: str) -> bool:
-    """Whether a path leads into what a clone brings: the work tree, but not the git directory in it."""
+    """Return whether a path is inside the work tree, which a clone brings along, but not in its git directory."""
     tree = here.work_tree or (here.git_dir.parent if here.git_dir.name == ".git" else None)
     if tree is None:
         return False
     top, git_dir = Path(os.path.realpath(tree)), Path(os.path.realpath(here.git_dir))
-    # By the path as it is written, too: a link in the work tree is a stranger's as well.
+    # Check the unresolved path too: a symlink in the work tree may also be a stranger's.
     places = (Path(os.path.realpath(path)), Path(os.path.abspath(path)))  # noqa: PTH100 -- links are not followed
     return any(place != top and place.is_relative_to(top) and not place.is_relative_to(git_dir) for place in places)
 
 
 def _all_ours(path: str) -> bool:
-    """Whether a repository's directories belong to who runs this. False also where that cannot be seen."""
+    """Return whether the current user owns a repository's directories. False if that cannot be determined."""
     owners = set()
     for place in (path, os.path.join(path, ".git")):  # noqa: PTH118 -- as it is
         try:
@@ -72,7 +71,7 @@ def _all_ours(path: str) -> bool:
 
 
 def _dubious(path: str, environment: Mapping[str, str]) -> bool:
-    """Whether git refuses to work in a directory because of its owner, as safe.directory has it."""
+    """Return whether git refuses a directory because of its owner (see safe.directory)."""
     try:
         done = subprocess.run(
             ["git", "-C", path, "rev-parse", "--git-dir"],
@@ -84,14 +83,14 @@ def _dubious(path: str, environment: Mapping[str, str]) -> bool:
         )
     except (OSError, subprocess.TimeoutExpired):
         return True
-    # Where there is no repository, git-annex-shell says so in its own words.
+    # If there is no repository, let git-annex-shell report that.
     return done.returncode != 0 and b"safe.directory" in done.stderr
 
 
 def check_socket_owner(path: bytes, peer: int) -> None:
-    """Refuse a unix socket whose other side runs as somebody unexpected. Raises Refusal.
+    """Raise Refusal for a unix socket whose server runs as an unexpected user.
 
-    Expected are root, this user, and the owner of the directory that the socket is in: anybody can make one in /tmp.
+    Root, the current user and the owner of the socket's directory are expected: anybody can create a socket in /tmp.
     """
     expected = {0, os.geteuid()}
     try:
@@ -105,16 +104,16 @@ def check_socket_owner(path: bytes, peer: int) -> None:
 
 
 def connectable(address: str, port: int, allowed: str | None) -> bool:
-    """Whether an address of the network may be connected to, where `allowed` is annex.security.allowed-ip-addresses.
+    """Return whether an IP address may be connected to; `allowed` is annex.security.allowed-ip-addresses.
 
-    As git-annex reads it: `all`, or addresses, each alone or with a port (`[127.0.0.1]:80`); without it only public
-    addresses. None: the user has given the address, so it is not to be asked.
+    Like in git-annex: `all`, or addresses with or without a port (`[127.0.0.1]:80`); if empty, only public addresses.
+    None allows everything, because the user gave the address.
     """
     if allowed is None or allowed.split() == ["all"]:
         return True
     ip: ipaddress.IPv4Address | ipaddress.IPv6Address = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
-        # Another way to write an address of the older kind, which is what the kernel connects to.
+        # These IPv6 forms embed an IPv4 address, which is what gets connected to.
         ip = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None) or _translated(ip) or ip
     if ip.is_global and not ip.is_multicast:
         return True
@@ -122,7 +121,7 @@ def connectable(address: str, port: int, allowed: str | None) -> bool:
 
 
 def _translated(ip: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
-    """What a translator of the network connects to in place of an address (RFC 6052)."""
+    """Return the IPv4 address that a NAT64 gateway connects to for an IPv6 address (RFC 6052)."""
     return ipaddress.IPv4Address(ip.packed[-4:]) if ip in _TRANSLATED else None
 
 

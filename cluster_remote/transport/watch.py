@@ -1,9 +1,8 @@
-"""Whether a directory is still the one that it was.
+"""Check that a directory is still the same one as before.
 
-A disk can be taken away while a server works on it. git-annex-shell would then say of every content that it is not
-there, and of every removal that it succeeded; so before it is asked, its directory is looked at. On most disks of this
-machine that takes a few microseconds. On a mount whose server does not answer it takes for ever, and nobody else must
-wait.
+A disk can be unmounted while a server works on it. git-annex-shell would then report every content as absent and every
+removal as successful; so its directory is checked before each request. On most local disks that takes microseconds. On
+a mount whose server does not answer it takes for ever, and nothing else must wait for it.
 """
 
 from __future__ import annotations
@@ -19,10 +18,9 @@ from cluster_remote.annex.child import until
 
 __all__ = ["Watch", "is_at_hand"]
 
-# Seconds that a look at a directory may keep everybody waiting. After that it counts as gone.
+# Seconds that checking a directory may block everything else. After that it counts as gone.
 _AT_ONCE = 0.5
-# File systems that have what a look takes in the memory or on the disks of this machine. Others may have to wait for a
-# server, or for a program.
+# File systems in memory or on local disks. Checking others may wait for a server or a program.
 _AT_HAND = frozenset(
     {"bcachefs", "btrfs", "exfat", "ext2", "ext3", "ext4", "f2fs", "hfsplus", "jfs", "msdos", "ntfs3", "ramfs", "tmpfs"}
     | {"vfat", "xfs", "zfs"}
@@ -33,9 +31,9 @@ _Identity = tuple[int, int]
 
 
 class Watch:
-    """Looks which directory is at `place`.
+    """Check which directory is at `place`.
 
-    Where that may take long, in a thread of its own: a daemon, so that the program can end all the same.
+    If that may take long, use a daemon thread, so that it cannot keep the program from ending.
     """
 
     def __init__(self, place: str) -> None:
@@ -52,18 +50,20 @@ class Watch:
             self._found.put(_identity(self._place))
 
     async def begin(self) -> None:
-        """Takes the first look, however long that takes."""
+        """Record which directory is there now, however long that takes."""
         await until(lambda: not self._found.empty(), math.inf)
         self._first = self._found.get()
-        # It has just answered. What a link leads to may be anywhere, at any time.
+        # It has just answered, but a symlink may point anywhere at any time.
         place = os.path.abspath(self._place)  # noqa: ASYNC240, PTH100
         self._at_hand = os.path.realpath(place) == place and is_at_hand(place, _mounts())  # noqa: ASYNC240
         if self._at_hand:
             self.end()
 
     def shows_the_same(self) -> bool:
-        """Whether it is still the directory of the first look. If that does not come out at once it is not, and there
-        is nothing more to be asked of this."""
+        """Return whether it is still the recorded directory.
+
+        False if that cannot be determined in time; this watch is then unusable.
+        """
         if self._at_hand:
             return _identity(self._place) == self._first
         self._asked.put(True)
@@ -73,7 +73,7 @@ class Watch:
             return False
 
     def end(self) -> None:
-        """Ends the thread, as soon as it can."""
+        """End the thread as soon as possible."""
         self._asked.put(False)
 
 
@@ -89,15 +89,15 @@ def _mounts() -> str:
     try:
         return Path("/proc/self/mountinfo").read_text("utf-8", "surrogateescape")
     except OSError:
-        # Not Linux: nothing is known.
+        # Not Linux: unknown.
         return ""
 
 
 def is_at_hand(place: str, mounts: str) -> bool:
-    """Whether a look at a directory waits for nobody: not for what is mounted there, nor for what is on the way to it.
+    """Return whether checking a directory cannot block: it and all its parents are on local file systems.
 
-    `place` is an absolute path without links, `mounts` is what Linux lists in /proc/self/mountinfo: fields between
-    spaces, of which the fifth is where the mount is, and the first after a `-` its type (proc_pid_mountinfo(5)).
+    `place` is an absolute path without symlinks, `mounts` the content of /proc/self/mountinfo: fields separated by
+    spaces, of which the fifth is the mount point and the first after a `-` the type (proc_pid_mountinfo(5)).
     """
     types = set()
     for line in mounts.splitlines():
