@@ -1,1 +1,1 @@
-"""From what a person or a remote names to who that is, and to sessions with it."""
+"""Resolve the names that people and remotes use to repositories, and open sessions with them."""

@@ -1,10 +1,10 @@
-"""Whether a remote's configuration is one that this user has accepted in this repository. Nothing is used before.
+"""Use a remote's configuration only if the user has accepted it in this repository.
 
-The configuration of a special remote may come from somebody else, by the git-annex branch. git-annex uses none that was
-never verified, and goes on with the one that was when another comes; `git annex verifyremote` is how a user accepts it.
-This is where our commands, and INITREMOTE, go by the same rule. (Observed with git-annex 10.20261026: annex-verified is
+The configuration of a special remote may come from somebody else, through the git-annex branch. git-annex never uses an
+unverified one, and keeps using the verified one when another arrives; users accept it with `git annex verifyremote`.
+Our commands and INITREMOTE follow the same rule here. (Observed with git-annex 10.20261026: annex-verified is
 `verified`; `manual` after enableremote, when git-annex does not use the remote; or `automatic` after autoenable, when
-it reads from it, and writes to no special remote at all.)
+it reads from the remote but writes to no special remote at all.)
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ __all__ = [
 ]
 
 Verified = Mapping[UUID, Mapping[str, str]]
-"""The configurations that were verified, by their UUIDs."""
+"""Verified configurations by UUID."""
 
 
 class NotVerified(BadSettings):
-    """The configuration is not one that this user has accepted; says how that is done."""
+    """The user has not accepted the configuration; the message says how to."""
 
 
 @dataclass(frozen=True)
 class Configuration:
     """A remote's configuration as git-annex uses it.
 
-    `parameters` are those that were verified, whatever has come by the git-annex branch since. `shared` says whether
-    they are in that branch, where others can change them.
+    `parameters` are the verified ones, regardless of later changes in the git-annex branch. `shared` says whether they
+    are in that branch, where others can change them.
     """
 
     name: str
@@ -54,7 +54,10 @@ class Configuration:
 
     @classmethod
     def of(cls, name: str, config: GitConfig, logs: BranchLogs, verified: Verified | None) -> Configuration:
-        """That of a remote of ours. `verified` is None where git-annex is too old to ask. Raises BadSettings."""
+        """Return the configuration of one of our remotes. Raises BadSettings.
+
+        `verified` is None if git-annex is too old to verify configurations.
+        """
         known = our_remotes(config)
         if name not in known:
             raise BadSettings(
@@ -80,11 +83,11 @@ class Configuration:
 
     @property
     def settings(self) -> Settings:
-        """The parameters, checked. Raises BadSettings."""
+        """Return the checked parameters. Raises BadSettings."""
         return Settings.read(lambda setting: self.parameters.get(setting, ""), self.uuid.text, self.name)
 
     def check_accepted(self) -> None:
-        """Raises NotVerified."""
+        """Raise NotVerified unless the user has accepted the configuration."""
         if not self.accepted:
             raise NotVerified(
                 f"the configuration of {self.name} has come by the git-annex branch, and you have not said here that "
@@ -93,20 +96,20 @@ class Configuration:
 
 
 def as_used(parameters: Mapping[str, str]) -> Mapping[str, str]:
-    """The parameters without an encryption that git-annex ignores: that of a remote that is the same as another."""
+    """Return the parameters without the encryption of a sameas remote, which git-annex ignores."""
     if "sameas-uuid" not in parameters:
         return parameters
     return {name: value for name, value in parameters.items() if name != "encryption"}
 
 
 def is_accepted(name: str, config: GitConfig, verified: Verified | None) -> bool:
-    """Whether the user has accepted the configuration of a remote; with a git-annex that does not ask, all are."""
+    """Return whether the user has accepted a remote's configuration; always True if git-annex does not verify."""
     state = config.remote(name, "annex-verified")
     return state == "verified" or (state is None and verified is None)
 
 
 def our_remotes(config: GitConfig) -> list[str]:
-    """The remotes of this repository that are served by this program, and that git-annex can use."""
+    """Return the remotes here that this program serves and git-annex can use."""
     return [
         name
         for name in config.remotes()
@@ -115,7 +118,7 @@ def our_remotes(config: GitConfig) -> list[str]:
 
 
 def check_writing(config: GitConfig) -> None:
-    """Refuse to write where git-annex does: while any autoenabled remote is not verified. Raises NotVerified."""
+    """Raise NotVerified while any autoenabled remote is unverified, because git-annex does not write then either."""
     waiting = [name for name in config.remotes() if config.remote(name, "annex-verified") == "automatic"]
     if waiting:
         raise NotVerified(
@@ -125,15 +128,15 @@ def check_writing(config: GitConfig) -> None:
 
 
 def awaits_verification(settings: Settings, logs: BranchLogs, verified: Verified | None) -> bool:
-    """Whether INITREMOTE is about a configuration that has come by the git-annex branch and was never verified here.
+    """Return whether INITREMOTE concerns a configuration from the git-annex branch that was never verified here.
 
-    git-annex does not say which of initremote, enableremote and autoenable it is at. What is enabled is in remote.log
-    already; what is made is not.
+    git-annex does not say whether it runs initremote, enableremote or autoenable. A remote being enabled is already in
+    remote.log; a new one is not.
     """
     for identity, parameters in logs.remotes.items():
         sameas = parameters.get("sameas-uuid")
         name = parameters.get("name" if sameas is None else "sameas-name")
         if settings.uuid.text == (identity.text if sameas is None else sameas) and settings.name == name:
-            # A git-annex that does not ask has no other way to enable a remote; what it enables by itself says so.
+            # A git-annex that does not verify enables a remote no other way; an autoenabled one says so.
             return parameters.get("autoenable") == "true" if verified is None else identity not in verified
     return False

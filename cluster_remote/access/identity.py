@@ -1,4 +1,4 @@
-"""Which repository a remote means, and what it is called."""
+"""Find out which repository a remote refers to, and what to call it."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ __all__ = ["believed", "candidates", "named_repository", "names_of", "node_named
 
 
 def names_of(uuid: UUID, descriptions: Mapping[UUID, str]) -> str:
-    """How to call a repository before people: by its description, or its UUID where it has none."""
+    """Return a repository's display name: its description, or its UUID if it has none."""
     description = descriptions.get(uuid, "")
     return description or str(uuid)
 
 
 def named_repository(name: str, logs: BranchLogs, own_clusters: Mapping[str, UUID]) -> UUID:
-    """The repository or cluster that `cluster=` means: a UUID, or a name that a gateway has for it.
+    """Return the repository or cluster that `cluster=` names: by UUID, or by a gateway's name for it.
 
     Raises BadSettings.
     """
@@ -44,12 +44,12 @@ def named_repository(name: str, logs: BranchLogs, own_clusters: Mapping[str, UUI
 
 
 def wanted_server(settings: Settings, logs: BranchLogs, own_clusters: Mapping[str, UUID]) -> UUID | None:
-    """Which repository to ask for behind the address; None for the one that is there. Raises BadSettings."""
+    """Return the repository to request at the address; None for the one that is there. Raises BadSettings."""
     if settings.is_alias:
         return named_repository(settings.cluster, logs, own_clusters)
     if settings.tracking == "nodes" or settings.sameas:
-        # A remote that is the same as another repository never means any other (git annex testremote turns chunks
-        # and encryption on behind the back of INITREMOTE).
+        # A sameas remote never refers to any other repository (git annex testremote enables chunks and encryption
+        # without INITREMOTE).
         return settings.uuid
     return named_repository(settings.cluster, logs, own_clusters) if settings.cluster else None
 
@@ -57,11 +57,11 @@ def wanted_server(settings: Settings, logs: BranchLogs, own_clusters: Mapping[st
 def believed(
     named: Collection[UUID], remote: UUID, logs: BranchLogs, own: UUID
 ) -> tuple[frozenset[UUID], frozenset[UUID]]:
-    """Split the repositories that an answer names into those that the location log may be told of, and the others.
+    """Split the repositories named in an answer into those that the location log may record, and the others.
 
-    A cluster speaks for its nodes by cluster.log, a repository for itself, and nobody for `own`, the repository here.
-    That a cluster has something follows from its nodes, so clusters are in neither part. `remote` is the UUID of the
-    remote that answered.
+    A cluster may speak for its nodes according to cluster.log, a repository for itself, and nobody for `own`, the local
+    repository. A cluster's presence follows from its nodes, so clusters are in neither part. `remote` is the UUID of
+    the remote that answered.
     """
     nodes = logs.clusters.nodes(remote) if remote.is_cluster else frozenset({remote})
     named = frozenset(uuid for uuid in named if not uuid.is_cluster)
@@ -70,21 +70,21 @@ def believed(
 
 
 def not_recorded(name: str, others: Collection[UUID]) -> str:
-    """Say that a remote named repositories for which it cannot speak."""
+    """Return a warning that a remote named repositories that it cannot speak for."""
     return f"{name} names repositories that are no nodes of it by cluster.log; they are not recorded: " + ", ".join(
         sorted(map(str, others))
     )
 
 
 def candidates(server: UUID, logs: BranchLogs) -> list[UUID]:
-    """What a remote at a server's address can be the same as: its clusters, or else the server itself."""
+    """Return what a remote at a server's address can be sameas: its clusters, or else the server itself."""
     return sorted(uuid for uuid in logs.proxied.get(server, {}).values() if uuid.is_cluster) or [server]
 
 
 def node_named(text: str, config: GitConfig, logs: BranchLogs, cluster: UUID | None = None) -> UUID:
-    """The repository that somebody means by its UUID, its description, a remote's name here, or its gateway's name.
+    """Find a repository by its UUID, its description, a local remote's name, or its gateway's name for it.
 
-    Where several are called so, the nodes of `cluster` come first. Raises BadSettings.
+    If several match, nodes of `cluster` take precedence. Raises BadSettings.
     """
     try:
         return UUID.parse(text)

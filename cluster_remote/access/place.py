@@ -1,4 +1,4 @@
-"""The place that a command is started in: its repository, read once, and what can be named there."""
+"""Read the repository that a command runs in, once, and resolve names there."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ _ALLOWED_IPS = "annex.security.allowed-ip-addresses"
 
 
 def looks_like_address(text: str) -> bool:
-    """Whether a word is an address rather than the name of a remote, which holds neither of these."""
+    """Return whether a word is an address rather than a remote's name, which cannot contain these characters."""
     return "/" in text or ":" in text
 
 
 def caller_of(repository: Repository, config: GitConfig, timeout: float = DEFAULT_TIMEOUT) -> Caller:
-    """Who opens sessions from a repository. Raises NotInitialised."""
+    """Return the caller for sessions opened from a repository. Raises NotInitialised."""
     return Caller(
         repository.uuid,
         timeout,
@@ -55,9 +55,9 @@ def caller_of(repository: Repository, config: GitConfig, timeout: float = DEFAUL
 def way_of(
     settings: Settings, caller: Caller, config: GitConfig, logs: BranchLogs, token: str | None, *, shared: bool
 ) -> Way:
-    """The way to a remote's cluster. `shared`: whether its url is in the git-annex branch. Raises NoCluster.
+    """Return the way to a remote's cluster. `shared`: whether its url is in the git-annex branch. Raises NoCluster.
 
-    This is where it is decided whether there is a server, and which addresses of the network may be connected to.
+    Decides whether to use a server, and which IP addresses may be connected to.
     """
     if settings.address is None:
         from cluster_remote.cluster.membership import membership
@@ -66,17 +66,17 @@ def way_of(
         wanted = settings.cluster or (settings.uuid.text if settings.uuid.is_cluster else None)
         return Serverless(membership(config, logs, caller.repository.place, wanted), caller, logs)
     if shared:
-        # What others can change must not make this machine connect to what only it can reach, as git-annex has it.
+        # Like git-annex: settings that others can change must not make us connect to hosts only this machine can reach.
         caller = caller.restricted_to(config.get(_ALLOWED_IPS) or "")
     return ThroughGateway(settings.address, caller, token, config, logs, by_address=settings.sameas)
 
 
 @dataclass(frozen=True)
 class Place:
-    """What was read of the repository here, at one moment; outside of one there is nothing to read.
+    """A snapshot of the local repository, empty outside of one.
 
-    `uuid` is who asks. `verified` are the configurations of special remotes that this user has accepted; None where
-    git-annex is too old to ask.
+    `uuid` is the asking repository. `verified` are the special remote configurations that the user has accepted; None
+    if git-annex is too old to verify them.
     """
 
     uuid: UUID
@@ -87,12 +87,12 @@ class Place:
 
     @classmethod
     async def here(cls, *, merge: bool = False) -> Place:
-        """The repository that this was started in. `merge`: with what was fetched of others' git-annex branches.
+        """Read the repository that this was started in. `merge`: include fetched git-annex branches.
 
         Raises NotARepository, NotInitialised, CommandFailed, BranchUnreadable.
         """
         repository = Repository.here()
-        # Asked for before anything else: git annex would make a repository of its own out of any.
+        # Check this first: git annex would initialise any git repository that it runs in.
         uuid = repository.uuid
         if merge:
             await refresh(repository)
@@ -101,11 +101,11 @@ class Place:
 
     @classmethod
     async def anywhere(cls, *, merge: bool = False) -> Place:
-        """The same; an address can be tried from outside of a repository too. Raises CommandFailed."""
+        """Return the same, but also work outside of a repository, to try an address. Raises CommandFailed."""
         try:
             return await cls.here(merge=merge)
         except (NotARepository, NotInitialised):
-            # The server only wants to be told some UUID.
+            # The server accepts any UUID.
             nobody = UUID.parse(str(random_uuids.uuid4()))
             return cls(nobody, None, GitConfig.parse(b""), BranchLogs({}), None)
 
@@ -115,11 +115,11 @@ class Place:
         return caller_of(self.repository, self.config, timeout or DEFAULT_TIMEOUT)
 
     def configuration(self, name: str) -> Configuration:
-        """The configuration of a remote of ours, accepted or not. Raises BadSettings."""
+        """Return the configuration of one of our remotes, accepted or not. Raises BadSettings."""
         return Configuration.of(name, self.config, self.logs, self.verified)
 
     def remote(self, name: str, timeout: float | None = None) -> View:
-        """A remote of ours. Raises NotVerified, BadSettings, CredentialsUnreadable; without a server NoCluster."""
+        """Return one of our remotes. Raises NotVerified, BadSettings, CredentialsUnreadable, serverless NoCluster."""
         configuration = self.configuration(name)
         configuration.check_accepted()
         settings = configuration.settings
@@ -133,11 +133,11 @@ class Place:
         return View(name, self.repository, self.config, self.logs, settings, settings.uuid, server, way)
 
     def remotes(self) -> list[str]:
-        """The names of all remotes of ours."""
+        """Return the names of all our remotes."""
         return our_remotes(self.config)
 
     def address(self, url: str, timeout: float | None = None, node: str = "") -> View:
-        """An address that this user has given, with the token of the environment. Raises BadSettings."""
+        """Return a view of an address given by the user, with the token from the environment. Raises BadSettings."""
         try:
             address = parse_address(url)
         except BadAddress as error:
@@ -150,9 +150,9 @@ class Place:
         return View(label, self.repository, self.config, self.logs, None, server, server, way)
 
     async def answering_at(self, url: str, timeout: float | None = None) -> list[View]:
-        """What answers at an address: each of its clusters that is known here, or the repository itself.
+        """Return views of what answers at an address: each of its clusters known here, or the repository itself.
 
-        Asks the server who it is. Raises BadSettings, SessionError, AnnexError.
+        Asks the server for its identity. Raises BadSettings, SessionError, AnnexError.
         """
         view = self.address(url, timeout)
         session = view.session()

@@ -1,4 +1,4 @@
-"""The parameters of the remote, as git-annex gives them."""
+"""Read the remote's parameters from git-annex."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ DESCRIPTIONS = {
 
 
 class BadSettings(ValueError):
-    """Parameters that cannot be used; says which, why, and what would do."""
+    """Unusable parameters; the message says which, why, and what to use instead."""
 
 
 def as_argument(name: str) -> str:
-    """Return a remote's name as it stands in a command that is shown: one word for a shell, and no option."""
+    """Return a remote's name as an argument for a displayed command: one shell word that is not an option."""
     import shlex
 
     return f"-- {shlex.quote(name)}" if name.startswith("-") else shlex.quote(name)
 
 
 class Settings:
-    """One remote's parameters, checked each for itself."""
+    """One remote's parameters, each of them checked."""
 
     def __init__(
         self,
@@ -60,8 +60,11 @@ class Settings:
         given: str,
         others: Mapping[str, str],
     ) -> None:
-        """`given` is what was said of tracking, empty for nothing; `others` are parameters as they were given that
-        matter to no decision, or only by whether they are there."""
+        """Create settings.
+
+        `given` is the tracking parameter, empty if not set; `others` are the raw parameters that affect no decision, or
+        only by being set.
+        """
         self.uuid = uuid
         self.name = name
         self.url = url
@@ -77,11 +80,11 @@ class Settings:
 
     @classmethod
     def read(cls, ask: Callable[[str], str], uuid: str, name: str = "") -> Settings:
-        """`ask` gives the value of a parameter, empty where it is not set. Raises BadSettings."""
+        """Read the parameters with `ask`, which returns a value, or the empty text if unset. Raises BadSettings."""
         url = ask("url")
         address = _address(url) if url else None
         encryption = ask("encryption") or "none"
-        # git-annex knows two names for it, the older one without progress during uploads.
+        # git-annex has two names for it; the older one lacks progress during uploads.
         others = {name: value for name in ("timeout", "chunk", "chunksize") if (value := ask(name))}
         chunked = any(others.get(name, "0") != "0" for name in ("chunk", "chunksize"))
         tracking = given = ask("tracking")
@@ -91,7 +94,7 @@ class Settings:
             tracking = "nodes" if encryption == "none" and not chunked else "remote"
         return cls(
             uuid=UUID.parse(uuid),
-            # A remote that is the same as another one has its name elsewhere.
+            # A sameas remote has its name elsewhere.
             name=name or ask("sameas-name") or ask("name") or "cluster",
             url=url,
             address=address,
@@ -107,23 +110,23 @@ class Settings:
 
     @property
     def is_alias(self) -> bool:
-        """Whether the UUID is a cluster's that stands for another one, which `cluster` names, with the same nodes.
+        """Return whether the UUID is an alias of another cluster, named by `cluster`, with the same nodes.
 
-        git-annex can enable such a remote by itself, for its encryption is stored; that of one with --sameas is not.
+        git-annex can autoenable such a remote because its encryption is stored, which is not so with --sameas.
         """
         return self.tracking == "nodes" and not self.sameas and self.uuid.is_cluster and bool(self.cluster)
 
     @property
     def cost(self) -> int:
-        """Below the nodes' cost without a server, so that a sync uploads once; otherwise as git-annex's own remotes."""
+        """Return the cost: serverless below the nodes', so that a sync uploads once; else git-annex's default."""
         if self.address is None:
             return 50
         return 100 if self.address.local else 200
 
     @property
     def new_token_command(self) -> str:
-        """The command line that gives git-annex another token for a remote that there is already."""
-        # git-annex does not remember the encryption of a remote that is the same as another.
+        """Return the command that gives an existing remote a new token."""
+        # git-annex does not remember the encryption of a sameas remote.
         encryption = " encryption=none" if self.sameas else ""
         return f"{TOKEN}=… git annex enableremote {as_argument(self.name)}{encryption}"
 

@@ -1,7 +1,7 @@
-"""Tokens: each belongs to the address that the user gave it for, and goes to no other.
+"""Store tokens. Each belongs to the address that the user gave it for, and is sent to no other.
 
-The environment variable is for the moment at which an address is given: on the command line, or by initremote. From
-then on a remote has its own, with git-annex's other credentials.
+The environment variable only applies when an address is given, on the command line or to initremote. After that, a
+remote uses its own token, stored with git-annex's other credentials.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 
 __all__ = ["given_token", "store_token", "stored_token"]
 
-# What stood in place of the address before that was kept with the token.
+# Used in place of the address by versions that did not store it with the token.
 _BEFORE = "token"
 
 
 def given_token() -> str | None:
-    """The token in the environment, for an address that this user gives at the same time."""
+    """Return the token in the environment, which is for an address given at the same time."""
     return os.environ.get(TOKEN) or None
 
 
 def stored_token(repository: Repository, uuid: UUID, address: Address) -> str | None:
-    """The token that was given for this address, of the remote with that UUID. Raises CredentialsUnreadable.
+    """Return a remote's token for this address. Raises CredentialsUnreadable.
 
     The nodes behind one gateway share its token.
     """
@@ -41,14 +41,14 @@ def stored_token(repository: Repository, uuid: UUID, address: Address) -> str | 
 
 
 def store_token(repository: Repository, uuid: UUID, address: Address, token: str) -> None:
-    """Keeps a token for this address with git-annex's other credentials. Raises CredentialsUnreadable."""
+    """Store a token for this address with git-annex's other credentials. Raises CredentialsUnreadable."""
     gateway = str(gateway_of(address))
     write_credentials(repository, uuid, _setting(gateway), gateway, token)
 
 
 def _setting(gateway: str) -> str:
-    """The name under which git-annex would keep the credentials.
+    """Return the name under which git-annex stores the credentials.
 
-    It files them by the UUID of the repository, which two remotes for one cluster share; so the address is in the name.
+    git-annex stores them by repository UUID, which two remotes for one cluster share; so the name contains the address.
     """
     return "token-" + hashlib.sha256(gateway.encode("utf-8", "surrogateescape")).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""A cluster, or a single repository, as it is seen from here, and the sessions to it."""
+"""View a cluster or a single repository from here, and open sessions to it."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 
 __all__ = ["View"]
 
-# git-annex's own cost of a repository on the network.
+# git-annex's default cost of a repository on the network.
 _COST = 200.0
 
 
 @dataclass(frozen=True)
 class View:
-    """What a name or an address means here; it does not know who asks.
+    """What a name or an address refers to here, independent of who asks.
 
-    `label` is what was given; `repository` is None outside of one of git-annex; `settings` is None for a bare address.
-    `uuid` is the cluster's or repository's own, None where only the server knows it; `server` is whom to ask for.
+    `label` is the name as given; `repository` is None outside of a git-annex repository; `settings` is None for a bare
+    address. `uuid` is the cluster's or repository's, None if only the server knows it; `server` is the one to request.
     """
 
     label: str
@@ -48,16 +48,16 @@ class View:
         return self.known_uuid
 
     def session(self, trace: Trace | None = None) -> Session:
-        """A new session with the whole; nothing is opened yet. Raises BadSettings, BadAddress, NoCluster."""
+        """Return an unconnected session with the whole cluster. Raises BadSettings, BadAddress, NoCluster."""
         return self.way.session(self.server, trace)
 
     def node(self, name: str, trace: Trace | None = None) -> Session:
-        """A new session with one node, by UUID, description or name. Raises BadSettings, BadAddress."""
+        """Return a session with one node, by UUID, description or name. Raises BadSettings, BadAddress."""
         return self.way.node(node_named(name, self.config, self.logs, self.server), trace)
 
     @cached_property
     def nodes(self) -> tuple[Node, ...]:
-        """The nodes, each by itself. What counts as one copy is a single one, whatever there is behind it."""
+        """Return the individual nodes. A repository that counts as one copy is one node, whatever is behind it."""
         if self.settings is None:
             nodes = self.way.nodes(self.uuid)
             if self.uuid.is_cluster:
@@ -71,33 +71,33 @@ class View:
 
     @property
     def gateway(self) -> ThroughGateway | None:
-        """What stands before the nodes; None where they are remotes of this repository."""
+        """Return the gateway in front of the nodes; None if they are remotes of this repository."""
         return self.way if isinstance(self.way, ThroughGateway) else None
 
     @property
     def timeout(self) -> float:
-        """Seconds without progress."""
+        """Return the timeout, in seconds without progress."""
         return self.way.caller.timeout
 
     @property
     def uuids(self) -> frozenset[UUID]:
-        """The nodes' UUIDs."""
+        """Return the nodes' UUIDs."""
         return frozenset(node.uuid for node in self.nodes)
 
     def trust(self, uuid: UUID) -> Trust:
-        """How far the repository is trusted to keep what it has."""
+        """Return the repository's trust level."""
         return self.logs.trust.get(uuid, "semitrusted")
 
     @property
     def living(self) -> tuple[Node, ...]:
-        """The nodes that nobody has declared dead."""
+        """Return the nodes that are not marked dead."""
         return tuple(node for node in self.nodes if self.trust(node.uuid) != "dead")
 
     @property
     def legible(self) -> bool:
-        """Whether the nodes hold contents under the keys that this repository knows them by."""
+        """Return whether the nodes store contents under the keys that this repository uses."""
         return self.settings is None or (self.settings.encryption == "none" and not self.settings.chunked)
 
     def wants_all(self, node: Node) -> bool:
-        """Whether a node takes whatever it is offered: it has no preferred or required content set."""
+        """Return whether a node accepts any content: it has no preferred or required content set."""
         return not self.logs.has_preferred_content([node.uuid])

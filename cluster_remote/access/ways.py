@@ -1,4 +1,4 @@
-"""The two ways to a cluster: through a gateway, or right here, where its nodes are remotes of this repository."""
+"""Reach a cluster through a gateway, or directly if its nodes are remotes of this repository."""
 
 from __future__ import annotations
 
@@ -26,33 +26,33 @@ if TYPE_CHECKING:
 
 __all__ = ["Serverless", "ThroughGateway", "Way", "costs_of"]
 
-# git-annex's own cost of a repository on the network, for a node that is no remote here.
+# git-annex's default cost of a repository on the network, for nodes that are not remotes here.
 _COST = 200.0
 
 
 class Way(ABC):
-    """A way to a cluster, or to a single repository. Nothing is opened before a session is used."""
+    """A way to reach a cluster or a single repository. Nothing connects before a session is used."""
 
     caller: Caller
 
     @abstractmethod
     def session(self, server: UUID | None = None, trace: Trace | None = None) -> Session:
-        """A session with a cluster or repository; None: with the one that is there. Raises BadSettings, BadAddress."""
+        """Return a session with a cluster or repository; None for the one there. Raises BadSettings, BadAddress."""
 
     @abstractmethod
     def node(self, uuid: UUID, trace: Trace | None = None) -> Session:
-        """A session with one node by itself. Raises BadSettings, BadAddress."""
+        """Return a session with a single node. Raises BadSettings, BadAddress."""
 
     @abstractmethod
     def nodes(self, cluster: UUID) -> tuple[Node, ...]:
-        """The nodes of a cluster, each by itself."""
+        """Return the individual nodes of a cluster."""
 
 
 @dataclass(frozen=True)
 class ThroughGateway(Way):
-    """Through whatever answers at an address.
+    """Reach a cluster through whatever answers at an address.
 
-    `by_address` says that the address itself says which repository behind it is meant, where it is not the cluster.
+    `by_address` means that the address itself selects the repository behind it, if that is not the cluster.
     """
 
     address: Address
@@ -64,11 +64,11 @@ class ThroughGateway(Way):
 
     @property
     def directory(self) -> Path | None:
-        """Where it lies on this machine, if it does."""
+        """Return its directory if it is on this machine."""
         return Path(self.address.path) if isinstance(self.address, Directory) else None
 
     def within(self, timeout: float) -> ThroughGateway:
-        """The same way, with so many seconds without progress."""
+        """Return the same way with another timeout, in seconds without progress."""
         return replace(self, caller=replace(self.caller, timeout=timeout))
 
     def session(self, server: UUID | None = None, trace: Trace | None = None) -> Session:
@@ -105,7 +105,7 @@ class ThroughGateway(Way):
 
 @dataclass(frozen=True)
 class Serverless(Way):
-    """The cluster of this very repository, without a server."""
+    """Reach the cluster of this repository without a server."""
 
     membership: Membership
     caller: Caller
@@ -129,7 +129,7 @@ class Serverless(Way):
         record_uploads: bool = True,
         reachability: Reachability | None = None,
     ) -> ClusterSession:
-        """A session that goes by, and records in, the logs that it is given. Raises NoCluster."""
+        """Return a session that reads and updates the given logs. Raises NoCluster."""
         return self.membership.session(
             replace(self.caller, trace=trace),
             locations=locations,
@@ -152,7 +152,7 @@ class Serverless(Way):
         return tuple(self._by_themselves())
 
     def _by_themselves(self) -> Iterator[Node]:
-        """The nodes, those behind another gateway each by itself too."""
+        """Return the nodes, including each one behind another gateway."""
         from cluster_remote.cluster.membership import Direct
 
         members = {member.name: member for member in self.membership.members}
@@ -168,7 +168,7 @@ class Serverless(Way):
 
 
 def costs_of(config: GitConfig) -> Mapping[UUID, float]:
-    """What this repository's remotes cost, the cheapest for each UUID, as far as that was set or worked out once."""
+    """Return the lowest cost per UUID of this repository's remotes, if configured or already computed."""
     found: dict[UUID, float] = {}
     for remote in config.remotes():
         uuid, cost = config.remote(remote, "annex-uuid"), config.remote(remote, "annex-cost")
