@@ -1,4 +1,4 @@
-"""Asking git-annex and git: configuration, location log, the logs of the git-annex branch, credentials."""
+"""Query git-annex and git: configuration, location log, the logs of the git-annex branch, credentials."""
 
 TOKEN_VARIABLE = "CLUSTER_REMOTE_TOKEN"
-"""The environment variable that a token is taken from; none of the programs that are started from here gets it."""
+"""The environment variable with the token; it is never passed on to child processes."""

@@ -1,7 +1,7 @@
-"""A long-lived child that answers one question after another, such as `git annex … --batch`.
+"""Query a long-lived child process, such as `git annex … --batch`.
 
-Starting git-annex takes 35 ms or more, a question to one that runs already under one. So what is asked for every file
-goes straight to the child's pipes, and the event loop is only needed for waiting.
+Starting git-annex takes at least 35 ms, querying a running one less than 1 ms. So per-file queries go straight to the
+child's pipes, and the event loop is only used for waiting.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ T = TypeVar("T")
 
 # An answer is a line; git-annex's JSON about one key repeats it a few times.
 _LINE_LIMIT = 2**20
-# Bytes that are read at once.
+# Bytes read at once.
 _CHUNK = 2**16
-# Seconds that a child which has closed its output may take to end and to say why.
+# Seconds for a child that has closed its output to exit and say why.
 _LAST_WORDS = 2.0
 
 
@@ -33,14 +33,14 @@ class _Ended(Exception):
 
 
 class Answers:
-    """What a child writes. Every method may also find that the child has ended, which only its owner has to know."""
+    """A child's output. Every method may also raise _Ended, which only the owner handles."""
 
     def __init__(self, child: PipedChild) -> None:
         self._child = child
         self._buffer = bytearray()
 
     async def receive(self) -> bytes:
-        """Some bytes, at least one."""
+        """Return at least one byte."""
         if not self._buffer:
             await self._more()
         data = bytes(self._buffer)
@@ -48,7 +48,7 @@ class Answers:
         return data
 
     async def receive_line(self, limit: int = _LINE_LIMIT) -> bytes:
-        """A line without its newline. Raises BadAnswer if it has more than `limit` bytes."""
+        """Return a line without its newline. Raises BadAnswer if it has more than `limit` bytes."""
         searched = 0
         while (end := self._buffer.find(b"\n", searched)) < 0:
             searched = len(self._buffer)
@@ -60,7 +60,7 @@ class Answers:
         return line
 
     async def receive_exactly(self, length: int) -> bytes:
-        """So many bytes."""
+        """Return exactly `count` bytes."""
         while len(self._buffer) < length:
             await self._more()
         data = bytes(self._buffer[:length])
@@ -75,10 +75,10 @@ class Answers:
 
 
 class BatchProcess:
-    """A child that is started with the first question and restarted when it has died since the last one.
+    """A child that starts with the first question, and restarts if it has died since the last one.
 
-    One question at a time: further callers wait. Between questions nothing reads the child's output, so it can never
-    hold more than a pipe does.
+    Answers one question at a time; other callers wait. Nothing reads the child's output between questions, so at most a
+    pipe's capacity is buffered.
     """
 
     def __init__(self, argv: Sequence[str], *, cwd: Path | None, env: Mapping[str, str]) -> None:
@@ -101,26 +101,26 @@ class BatchProcess:
 
     @property
     def pid(self) -> int | None:
-        """The child's process id while one runs."""
+        """Return the child's process id while it is running."""
         return None if self._child is None else self._child.pid
 
     def start(self) -> None:
-        """Starts the child if none runs, so that it is ready when the first question comes. Raises CommandFailed."""
+        """Start the child in advance, so that it is ready for the first question. Raises CommandFailed."""
         if self._child is None and not self._closed:
             self._last_words = ""
             self._child = PipedChild(self._argv, cwd=self._cwd, env=self._env)
             self._answers = Answers(self._child)
 
     async def ask(self, line: bytes, timeout: float) -> bytes:
-        """Writes `line` (without its newline) and gives back one line of answer, without its newline.
+        """Send `line` and return one line of answer, both without the newline.
 
-        Raises BatchFailed if there is none within `timeout` seconds; the child is then gone, and the next question
-        starts another. The same holds for a cancellation: no later question can get this one's answer.
+        Raises BatchFailed if there is no answer within `timeout` seconds. A timeout or a cancellation kills the child,
+        so that no later question can get this one's answer; the next question starts another child.
         """
         return (await self.ask_all([line], timeout))[0]
 
     async def ask_all(self, lines: Sequence[bytes], timeout: float) -> list[bytes]:
-        """Several questions at once, of one line each way; the answers in the order of the questions."""
+        """Send several one-line questions at once and return their one-line answers in order."""
         for line in lines:
             if b"\n" in line:
                 raise ValueError("a question to a batch process is one line")
@@ -131,10 +131,10 @@ class BatchProcess:
         return await self.converse(b"".join(line + b"\n" for line in lines), read, timeout)
 
     async def converse(self, request: bytes, read: Callable[[Answers], Awaitable[T]], timeout: float) -> T:
-        """Writes `request` and lets `read` take the answer off the stream; all else is as with `ask`.
+        """Send `request` and let `read` parse the answer; otherwise like `ask`.
 
-        `read` raises nothing but what the stream raises, and BadAnswer. A question may be put twice, so it must be one
-        that does no harm the second time.
+        `read` may only raise BadAnswer and what the stream raises. The request must be idempotent, because it may be
+        sent twice.
         """
         with anyio.move_on_after(timeout) as deadline:
             async with self._lock:
@@ -146,7 +146,7 @@ class BatchProcess:
                 except BatchFailed:
                     if fresh:
                         raise
-                # It had answered before, so it may have died while nobody asked: that is no failure of this question.
+                # It had answered before, so it probably died while idle; retry with a new child.
                 return await self._converse_once(request, read)
         assert deadline.cancelled_caught
         raise BatchFailed(self._argv, None, f"gave no answer within {timeout:g} seconds", self._last_words)
@@ -183,9 +183,9 @@ class BatchProcess:
             await child.kill()
 
     async def aclose(self, grace: float = 60.0) -> None:
-        """Lets the child end by itself for `grace` seconds (it may have to write what it knows), then ends it.
+        """Give the child `grace` seconds to exit (it may have to flush data), then kill it.
 
-        Waits for a question that is under way. Cancelled, it ends the child at once. May be called again.
+        Waits for a question in progress. Kills the child at once if cancelled. May be called again.
         """
         self._closed = True
         try:
@@ -203,7 +203,7 @@ class BatchProcess:
 async def _while_sending(
     child: PipedChild, rest: memoryview, answers: Answers, read: Callable[[Answers], Awaitable[T]]
 ) -> T:
-    """What `read` gives, for a question that does not fit into a pipe: the child may answer before it has all of it."""
+    """Send and read concurrently, for a request larger than a pipe: the child may answer before it has all of it."""
     outcome: list[T] = []
     failure: list[_Ended | BadAnswer] = []
     async with anyio.create_task_group() as tasks:

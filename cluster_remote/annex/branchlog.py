@@ -1,7 +1,7 @@
-"""Files of the git-annex branch, with what git-annex has written but not yet committed.
+"""Read files of the git-annex branch, including changes that git-annex has not yet committed.
 
-git-annex collects changes in a journal and moves them to the branch later. Whoever reads must look into the journal
-first: the other way round, a change could slip from the journal to the branch between the two looks and be missed.
+git-annex collects changes in a journal and moves them to the branch later. Always read the journal first: otherwise a
+change that moves from the journal to the branch between the two reads would be missed.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 __all__ = ["BRANCH", "BranchLogs", "Trust", "journalled", "read_files"]
 
-# In full, for a tag may have the same name.
+# The full ref, because a tag may have the same name.
 BRANCH = b"refs/heads/git-annex"
 
-# The private journal holds what concerns repositories with annex.private; it is never committed.
+# The private journal is for repositories with annex.private; it is never committed.
 _JOURNALS = ("journal", "journal-private")
 
 Trust = Literal["trusted", "semitrusted", "untrusted", "dead"]
@@ -45,7 +45,7 @@ _FILES = (
 
 
 def journalled(annex_dir: Path, path: bytes) -> bytes:
-    """What the journals hold of one file of the branch, in whole lines; empty if nothing. Raises BranchUnreadable."""
+    """Return the journalled content of a branch file in whole lines; empty if none. Raises BranchUnreadable."""
     name = decode(logformat.journal_name(path))
     found = b""
     for journal in _JOURNALS:
@@ -63,15 +63,14 @@ def journalled(annex_dir: Path, path: bytes) -> bytes:
 
 
 def _whole_lines(content: bytes) -> bytes:
-    """Content that more lines can follow; an interrupted append may have left a last line without its end."""
+    """Terminate the last line, which an interrupted append may have left unfinished, so that lines can follow."""
     return content if content.endswith(b"\n") or not content else content + b"\n"
 
 
 async def read_files(repository: Repository, paths: Collection[str]) -> dict[str, bytes]:
-    """The lines of files of the branch, journalled ones last.
+    """Return the lines of branch files, journalled ones last, using a single command.
 
-    Empty for a file that is not there or is damaged, as with git-annex. One command for all of them. Raises
-    CommandFailed or BranchUnreadable.
+    Missing and corrupt files are empty, as in git-annex. Raises CommandFailed or BranchUnreadable.
     """
     journals = {path: journalled(repository.annex_dir, encode(path)) for path in paths}
     request = b"".join(BRANCH + b":" + encode(path) + b"\n" for path in paths)
@@ -94,13 +93,13 @@ async def read_files(repository: Repository, paths: Collection[str]) -> dict[str
 
 @dataclass(frozen=True)
 class BranchLogs:
-    """What the git-annex branch says of the repositories, read at one moment."""
+    """A snapshot of what the git-annex branch says about the repositories."""
 
     files: Mapping[str, bytes]
 
     @classmethod
     async def read(cls, repository: Repository, files: Iterable[str] = _FILES) -> BranchLogs:
-        """Reads them all in one command. Raises CommandFailed or BranchUnreadable."""
+        """Read all logs with one command. Raises CommandFailed or BranchUnreadable."""
         return cls(await read_files(repository, list(files)))
 
     def _file(self, name: str) -> bytes:
@@ -108,32 +107,34 @@ class BranchLogs:
 
     @cached_property
     def clusters(self) -> ClusterLog:
-        """The members of every known cluster."""
+        """Return the nodes of every known cluster."""
         return ClusterLog.parse(self._file("cluster.log"))
 
     @cached_property
     def descriptions(self) -> Mapping[UUID, str]:
-        """What people call each repository, special remote and cluster."""
+        """Return the description of each repository, special remote and cluster."""
         return logformat.newest(logformat.annotated(self._file("uuid.log")))
 
     @cached_property
     def proxied(self) -> Mapping[UUID, Mapping[str, UUID]]:
-        """For each gateway the repositories and clusters that it stands before, by the gateway's names for them."""
+        """Return the repositories and clusters that each gateway proxies, by the gateway's names for them."""
         return parse_proxies(self._file("proxy.log"))
 
     @cached_property
     def remotes(self) -> Mapping[UUID, Mapping[str, str]]:
-        """The parameters of each special remote, by the UUID of its configuration.
+        """Return the parameters of each special remote, by the UUID of its configuration.
 
-        That is the remote's own UUID, except for a remote with `sameas-uuid`, which says whose it shares.
+        That is the remote's own UUID, except for a sameas remote, whose `sameas-uuid` is the UUID it shares.
         """
         newest = logformat.newest(logformat.annotated(self._file("remote.log")))
         return {uuid: logformat.settings(value) for uuid, value in newest.items()}
 
     @cached_property
     def aliases(self) -> Mapping[UUID, UUID]:
-        """The clusters that stand for another one, by their UUIDs: remotes of this program that git-annex can enable by
-        itself, which it cannot do with one that is the same as another."""
+        """Return the UUIDs that are aliases of another cluster.
+
+        They are remotes of this program that git-annex can autoenable, which it cannot do with sameas remotes.
+        """
         found: dict[UUID, UUID] = {}
         for uuid, parameters in self.remotes.items():
             if not uuid.is_cluster or "sameas-uuid" in parameters or parameters.get("externaltype") != "cluster":
@@ -148,29 +149,29 @@ class BranchLogs:
 
     @cached_property
     def trust(self) -> Mapping[UUID, Trust]:
-        """The trust level of those repositories that were given one; all others are semitrusted."""
+        """Return the trust levels that were set; all other repositories are semitrusted."""
         newest = logformat.newest(logformat.annotated(self._file("trust.log")))
         return {uuid: _TRUST[level] for uuid, level in newest.items() if level in _TRUST}
 
     @cached_property
     def groups(self) -> Mapping[UUID, frozenset[str]]:
-        """The groups that each repository belongs to."""
+        """Return the groups of each repository."""
         newest = logformat.newest(logformat.annotated(self._file("group.log")))
         return {uuid: frozenset(names.split()) for uuid, names in newest.items() if names.split()}
 
     @cached_property
     def preferred(self) -> Mapping[UUID, str]:
-        """Preferred content expressions; only of repositories that have one."""
+        """Return the preferred content expressions of the repositories that have one."""
         return self._expressions("preferred-content.log")
 
     @cached_property
     def required(self) -> Mapping[UUID, str]:
-        """Required content expressions; only of repositories that have one."""
+        """Return the required content expressions of the repositories that have one."""
         return self._expressions("required-content.log")
 
     @cached_property
     def group_preferred(self) -> Mapping[str, str]:
-        """What `groupwanted` stands for, by group."""
+        """Return the `groupwanted` expression of each group."""
         lines = (
             (clock, *rest.partition(" ")[::2])
             for clock, rest in logformat.dated(self._file("group-preferred-content.log"))
@@ -178,7 +179,7 @@ class BranchLogs:
         return {group: wanted for group, wanted in logformat.newest(lines).items() if wanted.strip()}
 
     def has_preferred_content(self, uuids: Iterable[UUID]) -> bool:
-        """Whether any of these repositories is choosy about what it stores."""
+        """Return whether any of these repositories has preferred or required content."""
         return any(uuid in self.preferred or uuid in self.required for uuid in uuids)
 
     def _expressions(self, file: str) -> Mapping[UUID, str]:
@@ -187,7 +188,7 @@ class BranchLogs:
 
 
 def parse_proxies(raw: bytes) -> dict[UUID, Mapping[str, UUID]]:
-    """Reads proxy.log: `TIMESTAMPs GATEWAYUUID UUID:NAME UUID:NAME …`."""
+    """Parse proxy.log: `TIMESTAMPs GATEWAYUUID UUID:NAME UUID:NAME …`."""
     entries: list[tuple[logformat.Clock, UUID, Mapping[str, UUID]]] = []
     for clock, rest in logformat.dated(raw):
         gateway, *proxied = rest.split(" ")

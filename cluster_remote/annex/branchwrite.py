@@ -1,8 +1,8 @@
-"""Adding a line to a log of the git-annex branch for which git-annex has no command.
+"""Add a line to a log of the git-annex branch that git-annex has no command for.
 
-The line is committed on top of the branch under a ref of another name that ends in /git-annex, which git-annex merges
-like a branch that was fetched, by joining lines. So its own index and journal stay its own, and nothing is lost when
-another git-annex writes at the same moment. (Observed with git-annex 10.20261026.)
+The line is committed on top of the branch to another ref ending in /git-annex, which git-annex union-merges like a
+fetched branch. So its index and journal are left alone, and nothing is lost if another git-annex writes at the same
+time. (Observed with git-annex 10.20261026.)
 """
 
 from __future__ import annotations
@@ -25,15 +25,14 @@ _FILE = "cluster.log"
 
 
 async def record_nodes(repository: Repository, cluster: UUID, nodes: Collection[UUID]) -> None:
-    """Records which repositories are the nodes of a cluster. Raises AnnexError where that has not come about.
+    """Record the nodes of a cluster. Raises AnnexError if that did not succeed.
 
-    `git annex updatecluster` knows only of nodes that are remotes of the repository that it runs in, and takes out the
-    others.
+    `git annex updatecluster` only knows nodes that are remotes of the repository it runs in, and removes the others.
     """
     await refresh(repository)
     lines = (await read_files(repository, [_FILE]))[_FILE]
     newest = max((clock for clock, rest in dated(lines) if rest.startswith(cluster.text)), default=0)
-    # A clock that is behind must not make the new line the older one.
+    # The new line must be the newest even if the clock is slow.
     seconds = max(time.time(), newest / 10**12 + 1 if newest > 0 else 0)
     line = f"{seconds:.6f}s {cluster} {' '.join(sorted(node.text for node in nodes))}\n".encode()
     await _append(repository, lines + line)
@@ -53,7 +52,7 @@ async def _append(repository: Repository, content: bytes) -> None:
     entries.append(f"100644 blob {blob}\t{_FILE}".encode())
     tree = await git("mktree", "-z", input=b"".join(entry + b"\0" for entry in entries))
     parent = await git("rev-parse", "--verify", branch)
-    # Who commits to this branch is of no interest, and somebody who never commits need not be known to git.
+    # The author of these commits does not matter, and the user may have no git identity configured.
     identity = ("-c", "user.name=git-annex", "-c", "user.email=git-annex@localhost")
     commit = await git(*identity, "commit-tree", "--no-gpg-sign", "-p", parent, "-m", "update", tree)
     ref = f"refs/cluster-remote/{os.getpid()}/git-annex"

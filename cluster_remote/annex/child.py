@@ -1,7 +1,7 @@
-"""Child processes that end with their owner.
+"""Run child processes that end with their owner.
 
-Each child leads a process group of its own: `git annex` is git running git-annex running git, and whoever
-kills only the first leaves the others behind.
+Each child has its own process group: `git annex` is git running git-annex running git, and killing only the first
+would leave the others behind.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from cluster_remote.p2p.text import visible
 
 __all__ = ["Complaints", "PipedChild", "Tail", "drain", "kill", "pipes_of", "start", "until"]
 
-# Seconds to wait for a killed child to be gone. Only a process stuck in the kernel takes longer than moments.
+# Seconds to wait for a killed child. Only a process stuck in the kernel takes that long.
 _REAP = 10.0
-# Seconds that the complaints of a child that has ended may take to come: what it has started may hold the pipe open.
+# Seconds to wait for the rest of a child's standard error after it has ended: its own children may hold the pipe open.
 _LAST_WORDS = 0.5
 
 
-# Bytes of a child's standard error that are kept for the error message; the last ones matter.
+# Bytes to keep from the end of a child's standard error for error messages.
 _KEPT = 4096
-# Seconds between two looks at whether a child has ended, at first; doubled up to the second figure.
+# Seconds between polls for a child's end: the first interval, doubled up to the second.
 _FIRST_LOOK, _LONGEST_LOOK = 0.001, 0.05
 
 
 class Tail:
-    """The last `limit` bytes of a stream, to quote in an error."""
+    """The last `limit` bytes of a stream, for quoting in an error."""
 
     def __init__(self, limit: int = _KEPT) -> None:
         self._limit = limit
@@ -49,15 +49,15 @@ class Tail:
         self._end = (self._end + chunk)[-self._limit :]
 
     def text(self) -> str:
-        """Return what is kept, with the characters that a terminal might obey made visible."""
+        """Return the kept text, with the characters that a terminal might obey escaped."""
         return visible(decode(self._end)).strip()
 
 
 class Complaints:
-    """Reads a child's standard error to its end and keeps the last of it.
+    """Read a child's standard error to its end and keep the tail.
 
-    In a thread, so that a talkative child is never blocked. It ends with the child; a daemon, because something that
-    the child left running (a shared ssh connection) may keep the pipe open.
+    Uses a thread, so that a verbose child never blocks. The thread ends with the child, but is a daemon because a
+    process left behind by the child (a shared ssh connection) may keep the pipe open.
     """
 
     def __init__(self, child: subprocess.Popen[bytes]) -> None:
@@ -68,11 +68,11 @@ class Complaints:
 
     @property
     def last(self) -> bytes:
-        """The last 4096 bytes."""
+        """Return the last 4096 bytes."""
         return bytes(self._words)
 
     async def wait(self, seconds: float) -> None:
-        """Waits for their end, for at most so many seconds."""
+        """Wait for the end of the stream, with a deadline in seconds."""
         with anyio.move_on_after(seconds):
             while self._listener.is_alive():
                 await anyio.sleep(_FIRST_LOOK)
@@ -87,7 +87,7 @@ class Complaints:
 
 
 def pipes_of(child: subprocess.Popen[bytes]) -> tuple[int, int]:
-    """Descriptors of a child's standard output, to read from, and input, to write to; the caller's to close."""
+    """Return descriptors of a child's standard output and input, which the caller must close."""
     assert child.stdin is not None
     assert child.stdout is not None
     descriptors = os.dup(child.stdout.fileno()), os.dup(child.stdin.fileno())
@@ -97,7 +97,7 @@ def pipes_of(child: subprocess.Popen[bytes]) -> tuple[int, int]:
 
 
 async def until(condition: Callable[[], bool], patience: float) -> bool:
-    """Looks again and again whether something has come about, for at most `patience` seconds. Whether it has."""
+    """Poll a condition for at most `patience` seconds and return whether it became true."""
     pause = _FIRST_LOOK
     with anyio.move_on_after(patience):
         while not condition():
@@ -107,10 +107,9 @@ async def until(condition: Callable[[], bool], patience: float) -> bool:
 
 
 class PipedChild:
-    """A child that is spoken with over and over again: its pipes are read and written without going through the event
-    loop's streams, and its complaints are read by a thread of their own.
+    """A long-lived child whose pipes are read and written directly, without the event loop's streams.
 
-    Raises CommandFailed where it cannot be started at all.
+    A thread reads its standard error. Raises CommandFailed if the child cannot be started.
     """
 
     def __init__(self, argv: Sequence[str], *, cwd: Path | None, env: Mapping[str, str]) -> None:
@@ -129,17 +128,17 @@ class PipedChild:
 
     @property
     def returncode(self) -> int | None:
-        """None while it runs."""
+        """Return the exit code; None while it is running."""
         return self._child.poll()
 
     def complaint(self) -> str:
-        """The end of what it has written to standard error."""
+        """Return the tail of its standard error."""
         return visible(decode(self._complaints.last)).strip()
 
     def send_at_once(self, data: bytes) -> memoryview:
-        """Sends as much as can be sent without waiting. Gives what is left.
+        """Send as much as possible without waiting and return the rest.
 
-        Nothing is left either where the child does not read any more; its output tells.
+        Returns nothing if the child has stopped reading; its output tells.
         """
         try:
             return memoryview(data)[self._pipes.send_at_once(data) :]
@@ -147,7 +146,7 @@ class PipedChild:
             return memoryview(b"")
 
     async def send(self, data: memoryview) -> None:
-        """Sends all of it, unless the child does not read any more; its output tells."""
+        """Send everything, unless the child has stopped reading; its output tells."""
         try:
             while data:
                 data = data[await self._pipes.send_some(data) :]
@@ -155,25 +154,25 @@ class PipedChild:
             return
 
     async def receive(self, max_bytes: int) -> bytes:
-        """Some of its output; nothing at the end."""
+        """Return some of its output; empty at the end."""
         try:
             return await self._pipes.receive(max_bytes)
         except ConnectionLost:
             return b""
 
     def close_input(self) -> None:
-        """Lets it see the end of its input."""
+        """Close its standard input."""
         self._pipes.close_writing()
 
     async def wait(self) -> None:
-        """Waits until it has ended and what it complained about has been read. No deadline."""
+        """Wait until it has ended and its standard error has been read. Has no deadline."""
         await until(lambda: self._child.poll() is not None, math.inf)
         await self._complaints.wait(_LAST_WORDS)
 
     async def kill(self) -> None:
-        """Ends the child and all that it started, at once, and waits until it is gone. Not interrupted by cancellation.
+        """Kill the child and everything it started, and wait until they are gone. Shielded from cancellation.
 
-        Harmless for a child that has already ended.
+        Does nothing if the child has already ended.
         """
         with anyio.CancelScope(shield=True):
             if self._child.poll() is None:
@@ -186,10 +185,7 @@ class PipedChild:
 
 
 async def start(argv: Sequence[str], *, cwd: Path | None, env: Mapping[str, str]) -> Process:
-    """Starts a child with pipes on all three standard streams.
-
-    Raises CommandFailed where it cannot be started at all.
-    """
+    """Start a child with pipes on all three standard streams. Raises CommandFailed if it cannot be started."""
     try:
         return await anyio.open_process(
             list(argv), stdin=PIPE, stdout=PIPE, stderr=PIPE, cwd=cwd, env=env, start_new_session=True
@@ -199,15 +195,15 @@ async def start(argv: Sequence[str], *, cwd: Path | None, env: Mapping[str, str]
 
 
 async def drain(stream: ByteReceiveStream, tail: Tail) -> None:
-    """Reads `stream` to its end, so that the child never waits for a reader; keeps the end of it."""
+    """Read `stream` to its end, so that the child never blocks, and keep the tail."""
     async for chunk in stream:
         tail.feed(chunk)
 
 
 async def kill(process: Process) -> None:
-    """Ends the child and all that it started, at once, and waits until it is gone. Not interrupted by cancellation.
+    """Kill the child and everything it started, and wait until they are gone. Shielded from cancellation.
 
-    Harmless for a child that has already ended.
+    Does nothing if the child has already ended.
     """
     with anyio.CancelScope(shield=True), anyio.move_on_after(_REAP):
         if process.returncode is None:

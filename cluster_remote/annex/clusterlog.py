@@ -1,4 +1,4 @@
-"""cluster.log: which repositories are the nodes of which cluster."""
+"""Read cluster.log, which lists the nodes of each cluster."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ __all__ = ["ClusterLog"]
 
 @dataclass(frozen=True)
 class ClusterLog:
-    """The clusters that this repository knows. One it does not know may still exist: its gateway was never fetched."""
+    """The clusters known to this repository. Others may exist whose gateway was never fetched."""
 
     members: Mapping[UUID, frozenset[UUID]]
 
     @classmethod
     def parse(cls, raw: bytes) -> ClusterLog:
-        """Reads lines `TIMESTAMPs CLUSTERUUID NODEUUID…`; the newest of a cluster counts.
+        """Parse lines `TIMESTAMPs CLUSTERUUID NODEUUID…`, of which the newest per cluster counts.
 
-        Without nodes, a line still has the space that would come before the first.
+        A line without nodes still has the space before the first one.
         """
         entries: list[tuple[logformat.Clock, UUID, frozenset[UUID]]] = []
         for clock, rest in logformat.dated(raw):
@@ -37,17 +37,17 @@ class ClusterLog:
 
     @classmethod
     async def read(cls, repository: Repository) -> ClusterLog:
-        """Reads it as it is now. Raises CommandFailed or BranchUnreadable."""
+        """Read the current log. Raises CommandFailed or BranchUnreadable."""
         from cluster_remote.annex.branchlog import read_files
 
         return cls.parse((await read_files(repository, ["cluster.log"]))["cluster.log"])
 
     def clusters(self) -> frozenset[UUID]:
-        """Every cluster that is known here."""
+        """Return every known cluster."""
         return frozenset(self.members)
 
     def nodes(self, cluster: UUID) -> frozenset[UUID]:
-        """The nodes of a cluster; none if it is not known."""
+        """Return the nodes of a cluster; empty if it is unknown."""
         return self.members.get(cluster, frozenset())
 
 

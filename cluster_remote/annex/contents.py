@@ -1,4 +1,4 @@
-"""Which key a file of the work tree has, and where the content of a key lies."""
+"""Find the key of a work tree file, and the file with the content of a key."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ __all__ = ["associated_file", "content_of", "key_of"]
 
 
 async def key_of(repository: Repository, path: str) -> Key:
-    """The key of an annexed file; `path` is relative to the working directory. Raises NotAKey, CommandFailed."""
-    # In batch mode, for git-annex hands arguments on to git without the bytes that are not UTF-8.
+    """Return the key of an annexed file; `path` is relative to the cwd. Raises NotAKey, CommandFailed."""
+    # Use batch mode: git-annex drops bytes that are not UTF-8 from arguments that it passes to git.
     done = await repository.run("git", "annex", "lookupkey", "--batch", "-z", input=encode(path) + b"\0")
     text = decode(done.stdout.strip(b"\n\0"))
     if not text:
@@ -26,20 +26,20 @@ async def key_of(repository: Repository, path: str) -> Key:
 
 
 async def content_of(repository: Repository, key: Key) -> bytes:
-    """The path of the file that has the content of a key, in this very repository. Raises NoContent, CommandFailed."""
+    """Return the path of the content of a key in this repository. Raises NoContent, CommandFailed."""
     done = await repository.run("git", "annex", "contentlocation", "--batch", input=bytes(key) + b"\n")
     found = done.stdout.strip(b"\n")
     if not found:
         raise NoContent(f"the content of {key} is not in this repository; git annex get brings it here")
-    # git-annex gives it as seen from where it ran.
+    # git-annex prints it relative to where it ran.
     return bytes((repository.cwd or Path.cwd()) / os.fsdecode(found))
 
 
 def associated_file(repository: Repository, path: str) -> AssociatedFile:
-    """A file of the work tree as the protocol names it: from the top of the work tree. None where it is elsewhere."""
+    """Return a file as the protocol names it, relative to the top of the work tree; None if it is outside."""
     if repository.work_tree is None:
         return AssociatedFile()
     file = (repository.cwd or Path.cwd()) / path
-    # An annexed file is a link itself, so only its directory is resolved.
+    # Resolve only the directory, because an annexed file is a symlink itself.
     relative = os.path.relpath(file.parent.resolve() / file.name, repository.work_tree.resolve())
     return AssociatedFile() if relative.startswith("..") else AssociatedFile(relative)

@@ -1,7 +1,7 @@
-"""Credentials where git-annex keeps them for a special remote, without asking it.
+"""Access the credential files that git-annex keeps for a special remote, without going through git-annex.
 
-With --debug git-annex prints all that it hears from a special remote and tells it, credentials too (SETCREDS and
-CREDS, observed with git-annex 10.20261026). And there are commands that git-annex does not run.
+With --debug, git-annex prints everything it exchanges with a special remote, including credentials (SETCREDS and CREDS,
+observed with git-annex 10.20261026). And our own commands do not run under git-annex.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 
 __all__ = ["credentials_file", "permissions_ok", "read_credentials", "write_credentials"]
 
-# Far more than any user name and password.
+# Far more bytes than any user name and password need.
 _LIMIT = 64 * 1024
 
 
 def credentials_file(repository: Repository, uuid: UUID, setting: str) -> Path:
-    """Where git-annex keeps them.
+    """Return the path of git-annex's credential file.
 
-    `uuid` is what GETUUID answers: remotes made with `--sameas` share their credentials with whom they are the same
-    as (observed with git-annex 10.20261026).
+    `uuid` is the answer to GETUUID: a sameas remote shares its credentials with the remote that it is the same as
+    (observed with git-annex 10.20261026).
     """
     if "/" in setting or "\0" in setting:
         raise ValueError(f"{setting!r} cannot be the name of a credential")
@@ -36,7 +36,7 @@ def credentials_file(repository: Repository, uuid: UUID, setting: str) -> Path:
 
 
 def read_credentials(repository: Repository, uuid: UUID, setting: str) -> tuple[str, str] | None:
-    """User and password; None if none are stored. Raises CredentialsUnreadable, which never quotes them."""
+    """Return user and password; None if none are stored. Raises CredentialsUnreadable, which never quotes them."""
     file = credentials_file(repository, uuid, setting)
     try:
         with file.open("rb") as f:
@@ -54,7 +54,7 @@ def read_credentials(repository: Repository, uuid: UUID, setting: str) -> tuple[
 
 
 def write_credentials(repository: Repository, uuid: UUID, setting: str, user: str, password: str) -> None:
-    """Stores them for git-annex (GETCREDS) and for `read_credentials`. Raises CredentialsUnreadable."""
+    """Store credentials for git-annex (GETCREDS) and `read_credentials`. Raises CredentialsUnreadable."""
     file = credentials_file(repository, uuid, setting)
     new = file.with_name(f"{file.name}.{os.getpid()}.new")
     try:
@@ -70,5 +70,5 @@ def write_credentials(repository: Repository, uuid: UUID, setting: str, user: st
 
 
 def permissions_ok(file: Path) -> bool:
-    """Whether nobody but the owner (and root) can read or change the file. Raises OSError where it is not there."""
+    """Return whether only the owner (and root) can read or change the file. Raises OSError if it does not exist."""
     return not file.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO)

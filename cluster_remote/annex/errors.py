@@ -1,4 +1,4 @@
-"""What can go wrong when git or git-annex is asked. Each message says what was tried and what to do."""
+"""Errors of git and git-annex. Each message says what was tried and what to do."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = [
 
 
 class AnnexError(Exception):
-    """git or git-annex could not be asked, or did not do what it was asked."""
+    """git or git-annex could not be run, or did not do what was asked."""
 
 
 class NotARepository(AnnexError):
@@ -28,14 +28,14 @@ class NotARepository(AnnexError):
 
 
 class NotInitialised(AnnexError):
-    """The git repository is not one of git-annex."""
+    """The git repository is not initialised for git-annex."""
 
 
 class CommandFailed(AnnexError):
-    """A command ended with an error, or did not end within its deadline.
+    """A command failed or timed out.
 
-    `returncode` is None where the command could not be started or did not end in time; `complaint` is the end
-    of what it wrote to standard error.
+    `returncode` is None if the command could not be started or timed out; `complaint` is the tail of its standard
+    error.
     """
 
     def __init__(self, argv: Sequence[str], returncode: int | None, reason: str, complaint: str = "") -> None:
@@ -46,19 +46,19 @@ class CommandFailed(AnnexError):
 
 
 class BatchFailed(CommandFailed):
-    """A long-lived child ended, or stayed silent, instead of answering."""
+    """A long-lived child ended or timed out instead of answering."""
 
 
 class BadAnswer(AnnexError):
-    """What a long-lived child answered is not what it was asked for, so the rest of its output cannot be understood."""
+    """A long-lived child gave an unexpected answer, so the rest of its output cannot be parsed."""
 
 
 class LocationLogError(AnnexError):
-    """The location log could not be read, or did not take what was to be recorded."""
+    """The location log could not be read or updated."""
 
 
 class NotAKey(AnnexError):
-    """What was given is neither a key nor an annexed file."""
+    """The argument is neither a key nor an annexed file."""
 
 
 class NoContent(AnnexError):
@@ -70,9 +70,9 @@ class BranchUnreadable(AnnexError):
 
 
 class CredentialsUnreadable(AnnexError):
-    """git-annex's file with credentials is there, but it cannot be read or is not one."""
+    """git-annex's credential file exists but is unreadable or malformed."""
 
 
 def with_complaint(message: str, complaint: str) -> str:
-    """`message`, with what the child wrote to standard error below it, if it wrote anything."""
+    """Append the child's standard error, if any, to `message`."""
     return f"{message}\n{complaint}" if complaint else message

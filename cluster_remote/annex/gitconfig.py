@@ -1,7 +1,6 @@
-"""What git says when it is asked once, and its configuration.
+"""Run git once for a query, and read its configuration.
 
-All that `git annex info` needs of this package where the remote is a cluster of its own repository, which is why it
-imports as little as it can.
+This is all that `git annex info` needs of this package for a serverless cluster, so it imports as little as possible.
 """
 
 from __future__ import annotations
@@ -21,20 +20,20 @@ _QUICK = 30.0
 
 
 class GitConfig:
-    """git's configuration at one moment. Names are compared by git's rule: only the subsection has case."""
+    """A snapshot of git's configuration. As in git, only the subsection of a name is case-sensitive."""
 
     def __init__(self, values: Mapping[str, tuple[str, ...]]) -> None:
-        """`values` by canonical name: the section and the last part in lower case."""
+        """Create a configuration from `values` by canonical name: section and last part in lower case."""
         self._values = values
 
     @classmethod
     def read(cls, *, cwd: Path | None = None, env: Mapping[str, str]) -> GitConfig:
-        """What git tells in that directory and environment. Raises CommandFailed."""
+        """Read the configuration for a directory and environment. Raises CommandFailed."""
         return cls.parse(ask_git("config", "--list", "-z", cwd=cwd, env=env))
 
     @classmethod
     def parse_with_origins(cls, listing: bytes) -> tuple[GitConfig, frozenset[str]]:
-        """Read the output of `git config --list --show-origin -z`: the configuration, and the files it came from."""
+        """Parse the output of `git config --list --show-origin -z` to the configuration and the files it came from."""
         fields = listing.split(b"\0")
         origins, entries = fields[0::2], fields[1::2]
         files = frozenset(decode(origin.removeprefix(b"file:")) for origin in origins if origin.startswith(b"file:"))
@@ -42,7 +41,7 @@ class GitConfig:
 
     @classmethod
     def parse(cls, listing: bytes) -> GitConfig:
-        """Reads the output of `git config --list -z`: `name LF value NUL`; a name alone means true."""
+        """Parse the output of `git config --list -z`: `name LF value NUL`; a name alone means true."""
         values: dict[str, list[str]] = {}
         for entry in listing.split(b"\0"):
             if not entry:
@@ -52,21 +51,21 @@ class GitConfig:
         return cls({name: tuple(all_of_it) for name, all_of_it in values.items()})
 
     def with_values(self, values: Mapping[str, str]) -> GitConfig:
-        """Return the same configuration with these values set besides, which then count."""
+        """Return a copy of the configuration with these values overridden."""
         ours = {_canonical(name): (value,) for name, value in values.items()}
         return GitConfig({**self._values, **ours})
 
     def get(self, name: str, default: str | None = None) -> str | None:
-        """The value that counts, which is the last one set."""
+        """Return the effective value, which is the last one set."""
         values = self.all(name)
         return values[-1] if values else default
 
     def all(self, name: str) -> tuple[str, ...]:
-        """Every value of a name that is set more than once, in order."""
+        """Return all values of a name, in order."""
         return self._values.get(_canonical(name), ())
 
     def boolean(self, name: str, default: bool = False) -> bool:
-        """A value as git reads truth: true, yes, on and numbers other than 0. Anything else is false."""
+        """Return a value as a boolean, as git does: true, yes, on and nonzero numbers. Anything else is false."""
         value = self.get(name)
         if value is None:
             return default
@@ -74,17 +73,17 @@ class GitConfig:
         return value in ("true", "yes", "on") or (value.lstrip("+-").isdecimal() and int(value) != 0)
 
     def remotes(self) -> list[str]:
-        """The names of all remotes, in the order in which the configuration first mentions them."""
+        """Return the names of all remotes, in the order of their first mention."""
         return self.subsections("remote")
 
     def remote(self, name: str, key: str, default: str | None = None) -> str | None:
-        """A setting of one remote: `remote("disk1", "annex-uuid")`."""
+        """Return a setting of one remote: `remote("disk1", "annex-uuid")`."""
         return self.get(f"remote.{name}.{key}", default)
 
     def clusters(self) -> dict[str, UUID]:
-        """The clusters that this repository is a gateway of (`annex.cluster.NAME`): name to UUID.
+        """Return the clusters that this repository is a gateway of (`annex.cluster.NAME`), name to UUID.
 
-        The last part of a name is in lower case, for it is a variable of git's configuration.
+        Names are in lower case after the last dot, because git's variable names are case-insensitive.
         """
         found: dict[str, UUID] = {}
         for name in self._values:
@@ -96,7 +95,7 @@ class GitConfig:
         return found
 
     def subsections(self, section: str) -> list[str]:
-        """What stands in quotes after a section's name (`[url "base"]`), in the order in which each first comes up."""
+        """Return the subsections of a section (`[url "base"]`), in the order of their first mention."""
         found: dict[str, None] = {}
         for name in self._values:
             first, _, rest = name.partition(".")
@@ -113,7 +112,7 @@ def _canonical(name: str) -> str:
 
 
 def ask_git(*arguments: str, cwd: Path | None = None, env: Mapping[str, str]) -> bytes:
-    """The output of a git command that only reads files of a repository. Raises CommandFailed."""
+    """Return the output of a git command that only reads the repository. Raises CommandFailed."""
     import subprocess
 
     argv = ("git", *arguments)

@@ -1,7 +1,7 @@
-"""The location log: which repositories have the content of a key.
+"""Read and update the location log, which says which repositories have the content of a key.
 
-Written by git-annex itself (`setpresentkey`), for only it knows how to share the journal with others. Read from where
-it lies, for `git annex whereis` asks every special remote that has the key, this program among them.
+Updates go through git-annex (`setpresentkey`), because only it can share the journal safely. Reads are direct, because
+`git annex whereis` queries every special remote that has the key, including this program.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ __all__ = ["LocationLog", "recordable"]
 
 
 def recordable(key: Key, uuids: Iterable[UUID], own: UUID | None) -> list[UUID]:
-    """Those of `uuids` whose having `key` belongs into the location log, each once, in their order.
+    """Return those of `uuids` whose copy of `key` may be recorded in the location log, in order, without duplicates.
 
-    Chunk keys and encrypted keys are none of the repository's keys. A cluster's presence follows from its nodes'.
-    `own`, the remote's own UUID, is git-annex's to record.
+    Chunk keys and encrypted keys are not keys of the repository. A cluster's presence follows from its nodes'.
+    git-annex itself records `own`, the remote's own UUID.
     """
     if key.is_chunk or key.is_encrypted:
         return []
@@ -35,7 +35,7 @@ def recordable(key: Key, uuids: Iterable[UUID], own: UUID | None) -> list[UUID]:
 
 
 class LocationLog:
-    """The location log of one repository. Its two children are started when first needed; close it in the end.
+    """The location log of one repository. Its two children start when first needed; close it after use.
 
     May be used by several tasks at once.
     """
@@ -57,26 +57,26 @@ class LocationLog:
         await self.aclose()
 
     def expect(self) -> None:
-        """Starts the child that records, which takes it some 40 ms, so that it is there when it is needed."""
+        """Start the child that writes in advance, because starting takes some 40 ms."""
         try:
             self._get_writer().start()
         except CommandFailed:
-            # Whoever needs it will hear of it.
+            # The first write will report it.
             return
 
     async def record(
         self, key: Key, present: Collection[UUID] = (), absent: Collection[UUID] = (), timeout: float = 30.0
     ) -> None:
-        """Records who has the content of `key` now and who has not, as far as that is `recordable`.
+        """Record which repositories have the content of `key` and which do not, as far as that is `recordable`.
 
-        Returns when git-annex has confirmed each line. Raises LocationLogError where it does not.
+        Returns once git-annex has confirmed each line. Raises LocationLogError if it does not.
         """
         lines = [(uuid, b"1") for uuid in recordable(key, present, self._own)]
         lines += [(uuid, b"0") for uuid in recordable(key, absent, self._own)]
         if not lines:
             return
         if any(c.isspace() for c in key.text):
-            # The batch mode splits its lines at whitespace, of which Unicode has more than a key may not hold.
+            # Batch mode splits lines at any Unicode whitespace, some of which is allowed in keys.
             await self._record_singly(key, lines, timeout)
             return
         writer = self._get_writer()
@@ -97,9 +97,9 @@ class LocationLog:
                 raise LocationLogError(f"the location of {key} could not be recorded: {e}") from e
 
     async def locations(self, key: Key, timeout: float = 30.0) -> frozenset[UUID]:
-        """Those that have the content as far as this repository knows. A cluster is never among them.
+        """Return the repositories known to have the content, never a cluster. Raises LocationLogError.
 
-        Nothing is known of chunk keys and encrypted keys, see `recordable`. Raises LocationLogError.
+        Always empty for chunk keys and encrypted keys, see `recordable`.
         """
         if key.is_chunk or key.is_encrypted:
             return frozenset()
