@@ -1,4 +1,4 @@
-"""The formats of the logs on the git-annex branch. Pure.
+"""Parse the logs on the git-annex branch. No I/O.
 
 Every log is made to be merged by joining lines, so it can hold several lines about one thing, and the newest counts.
 A line that cannot be read is passed over, as git-annex does: a later version may have written it.
@@ -85,7 +85,7 @@ def annotated(raw: bytes) -> Iterator[tuple[Clock, UUID, str]]:
 
 
 def newest(entries: Iterable[tuple[Clock, K, V]]) -> dict[K, V]:
-    """The newest value of each thing; of two with the same time the later in the log."""
+    """Return the newest value of each item; for equal times, the later line."""
     best: dict[K, tuple[Clock, V]] = {}
     for clock, thing, value in entries:
         if thing not in best or best[thing][0] <= clock:
@@ -138,5 +138,5 @@ def branch_path(key: Key, *, levels: int = 2) -> bytes:
 
 
 def journal_name(path: bytes) -> bytes:
-    """The name in the journal of a file of the branch."""
+    """Return a branch file's name in the journal."""
     return path.replace(b"_", b"__").replace(b"/", b"_")

@@ -1,4 +1,4 @@
-"""Having git-annex merge what was fetched before its branch is read."""
+"""Make git-annex merge fetched branches before its branch is read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["refresh"]
 
 
 async def refresh(repository: Repository, timeout: float = 120.0) -> None:
-    """Makes git-annex merge every fetched git-annex branch into its own, and commit its journal.
+    """Make git-annex merge every fetched git-annex branch into its own, and commit its journal.
 
     Any command of git-annex that reads the branch does so first. `git annex group here` only prints the groups of this
     repository, and its exit code tells a failure from an empty answer, which `git annex numcopies` does not;

@@ -43,17 +43,17 @@ class Completed(NamedTuple):
 
 @cache
 def _local_variables() -> frozenset[str]:
-    """The variables that tie a git process to one repository, as this git names them."""
+    """Return the environment variables that tie git to one repository, as listed by git."""
     return frozenset(decode(ask_git("rev-parse", "--local-env-vars", env=dict(os.environ))).split())
 
 
 def without_token() -> dict[str, str]:
-    """The environment for a program that has no business with our token."""
+    """Return the environment without our token."""
     return {name: value for name, value in os.environ.items() if name != TOKEN_VARIABLE}
 
 
 def foreign_environment() -> dict[str, str]:
-    """The environment for a child that works in ANOTHER repository: nothing in it points at this one."""
+    """Return the environment for a child that works in ANOTHER repository, without references to this one."""
     local = _local_variables()
     # The numbered variables carry what GIT_CONFIG_COUNT announces, and git does not list them.
     return {
@@ -136,11 +136,11 @@ class Repository:
 
     @property
     def place(self) -> Path:
-        """Where people say that it is: the work tree, or the git directory where there is none."""
+        """Return the repository's location for display: the work tree, or the git directory if it is bare."""
         return self.work_tree or self.git_dir
 
     def environment(self) -> dict[str, str]:
-        """The environment for children that work IN this repository."""
+        """Return the environment for children that work IN this repository."""
         environment = without_token()
         environment["GIT_DIR"] = str(self.git_dir)
         if self.work_tree is None:
@@ -167,7 +167,7 @@ class Repository:
 
     @property
     def annex_dir(self) -> Path:
-        """git-annex's own directory: the journal, credentials, objects."""
+        """Return git-annex's directory with the journal, credentials and objects."""
         return self.common_dir / "annex"
 
     def config(self) -> GitConfig:
@@ -216,7 +216,7 @@ class Repository:
 
     @cached_property
     def uuid(self) -> UUID:
-        """git-annex's name for this repository, which does not change. Raises NotInitialised."""
+        """Return the repository's git-annex UUID, which never changes. Raises NotInitialised."""
         read = self._last_read
         text = (read and read.get("annex.uuid")) or self.config().get("annex.uuid") or ""
         try:
@@ -229,7 +229,7 @@ class Repository:
 
     @property
     def log_levels(self) -> int:
-        """How many folders deep a key's logs lie in the git-annex branch, which does not change."""
+        """Return the directory depth of a key's logs in the git-annex branch, which never changes."""
         return 1 if (self._last_read or self.config()).boolean("annex.tune.branchhash1") else 2
 
     async def run(

@@ -1,4 +1,4 @@
-"""Which configurations of special remotes the user has said to be safe.
+"""Read which configurations of special remotes the user has verified.
 
 The configuration of a special remote may come from somebody else, by the git-annex branch; so git-annex keeps those
 that were verified, goes on with these when another one comes, and uses none that never was. `git annex verifyremote
@@ -28,7 +28,7 @@ _NUMBER = re.compile(r"verifyremote .*--safe ([0-9]+)")
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """A configuration that waits for the user's word."""
+    """A configuration that is waiting for verification."""
 
     number: int
     configuration: str
@@ -52,7 +52,7 @@ def verified(repository: Repository) -> Mapping[UUID, Mapping[str, str]] | None:
 
 
 async def pending(repository: Repository, name: str) -> Pending | None:
-    """What `git annex verifyremote` asks about a remote; None where nothing is waiting. Raises CommandFailed."""
+    """Return the configuration of a remote that awaits verification, if any. Raises CommandFailed."""
     argv = ("git", "annex", "verifyremote", "--", name)
     # Without an answer it ends with 1.
     done = await repository.run(*argv, accept=(0, 1))
