@@ -1,7 +1,6 @@
-"""The location logs of many keys at once: of all that are known, of the files below a directory, of given keys.
+"""Read the location logs of many keys at once: all known keys, the files below a directory, or given keys.
 
-They come in batches, so that a million keys need no more memory than a thousand. Each batch is what the logs said at
-the moment it was read.
+Keys come in batches, so that a million need no more memory than a thousand. Each batch is a snapshot of its logs.
 """
 
 from __future__ import annotations
@@ -35,10 +34,10 @@ __all__ = ["Batches", "Located", "LocationReader", "Selection", "estimate", "loc
 
 # Keys in a batch: enough that what a batch costs does not count, few enough that the first is there at once.
 BATCH = 256
-# Batches that are read before anybody wants them.
+# Batches to read ahead.
 _AHEAD = 2
 _CHUNK = 64 * 1024
-# The exit code of a git that does not know an option.
+# git's exit code for an unknown option.
 _USAGE = 129
 _JOURNALS = ("journal", "journal-private")
 
@@ -66,7 +65,7 @@ class Located:
 
     @property
     def name(self) -> str:
-        """What to call it before people: the file where there is one."""
+        """Return the display name: the file if there is one, otherwise the key."""
         return self.key.text if self.file is None else self.file
 
 
@@ -111,7 +110,7 @@ def _dead(raw: bytes) -> bool:
 
 
 def _key_of(path: bytes) -> Key | None:
-    """The key whose location log lies at a path of the branch; None if it is the log of something else."""
+    """Return the key whose location log is at a path of the branch; None if it is another kind of log."""
     match = _LOG.fullmatch(path)
     if match is None:
         return None
@@ -127,13 +126,13 @@ def _located(key: Key, raw: bytes, file: str | None = None) -> Located:
 
 
 class _Blobs:
-    """Takes the output of `git cat-file --batch` apart, as it comes."""
+    """An incremental parser for the output of `git cat-file --batch`."""
 
     def __init__(self) -> None:
         self._buffer = b""
 
     def feed(self, chunk: bytes) -> Iterator[bytes | None]:
-        """The contents that are complete now, None for one that is not there. Raises BadAnswer."""
+        """Return the contents that are now complete, None for missing ones. Raises BadAnswer."""
         buffer = self._buffer + chunk if self._buffer else chunk
         position = 0
         while (end := buffer.find(b"\n", position)) >= 0:
@@ -183,11 +182,11 @@ class LocationReader:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Ends the child."""
+        """End the child."""
         await self._git.aclose()
 
     async def read(self, keys: Sequence[Key], timeout: float = 60.0) -> list[Located]:
-        """What the log says of each key now. Raises BatchFailed, BranchUnreadable."""
+        """Return what the log currently says about each key. Raises BatchFailed, BranchUnreadable."""
         found: list[Located] = []
         # In portions whose questions fit into a pipe.
         for start in range(0, len(keys), BATCH):
@@ -427,7 +426,7 @@ def _journal(annex_dir: Path) -> dict[bytes, bytes]:
 
 
 async def _walk(repository: Repository, send: MemoryObjectSendStream[list[Located]]) -> None:
-    """Every key that the location log knows, in no particular order."""
+    """Yield every key in the location log, in no particular order."""
     # First the journal: git-annex moves what is there to the branch, never back.
     journal = _journal(repository.annex_dir)
     keys: deque[tuple[Key, bytes]] = deque()

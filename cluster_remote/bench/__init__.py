@@ -1,1 +1,1 @@
-"""How fast this is, beside git-annex itself on the same machine: what `cluster-remote bench` does."""
+"""Compare our speed with git-annex's own on the same machine, for `cluster-remote bench`."""

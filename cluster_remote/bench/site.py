@@ -163,7 +163,7 @@ class Site:
         }
 
     def run(self, where: Path, *argv: str | Path, env: dict[str, str] | None = None) -> str:
-        """Runs a command; gives what it printed. Raises BenchFailed."""
+        """Run a command and return its output. Raises BenchFailed."""
         line = shlex.join(map(str, argv))
         try:
             done = subprocess.run(
@@ -182,7 +182,7 @@ class Site:
         return self.run(where, "git", "annex", *argv)
 
     def build(self) -> None:
-        """Makes the nodes and the gateway."""
+        """Create the nodes and the gateway."""
         (self.directory / "home").mkdir(parents=True)
         binaries = self.directory / "bin"
         binaries.mkdir()
@@ -306,7 +306,7 @@ class Site:
             (self.directory / "bare" / key).unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Ends the servers and removes everything."""
+        """Stop the servers and delete everything."""
         for _way, server in self._servers:
             os.killpg(server.pid, signal.SIGTERM)
         for _way, server in self._servers:
