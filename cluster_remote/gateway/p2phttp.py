@@ -12,7 +12,7 @@ import json
 import math
 import re
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -21,8 +21,9 @@ from urllib.parse import unquote_to_bytes
 import anyio
 from anyio.abc import TaskGroup
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from cluster_remote.gateway.sessions import Lending
 from cluster_remote.gateway.tokens import Token
@@ -212,16 +213,20 @@ class P2pHttp:
     # Content to the client
 
     async def _get(self, request: Request, served: Endpoint, bypass: frozenset[UUID], key: Key) -> Response:
-        offset = _number(request, "offset", default=0)
-        stack, download = await self._download(served, bypass, key, _file(request), offset)
-        if download is None:
-            # As git-annex does it: not 404, with which its client would try older versions.
-            return Response(b"", 200, {DATA_LENGTH: "0"}, _BINARY)
-        headers = {DATA_LENGTH: str(download.length)}
-        if request.method == "HEAD":
-            await stack.aclose()
-            return Response(None, 200, headers, _BINARY)
-        return StreamingResponse(_until_valid(stack, download), 200, headers, _BINARY)
+        offset, file = _number(request, "offset", default=0), _file(request)
+
+        async def respond(sender: _Sender) -> None:
+            async with self._downloading(served, bypass, key, file, offset) as download:
+                if download is None:
+                    # As git-annex does it: not 404, with which its client would try older versions.
+                    await sender.start(200, {DATA_LENGTH: "0"})
+                    return
+                await sender.start(200, {DATA_LENGTH: str(download.length)})
+                if request.method != "HEAD":
+                    async for part in _until_valid(download):
+                        await sender.send(part)
+
+        return _Streamed(respond, self._note)
 
     async def _for_browsers(self, request: Request, uuid: UUID, key: Key) -> Response:
         """A plain GET: 404 for what is not there, Range, and a length that holds."""
@@ -247,39 +252,41 @@ class P2pHttp:
             if first > last:
                 return Response(None, 416, {**headers, "Content-Range": f"bytes */{size}"})
             headers["Content-Range"] = f"bytes {first}-{last}/{size}"
-        stack, download = await self._download(served, bypass, key, AssociatedFile(), first)
-        if download is None:
-            return Response("this content is not here\n", 404, media_type="text/plain")
-        length = download.length if last is None else last - first + 1
-        status = 206 if partial else 200
-        headers["Content-Length"] = str(length)
-        if request.method == "HEAD":
-            await stack.aclose()
-            return Response(None, status, headers, _BINARY)
-        return StreamingResponse(_exactly(stack, download, length), status, headers, _BINARY)
 
-    async def _download(
+        async def respond(sender: _Sender) -> None:
+            async with self._downloading(served, bypass, key, AssociatedFile(), first) as download:
+                if download is None:
+                    await sender.start(404, {}, "text/plain")
+                    await sender.send(b"this content is not here\n")
+                    return
+                length = download.length if last is None else last - first + 1
+                await sender.start(206 if partial else 200, {**headers, "Content-Length": str(length)})
+                if request.method != "HEAD":
+                    async for part in _exactly(download, length):
+                        await sender.send(part)
+
+        return _Streamed(respond, self._note)
+
+    @asynccontextmanager
+    async def _downloading(
         self, served: Endpoint, bypass: frozenset[UUID], key: Key, file: AssociatedFile, offset: int
-    ) -> tuple[AsyncExitStack, Download | None]:
-        """Begin a download; None where the content is not there. The stack ends it."""
-        stack = AsyncExitStack()
-        try:
-            session = await stack.enter_async_context(self._lending.lend(served, bypass))
-            if key.content_size is None or offset >= key.content_size or not key.content_size:
-                present = await session.check_present(key)
-            else:
-                present = True
-            download = await stack.enter_async_context(session.download(key, file, offset)) if present else None
-            expected = None if key.content_size is None else max(0, key.content_size - offset)
-            if download is not None and (download.length or not expected):
-                return stack, download
-        except Refused as error:
-            self._note(str(error))
-        except BaseException:
-            await stack.aclose()
-            raise
-        await stack.aclose()
-        return AsyncExitStack(), None
+    ) -> AsyncIterator[Download | None]:
+        """Give a download that has begun; None if the content is not there. Raises SessionError."""
+        size = key.content_size
+        expected = None if size is None else max(0, size - offset)
+        async with self._lending.lend(served, bypass) as session:
+            # An empty answer does not say whether there is nothing, or nothing more.
+            if not expected and not await session.check_present(key):
+                yield None
+                return
+            async with AsyncExitStack() as stack:
+                try:
+                    download = await stack.enter_async_context(session.download(key, file, offset))
+                except Refused as error:
+                    self._note(str(error))
+                    yield None
+                    return
+                yield download if download.length or not expected else None
 
     # Content from the client
 
@@ -396,32 +403,79 @@ async def _says_unlock(request: Request) -> bool:
     return False
 
 
-async def _until_valid(stack: AsyncExitStack, download: Download) -> AsyncIterator[bytes]:
-    """The bytes of a download; without the last one where it turns out not to be valid, for there is no other word."""
-    async with stack:
-        last = b""
-        async for chunk in download.chunks():
-            if chunk:
-                yield last + bytes(chunk[:-1])
-                last = bytes(chunk[-1:])
-        if await download.valid():
-            yield last
+class _Sender:
+    """Sends one response, piece by piece."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.started = False
+
+    async def start(self, status: int, headers: dict[str, str], kind: str = _BINARY) -> None:
+        self.started = True
+        raw = [(name.lower().encode(), value.encode()) for name, value in {"Content-Type": kind, **headers}.items()]
+        await self._send({"type": "http.response.start", "status": status, "headers": raw})
+
+    async def send(self, body: bytes, more: bool = True) -> None:
+        await self._send({"type": "http.response.body", "body": body, "more_body": more})
 
 
-async def _exactly(stack: AsyncExitStack, download: Download, length: int) -> AsyncIterator[bytes]:
-    """The first bytes of a download, as many as were announced; the connection is cut where they are not valid."""
-    async with stack:
-        left = length
-        async for chunk in download.chunks():
-            part = bytes(chunk[:left])
-            left -= len(part)
-            if not left:
-                # Less than the whole cannot be judged; the rest of it is not waited for.
-                if length == download.length and not await download.valid():
-                    raise SourceError("the content is not valid")
-                yield part
-                return
+class _Streamed(Response):
+    """A response that is made while it is sent, all in one task, since a session is left where it was entered.
+
+    A client that hangs up ends it.
+    """
+
+    def __init__(self, respond: Callable[[_Sender], Awaitable[None]], note: Callable[[str], None]) -> None:
+        super().__init__()
+        self._respond = respond
+        self._note = note
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        sender = _Sender(send)
+        async with anyio.create_task_group() as tasks:
+
+            async def listen() -> None:
+                while (await receive())["type"] != "http.disconnect":
+                    pass
+                tasks.cancel_scope.cancel()
+
+            tasks.start_soon(listen)
+            try:
+                await self._respond(sender)
+                await sender.send(b"", more=False)
+            except SessionError as error:
+                self._note(f"{scope['path']}: {error}")
+                if not sender.started:
+                    await sender.start(500, {}, "text/plain")
+                    await sender.send(printable(str(error), 2000).encode(), more=False)
+                # Else the response stays unfinished, and the server cuts the connection.
+            tasks.cancel_scope.cancel()
+
+
+async def _until_valid(download: Download) -> AsyncIterator[bytes]:
+    """The bytes of a download; without the last one if it turns out not to be valid, since there is no other word."""
+    last = b""
+    async for chunk in download.chunks():
+        if chunk:
+            yield last + bytes(chunk[:-1])
+            last = bytes(chunk[-1:])
+    if await download.valid():
+        yield last
+
+
+async def _exactly(download: Download, length: int) -> AsyncIterator[bytes]:
+    """The first bytes of a download, as many as were announced. Raises SourceError if they are not valid."""
+    left = length
+    async for chunk in download.chunks():
+        part = bytes(chunk[:left])
+        left -= len(part)
+        if not left:
+            # Less than the whole cannot be judged; the rest of it is not waited for.
+            if length == download.length and not await download.valid():
+                raise SourceError("the content is not valid")
             yield part
+            return
+        yield part
 
 
 class _BodySource(Source):
