@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all lint soak fuzz faults docs clean
+.PHONY: demo test test-all test-failed lint soak fuzz faults docs clean
 
 demo: $(VENV)/installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cluster-remote demo
@@ -14,6 +14,10 @@ test: $(VENV)/installed
 # Also what repeats other tests across versions and ways, or takes long by its nature.
 test-all: $(VENV)/installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n 4 --dist worksteal
+
+# What failed in the last run, one test at a time.
+test-failed: $(VENV)/installed
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest --last-failed --last-failed-no-failures none
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
