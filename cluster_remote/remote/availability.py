@@ -32,9 +32,13 @@ def is_away(address: Address | None, git_dir: str, cluster: UUID) -> bool:
     if address is not None:
         from cluster_remote.transport.address import Directory, Unix
 
-        return isinstance(address, Directory | Unix) and _missing([address.path])
+        if isinstance(address, Unix):
+            return _missing([address.path])
+        return isinstance(address, Directory) and _missing(_repositories(address.path))
     config = GitConfig.read(env={**os.environ, "GIT_DIR": git_dir})
-    names = {name for name, uuid in config.clusters().items() if uuid == cluster} or set(config.clusters())
+    clusters = config.clusters()
+    # A remote with a UUID of its own does not say which; where there is but one, it is that.
+    names = {name for name, uuid in clusters.items() if uuid == cluster or len(clusters) == 1}
     nodes = [
         remote
         for remote in config.remotes()
@@ -42,17 +46,24 @@ def is_away(address: Address | None, git_dir: str, cluster: UUID) -> bool:
         and not config.boolean(f"remote.{remote}.annex-ignore")
     ]
     places = [_directory(config, remote, git_dir) for remote in nodes]
-    return bool(places) and all(place is not None for place in places) and _missing([p for p in places if p])
+    if not places or None in places:
+        return False
+    return _missing([path for place in places if place is not None for path in _repositories(place)])
 
 
 def _directory(config: GitConfig, remote: str, git_dir: str) -> str | None:
     """The directory that a node is in; None for what is anywhere else, or only git-annex can reach."""
     url = config.remote(remote, "annexUrl") or config.remote(remote, "url")
-    if not url or (":" in url.partition("/")[0] and not url.startswith("file://")):
+    if not url or ":" in url.partition("/")[0] or url.startswith("~"):
+        # Not a plain path. A file:// url is one for all other purposes; here it counts as there.
         return None
-    path = url.removeprefix("file://")
     top = os.path.dirname(os.path.abspath(git_dir)) if os.path.basename(git_dir) == ".git" else git_dir  # noqa: PTH100, PTH119, PTH120
-    return os.path.join(top, path)  # noqa: PTH118 -- nothing but what an idle remote has imported already
+    return os.path.join(top, url)  # noqa: PTH118 -- nothing but what an idle remote has imported already
+
+
+def _repositories(place: str) -> list[str]:
+    """What is there of a repository: the mount point of an unplugged disk may stay behind, empty."""
+    return [os.path.join(place, ".git"), os.path.join(place, "HEAD")]  # noqa: PTH118 -- as above
 
 
 def _missing(paths: Sequence[str]) -> bool:

@@ -45,6 +45,8 @@ def test_a_sync_passes_over_a_cluster_all_of_whose_places_are_away(cluster: Clus
     assert "available: true" in text(gateway.annex("info", "own"))
     for node in cluster.nodes:
         _unplug(node)
+        # As where a file system was mounted.
+        node.path.mkdir()
     assert "available: false" in text(gateway.annex("info", "own"))
     _unplug(gateway)
     assert "available: false" in text(client.annex("info", "mycl"))

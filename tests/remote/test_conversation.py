@@ -49,7 +49,7 @@ def test_git_annex_knows_the_parameters(site: Site) -> None:
 @pytest.mark.parametrize(
     ("url", "cost", "availability"),
     [
-        ("/", 100, "LOCAL"),
+        (str(Path(__file__).parents[2]), 100, "LOCAL"),
         ("unix:/dev/null", 100, "LOCAL"),
         ("tcp://127.0.0.1:1", 100, "LOCAL"),
         ("tcp://gateway.example:1", 200, "GLOBAL"),
