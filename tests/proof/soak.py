@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -73,6 +74,10 @@ def shrink(fresh: Iterator[World], violation: Violation) -> Violation:
         size = max(1, size // 2)
 
 
+def _end(signum: int, frame: object) -> None:
+    sys.exit(128 + signum)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; 1 where something was violated."""
     parser = argparse.ArgumentParser(prog="python -m tests.proof.soak", description=__doc__)
@@ -88,37 +93,69 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--trail", action="store_true", help="print every step")
     given = parser.parse_args(arguments)
 
-    begun, taken, found = time.monotonic(), 0, 0
-    with worlds(given.way, given.mutation) as fresh:
-        for number in itertools.count() if given.episode is None else [given.episode]:
-            chosen = chosen_for(given.seed, number, given.kinds and given.kinds.split(","))[: given.steps - taken]
-            if given.replay:
-                chosen = [Step(kind, int(n)) for kind, n in (word.rsplit(":", 1) for word in given.replay.split(","))]
-            world = next(fresh)
-            machine = Machine(world)
-            for place, step in enumerate(chosen, 1):
-                faults = machine.take(step)
-                taken += 1
-                if given.trail:
-                    print(machine.trail[-1], flush=True)
-                if faults:
-                    found += 1
-                    violation = Violation(faults, list(chosen[:place]), machine.trail)
-                    print(f"VIOLATION in step {taken}, --seed {given.seed} --episode {number}\n{violation}", flush=True)
-                    if given.shrink:
-                        print(shrink(fresh, violation))
-                    break
-            if number % 5 == 4:
-                print(f"{taken} steps, {found} violations", file=sys.stderr, flush=True)
-            if taken >= given.steps or found >= given.violations or given.replay:
-                break
-    seconds = time.monotonic() - begun
-    mutation = f", mutation {given.mutation}" if given.mutation else ""
-    print(
-        f"{given.way}{mutation}: seed {given.seed}, {taken} steps in {seconds:.0f} s "
-        f"({taken / seconds:.1f} a second), {found} violations"
-    )
-    return 1 if found else 0
+    # So that a world is cleared away, also where a shell started this in the background.
+    signal.signal(signal.SIGTERM, _end)
+    signal.signal(signal.SIGINT, _end)
+    soak = Soak(given)
+    begun = time.monotonic()
+    try:
+        soak.run()
+    finally:
+        seconds = time.monotonic() - begun
+        mutation = f", mutation {given.mutation}" if given.mutation else ""
+        print(
+            f"{given.way}{mutation}: seed {given.seed}, {soak.taken} steps in {seconds:.0f} s "
+            f"({soak.taken / seconds:.1f} a second), {soak.found} violations",
+            flush=True,
+        )
+    return 1 if soak.found else 0
+
+
+class Soak:
+    """A run of many steps.
+
+    Attributes:
+        taken: how many steps were taken so far.
+        found: how many violations were found.
+    """
+
+    def __init__(self, given: argparse.Namespace) -> None:
+        self.taken = 0
+        self.found = 0
+        self._given = given
+
+    def run(self) -> None:
+        """Take the steps, one episode after the other."""
+        given = self._given
+        with worlds(given.way, given.mutation) as fresh:
+            for number in itertools.count() if given.episode is None else [given.episode]:
+                self._episode(fresh, number)
+                if number % 5 == 4:
+                    print(f"{self.taken} steps, {self.found} violations", file=sys.stderr, flush=True)
+                if self.taken >= given.steps or self.found >= given.violations or given.replay:
+                    return
+
+    def _episode(self, fresh: Iterator[World], number: int) -> None:
+        given = self._given
+        kinds = given.kinds.split(",") if given.kinds else []
+        chosen = chosen_for(given.seed, number, kinds)[: given.steps - self.taken]
+        if given.replay:
+            chosen = [Step(kind, int(n)) for kind, n in (word.rsplit(":", 1) for word in given.replay.split(","))]
+        machine = Machine(next(fresh))
+        for place, step in enumerate(chosen, 1):
+            faults = machine.take(step)
+            self.taken += 1
+            if given.trail:
+                print(machine.trail[-1], flush=True)
+            if faults:
+                self.found += 1
+                violation = Violation(faults, chosen[:place], machine.trail)
+                print(
+                    f"VIOLATION in step {self.taken}, --seed {given.seed} --episode {number}\n{violation}", flush=True
+                )
+                if given.shrink:
+                    print(shrink(fresh, violation))
+                return
 
 
 if __name__ == "__main__":
