@@ -75,6 +75,8 @@ def shrink(fresh: Iterator[World], violation: Violation) -> Violation:
 
 
 def _end(signum: int, frame: object) -> None:
+    # timeout(1) sends it twice; what is cleared away meanwhile must not be broken off.
+    signal.signal(signum, signal.SIG_IGN)
     sys.exit(128 + signum)
 
 
