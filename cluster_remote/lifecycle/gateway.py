@@ -21,7 +21,7 @@ from cluster_remote.lifecycle.serverless import Request
 from cluster_remote.lifecycle.steps import Optional, Plan, Runner, Step, TakeOut
 from cluster_remote.p2p.key import UUID
 from cluster_remote.p2p.text import printable
-from cluster_remote.transport.address import Address, BadAddress, Directory, Ssh, at_node, is_local, parse_address
+from cluster_remote.transport.address import Address, BadAddress, Directory, Ssh, at_node, parse_address
 from cluster_remote.transport.opening import session_at
 
 __all__ = ["address_of", "fetch_logs", "gateways", "known", "plan_gateway", "plan_nodes", "server_at"]
@@ -221,7 +221,7 @@ def plan_nodes(facts: Facts, request: Request, address: Address, cluster: UUID) 
 def _plan_nodes(gateway: _Gateway) -> Plan:
     """A remote for each node, through which git-annex can verify the copies there."""
     facts, logs, name = gateway.facts, gateway.facts.logs, gateway.request.name
-    cost = (100 if is_local(gateway.address) else 200) + 1
+    cost = (100 if gateway.address.local else 200) + 1
     names = gateway.names
     plan = Plan()
     nodes = logs.clusters.nodes(gateway.cluster)

@@ -42,7 +42,7 @@ def initremote(wanted: Wanted) -> Initremote:
         argv.append(f"uuid={wanted.uuid}")
     argv += ["type=external", "externaltype=cluster"]
     argv += [f"{key}={value}" for key, value in wanted.parameters.items()]
-    return Initremote(wanted.name, tuple(argv), shares=not wanted.private)
+    return Initremote(tuple(argv), shares=not wanted.private, name=wanted.name)
 
 
 def plan_remote(facts: Facts, wanted: Wanted) -> Plan:

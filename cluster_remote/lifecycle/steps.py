@@ -11,7 +11,7 @@ import signal
 import subprocess
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import anyio
@@ -429,18 +429,10 @@ class Optional(Step):
 
 
 @dataclass(frozen=True)
-class Initremote(Step):
+class Initremote(Command):
     """A new remote."""
 
-    name: str
-    argv: tuple[Word, ...]
-    shares: bool = False
-
-    def shown(self) -> str:
-        return _words(self.argv)
-
-    async def do(self, runner: Runner) -> None:
-        await runner.run(*_resolved(self.argv, runner))
+    name: str = field(kw_only=True)
 
     async def undo(self, runner: Runner) -> None:
         await _take_out(self.name, runner)

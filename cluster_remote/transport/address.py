@@ -35,7 +35,6 @@ __all__ = [
     "Unix",
     "at_node",
     "gateway_of",
-    "is_local",
     "parse_address",
 ]
 
@@ -307,19 +306,17 @@ def _suffix(node: UUID | None) -> str:
     return "" if node is None else f"?node={node}"
 
 
-def at_node(address: Address, node: UUID) -> Address:
-    """Return the address of one repository behind a gateway. Directory and ssh addresses stay the same."""
+def at_node(address: Address, node: UUID | None) -> Address:
+    """Return the address of one repository behind a gateway, or of the gateway itself where `node` is None.
+
+    Directory, ssh and HTTP addresses stay the same.
+    """
     return replace(address, node=node) if isinstance(address, Unix | Tcp | Tls | Tor | P2pAnnex) else address
 
 
 def gateway_of(address: Address) -> Address:
     """Return the address of the gateway itself, without the repository behind it."""
-    return replace(address, node=None) if isinstance(address, Unix | Tcp | Tls | Tor | P2pAnnex) else address
-
-
-def is_local(address: Address) -> bool:
-    """Return whether the peer is on this machine, as far as the address tells."""
-    return address.local
+    return at_node(address, None)
 
 
 def _is_this_machine(host: str) -> bool:

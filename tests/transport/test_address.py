@@ -19,7 +19,6 @@ from cluster_remote.transport.address import (
     Tor,
     Unix,
     at_node,
-    is_local,
     parse_address,
 )
 
@@ -291,7 +290,7 @@ def test_nothing_in_a_url_becomes_an_option_or_a_second_word_for_ssh(text: str) 
 def test_an_address_tells_whether_it_wants_a_token_and_is_on_this_machine(text: str, token: bool, local: bool) -> None:
     address = parse_address(text)
     assert address.wants_token is token
-    assert is_local(address) is local
+    assert address.local is local
 
 
 def test_a_node_behind_a_gateway_has_the_gateways_address() -> None:
