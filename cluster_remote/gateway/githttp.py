@@ -17,7 +17,6 @@ from starlette.routing import Route
 from cluster_remote.annex import child
 from cluster_remote.annex.errors import AnnexError, CommandFailed
 from cluster_remote.annex.repository import foreign_environment
-from cluster_remote.gateway.errors import NotAllowed
 from cluster_remote.p2p.messages import Connect
 
 if TYPE_CHECKING:
@@ -35,7 +34,8 @@ _LONGEST_HEADER = 64 * 1024
 
 
 class GitHttp:
-    """`admit` says who may have a service (git-upload-pack, git-receive-pack), and raises NotAllowed; `before_fetch`
+    """`admit` says who may have a service (git-upload-pack, git-receive-pack), and raises NotAllowed, which the
+    application answers; `before_fetch`
     brings the repository's branches up to date; `config` is what is served under that name."""
 
     def __init__(
@@ -62,10 +62,7 @@ class GitHttp:
         ]
 
     async def _answer_config(self, request: Request) -> Response:
-        try:
-            await self._admit(request, Connect("git-upload-pack"))
-        except NotAllowed as refusal:
-            return _refused(refusal)
+        await self._admit(request, Connect("git-upload-pack"))
         return Response(await self._config(request), media_type="text/plain")
 
     async def _answer_refs(self, request: Request) -> Response:
@@ -80,10 +77,7 @@ class GitHttp:
         return await self._serve(request, service, f"/{service}")
 
     async def _serve(self, request: Request, service: str, path: str) -> Response:
-        try:
-            user = await self._admit(request, Connect(service))
-        except NotAllowed as refusal:
-            return _refused(refusal)
+        user = await self._admit(request, Connect(service))
         if service == "git-upload-pack":
             try:
                 await self._before_fetch()
@@ -115,10 +109,6 @@ class GitHttp:
             self._note(str(error))
             return Response("git cannot be started on the gateway\n", 500, media_type="text/plain")
         return await _Backend(process, request, self._note).response()
-
-
-def _refused(refusal: NotAllowed) -> Response:
-    return Response(f"{refusal}\n", refusal.status, refusal.headers, "text/plain")
 
 
 class _Backend:

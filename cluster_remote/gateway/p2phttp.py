@@ -25,6 +25,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from cluster_remote.gateway.errors import NotAllowed
 from cluster_remote.gateway.sessions import Lending
 from cluster_remote.gateway.tokens import Token
 from cluster_remote.p2p import MAX_VERSION
@@ -35,7 +36,7 @@ from cluster_remote.p2p.server import LOCK_RETENTION, Endpoint, Mode
 from cluster_remote.p2p.session import Download, Present, Session, Source, SourceReading, Stored
 from cluster_remote.p2p.text import printable
 
-__all__ = ["Door", "P2pHttp", "Visitor", "challenge", "login_of"]
+__all__ = ["Door", "P2pHttp", "Visitor", "challenge", "visitor_of"]
 
 DATA_LENGTH = "X-git-annex-data-length"
 _CHALLENGE = {"WWW-Authenticate": 'Basic realm="git-annex", charset="UTF-8"'}
@@ -150,11 +151,11 @@ class P2pHttp:
         _, _, rest = raw.rpartition(b"/git-annex/") if raw.count(b"/git-annex/") == 1 else raw.partition(b"/git-annex/")
         words = rest.split(b"/")
         try:
-            uuid = UUID(decode(_plain(words[0])))
+            uuid = UUID(decode(_unbracketed(unquote_to_bytes(words[0]))))
         except (ValueError, IndexError):
             raise _Failure(404) from None
         if len(words) == 3 and words[1] == b"key" and request.method in ("GET", "HEAD"):
-            return await self._for_browsers(request, uuid, _key(words[2]))
+            return await self._for_browsers(request, uuid, _key(unquote_to_bytes(words[2])))
         if len(words) < 3 or not re.fullmatch(rb"v[0-9]{1,3}", words[1]) or int(words[1][1:]) > MAX_VERSION:
             raise _Failure(404)
         version, endpoint = int(words[1][1:]), decode(words[2])
@@ -164,13 +165,13 @@ class P2pHttp:
             if len(words) != 4 or request.method not in ("GET", "HEAD"):
                 raise _Failure(404)
             served, bypass = await self._admitted(request, uuid, "key")
-            return await self._get(request, served, bypass, _key(words[3]))
+            return await self._get(request, served, bypass, _key(unquote_to_bytes(words[3])))
         if len(words) != 3 or request.method != "POST":
             raise _Failure(404)
         served, bypass = await self._admitted(request, uuid, endpoint)
         if endpoint == "keeplocked":
             return await self._keep_locked(request)
-        key = _key(_parameter(request, "key"), coded=False) if endpoint != "gettimestamp" else _ANY_KEY
+        key = _key(_parameter(request, "key").encode()) if endpoint != "gettimestamp" else _ANY_KEY
         if endpoint == "lockcontent":
             return JSONResponse(await self._lock(served, bypass, key))
         if endpoint == "put":
@@ -194,9 +195,7 @@ class P2pHttp:
 
     async def _admitted(self, request: Request, uuid: UUID, endpoint: str) -> tuple[Endpoint, frozenset[UUID]]:
         """Let a request in. Raises _Failure: 404 comes before 401, as with git-annex."""
-        address = request.client.host if request.client is not None else "?"
-        login = login_of(request)
-        visitor = await self._door.visitor(login, address)
+        visitor = await visitor_of(request, self._door)
         needs = _NEEDS[endpoint]
         client = _uuid(request.query_params.get("clientuuid"))
         known = visitor or Visitor(Mode.READ_ONLY, "nobody", anonymous=True)
@@ -534,8 +533,13 @@ def _with_uuids(answer: dict[str, object], uuids: frozenset[UUID], version: int)
     return answer | ({"plusuuids": sorted(map(str, uuids))} if version >= 2 else {})
 
 
-def login_of(request: Request) -> tuple[str, str] | None:
-    """The user and the password of a request. Raises _Failure for what is not basic authentication."""
+async def visitor_of(request: Request, door: Door) -> Visitor | None:
+    """Say who makes a request; None for who is not let in. Raises NotAllowed for a login that cannot be read."""
+    return await door.visitor(_login_of(request), request.client.host if request.client is not None else "?")
+
+
+def _login_of(request: Request) -> tuple[str, str] | None:
+    """The user and the password of a request. Raises NotAllowed for what is not basic authentication."""
     header = request.headers.get("authorization")
     if header is None:
         return None
@@ -545,7 +549,7 @@ def login_of(request: Request) -> tuple[str, str] | None:
     except ValueError:
         colon = ""
     if scheme.lower() != "basic" or not colon:
-        raise _Failure(400, "Error parsing header Authorization failed: only Basic is understood")
+        raise NotAllowed("Error parsing header Authorization failed: only Basic is understood", 400)
     return user, password
 
 
@@ -572,32 +576,23 @@ def _uuid(text: str | None) -> UUID | None:
         return None
 
 
-def _plain(raw: bytes) -> bytes:
-    """What a word of a path or a parameter means: percent-encoding, then brackets around base64."""
-    text = unquote_to_bytes(raw)
-    if len(text) > 1 and text.startswith(b"[") and text.endswith(b"]"):
-        return base64.urlsafe_b64decode(text[1:-1])
-    return text
+def _unbracketed(word: bytes) -> bytes:
+    """What a word of a path or a parameter means, its percent-encoding undone: what is not UTF-8 comes as [base64]."""
+    if len(word) > 1 and word.startswith(b"[") and word.endswith(b"]"):
+        return base64.urlsafe_b64decode(word[1:-1])
+    return word
 
 
-def _key(word: bytes | str, coded: bool = True) -> Key:
+def _key(word: bytes) -> Key:
     try:
-        raw = _plain(word) if isinstance(word, bytes) else _bracketed(word)
-        return Key(decode(raw))
+        return Key(decode(_unbracketed(word)))
     except ValueError as error:
         raise _Failure(400, f"Error parsing key failed: {printable(str(error), 300)}") from None
 
 
-def _bracketed(text: str) -> bytes:
-    """A parameter that Starlette has decoded; what is not UTF-8 comes in brackets."""
-    if len(text) > 1 and text.startswith("[") and text.endswith("]"):
-        return base64.urlsafe_b64decode(text[1:-1].encode("ascii", "replace"))
-    return text.encode()
-
-
 def _file(request: Request) -> AssociatedFile:
     try:
-        return AssociatedFile(decode(_bracketed(request.query_params.get("associatedfile", ""))))
+        return AssociatedFile(decode(_unbracketed(request.query_params.get("associatedfile", "").encode())))
     except ValueError as error:
         raise _Failure(
             400, f"Error parsing query parameter associatedfile failed: {printable(str(error), 300)}"

@@ -23,7 +23,7 @@ from starlette.routing import Mount, Route
 from cluster_remote.annex.errors import AnnexError
 from cluster_remote.gateway.errors import NotAllowed, NotServed
 from cluster_remote.gateway.githttp import GitHttp
-from cluster_remote.gateway.p2phttp import P2pHttp, Visitor, challenge, login_of
+from cluster_remote.gateway.p2phttp import P2pHttp, Visitor, challenge, visitor_of
 from cluster_remote.gateway.places import Guesses
 from cluster_remote.gateway.tokens import Tokens, read_claim
 from cluster_remote.p2p.key import UUID
@@ -125,12 +125,14 @@ class Web:
     def _app(self, api: P2pHttp) -> Any:
         git = GitHttp(self._behind.repository, self._admit, self._behind.log.commit, self._git_annex_config, self._log)
         routes = [*api.routes(), *git.routes(), Route("/", self._page)]
-        return Starlette(routes=[Mount(self._path, routes=routes)] if self._path else routes)
+        return Starlette(
+            routes=[Mount(self._path, routes=routes)] if self._path else routes,
+            exception_handlers={NotAllowed: _refused},
+        )
 
     async def _admit(self, request: Request, wanted: Connect) -> str:
         """Let a request for git in; give the name of who makes it. Raises NotAllowed."""
-        address = request.client.host if request.client is not None else "?"
-        visitor = await self._door.visitor(login_of(request), address)
+        visitor = await visitor_of(request, self._door)
         if visitor is not None and visitor.token is not None and not visitor.token.git:
             raise NotAllowed("this token gives no access to the git repository", 403)
         if visitor is not None and visitor.may(wanted):
@@ -148,11 +150,9 @@ class Web:
 
     async def _page(self, request: Request) -> Response:
         """What a person sees with a browser."""
+        await self._admit(request, Connect("git-upload-pack"))
         try:
-            await self._admit(request, Connect("git-upload-pack"))
             state = await self._state()
-        except NotAllowed as refusal:
-            return Response(f"{refusal}\n", refusal.status, refusal.headers, "text/plain")
         except AnnexError as error:
             state = f"<p>{_shown(str(error))}</p>"
         url = f"{_base(request)}{self._path}"
@@ -190,12 +190,18 @@ class _Config(Config):
         return self._shown.context
 
 
+async def _refused(request: Request, refusal: Exception) -> Response:
+    """The answer to any request, whatever it is for, that raises NotAllowed."""
+    assert isinstance(refusal, NotAllowed)
+    return Response(f"{refusal}\n", refusal.status, refusal.headers, "text/plain")
+
+
 def _base(request: Request) -> str:
-    """Scheme and host as the client used them; a reverse proxy says so in X-Forwarded-Proto."""
+    """Scheme and host as the client used them; a reverse proxy says so in X-Forwarded-Proto. Raises NotAllowed."""
     scheme = request.headers.get("x-forwarded-proto", request.url.scheme)
     host = request.headers.get("host", "localhost")
     if scheme not in ("http", "https") or not re.fullmatch(r"[A-Za-z0-9.\-:\[\]_]{1,255}", host):
-        raise NotAllowed("the Host header is not the name of a host", 400)
+        raise NotAllowed("the Host and X-Forwarded-Proto headers do not make a url", 400)
     return f"{scheme}://{host}"
 
 

@@ -242,6 +242,21 @@ def test_what_cannot_be_read_is_a_bad_request(public: Web, endpoint: str) -> Non
     assert public.api(endpoint).status == 400
 
 
+@pytest.mark.parametrize(
+    "path", ["/config", "/", "/info/refs?service=git-upload-pack", "/git-annex/{uuid}/key/WORM-s1--x"]
+)
+def test_a_login_that_is_not_basic_is_a_bad_request_whatever_it_is_for(public: Web, path: str) -> None:
+    answer = public.ask("GET", path.format(uuid=public.cluster.uuid), headers={"Authorization": "Bearer x"})
+    assert (answer.status, b"only Basic" in answer.body) == (400, True)
+
+
+@pytest.mark.parametrize("path", ["/config", "/"])
+@pytest.mark.parametrize("headers", [{"Host": "a b"}, {"X-Forwarded-Proto": "javascript"}], ids=["host", "scheme"])
+def test_a_url_that_cannot_be_shown_is_a_bad_request(public: Web, path: str, headers: dict[str, str]) -> None:
+    answer = public.ask("GET", path, headers=headers)
+    assert (answer.status, b"X-Forwarded-Proto headers" in answer.body) == (400, True)
+
+
 def test_a_content_that_is_not_there_comes_as_nothing_and_is_not_found_by_browsers(public: Web) -> None:
     answer = public.api("key/SHA256-s3--00")
     assert (answer.status, answer.headers["x-git-annex-data-length"], answer.body) == (200, "0", b"")
