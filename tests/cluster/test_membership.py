@@ -358,7 +358,7 @@ async def test_where_a_node_is_choosy_git_annex_itself_does_the_uploads(log: str
             pytest.fail("there is no such repository")
     await session.aclose()
     session = easy.session(CALLER, locations=Log())
-    with pytest.raises(Exception, match=r"^cluster mycluster: no node took .*disk1: /nowhere/disk1: uploading"):
+    with pytest.raises(Exception, match=r"^cluster mycluster: no node took .*disk1 is not there \(/nowhere/disk1\)"):
         async with session.upload(Key("WORM-s1--x"), AssociatedFile()):
             pytest.fail("there is no such repository")
     await session.aclose()
