@@ -5,7 +5,6 @@ from __future__ import annotations
 import uuid as random_uuids
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from cluster_remote.access.configuration import Configuration, our_remotes
 from cluster_remote.access.identity import candidates, node_named, wanted_server
@@ -25,9 +24,6 @@ from cluster_remote.p2p.key import UUID
 from cluster_remote.transport.address import Address, BadAddress, at_node, parse_address
 from cluster_remote.transport.opening import Caller
 from cluster_remote.transport.tls import TlsSettings
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["Place", "caller_of", "looks_like_address", "way_of"]
 

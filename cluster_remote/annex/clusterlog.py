@@ -30,9 +30,9 @@ class ClusterLog:
         entries: list[tuple[logformat.Clock, UUID, frozenset[UUID]]] = []
         for clock, rest in logformat.dated(raw):
             name, separator, nodes = rest.partition(" ")
-            cluster = _uuid(name)
+            cluster = UUID.if_valid(name)
             if cluster is not None and cluster.is_cluster and separator:
-                entries.append((clock, cluster, frozenset(filter(None, map(_uuid, nodes.split(" "))))))
+                entries.append((clock, cluster, frozenset(filter(None, map(UUID.if_valid, nodes.split(" "))))))
         return cls(logformat.newest(entries))
 
     @classmethod
@@ -49,10 +49,3 @@ class ClusterLog:
     def nodes(self, cluster: UUID) -> frozenset[UUID]:
         """Return the nodes of a cluster; empty if it is unknown."""
         return self.members.get(cluster, frozenset())
-
-
-def _uuid(text: str) -> UUID | None:
-    try:
-        return UUID.parse(text)
-    except ValueError:
-        return None

@@ -80,6 +80,14 @@ class GitConfig:
         """Return a setting of one remote: `remote("disk1", "annex-uuid")`."""
         return self.get(f"remote.{name}.{key}", default)
 
+    def remote_uuid(self, name: str) -> UUID | None:
+        """Return the UUID of a remote's repository; None where git-annex has not found it out."""
+        return UUID.if_valid(self.remote(name, "annex-uuid"))
+
+    def clusters_of(self, name: str) -> list[str]:
+        """Return the names of the clusters that a remote is a node of (`annex-cluster-node`), in lower case."""
+        return (self.remote(name, "annex-cluster-node") or "").lower().split()
+
     def clusters(self) -> dict[str, UUID]:
         """Return the clusters that this repository is a gateway of (`annex.cluster.NAME`), name to UUID.
 

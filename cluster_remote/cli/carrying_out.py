@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,9 +14,13 @@ from cluster_remote.p2p.text import visible
 
 if TYPE_CHECKING:
     from cluster_remote.annex.repository import Repository
+    from cluster_remote.lifecycle.facts import Facts
     from cluster_remote.lifecycle.steps import Plan, Runner
 
-__all__ = ["execute", "here", "in_repository"]
+__all__ = ["DryRun", "Yes", "execute", "facts_of", "here", "in_repository"]
+
+DryRun = Annotated[bool, typer.Option("--dry-run", "-n", help="Show what would be done, and do nothing.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 
 def here() -> Runner:
@@ -34,6 +38,13 @@ def in_repository(repository: Repository) -> Runner:
     from cluster_remote.lifecycle.steps import Runner
 
     return Runner(repository, _say)
+
+
+def facts_of(runner: Runner) -> Facts:
+    """What the repository is like now. Raises AnnexError."""
+    from cluster_remote.lifecycle.facts import Facts
+
+    return run(Facts.read, runner.repository)
 
 
 def _say(line: str) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cluster_remote.cli.carrying_out import execute, here
+from cluster_remote.cli.carrying_out import DryRun, Yes, execute, facts_of, here
 from cluster_remote.cli.completion import candidates, nodes, remotes
 from cluster_remote.cli.interrupts import run
 
@@ -30,8 +30,6 @@ Name = Annotated[
     typer.Argument(metavar="NAME", help="The cluster: its remote, or its own name.", autocompletion=remotes),
 ]
 Node = Annotated[str, typer.Argument(metavar="NODE", help="A remote, a description or a UUID.", autocompletion=nodes)]
-DryRun = Annotated[bool, typer.Option("--dry-run", "-n", help="Show what would be done, and do nothing.")]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 Dead = Annotated[bool, typer.Option("--dead", help="Tell git-annex that the old one is gone for good, for everybody.")]
 
 
@@ -51,7 +49,7 @@ def add(
     from cluster_remote.lifecycle.changing import own_cluster, plan_add
 
     runner = here()
-    facts = run(_facts, runner)
+    facts = facts_of(runner)
     own = own_cluster(facts, name)
     if execute(plan_add(facts, own, list(dict.fromkeys(remote))), runner, dry_run, yes) and own.remote is not None:
         runner.say(f"To bring it what the others have: cluster-remote repair {own.remote}")
@@ -76,7 +74,7 @@ def remove(
     from cluster_remote.lifecycle.changing import node_called, own_cluster, plan_remove, remote_of
 
     runner = here()
-    facts = run(_facts, runner)
+    facts = facts_of(runner)
     own = own_cluster(facts, name)
     uuid = node_called(facts, own, node)
     plan = plan_remove(facts, own, uuid, dead=dead)
@@ -106,21 +104,15 @@ def replace(
     from cluster_remote.lifecycle.changing import node_called, own_cluster, plan_add, plan_remove
 
     runner = here()
-    facts = run(_facts, runner)
+    facts = facts_of(runner)
     own = own_cluster(facts, name)
     uuid = node_called(facts, own, old)
     first = plan_add(facts, own, [new])
     done = execute(first, runner, dry_run, yes)
     _fill(own, runner, dry_run)
     if done:
-        facts = run(_facts, runner)
+        facts = facts_of(runner)
     execute(plan_remove(facts, own, uuid, dead=dead), runner, dry_run, yes)
-
-
-async def _facts(runner: Runner) -> Facts:
-    from cluster_remote.lifecycle.facts import Facts
-
-    return await Facts.read(runner.repository)
 
 
 def _fill(own: Own, runner: Runner, dry_run: bool) -> None:

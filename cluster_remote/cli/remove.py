@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from cluster_remote.cli.carrying_out import execute, here
+from cluster_remote.cli.carrying_out import DryRun, Yes, execute, facts_of, here
 from cluster_remote.cli.completion import remotes
-from cluster_remote.cli.interrupts import run
-
-if TYPE_CHECKING:
-    from cluster_remote.lifecycle.facts import Facts
-    from cluster_remote.lifecycle.steps import Runner
 
 __all__ = ["remove", "rename"]
-
-DryRun = Annotated[bool, typer.Option("--dry-run", "-n", help="Show what would be done, and do nothing.")]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 
 def rename(
@@ -33,7 +25,7 @@ def rename(
     from cluster_remote.lifecycle.changing import plan_rename
 
     runner = here()
-    execute(plan_rename(run(_facts, runner), old, new), runner, dry_run, yes)
+    execute(plan_rename(facts_of(runner), old, new), runner, dry_run, yes)
 
 
 def remove(
@@ -51,10 +43,4 @@ def remove(
     from cluster_remote.lifecycle.changing import plan_take_down
 
     runner = here()
-    execute(plan_take_down(run(_facts, runner), name, cluster=cluster), runner, dry_run, yes)
-
-
-async def _facts(runner: Runner) -> Facts:
-    from cluster_remote.lifecycle.facts import Facts
-
-    return await Facts.read(runner.repository)
+    execute(plan_take_down(facts_of(runner), name, cluster=cluster), runner, dry_run, yes)

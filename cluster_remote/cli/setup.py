@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING
 import typer
 
 from cluster_remote.access.settings import BadSettings
-from cluster_remote.cli.carrying_out import execute, here
+from cluster_remote.cli.carrying_out import DryRun, Yes, execute, facts_of, here
 from cluster_remote.cli.completion import candidates, clusters, remotes
 from cluster_remote.cli.interrupts import run
 
 if TYPE_CHECKING:
-    from cluster_remote.lifecycle.serverless import Request
-    from cluster_remote.lifecycle.steps import Plan, Runner
+    from cluster_remote.lifecycle.steps import Runner
 
 __all__ = ["setup"]
 
@@ -51,8 +50,8 @@ def setup(
         help="A remote NAME-NODE for every node, so that the copies there can be verified one by one.",
     ),
     timeout: float = typer.Option(None, help="Seconds without progress before the remote gives up (default 60)."),
-    dry_run: bool = typer.Option(False, "--dry-run", "-n", help="Show what would be done, and do nothing."),
-    yes: bool = typer.Option(False, "--yes", "-y", help="Do not ask."),
+    dry_run: DryRun = False,
+    yes: Yes = False,
 ) -> None:
     """Make a remote for a cluster, join one, or mend it: running it again is harmless.
 
@@ -65,6 +64,7 @@ def setup(
     Example: cluster-remote setup mycluster --node disk1 --node nas
     """
     from cluster_remote.lifecycle.serverless import Request
+    from cluster_remote.lifecycle.setting_up import plan_setup, prepare
 
     if tracking not in {"nodes", "remote"}:
         raise BadSettings(f"--tracking {tracking}: it can be nodes or remote")
@@ -87,12 +87,12 @@ def setup(
     given = {key: value for key, value in parameters.items() if value}
     request = Request(name, url, tuple(dict.fromkeys(node)), cluster, given, share, nodes, autoenable)
     runner = here_in_a_clone()
-    first = run(_preparation, request, runner)
+    first = prepare(facts_of(runner), request)
     if first.steps and not execute(first, runner, dry_run, yes):
         return
     # Somebody who names what others share is shown it; without an answer it is made, and git-annex does not use it yet.
     by_name = not url and not node
-    execute(run(_plan, request, runner), runner, dry_run, yes, may_wait=by_name)
+    execute(run(plan_setup, facts_of(runner), request, runner), runner, dry_run, yes, may_wait=by_name)
     if runner.failed:
         from cluster_remote.annex.errors import AnnexError
 
@@ -119,17 +119,3 @@ def here_in_a_clone() -> Runner:
             raise
         run(in_repository(repository).run, "git", "annex", "init")
         return here()
-
-
-async def _preparation(request: Request, runner: Runner) -> Plan:
-    from cluster_remote.lifecycle.facts import Facts
-    from cluster_remote.lifecycle.setting_up import prepare
-
-    return prepare(await Facts.read(runner.repository), request)
-
-
-async def _plan(request: Request, runner: Runner) -> Plan:
-    from cluster_remote.lifecycle.facts import Facts
-    from cluster_remote.lifecycle.setting_up import plan_setup
-
-    return await plan_setup(await Facts.read(runner.repository), request, runner)

@@ -250,7 +250,7 @@ def chosen_cluster(config: GitConfig, wanted: str | None, logs: BranchLogs | Non
         # git keeps no capitals in such a name.
         if wanted.lower() in (name, uuid.text):
             return uuid, name
-    by_uuid = _uuid(wanted)
+    by_uuid = UUID.if_valid(wanted)
     if by_uuid is not None and logs is not None and logs.clusters.nodes(by_uuid):
         return by_uuid, logs.descriptions.get(by_uuid, "").removeprefix("cluster ") or by_uuid.text
     known = f"there is {names}" if names else "there is none"
@@ -272,14 +272,14 @@ def membership(config: GitConfig, logs: BranchLogs, place: Path, wanted: str | N
     NotInitialised.
     """
     cluster, name = chosen_cluster(config, wanted, logs)
-    own = _uuid(config.get("annex.uuid"))
+    own = UUID.if_valid(config.get("annex.uuid"))
     if own is None:
         raise NotInitialised(f"{place} is not a repository of git-annex: run git annex init in it")
     listed = live_nodes(logs, cluster)
     nodes: dict[UUID, Member] = {}
     missing = _named_but_not_listed(config, logs, cluster)
     for remote in config.remotes():
-        uuid = _uuid(config.remote(remote, "annex-uuid"))
+        uuid = config.remote_uuid(remote)
         if uuid is None or uuid not in listed or not _is_a_way(config, remote, logs):
             continue
         found = _remote(config, remote, place, logs)
@@ -303,8 +303,8 @@ def _named_but_not_listed(config: GitConfig, logs: BranchLogs, cluster: UUID) ->
     return [
         remote
         for remote in config.remotes()
-        if names & set((config.remote(remote, "annex-cluster-node") or "").lower().split())
-        and _uuid(config.remote(remote, "annex-uuid")) not in logs.clusters.nodes(cluster)
+        if names.intersection(config.clusters_of(remote))
+        and config.remote_uuid(remote) not in logs.clusters.nodes(cluster)
     ]
 
 
@@ -376,7 +376,7 @@ def _no_nodes(name: str, missing: list[str]) -> str:
 def _gateways(config: GitConfig, logs: BranchLogs, place: Path, cluster: UUID, near: set[UUID]) -> Iterator[Member]:
     """The other gateways of a cluster, with the nodes that are not near."""
     for remote in config.remotes():
-        uuid = _uuid(config.remote(remote, "annex-uuid"))
+        uuid = config.remote_uuid(remote)
         of = (config.remote(remote, "annex-cluster-gateway") or "").lower().split()
         if uuid is None or cluster.text not in of:
             continue
@@ -468,14 +468,7 @@ def _is_special(config: GitConfig, remote: str, logs: BranchLogs) -> bool:
 def _special_settings(config: GitConfig, remote: str, logs: BranchLogs) -> dict[str, str]:
     """What remote.log has of a remote; nothing of one that is just a git remote."""
     for setting in ("annex-config-uuid", "annex-uuid"):
-        uuid = _uuid(config.remote(remote, setting))
+        uuid = UUID.if_valid(config.remote(remote, setting))
         if uuid is not None and uuid in logs.remotes:
             return dict(logs.remotes[uuid])
     return {}
-
-
-def _uuid(text: str | None) -> UUID | None:
-    try:
-        return UUID.parse(text or "")
-    except ValueError:
-        return None

@@ -367,7 +367,7 @@ class FirstThatAnswers(Session):
         return self._session(self._current).version
 
     async def _connected(self) -> Session:
-        """The session to be asked, which has a connection. Raises what the last way raised."""
+        """The session to be asked, which has a connection. Raises what the first way that was tried raised."""
         count = len(self._ways)
         failure: SessionError | None = None
         for place in [self._current, *(each for each in range(count) if each != self._current)]:

@@ -13,6 +13,7 @@ from cluster_remote.annex.version import NEEDED
 from cluster_remote.diagnosis.checkup import Server
 from cluster_remote.diagnosis.own_clusters import problems_of_own_clusters
 from cluster_remote.diagnosis.problem import Problem
+from cluster_remote.diagnosis.problems import remote_of_removed_node
 from cluster_remote.diagnosis.snapshot import Ours, Snapshot
 from cluster_remote.diagnosis.state import Status
 from cluster_remote.diagnosis.uuid_misuse import made_with_uuid, misused_uuids
@@ -122,7 +123,7 @@ def _clear_text(facts: Snapshot, ours: Ours) -> Iterator[Problem]:
     open_ones = [
         remote
         for remote in facts.config.remotes()
-        if names & set((facts.config.remote(remote, "annex-cluster-node") or "").lower().split())
+        if names.intersection(facts.config.clusters_of(remote))
         and facts.config.boolean(f"remote.{remote}.annex-sync", True)
         and not facts.config.boolean(f"remote.{remote}.annex-ignore")
     ]
@@ -209,7 +210,7 @@ def _costs(facts: Snapshot, ours: Ours) -> Iterator[Problem]:
     own = facts.cost(ours.name)
     nodes = facts.logs.clusters.nodes(ours.uuid)
     if settings.address is None:
-        costs = [facts.cost(name) for name in facts.config.remotes() if facts.uuid_of(name) in nodes]
+        costs = [facts.cost(name) for name in facts.config.remotes() if facts.config.remote_uuid(name) in nodes]
         if costs and own >= min(costs):
             yield Problem(
                 "cost",
@@ -275,14 +276,7 @@ def problems_of_servers(facts: Snapshot, servers: Iterable[Server]) -> Iterator[
     for server in servers:
         ours = by_name[server.remote]
         if server.error is not None and ours.uuid in removed:
-            yield Problem(
-                "node-removed",
-                f"{facts.name_of(ours.uuid)} is no node of a cluster any more, but the remote {ours.name} still leads "
-                "to it through the gateway",
-                "Remove that remote; the repository itself is not touched:",
-                (f"git remote remove -- {ours.quoted}",),
-                about=server.remote,
-            )
+            yield replace(remote_of_removed_node(facts.name_of(ours.uuid), ours.name), about=server.remote)
         elif server.error is not None and any(ours.uuid in nodes for nodes in facts.logs.clusters.members.values()):
             yield Problem(
                 "unreachable",

@@ -24,8 +24,8 @@ def problems_of_own_clusters(facts: Snapshot) -> Iterator[Problem]:
     clusters = facts.config.clusters()
     configured: dict[str, dict[str, UUID | None]] = {}
     for remote in facts.config.remotes():
-        for name in (facts.config.remote(remote, "annex-cluster-node") or "").lower().split():
-            configured.setdefault(name, {})[remote] = facts.uuid_of(remote)
+        for name in facts.config.clusters_of(remote):
+            configured.setdefault(name, {})[remote] = facts.config.remote_uuid(remote)
     for name in sorted(configured.keys() - clusters.keys()):
         yield Problem(
             "no-such-cluster",

@@ -11,7 +11,16 @@ from cluster_remote.diagnosis.problem import Problem
 from cluster_remote.diagnosis.state import ClusterState, NodeState
 from cluster_remote.p2p.key import UUID
 
-__all__ = ["find_problems", "many", "node_without_remote", "not_verified", "unreachable", "unusable"]
+__all__ = [
+    "find_problems",
+    "many",
+    "node_replaced",
+    "node_without_remote",
+    "not_verified",
+    "remote_of_removed_node",
+    "unreachable",
+    "unusable",
+]
 
 # git-annex's own default of annex.diskreserve, in bytes: with less than that it stores nothing more.
 _RESERVE = 100 * 10**6
@@ -100,20 +109,23 @@ def unreachable(uuid: UUID, title: str, error: str | None, name: str, path: str 
 def node_removed(node: NodeState, remote: str | None) -> Problem:
     """A node that its gateway does not lead to any more; `remote` is the one that is left over, if the logs say so."""
     if remote is not None:
-        return Problem(
-            "node-removed",
-            f"{node.title} is no node of a cluster any more, but the remote {remote} still leads to it through the "
-            "gateway",
-            "Remove that remote; the repository itself is not touched:",
-            (f"git remote remove -- {shlex.quote(remote)}",),
-            node=node.uuid,
-        )
+        return replace(remote_of_removed_node(node.title, remote), node=node.uuid)
     return Problem(
         "node-removed",
         f"the gateway does not lead to {node.title} any more: {node.contact.error if node.contact else None}",
         "It may have been taken out of the cluster. Fetch the gateway's git-annex branch, which says so:",
         ("git fetch --all", "git annex merge"),
         node=node.uuid,
+    )
+
+
+def remote_of_removed_node(title: str, remote: str) -> Problem:
+    """A remote that leads to what is no node any more."""
+    return Problem(
+        "node-removed",
+        f"{title} is no node of a cluster any more, but the remote {remote} still leads to it through the gateway",
+        "Remove that remote; the repository itself is not touched:",
+        (f"git remote remove -- {shlex.quote(remote)}",),
     )
 
 

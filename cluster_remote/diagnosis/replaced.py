@@ -26,13 +26,9 @@ def strangers(config: GitConfig, logs: BranchLogs, cluster: UUID) -> dict[str, U
     listed = logs.clusters.nodes(cluster)
     found: dict[str, UUID] = {}
     for remote in config.remotes():
-        if names & set((config.remote(remote, "annex-cluster-node") or "").lower().split()):
-            try:
-                uuid = UUID.parse(config.remote(remote, "annex-uuid") or "")
-            except ValueError:
-                continue
-            if uuid not in listed:
-                found[remote] = uuid
+        uuid = config.remote_uuid(remote)
+        if names.intersection(config.clusters_of(remote)) and uuid is not None and uuid not in listed:
+            found[remote] = uuid
     return found
 
 

@@ -14,7 +14,7 @@ from cluster_remote.annex.verification import Pending
 from cluster_remote.cluster.membership import cost_of, way_to
 from cluster_remote.p2p.key import UUID
 
-__all__ = ["Branch", "Ours", "Snapshot", "as_uuid"]
+__all__ = ["Branch", "Ours", "Snapshot"]
 
 
 @dataclass(frozen=True)
@@ -91,21 +91,9 @@ class Snapshot:
         """The remotes of this repository that are the given one."""
         return [name for name in self.config.remotes() if self.config.remote(name, "annex-uuid") == uuid.text]
 
-    def uuid_of(self, remote: str) -> UUID | None:
-        """Who a remote of this repository is; None where git-annex does not know."""
-        return as_uuid(self.config.remote(remote, "annex-uuid"))
-
     def cost(self, remote: str) -> float:
         """What git-annex takes a remote to cost."""
         for ours in self.ours:
             if ours.name == remote and ours.settings is not None and not self.config.remote(remote, "annex-cost"):
                 return float(ours.settings.cost)
         return cost_of(self.config, remote, way_to(self.config, remote, self.place), self.logs)
-
-
-def as_uuid(text: str | None) -> UUID | None:
-    """A UUID as the configuration has it; None for anything else."""
-    try:
-        return UUID.parse(text or "")
-    except ValueError:
-        return None

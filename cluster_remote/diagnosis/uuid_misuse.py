@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from cluster_remote.annex.branchlog import BranchLogs
 from cluster_remote.annex.gitconfig import GitConfig
 from cluster_remote.diagnosis.problem import Problem
-from cluster_remote.diagnosis.snapshot import Snapshot, as_uuid
+from cluster_remote.diagnosis.snapshot import Snapshot
 from cluster_remote.p2p.key import UUID
 
 __all__ = ["made_with_uuid", "misused_uuids"]
@@ -24,7 +24,7 @@ def misused_uuids(config: GitConfig, logs: BranchLogs) -> dict[str, UUID]:
     """
     found: dict[str, UUID] = {}
     for name in config.remotes():
-        uuid = as_uuid(config.remote(name, "annex-uuid"))
+        uuid = config.remote_uuid(name)
         if uuid not in logs.remotes or config.remote(name, "annex-config-uuid") or config.remote(name, "url"):
             continue
         ours = config.remote(name, "annex-externaltype") == "cluster"

@@ -134,7 +134,7 @@ def _renamed_cluster(facts: Facts, old: str, new: str, uuid: UUID) -> Iterator[S
         raise BadSettings(f"this repository has a cluster {new!r} already; choose another name")
     yield from facts.setting(f"annex.cluster.{new}", uuid.text)
     for remote in facts.nodes_here(old):
-        yield from facts.node_of(remote, [new if each == old else each for each in facts.node_names(remote)])
+        yield from facts.node_of(remote, [new if each == old else each for each in facts.config.clusters_of(remote)])
     yield from facts.setting(f"annex.cluster.{old}", None)
     if facts.logs.descriptions.get(uuid, "").lower() == f"cluster {old}":
         yield Describe(uuid, f"cluster {new}", facts.logs.descriptions[uuid])

@@ -35,7 +35,7 @@ class Stored:
     @property
     def sameas(self) -> UUID | None:
         """The repository that it is the same as."""
-        return _uuid(self.parameters.get("sameas-uuid", ""))
+        return UUID.if_valid(self.parameters.get("sameas-uuid"))
 
     @property
     def given(self) -> dict[str, str]:
@@ -67,7 +67,7 @@ class Facts:
 
     def remote_uuid(self, remote: str) -> UUID | None:
         """The UUID of a remote's repository; None where git-annex has not found it out."""
-        return _uuid(self.config.remote(remote, "annex-uuid") or "")
+        return self.config.remote_uuid(remote)
 
     def ours(self, remote: str) -> bool:
         """Whether a remote of this repository is served by this program."""
@@ -75,7 +75,7 @@ class Facts:
 
     def stored_of(self, remote: str) -> Stored | None:
         """What remote.log has of a remote of ours that is here."""
-        uuid = _uuid(self.config.remote(remote, "annex-config-uuid") or "") or self.remote_uuid(remote)
+        uuid = UUID.if_valid(self.config.remote(remote, "annex-config-uuid")) or self.remote_uuid(remote)
         return next((each for each in self.stored if each.uuid == uuid), None)
 
     def accepted(self, stored: Stored) -> bool:
@@ -106,13 +106,10 @@ class Facts:
         description = self.logs.descriptions.get(cluster, "")
         return description.removeprefix("cluster ") if description.startswith("cluster ") else None
 
-    def node_names(self, remote: str) -> list[str]:
-        """The clusters that a remote is a node of here, by name."""
-        return (self.config.remote(remote, "annex-cluster-node") or "").lower().split()
-
     def nodes_here(self, cluster: str) -> dict[str, UUID | None]:
         """The remotes of this repository that are nodes of a cluster of it."""
-        return {each: self.remote_uuid(each) for each in self.config.remotes() if cluster in self.node_names(each)}
+        remotes = (each for each in self.config.remotes() if cluster in self.config.clusters_of(each))
+        return {each: self.remote_uuid(each) for each in remotes}
 
     def cost(self, remote: str) -> float | None:
         """What the user has said that a remote costs."""
@@ -160,10 +157,3 @@ def _stored(repository: Repository, logs: BranchLogs, accepted: Mapping[UUID, Ma
         if parameters.get("externaltype") == "cluster":
             name = parameters.get("sameas-name") or parameters.get("name") or ""
             yield Stored(uuid, name, parameters, uuid in private)
-
-
-def _uuid(text: str) -> UUID | None:
-    try:
-        return UUID.parse(text)
-    except ValueError:
-        return None

@@ -140,13 +140,13 @@ def plan_change(facts: Facts, change: Change) -> Plan:
     wanted = (listed - leaving) | frozenset(gained.values())
     steps: list[Step] = []
     for remote in change.gains:
-        if name not in facts.node_names(remote):
-            steps += facts.node_of(remote, [*facts.node_names(remote), name])
+        if name not in facts.config.clusters_of(remote):
+            steps += facts.node_of(remote, [*facts.config.clusters_of(remote), name])
         if change.hidden:
             steps += facts.setting(f"remote.{remote}.annex-sync", "false")
     for remote in facts.config.remotes():
-        if facts.remote_uuid(remote) in leaving and name in facts.node_names(remote):
-            steps += facts.node_of(remote, [each for each in facts.node_names(remote) if each != name])
+        if facts.remote_uuid(remote) in leaving and name in facts.config.clusters_of(remote):
+            steps += facts.node_of(remote, [each for each in facts.config.clusters_of(remote) if each != name])
     steps += _recorded(facts, change, listed, wanted, {*gained.values()})
     notes: tuple[str, ...] = ()
     if change.hidden and gained:

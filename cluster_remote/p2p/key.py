@@ -102,6 +102,14 @@ class UUID(_Text):
         """Parse a UUID. Raises ValueError for anything but 8-4-4-4-12 hexadecimal digits."""
         return cls(text)
 
+    @classmethod
+    def if_valid(cls, text: str | None) -> UUID | None:
+        """Parse a UUID; None for anything else."""
+        try:
+            return cls(text or "")
+        except ValueError:
+            return None
+
     @property
     def is_cluster(self) -> bool:
         """Return whether this is a cluster's UUID: version 8, first octet 0xac (as git-annex marks them)."""

@@ -42,8 +42,7 @@ def is_away(address: Address | None, git_dir: str, cluster: UUID) -> bool:
     nodes = [
         remote
         for remote in config.remotes()
-        if names & set((config.remote(remote, "annex-cluster-node") or "").lower().split())
-        and not config.boolean(f"remote.{remote}.annex-ignore")
+        if names.intersection(config.clusters_of(remote)) and not config.boolean(f"remote.{remote}.annex-ignore")
     ]
     places = [_directory(config, remote, git_dir) for remote in nodes]
     if not places or None in places:
