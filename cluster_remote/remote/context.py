@@ -30,7 +30,14 @@ from cluster_remote.remote.behind import NodesBehind
 from cluster_remote.remote.causes import Causes
 from cluster_remote.remote.chunks import stored_as
 from cluster_remote.remote.pool import SessionPool
-from cluster_remote.remote.retrieval import Damaged, NotRetrieved, can_be_looked_at, retrieve, retrieve_whole
+from cluster_remote.remote.retrieval import (
+    Damaged,
+    NotRetrieved,
+    can_be_looked_at,
+    retrieve,
+    retrieve_apart,
+    retrieve_whole,
+)
 
 __all__ = ["Context"]
 
@@ -244,6 +251,9 @@ class Context:
         `tell` is told of a damaged copy. Raises NotRetrieved, CannotWrite, SessionError.
         """
         stored = stored_as(key)
+        if not stored.is_verifiable:
+            await retrieve_apart(session, stored, path, progress)
+            return
         if not can_be_looked_at(stored):
             await retrieve(session, stored, path, progress)
             return

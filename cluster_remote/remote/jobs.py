@@ -14,7 +14,9 @@ import queue
 import sys
 from collections import deque
 
-from cluster_remote.remote.protocol import AnnexMaster
+from annexremote import RemoteError
+
+from cluster_remote.remote.protocol import AnnexMaster, is_error
 from cluster_remote.remote.remote import ClusterRemote, Shared
 
 TYPE_CHECKING = False
@@ -82,23 +84,24 @@ class _Job:
 
     def __init__(self, master: AnnexMaster, replied: Callable[[_Job], str]) -> None:
         self.master = master
-        self.over = False
-        """Whether it ended with an error: nobody listens to it any more."""
         self.replies: queue.SimpleQueue[str] = queue.SimpleQueue()
         """What git-annex replies to a thread that has asked it, once the loop runs; the empty text at the end."""
         self._replied = replied
         master.input = self
 
     def readline(self) -> str:
-        """What git-annex replies to a question; the empty text at the end."""
-        return self._replied(self)
+        """What git-annex replies to a question; the empty text at the end. Raises RemoteError for an ERROR."""
+        reply = self._replied(self)
+        if is_error(reply):
+            raise RemoteError(f"git-annex does not tell what it was asked: {reply[len('ERROR ') :].strip()}")
+        return reply
 
 
 class _JobMaster(AnnexMaster):
-    """Speaks for one job over the line that all of them share."""
+    """Speaks for one job over the line that all of them share. An ERROR is for all of them, and the end."""
 
     def __init__(self, whole: AnnexMaster, number: str, shared: Shared) -> None:
-        super().__init__(whole.output)
+        super().__init__(whole.output, shared.questions)
         self.number = number
         self._whole = whole
         self._prefix = f"J {number} "
@@ -107,7 +110,7 @@ class _JobMaster(AnnexMaster):
         self.protocol.extensions = whole.protocol.extensions
 
     def _write(self, lines: list[str]) -> None:
-        self._whole.say("\n".join(self._prefix + line for line in lines))
+        self._whole.say("\n".join(line if is_error(line) else self._prefix + line for line in lines))
 
 
 class _Service:
@@ -116,7 +119,7 @@ class _Service:
     def __init__(self, stdin: int, stdout: io.TextIOWrapper) -> None:
         self._input = _Input(stdin)
         self._shared = Shared()
-        self._whole = AnnexMaster(stdout)
+        self._whole = AnnexMaster(stdout, self._shared.questions)
         self._whole.LinkRemote(ClusterRemote(self._whole, self._shared))
         # The only job there is, unless there are numbers.
         self._only = _Job(self._whole, self._replied)
@@ -134,9 +137,7 @@ class _Service:
             if job.master.needs_sessions(request):
                 self._input.put_back(line)
                 return True
-            if not job.over:
-                job.over = not job.master.answer(request)
-            if self._only.over:
+            if not job.master.answer(request):
                 break
         return False
 
@@ -144,6 +145,9 @@ class _Service:
         """Whose line it is, and the line as that job knows it."""
         tag, _space, rest = line.partition(" ")
         number, space, request = rest.partition(" ")
+        if is_error(line) and self._shared.questions.asking is not None:
+            # With ASYNC as well, it has no number.
+            return next(job for job in self._jobs() if job.master is self._shared.questions.asking), line
         if not (self._whole.asynchronous and tag == "J" and space):
             return self._only, line
         if number not in self._numbered:
@@ -201,7 +205,7 @@ class _Service:
             job, text = self._job_of(line)
             if job.master.talking:
                 job.replies.put(text)
-            elif not job.over:
+            else:
                 requests.start_soon(self._answer, job, text)
 
     async def _answer(self, job: _Job, request: str) -> None:
@@ -210,11 +214,10 @@ class _Service:
         if isinstance(job.master, _JobMaster):
             JOB.set(job.master.number)
         try:
-            job.over = not await job.master.answer_in_the_loop(request)
+            if not await job.master.answer_in_the_loop(request):
+                self._listening.cancel()
         except BrokenPipeError:
             # git-annex is gone, which its end of our input may not show.
-            self._listening.cancel()
-        if self._only.over:
             self._listening.cancel()
 
     async def _flush_now_and_then(self) -> None:

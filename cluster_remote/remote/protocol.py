@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import sys
 import threading
+from contextlib import contextmanager
 
 from annexremote import Master, ProtocolError, RemoteError, SpecialRemote, UnsupportedRequest
 from annexremote.annexremote import AnnexError, Protocol
@@ -18,7 +19,7 @@ from cluster_remote.p2p.text import printable
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import typing
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from typing import Any, TypeVar
 
     T = TypeVar("T")
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
             """A line with its newline; the empty text at the end."""
 
 
-__all__ = ["AnnexMaster", "one_line", "standard_streams"]
+__all__ = ["AnnexMaster", "Questions", "is_error", "one_line", "standard_streams"]
 
 
 def one_line(text: str) -> str:
@@ -52,6 +53,11 @@ _WITH_SESSIONS = _IN_THE_LOOP | {"INITREMOTE", "WHEREIS"}
 _EXTENSIONS = ("INFO", "ASYNC", "UNAVAILABLERESPONSE")
 
 
+def is_error(line: str) -> bool:
+    """Return whether a line is an ERROR, which has no job's number in either direction."""
+    return line.startswith("ERROR ")
+
+
 def _word(line: str) -> str:
     return line.rstrip("\n").partition(" ")[0].upper()
 
@@ -67,6 +73,13 @@ class _Protocol(Protocol):  # type: ignore[misc] # annexremote has no types
 
     def do_GETAVAILABILITY(self) -> str:
         return f"AVAILABILITY {self.remote.getavailability().upper()}"
+
+    def do_GETORDERED(self) -> str:
+        # A file is written from its beginning to its end, or appears as a whole.
+        return "ORDERED"
+
+    def do_ERROR(self, message: str = "") -> str:
+        raise ProtocolError(f"git-annex gave up: {message}")
 
     def command(self, line: str) -> Any:
         word, _space, parameters = line.partition(" ")
@@ -114,13 +127,32 @@ class _Protocol(Protocol):  # type: ignore[misc] # annexremote has no types
         raise UnsupportedRequest
 
 
+class Questions:
+    """One question to git-annex at a time, whichever job asks it: an ERROR in reply does not say which it is for."""
+
+    def __init__(self) -> None:
+        self._one = threading.Lock()
+        self.asking: AnnexMaster | None = None
+
+    @contextmanager
+    def asked_by(self, master: AnnexMaster) -> Iterator[None]:
+        """Until the reply has come."""
+        with self._one:
+            self.asking = master
+            try:
+                yield
+            finally:
+                self.asking = None
+
+
 class AnnexMaster(Master):  # type: ignore[misc] # annexremote has no types
     """Speaks with git-annex, or for one of its jobs."""
 
     input: Lines
 
-    def __init__(self, output: io.TextIOWrapper) -> None:
+    def __init__(self, output: io.TextIOWrapper, questions: Questions) -> None:
         super().__init__(output)
+        self._questions = questions
         # Most comes from the event loop, but not all: some requests are answered by threads.
         self._sending = threading.Lock()
         self._held: list[str] = []
@@ -139,6 +171,10 @@ class AnnexMaster(Master):  # type: ignore[misc] # annexremote has no types
     def LinkRemote(self, remote: SpecialRemote) -> None:
         self.remote = remote
         self.protocol = _Protocol(remote)
+
+    def _ask(self, request: str, keyword: str, count: int) -> Any:
+        with self._questions.asked_by(self):
+            return super()._ask(request, keyword, count)
 
     def greet(self) -> None:
         """The first line of the protocol."""
@@ -186,6 +222,10 @@ class AnnexMaster(Master):  # type: ignore[misc] # annexremote has no types
     def _reply_to(self, line: str) -> tuple[str, bool]:
         try:
             return self.protocol.command(line.removesuffix("\n")) or "", True
+        except RemoteError as error:
+            # This kind of request cannot be answered with a failure.
+            self.debug(one_line(str(error)))
+            return "UNSUPPORTED-REQUEST", True
         except Exception as error:  # noqa: BLE001 -- see above
             return _last_reply(error)
 
@@ -235,7 +275,7 @@ def _last_reply(error: Exception) -> tuple[str, bool]:
         case UnsupportedRequest():
             return "UNSUPPORTED-REQUEST", True
         case AnnexError() | SyntaxError():
-            # Where the protocol has no way to refuse, or git-annex does not keep to it, only the end is left.
+            # Where git-annex does not keep to the protocol, only the end is left.
             return f"ERROR {one_line(str(error))}", False
         case _:
             return f"ERROR {one_line(f'internal error: {type(error).__name__}: {error}')}", False

@@ -12,9 +12,9 @@ import threading
 import time
 from contextlib import contextmanager
 
-from annexremote import ProtocolError, RemoteError, SpecialRemote
+from annexremote import RemoteError, SpecialRemote
 
-from cluster_remote.remote.protocol import AnnexMaster, one_line
+from cluster_remote.remote.protocol import AnnexMaster, Questions, one_line
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ class Shared:
     def __init__(self) -> None:
         self.settings: Settings | None = None
         self.context: Context | None = None
+        self.questions = Questions()
         # Held while git-annex is asked for what all of them need.
         self.asking = threading.RLock()
         # What the user has been told in this run.
@@ -255,7 +256,7 @@ class ClusterRemote(SpecialRemote):  # type: ignore[misc] # annexremote has no t
         if "GETGITREMOTENAME" in self.annex.protocol.extensions:
             try:
                 return str(self.annex.getgitremotename())
-            except ProtocolError:
+            except RemoteError:
                 # Before 10.20260115 git-annex answers with ERROR during INITREMOTE; the parameters have the name then.
                 return ""
         return ""

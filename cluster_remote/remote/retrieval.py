@@ -1,9 +1,10 @@
 """A file that a content is downloaded into, which may hold a part of it already.
 
-A content that is not large and whose key names a checksum is looked at before git-annex gets it: a damaged copy on one
-node must not hide the good ones. It lies beside until it is whole and right, then it is renamed into its place, which
-git-annex takes better than a file that grows under its eyes. Large contents go straight into the file, where git-annex
-checks them as they come; when it does not like what a node gave, it asks again, and another node is asked.
+Where git-annex is itself a gateway it passes on a file that grows, so nothing may be written twice. A content without
+a checksum, which is begun anew when its node fails, lies beside until it is whole and is renamed then. So does one that
+is not large and whose key names a checksum: it is checked before git-annex gets it, since a damaged copy on one node
+must not hide the good ones. Other contents go straight into the file, and git-annex checks them as they come; when it
+does not like what a node gave, it asks again, and another node is asked.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from cluster_remote.p2p.errors import SessionError
 from cluster_remote.p2p.key import UUID, AssociatedFile, Key
 from cluster_remote.p2p.session import Progress, Session
 
-__all__ = ["CannotWrite", "Damaged", "NotRetrieved", "can_be_looked_at", "retrieve", "retrieve_whole"]
+__all__ = ["CannotWrite", "Damaged", "NotRetrieved", "can_be_looked_at", "retrieve", "retrieve_apart", "retrieve_whole"]
 
 # Bytes of a content up to which it is looked at here: reading it twice takes no time that anybody notices.
 _LOOKED_AT = 8 * 1024 * 1024
@@ -52,8 +53,7 @@ async def retrieve_whole(session: Session, key: Key, path: bytes, progress: Prog
 
     Raises Damaged, then nothing is left at `path`; NotRetrieved, CannotWrite, SessionError.
     """
-    folder, _, name = path.rpartition(b"/")
-    beside = (folder or b".") + b"/.cluster-remote-" + name[-200:]
+    beside = _beside(path)
     try:
         # That it can be written to shows now, not when all has come. An earlier download may have left a part in it.
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666))
@@ -70,6 +70,30 @@ async def retrieve_whole(session: Session, key: Key, path: bytes, progress: Prog
     except OSError as error:
         raise _cannot_write(path, error) from None
     raise Damaged(f"{session.name} gave a damaged copy of {key}", origin)
+
+
+async def retrieve_apart(session: Session, key: Key, path: bytes, progress: Progress) -> None:
+    """Download a content without a checksum beside the file at `path`, and rename it there when it is whole.
+
+    When its node fails it is begun anew at another one, and git-annex may be passing on what is at `path` meanwhile.
+    Raises NotRetrieved, CannotWrite, SessionError.
+    """
+    beside = _beside(path)
+    try:
+        with suppress(FileNotFoundError):
+            os.unlink(path)  # noqa: PTH108 -- bytes
+        await retrieve(session, key, beside, progress)
+        os.replace(beside, path)  # noqa: PTH105 -- bytes
+    except OSError as error:
+        raise _cannot_write(path, error) from None
+    finally:
+        with suppress(OSError):
+            os.unlink(beside)  # noqa: PTH108 -- bytes
+
+
+def _beside(path: bytes) -> bytes:
+    folder, _, name = path.rpartition(b"/")
+    return (folder or b".") + b"/.cluster-remote-" + name[-200:]
 
 
 def _length(path: bytes) -> int:

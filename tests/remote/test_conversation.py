@@ -66,11 +66,26 @@ def test_cost_and_availability_follow_from_the_address(site: Site, url: str, cos
         assert annex.debug == []
 
 
-@pytest.mark.parametrize("line", ["CLAIMURL http://x/", "GETORDERED", "IMPORTKEYSUPPORTED", "TRANSFER THROW a b"])
+@pytest.mark.parametrize("line", ["CLAIMURL http://x/", "IMPORTKEYSUPPORTED", "TRANSFER THROW a b"])
 def test_requests_that_are_not_supported_are_answered(site: Site, line: str) -> None:
     with site.driver() as annex:
         annex.prepare()
         assert annex.ask(line) in {"UNSUPPORTED-REQUEST", "CLAIMURL-FAILURE"}
+        assert annex.ask("GETCOST") == "COST 100"
+
+
+def test_a_refused_question_fails_the_request_and_not_the_program(site: Site) -> None:
+    with site.driver() as annex:
+        annex.say("PREPARE")
+        assert annex.read() == "GETUUID"
+        annex.say("ERROR cannot send GETUUID here")
+        assert annex.answer().startswith("PREPARE-FAILURE ")
+        # There is no failure that git-annex would understand.
+        annex.say("GETCOST")
+        assert annex.read() == "GETUUID"
+        annex.say("ERROR cannot send GETUUID here")
+        assert annex.answer() == "UNSUPPORTED-REQUEST"
+        annex.prepare()
         assert annex.ask("GETCOST") == "COST 100"
 
 

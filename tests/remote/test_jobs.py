@@ -11,17 +11,18 @@ from typing import cast
 
 import pytest
 
-from cluster_remote.remote.protocol import AnnexMaster
+from cluster_remote.remote.protocol import AnnexMaster, Questions
 from tests.remote.driver import EXTENSIONS, Driver
 from tests.remote.sites import Site, messages
 from tests.support.peers import Expect, ScriptedPeer, Stall, opening
 
 
 class Jobs:
-    """git-annex's side of several jobs over one driver."""
+    """git-annex's side of several jobs over one driver. It does not answer to what is `refused`."""
 
-    def __init__(self, driver: Driver) -> None:
+    def __init__(self, driver: Driver, refused: str = "") -> None:
         self.driver = driver
+        self.refused = refused
         self.asked: list[str] = []
         self.debug: list[str] = []
         assert "ASYNC" in driver.ask(EXTENSIONS).split()
@@ -49,6 +50,10 @@ class Jobs:
         known |= {"GETGITDIR": ".git", "GETGITREMOTENAME": "driven"}
         if word in known:
             self.asked.append(word)
+            if word == self.refused:
+                # Without a number, as git-annex does it.
+                self.driver.say(f"ERROR cannot send {word} here")
+                return None
             self.say(int(number), f"VALUE {known[word]}")
         elif word == "DEBUG":
             self.debug.append(rest)
@@ -118,6 +123,33 @@ def test_a_job_that_fails_does_not_disturb_the_others(site: Site, tmp_path: Path
     assert answers[3] == "UNSUPPORTED-REQUEST"
 
 
+def test_a_question_that_git_annex_answers_with_an_error_fails_each_request_that_needs_it(site: Site) -> None:
+    key = "SHA256E-s4--" + "3" * 64
+    with site.driver() as driver:
+        jobs = Jobs(driver, refused="GETGITDIR")
+        for job in range(1, 5):
+            jobs.say(job, f"CHECKPRESENT {key}")
+        answers = dict(jobs.answer() for _ in range(4))
+        assert answers.keys() == {1, 2, 3, 4}
+        for answer in answers.values():
+            assert answer.startswith(f"CHECKPRESENT-UNKNOWN {key} ")
+            assert "GETGITDIR" in answer
+        jobs.refused = ""
+        jobs.say(2, f"CHECKPRESENT {key}")
+        assert jobs.answer() == (2, f"CHECKPRESENT-FAILURE {key}")
+
+
+def test_an_error_is_for_all_jobs_and_the_end(site: Site) -> None:
+    with site.driver() as driver:
+        jobs = Jobs(driver)
+        jobs.say(1, "PREPARE")
+        assert jobs.answer() == (1, "PREPARE-SUCCESS")
+        jobs.say(1, "TRANSFER STORE")
+        assert driver.read().startswith("ERROR ")
+        assert driver.read() == ""
+        assert driver.process.wait(20) == 0
+
+
 def test_debug_messages_of_a_conversation_go_to_the_job_that_has_it(site: Site) -> None:
     site.client.add("traced", b"traced")
     done = site.client.annex("copy", "-J3", "--debug", "--to", "mycl", "traced")
@@ -142,7 +174,7 @@ def test_when_git_annex_hangs_up_requests_under_way_are_given_up_at_once(site: S
 
 def test_a_mistake_in_the_program_ends_a_job_with_a_word() -> None:
     output = io.StringIO()
-    master = AnnexMaster(cast(io.TextIOWrapper, output))
+    master = AnnexMaster(cast(io.TextIOWrapper, output), Questions())
 
     class Broken:
         def prepare(self) -> None:
