@@ -219,3 +219,17 @@ def test_outside_of_a_gateway_s_repository_it_says_what_to_do(site: Cluster, tmp
     assert "there is mycluster" in said
     named = site.gateway.environment.run(*SERVE, "--cluster", "mycluster", cwd=site.gateway.path, input=b"")
     assert named.stdout.decode() == f"AUTH-SUCCESS {site.uuid}\n"
+
+
+def test_of_several_clusters_the_named_one_is_served(cluster: Cluster) -> None:
+    gateway = cluster.gateway
+    gateway.git("config", "remote.node1.annex-cluster-node", "mycluster other")
+    gateway.annex("initcluster", "other")
+    gateway.annex("updatecluster")
+    other = gateway.git("config", "annex.cluster.other").stdout.decode().strip()
+    refused = gateway.environment.run(*SERVE, cwd=gateway.path, input=b"", check=False)
+    assert refused.returncode != 0
+    assert b"mycluster" in refused.stderr
+    for uuid in (other, cluster.uuid, cluster.nodes[0].uuid):
+        named = gateway.environment.run(*SERVE, "--uuid", uuid, cwd=gateway.path, input=b"")
+        assert named.stdout.decode() == f"AUTH-SUCCESS {uuid}\n"
