@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import select
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import pytest
@@ -24,6 +25,8 @@ CLIENT = "c11e0000-0000-4000-8000-000000000002"
 ELSEWHERE = "0e15e000-0000-4000-8000-000000000003"
 KEY = "SHA256E-s5--2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824"
 ABSENT = "SHA256E-s5--0000000000000000000000000000000000000000000000000000000000000000"
+PARTIAL = "WORM-s5-m1--only-on-the-first-node"
+UNKNOWN = "WORM-s5-m1--on-all-nodes-and-in-no-log"
 CONTENT = b"hello"
 ANSWER_SECONDS = 30.0
 # How long nothing has to come until it counts as no answer.
@@ -39,7 +42,8 @@ class Sites:
     ours: Gateway
 
     def uuid(self, who: str) -> str:
-        return self.native.uuid if who == "cluster" else self.native.nodes[0].uuid
+        """Of the cluster, or of the `node` that is its first, of `node1` or of `node2`."""
+        return self.native.uuid if who == "cluster" else self.native.nodes[int(who.removeprefix("node") or 0)].uuid
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +51,10 @@ def sites(make_environment: Callable[[], Environment]) -> Iterator[Sites]:
     environment = make_environment()
     native = make_cluster(environment, environment.directory / "native")
     with gateway_of(make_cluster(environment, environment.directory / "ours")) as gateway:
+        for cluster in (native, gateway.cluster):
+            cluster.nodes[0].set_key(PARTIAL, CONTENT)
+            for node in cluster.nodes:
+                node.set_key(UNKNOWN, CONTENT)
         yield Sites(native, gateway)
 
 
@@ -260,6 +268,74 @@ def test_a_cluster_answers_a_removal_in_the_same_way(sites: Sites, version: int)
     assert ours(sites, "cluster", said, version) == native(sites, "cluster", said, version)
 
 
+# Which of the three nodes have a content.
+STATES = {"everywhere": (0, 1, 2), "on the first node": (0,), "on the other nodes": (1, 2), "nowhere": ()}
+
+
+@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("version", [0, 4, *only_in_all(1, 2, 3)])
+def test_every_message_is_answered_in_the_same_way_wherever_the_content_is(
+    sites: Sites, state: str, version: int
+) -> None:
+    for who in ("cluster", "node"):
+        names = ("kept", "removed", "late", "brought")
+        contents = {name: f"{name} {state} {version} {who}".encode() for name in names}
+        lay_down(sites, contents, STATES[state])
+        said = spoken(about(who, STATES[state], contents, version), version)
+        answers, theirs = ours(sites, who, said, version), native(sites, who, said, version)
+        if who == "node" and version >= 2:
+            # That a node's removal names the node is in docs/differences.md.
+            node = sites.uuid("node")
+            answers = ["SUCCESS" if answer == f"SUCCESS-PLUS {node}" else answer for answer in answers]
+        assert answers == theirs, who
+
+
+def lay_down(sites: Sites, contents: Mapping[str, bytes], nodes: tuple[int, ...]) -> None:
+    """Have the contents on these nodes, with the gateway's knowledge save for the one that was brought."""
+    for number in nodes:
+        said: list[Said] = []
+        for name, content in contents.items():
+            if name == "brought":
+                for cluster in (sites.native, sites.ours.cluster):
+                    cluster.nodes[number].set_key(key_of(content), content)
+            else:
+                said += [f"PUT  {key_of(content)}", None, f"DATA {len(content)}", content, None]
+        for play in (native, ours):
+            assert set(play(sites, f"node{number}", said, 0)) == {"PUT-FROM 0", "SUCCESS", CLOSED}
+
+
+def key_of(content: bytes) -> str:
+    return f"SHA256E-s{len(content)}--{hashlib.sha256(content).hexdigest()}"
+
+
+def about(who: str, nodes: tuple[int, ...], contents: Mapping[str, bytes], version: int) -> list[Said]:
+    """All that can be said about a content that these nodes have."""
+    here = 0 in nodes if who == "node" else len(nodes) == 3
+    there = bool(nodes) if who == "cluster" else here
+    content = contents["kept"]
+    kept, removed, late, brought = (key_of(each) for each in contents.values())
+    check: list[Said] = [f"CHECKPRESENT {kept}", None]
+    said: list[Said] = [*check, f"LOCKCONTENT {kept}", None, "GETTIMESTAMP", None]
+    if who == "node" and there:
+        said[-2:] = ["UNLOCKCONTENT"]
+    if there or who == "node":
+        # What a cluster answers whose nodes all lack it is in docs/differences.md.
+        for offset in (0, 2, len(content), len(content) + 4):
+            said += [f"GET {offset} a%file {kept}", None, "SUCCESS"]
+    if here and version >= 3:
+        # The same of one that some lack.
+        said += [f"REMOVE-BEFORE 1 {kept}", None, *check]
+    upload: list[Said] = [f"PUT  {kept}", None]
+    sent: list[Said] = [f"DATA {len(content)}", content, "VALID", None]
+    said += [*upload, *check] if here else [*upload, *sent, *check, *upload]
+    said += [f"REMOVE {removed}", None, f"CHECKPRESENT {removed}", None, f"REMOVE {removed}", None]
+    if version >= 3:
+        said += [f"REMOVE-BEFORE 99999999 {late}", None, f"CHECKPRESENT {late}", None]
+    if version >= 4:
+        said += [f"PUT  {brought}", None, *([] if here else ["DATA-PRESENT", None])]
+    return said
+
+
 @pytest.mark.parametrize("mode", [Mode.READ_ONLY, Mode.APPEND_ONLY])
 @pytest.mark.parametrize("who", ["cluster", "node"])
 def test_what_is_refused_is_refused_in_the_same_words(sites: Sites, who: str, mode: Mode) -> None:
@@ -301,6 +377,9 @@ DIFFERENCES = {
     "a removal whose time is over, of a content that is nowhere": Difference(
         "cluster", [f"REMOVE-BEFORE 1 {ABSENT}", None], [REMOVED, CLOSED], ["FAILURE", CLOSED]
     ),
+    "a removal whose time is over, of a content that only some nodes have": Difference(
+        "cluster", [f"REMOVE-BEFORE 1 {PARTIAL}", None], ["FAILURE-PLUS …", CLOSED], ["FAILURE", CLOSED]
+    ),
     "a removal whose time is over, in a version that has no such thing": Difference(
         "node",
         [*put(), f"REMOVE-BEFORE 1 {KEY}", None, *CHECK, *REMOVE],
@@ -335,6 +414,12 @@ DIFFERENCES = {
         ["PUT-FROM 0", "ERROR expected DATA", CLOSED],
         ["PUT-FROM 0", "FAILURE", CLOSED],
         version=3,
+    ),
+    "a content of which the gateway learns by an upload": Difference(
+        "cluster",
+        [f"PUT  {UNKNOWN}", None, f"CHECKPRESENT {UNKNOWN}", None],
+        ["ALREADY-HAVE-PLUS …", "FAILURE", CLOSED],
+        ["ALREADY-HAVE-PLUS …", "SUCCESS", CLOSED],
     ),
     "a version below zero": Difference("cluster", ["VERSION -1", None], ["VERSION -1", CLOSED], [GARBAGE, CLOSED], 0),
 }
