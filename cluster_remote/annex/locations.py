@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from cluster_remote.annex.repository import Repository
 
-__all__ = ["Batches", "Located", "LocationReader", "Selection", "estimate", "located", "read_log"]
+__all__ = ["Batches", "Located", "LocationReader", "Selection", "estimate", "located", "output_of", "read_log"]
 
 # Keys in a batch: enough that what a batch costs does not count, few enough that the first is there at once.
 BATCH = 256
@@ -335,7 +335,7 @@ async def estimate(repository: Repository, selection: Selection) -> int:
     else:
         argv = ["git", "ls-files", "-z", "--", *selection.files]
     count, rest = len(selection.keys), b""
-    async with _output(repository, argv) as names:
+    async with output_of(repository, argv) as names:
         async for chunk in names:
             *paths, rest = (rest + chunk).split(b"\0")
             count += sum(1 for path in paths if _LOG.fullmatch(path)) if selection.everything else len(paths)
@@ -390,7 +390,7 @@ async def _find(
 ) -> None:
     """All annexed files below directories (none: below the working directory), with their locations."""
     argv = ("git", "annex", "find", "--anything", "--format=${key}\\000${file}\\000", "--", *directories)
-    async with _output(repository, argv) as stdout:
+    async with output_of(repository, argv) as stdout:
         rest = b""
         found: list[tuple[Key, str | None]] = []
         async for chunk in stdout:
@@ -433,7 +433,7 @@ async def _walk(repository: Repository, send: MemoryObjectSendStream[list[Locate
     batch: list[Located] = []
     listing = ("git", "ls-tree", "-r", "-z", "--full-tree", decode(BRANCH))
     async with (
-        _output(repository, listing) as names,
+        output_of(repository, listing) as names,
         _converse(repository, ("git", "cat-file", "--batch", "--buffer")) as git,
         anyio.create_task_group() as tasks,
     ):
@@ -503,7 +503,7 @@ async def _converse(repository: Repository, argv: Sequence[str]) -> AsyncIterato
 
 
 @asynccontextmanager
-async def _output(repository: Repository, argv: Sequence[str]) -> AsyncIterator[ByteReceiveStream]:
+async def output_of(repository: Repository, argv: Sequence[str]) -> AsyncIterator[ByteReceiveStream]:
     """What a child writes, which is given nothing to read."""
     async with _converse(repository, argv) as process:
         assert process.stdin is not None

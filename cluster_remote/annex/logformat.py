@@ -12,7 +12,7 @@ import re
 from collections.abc import Hashable, Iterable, Iterator
 from typing import TypeVar
 
-from cluster_remote.p2p.key import UUID, Key, decode
+from cluster_remote.p2p.key import UUID, Key, decode, encode
 
 __all__ = [
     "Clock",
@@ -20,6 +20,7 @@ __all__ = [
     "branch_path",
     "dated",
     "journal_name",
+    "key_file",
     "newest",
     "picoseconds",
     "presence",
@@ -133,8 +134,12 @@ def branch_path(key: Key, *, levels: int = 2) -> bytes:
 
     digest = hashlib.md5(bytes(key), usedforsecurity=False).hexdigest()
     folders = "/".join((digest[:3], digest[3:6])[:levels])
-    name = key.text.translate(_KEY_FILE).encode("utf-8", "surrogateescape")
-    return folders.encode() + b"/" + name + b".log"
+    return folders.encode() + b"/" + key_file(key) + b".log"
+
+
+def key_file(key: Key) -> bytes:
+    """Return the name of a file that is called after a key, such as an object."""
+    return encode(key.text.translate(_KEY_FILE))
 
 
 def journal_name(path: bytes) -> bytes:

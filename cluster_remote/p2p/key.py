@@ -190,7 +190,7 @@ class Key(_Text):
 
 
 class AssociatedFile(_Text):
-    """The work tree file of a key, or none (the empty text). Only shown to people."""
+    """The work tree file of a key, or none (the empty text). Preferred content may depend on it."""
 
     __slots__ = ()
 

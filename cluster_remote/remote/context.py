@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from contextlib import asynccontextmanager, suppress
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import anyio
 
@@ -23,7 +24,7 @@ from cluster_remote.annex.verification import verified
 from cluster_remote.cluster.opening import resolved
 from cluster_remote.cluster.reachability import Reachability
 from cluster_remote.p2p.errors import SessionError
-from cluster_remote.p2p.key import UUID, Key
+from cluster_remote.p2p.key import UUID, AssociatedFile, Key
 from cluster_remote.p2p.session import Progress, Session
 from cluster_remote.p2p.stream import Trace
 from cluster_remote.remote.behind import NodesBehind
@@ -38,6 +39,9 @@ from cluster_remote.remote.retrieval import (
     retrieve_apart,
     retrieve_whole,
 )
+
+if TYPE_CHECKING:
+    from cluster_remote.annex.filenames import FileNames
 
 __all__ = ["Context"]
 
@@ -104,6 +108,7 @@ class Context:
         self.causes = Causes()
         self._read_again = False
         self._location_log: _Log | None = None
+        self._file_names: FileNames | None = None
         self._reachability = Reachability()
         self._ready = False
         self._opening = anyio.Lock()
@@ -242,6 +247,22 @@ class Context:
     async def nodes_with(self, key: Key) -> frozenset[UUID]:
         """The nodes that have the content, by the location log."""
         return await self._locations().locations(key) & self.nodes
+
+    async def file_of(self, key: Key) -> AssociatedFile:
+        """Return the file in this work tree that has the key, if a rule of a node may ask for it; otherwise none.
+
+        Nothing is told of an encrypted content, nor of a chunk. Raises CommandFailed.
+        """
+        # Where the cluster is not known, only its gateway knows whether its nodes have rules.
+        nodes = self.living_nodes
+        matters = self.is_cluster and (not nodes or self.logs.has_preferred_content(nodes))
+        if not matters or key.is_chunk or key.is_encrypted:
+            return AssociatedFile()
+        if self._file_names is None:
+            from cluster_remote.annex.filenames import FileNames
+
+            self._file_names = FileNames(self.repository)
+        return await self._file_names.of(key)
 
     async def fetch(
         self, session: Session, key: Key, path: bytes, progress: Progress, tell: Callable[[str], None]

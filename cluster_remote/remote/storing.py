@@ -17,7 +17,7 @@ from cluster_remote.access.identity import not_recorded
 from cluster_remote.annex.version import NEEDED
 from cluster_remote.p2p.errors import SessionError
 from cluster_remote.p2p.file import FileSource
-from cluster_remote.p2p.key import UUID, AssociatedFile, Key
+from cluster_remote.p2p.key import UUID, Key
 from cluster_remote.p2p.session import Present, Progress, Session, Stored
 from cluster_remote.remote.causes import Uploaded
 from cluster_remote.remote.chunks import stored_as
@@ -43,7 +43,7 @@ async def store(
     context.expect_to_record()
     before = _state_of(path)
     known = await context.nodes_with(key) if context.counts_nodes else frozenset()
-    outcome = await session.store(stored_as(key), AssociatedFile(), FileSource(path), progress)
+    outcome = await session.store(stored_as(key), await context.file_of(key), FileSource(path), progress)
     was_there = isinstance(outcome, Present)
     if isinstance(outcome, Present):
         outcome = Stored(True, present=outcome.uuids)

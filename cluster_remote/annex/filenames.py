@@ -1,0 +1,105 @@
+"""Find the work tree file that has a key, which git-annex does not tell special remotes.
+
+The index knows, without reading any file: an annexed file is a symlink or a pointer whose text follows from its key, so
+the blob to look for is known. (git-annex's pages "internals" and "hashing".)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import anyio
+import anyio.to_thread
+
+from cluster_remote.annex.locations import output_of
+from cluster_remote.annex.logformat import key_file
+from cluster_remote.p2p.key import AssociatedFile, Key, decode
+
+if TYPE_CHECKING:
+    from cluster_remote.annex.repository import Repository
+
+__all__ = ["FileNames"]
+
+_ENTRY = re.compile(rb"(?:100644|100755|120000) ([0-9a-f]+) 0\t([^\0]*)\0")
+# What git-annex writes five bits as in the names of the directories for objects.
+_LETTERS = "0123456789zqjxkmvwgpfZQJXKMVWGPF"
+
+
+class FileNames:
+    """The names of a repository's annexed files by key. The index is read again only if it has changed."""
+
+    def __init__(self, repository: Repository) -> None:
+        self._repository = repository
+        self._reading = anyio.Lock()
+        self._looked: tuple[int, int, int] | None = None
+        self._paths: dict[bytes, bytes] = {}
+        self._depth = 0
+
+    async def of(self, key: Key) -> AssociatedFile:
+        """Return the file with this key, relative to the top of the work tree, or none.
+
+        If several files have it, return the first in the index, which is where `git annex copy .` comes first. Raises
+        CommandFailed.
+        """
+        async with self._reading:
+            looks = await anyio.to_thread.run_sync(self._look)
+            if looks is None or looks != self._looked:
+                await self._read()
+                self._looked = looks
+        paths = [path for blob in _blobs(key, self._depth, self._algorithm) if (path := self._paths.get(blob))]
+        return AssociatedFile(decode(min(paths, default=b"")))
+
+    def _look(self) -> tuple[int, int, int] | None:
+        index = os.environ.get("GIT_INDEX_FILE") or self._repository.git_dir / "index"
+        try:
+            status = ((self._repository.cwd or Path.cwd()) / index).stat()
+        except OSError:
+            return None
+        return status.st_ino, status.st_mtime_ns, status.st_size
+
+    async def _read(self) -> None:
+        self._paths, self._depth = {}, 0
+        rest = b""
+        argv = ("git", "ls-files", "--stage", "-z", "--full-name", ":/")
+        async with output_of(self._repository, argv) as listing:
+            async for chunk in listing:
+                rest += chunk
+                end = rest.rfind(b"\0") + 1
+                for blob, path in _ENTRY.findall(rest[:end]):
+                    self._paths.setdefault(bytes.fromhex(blob.decode()), path)
+                    self._depth = max(self._depth, path.count(b"/"))
+                rest = rest[end:]
+
+    @property
+    def _algorithm(self) -> str:
+        # The two object formats of git differ in length.
+        return "sha1" if len(next(iter(self._paths), b"")) == 20 else "sha256"
+
+
+def _blobs(key: Key, depth: int, algorithm: str) -> Iterator[bytes]:
+    """Yield the hashes of all blobs that stand for a key: its pointer, and its symlinks down to a depth."""
+    name = key_file(key)
+    yield _hash(b"/annex/objects/" + name + b"\n", algorithm)
+    for folders in _folders(key):
+        for level in range(depth + 1):
+            yield _hash(b"../" * level + b".git/annex/objects/" + folders + name + b"/" + name, algorithm)
+
+
+def _folders(key: Key) -> Iterator[bytes]:
+    """Yield the directories that an object may lie in: git-annex's usual ones first, then those it can be tuned to."""
+    digest = hashlib.md5(bytes(key), usedforsecurity=False).digest()
+    number = int.from_bytes(digest[:4], "little")
+    a, b, c, d = (_LETTERS[number >> 6 * place & 31] for place in range(4))
+    lower = digest.hex()
+    for first, second in ((b + a, d + c), (lower[:3], lower[3:6])):
+        yield f"{first}/{second}/".encode()
+        yield f"{first}/".encode()
+
+
+def _hash(content: bytes, algorithm: str) -> bytes:
+    return hashlib.new(algorithm, b"blob %d\0" % len(content) + content, usedforsecurity=False).digest()
