@@ -133,24 +133,15 @@ async def _everybody(
     # Before there is a socket, which a signal would leave behind.
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         listeners = _open(parsed)
-        for _, listener in listeners:
+        for listener in listeners:
             _say(f"{listener.name}: serving {behind.cluster}")
-        limits = Limits(clients=clients)
-        gateway = Gateway(behind, tokens, behind.timeout, _say, limits, shown)
+        gateway = Gateway(behind, tokens, behind.timeout, _say, Limits(clients=clients), shown, public_read)
         try:
             async with anyio.create_task_group() as tasks:
-                for address, listener in listeners:
-                    if isinstance(address, WebAddress):
-                        from cluster_remote.gateway.web import Web
-
-                        ours = shown if address.tls else None
-                        web = Web(behind, tokens, _say, path=address.path, public_read=public_read, certificate=ours)
-                        tasks.start_soon(web.run, [listener], gateway.stopping, limits.to_finish)
-                plain = [listener for address, listener in listeners if not isinstance(address, WebAddress)]
                 if shown is not None:
                     tasks.start_soon(_reload_on_hangup, shown)
-                await gateway.run(plain, signals)
-                tasks.cancel_scope.deadline = anyio.current_time() + limits.to_finish
+                await gateway.run(listeners, signals)
+                tasks.cancel_scope.cancel()
         finally:
             with anyio.CancelScope(shield=True):
                 await behind.aclose()
@@ -170,23 +161,21 @@ async def _reload_on_hangup(shown: ServerCertificate) -> None:
                 _say(f"SIGHUP: the old certificate stays: {error}")
 
 
-def _open(
-    addresses: list[ListenAddress],
-) -> list[tuple[ListenAddress | None, Listener]]:
-    """All of them, or none; None stands for the address of a socket that systemd has handed over."""
+def _open(addresses: list[ListenAddress]) -> list[Listener]:
+    """All of them, or none."""
     from cluster_remote.gateway.listeners import handed_over, listen
 
-    listeners: list[tuple[ListenAddress | None, Listener]] = [(None, each) for each in handed_over(os.environ)]
+    listeners = handed_over(os.environ)
     try:
         for address in addresses:
-            listeners += [(address, listener) for listener in listen(address)]
+            listeners += listen(address)
         if not listeners:
             raise BadSettings("nothing to listen on: --listen unix:/path, tcp://host:port or http://…, or --stdio")
     except BaseException:
-        for _, listener in listeners:
+        for listener in listeners:
             listener.close()
         raise
-    for _, listener in listeners:
+    for listener in listeners:
         if listener.in_the_clear:
             _say(
                 f"warning: {listener.name} can be reached over the network, where others can read tokens and contents: "

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 import anyio
 from anyio.abc import TaskGroup
@@ -18,7 +19,7 @@ from anyio.abc import TaskGroup
 from cluster_remote.annex.errors import AnnexError
 from cluster_remote.gateway.backend import Backend
 from cluster_remote.gateway.errors import CannotListen
-from cluster_remote.gateway.listeners import Listener, SocketConnection
+from cluster_remote.gateway.listeners import Accepted, Listener, SocketConnection
 from cluster_remote.gateway.places import Connection, DeadLocks, Guesses, Places
 from cluster_remote.gateway.quiet import QuietLog
 from cluster_remote.gateway.room import Room
@@ -33,6 +34,9 @@ from cluster_remote.p2p.session import Session
 from cluster_remote.p2p.stream import MessageStream
 from cluster_remote.p2p.text import printable
 from cluster_remote.transport.tls import ServerCertificate
+
+if TYPE_CHECKING:
+    from cluster_remote.gateway.web import Web
 
 __all__ = ["Gateway", "Limits"]
 
@@ -62,7 +66,10 @@ class Limits:
 
 @dataclass
 class Gateway:
-    """`log` takes a line at a time; `timeout` is in seconds without progress within a request."""
+    """`log` takes a line at a time; `timeout` is in seconds without progress within a request.
+
+    `public_read` lets anybody read over HTTP.
+    """
 
     backend: Backend
     tokens: Tokens
@@ -71,6 +78,7 @@ class Gateway:
     limits: Limits = field(default_factory=Limits)
     certificate: ServerCertificate | None = None
     """For the listeners with TLS."""
+    public_read: bool = False
 
     def __post_init__(self) -> None:
         self._room = Room()
@@ -82,23 +90,24 @@ class Gateway:
         self._connections = 0
         self._closing = Closing()
         self._nobody_left = anyio.Event()
-        self.stopping = anyio.Event()
-        """Set when the gateway has been told to stop."""
 
     async def run(self, listeners: Sequence[Listener], signals: AsyncIterator[signal.Signals]) -> None:
         """Serve until there is a signal; then let requests finish, for some time; a second signal ends them.
 
         Closes the listeners. Raises CannotListen if one of them stops working.
         """
-        async with anyio.create_task_group() as connections:
+        async with AsyncExitStack() as stack, anyio.create_task_group() as connections:
             connections.start_soon(self.backend.log.commit_in_time, self.log)
             connections.start_soon(self._quiet.sum_up_in_time)
             connections.start_soon(self._end_those_without_token)
+            webs = self._webs(listeners, connections)
+            for web in webs.values():
+                stack.push_async_callback(web.aclose)
             failures: list[CannotListen] = []
             try:
                 async with anyio.create_task_group() as accepting:
                     for listener in listeners:
-                        accepting.start_soon(self._accept, listener, connections, failures, accepting)
+                        accepting.start_soon(self._accept, listener, webs, connections, failures, accepting)
                     async for received in signals:
                         self.log(f"{signal.Signals(received).name}: finishing what is under way")
                         accepting.cancel_scope.cancel()
@@ -107,7 +116,8 @@ class Gateway:
                 for listener in listeners:
                     listener.close()
             self._closing.begin()
-            self.stopping.set()
+            for web in webs.values():
+                await web.stop()
             await self._finish(signals)
             connections.cancel_scope.cancel()
         self._quiet.sum_up()
@@ -132,22 +142,62 @@ class Gateway:
                 self.log(f"{self._connections} connections are cut off")
             waiting.cancel_scope.cancel()
 
+    def _webs(self, listeners: Sequence[Listener], tasks: TaskGroup) -> dict[str, Web]:
+        """What serves HTTP, by the path it is served at."""
+        paths = {listener.path for listener in listeners if listener.path is not None}
+        if not paths:
+            return {}
+        from cluster_remote.gateway.web import TokenDoor, Web
+
+        door = TokenDoor(self.backend, self.tokens, self._places, self._guesses, public_read=self.public_read)
+        return {
+            path: Web(
+                self.backend,
+                door,
+                tasks,
+                self._room,
+                self._dead_locks,
+                path=path,
+                timeout=self.timeout,
+                to_begin=self.limits.to_authenticate,
+                lock_retention=self.limits.lock_retention,
+            )
+            for path in paths
+        }
+
     async def _accept(
-        self, listener: Listener, connections: TaskGroup, failures: list[CannotListen], accepting: TaskGroup
+        self,
+        listener: Listener,
+        webs: Mapping[str, Web],
+        connections: TaskGroup,
+        failures: list[CannotListen],
+        accepting: TaskGroup,
     ) -> None:
+        web = None if listener.path is None else webs[listener.path]
         while True:
             try:
-                accepted = await listener.accept()
+                accepted = await (listener.accept() if web is None else listener.accept_web())
             except CannotListen as failure:
                 # Better to end, and be started again, than to go on half deaf.
                 failures.append(failure)
                 accepting.cancel_scope.cancel()
                 return
             self._arrived += 1
-            connection = Connection(f"{listener.name} #{self._arrived} ({accepted.peer})", accepted.address)
+            name = f"{listener.name} #{self._arrived} ({accepted.peer})"
+            talk: Callable[[], Awaitable[str]]
+            if isinstance(accepted, SocketConnection):
+                connection = Connection(name, accepted.address)
+                talk = partial(self._talk, accepted, connection, listener.tls)
+            else:
+                assert web is not None
+                from cluster_remote.gateway.webserver import WebConnection
+
+                connection = visitor = WebConnection(name, accepted.address)
+                visitor.say = partial(self._note, connection)
+                talk = partial(web.talk, accepted, visitor, self.certificate if listener.tls else None)
             self._places.arrive(connection)
             self._connections += 1
-            connections.start_soon(self._connection, accepted, connection, listener.tls)
+            connections.start_soon(self._connection, accepted, connection, talk)
 
     async def _end_those_without_token(self) -> None:
         """End the connections of tokens that are revoked or expire, until this is cancelled."""
@@ -163,12 +213,14 @@ class Gateway:
             self._places.end_those_without(lambda token: not token.has_expired(), "its token has expired")
             await anyio.sleep(_TOKENS_LOOK)
 
-    async def _connection(self, accepted: SocketConnection, connection: Connection, tls: bool) -> None:
+    async def _connection(
+        self, accepted: SocketConnection | Accepted, connection: Connection, talk: Callable[[], Awaitable[str]]
+    ) -> None:
         """One client from first to last, and its line in the log."""
         story = "cut off"
         try:
             with connection.scope:
-                story = await self._talk(accepted, connection, tls)
+                story = await talk()
         except Exception as error:  # noqa: BLE001 -- a mistake in the program must not end the others' conversations
             full = out_of_room(error)
             story = f"ended: no room: {full}" if full else f"internal error: {type(error).__name__}: {error}"
@@ -181,16 +233,17 @@ class Gateway:
                 self._quiet.say("connections that did not get in", line)
             else:
                 self.log(line)
-            await accepted.aclose(_LINGER if story != "cut off" and connection.ended is None else 0)
+            if isinstance(accepted, SocketConnection):
+                await accepted.aclose(_LINGER if story != "cut off" and connection.ended is None else 0)
             self._connections -= 1
             if self._closing.begun and not self._connections:
                 self._nobody_left.set()
 
-    async def _talk(self, accepted: SocketConnection, connection: Connection, tls: bool) -> str:
-        def note(text: str) -> None:
-            whose = "notes" if connection.token is None else f"notes about clients with token {connection.token.id}"
-            self._quiet.say(whose, f"{connection.name}: {printable(text, 2000)}")
+    def _note(self, connection: Connection, text: str) -> None:
+        whose = "notes" if connection.token is None else f"notes about clients with token {connection.token.id}"
+        self._quiet.say(whose, f"{connection.name}: {printable(text, 2000)}")
 
+    async def _talk(self, accepted: SocketConnection, connection: Connection, tls: bool) -> str:
         stream = MessageStream(accepted, self.limits.to_authenticate)
         if tls:
             assert self.certificate is not None
@@ -203,7 +256,7 @@ class Gateway:
                 return f"not let in: {error or 'no TLS in time'}"
         try:
             with self._closing.idle():
-                endpoint, who = await self._let_in(Client(stream), connection, note)
+                endpoint, who = await self._let_in(Client(stream), connection, partial(self._note, connection))
             if self._closing.begun:
                 return "closed: the gateway is stopping"
         except ClientGone as gone:
@@ -224,7 +277,7 @@ class Gateway:
                 closing=_Idleness(self._closing, connection),
                 lock_retention=self.limits.lock_retention,
                 locks=_Locks(self._places, self._dead_locks, connection, connection.token, endpoint.uuid),
-                note=note,
+                note=partial(self._note, connection),
             )
         requests = f"{ended.requests} request{'' if ended.requests == 1 else 's'}"
         return f"{who}, to {endpoint.uuid}: {requests}" + (f"; {ended.fault}" if ended.fault else "")
@@ -319,8 +372,7 @@ class _Locks(LockKeeper):
         self._places.leave(self._connection)
         forget = self._dead_locks.add(
             self._token.id,
-            self._where,
-            key,
+            (self._where, key),
             lambda: self._connection.end("a newer lock holds the same content"),
         )
         try:

@@ -17,6 +17,7 @@ from starlette.routing import Route
 from cluster_remote.annex import child
 from cluster_remote.annex.errors import AnnexError, CommandFailed
 from cluster_remote.annex.repository import foreign_environment
+from cluster_remote.gateway.p2phttp import note
 from cluster_remote.p2p.messages import Connect
 
 if TYPE_CHECKING:
@@ -44,13 +45,11 @@ class GitHttp:
         admit: Callable[[Request, Connect], Awaitable[str]],
         before_fetch: Callable[[], Awaitable[None]],
         config: Callable[[Request], Awaitable[str]],
-        note: Callable[[str], None],
     ) -> None:
         self._repository = repository
         self._admit = admit
         self._before_fetch = before_fetch
         self._config = config
-        self._note = note
 
     def routes(self) -> list[Route]:
         """Where requests come in, for Starlette."""
@@ -83,7 +82,7 @@ class GitHttp:
                 await self._before_fetch()
             except AnnexError as error:
                 # What can be fetched is old then, but not wrong.
-                self._note(str(error))
+                note(request, str(error))
         environment = foreign_environment() | {
             "GIT_PROJECT_ROOT": str(self._repository.git_dir),
             "GIT_HTTP_EXPORT_ALL": "1",
@@ -106,18 +105,17 @@ class GitHttp:
         try:
             process = await child.start(("git", "http-backend"), cwd=None, env=environment)
         except CommandFailed as error:
-            self._note(str(error))
+            note(request, str(error))
             return Response("git cannot be started on the gateway\n", 500, media_type="text/plain")
-        return await _Backend(process, request, self._note).response()
+        return await _Backend(process, request).response()
 
 
 class _Backend:
     """One run of git http-backend: the request's body goes in, headers and the answer come out."""
 
-    def __init__(self, process: Process, request: Request, note: Callable[[str], None]) -> None:
+    def __init__(self, process: Process, request: Request) -> None:
         self._process = process
         self._request = request
-        self._note = note
         self._tail = child.Tail()
 
     async def response(self) -> Response:
@@ -136,7 +134,7 @@ class _Backend:
             begun = True
             return StreamingResponse(self._answer(rest), status, headers)
         except (TimeoutError, ValueError) as error:
-            self._note(f"git http-backend: {error or 'no answer'}: {self._tail.text()}")
+            note(self._request, f"git http-backend: {error or 'no answer'}: {self._tail.text()}")
             return Response("git gave no answer on the gateway\n", 500, media_type="text/plain")
         except ClientDisconnect:
             return Response(None, 400)

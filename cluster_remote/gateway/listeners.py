@@ -25,8 +25,18 @@ from cluster_remote.p2p.descriptor import DescriptorConnection
 from cluster_remote.p2p.errors import ConnectionLost
 from cluster_remote.transport.address import BadAddress, Tcp, Tls, Unix, parse_address
 
-__all__ = ["ListenAddress", "Listener", "SocketConnection", "WebAddress", "handed_over", "listen", "parse_listen"]
+__all__ = [
+    "Accepted",
+    "ListenAddress",
+    "Listener",
+    "SocketConnection",
+    "WebAddress",
+    "handed_over",
+    "listen",
+    "parse_listen",
+]
 
+_Socket: TypeAlias = socket.socket
 _BACKLOG = 1024
 _HTTP, _HTTPS = 80, 443
 # What Linux takes as the path of a unix socket, in bytes.
@@ -36,6 +46,15 @@ _FIRST_DESCRIPTOR = 3
 # Seconds until another connection is accepted after this machine had no room for one.
 _OUT_OF_ROOM_PAUSE = 0.2
 _OUT_OF_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """A client's socket. `peer` is the client for people, `address` what strangers are counted by."""
+
+    socket: socket.socket
+    peer: str
+    address: str
 
 
 class SocketConnection(DescriptorConnection):
@@ -101,20 +120,39 @@ def _peer(accepted: socket.socket) -> tuple[str, str]:
 class Listener:
     """A socket that listens. `name` is its address; `in_the_clear`: what goes over it can be read on a network.
 
-    `file` is the unix socket's own, to be removed at the end, as path and inode.
+    `path` is what the paths of requests over HTTP begin with (`/data`, or nothing); None where P2P is spoken. `file` is
+    the unix socket's own, to be removed at the end, as path and inode.
     """
 
     socket: socket.socket
     name: str
     in_the_clear: bool = False
     tls: bool = False
+    path: str | None = None
     file: tuple[Path, int] | None = None
 
     async def accept(self) -> SocketConnection:
-        """The next client. Raises CannotListen when the socket has been closed by somebody else."""
+        """Return the next client. Raises CannotListen when the socket has been closed by somebody else."""
+        while True:
+            accepted = await self._next()
+            try:
+                return SocketConnection(accepted)
+            except OSError as error:
+                accepted.close()
+                if error.errno not in _OUT_OF_ROOM:
+                    raise
+                await anyio.sleep(_OUT_OF_ROOM_PAUSE)
+
+    async def accept_web(self) -> Accepted:
+        """Return the next client over HTTP. Raises CannotListen like `accept`."""
+        accepted = await self._next()
+        return Accepted(accepted, *_peer(accepted))
+
+    async def _next(self) -> _Socket:
         while True:
             try:
                 accepted, _ = self.socket.accept()
+                accepted.setblocking(False)
             except BlockingIOError:
                 await anyio.wait_readable(self.socket)
             except OSError as error:
@@ -130,13 +168,7 @@ class Listener:
                     # Messages are small and waited for. Of a client whose machine died we would never hear otherwise.
                     accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                     accepted.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-                try:
-                    return SocketConnection(accepted)
-                except OSError as error:
-                    accepted.close()
-                    if error.errno not in _OUT_OF_ROOM:
-                        raise
-                    await anyio.sleep(_OUT_OF_ROOM_PAUSE)
+                return accepted
 
     def close(self) -> None:
         """Stops listening, and removes the unix socket's file if it is still ours."""
@@ -192,7 +224,13 @@ def listen(address: ListenAddress) -> list[Listener]:
     """Listen on an address; on all of them, where a host's name has several. Raises CannotListen."""
     if isinstance(address, WebAddress):
         return [
-            replace(listener, name=str(address), in_the_clear=listener.in_the_clear and not address.tls)
+            replace(
+                listener,
+                name=str(address),
+                in_the_clear=listener.in_the_clear and not address.tls,
+                tls=address.tls,
+                path=address.path,
+            )
             for listener in _listen_tcp(address.tcp)
         ]
     if isinstance(address, Tls):

@@ -26,8 +26,10 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from cluster_remote.gateway.errors import NotAllowed
+from cluster_remote.gateway.places import DeadLocks
 from cluster_remote.gateway.sessions import Lending
 from cluster_remote.gateway.tokens import Token
+from cluster_remote.gateway.webserver import WebConnection
 from cluster_remote.p2p import MAX_VERSION
 from cluster_remote.p2p.errors import Refused, SessionError, SourceError
 from cluster_remote.p2p.key import UUID, AssociatedFile, Key, decode
@@ -36,7 +38,7 @@ from cluster_remote.p2p.server import LOCK_RETENTION, Endpoint, Mode
 from cluster_remote.p2p.session import Download, Present, Session, Source, SourceReading, Stored
 from cluster_remote.p2p.text import printable
 
-__all__ = ["Door", "P2pHttp", "Visitor", "challenge", "visitor_of"]
+__all__ = ["Door", "P2pHttp", "Visitor", "challenge", "note", "visitor_of"]
 
 DATA_LENGTH = "X-git-annex-data-length"
 _CHALLENGE = {"WWW-Authenticate": 'Basic realm="git-annex", charset="UTF-8"'}
@@ -81,8 +83,11 @@ class Door(Protocol):
     def takes_logins(self) -> bool:
         """Whether there is any login that would be accepted."""
 
-    async def visitor(self, user_and_password: tuple[str, str] | None, address: str) -> Visitor | None:
-        """Say who somebody is that gives this login, or none; None for who is not let in."""
+    async def visitor(self, login: tuple[str, str] | None, connection: WebConnection) -> Visitor | None:
+        """Say who somebody is that gives this user and password, or none; None for who is not let in.
+
+        Raises NotAllowed if there is no room for it.
+        """
 
     async def served(self, uuid: UUID, client: UUID | None, visitor: Visitor) -> Endpoint | None:
         """Say what is served under a UUID, or a part of it that the visitor may use; None for nothing."""
@@ -99,36 +104,37 @@ class _Failure(Exception):
 
 @dataclass
 class _Lock:
-    """A content that is kept from being removed, until it is released or its time is over."""
+    """A content that is kept from being removed, until it is released or its time is over.
 
+    `keepers` is how many requests keep it; while there is none, it counts as left behind by its `owner`.
+    """
+
+    owner: str
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
+    keepers: int = 0
+    forget: Callable[[], None] = field(default=lambda: None)
 
 
 class P2pHttp:
-    """The endpoints below /git-annex/. Its locks are tasks of `tasks`. `note` takes a line for the log."""
+    """The endpoints below /git-annex/. Its locks are tasks of `tasks`; `timeout` is in seconds without progress."""
 
     def __init__(
         self,
         door: Door,
         tasks: TaskGroup,
-        note: Callable[[str], None],
+        lending: Lending,
+        dead_locks: DeadLocks,
+        timeout: float,
         *,
-        most_locks: int = 100,
         lock_retention: float = LOCK_RETENTION,
     ) -> None:
         self._door = door
         self._tasks = tasks
-        self._note = note
-        self._lending = Lending()
+        self._lending = lending
         self._locks: dict[str, _Lock] = {}
-        self._most_locks = most_locks
+        self._dead_locks = dead_locks
+        self._timeout = timeout
         self._retention = lock_retention
-
-    async def aclose(self) -> None:
-        """Release every lock and close the idle sessions."""
-        for lock in list(self._locks.values()):
-            lock.scope.cancel()
-        await self._lending.aclose()
 
     def routes(self) -> list[Route]:
         """Where requests come in, for Starlette."""
@@ -142,7 +148,7 @@ class P2pHttp:
         except _Failure as failure:
             return Response(str(failure), failure.status, failure.headers, "text/plain")
         except SessionError as error:
-            self._note(f"{request.method} {request.url.path}: {error}")
+            note(request, f"{request.method} {request.url.path}: {error}")
             return Response(printable(str(error), 2000), 500, media_type="text/plain")
 
     async def _routed(self, request: Request) -> Response:
@@ -173,7 +179,7 @@ class P2pHttp:
             return await self._keep_locked(request)
         key = _key(_parameter(request, "key").encode()) if endpoint != "gettimestamp" else _ANY_KEY
         if endpoint == "lockcontent":
-            return JSONResponse(await self._lock(served, bypass, key))
+            return JSONResponse(await self._lock(request, served, bypass, key))
         if endpoint == "put":
             return await self._put(request, served, bypass, key, version)
         async with self._lending.lend(served, bypass) as session:
@@ -189,8 +195,7 @@ class P2pHttp:
                 case _:
                     before = _number(request, "timestamp", least=-(2**63))
             removal = await session.remove(key, before)
-            for reason in removal.reasons:
-                self._note(reason)
+            note(request, *removal.reasons)
             return JSONResponse(_with_uuids({"removed": removal.removed}, removal.uuids, version))
 
     async def _admitted(self, request: Request, uuid: UUID, endpoint: str) -> tuple[Endpoint, frozenset[UUID]]:
@@ -215,7 +220,7 @@ class P2pHttp:
         offset, file = _number(request, "offset", default=0), _file(request)
 
         async def respond(sender: _Sender) -> None:
-            async with self._downloading(served, bypass, key, file, offset) as download:
+            async with self._downloading(request, served, bypass, key, file, offset) as download:
                 if download is None:
                     # As git-annex does it: not 404, with which its client would try older versions.
                     await sender.start(200, {DATA_LENGTH: "0"})
@@ -225,7 +230,7 @@ class P2pHttp:
                     async for part in _until_valid(download):
                         await sender.send(part)
 
-        return _Streamed(respond, self._note)
+        return _Streamed(respond, request)
 
     async def _for_browsers(self, request: Request, uuid: UUID, key: Key) -> Response:
         """A plain GET: 404 for what is not there, Range, and a length that holds."""
@@ -253,7 +258,7 @@ class P2pHttp:
             headers["Content-Range"] = f"bytes {first}-{last}/{size}"
 
         async def respond(sender: _Sender) -> None:
-            async with self._downloading(served, bypass, key, AssociatedFile(), first) as download:
+            async with self._downloading(request, served, bypass, key, AssociatedFile(), first) as download:
                 if download is None:
                     await sender.start(404, {}, "text/plain")
                     await sender.send(b"this content is not here\n")
@@ -264,11 +269,17 @@ class P2pHttp:
                     async for part in _exactly(download, length):
                         await sender.send(part)
 
-        return _Streamed(respond, self._note)
+        return _Streamed(respond, request)
 
     @asynccontextmanager
     async def _downloading(
-        self, served: Endpoint, bypass: frozenset[UUID], key: Key, file: AssociatedFile, offset: int
+        self,
+        request: Request,
+        served: Endpoint,
+        bypass: frozenset[UUID],
+        key: Key,
+        file: AssociatedFile,
+        offset: int,
     ) -> AsyncIterator[Download | None]:
         """Give a download that has begun; None if the content is not there. Raises SessionError."""
         size = key.content_size
@@ -282,7 +293,7 @@ class P2pHttp:
                 try:
                     download = await stack.enter_async_context(session.download(key, file, offset))
                 except Refused as error:
-                    self._note(str(error))
+                    note(request, str(error))
                     yield None
                     return
                 yield download if download.length or not expected else None
@@ -306,7 +317,7 @@ class P2pHttp:
         if not re.fullmatch(r"[0-9]{1,19}", length):
             raise _Failure(400, f"Header {DATA_LENGTH} is not a number of bytes")
         offset = _number(request, "offset", default=0)
-        source = _BodySource(request, offset, int(length))
+        source = _BodySource(request, offset, int(length), self._timeout)
         outcome: Present | Stored = Stored(False)
         try:
             async with (
@@ -322,43 +333,44 @@ class P2pHttp:
             case Present(uuids):
                 return JSONResponse(_with_uuids({"stored": True}, uuids, version))
             case Stored(stored, uuids, reasons):
-                for reason in reasons:
-                    self._note(reason)
+                note(request, *reasons)
                 return JSONResponse(_with_uuids({"stored": stored}, uuids if stored else frozenset(), version))
 
     # Locks
 
-    async def _lock(self, served: Endpoint, bypass: frozenset[UUID], key: Key) -> dict[str, object]:
-        if len(self._locks) >= self._most_locks:
-            self._note(f"{len(self._locks)} contents are locked already; another one is refused")
+    async def _lock(self, request: Request, served: Endpoint, bypass: frozenset[UUID], key: Key) -> dict[str, object]:
+        owner = _connection(request).token
+        assert owner is not None, "nobody locks without a token"
+        lock, name = _Lock(owner.id), secrets.token_hex(16)
+        if (refusal := self._dead_locks.refusal(lock.owner)) is not None:
+            note(request, refusal)
             return {"locked": False}
-        lock, name = _Lock(), secrets.token_hex(16)
         answer: list[bool | SessionError] = []
         answered = anyio.Event()
 
         async def hold() -> None:
             with lock.scope:
                 try:
-                    session = await served.session(bypass)
-                    try:
-                        async with session.lock(key) as locked:
-                            answer.append(locked)
-                            if locked:
-                                lock.scope.deadline = anyio.current_time() + self._retention
-                                self._locks[name] = lock
-                                answered.set()
-                                await anyio.sleep_forever()
-                    finally:
-                        with anyio.CancelScope(shield=True):
-                            await session.aclose()
+                    async with self._lending.lend(served, bypass) as session, session.lock(key) as locked:
+                        answer.append(locked)
+                        if locked:
+                            self._locks[name] = lock
+                            self._left_behind(name)
+                            answered.set()
+                            await anyio.sleep_forever()
                 except SessionError as error:
                     answer.append(error)
                 finally:
                     self._locks.pop(name, None)
+                    lock.forget()
                     answered.set()
 
         self._tasks.start_soon(hold)
-        await answered.wait()
+        try:
+            await answered.wait()
+        except BaseException:
+            lock.scope.cancel()
+            raise
         match answer[0] if answer else False:
             case SessionError() as error:
                 raise error
@@ -367,20 +379,32 @@ class P2pHttp:
             case _:
                 return {"locked": False}
 
+    def _left_behind(self, name: str) -> None:
+        """Hold a lock for as long as a client may rely on it that is not heard of."""
+        lock = self._locks[name]
+        lock.scope.deadline = anyio.current_time() + self._retention
+        lock.forget = self._dead_locks.add(lock.owner, name, lock.scope.cancel)
+
     async def _keep_locked(self, request: Request) -> Response:
         """Hold a lock for as long as the body goes on; the client says at its end that it may be released."""
-        lock = self._locks.get(_parameter(request, "lockid"))
+        name = _parameter(request, "lockid")
+        lock = self._locks.get(name)
         if lock is not None:
+            lock.forget()
+            lock.keepers += 1
             lock.scope.deadline = math.inf
+            released = False
             try:
                 released = await _says_unlock(request)
             except ClientDisconnect:
-                released = False
-            if released:
-                lock.scope.cancel()
-            else:
                 # The client may have relied on it.
-                lock.scope.deadline = anyio.current_time() + self._retention
+                pass
+            finally:
+                lock.keepers -= 1
+                if released:
+                    lock.scope.cancel()
+                elif not lock.keepers and name in self._locks:
+                    self._left_behind(name)
         return JSONResponse({"locked": False})
 
 
@@ -424,10 +448,10 @@ class _Streamed(Response):
     A client that hangs up ends it.
     """
 
-    def __init__(self, respond: Callable[[_Sender], Awaitable[None]], note: Callable[[str], None]) -> None:
+    def __init__(self, respond: Callable[[_Sender], Awaitable[None]], request: Request) -> None:
         super().__init__()
         self._respond = respond
-        self._note = note
+        self._request = request
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         sender = _Sender(send)
@@ -443,7 +467,7 @@ class _Streamed(Response):
                 await self._respond(sender)
                 await sender.send(b"", more=False)
             except SessionError as error:
-                self._note(f"{scope['path']}: {error}")
+                note(self._request, f"{scope['path']}: {error}")
                 if not sender.started:
                     await sender.start(500, {}, "text/plain")
                     await sender.send(printable(str(error), 2000).encode(), more=False)
@@ -482,10 +506,11 @@ class _BodySource(Source):
 
     repeatable = False
 
-    def __init__(self, request: Request, offset: int, length: int) -> None:
+    def __init__(self, request: Request, offset: int, length: int, timeout: float) -> None:
         self._request = request
         self._offset = offset
         self._length = length
+        self._timeout = timeout
 
     @asynccontextmanager
     async def read(self, offset: int) -> AsyncIterator[SourceReading]:
@@ -494,18 +519,27 @@ class _BodySource(Source):
             raise SourceError(f"the client sends the content from byte {self._offset} on; {offset} bytes are here")
         if skipped > self._length:
             raise SourceError(f"the content ends before byte {offset}")
-        yield _BodyReading(self._request, skipped, self._length)
+        yield _BodyReading(self._request, skipped, self._length, self._timeout)
 
 
 class _BodyReading(SourceReading):
-    def __init__(self, request: Request, skipped: int, announced: int) -> None:
+    def __init__(self, request: Request, skipped: int, announced: int, timeout: float) -> None:
         self.length = announced - skipped
         self._request = request
         self._skip = skipped
         self._left = announced
+        self._timeout = timeout
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        async for chunk in self._request.stream():
+        parts = self._request.stream()
+        while True:
+            try:
+                with anyio.fail_after(self._timeout):
+                    chunk = await anext(parts)
+            except StopAsyncIteration:
+                break
+            except TimeoutError:
+                raise SourceError(f"the client sent nothing for {self._timeout:.3g} seconds") from None
             self._left -= len(chunk)
             if self._left < 0:
                 raise SourceError("the client sent more than it had announced")
@@ -533,9 +567,23 @@ def _with_uuids(answer: dict[str, object], uuids: frozenset[UUID], version: int)
     return answer | ({"plusuuids": sorted(map(str, uuids))} if version >= 2 else {})
 
 
+def _connection(request: Request) -> WebConnection:
+    found: WebConnection = request.state.connection
+    return found
+
+
+def note(request: Request, *lines: str) -> None:
+    """Write into the log what is to be known about a request."""
+    for line in lines:
+        _connection(request).say(line)
+
+
 async def visitor_of(request: Request, door: Door) -> Visitor | None:
-    """Say who makes a request; None for who is not let in. Raises NotAllowed for a login that cannot be read."""
-    return await door.visitor(_login_of(request), request.client.host if request.client is not None else "?")
+    """Say who makes a request; None for who is not let in.
+
+    Raises NotAllowed for a login that cannot be read, and if there is no room.
+    """
+    return await door.visitor(_login_of(request), _connection(request))
 
 
 def _login_of(request: Request) -> tuple[str, str] | None:

@@ -9,18 +9,17 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 
 import anyio
 
 from cluster_remote.gateway.tokens import Token
-from cluster_remote.p2p.key import UUID, Key
 
 __all__ = ["Connection", "DeadLocks", "Guesses", "Places"]
 
-# The share of all places that one token may have.
-_SHARE = 0.75
+# The share of all places that one token may have, and that all clients without a token may have together.
+_SHARE, _WITHOUT_TOKEN = 0.75, 0.5
 # Seconds without a request after which a connection gives way to another one of the same token.
 _LONG_IDLE = 60.0
 # Seconds for which a wrong token counts against its address, how often the delay doubles, and how many addresses are
@@ -32,8 +31,9 @@ _GUESS_MEMORY, _DOUBLINGS, _ADDRESSES = 600.0, 4, 1024
 class Connection:
     """A connection from first to last. Times are in seconds of the monotonic clock.
 
-    `address` is what strangers are counted by, `name` is for the log. `idle_since` is None during a request.
-    `ended` says why the gateway ended it.
+    `address` is what clients without a token are counted by, `name` is for the log. `idle_since` is None during a
+    request; after `patience` seconds without one it gives way to another connection of the same token. `ended` says
+    why the gateway ended it.
     """
 
     name: str
@@ -42,6 +42,7 @@ class Connection:
     began: float = field(default_factory=time.monotonic)
     token: Token | None = None
     idle_since: float | None = None
+    patience: float = _LONG_IDLE
     ended: str | None = None
 
     def end(self, why: str) -> None:
@@ -57,8 +58,8 @@ class Places:
     def __init__(self, clients: int, strangers: int) -> None:
         self._most_clients = clients
         self._most_strangers = strangers
-        self._share = math.ceil(clients * _SHARE)
-        self._clients: dict[Connection, Token] = {}
+        # What each is counted as: its token, or its address.
+        self._clients: dict[Connection, str] = {}
         # In the order in which they came.
         self._strangers: dict[Connection, None] = {}
 
@@ -72,39 +73,35 @@ class Places:
             oldest.end("gave way to newer strangers")
         self._strangers[stranger] = None
 
-    def admit(self, connection: Connection, token: Token) -> str | None:
-        """Give a stranger that has authenticated the place of a client, or say why there is none for it.
+    def admit(self, connection: Connection, token: Token | None) -> str | None:
+        """Give a connection the place of a client, or say why there is none for it.
 
-        When all are taken, the longest idle connection of the token that has most of them gives way.
+        Without a token, which is for whom anybody may read, it is counted by its address. When all places are taken,
+        the longest idle connection of who has most of them gives way. A connection whose next request has another
+        token, as behind a reverse proxy, is counted anew.
         """
-        count = Counter(each.id for each in self._clients.values())
-        mine = count[token.id]
+        owner = connection.address if token is None else f"token {token.id}"
+        if self._clients.get(connection) == owner:
+            return None
+        if self._clients.pop(connection, None) is not None:
+            connection.token = None
+            self._strangers[connection] = None
         giving_way: Connection | None = None
-        if mine >= self._share or (len(self._clients) >= self._most_clients and mine + 1 >= max(count.values())):
-            giving_way = self._longest_idle({token.id}, _LONG_IDLE)
-            if giving_way is None:
-                return f"token {token.id} has {mine} of the {self._most_clients} places of this gateway"
-        elif len(self._clients) >= self._most_clients:
-            giving_way = self._longest_idle({each for each, number in count.items() if number > mine + 1}, 0)
-            if giving_way is None:
-                return f"this gateway has {len(self._clients)} clients already, and all are busy"
+        refusal: str | None = None
+        if token is None:
+            others = {each: whose for each, whose in self._clients.items() if each.token is None}
+            giving_way, refusal = _room_among(others, max(1, int(self._most_clients * _WITHOUT_TOKEN)), owner)
+        if giving_way is None and refusal is None:
+            giving_way, refusal = _room_among(self._clients, self._most_clients, owner)
+        if refusal is not None:
+            return refusal
         if giving_way is not None:
             del self._clients[giving_way]
             giving_way.end("gave way to another client, having been idle")
         self._strangers.pop(connection, None)
         connection.token = token
-        self._clients[connection] = token
+        self._clients[connection] = owner
         return None
-
-    def _longest_idle(self, tokens: Collection[str], at_least: float) -> Connection | None:
-        count = Counter(each.id for each in self._clients.values())
-        now = time.monotonic()
-        candidates = [
-            (count[token.id], now - connection.idle_since, connection)
-            for connection, token in self._clients.items()
-            if token.id in tokens and connection.idle_since is not None and now - connection.idle_since >= at_least
-        ]
-        return max(candidates, key=lambda each: each[:2])[2] if candidates else None
 
     def leave(self, connection: Connection) -> None:
         """Give its place back. Harmless for one that has none."""
@@ -113,10 +110,32 @@ class Places:
 
     def end_those_without(self, valid: Callable[[Token], bool], why: str) -> None:
         """End the connections of all clients whose token is not valid any more."""
-        for connection, token in list(self._clients.items()):
-            if not valid(token):
+        for connection in list(self._clients):
+            if connection.token is not None and not valid(connection.token):
                 self.leave(connection)
                 connection.end(why)
+
+
+def _room_among(clients: Mapping[Connection, str], most: int, owner: str) -> tuple[Connection | None, str | None]:
+    """Say who has to give way to one more connection of `owner`, if anybody, or why there is no room for it."""
+    count = Counter(clients.values())
+    mine, full = count[owner], len(clients) >= most
+    if mine >= math.ceil(most * _SHARE) or (full and mine + 1 >= max(count.values())):
+        candidates = [each for each, whose in clients.items() if whose == owner and _idle(each) >= each.patience]
+        refusal = f"{owner} has {mine} of the {most} places of this gateway"
+    elif full:
+        candidates = [each for each, whose in clients.items() if count[whose] > mine + 1 and _idle(each) >= 0]
+        refusal = f"this gateway has {len(clients)} clients already, and all are busy"
+    else:
+        return None, None
+    if not candidates:
+        return None, refusal
+    return max(candidates, key=lambda each: (count[clients[each]], _idle(each))), None
+
+
+def _idle(connection: Connection) -> float:
+    """Seconds since its last request; less than 0 during one."""
+    return -1 if connection.idle_since is None else time.monotonic() - connection.idle_since
 
 
 class DeadLocks:
@@ -125,11 +144,11 @@ class DeadLocks:
     def __init__(self, for_each_token: int, in_all: int) -> None:
         self._for_each_token = for_each_token
         self._in_all = in_all
-        self._locks: dict[tuple[str, UUID, Key], Callable[[], None]] = {}
+        self._locks: dict[tuple[str, Hashable], Callable[[], None]] = {}
 
     def refusal(self, token: str) -> str | None:
         """Say why this token gets no more locks for now, if it has left too many behind."""
-        mine = sum(1 for owner, _, _ in self._locks if owner == token)
+        mine = sum(1 for owner, _ in self._locks if owner == token)
         if mine >= self._for_each_token or len(self._locks) >= self._in_all:
             return (
                 f"{mine} locks are still held for clients of this token whose connections broke off; each ends ten "
@@ -137,9 +156,9 @@ class DeadLocks:
             )
         return None
 
-    def add(self, token: str, where: UUID, key: Key, release: Callable[[], None]) -> Callable[[], None]:
+    def add(self, token: str, content: Hashable, release: Callable[[], None]) -> Callable[[], None]:
         """Keep a lock whose client is gone, in place of an older one on the same content. Gives what forgets it."""
-        which = (token, where, key)
+        which = (token, content)
         older = self._locks.pop(which, None)
         if older is not None:
             # The new one lasts longer.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import TypeAlias
 
 import anyio
 
+from cluster_remote.gateway.room import Room
+from cluster_remote.p2p.errors import Unreachable
 from cluster_remote.p2p.key import UUID
 from cluster_remote.p2p.server import Endpoint
 from cluster_remote.p2p.session import Session
@@ -22,28 +24,50 @@ _Kind: TypeAlias = tuple[UUID, frozenset[UUID]]
 
 
 class Lending:
-    """Lends sessions by what they lead to; keeps some that were given back for the next request."""
+    """Lends sessions by what they lead to; keeps some that were given back for the next request.
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    `size` says how many nodes a session with a cluster may have connections to.
+    """
+
+    def __init__(
+        self, room: Room, size: Callable[[], Awaitable[int]], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._room = room
+        self._size = size
         self._clock = clock
         self._idle: list[tuple[float, _Kind, Session]] = []
+        self._taken_room: dict[Session, int] = {}
 
     @asynccontextmanager
     async def lend(self, served: Endpoint, bypass: frozenset[UUID]) -> AsyncIterator[Session]:
         """Give a session for one request. Raises SessionError."""
         kind = served.uuid, bypass
-        session = await self._taken(kind) or await served.session(bypass)
+        session = await self._taken(kind) or await self._opened(served, bypass)
         try:
             yield session
         except BaseException:
-            await _close(session)
+            await self._close(session)
             raise
         self._idle.append((self._clock(), kind, session))
         await self._let_go(len(self._idle) - _MOST_IDLE)
 
+    async def _opened(self, served: Endpoint, bypass: frozenset[UUID]) -> Session:
+        nodes = await self._size() if served.uuid.is_cluster else 1
+        try:
+            taken = self._room.take(nodes)
+        except Unreachable:
+            await self.aclose()
+            taken = self._room.take(nodes)
+        try:
+            session = await served.session(bypass)
+        except BaseException:
+            self._room.give_back(taken)
+            raise
+        self._taken_room[session] = taken
+        return session
+
     async def _taken(self, kind: _Kind) -> Session | None:
-        now = self._clock()
-        await self._let_go(sum(since < now - _IDLE for since, _, _ in self._idle))
+        await self._let_go(self._overdue())
         # The one used last is the one most likely to be good still.
         for place in reversed(range(len(self._idle))):
             if self._idle[place][1] == kind:
@@ -53,13 +77,25 @@ class Lending:
     async def _let_go(self, count: int) -> None:
         """Close the sessions that have been idle the longest."""
         for _ in range(count):
-            await _close(self._idle.pop(0)[2])
+            await self._close(self._idle.pop(0)[2])
 
     async def aclose(self) -> None:
         """Close all that are idle."""
         await self._let_go(len(self._idle))
 
+    async def let_go_in_time(self) -> None:
+        """Close those that nobody asks for again, until this is cancelled."""
+        while True:
+            await anyio.sleep(_IDLE)
+            await self._let_go(self._overdue())
 
-async def _close(session: Session) -> None:
-    with anyio.CancelScope(shield=True):
-        await session.aclose()
+    def _overdue(self) -> int:
+        now = self._clock()
+        return sum(since < now - _IDLE for since, _, _ in self._idle)
+
+    async def _close(self, session: Session) -> None:
+        with anyio.CancelScope(shield=True):
+            try:
+                await session.aclose()
+            finally:
+                self._room.give_back(self._taken_room.pop(session))

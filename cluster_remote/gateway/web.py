@@ -1,20 +1,18 @@
 """The gateway over HTTP: the P2P protocol, the git repository, and a page for people, at one address.
 
-`git clone https://host/data` gives the dataset, and git-annex finds the cluster from there. Requests are served by
-Hypercorn, which lives in this program's event loop and takes sockets that are open already; Starlette routes them.
+`git clone https://host/data` gives the dataset, and git-annex finds the cluster from there. Starlette routes the
+requests.
 """
 
 from __future__ import annotations
 
 import html
 import re
-import ssl
-from collections.abc import Callable, Sequence
+import time
 from typing import TYPE_CHECKING, Any
 
 import anyio
-from hypercorn.asyncio import serve as serve_asgi
-from hypercorn.config import Config
+from anyio.abc import TaskGroup
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
@@ -23,52 +21,59 @@ from starlette.routing import Mount, Route
 from cluster_remote.annex.errors import AnnexError
 from cluster_remote.gateway.errors import NotAllowed, NotServed
 from cluster_remote.gateway.githttp import GitHttp
-from cluster_remote.gateway.p2phttp import P2pHttp, Visitor, challenge, visitor_of
-from cluster_remote.gateway.places import Guesses
+from cluster_remote.gateway.p2phttp import P2pHttp, Visitor, challenge, note, visitor_of
+from cluster_remote.gateway.places import DeadLocks, Guesses, Places
+from cluster_remote.gateway.sessions import Lending
 from cluster_remote.gateway.tokens import Tokens, read_claim
+from cluster_remote.gateway.webserver import WebConnection, WebServer
 from cluster_remote.p2p.key import UUID
 from cluster_remote.p2p.messages import Connect
-from cluster_remote.p2p.server import Endpoint, Mode
+from cluster_remote.p2p.server import LOCK_RETENTION, Endpoint, Mode
 from cluster_remote.p2p.text import printable
 from cluster_remote.transport.tls import ServerCertificate
 
 if TYPE_CHECKING:
     from cluster_remote.gateway.backend import Backend
-    from cluster_remote.gateway.listeners import Listener
+    from cluster_remote.gateway.listeners import Accepted
+    from cluster_remote.gateway.room import Room
 
 __all__ = ["TokenDoor", "Web"]
 
-# Seconds in which the first wrong token of an address is answered; see Guesses.
-_AFTER_WRONG_TOKEN = 1.0
-# How many wrong tokens may be waiting for their answer.
-_MOST_WRONG = 64
+# Seconds that a request waits for a place, and between two tries to get one.
+_PLACE_WAIT, _PLACE_LOOK = 10.0, 0.05
 
 
 class TokenDoor:
     """Lets in who has a token, as the password of any user; with `public_read` anybody who only reads."""
 
-    def __init__(self, behind: Backend, tokens: Tokens, *, public_read: bool = False) -> None:
+    def __init__(
+        self, behind: Backend, tokens: Tokens, places: Places, guesses: Guesses, *, public_read: bool = False
+    ) -> None:
         self._behind = behind
         self._tokens = tokens
+        self._places = places
+        self._guesses = guesses
         self._public_read = public_read
-        self._guesses = Guesses(_AFTER_WRONG_TOKEN)
-        self._slow = anyio.CapacityLimiter(_MOST_WRONG)
 
     @property
     def takes_logins(self) -> bool:
         return bool(self._tokens.all())
 
-    async def visitor(self, user_and_password: tuple[str, str] | None, address: str) -> Visitor | None:
-        nobody = Visitor(Mode.READ_ONLY, f"somebody at {address}", anonymous=True) if self._public_read else None
-        if user_and_password is None:
-            return nobody
-        claim = read_claim(user_and_password[1])
+    async def visitor(self, login: tuple[str, str] | None, connection: WebConnection) -> Visitor | None:
+        claim = None if login is None else read_claim(login[1])
         token = None if claim is None else self._tokens.check(claim.token)
+        if login is not None and token is None:
+            await anyio.sleep(self._guesses.wrong(connection.address))
+        if token is None and not self._public_read:
+            return None
+        deadline = time.monotonic() + _PLACE_WAIT
+        while (full := self._places.admit(connection, token)) is not None:
+            if time.monotonic() > deadline:
+                raise NotAllowed(f"{full}; try again later", 503, {"Retry-After": "10"})
+            await anyio.sleep(_PLACE_LOOK)
         if token is None:
-            async with self._slow:
-                await anyio.sleep(self._guesses.wrong(address))
-            return nobody
-        return Visitor(token.mode, f"token {token.id} at {address}", token=token)
+            return Visitor(Mode.READ_ONLY, f"somebody at {connection.address}", anonymous=True)
+        return Visitor(token.mode, f"token {token.id} at {connection.address}", token=token)
 
     async def served(self, uuid: UUID, client: UUID | None, visitor: Visitor) -> Endpoint | None:
         if visitor.token is not None and visitor.token.refusal(uuid, self._behind.own) is not None:
@@ -80,54 +85,58 @@ class TokenDoor:
 
 
 class Web:
-    """One gateway over HTTP. `path` is what urls begin with (`/data`, or nothing); `log` takes a line at a time."""
+    """One gateway over HTTP, with locks and what closes idle sessions as tasks of `tasks`. To be closed in the end.
+
+    `path` is what urls begin with (`/data`, or nothing). Times are in seconds: `timeout` is without progress,
+    `to_begin` what a client has for the head of its first request.
+    """
 
     def __init__(
         self,
         behind: Backend,
-        tokens: Tokens,
-        log: Callable[[str], None],
+        door: TokenDoor,
+        tasks: TaskGroup,
+        room: Room,
+        dead_locks: DeadLocks,
         *,
         path: str = "",
-        public_read: bool = False,
-        certificate: ServerCertificate | None = None,
+        timeout: float,
+        to_begin: float,
+        lock_retention: float = LOCK_RETENTION,
     ) -> None:
         self._behind = behind
-        self._door = TokenDoor(behind, tokens, public_read=public_read)
-        self._log = log
-        self._path = path.rstrip("/")
-        self._certificate = certificate
+        self._door = door
+        self._path = path
+        self._lending = Lending(room, behind.size)
+        tasks.start_soon(self._lending.let_go_in_time)
+        api = P2pHttp(door, tasks, self._lending, dead_locks, timeout, lock_retention=lock_retention)
+        self._server = WebServer(self._app(api), to_begin, timeout)
 
-    async def run(self, listeners: Sequence[Listener], stopping: anyio.Event, grace: float) -> None:
-        """Serve until `stopping` is set; then requests get `grace` seconds to finish. Closes the listeners."""
-        config = self._config(listeners, grace)
-        async with anyio.create_task_group() as locks:
-            api = P2pHttp(self._door, locks, self._log)
-            try:
-                await serve_asgi(self._app(api), config, shutdown_trigger=stopping.wait)
-            finally:
-                with anyio.CancelScope(shield=True):
-                    await api.aclose()
-                locks.cancel_scope.cancel()
+    async def talk(self, accepted: Accepted, connection: WebConnection, certificate: ServerCertificate | None) -> str:
+        """Serve a client until it hangs up; say what it was, for the log."""
+        if certificate is not None:
+            certificate.context.set_alpn_protocols(["http/1.1"])
+        try:
+            await self._server.serve(accepted, connection, None if certificate is None else certificate.context)
+        except OSError as error:
+            return f"not let in: {error}"
+        who = "without a token" if connection.token is None else f"token {connection.token.id}"
+        return f"{who}: {connection.requests} request{'' if connection.requests == 1 else 's'}"
 
-    def _config(self, listeners: Sequence[Listener], grace: float) -> Config:
-        config = _Config(self._certificate)
-        # Hypercorn takes the descriptors over, and closes them.
-        config.bind = [f"fd://{listener.socket.detach()}" for listener in listeners]
-        config.accesslog = None
-        config.errorlog = None
-        config.graceful_timeout = grace
-        config.include_server_header = False
-        config.h11_max_incomplete_size = 64 * 1024
-        config.keep_alive_timeout = 90.0
-        return config
+    async def stop(self) -> None:
+        """End the idle connections, and the others after their request."""
+        await self._server.stop()
+
+    async def aclose(self) -> None:
+        """Close the idle sessions."""
+        await self._lending.aclose()
 
     def _app(self, api: P2pHttp) -> Any:
-        git = GitHttp(self._behind.repository, self._admit, self._behind.log.commit, self._git_annex_config, self._log)
+        git = GitHttp(self._behind.repository, self._admit, self._behind.log.commit, self._git_annex_config)
         routes = [*api.routes(), *git.routes(), Route("/", self._page)]
         return Starlette(
             routes=[Mount(self._path, routes=routes)] if self._path else routes,
-            exception_handlers={NotAllowed: _refused},
+            exception_handlers={NotAllowed: _refused, AnnexError: _failed, Exception: _failed},
         )
 
     async def _admit(self, request: Request, wanted: Connect) -> str:
@@ -172,28 +181,16 @@ class Web:
         )
 
 
-class _Config(Config):
-    """Hypercorn's settings, with a certificate that can be read again while it serves."""
-
-    def __init__(self, certificate: ServerCertificate | None) -> None:
-        super().__init__()
-        self._shown = certificate
-
-    @property
-    def ssl_enabled(self) -> bool:
-        return self._shown is not None
-
-    def create_ssl_context(self) -> ssl.SSLContext | None:
-        if self._shown is None:
-            return None
-        self._shown.context.set_alpn_protocols(self.alpn_protocols)
-        return self._shown.context
-
-
 async def _refused(request: Request, refusal: Exception) -> Response:
     """The answer to any request, whatever it is for, that raises NotAllowed."""
     assert isinstance(refusal, NotAllowed)
     return Response(f"{refusal}\n", refusal.status, refusal.headers, "text/plain")
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    """The answer where something is wrong with the gateway, which is no business of its clients."""
+    note(request, f"{request.method} {request.url.path}: {type(error).__name__}: {error}")
+    return Response("this gateway cannot answer; see its log\n", 500, None, "text/plain")
 
 
 def _base(request: Request) -> str:

@@ -17,7 +17,7 @@ import pytest
 from cluster_remote.annex.repository import Repository as AnnexRepository
 from cluster_remote.gateway.backend import Backend
 from cluster_remote.gateway.gateway import Gateway, Limits
-from cluster_remote.gateway.listeners import listen
+from cluster_remote.gateway.listeners import WebAddress, listen
 from cluster_remote.gateway.quiet import QuietLog
 from cluster_remote.gateway.tokens import Tokens
 from cluster_remote.p2p.key import UUID
@@ -39,9 +39,10 @@ def site(make_environment: Callable[[], Environment]) -> Cluster:
 
 @dataclass
 class Served:
-    """A gateway in this process."""
+    """A gateway in this process, over TCP and HTTP."""
 
     port: int
+    web: int
     tokens: Tokens
     log: list[str]
     cluster: Cluster
@@ -55,16 +56,19 @@ class Served:
 
 
 @asynccontextmanager
-async def gateway(site: Cluster, directory: Path, limits: Limits) -> AsyncIterator[Served]:
+async def gateway(
+    site: Cluster, directory: Path, limits: Limits, timeout: float = 20.0, *, public_read: bool = False
+) -> AsyncIterator[Served]:
     with site.gateway.environment.applied(site.gateway.path):
         repository = AnnexRepository(site.gateway.path / ".git", site.gateway.path, site.gateway.path)
-        backend = Backend(repository, UUID(site.gateway.uuid), UUID(site.uuid), 20.0)
-        served = Served(free_port(), Tokens(directory / "tokens" / "tokens"), [], site)
+        backend = Backend(repository, UUID(site.gateway.uuid), UUID(site.uuid), timeout)
+        served = Served(free_port(), free_port(), Tokens(directory / "tokens" / "tokens"), [], site)
         served.tokens.create(Mode.READ_ONLY, "makes the directory")
         try:
             async with anyio.create_task_group() as tasks:
-                server = Gateway(backend, served.tokens, 20.0, served.log.append, limits)
-                tasks.start_soon(server.run, listen(Tcp("127.0.0.1", served.port)), _no_signals())
+                server = Gateway(backend, served.tokens, timeout, served.log.append, limits, public_read=public_read)
+                listeners = [*listen(Tcp("127.0.0.1", served.port)), *listen(WebAddress(Tcp("127.0.0.1", served.web)))]
+                tasks.start_soon(server.run, listeners, _no_signals())
                 yield served
                 tasks.cancel_scope.cancel()
         finally:

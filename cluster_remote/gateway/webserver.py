@@ -1,0 +1,217 @@
+"""Serve HTTP/1.1 on the gateway's connections, by Hypercorn, within the limits that hold for every client.
+
+The gateway accepts the connections itself, so that it can count them and end them. HTTP/2 is refused: it would be many
+clients in one place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import anyio
+from hypercorn.app_wrappers import ASGIWrapper
+from hypercorn.asyncio.tcp_server import TCPServer
+from hypercorn.asyncio.worker_context import WorkerContext
+from hypercorn.config import Config
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from cluster_remote.gateway.listeners import Accepted
+from cluster_remote.gateway.places import Connection
+
+__all__ = ["WebConnection", "WebServer"]
+
+# Seconds for which a connection stays open without a request, and without one while others of its client wait.
+_KEEP_ALIVE, _PATIENCE = 90.0, 1.0
+# Bytes of a request's headers.
+_LONGEST_HEADERS = 64 * 1024
+# Seconds for a client to finish sending what nobody wants to hear before it gets the end of its answer.
+_LINGER = 2.0
+# Seconds between two looks at whether a client makes progress.
+_LOOK = 1.0
+
+
+@dataclass(eq=False)
+class WebConnection(Connection):
+    """A connection over HTTP. `say` writes what is to be known about it into the gateway's log."""
+
+    say: Callable[[str], None] = print
+    patience: float = _PATIENCE
+    requests: int = 0
+
+    def __post_init__(self) -> None:
+        self.stream = anyio.CancelScope()
+        """Around all that is done with the connection."""
+        self._request: anyio.CancelScope | None = None
+        self._gone = False
+
+    def end(self, why: str) -> None:
+        """See Connection. A request gets to close what it has opened."""
+        if self.ended is None:
+            self.ended = why
+            (self._request or self.stream).cancel()
+
+    def gone(self) -> None:
+        """The client has hung up. Hypercorn would keep the connection for as long as it may be idle."""
+        self._gone = True
+        if self._request is None:
+            self.stream.cancel()
+
+    async def serve(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        self.requests += 1
+        self.idle_since = None
+        body = _Body(receive)
+        try:
+            with anyio.CancelScope() as self._request:
+                await app(scope, body.receive, _Answer(send, body).send)
+        finally:
+            self._request = None
+            self.idle_since = time.monotonic()
+            if self.ended is not None or self._gone or not body.ended:
+                # Who has more to say now would be waited for.
+                self.stream.cancel()
+
+
+class _Reader(asyncio.StreamReader):
+    """Tells the connection that its client has hung up."""
+
+    def __init__(self, connection: WebConnection) -> None:
+        super().__init__()
+        self._connection = connection
+
+    def feed_eof(self) -> None:
+        super().feed_eof()
+        self._connection.gone()
+
+    def set_exception(self, exc: Exception) -> None:
+        super().set_exception(exc)
+        self._connection.gone()
+
+
+class _Body:
+    """The body of a request, and whether all of it has come."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self.ended = False
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        if message["type"] != "http.request" or not message.get("more_body", False):
+            self.ended = True
+        return message
+
+    async def rest(self) -> None:
+        """Read what nobody has read."""
+        while not self.ended:
+            await self.receive()
+
+
+class _Answer:
+    """Keeps back the end of an answer for a while if the request has not ended.
+
+    Hypercorn cannot end it while parts of the request wait to be read; and a client that is hung up on while it sends
+    may not see the answer.
+    """
+
+    def __init__(self, send: Send, body: _Body) -> None:
+        self._send = send
+        self._body = body
+
+    async def send(self, message: Message) -> None:
+        if message["type"] != "http.response.body" or message.get("more_body") or self._body.ended:
+            await self._send(message)
+            return
+        await self._send({**message, "more_body": True})
+        with anyio.move_on_after(_LINGER):
+            await self._body.rest()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._body.rest)
+            await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+            tasks.cancel_scope.cancel()
+
+
+class WebServer:
+    """Serves one application on any number of connections.
+
+    `to_begin` is the time that a client has for the head of its first request, `timeout` for taking something of an
+    answer, both in seconds.
+    """
+
+    def __init__(self, app: ASGIApp, to_begin: float, timeout: float) -> None:
+        # Starlette and Hypercorn have types of their own for the same interface.
+        wrapped: Any = _on_connection(app)
+        self._app = ASGIWrapper(wrapped)
+        self._to_begin = to_begin
+        self._timeout = timeout
+        self._context = WorkerContext(None)
+        self._config = Config()
+        self._config.accesslog = None
+        self._config.errorlog = None
+        self._config.include_server_header = False
+        self._config.h11_max_incomplete_size = _LONGEST_HEADERS
+        self._config.keep_alive_timeout = _KEEP_ALIVE
+
+    async def serve(self, accepted: Accepted, connection: WebConnection, tls: ssl.SSLContext | None) -> None:
+        """Serve a connection to its end. Raises OSError, also for a client with which TLS cannot be agreed on."""
+        loop = asyncio.get_running_loop()
+        reader = _Reader(connection)
+        protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
+        try:
+            transport, _ = await loop.connect_accepted_socket(
+                lambda: protocol,
+                accepted.socket,
+                ssl=tls,
+                ssl_handshake_timeout=self._to_begin if tls is not None else None,
+            )
+        except BaseException:
+            accepted.socket.close()
+            raise
+        writer = asyncio.StreamWriter(transport, protocol, reader, loop)
+        state: Any = {"connection": connection}
+        server = TCPServer(self._app, loop, self._config, self._context, state, reader, writer)
+        try:
+            with connection.stream:
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(self._watch, connection, transport)
+                    await server.run()
+                    tasks.cancel_scope.cancel()
+        finally:
+            transport.abort()
+
+    async def stop(self) -> None:
+        """End the idle connections, and the others after their request."""
+        await self._context.terminated.set()
+
+    async def _watch(self, connection: WebConnection, transport: asyncio.WriteTransport) -> None:
+        """End a connection whose client does not come to the point, or does not take what it has asked for."""
+        left, since = 0, time.monotonic()
+        while True:
+            await anyio.sleep(min(_LOOK, self._to_begin))
+            now = time.monotonic()
+            if not connection.requests and now - connection.began > self._to_begin:
+                connection.end("no request in time")
+            waiting = transport.get_write_buffer_size()
+            if waiting != left or not waiting:
+                left, since = waiting, now
+            elif now - since > self._timeout:
+                connection.end(f"the client took nothing for {self._timeout:.3g} seconds")
+
+
+def _on_connection(app: ASGIApp) -> ASGIApp:
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close"})
+        elif scope["http_version"] not in ("1.0", "1.1"):
+            await send({"type": "http.response.start", "status": 505, "headers": []})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        else:
+            connection: WebConnection = scope["state"]["connection"]
+            await connection.serve(app, scope, receive, send)
+
+    return serve

@@ -1,0 +1,373 @@
+"""What a client over HTTP can do to the gateway, and to its other clients."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import socket
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import anyio
+import pytest
+
+from cluster_remote.gateway.gateway import Limits
+from cluster_remote.p2p.server import Mode
+from tests.gateway.test_gateway import CLIENT
+from tests.security.test_clients import Served, gateway, greeting, off
+from tests.support.environment import Environment
+from tests.support.repositories import Cluster, make_cluster
+
+pytestmark = pytest.mark.anyio
+MIB = 1024 * 1024
+
+
+@pytest.fixture(scope="module")
+def site(make_environment: Callable[[], Environment]) -> Cluster:
+    environment = make_environment()
+    return make_cluster(environment, environment.directory)
+
+
+@dataclass
+class Raw:
+    """A connection on which anything can be said; `status` and `body` are of the last answer."""
+
+    socket: socket.socket
+    status: int = 0
+    body: bytes = b""
+
+    def begin(self, method: str, path: str, token: str | None = None, **headers: object) -> None:
+        lines = [f"{method} {path} HTTP/1.1", "Host: localhost"]
+        lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+        if token is not None:
+            lines.append("Authorization: Basic " + base64.b64encode(f"any:{token}".encode()).decode())
+        self.socket.sendall("\r\n".join([*lines, "", ""]).encode())
+
+    def answer(self) -> int:
+        """Read an answer; 0 if the connection ended instead."""
+        file = self.socket.makefile("rb")
+        try:
+            words = file.readline().split()
+            self.status = int(words[1]) if len(words) > 1 else 0
+            headers = {}
+            while line := file.readline().decode().strip():
+                name, _, value = line.partition(":")
+                headers[name.lower()] = value.strip()
+            self.body = b""
+            if "content-length" in headers:
+                self.body = file.read(int(headers["content-length"]))
+            elif headers.get("transfer-encoding") == "chunked":
+                chunks = []
+                while size := int(file.readline(), 16):
+                    chunks.append(file.read(size))
+                    file.readline()
+                file.readline()
+                self.body = b"".join(chunks)
+        except ConnectionError:
+            self.status = 0
+        return self.status
+
+    def ask(self, method: str, path: str, token: str | None = None, **headers: object) -> int:
+        self.begin(method, path, token, **headers)
+        return self.answer()
+
+
+def api(uuid: str, endpoint: str) -> str:
+    return f"/git-annex/{uuid}/v4/{endpoint}{'&' if '?' in endpoint else '?'}clientuuid={CLIENT}"
+
+
+def connected(served: Served) -> Raw:
+    client = socket.create_connection(("127.0.0.1", served.web), 20)
+    client.settimeout(20)
+    return Raw(client)
+
+
+async def told(function: Callable[..., int], *arguments: object, **named: object) -> int:
+    return await anyio.to_thread.run_sync(lambda: function(*arguments, **named))
+
+
+def all_said(client: Raw) -> str:
+    heard = b""
+    try:
+        while more := client.socket.recv(MIB):
+            heard += more
+    except (TimeoutError, ConnectionError):
+        pass
+    return heard.decode("latin-1")
+
+
+def hung_up(client: Raw) -> str:
+    """Read to the end of the connection; whether it came within the socket's timeout."""
+    try:
+        while client.socket.recv(MIB):
+            pass
+    except ConnectionError:
+        return "yes"
+    except TimeoutError:
+        return "no"
+    return "yes"
+
+
+def sent_all(client: Raw, data: bytes) -> str:
+    client.socket.sendall(data)
+    return "sent"
+
+
+def descriptors() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+async def until(holds: Callable[[], bool], seconds: float = 10) -> None:
+    with anyio.fail_after(seconds):
+        while not holds():
+            await anyio.sleep(0.02)
+
+
+# Places
+
+
+async def test_connections_over_http_count_with_those_over_sockets(site: Cluster, tmp_path: Path) -> None:
+    path = api(site.uuid, "checkpresent?key=WORM-s1--x")
+    async with gateway(site, tmp_path, Limits(clients=8)) as served:
+        greedy, second = (served.tokens.create(Mode.READ_ONLY)[1] for _ in range(2))
+        with ExitStack() as stack:
+            for _ in range(6):
+                assert (await greeting(stack.enter_context(served.connect(greedy)))).startswith("AUTH-SUCCESS")
+            # No more for the same token; what it has is not idle for long enough.
+            client = connected(served)
+            stack.enter_context(client.socket)
+            begun = time.monotonic()
+            assert await told(client.ask, "GET", "/config", greedy) == 503
+            assert 5 < time.monotonic() - begun < 15
+            for _ in range(3):
+                client = connected(served)
+                stack.enter_context(client.socket)
+                assert await told(client.ask, "POST", path, second) == 200
+        assert sum("gave way to another client" in line for line in served.log) == 1
+
+
+async def test_idle_connections_give_way_to_others_of_the_same_token(site: Cluster, tmp_path: Path) -> None:
+    async with gateway(site, tmp_path, Limits(clients=4)) as served:
+        token = served.tokens.create(Mode.READ_ONLY)[1]
+        with ExitStack() as stack:
+            clients = [connected(served) for _ in range(9)]
+            for client in clients:
+                stack.enter_context(client.socket)
+                assert await told(client.ask, "GET", "/config", token) == 200
+            assert await off(hung_up, clients[0]) == "yes"
+
+
+async def test_who_has_no_token_is_counted_by_address_and_leaves_places(site: Cluster, tmp_path: Path) -> None:
+    async with gateway(site, tmp_path, Limits(clients=4), public_read=True) as served:
+        token = served.tokens.create(Mode.READ_ONLY)[1]
+        key = site.nodes[0].add("large", os.urandom(32 * MIB))
+        with ExitStack() as stack:
+            readers = [connected(served) for _ in range(2)]
+            for reader in readers:
+                stack.enter_context(reader.socket)
+                reader.begin("GET", api(site.nodes[0].uuid, f"key/{key}"))
+            await anyio.sleep(1)
+            late = connected(served)
+            stack.enter_context(late.socket)
+            assert await told(late.ask, "GET", "/config") == 503
+            for _ in range(2):
+                client = connected(served)
+                stack.enter_context(client.socket)
+                assert await told(client.ask, "GET", "/config", token) == 200
+
+
+async def test_one_connection_is_counted_for_whose_request_it_carries(site: Cluster, tmp_path: Path) -> None:
+    """As behind a reverse proxy."""
+    async with gateway(site, tmp_path, Limits(clients=8)) as served:
+        tokens = [served.tokens.create(Mode.READ_ONLY) for _ in range(2)]
+        client = connected(served)
+        with client.socket:
+            for _, text in (*tokens, tokens[0]):
+                assert await told(client.ask, "GET", "/config", text) == 200
+            served.tokens.revoke(tokens[1][0].id)
+            await anyio.sleep(1.5)
+            assert await told(client.ask, "GET", "/config", tokens[0][1]) == 200
+            served.tokens.revoke(tokens[0][0].id)
+            assert await off(hung_up, client) == "yes"
+
+
+# Revocation
+
+
+async def test_revoking_a_token_ends_its_requests_under_way_and_no_others(site: Cluster, tmp_path: Path) -> None:
+    node = site.nodes[0]
+    key = node.add("revoked", os.urandom(32 * MIB))
+    upload = f"put?key=WORM-s{32 * MIB}--upload"
+    async with gateway(site, tmp_path, Limits()) as served:
+        (token, text), (_, other) = (served.tokens.create(Mode.READ_WRITE) for _ in range(2))
+        with ExitStack() as stack:
+
+            def begun(whose: str, method: str, path: str, **headers: object) -> Raw:
+                client = connected(served)
+                stack.enter_context(client.socket)
+                client.begin(method, path, whose, **headers)
+                return client
+
+            kept = begun(text, "POST", api(node.uuid, f"lockcontent?key={key}"))
+            assert await told(kept.answer) == 200
+            lock = json.loads(kept.body)["lockid"]
+            clients: dict[str, list[Raw]] = {}
+            for whose in (text, other):
+                sent = {"X_git_annex_data_length": 32 * MIB, "Content_Length": 32 * MIB}
+                clients[whose] = [
+                    begun(whose, "GET", api(node.uuid, f"key/{key}")),
+                    begun(whose, "POST", api(site.uuid, upload + whose[:4]), **sent),
+                    begun(whose, "POST", api(node.uuid, f"keeplocked?lockid={lock}"), Transfer_Encoding="chunked"),
+                    begun(whose, "POST", "/git-receive-pack", Transfer_Encoding="chunked"),
+                ]
+                clients[whose][1].socket.sendall(bytes(MIB))
+                clients[whose][2].socket.sendall(b'11\r\n{"unlock":false}\n\r\n')
+                clients[whose][3].socket.sendall(b"4\r\n0000\r\n")
+            await anyio.sleep(1)
+            served.tokens.revoke(token.id)
+            began = time.monotonic()
+            for client in clients[text]:
+                assert await off(hung_up, client) == "yes"
+            assert time.monotonic() - began < 3
+            assert sum("its token was revoked" in line for line in served.log) >= 4
+            # The content stays locked for who may have relied on it; the others go on.
+            remover = connected(served)
+            stack.enter_context(remover.socket)
+            assert await told(remover.ask, "POST", api(node.uuid, f"remove?key={key}"), other) == 200
+            assert json.loads(remover.body)["removed"] is False
+            download, uploading, keeping, _ = clients[other]
+            assert await told(download.answer) == 200
+            assert len(download.body) == 32 * MIB
+            await off(sent_all, uploading, bytes(31 * MIB))
+            assert await told(uploading.answer) == 200
+            assert json.loads(uploading.body)["stored"] is True
+            keeping.socket.sendall(b'10\r\n{"unlock":true}\n\r\n0\r\n\r\n')
+            assert await told(keeping.answer) == 200
+            assert await told(remover.ask, "POST", api(node.uuid, f"remove?key={key}"), other) == 200
+            assert json.loads(remover.body)["removed"] is True
+
+
+async def test_locks_that_are_left_behind_are_limited_for_each_token(site: Cluster, tmp_path: Path) -> None:
+    node = site.nodes[0]
+    keys = [node.add(f"lock{number}", f"lock{number}".encode()) for number in range(4)]
+    async with gateway(site, tmp_path, Limits(dead_locks=3, lock_retention=1.5)) as served:
+        greedy, other = (served.tokens.create(Mode.READ_WRITE)[1] for _ in range(2))
+        client = connected(served)
+        with client.socket:
+
+            async def locked(key: str, token: str) -> bool:
+                assert await told(client.ask, "POST", api(node.uuid, f"lockcontent?key={key}"), token) == 200
+                return json.loads(client.body)["locked"] is True
+
+            assert [await locked(key, greedy) for key in keys] == [True, True, True, False]
+            assert await locked(keys[3], other)
+            await anyio.sleep(2)
+            assert await locked(keys[3], greedy)
+
+
+# Requests that do not end
+
+
+async def test_a_body_that_nobody_reads_holds_nothing_for_ever(site: Cluster, tmp_path: Path) -> None:
+    before = descriptors()
+    async with gateway(site, tmp_path, Limits()) as served:
+        with ExitStack() as stack:
+            for _ in range(10):
+                client = connected(served)
+                stack.enter_context(client.socket)
+                client.begin("POST", api(site.uuid, "put?key=WORM-s1--x"), None, Content_Length=100 * MIB)
+                try:
+                    await off(sent_all, client, bytes(4 * MIB))
+                except ConnectionError:
+                    continue
+                assert await told(client.answer) == 401
+            # Also those whose clients stay.
+            await until(lambda: sum("without a token" in line for line in served.log) >= 10)
+        await until(lambda: descriptors() < before + 15)
+
+
+async def test_who_does_not_come_to_the_point_is_hung_up_on(site: Cluster, tmp_path: Path) -> None:
+    async with gateway(site, tmp_path, Limits(to_authenticate=0.5)) as served:
+        for said in (b"", b"GET / HTTP/1.1\r\nHost: x\r\nX-Slow: ", b"\x16\x03\x01"):
+            client = connected(served)
+            with client.socket:
+                client.socket.sendall(said)
+                assert await off(hung_up, client) == "yes"
+
+
+async def test_a_slow_head_gets_no_more_time_by_going_on(site: Cluster, tmp_path: Path) -> None:
+    async with gateway(site, tmp_path, Limits(to_authenticate=0.5)) as served:
+        client = connected(served)
+        with client.socket:
+            client.socket.sendall(b"GET / HTTP/1.1\r\n")
+
+            async def drip() -> None:
+                while True:
+                    client.socket.sendall(b"X-Slow: 1\r\n")
+                    await anyio.sleep(0.1)
+
+            with anyio.fail_after(10):
+                with pytest.raises(ConnectionError):
+                    await drip()
+
+
+async def test_a_client_that_takes_or_sends_nothing_is_given_up(site: Cluster, tmp_path: Path) -> None:
+    key = site.nodes[0].add("stalled", os.urandom(32 * MIB))
+    async with gateway(site, tmp_path, Limits(), timeout=1.0) as served:
+        token = served.tokens.create(Mode.READ_WRITE)[1]
+        reader, writer = connected(served), connected(served)
+        with reader.socket, writer.socket:
+            reader.begin("GET", api(site.nodes[0].uuid, f"key/{key}"), token)
+            sent = {"X_git_annex_data_length": MIB, "Content_Length": MIB}
+            writer.begin("POST", api(site.uuid, f"put?key=WORM-s{MIB}--stalled"), token, **sent)
+            writer.socket.sendall(bytes(1000))
+            assert await told(writer.answer) == 200
+            assert json.loads(writer.body)["stored"] is False
+            await until(lambda: any("took nothing for 1 seconds" in line for line in served.log))
+
+
+async def test_http_2_is_refused(site: Cluster, tmp_path: Path) -> None:
+    """Many requests on one connection would be many clients in one place."""
+    preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes.fromhex("000000040000000000")
+    # GET http://localhost/, of which all but the host is in HPACK's static table.
+    request = bytes.fromhex("82868441") + b"\x09localhost"
+    frame = len(request).to_bytes(3, "big") + bytes.fromhex("010500000001") + request
+    upgrade = b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
+    upgrade += b"HTTP2-Settings: AAMAAABkAAQAAP__\r\n\r\n"
+    async with gateway(site, tmp_path, Limits(), public_read=True) as served:
+        for said in (preface + frame, upgrade + preface):
+            client = connected(served)
+            client.socket.settimeout(2)
+            with client.socket:
+                client.socket.sendall(said)
+                heard = await off(all_said, client)
+                # Headers at most: the page would be longer.
+                assert 0 < len(heard) < 500
+
+
+async def test_a_web_socket_is_refused(site: Cluster, tmp_path: Path) -> None:
+    headers = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec_WebSocket_Version": 13}
+    async with gateway(site, tmp_path, Limits(), public_read=True) as served:
+        client = connected(served)
+        with client.socket:
+            assert (
+                await told(client.ask, "GET", "/", None, Sec_WebSocket_Key="AAAAAAAAAAAAAAAAAAAAAA==", **headers) == 403
+            )
+
+
+async def test_the_log_names_the_client_and_what_it_did(site: Cluster, tmp_path: Path) -> None:
+    async with gateway(site, tmp_path, Limits()) as served:
+        token, text = served.tokens.create(Mode.READ_ONLY)
+        client = connected(served)
+        with client.socket:
+            for _ in range(2):
+                assert await told(client.ask, "GET", "/config", text) == 200
+        expected = rf"http://127\.0\.0\.1:{served.web}/ #1 \(127\.0\.0\.1:[0-9]+\): token {token.id}: 2 requests \(.*"
+        await until(lambda: len(served.log) > 0)
+        assert re.fullmatch(expected, served.log[0])
+        assert text not in "".join(served.log)
