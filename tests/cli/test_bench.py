@@ -14,6 +14,7 @@ from tests.support.environment import Environment
 from tests.support.repositories import make_repository
 
 
+@pytest.mark.slow
 def test_every_way_and_the_limit_are_measured_and_nothing_is_left(environment: Environment, tmp_path: Path) -> None:
     figures, chart = tmp_path / "figures.json", tmp_path / "chart.svg"
     done = environment.run(

@@ -18,6 +18,7 @@ def temporary(environment: Environment) -> Path:
     return directory
 
 
+@pytest.mark.slow
 def test_every_step_does_what_it_shows_and_nothing_is_left(environment: Environment, temporary: Path) -> None:
     done = environment.run("cluster-remote", "demo", cwd=environment.directory, timeout=280)
     text = os.fsdecode(done.stdout)

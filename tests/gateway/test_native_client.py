@@ -223,6 +223,7 @@ def test_a_wrong_token_lets_nothing(gateway: Gateway) -> None:
 # Many at once
 
 
+@pytest.mark.slow
 def test_ten_clients_store_and_fetch_at_the_same_time(gateway: Gateway, native: Repository) -> None:
     contents = {f"many {number}": b"%d" % number * 200_000 for number in range(10)}
     keys = {name: native.add(name, content) for name, content in contents.items()}

@@ -8,7 +8,9 @@ import pytest
 
 from tests.cli.ailing import away
 from tests.lifecycle.conftest import cluster_remote, members, second_computer
+from tests.support.forked import run_forked
 from tests.support.repositories import Cluster, Repository
+from tests.support.slow import only_in_all
 
 
 @pytest.fixture
@@ -107,7 +109,7 @@ def test_a_shared_remote_is_enabled_by_its_name_and_used_after_a_look(cluster: C
     assert cluster.holders(key) == [True, True, True]
 
 
-@pytest.mark.parametrize("how", [["data"], ["data", "--node", "node1"]])
+@pytest.mark.parametrize("how", [["data"], *only_in_all((["data", "--node", "node1"],))])
 def test_a_strangers_address_is_not_taken_over(
     cluster: Cluster, work: Repository, tmp_path: Path, how: list[str]
 ) -> None:
@@ -117,7 +119,7 @@ def test_a_strangers_address_is_not_taken_over(
     work.annex("enableremote", "data", "encryption=none", f"url={cluster.gateway.path}")
     desktop.git("fetch", "--quiet", "origin")
     desktop.annex("merge")
-    done = desktop.environment.run("cluster-remote", "setup", *how, cwd=desktop.path, check=False)
+    done = run_forked(desktop.environment, "setup", *how, cwd=desktop.path, check=False)
     assert desktop.config("remote.data.annex-verified") != "verified", done
 
 
@@ -136,7 +138,7 @@ def test_a_changed_address_of_a_remote_that_was_verified_is_asked_about(cluster:
     assert b"--safe" in pending
 
 
-@pytest.mark.parametrize("option", [["--depth", "1"], ["--single-branch"]])
+@pytest.mark.parametrize("option", [["--depth", "1"], *only_in_all((["--single-branch"],))])
 def test_a_clone_without_the_branch_gets_it(cluster: Cluster, option: list[str]) -> None:
     path = cluster.gateway.path.parent / "shallow"
     cluster.gateway.environment.run("git", "clone", "--quiet", *option, f"file://{cluster.gateway.path}", path)
@@ -146,7 +148,7 @@ def test_a_clone_without_the_branch_gets_it(cluster: Cluster, option: list[str])
     assert clone.config("remote.c.annex-uuid") == cluster.uuid
 
 
-@pytest.mark.parametrize("url", [None, "origin", "../gateway"])
+@pytest.mark.parametrize("url", [None, *only_in_all("origin", "../gateway")])
 def test_a_gateway_is_named_by_its_remote_by_a_relative_path_or_not_at_all(cluster: Cluster, url: str | None) -> None:
     client = cluster.clone()
     cluster_remote(client, "setup", "c", *([] if url is None else [url]), "--no-nodes")
@@ -166,7 +168,5 @@ def test_a_remote_whose_name_is_an_option_is_not_passed_on(cluster: Cluster, tmp
     client.git("config", f"remote.--upload-pack=touch {tmp_path}/pwned;.url", str(cluster.gateway.path))
     client.git("config", f"remote.--upload-pack=touch {tmp_path}/pwned;.annex-uuid", cluster.gateway.uuid)
     client.git("update-ref", "-d", "refs/heads/git-annex")
-    cluster.gateway.environment.run(
-        "cluster-remote", "setup", "c", str(cluster.gateway.path), cwd=client.path, check=False
-    )
+    run_forked(client.environment, "setup", "c", cluster.gateway.path, cwd=client.path, check=False)
     assert not (tmp_path / "pwned").exists()

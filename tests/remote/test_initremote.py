@@ -12,6 +12,7 @@ import pytest
 from tests.remote.sites import initremote, text, whereis
 from tests.support.environment import Environment, temporary_environment
 from tests.support.repositories import Cluster, Repository, make_cluster, make_repository
+from tests.support.slow import only_in_all
 from tests.support.sockets import free_port, serve_p2p
 
 TOKEN = "CLUSTER_REMOTE_TOKEN"
@@ -187,7 +188,7 @@ def test_chunks_cannot_be_counted_on_the_nodes(place: Place, name: str, tracking
 
 
 @pytest.mark.parametrize("chunks", [(), ("chunk=1MiB",)], ids=["whole", "chunks"])
-@pytest.mark.parametrize("cluster", ["named", "by UUID", "not named"])
+@pytest.mark.parametrize("cluster", ["named", *only_in_all("by UUID", "not named")])
 def test_contents_in_the_clear_would_be_counted_twice(
     place: Place, name: str, cluster: str, chunks: tuple[str, ...]
 ) -> None:

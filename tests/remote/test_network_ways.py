@@ -20,6 +20,7 @@ from tests.remote.sites import Site, initremote
 from tests.support.environment import Environment
 from tests.support.processes import end_group, wait_until
 from tests.support.repositories import Cluster, Repository, make_cluster
+from tests.support.slow import only_in_all
 from tests.support.sockets import free_port, serve_p2phttp
 
 _SOCKS = """
@@ -124,7 +125,7 @@ def make_certificate(environment: Environment) -> tuple[Path, Path]:
     return certificate, key
 
 
-@pytest.fixture(params=list(WAYS))
+@pytest.fixture(params=["our-http", *only_in_all(*(way for way in WAYS if way != "our-http"))])
 def way(request: pytest.FixtureRequest, environment: Environment) -> Iterator[tuple[Site, dict[str, str]]]:
     cluster = make_cluster(environment, environment.directory)
     client = cluster.clone()

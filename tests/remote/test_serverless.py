@@ -253,6 +253,7 @@ def test_the_fast_testremote_passes(home: Home) -> None:
 
 # By default its files have a mebibyte, which some rounds cut into a thousand chunks; git-annex's proxy carries each of
 # them to the directory special remote by itself, for ten minutes. These are cut into two.
+@pytest.mark.slow
 def test_the_full_testremote_passes(home: Home) -> None:
     done = home.laptop.annex("testremote", "all", "--size", "99", check=False, timeout=280)
     assert done.returncode == 0, text(done)[-3000:]

@@ -12,7 +12,7 @@ from tests.support.environment import temporary_environment
 from tests.support.shells import limit_version
 from tests.support.slow import only_in_all
 
-VERSIONS = [1, 2, *only_in_all(0, 3)]
+VERSIONS = [1, *only_in_all(0, 2, 3)]
 
 
 @pytest.fixture(scope="module", params=VERSIONS, ids=lambda version: f"version {version}")

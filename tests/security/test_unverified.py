@@ -14,7 +14,9 @@ from tests.cli.command import cluster_remote
 from tests.remote.sites import Site, initremote, text
 from tests.security.stranger import autoenabled, commit, trap
 from tests.support.environment import Environment
+from tests.support.forked import run_forked
 from tests.support.repositories import Repository, make_repository
+from tests.support.slow import only_in_all
 from tests.support.sockets import serve_p2p
 
 TOKEN = "CLUSTER_REMOTE_TOKEN"
@@ -77,7 +79,7 @@ OURS = [
 ]
 
 
-@pytest.mark.parametrize("way", ["ssh", "directory", "serverless"])
+@pytest.mark.parametrize("way", ["ssh", *only_in_all("directory", "serverless")])
 def test_no_program_is_started(environment: Environment, way: str) -> None:
     caught = [trap(environment, "ssh")]
     url = {"ssh": "ssh://attacker.example/x", "directory": f"{environment.directory}/far", "serverless": ""}[way]
@@ -87,7 +89,7 @@ def test_no_program_is_started(environment: Environment, way: str) -> None:
     victim.annex("enableremote", "evil", check=False)
     assert victim.config("remote.evil.annex-verified") != "verified"
     for command in OURS:
-        done = environment.run("cluster-remote", *command, cwd=victim.path, check=False)
+        done = run_forked(environment, *command, cwd=victim.path, check=False)
         assert done.returncode in (1, 2), command
         assert b"verifyremote" in done.stdout + done.stderr, (command, text(done))
     for shell in ("bash", "zsh"):
@@ -97,7 +99,7 @@ def test_no_program_is_started(environment: Environment, way: str) -> None:
             "COMP_CWORD": "2",
             "_TYPER_COMPLETE_ARGS": "cluster-remote status ",
         }
-        environment.run("cluster-remote", cwd=victim.path, check=False, env=completion)
+        run_forked(environment, cwd=victim.path, check=False, env=completion)
     assert not [each for each in caught if each.exists()]
 
 
@@ -110,7 +112,7 @@ def test_nobody_is_connected_to_and_no_token_is_sent(environment: Environment) -
         done = victim.annex("enableremote", "evil", env=env)
         assert "The token was not used" in text(done)
         for command in OURS:
-            environment.run("cluster-remote", *command, cwd=victim.path, check=False, env=env)
+            run_forked(environment, *command, cwd=victim.path, check=False, env=env)
     assert heard == []
     assert not list((victim.path / ".git/annex").glob("creds/*"))
 

@@ -37,6 +37,7 @@ AT_START = ("LC_", "LANG", "PYTHON", "PATH")
 for _module in pkgutil.walk_packages(cluster_remote.__path__, "cluster_remote."):
     # Read once, and not in every fork.
     importlib.import_module(_module.name)
+gc.freeze()  # Neither the tests nor the forks need to look through all this for garbage.
 
 
 def run_forked(
