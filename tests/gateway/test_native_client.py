@@ -14,6 +14,7 @@ from cluster_remote.p2p.server import Mode
 from tests.cli.command import cluster_remote
 from tests.gateway.served import Gateway, add_native_remote, native_client
 from tests.support.repositories import Repository
+from tests.support.sockets import serve_p2p
 
 
 def stored(client: Repository, name: str, content: bytes) -> str:
@@ -150,6 +151,16 @@ def test_sync_carries_branches_and_content(gateway: Gateway, native: Repository)
     assert gateway.cluster.holders(key) == [True, True, True]
     there = gateway.cluster.gateway.git("log", "--format=%s", "synced/main").stdout.decode()
     assert "synced" in there.splitlines()
+
+
+def test_git_annex_tests_no_remote_of_a_p2p_transport_whoever_serves_it(gateway: Gateway, native: Repository) -> None:
+    node = gateway.cluster.nodes[0]
+    with serve_p2p(node) as (path, token):
+        add_native_remote(native, "theirs", f"unix:{path}", node.uuid, token)
+        for remote in ("gw", "theirs"):
+            refused = native.annex("testremote", "--fast", remote, check=False)
+            assert refused.returncode != 0
+            assert b"failed disabling exportree" in refused.stdout + refused.stderr
 
 
 def test_a_link_is_all_that_a_client_needs(gateway: Gateway) -> None:

@@ -90,7 +90,15 @@ def test_an_empty_variable_says_nothing(site: Cluster) -> None:
 
 
 def test_git_is_not_to_be_had_as_with_git_annex_shell(site: Cluster) -> None:
-    answers, said = talk(site, "VERSION 4\nCONNECT git-upload-pack\n", code=1)
+    conversation = "VERSION 4\nCONNECT git-upload-pack\n"
+    theirs = site.gateway.environment.run(
+        *("git-annex-shell", "p2pstdio", site.gateway.path, site.nodes[0].uuid, "--uuid", site.uuid),
+        input=conversation.encode(),
+        check=False,
+    )
+    assert theirs.stdout.decode().splitlines() == [f"AUTH-SUCCESS {site.uuid}", "VERSION 4"]
+    assert b"not supported" in theirs.stderr
+    answers, said = talk(site, conversation, code=1)
     assert answers == [f"AUTH-SUCCESS {site.uuid}", "VERSION 4"]
     assert said == "cluster-remote: relaying to git is not supported on this connection\n"
 
