@@ -9,9 +9,7 @@ import inspect
 from collections.abc import Iterator
 from typing import Any
 
-import typer.main
-
-from cluster_remote.cli.app import app
+from cluster_remote.cli.app import every_command
 
 INTRODUCTION = """\
 # cluster-remote
@@ -29,21 +27,12 @@ This page is made from the code, by `make docs`.
 def document() -> str:
     """docs/reference/cli.md: every command with its arguments and options."""
     parts = [INTRODUCTION]
-    for name, command in _commands(typer.main.get_command(app), "cluster-remote"):
-        parts += [f"## {name}\n", *_command(name, command)]
+    for name, command in every_command().items():
+        parts += [f"## cluster-remote {name}\n", *_command(f"cluster-remote {name}", command)]
     return "\n".join(parts)
 
 
 # What typer makes of a function has the attributes of click's commands and parameters, whichever click that is.
-
-
-def _commands(command: Any, name: str) -> Iterator[tuple[str, Any]]:
-    """Those that do something; a group is a part of their names."""
-    if not hasattr(command, "commands"):
-        yield name, command
-        return
-    for each in command.commands.values():
-        yield from _commands(each, f"{name} {each.name}")
 
 
 def _command(name: str, command: Any) -> Iterator[str]:

@@ -1,24 +1,65 @@
-"""cluster-remote: the commands, and how each of their failures reaches the user."""
+"""cluster-remote: the table of its commands, each of which is imported when it is wanted."""
 
 from __future__ import annotations
 
-import errno
-import os
+import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 import typer
-from typer.core import TyperGroup
+import typer.main
+from typer.core import TyperCommand, TyperGroup
 
-from cluster_remote.cli.exitcodes import FAILED, INTERRUPTED, NOT_USABLE, UNREACHABLE, USAGE
-from cluster_remote.cli.interrupts import ignore_from_now_on, only_the_first_counts
+from cluster_remote import __version__
+from cluster_remote.cli.interrupts import Interrupted, only_the_first_counts
 
-__all__ = ["app", "run"]
+__all__ = ["app", "every_command", "run"]
+
+_COMMANDS: Mapping[str, Mapping[str, tuple[str, str]]] = {
+    "Set up": {
+        "setup": ("setup:setup", "Make a cluster and a remote for it, join one, or mend it."),
+        "node": ("node:app", "Add, take out and replace nodes of a cluster."),
+        "rename": ("remove:rename", "Give a cluster remote another name."),
+        "remove": ("remove:remove", "Take a cluster remote out of this repository."),
+    },
+    "Look and mend": {
+        "status": ("status:status", "Show the state of a cluster, and what is wrong with it."),
+        "check": ("check:check", "Ask every node what it has, and compare with the location log."),
+        "repair": ("repair:repair", "Bring content to the nodes that lack it."),
+        "doctor": ("doctor:doctor", "Look for mistakes in the installation and the settings."),
+        "ping": ("ping:ping", "See whether a gateway answers, and how fast."),
+    },
+    "Serve others": {
+        "serve": ("serve:serve", "Serve the cluster of this repository to others."),
+        "token": ("token:app", "Create, list and revoke the tokens of clients."),
+    },
+    "Ask one server or node": {
+        "present": ("requests:present", "Ask whether a content is there."),
+        "put": ("requests:put", "Store one content there."),
+        "get": ("requests:get", "Fetch one content from there into a file."),
+        "drop": ("requests:drop", "Remove one content there, WITHOUT checking other copies."),
+        "lock": ("requests:lock", "Keep a content from being removed for a while."),
+    },
+    "Try out": {
+        "demo": ("demo:demo", "Build a cluster in a temporary directory, and use it."),
+        "trace": ("trace:trace", "Run a command and show what is said in the P2P protocol."),
+        "bench": ("bench:bench", "Measure transfers, beside git-annex's own gateway."),
+    },
+}
+"""By group: where each command is, and what `--help` says of it; its own help says it at length."""
 
 
-class Interrupted(Exception):
-    """Ctrl-C."""
+class Later(TyperCommand):
+    """A command that is not imported before somebody runs it or asks for its help."""
+
+    def __init__(self, group: str, name: str, where: str, summary: str) -> None:
+        super().__init__(name, short_help=summary, rich_help_panel=group)
+        self._where = where
+
+    def make_context(self, *arguments: Any, **options: Any) -> Any:
+        # All that is done with a command by its group is done with its context.
+        return _imported(str(self.name), self._where).make_context(*arguments, **options)
 
 
 class Commands(TyperGroup):
@@ -26,8 +67,9 @@ class Commands(TyperGroup):
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
-        for command in self.commands.values():
-            _use_words(command)
+        for group, commands in _COMMANDS.items():
+            for name, (where, summary) in commands.items():
+                self.add_command(Later(group, name, where, summary))
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         # rich_help_panel is for typer's own layout, which we do not use.
@@ -46,6 +88,19 @@ class Commands(TyperGroup):
             return super().invoke(ctx)
         except KeyboardInterrupt:
             raise Interrupted from None
+
+
+def _imported(name: str, where: str) -> Any:
+    """Import a command, or a group of commands."""
+    module, _, attribute = where.partition(":")
+    found = getattr(importlib.import_module(f"cluster_remote.cli.{module}"), attribute)
+    if not isinstance(found, typer.Typer):
+        single = typer.Typer(add_completion=False, rich_markup_mode=None)
+        single.command(name)(found)
+        found = single
+    command = typer.main.get_command(found)
+    _use_words(command)
+    return command
 
 
 _WORDS = {"timeout": "SECONDS"}
@@ -78,8 +133,6 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from cluster_remote import __version__
-
         typer.echo(f"git-annex-remote-cluster {__version__}")
         raise typer.Exit
 
@@ -91,131 +144,25 @@ def options(
     """A git-annex cluster as one remote: set it up, look at it, try it out."""
 
 
-def _register() -> None:
-    from cluster_remote.cli import (
-        bench,
-        check,
-        demo,
-        doctor,
-        node,
-        ping,
-        remove,
-        repair,
-        requests,
-        serve,
-        setup,
-        status,
-        token,
-        trace,
-    )
-
-    groups: dict[str, list[Callable[..., None] | typer.Typer]] = {
-        "Set up": [setup.setup, node.app, remove.rename, remove.remove],
-        "Look and mend": [status.status, check.check, repair.repair, doctor.doctor, ping.ping],
-        "Serve others": [serve.serve, token.app],
-        "Ask one server or node": [requests.present, requests.put, requests.get, requests.drop, requests.lock],
-        "Try out": [demo.demo, trace.trace, bench.bench],
-    }
-    for title, commands in groups.items():
-        for each in commands:
-            if isinstance(each, typer.Typer):
-                app.add_typer(each, rich_help_panel=title)
-            else:
-                app.command(rich_help_panel=title)(each)
-
-
-_register()
-
-
 def run() -> int:
     """Runs the command line of this process; gives the exit code. No traceback reaches a user."""
     only_the_first_counts()
     try:
         outcome = app(standalone_mode=False)
         sys.stdout.flush()
-    except KeyboardInterrupt:
-        return _interrupted()
-    except Exception as error:  # noqa: BLE001 -- every failure ends here, as words
-        return _report(error)
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 -- every failure ends here, as words
+        from cluster_remote.cli.failure import report
+
+        return report(error)
     return outcome if isinstance(outcome, int) else 0
 
 
-def _wants_json() -> bool:
-    """Return whether the command line has --json, the switch, of a command that prints JSON."""
-    from cluster_remote.cli.schema import OUTCOMES
-
-    given = sys.argv[1 : sys.argv.index("--")] if "--" in sys.argv else sys.argv[1:]
-    words = [word for word in given if not word.startswith("-")]
-    return "--json" in given and any(" ".join(words[:count]) in OUTCOMES for count in (1, 2))
-
-
-def _fail(words: str, code: int) -> int:
-    """Print an error, in JSON too where that was asked for; return the exit code."""
-    print(f"cluster-remote: {words}", file=sys.stderr)
-    _add_json(words, code)
-    return code
-
-
-def _add_json(words: str, code: int) -> None:
-    if _wants_json():
-        from cluster_remote.cli.render import emit_error
-
-        emit_error(words, code)
-
-
-def _interrupted() -> int:
-    ignore_from_now_on()
-    return _fail("interrupted", INTERRUPTED)
-
-
-def _report(error: Exception) -> int:
-    show = getattr(error, "show", None)
-    if show is not None and hasattr(error, "exit_code"):
-        # typer's own: wrong usage, and Abort when a question is interrupted.
-        show()
-        _add_json(str(error.format_message()), USAGE)  # type: ignore[attr-defined]
-        return USAGE
-    if isinstance(error, Interrupted) or type(error).__name__ == "Abort":
-        return _interrupted()
-    from cluster_remote.p2p.text import visible
-    from cluster_remote.remote.failure import causes, in_words
-    from cluster_remote.remote.protocol import one_line
-
-    # What went wrong in tasks that ran side by side comes as a group; one of them is enough to decide.
-    cause = next(causes(error))
-    if isinstance(cause, BrokenPipeError):
-        # Whoever read our output has seen enough. Nothing more can be written, not even at the end of the program.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
-    if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT) and cause.filename is None:
-        # At the end of the program nothing more is to be tried.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        print(f"cluster-remote: cannot write to standard output: {cause.strerror or cause}", file=sys.stderr)
-        return FAILED
-    words, expected = in_words(error)
-    code = _fail(one_line(words), _exit_code(cause) if expected else FAILED)
-    if not expected:
-        print("This is a mistake in the program. CLUSTER_REMOTE_DEBUG=1 shows where it happened.", file=sys.stderr)
-        if os.environ.get("CLUSTER_REMOTE_DEBUG"):
-            import traceback
-
-            print(visible("".join(traceback.format_exception(error))), file=sys.stderr, end="")
-    return code
-
-
-def _exit_code(error: BaseException) -> int:
-    from cluster_remote.annex.errors import AnnexError, NotARepository, NotInitialised
-    from cluster_remote.p2p.errors import Refused, SessionError, SourceError
-    from cluster_remote.remote.retrieval import CannotWrite, NotRetrieved
-
-    match error:
-        case Refused() | SourceError() | NotRetrieved() | CannotWrite():
-            # There was an answer, or nobody was needed to know that it cannot be done.
-            return FAILED
-        case SessionError():
-            return UNREACHABLE
-        case NotARepository() | NotInitialised():
-            return NOT_USABLE
-        case AnnexError():
-            return FAILED
-    return USAGE
+def every_command() -> dict[str, Any]:
+    """Import all commands and return them by their full names, such as `node add`."""
+    found: dict[str, Any] = {}
+    for commands in _COMMANDS.values():
+        for name, (where, _) in commands.items():
+            command = _imported(name, where)
+            parts = getattr(command, "commands", None)
+            found |= {name: command} if parts is None else {f"{name} {part}": each for part, each in parts.items()}
+    return found

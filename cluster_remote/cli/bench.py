@@ -6,18 +6,21 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import typer
+from rich.table import Table
 
+from cluster_remote import __version__
 from cluster_remote.access.settings import BadSettings
+from cluster_remote.bench.cases import Load, Results, run_limit, run_slow_node, run_start_up, run_transfers
+from cluster_remote.bench.given import measure
+from cluster_remote.bench.report import as_json, chart, profiled, rows
+from cluster_remote.bench.site import WAYS, BenchFailed, Site
 from cluster_remote.cli.completion import remotes
 from cluster_remote.cli.exitcodes import FAILED
 from cluster_remote.cli.interrupts import run
 from cluster_remote.cli.render import console, say
-
-if TYPE_CHECKING:
-    from cluster_remote.bench.cases import Load, Results
+from cluster_remote.cli.target import resolve
 
 __all__ = ["bench"]
 
@@ -72,9 +75,6 @@ def bench(
 
     Example: cluster-remote bench mycluster --size 100M --files 100
     """
-    from cluster_remote.bench.cases import Load, Results, run_limit, run_slow_node, run_start_up, run_transfers
-    from cluster_remote.bench.site import WAYS, BenchFailed, Site
-
     cases = set(case) or set(_ALL)
     ways = way or list(WAYS)
     for option, given, known in (("--case", cases, _ALL), ("--way", ways, WAYS)):
@@ -126,16 +126,10 @@ def bench(
         shutil.rmtree(top, ignore_errors=True)
     _report(results, json_file, chart_file)
     if profile is not None:
-        from cluster_remote.bench.report import profiled
-
         say(profiled(sorted(profile.glob("*.profile"))))
 
 
 async def _measure_given(text: str, loads: list[Load], rounds: int, results: Results, directory: Path | None) -> None:
-    from cluster_remote.bench.given import measure
-    from cluster_remote.bench.site import BenchFailed
-    from cluster_remote.cli.target import resolve
-
     target = await resolve(text, writing=True)
     try:
         if target.settings is not None and target.settings.encryption != "none":
@@ -154,8 +148,6 @@ def _tell(text: str) -> None:
 
 
 def _report(results: Results, json_file: Path | None, chart_file: Path | None) -> None:
-    from cluster_remote.bench.report import as_json, chart
-
     _show(results)
     if json_file is not None:
         json_file.write_text(as_json(results, _versions()))
@@ -164,10 +156,6 @@ def _report(results: Results, json_file: Path | None, chart_file: Path | None) -
 
 
 def _show(results: Results) -> None:
-    from rich.table import Table
-
-    from cluster_remote.bench.report import rows
-
     table = Table("case", "way", "median", "times as fast as git-annex", "our memory", "processes")
     for row in rows(results):
         for number, (way, seconds) in enumerate(row.seconds.items()):
@@ -188,7 +176,5 @@ def _show(results: Results) -> None:
 
 
 def _versions() -> dict[str, str]:
-    from cluster_remote import __version__
-
     annex = subprocess.run(["git-annex", "version", "--raw"], capture_output=True, text=True, timeout=30, check=False)
     return {"git-annex": annex.stdout.strip(), "git-annex-remote-cluster": __version__}

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from cluster_remote.access.settings import BadSettings
+from cluster_remote.annex.repository import Repository
 from cluster_remote.cli.interrupts import run
 from cluster_remote.cli.render import say
+from cluster_remote.lifecycle.facts import Facts
+from cluster_remote.lifecycle.steps import Plan, Runner, carry_out
 from cluster_remote.p2p.text import visible
-
-if TYPE_CHECKING:
-    from cluster_remote.annex.repository import Repository
-    from cluster_remote.lifecycle.facts import Facts
-    from cluster_remote.lifecycle.steps import Plan, Runner
 
 __all__ = ["DryRun", "Yes", "execute", "facts_of", "here", "in_repository"]
 
@@ -25,8 +23,6 @@ Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 def here() -> Runner:
     """What runs commands in the repository that we stand in, and shows them. Raises NotARepository, NotInitialised."""
-    from cluster_remote.annex.repository import Repository
-
     repository = Repository.here()
     # Asked for before anything else.
     _ = repository.uuid
@@ -35,15 +31,11 @@ def here() -> Runner:
 
 def in_repository(repository: Repository) -> Runner:
     """What runs commands in a repository, which need not be one of git-annex yet, and shows them."""
-    from cluster_remote.lifecycle.steps import Runner
-
     return Runner(repository, _say)
 
 
 def facts_of(runner: Runner) -> Facts:
     """What the repository is like now. Raises AnnexError."""
-    from cluster_remote.lifecycle.facts import Facts
-
     return run(Facts.read, runner.repository)
 
 
@@ -59,8 +51,6 @@ def execute(plan: Plan, runner: Runner, dry_run: bool, yes: bool, *, may_wait: b
     `may_wait`: where nobody can be asked, remotes are made without telling git-annex that they are safe. Raises
     BadSettings, AnnexError, typer.Abort.
     """
-    from cluster_remote.lifecycle.steps import carry_out
-
     for note in plan.notes:
         runner.say(note)
     if dry_run:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Annotated, Any
 
 import typer
+from rich.console import Console
+from rich.text import Text
 
 from cluster_remote.access.settings import BadSettings
+from cluster_remote.annex.locations import Selection
 from cluster_remote.cli.completion import remotes
 from cluster_remote.cli.exitcodes import FAILED, UNREACHABLE
 from cluster_remote.cli.keywise import (
@@ -18,18 +22,14 @@ from cluster_remote.cli.keywise import (
     progress_of,
     selection_of,
 )
-from cluster_remote.cli.render import console, duration, progress, show_problems, size, table
+from cluster_remote.cli.progress import progress
+from cluster_remote.cli.render import console, duration, show_problems, size, table
+from cluster_remote.cli.viewing import view_of
+from cluster_remote.diagnosis import checking
+from cluster_remote.diagnosis.comparison import Check, Finding
+from cluster_remote.diagnosis.content import Options
+from cluster_remote.p2p.key import UUID
 from cluster_remote.p2p.text import printable
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Mapping
-
-    from rich.console import Console
-
-    from cluster_remote.annex.locations import Selection
-    from cluster_remote.diagnosis.comparison import Check, Finding
-    from cluster_remote.diagnosis.content import Options
-    from cluster_remote.p2p.key import UUID
 
 __all__ = ["check"]
 
@@ -94,8 +94,6 @@ def check(
     Example: cluster-remote check mycluster --all --fix
     """
 
-    from cluster_remote.diagnosis.content import Options
-
     if move_aside and not (content and fix):
         raise BadSettings("--move-aside goes with --content --fix")
     if resume and not content:
@@ -126,9 +124,6 @@ async def _check(
     shown: bool,
     tell: Callable[[Finding], None],
 ) -> Check:
-    from cluster_remote.cli.viewing import view_of
-    from cluster_remote.diagnosis import checking
-
     view = await view_of(target, timeout, writing=options.fix)
     with progress(unit="keys", shown=shown) as lines:
         await progress_of(view, selection, lines)
@@ -143,8 +138,6 @@ async def _check(
 
 
 def _show(outcome: Check, first: list[Finding], hidden: int, console: Console) -> None:
-    from rich.text import Text
-
     titles = {node.uuid: node.title for node in outcome.nodes}
     for finding in first:
         console.print(_in_words(finding, titles, outcome.numcopies))

@@ -9,15 +9,18 @@ import os
 import shlex
 from collections.abc import Iterable
 
+import anyio
+
+from cluster_remote.access.configuration import our_remotes
+from cluster_remote.annex.branchlog import BranchLogs
+from cluster_remote.annex.errors import AnnexError
+from cluster_remote.annex.repository import Repository
+
 __all__ = ["behind", "candidates", "clusters", "nodes", "remotes"]
 
 
 def remotes(incomplete: str) -> list[str]:
     """The remotes of this repository that are served by this program."""
-    from cluster_remote.access.configuration import our_remotes
-    from cluster_remote.annex.errors import AnnexError
-    from cluster_remote.annex.repository import Repository
-
     try:
         names = our_remotes(Repository.here().config())
     except AnnexError:
@@ -27,12 +30,6 @@ def remotes(incomplete: str) -> list[str]:
 
 def nodes(incomplete: str) -> list[str]:
     """What the gateways known here call their repositories, and this repository's remotes that may be nodes."""
-    import anyio
-
-    from cluster_remote.annex.branchlog import BranchLogs
-    from cluster_remote.annex.errors import AnnexError
-    from cluster_remote.annex.repository import Repository
-
     try:
         repository = Repository.here()
         config = repository.config()
@@ -47,12 +44,6 @@ def nodes(incomplete: str) -> list[str]:
 
 def behind(incomplete: str) -> list[str]:
     """What this repository, as a gateway, calls the repositories and clusters that stand behind it."""
-    import anyio
-
-    from cluster_remote.annex.branchlog import BranchLogs
-    from cluster_remote.annex.errors import AnnexError
-    from cluster_remote.annex.repository import Repository
-
     try:
         repository = Repository.here()
         own = repository.uuid
@@ -64,9 +55,6 @@ def behind(incomplete: str) -> list[str]:
 
 def clusters(incomplete: str) -> list[str]:
     """The clusters that this repository is a gateway of."""
-    from cluster_remote.annex.errors import AnnexError
-    from cluster_remote.annex.repository import Repository
-
     try:
         found = Repository.here().config().clusters()
     except AnnexError:
@@ -76,10 +64,6 @@ def clusters(incomplete: str) -> list[str]:
 
 def candidates(incomplete: str) -> list[str]:
     """The remotes of this repository that could become nodes: git-annex knows them, and they are none of ours."""
-    from cluster_remote.access.configuration import our_remotes
-    from cluster_remote.annex.errors import AnnexError
-    from cluster_remote.annex.repository import Repository
-
     try:
         config = Repository.here().config()
     except AnnexError:

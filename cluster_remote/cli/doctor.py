@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
+import anyio.to_thread
 import typer
+from rich.console import Console
+from rich.text import Text
 
 from cluster_remote.access.settings import BadSettings
+from cluster_remote.annex.errors import AnnexError, NotARepository, NotInitialised
+from cluster_remote.annex.repository import Repository
 from cluster_remote.cli.completion import remotes
 from cluster_remote.cli.exitcodes import FAILED, NOT_USABLE
 from cluster_remote.cli.interrupts import run
 from cluster_remote.cli.render import emit, show_problems, table
+from cluster_remote.cli.target import view_named
+from cluster_remote.cli.viewing import every_view, view_of
+from cluster_remote.diagnosis.checkup import Checkup
+from cluster_remote.diagnosis.diagnostics import (
+    diagnose,
+    find_notes,
+    notes_on_contents,
+    problems_at_nodes,
+    problems_of_servers,
+)
+from cluster_remote.diagnosis.facts import gather, servers
+from cluster_remote.diagnosis.programs import find_programs, problems_of_programs
+from cluster_remote.diagnosis.state import Status
+from cluster_remote.diagnosis.survey import survey
+from cluster_remote.p2p.session import Session
 from cluster_remote.p2p.text import printable
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from cluster_remote.diagnosis.checkup import Checkup
-    from cluster_remote.diagnosis.state import Status
-    from cluster_remote.p2p.session import Session
+from cluster_remote.transport.address import Ssh
 
 __all__ = ["doctor"]
 
@@ -59,24 +73,6 @@ def doctor(
 
 
 async def _doctor(name: str, timeout: float) -> Checkup:
-    import anyio.to_thread
-
-    from cluster_remote.annex.errors import NotARepository, NotInitialised
-    from cluster_remote.annex.repository import Repository
-    from cluster_remote.cli.target import view_named
-    from cluster_remote.diagnosis.checkup import Checkup
-    from cluster_remote.diagnosis.diagnostics import (
-        diagnose,
-        find_notes,
-        notes_on_contents,
-        problems_at_nodes,
-        problems_of_servers,
-    )
-    from cluster_remote.diagnosis.facts import gather, servers
-    from cluster_remote.diagnosis.programs import find_programs, problems_of_programs
-    from cluster_remote.diagnosis.state import Status
-    from cluster_remote.transport.address import Ssh
-
     programs = await anyio.to_thread.run_sync(find_programs)
     broken = [each for each in problems_of_programs(programs, needs_ssh=False) if each.kind == "program-missing"]
     try:
@@ -119,11 +115,6 @@ async def _doctor(name: str, timeout: float) -> Checkup:
 
 async def _status(name: str, timeout: float) -> Status:
     """What the nodes say; nothing of remotes that cannot be used, which is found without asking anybody."""
-    from cluster_remote.annex.errors import AnnexError
-    from cluster_remote.cli.viewing import every_view, view_of
-    from cluster_remote.diagnosis.state import Status
-    from cluster_remote.diagnosis.survey import survey
-
     try:
         views = [await view_of(name, timeout)] if name else (await every_view(timeout))[0]
     except (BadSettings, AnnexError):
@@ -132,8 +123,6 @@ async def _status(name: str, timeout: float) -> Status:
 
 
 def _show(outcome: Checkup, console: Console) -> None:
-    from rich.text import Text
-
     rows = [
         (each.name, each.version or ("" if each.path else "not found"), each.path or "") for each in outcome.programs
     ]

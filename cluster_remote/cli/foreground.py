@@ -6,14 +6,11 @@ import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import anyio
+from anyio.abc import Process
 
 from cluster_remote.cli.interrupts import keeping_handlers
-
-if TYPE_CHECKING:
-    from anyio.abc import Process
 
 __all__ = ["CANNOT_RUN", "NOT_FOUND", "run_in_foreground", "until_interrupted"]
 

@@ -17,10 +17,15 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, ParamSpec, TypeVar
 
-__all__ = ["ignore_from_now_on", "keeping_handlers", "only_the_first_counts", "run"]
+__all__ = ["Interrupted", "ignore_from_now_on", "keeping_handlers", "only_the_first_counts", "run"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+class Interrupted(Exception):
+    """Ctrl-C, while a command ran."""
+
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -69,6 +74,7 @@ def run(function: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: 
     Raises KeyboardInterrupt then, whatever came of the function: a terminal interrupts the programs it talks to too,
     and what it says of their end is only a consequence. Without a signal, raises what the function raises.
     """
+    # Neither help nor completion of commands need an event loop.
     import asyncio
 
     import anyio

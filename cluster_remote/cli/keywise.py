@@ -6,16 +6,18 @@ import os
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
+from cluster_remote.access.configuration import our_remotes
 from cluster_remote.access.settings import BadSettings
+from cluster_remote.access.view import View
+from cluster_remote.annex.locations import Selection, estimate
+from cluster_remote.annex.repository import Repository
 from cluster_remote.cli.interrupts import run
-from cluster_remote.cli.render import JsonStream, Lines
-
-if TYPE_CHECKING:
-    from cluster_remote.access.view import View
-    from cluster_remote.annex.locations import Selection
-    from cluster_remote.cluster.node import Node
+from cluster_remote.cli.progress import Lines
+from cluster_remote.cli.render import JsonStream
+from cluster_remote.cluster.node import Node
+from cluster_remote.p2p.key import Key
 
 __all__ = ["Shown", "advanced", "as_words", "cluster_and_files", "print_json", "progress_of", "selection_of"]
 
@@ -62,9 +64,6 @@ def cluster_and_files(target: str, files: Sequence[str]) -> tuple[str, list[str]
 
     Raises BadSettings, NotARepository, NotInitialised.
     """
-    from cluster_remote.access.configuration import our_remotes
-    from cluster_remote.annex.repository import Repository
-
     repository = Repository.here()
     _ = repository.uuid
     config = repository.config()
@@ -91,9 +90,6 @@ def _is_file_here(path: str, work_tree: Path | None) -> bool:
 
 def selection_of(files: Sequence[str], keys: Sequence[str], everything: bool) -> Selection:
     """Return what a command line selects. Raises BadSettings."""
-    from cluster_remote.annex.locations import Selection
-    from cluster_remote.p2p.key import Key
-
     if everything and (files or keys):
         raise BadSettings("--all is about every key; leave out the files and --key, or leave out --all")
     try:
@@ -104,8 +100,6 @@ def selection_of(files: Sequence[str], keys: Sequence[str], everything: bool) ->
 
 async def progress_of(view: View, selection: Selection, lines: Lines) -> None:
     """Begin a line for each node that is going to be asked about a selection."""
-    from cluster_remote.annex.locations import estimate
-
     total = None
     if lines.shown and view.repository is not None:
         total = await estimate(view.repository, selection)

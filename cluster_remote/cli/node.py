@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from cluster_remote.access.settings import BadSettings
 from cluster_remote.cli.carrying_out import DryRun, Yes, execute, facts_of, here
 from cluster_remote.cli.completion import candidates, nodes, remotes
 from cluster_remote.cli.interrupts import run
-
-if TYPE_CHECKING:
-    from cluster_remote.lifecycle.changing import Own
-    from cluster_remote.lifecycle.facts import Facts
-    from cluster_remote.lifecycle.steps import Runner
+from cluster_remote.lifecycle.changing import Own, node_called, own_cluster, plan_add, plan_remove, remote_of
+from cluster_remote.lifecycle.facts import Facts
+from cluster_remote.lifecycle.steps import Runner
 
 __all__ = ["app"]
 
 app = typer.Typer(
     name="node",
     help="Add, take out and replace nodes of a cluster of this repository.",
+    add_completion=False,
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -46,8 +46,6 @@ def add(
 
     Example: cluster-remote node add everywhere disk3
     """
-    from cluster_remote.lifecycle.changing import own_cluster, plan_add
-
     runner = here()
     facts = facts_of(runner)
     own = own_cluster(facts, name)
@@ -71,8 +69,6 @@ def remove(
 
     Example: cluster-remote node remove everywhere disk2 --drain
     """
-    from cluster_remote.lifecycle.changing import node_called, own_cluster, plan_remove, remote_of
-
     runner = here()
     facts = facts_of(runner)
     own = own_cluster(facts, name)
@@ -101,8 +97,6 @@ def replace(
 
     Example: cluster-remote node replace everywhere disk2 disk3 --dead
     """
-    from cluster_remote.lifecycle.changing import node_called, own_cluster, plan_add, plan_remove
-
     runner = here()
     facts = facts_of(runner)
     own = own_cluster(facts, name)
@@ -117,8 +111,6 @@ def replace(
 
 def _fill(own: Own, runner: Runner, dry_run: bool) -> None:
     """Brings every node what it lacks, with the command for that. Raises CommandFailed, BadSettings."""
-    from cluster_remote.access.settings import BadSettings
-
     if own.remote is None:
         raise BadSettings(f"nothing can be brought to the nodes without a remote: cluster-remote setup {own.name}")
     # By the log: a node that is away keeps nobody from being filled.
@@ -130,8 +122,6 @@ def _fill(own: Own, runner: Runner, dry_run: bool) -> None:
 
 
 def _drain(facts: Facts, own: Own, remote: str | None, runner: Runner, dry_run: bool) -> None:
-    from cluster_remote.access.settings import BadSettings
-
     if own.hidden:
         raise BadSettings(
             "the contents there are encrypted, and no log says which copies they are; fill another node first "

@@ -11,6 +11,8 @@ import typer
 from cluster_remote.cli.completion import remotes
 from cluster_remote.cli.interrupts import run
 from cluster_remote.cli.render import say
+from cluster_remote.cli.target import resolve
+from cluster_remote.p2p.key import Key
 
 __all__ = ["Pong", "ping"]
 
@@ -32,9 +34,6 @@ class Pong:
 
 async def measure(text: str, timeout: float | None) -> Pong:
     """Connects and times a request that any server of any version can answer without doing anything."""
-    from cluster_remote.cli.target import resolve
-    from cluster_remote.p2p.key import Key
-
     target = await resolve(text, timeout=timeout)
     session = target.session
     # Presence of a key that nobody has: a gateway answers that from its location log, so no dead node is in the way.

@@ -8,6 +8,7 @@ import typer
 
 from cluster_remote.cli.carrying_out import DryRun, Yes, execute, facts_of, here
 from cluster_remote.cli.completion import remotes
+from cluster_remote.lifecycle.changing import plan_rename, plan_take_down
 
 __all__ = ["remove", "rename"]
 
@@ -22,8 +23,6 @@ def rename(
 
     Example: cluster-remote rename everywhere photos
     """
-    from cluster_remote.lifecycle.changing import plan_rename
-
     runner = here()
     execute(plan_rename(facts_of(runner), old, new), runner, dry_run, yes)
 
@@ -40,7 +39,5 @@ def remove(
 
     Example: cluster-remote remove everywhere --cluster
     """
-    from cluster_remote.lifecycle.changing import plan_take_down
-
     runner = here()
     execute(plan_take_down(facts_of(runner), name, cluster=cluster), runner, dry_run, yes)

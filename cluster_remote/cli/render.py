@@ -14,27 +14,26 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import PurePath
-from typing import IO, TYPE_CHECKING, Any, ClassVar, TypeAlias, TypeVar
+from typing import IO, Any, ClassVar, TypeAlias, TypeVar
 
+import typer
+from rich import box
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.measure import Measurement
+from rich.segment import Segment
+from rich.table import Table
+from rich.text import Text
+
+from cluster_remote.diagnosis.problem import Problem
 from cluster_remote.p2p.key import UUID, AssociatedFile, Key
 from cluster_remote.p2p.text import printable, visible
-
-if TYPE_CHECKING:
-    from rich.console import Console, ConsoleOptions, RenderResult
-    from rich.progress import Progress, TaskID
-    from rich.table import Table
-    from rich.text import Text
-
-    from cluster_remote.diagnosis.problem import Problem
 
 __all__ = [
     "JSON",
     "JsonStream",
-    "Lines",
     "console",
     "duration",
     "emit",
-    "progress",
     "say",
     "show_problems",
     "size",
@@ -50,28 +49,26 @@ T = TypeVar("T")
 _UNLIMITED = 10_000
 
 
+class _Console(Console):
+    def render(self, *arguments: Any, **options: Any) -> Iterator[Segment]:
+        # The last place that all of it comes through: what was not made printable before is here.
+        for segment in super().render(*arguments, **options):
+            yield segment if segment.control else Segment(visible(segment.text), segment.style)
+
+    def on_broken_pipe(self) -> None:
+        # rich would end the program here; what it means is decided where all failures are.
+        raise BrokenPipeError
+
+
 def console(*, stderr: bool = False) -> Console:
     """Where to print tables and words. Plain text where it is not a terminal, or with NO_COLOR.
 
     Text is printed as it is: neither rich's markup nor its guesses at what deserves a colour apply.
     """
-    from rich.console import Console
-    from rich.segment import Segment
-
-    class Ours(Console):
-        def render(self, *arguments: Any, **options: Any) -> Iterator[Segment]:
-            # The last place that all of it comes through: what was not made printable before is here.
-            for segment in super().render(*arguments, **options):
-                yield segment if segment.control else Segment(visible(segment.text), segment.style)
-
-        def on_broken_pipe(self) -> None:
-            # rich would end the program here; what it means is decided where all failures are.
-            raise BrokenPipeError
-
     stream = sys.stderr if stderr else sys.stdout
     terminal = stream.isatty()
     plain = not terminal or bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
-    return Ours(
+    return _Console(
         file=stream,
         stderr=stderr,
         color_system=None if plain else "auto",
@@ -86,8 +83,6 @@ def console(*, stderr: bool = False) -> Console:
 
 def say(text: str, *, err: bool = False, **style: Any) -> None:
     """Prints words that may have something of a log or a peer in them. `style` is that of typer.secho."""
-    import typer
-
     typer.secho(visible(text), err=err, **style)
 
 
@@ -198,8 +193,6 @@ def table(columns: Iterable[str], rows: Iterable[Iterable[object]], *, right: It
 
 
 def _cell(value: object) -> Text:
-    from rich.text import Text
-
     return value if isinstance(value, Text) else Text(printable(str(value), _UNLIMITED))
 
 
@@ -212,8 +205,6 @@ class Fitting:
     right: Set[str]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        from rich.measure import Measurement
-
         drawn = self._table()
         if Measurement.get(console, options.update(width=_UNLIMITED), drawn).maximum <= console.width:
             yield drawn
@@ -221,9 +212,6 @@ class Fitting:
             yield from self._paragraphs(console.width)
 
     def _table(self) -> Table:
-        from rich import box
-        from rich.table import Table
-
         made = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="bold")
         for column in self.columns:
             made.add_column(column, justify="right" if column in self.right else "left", no_wrap=True)
@@ -233,8 +221,6 @@ class Fitting:
 
     def _paragraphs(self, width: int) -> Iterator[Text]:
         """Yield each row: its first cell on a line, below it the others, as many to a line as fit."""
-        from rich.text import Text
-
         for first, *cells in self.rows:
             yield first.copy()
             line = Text()
@@ -251,8 +237,6 @@ class Fitting:
 
 def show_problems(problems: Sequence[Problem], console: Console) -> None:
     """Print what is wrong, each problem with its remedy and the commands below it."""
-    from rich.text import Text
-
     for number, problem in enumerate(problems):
         words = Text.assemble(("✗ ", "bold red"), printable(problem.words, 2000))
         console.print(words, soft_wrap=False)
@@ -294,91 +278,3 @@ def duration(seconds: float | None) -> str:
     if whole < 3600:
         return f"{whole // 60}:{whole % 60:02} min"
     return f"{whole // 3600}:{whole // 60 % 60:02} h"
-
-
-class Lines:
-    """The progress of several things at once, a line each; see `progress`. Does nothing where nobody looks."""
-
-    def __init__(self, shown: Progress | None) -> None:
-        self._shown = shown
-        self._tasks: dict[str, TaskID] = {}
-
-    @property
-    def shown(self) -> bool:
-        """Whether anybody sees it."""
-        return self._shown is not None
-
-    def begin(self, name: str, total: float | None = None, *, in_bytes: bool = False) -> None:
-        """A line for `name`; `total` is where it will end, None where that is not known."""
-        if self._shown is not None:
-            self._tasks[name] = self._shown.add_task(printable(name, 40), total=total, note="", in_bytes=in_bytes)
-
-    def total(self, name: str, total: float) -> None:
-        """Where it will end is known now."""
-        if self._shown is not None:
-            self._shown.update(self._tasks[name], total=total)
-
-    def advance(self, name: str, by: float = 1) -> None:
-        """So much more has been done."""
-        if self._shown is not None:
-            self._shown.advance(self._tasks[name], by)
-
-    def gone(self, name: str) -> None:
-        """Nothing more comes from it."""
-        if self._shown is not None:
-            self._shown.reset(self._tasks[name], start=False, total=None, note="no answer")
-
-    def note(self, name: str, words: str) -> None:
-        """What is to be said of it beside the bar, such as why it has stopped."""
-        if self._shown is not None:
-            self._shown.update(self._tasks[name], note=printable(words, 200))
-
-
-@contextmanager
-def progress(*, unit: str = "", in_bytes: bool = False, shown: bool = True) -> Iterator[Lines]:
-    """Progress on standard error while the context is open: a bar, how many, how fast, how long still.
-
-    Only where standard error is a terminal, and `shown`; it is gone from there afterwards.
-    """
-    if not (shown and sys.stderr.isatty()):
-        yield Lines(None)
-        return
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        MofNCompleteColumn,
-        Progress,
-        ProgressColumn,
-        Task,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-    from rich.text import Text
-
-    class Rate(ProgressColumn):
-        def render(self, task: Task) -> Text:
-            speed = task.finished_speed or task.speed
-            if speed is None:
-                return Text("")
-            return Text(f"{size(round(speed))}/s" if counted(task) else f"{speed:,.0f} {unit}/s")
-
-    class Done(ProgressColumn):
-        def render(self, task: Task) -> Text:
-            return (DownloadColumn() if counted(task) else MofNCompleteColumn()).render(task)
-
-    def counted(task: Task) -> bool:
-        return in_bytes or bool(task.fields.get("in_bytes"))
-
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        Done(),
-        Rate(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}", markup=False),
-    )
-    # What is printed meanwhile goes where it belongs, not through the progress.
-    with Progress(
-        *columns, console=console(stderr=True), transient=True, redirect_stdout=False, redirect_stderr=False
-    ) as drawn:
-        yield Lines(drawn)

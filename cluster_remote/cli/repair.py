@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
+from rich.console import Console
+from rich.text import Text
 
+from cluster_remote.annex.locations import Selection, located
+from cluster_remote.annex.repository import Repository
 from cluster_remote.cli.completion import remotes
 from cluster_remote.cli.exitcodes import FAILED, UNREACHABLE
 from cluster_remote.cli.interrupts import run
@@ -19,19 +24,14 @@ from cluster_remote.cli.keywise import (
     progress_of,
     selection_of,
 )
-from cluster_remote.cli.render import console, duration, progress, show_problems, size, table
+from cluster_remote.cli.progress import Lines, progress
+from cluster_remote.cli.render import console, duration, show_problems, size, table
+from cluster_remote.cli.viewing import view_of
+from cluster_remote.diagnosis import repairing
+from cluster_remote.diagnosis.repairing import Repair
+from cluster_remote.diagnosis.transfer import Transfer
+from cluster_remote.p2p.key import UUID, Key
 from cluster_remote.p2p.text import printable
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Mapping, Sequence
-
-    from rich.console import Console
-
-    from cluster_remote.annex.locations import Selection
-    from cluster_remote.cli.render import Lines
-    from cluster_remote.diagnosis.repairing import Repair
-    from cluster_remote.diagnosis.transfer import Transfer
-    from cluster_remote.p2p.key import UUID, Key
 
 __all__ = ["repair"]
 
@@ -110,9 +110,6 @@ def repair(
 
 async def _with_files(transfers: Sequence[Transfer]) -> list[Transfer]:
     """Give transfers that are known by their keys alone the names of files that have these contents."""
-    from cluster_remote.annex.locations import Selection, located
-    from cluster_remote.annex.repository import Repository
-
     nameless = {transfer.key for transfer in transfers if transfer.file is None}
     names: dict[Key, str] = {}
     repository = Repository.here()
@@ -154,9 +151,6 @@ async def _repair(
     shown: bool,
     tell: Callable[[Transfer], None],
 ) -> Repair:
-    from cluster_remote.cli.viewing import view_of
-    from cluster_remote.diagnosis import repairing
-
     view = await view_of(target, timeout, writing=not dry_run)
     with progress(unit="keys", shown=shown) as lines:
         await progress_of(view, selection, lines)
@@ -175,8 +169,6 @@ async def _repair(
 
 
 def _show(outcome: Repair, first: list[Transfer], hidden: int, console: Console) -> None:
-    from rich.text import Text
-
     titles = {node.uuid: node.title for node in outcome.nodes}
     for delivery in first:
         console.print(_in_words(delivery, titles, outcome.dry_run))

@@ -5,30 +5,31 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import Annotated, TypeVar
 
 import typer
+from rich.console import Console
 
 from cluster_remote.access.identity import not_recorded
 from cluster_remote.access.settings import BadSettings
+from cluster_remote.annex.contents import associated_file, content_of, key_of
+from cluster_remote.annex.repository import Repository, without_token
 from cluster_remote.cli.completion import nodes, remotes
 from cluster_remote.cli.exitcodes import FAILED, INTERRUPTED
+from cluster_remote.cli.foreground import run_in_foreground, until_interrupted
 from cluster_remote.cli.interrupts import run
+from cluster_remote.cli.progress import Lines, progress
 from cluster_remote.cli.render import duration, emit, say, size
+from cluster_remote.cli.target import Target, resolve
+from cluster_remote.diagnosis import request
+from cluster_remote.diagnosis.request import Downloaded, Dropped, Locked, Presence, Recorder, Uploaded
+from cluster_remote.p2p.key import UUID, AssociatedFile, Key
 from cluster_remote.p2p.text import printable
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from cluster_remote.annex.repository import Repository
-    from cluster_remote.cli.render import Lines
-    from cluster_remote.cli.target import Target
-    from cluster_remote.diagnosis.request import Downloaded, Dropped, Locked, Presence, Recorder, Uploaded
-    from cluster_remote.p2p.key import UUID, Key
 
 __all__ = ["drop", "get", "lock", "present", "put"]
 
@@ -69,8 +70,6 @@ _Json = Annotated[bool, typer.Option("--json", help="Print a JSON object (docs/j
 @asynccontextmanager
 async def _reach(text: str, node: str, timeout: float | None, *, writing: bool = False) -> AsyncIterator[Target]:
     """Somebody to talk to, hung up on in the end. Raises BadSettings, BadAddress, AnnexError."""
-    from cluster_remote.cli.target import resolve
-
     target = await resolve(text, timeout=timeout, node=node, writing=writing)
     try:
         yield target
@@ -80,10 +79,6 @@ async def _reach(text: str, node: str, timeout: float | None, *, writing: bool =
 
 async def _key(text: str) -> tuple[Key, Repository | None]:
     """The key that a word means, and the repository where it is the name of a file there."""
-    from cluster_remote.annex.contents import key_of
-    from cluster_remote.annex.repository import Repository
-    from cluster_remote.p2p.key import Key
-
     if _exists(text):
         repository = Repository.here()
         return await key_of(repository, text), repository
@@ -135,8 +130,6 @@ def present(
 
 
 async def _present(text: str, word: str, node: str, record: bool, timeout: float | None) -> Presence:
-    from cluster_remote.diagnosis import request
-
     key, _ = await _key(word)
     async with _reach(text, node, timeout, writing=record) as target:
         recorder = request.Recorder.of(target) if record else None
@@ -212,12 +205,6 @@ def put(
 async def _put(
     text: str, file: str, key_text: str, source: str, node: str, record: bool, timeout: float | None
 ) -> Uploaded:
-    from cluster_remote.annex.contents import associated_file, content_of
-    from cluster_remote.annex.repository import Repository
-    from cluster_remote.cli.render import progress
-    from cluster_remote.diagnosis import request
-    from cluster_remote.p2p.key import AssociatedFile, Key
-
     name = AssociatedFile()
     if file:
         if not _exists(file):
@@ -309,9 +296,6 @@ def get(
 
 
 async def _get(text: str, word: str, path: Path | None, resume: bool, node: str, timeout: float | None) -> Downloaded:
-    from cluster_remote.cli.render import progress
-    from cluster_remote.diagnosis import request
-
     key, _ = await _key(word)
     # A key's name may have slashes in it; git-annex writes them so in the names of its files.
     path = path or Path(str(key).replace("/", "%"))
@@ -396,8 +380,6 @@ def drop(
 
 
 async def _drop(text: str, word: str, node: str, record: bool, timeout: float | None) -> Dropped:
-    from cluster_remote.diagnosis import request
-
     key, _ = await _key(word)
     async with _reach(text, node, timeout, writing=True) as target:
         recorder = request.Recorder.of(target) if record else None
@@ -452,12 +434,6 @@ def lock(
 
 
 async def _lock(text: str, word: str, command: list[str], node: str, timeout: float | None, *, quiet: bool) -> Locked:
-    import time
-
-    from cluster_remote.annex.repository import without_token
-    from cluster_remote.cli.foreground import run_in_foreground, until_interrupted
-    from cluster_remote.diagnosis import request
-
     key, _ = await _key(word)
     async with _reach(text, node, timeout) as target, request.lock(target.session, target.label, key) as outcome:
         if not outcome.locked:

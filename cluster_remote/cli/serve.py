@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import anyio
 import typer
 
 from cluster_remote.access.settings import BadSettings
+from cluster_remote.annex.repository import Repository
 from cluster_remote.cli.completion import clusters
 from cluster_remote.cli.exitcodes import FAILED
 from cluster_remote.cli.interrupts import run
+from cluster_remote.cluster.membership import NoCluster
+from cluster_remote.gateway.backend import Backend
+from cluster_remote.gateway.gateway import Gateway, Limits
+from cluster_remote.gateway.listeners import ListenAddress, Listener, WebAddress, handed_over, listen, parse_listen
+from cluster_remote.gateway.stdio import a_place, mode_from, serve_stdio, stderr_is_the_client
+from cluster_remote.gateway.tokens import Tokens
+from cluster_remote.p2p.key import UUID
 from cluster_remote.p2p.text import printable
-
-if TYPE_CHECKING:
-    from cluster_remote.gateway.backend import Backend
-    from cluster_remote.gateway.listeners import ListenAddress, Listener
-    from cluster_remote.p2p.key import UUID
-    from cluster_remote.transport.tls import ServerCertificate
+from cluster_remote.transport.address import Tls
+from cluster_remote.transport.tls import ServerCertificate
 
 __all__ = ["serve"]
 
@@ -67,10 +72,6 @@ def serve(
     Example: cluster-remote serve --listen unix:/run/annex/gateway --listen tcp://127.0.0.1:9419
     """
 
-    from cluster_remote.annex.repository import Repository
-    from cluster_remote.cluster.membership import NoCluster
-    from cluster_remote.gateway.backend import Backend
-
     try:
         repository = Repository.here()
         if stdio and uuid and not cluster:
@@ -108,16 +109,6 @@ def _say(line: str) -> None:
 async def _everybody(
     behind: Backend, addresses: list[str], clients: int, public_read: bool, certificate: tuple[str, str] | None
 ) -> None:
-    import signal
-
-    import anyio
-
-    from cluster_remote.gateway.gateway import Gateway, Limits
-    from cluster_remote.gateway.listeners import WebAddress, parse_listen
-    from cluster_remote.gateway.tokens import Tokens
-    from cluster_remote.transport.address import Tls
-    from cluster_remote.transport.tls import ServerCertificate
-
     parsed = [parse_listen(address) for address in addresses]
     shown = None
     if any(isinstance(address, Tls) or (isinstance(address, WebAddress) and address.tls) for address in parsed):
@@ -148,10 +139,6 @@ async def _everybody(
 
 
 async def _reload_on_hangup(shown: ServerCertificate) -> None:
-    import signal
-
-    import anyio
-
     with anyio.open_signal_receiver(signal.SIGHUP) as signals:
         async for _ in signals:
             try:
@@ -163,8 +150,6 @@ async def _reload_on_hangup(shown: ServerCertificate) -> None:
 
 def _open(addresses: list[ListenAddress]) -> list[Listener]:
     """All of them, or none."""
-    from cluster_remote.gateway.listeners import handed_over, listen
-
     listeners = handed_over(os.environ)
     try:
         for address in addresses:
@@ -185,8 +170,6 @@ def _open(addresses: list[ListenAddress]) -> list[Listener]:
 
 
 def _parsed(uuid: str) -> UUID:
-    from cluster_remote.p2p.key import UUID
-
     try:
         return UUID.parse(uuid)
     except ValueError as error:
@@ -194,11 +177,6 @@ def _parsed(uuid: str) -> UUID:
 
 
 async def _one_client(behind: Backend, wanted: UUID | None, most: int) -> None:
-    import anyio
-
-    from cluster_remote.gateway.gateway import Limits
-    from cluster_remote.gateway.stdio import a_place, mode_from, serve_stdio, stderr_is_the_client
-
     def say(line: str) -> None:
         if not stderr_is_the_client():
             print(f"cluster-remote: {printable(line, _LONGEST)}", file=sys.stderr, flush=True)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import typer
 
 from cluster_remote.access.settings import BadSettings
-from cluster_remote.cli.carrying_out import DryRun, Yes, execute, facts_of, here
+from cluster_remote.annex.errors import AnnexError, NotInitialised
+from cluster_remote.annex.gitconfig import ask_git
+from cluster_remote.annex.repository import Repository
+from cluster_remote.cli.carrying_out import DryRun, Yes, execute, facts_of, here, in_repository
 from cluster_remote.cli.completion import candidates, clusters, remotes
 from cluster_remote.cli.interrupts import run
-
-if TYPE_CHECKING:
-    from cluster_remote.lifecycle.steps import Runner
+from cluster_remote.lifecycle.serverless import Request
+from cluster_remote.lifecycle.setting_up import plan_setup, prepare
+from cluster_remote.lifecycle.steps import Runner
 
 __all__ = ["setup"]
 
@@ -63,9 +64,6 @@ def setup(
 
     Example: cluster-remote setup mycluster --node disk1 --node nas
     """
-    from cluster_remote.lifecycle.serverless import Request
-    from cluster_remote.lifecycle.setting_up import plan_setup, prepare
-
     if tracking not in {"nodes", "remote"}:
         raise BadSettings(f"--tracking {tracking}: it can be nodes or remote")
     if tracking == "nodes" and (encryption != "none" or chunk):
@@ -94,8 +92,6 @@ def setup(
     by_name = not url and not node
     execute(run(plan_setup, facts_of(runner), request, runner), runner, dry_run, yes, may_wait=by_name)
     if runner.failed:
-        from cluster_remote.annex.errors import AnnexError
-
         raise AnnexError(
             f"there is no remote for {', '.join(runner.failed)}, so that the copies there cannot be verified; why is "
             "above. When that is mended, run this again. What is gone for good is left out after git annex dead"
@@ -104,15 +100,9 @@ def setup(
 
 def here_in_a_clone() -> Runner:
     """As `here`; in a clone of a repository of git-annex, git annex init is run first where nobody has done that."""
-    from cluster_remote.annex.errors import NotInitialised
-
     try:
         return here()
     except NotInitialised:
-        from cluster_remote.annex.gitconfig import ask_git
-        from cluster_remote.annex.repository import Repository
-        from cluster_remote.cli.carrying_out import in_repository
-
         repository = Repository.here()
         branches = ask_git("for-each-ref", "--format=%(refname)", cwd=repository.cwd, env=repository.environment())
         if not any(line.endswith(b"/git-annex") for line in branches.splitlines()):

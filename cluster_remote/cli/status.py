@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Iterator
+from typing import Annotated
 
 import typer
+from rich.console import Console
+from rich.text import Text
 
+from cluster_remote.access.place import looks_like_address
 from cluster_remote.cli.completion import remotes
 from cluster_remote.cli.exitcodes import FAILED, UNREACHABLE
 from cluster_remote.cli.interrupts import run
 from cluster_remote.cli.render import duration, emit, show_problems, size, table
+from cluster_remote.cli.viewing import every_view, one_view, views_at
+from cluster_remote.diagnosis.nodes import Unusable
+from cluster_remote.diagnosis.state import ClusterState, NodeState, Status
+from cluster_remote.diagnosis.survey import survey
 from cluster_remote.p2p.text import printable
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from rich.console import Console
-    from rich.text import Text
-
-    from cluster_remote.diagnosis.nodes import Unusable
-    from cluster_remote.diagnosis.state import ClusterState, NodeState, Status
 
 __all__ = ["status"]
 
@@ -58,10 +57,6 @@ def status(
 
 
 async def _status(target: str, sample: int, timeout: float) -> Status:
-    from cluster_remote.access.place import looks_like_address
-    from cluster_remote.cli.viewing import every_view, one_view, views_at
-    from cluster_remote.diagnosis.survey import survey
-
     broken: list[Unusable] = []
     if not target:
         views, broken = await every_view(timeout)
@@ -88,8 +83,6 @@ def _show(outcome: Status, console: Console) -> None:
 
 
 def _show_cluster(cluster: ClusterState, console: Console) -> None:
-    from rich.text import Text
-
     title = Text(printable(cluster.name), style="bold")
     title.append(f"  {printable(cluster.description)}  {cluster.uuid}", style="not bold")
     console.print(title)
@@ -153,8 +146,6 @@ def _nodes_table(cluster: ClusterState) -> object:
 
 
 def _state(node: NodeState) -> Text:
-    from rich.text import Text
-
     if node.contact is None:
         return Text("dead", style="dim")
     return Text("reachable", style="green") if node.contact.reachable else Text("unreachable", style="bold red")

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from cluster_remote.access.configuration import check_writing
 from cluster_remote.access.place import Place, looks_like_address
+from cluster_remote.access.settings import Settings
+from cluster_remote.access.view import View
+from cluster_remote.annex.branchlog import BranchLogs
 from cluster_remote.annex.repository import Repository
-
-if TYPE_CHECKING:
-    from cluster_remote.access.settings import Settings
-    from cluster_remote.access.view import View
-    from cluster_remote.annex.branchlog import BranchLogs
-    from cluster_remote.p2p.session import Session
+from cluster_remote.p2p.session import Session
 
 __all__ = ["Target", "annex_repository", "resolve", "view_named"]
 

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+import re
+import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from datetime import datetime
+from typing import Annotated, Literal
 
 import typer
+from rich.console import Console
 
 from cluster_remote.access.settings import BadSettings
+from cluster_remote.annex.branchlog import BranchLogs
+from cluster_remote.annex.repository import Repository
 from cluster_remote.cli.completion import behind
 from cluster_remote.cli.interrupts import run
 from cluster_remote.cli.render import emit, table
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from cluster_remote.annex.repository import Repository
-    from cluster_remote.gateway.tokens import Token
-    from cluster_remote.p2p.key import UUID
+from cluster_remote.cli.target import annex_repository
+from cluster_remote.gateway.listeners import parse_listen
+from cluster_remote.gateway.tokens import Token, Tokens, for_node
+from cluster_remote.p2p.key import UUID
+from cluster_remote.p2p.server import Mode
 
 __all__ = ["KnownToken", "KnownTokens", "NewToken", "app", "create", "list_tokens", "revoke"]
 
 app = typer.Typer(
     name="token",
     help="Create, list and revoke the tokens of clients of this repository's gateway.",
+    add_completion=False,
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -88,11 +93,6 @@ def create(
     Example: cluster-remote token create --read-only --note "the laptop"
     """
 
-    from cluster_remote.cli.target import annex_repository
-    from cluster_remote.gateway.listeners import parse_listen
-    from cluster_remote.gateway.tokens import Tokens, for_node
-    from cluster_remote.p2p.server import Mode
-
     if read_only and append_only:
         raise BadSettings("--read-only and --append-only do not go together")
     if link != bool(address):
@@ -127,9 +127,6 @@ def list_tokens(as_json: bool = typer.Option(False, "--json", help="Print a JSON
 
     Example: cluster-remote token list
     """
-    from cluster_remote.cli.target import annex_repository
-    from cluster_remote.gateway.tokens import Tokens
-
     found = Tokens.of(annex_repository()).all()
     emit(KnownTokens([_known(token) for token in found]), as_json, _show_known)
 
@@ -143,9 +140,6 @@ def revoke(
 
     Example: cluster-remote token revoke 1a2b3c4d
     """
-    from cluster_remote.cli.target import annex_repository
-    from cluster_remote.gateway.tokens import Tokens
-
     emit(_known(Tokens.of(annex_repository()).revoke(token)), as_json, _show_revoked)
 
 
@@ -159,10 +153,6 @@ _UNITS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 def _expiry(text: str) -> int:
     """Read `30d`, or a date at whose beginning it ends; gives seconds since 1970. Raises BadSettings."""
-    import re
-    import time
-    from datetime import datetime
-
     if match := re.fullmatch(r"([0-9]{1,6})([mhdw])", text):
         return int(time.time()) + int(match[1]) * _UNITS[match[2]]
     try:
@@ -181,8 +171,6 @@ def _show_new(new: NewToken, console: Console) -> None:
 
 
 def _show_known(known: KnownTokens, console: Console) -> None:
-    from datetime import datetime
-
     def at(moment: int | None) -> str:
         return "never" if moment is None else f"{datetime.fromtimestamp(moment).astimezone():%Y-%m-%d %H:%M}"
 
@@ -206,8 +194,6 @@ def _show_revoked(token: KnownToken, console: Console) -> None:
 
 async def _repository_behind(repository: Repository, text: str) -> UUID:
     """A repository or cluster behind this gateway, by name or UUID. Raises BadSettings, AnnexError."""
-    from cluster_remote.annex.branchlog import BranchLogs
-
     proxied = (await BranchLogs.read(repository, ["proxy.log"])).proxied
     names = {**proxied.get(repository.uuid, {}), "here": repository.uuid}
     for name, uuid in names.items():

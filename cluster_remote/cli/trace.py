@@ -12,11 +12,16 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Annotated
 
+import anyio
 import typer
 
 from cluster_remote.access.settings import TOKEN, BadSettings
 from cluster_remote.access.tokens import given_token
+from cluster_remote.annex.branchlog import BranchLogs
+from cluster_remote.annex.errors import AnnexError
+from cluster_remote.annex.repository import Repository
 from cluster_remote.cli.exitcodes import OK
+from cluster_remote.cli.foreground import run_in_foreground
 from cluster_remote.cli.interrupts import run
 from cluster_remote.cli.render import JsonStream
 from cluster_remote.diagnosis.conversation import (
@@ -35,6 +40,7 @@ from cluster_remote.diagnosis.conversation import (
 )
 from cluster_remote.diagnosis.drawing import MOST_MESSAGES, Diagram, as_svg, as_text, lay_out
 from cluster_remote.p2p.text import printable, visible
+from cluster_remote.transport.tracing import VARIABLE
 
 __all__ = ["trace"]
 
@@ -206,11 +212,6 @@ def _replay(file: IO[str], report: _Report) -> int:
 
 async def _listen(command: list[str], report: _Report, as_json: bool) -> int:
     """Runs the command and reports what is said meanwhile; gives its exit code."""
-    import anyio
-
-    from cluster_remote.cli.foreground import run_in_foreground
-    from cluster_remote.transport.tracing import VARIABLE
-
     with tempfile.TemporaryDirectory(prefix="cluster-remote-trace-") as directory:
         path = Path(directory) / "conversation"
         path.touch(mode=0o600)
@@ -257,10 +258,6 @@ def _without_token(command: list[str]) -> tuple[str, ...]:
 
 async def _names() -> dict[str, str]:
     """What the repository here calls others; nothing outside of one, where a trace is worth having too."""
-    from cluster_remote.annex.branchlog import BranchLogs
-    from cluster_remote.annex.errors import AnnexError
-    from cluster_remote.annex.repository import Repository
-
     try:
         logs = await BranchLogs.read(Repository.here(), ("uuid.log",))
     except AnnexError:

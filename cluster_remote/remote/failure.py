@@ -15,7 +15,7 @@ __all__ = ["causes", "in_words"]
 _EXPECTED = (SessionError, BadAddress, BadSettings, AnnexError, CannotWrite)
 
 
-def in_words(error: Exception) -> tuple[str, bool]:
+def in_words(error: BaseException) -> tuple[str, bool]:
     """What went wrong, and whether it is one of the things that are known to go wrong."""
     found = list(causes(error))
     expected = all(isinstance(cause, _EXPECTED) for cause in found)

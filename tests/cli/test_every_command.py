@@ -18,13 +18,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from unittest.mock import patch
 
 import pytest
-from typer.main import get_command
 
-from cluster_remote.cli.app import app
+from cluster_remote.cli.app import every_command
 from cluster_remote.cli.app import run as run_command_line
 from cluster_remote.cli.render import JsonStream, emit_error
 from cluster_remote.cli.schema import OUTCOMES
@@ -162,22 +160,7 @@ INSTANT = {"token create", "token list", "token revoke"}
 # They carry out a plan of commands by the code by which setup does, which tests/lifecycle interrupts.
 PLANNED = {"node add", "node remove", "node replace", "rename", "remove"}
 
-
-def leaves() -> Iterator[tuple[str, Any]]:
-    """All commands by their full names."""
-
-    def below(command: Any, name: str) -> Iterator[tuple[str, Any]]:
-        children = getattr(command, "commands", None)
-        if children is None:
-            yield name, command
-        else:
-            for child, each in children.items():
-                yield from below(each, f"{name} {child}".strip())
-
-    return below(get_command(app), "")
-
-
-COMMANDS = dict(leaves())
+COMMANDS = every_command()
 
 
 def has_json(name: str) -> bool:
@@ -300,6 +283,16 @@ def test_wrong_usage_is_told_in_words(common: Site, inside: Inside) -> None:
         ("Missing argument", ["ping"]),
     ):
         assert words in inside(common.environment, common.client.path, *arguments, code=2).err
+
+
+def test_help_and_completion_import_no_command(common: Site) -> None:
+    # A shell completes while its user waits.
+    completing = {"COMP_WORDS": "cluster-remote ", "COMP_CWORD": "1", "_CLUSTER_REMOTE_COMPLETE": "complete_bash"}
+    for arguments, env in ((["--help"], {}), ([], completing)):
+        profile = cluster_remote(common.client, *arguments, env={**env, "PYTHONPROFILEIMPORTTIME": "1"}).err
+        imported = {line.rpartition("|")[2].strip() for line in profile.splitlines()}
+        assert "cluster_remote.cli.app" in imported
+        assert imported.isdisjoint({"cluster_remote.cli.render", "cluster_remote.annex.repository", "rich.console"})
 
 
 # Each of them

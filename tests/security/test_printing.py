@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cluster_remote.cli import app, check, doctor, repair, requests, serve, status, token
+from cluster_remote.cli import check, doctor, failure, repair, requests, serve, status, token
 from cluster_remote.cli.carrying_out import _say as say_of_plans
 from cluster_remote.cli.render import console, emit, say, table
 from cluster_remote.diagnosis.checkup import Checkup, Program, Server
@@ -158,8 +158,8 @@ def test_whatever_else_is_said_has_no_control_characters(monkeypatch: pytest.Mon
             lambda: say_of_plans(f"$ git annex initremote {text}"),
             lambda: console().print(text),
             lambda: console().print(table([text], [[text]])),
-            lambda: app._report(Unreachable(text)),
-            lambda: app._report(ZeroDivisionError(text)),
+            lambda: failure.report(Unreachable(text)),
+            lambda: failure.report(ZeroDivisionError(text)),
         ):
             assert harmless(printed(monkeypatch, show))
         assert harmless(log(text))

@@ -1,0 +1,89 @@
+"""How each failure of a command reaches the user: words, JSON where that was asked for, and an exit code."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import traceback
+
+from cluster_remote.annex.errors import AnnexError, NotARepository, NotInitialised
+from cluster_remote.cli.exitcodes import FAILED, INTERRUPTED, NOT_USABLE, UNREACHABLE, USAGE
+from cluster_remote.cli.interrupts import Interrupted, ignore_from_now_on
+from cluster_remote.cli.render import emit_error
+from cluster_remote.cli.schema import OUTCOMES
+from cluster_remote.p2p.errors import Refused, SessionError, SourceError
+from cluster_remote.p2p.text import visible
+from cluster_remote.remote.failure import causes, in_words
+from cluster_remote.remote.protocol import one_line
+from cluster_remote.remote.retrieval import CannotWrite, NotRetrieved
+
+__all__ = ["report"]
+
+
+def report(error: BaseException) -> int:
+    """Say what went wrong, if not everything has been said; return the exit code."""
+    show = getattr(error, "show", None)
+    if show is not None and hasattr(error, "exit_code"):
+        # typer's own: wrong usage, and Abort when a question is interrupted.
+        show()
+        _add_json(str(error.format_message()), USAGE)  # type: ignore[attr-defined]
+        return USAGE
+    if isinstance(error, Interrupted | KeyboardInterrupt) or type(error).__name__ == "Abort":
+        return _interrupted()
+    # What went wrong in tasks that ran side by side comes as a group; one of them is enough to decide.
+    cause = next(causes(error))
+    if isinstance(cause, BrokenPipeError):
+        # Whoever read our output has seen enough. Nothing more can be written, not even at the end of the program.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT) and cause.filename is None:
+        # At the end of the program nothing more is to be tried.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print(f"cluster-remote: cannot write to standard output: {cause.strerror or cause}", file=sys.stderr)
+        return FAILED
+    words, expected = in_words(error)
+    code = _fail(one_line(words), _exit_code(cause) if expected else FAILED)
+    if not expected:
+        print("This is a mistake in the program. CLUSTER_REMOTE_DEBUG=1 shows where it happened.", file=sys.stderr)
+        if os.environ.get("CLUSTER_REMOTE_DEBUG"):
+            print(visible("".join(traceback.format_exception(error))), file=sys.stderr, end="")
+    return code
+
+
+def _wants_json() -> bool:
+    """Return whether the command line has --json, the switch, of a command that prints JSON."""
+    given = sys.argv[1 : sys.argv.index("--")] if "--" in sys.argv else sys.argv[1:]
+    words = [word for word in given if not word.startswith("-")]
+    return "--json" in given and any(" ".join(words[:count]) in OUTCOMES for count in (1, 2))
+
+
+def _fail(words: str, code: int) -> int:
+    """Print an error, in JSON too where that was asked for; return the exit code."""
+    print(f"cluster-remote: {words}", file=sys.stderr)
+    _add_json(words, code)
+    return code
+
+
+def _add_json(words: str, code: int) -> None:
+    if _wants_json():
+        emit_error(words, code)
+
+
+def _interrupted() -> int:
+    ignore_from_now_on()
+    return _fail("interrupted", INTERRUPTED)
+
+
+def _exit_code(error: BaseException) -> int:
+    match error:
+        case Refused() | SourceError() | NotRetrieved() | CannotWrite():
+            # There was an answer, or nobody was needed to know that it cannot be done.
+            return FAILED
+        case SessionError():
+            return UNREACHABLE
+        case NotARepository() | NotInitialised():
+            return NOT_USABLE
+        case AnnexError():
+            return FAILED
+    return USAGE
