@@ -27,6 +27,7 @@ from cluster_remote.cluster.node import Kind, Node
 from cluster_remote.cluster.reachability import Reachability
 from cluster_remote.cluster.session import ClusterSession, Locations, Recorder
 from cluster_remote.cluster.wrapping import Commands, FirstThatAnswers, OneAtATime, Rates, Started, Throttled, pidlocked
+from cluster_remote.p2p.errors import Refused
 from cluster_remote.p2p.key import UUID
 from cluster_remote.p2p.session import Session
 from cluster_remote.transport.address import Address, BadAddress, Directory, Http, Ssh, parse_address
@@ -53,6 +54,8 @@ _LOCAL, _NETWORK, _ENCRYPTION, _HIDDEN = 100.0, 200.0, 50.0, 1000.0
 
 # A rate as git-annex reads it: 500KiB, 1 MB, 10Mbit.
 _RATE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*")
+# What git-annex's gateway code is told that the cluster is called.
+_SEEN = "seen-by-cluster-remote"
 _DECIMAL, _BINARY = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5}, {"ki": 1, "mi": 2, "gi": 3, "ti": 4, "pi": 5}
 
 
@@ -147,6 +150,10 @@ class Membership:
     own: UUID
     members: tuple[Member, ...]
     choosy: bool = False
+    hidden: Mapping[str, str] = field(default_factory=dict)
+    """Settings of git that take all nodes and gateways out of the sight of git-annex's own gateway code."""
+    is_gateway: bool = True
+    """Whether git-annex, too, takes this repository for a gateway of the cluster (proxy.log)."""
     missing: Mapping[UUID, str] = field(default_factory=dict)
     """The nodes in cluster.log that no remote leads to, unless they are dead, and what people call them."""
 
@@ -214,7 +221,6 @@ class Membership:
         nodes = self.nodes(caller, bypass)
         if not nodes:
             raise NoCluster(f"cluster {self.name}: no nodes are left but those behind gateways that were asked before")
-        uploader = session_at(self.place, caller, server=self.cluster, bypass=bypass) if self.choosy else None
         return ClusterSession(
             self.cluster,
             nodes,
@@ -224,10 +230,34 @@ class Membership:
             record_uploads=record_uploads,
             # A gateway that was asked before this one answers for the cluster as a whole.
             missing={} if bypass else self.missing,
-            uploader=uploader,
+            uploader=partial(self._uploader, caller, bypass) if self.choosy else None,
             timeout=caller.timeout,
             reachability=reachability,
         )
+
+    def _uploader(self, caller: Caller, bypass: frozenset[UUID], there: Mapping[str, str]) -> Session:
+        """git-annex's own gateway code, run in this repository, which sees the nodes that are `there` and no others.
+
+        It goes by git's configuration, where its own name for the cluster takes the place of the user's. Raises
+        Refused.
+        """
+        if not self.is_gateway:
+            nodes = " ".join(f"--node {member.name}" for member in self.members if member.gateway is None)
+            raise Refused(
+                f"cluster {self.name}: some of its nodes have preferred content, which git-annex only follows where the "
+                f"cluster is set up: cluster-remote setup NAME --cluster {self.cluster} {nodes}"
+            )
+        settings = dict(self.hidden)
+        for member in self.members:
+            if member.name not in there:
+                continue
+            by = next((each for each in member.remotes if _place_of(each) == there[member.name]), member.remotes[0])
+            if member.gateway is None:
+                settings[f"remote.{by.name}.annex-cluster-node"] = _SEEN
+            else:
+                settings[f"remote.{by.name}.annex-cluster-gateway"] = self.cluster.text
+        settings[f"annex.cluster.{_SEEN}"] = self.cluster.text
+        return session_at(self.place, replace(caller, settings=settings), server=self.cluster, bypass=bypass)
 
 
 def chosen_cluster(config: GitConfig, wanted: str | None, logs: BranchLogs | None = None) -> tuple[UUID, str]:
@@ -294,7 +324,14 @@ def membership(config: GitConfig, logs: BranchLogs, place: Path, wanted: str | N
     reached = frozenset(nodes).union(*(gateway.behind for gateway in gateways))
     members = (*nodes.values(), *gateways)
     unknown = {uuid: logs.descriptions.get(uuid, uuid.text) for uuid in sorted(listed - reached)}
-    return Membership(cluster, name, Directory(str(place)), own, members, choosy, unknown)
+    hidden = {
+        f"remote.{remote}.{setting}": ""
+        for remote in config.remotes()
+        for setting in ("annex-cluster-node", "annex-cluster-gateway")
+        if config.remote(remote, setting)
+    }
+    is_gateway = cluster in logs.proxied.get(own, {}).values()
+    return Membership(cluster, name, Directory(str(place)), own, members, choosy, hidden, is_gateway, unknown)
 
 
 def _named_but_not_listed(config: GitConfig, logs: BranchLogs, cluster: UUID) -> list[str]:
@@ -458,6 +495,11 @@ def cost_of(config: GitConfig, remote: str, way: Way, logs: BranchLogs) -> float
     near = kind == "directory" or (kind == "rsync" and ":" not in settings.get("rsyncurl", ":"))
     encrypted = settings.get("encryption", "none") != "none"
     return (_LOCAL if near else _NETWORK) + (_ENCRYPTION if encrypted else 0.0)
+
+
+def _place_of(remote: Remote) -> str:
+    """Return the name of a session by this remote."""
+    return str(remote.way.address) if isinstance(remote.way, Direct) else ""
 
 
 def _is_special(config: GitConfig, remote: str, logs: BranchLogs) -> bool:

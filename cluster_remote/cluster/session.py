@@ -21,6 +21,7 @@ import anyio
 from cluster_remote.annex.errors import AnnexError
 from cluster_remote.cluster import routing
 from cluster_remote.cluster.asking import NodeSessions, within
+from cluster_remote.cluster.delegation import DelegatedUpload, Delegation, LeftOut, Uploader
 from cluster_remote.cluster.download import ClusterDownload
 from cluster_remote.cluster.node import Node
 from cluster_remote.cluster.reachability import Reachability
@@ -98,7 +99,7 @@ class ClusterSession(Session):
         record: Recorder | None = None,
         record_uploads: bool = True,
         missing: Mapping[UUID, str] = NONE_MISSING,
-        uploader: Session | None = None,
+        uploader: Uploader | None = None,
         timeout: float = DEFAULT_TIMEOUT,
         clock: Callable[[], float] = time.monotonic,
         pick: routing.Pick = _any_of,
@@ -110,8 +111,9 @@ class ClusterSession(Session):
         `record` is told what came and went before a request returns; None where the caller records it, who can also
         keep the recording of uploads to itself. `missing` are nodes of the cluster that nothing leads to from here, and
         what people call them: no removal is complete without them. `uploader`, if
-        given, does all uploads in place of the nodes' sessions (git-annex's own gateway, where preferred content
-        has to decide). `timeout` is how long a node may keep the others waiting before it says anything, in seconds.
+        given, makes the session that does all uploads in place of the nodes' sessions (git-annex's own gateway code,
+        where preferred content has to decide). `timeout` is how long a node may keep the others waiting before it says
+        anything, in seconds.
         `clock` is the monotonic clock that `timestamp` reads, in seconds.
         """
         if not nodes:
@@ -127,10 +129,10 @@ class ClusterSession(Session):
         self._missing = dict(missing)
         # Whom an answer may name.
         self._cluster = frozenset(missing).union(*(node.repositories for node in self.nodes))
-        self._uploader = uploader
         self._clock = clock
         self._pick = pick
         self._ask = NodeSessions(timeout, reachability or Reachability(clock))
+        self._delegation = None if uploader is None else Delegation(uploader, self._ask, name)
         self._owned: list[Closable] = []
         self._busy = False
 
@@ -153,8 +155,8 @@ class ClusterSession(Session):
 
     async def aclose(self) -> None:
         closing: list[Closable] = [self._ask, *self._owned]
-        if self._uploader is not None:
-            closing.append(self._uploader)
+        if self._delegation is not None:
+            closing.append(self._delegation)
         with anyio.move_on_after(_CLOSING, shield=True):
             async with anyio.create_task_group() as tasks:
                 for each in closing:
@@ -235,9 +237,15 @@ class ClusterSession(Session):
         A node that says nothing within the timeout is left out. Raises SessionError if no node can take the content.
         """
         with self._request():
-            if self._uploader is not None:
-                async with self._uploader.upload(key, file) as delegated:
-                    yield delegated
+            if self._delegation is not None:
+                async with AsyncExitStack() as stack:
+
+                    async def enter(session: Session) -> Present | Upload:
+                        return await stack.enter_async_context(session.upload(key, file))
+
+                    offered, away = await self._delegation.ask(self._writable(), enter)
+                    reasons = await self._reasons(key, away)
+                    yield DelegatedUpload(offered, reasons) if isinstance(offered, Upload) else offered
                 return
             targets, left_out = self._upload_targets(await self._holders(key))
             attempts = [Attempt(node) for node in targets]
@@ -279,8 +287,13 @@ class ClusterSession(Session):
         if not source.repeatable:
             return await super().store(key, file, source, progress)
         with self._request():
-            if self._uploader is not None:
-                return await self._uploader.store(key, file, source, progress)
+            if self._delegation is not None:
+                stored, away = await self._delegation.ask(
+                    self._writable(), lambda session: session.store(key, file, source, progress)
+                )
+                if isinstance(stored, Present):
+                    return stored
+                return replace(stored, reasons=stored.reasons + await self._reasons(key, away))
             targets, left_out = self._upload_targets(await self._holders(key))
 
             async def store(node: Node, tell: Progress) -> Present | Stored:
@@ -307,11 +320,17 @@ class ClusterSession(Session):
             with anyio.CancelScope(shield=True):
                 await self._record(key, present=outcome.uuids | present)
         if isinstance(outcome, Stored) and outcome.stored:
-            left_out = tuple(
-                f"{name}: no remote of this repository leads to it: left out" for name in self._missing.values()
-            )
-            return replace(outcome, reasons=outcome.reasons + left_out)
+            return replace(outcome, reasons=outcome.reasons + self._nothing_leads_to())
         return outcome
+
+    def _nothing_leads_to(self) -> tuple[str, ...]:
+        return tuple(f"{name}: no remote of this repository leads to it: left out" for name in self._missing.values())
+
+    async def _reasons(self, key: Key, left_out: LeftOut) -> tuple[str, ...]:
+        """Why nodes that lack the content by the log did not get it, in words."""
+        lacking = routing.lacking((node for node, _ in left_out), await self._holders(key))
+        told = tuple(routing.reason(node, error) for node, error in left_out if node in lacking)
+        return told + self._nothing_leads_to()
 
     async def remove(self, key: Key, before: int | None = None) -> Removal:
         """See Session. From every node, whatever the log says, also from one that could not be reached just now.
@@ -406,13 +425,17 @@ class ClusterSession(Session):
         All nodes where the log says that none lacks it: whoever wants to store a content that is there already has
         reason to doubt that, and may drop its own copy because of the answer.
         """
-        writable = [node for node in self.nodes if node.writable]
-        if not writable:
-            raise Refused(f"{self.name}: no node may be written to: annex-readonly is set for all of their remotes")
+        writable = self._writable()
         awake, resting = self._ask.rested(routing.lacking(writable, holders) or writable)
         if not awake:
             return resting, []
         return awake, [(node, self._ask.not_tried(node)) for node in resting]
+
+    def _writable(self) -> list[Node]:
+        writable = [node for node in self.nodes if node.writable]
+        if not writable:
+            raise Refused(f"{self.name}: no node may be written to: annex-readonly is set for all of their remotes")
+        return writable
 
     # The log
 

@@ -33,7 +33,8 @@ class Caller:
     `uuid` is the asking repository; `timeout` is in seconds without progress; `ssh_command` and `ssh_variant` are git's
     core.sshCommand and ssh.variant; `repository` is None outside of one. `allowed_ips` is
     annex.security.allowed-ip-addresses if the address may be a stranger's, None if this user gave it; `tls` and
-    `http_proxy` are git's settings for https, `ssh_options` the user's for this remote.
+    `http_proxy` are git's settings for https, `ssh_options` the user's for this remote. `settings` go to the git of a
+    repository on this machine, before those in its configuration.
     """
 
     uuid: UUID
@@ -46,6 +47,7 @@ class Caller:
     tls: TlsSettings = field(default_factory=TlsSettings)
     http_proxy: str | None = None
     ssh_options: tuple[str, ...] = ()
+    settings: Mapping[str, str] = field(default_factory=dict)
 
     def restricted_to(self, allowed_ips: str) -> Caller:
         """Return the same caller for an address that may be a stranger's."""
@@ -100,7 +102,7 @@ def shell_in_directory(address: Directory, caller: Caller, server: UUID | None) 
     from cluster_remote.transport.process import ProcessTransport
     from cluster_remote.transport.trust import check_directory
 
-    environment = foreign_environment()
+    environment = foreign_environment() | _as_variables(caller.settings)
     return ProcessTransport(
         _shell_command(address.path, caller.uuid, server),
         name=str(address),
@@ -109,6 +111,14 @@ def shell_in_directory(address: Directory, caller: Caller, server: UUID | None) 
         place=address.path,
         check=lambda: check_directory(address.path, caller.repository, environment),
     )
+
+
+def _as_variables(settings: Mapping[str, str]) -> dict[str, str]:
+    """Return settings in the form in which git takes them from its environment (git-config(1), GIT_CONFIG_COUNT)."""
+    variables = {"GIT_CONFIG_COUNT": str(len(settings))} if settings else {}
+    for number, (name, value) in enumerate(settings.items()):
+        variables |= {f"GIT_CONFIG_KEY_{number}": name, f"GIT_CONFIG_VALUE_{number}": value}
+    return variables
 
 
 def shell_over_ssh(address: Ssh, caller: Caller, server: UUID | None) -> Transport:

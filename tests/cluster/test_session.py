@@ -60,7 +60,7 @@ def cluster(
         # The memory of failures has tests of its own.
         reachability=Reachability(lambda: 0.0) if clock is None else None,
         pick=first,
-        uploader=uploader,
+        uploader=None if uploader is None else lambda _: uploader,
     )
 
 
@@ -413,7 +413,7 @@ async def test_a_node_that_got_it_through_another_gateway_is_not_named_as_failed
 
 
 @both_kinds
-async def test_where_another_session_does_the_uploads_no_node_is_asked(repeatable: bool) -> None:
+async def test_where_another_session_does_the_uploads_nodes_are_asked_for_nothing(repeatable: bool) -> None:
     native, peers, log = Peer(8, plus=uuids(1, 3)), three(), Log()
     session = cluster(peers, log, uploader=native.session())
     assert await session.store(KEY, FILE, Content(CONTENT, repeatable=repeatable)) == Stored(True, uuids(1, 3))

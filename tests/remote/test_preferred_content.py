@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 
 import pytest
 
 from cluster_remote.p2p.server import Mode
 from tests.gateway.served import gateway_of
-from tests.remote.sites import initremote, messages
+from tests.remote.driver import Driver
+from tests.remote.sites import initremote, messages, text
 from tests.support.repositories import Cluster, Repository
 
 WAYS = ["serverless", "served", "native"]
@@ -57,3 +59,87 @@ def test_the_name_is_told_to_a_gateway_only_where_a_rule_may_ask_for_it(cluster:
     cluster.gateway.annex("wanted", "node2", "include=*")
     puts += [m for m in messages(cluster.gateway.annex("copy", "--debug", "--to", "vault", "secret")) if "PUT " in m]
     assert not any("secret" in put for put in puts)
+
+
+def _away(node: Repository) -> None:
+    node.path.rename(node.path.with_name(f"{node.path.name} (unplugged)"))
+
+
+def _back(node: Repository) -> None:
+    node.path.with_name(f"{node.path.name} (unplugged)").rename(node.path)
+
+
+@pytest.mark.parametrize("way", ["serverless", "served"])
+def test_with_a_node_away_the_rules_decide_among_the_others(cluster: Cluster, way: str) -> None:
+    cluster.gateway.annex("wanted", "node2", "include=*.jpg")
+    with client_of(cluster, way) as client:
+        keys = {name: client.add(name, name.encode()) for name in ("a.jpg", "b.jpg", "c.txt", "d.txt")}
+        client.annex("copy", "--quiet", "--to", "all", "a.jpg")
+        _away(cluster.nodes[0])
+        said = text(client.annex("copy", "--to", "all", "b.jpg", "c.txt"))
+        away = f"first disk (attic) [node1] is not there ({cluster.nodes[0].path}): left out"
+        # A gateway of ours says so in its own log: the protocol has no words for it.
+        assert said.count(away) == (way == "serverless")
+        _back(cluster.nodes[0])
+        client.annex("copy", "--quiet", "--to", "all", "d.txt")
+        present = {name: client.locations(key) for name, key in keys.items()}
+    expected = {"a.jpg": [True, True, True], "b.jpg": [False, True, True], "c.txt": [False, False, True],
+                "d.txt": [True, False, True]}  # fmt: skip
+    assert {name: cluster.holders(key) for name, key in keys.items()} == expected
+    for name, holds in expected.items():
+        assert [node.uuid in present[name] for node in cluster.nodes] == holds
+
+
+def test_a_node_that_goes_between_two_files_of_a_run_is_left_out(cluster: Cluster) -> None:
+    cluster.gateway.annex("wanted", "node2", "include=*")
+    initremote(cluster.gateway, "all", sameas=cluster.uuid)
+    with Driver(cluster.gateway, cluster.uuid, {"encryption": "none", "sameas-uuid": cluster.uuid}) as program:
+        program.prepare()
+        keys = []
+        for number in range(3):
+            key = cluster.gateway.add(f"f{number}", os.urandom(1000))
+            file = cluster.gateway.object_path(key)
+            assert program.ask(f"TRANSFER STORE {key} {file}") == f"TRANSFER-SUCCESS STORE {key}"
+            if number == 0:
+                _away(cluster.nodes[1])
+            elif number == 1:
+                _back(cluster.nodes[1])
+            keys.append(key)
+    assert [cluster.holders(key) for key in keys] == [[True, True, True], [True, False, True], [True, True, True]]
+
+
+def test_what_the_user_has_told_of_a_node_holds_where_rules_decide(cluster: Cluster) -> None:
+    gateway, (first, second, third) = cluster.gateway, cluster.nodes
+    gateway.annex("wanted", "node1", "include=*")
+    initremote(gateway, "all", sameas=cluster.uuid)
+    # One may only be read; one has its nearest remote away, the other one not named as a node; one is nobody's node
+    # by the configuration, but by cluster.log.
+    gateway.git("config", "remote.node1.annex-readonly", "true")
+    gateway.git("remote", "add", "second", str(second.path))
+    gateway.git("config", "remote.second.annex-uuid", second.uuid)
+    gateway.git("config", "remote.node2.url", str(second.path.with_name("nowhere")))
+    gateway.git("config", "remote.node2.annex-cost", "10")
+    gateway.git("config", "--unset", "remote.node3.annex-cluster-node")
+    key = gateway.add("f", b"content")
+    gateway.annex("copy", "--quiet", "--to", "all", "f")
+    assert cluster.holders(key) == [False, True, True]
+    assert gateway.locations(key) & {first.uuid, second.uuid, third.uuid} == {second.uuid, third.uuid}
+
+
+def test_a_clone_where_the_cluster_is_not_set_up_says_how_to_have_the_rules_followed(cluster: Cluster) -> None:
+    client = cluster.clone()
+    for number, node in enumerate(cluster.nodes, 1):
+        client.git("remote", "add", f"node{number}", str(node.path))
+    client.annex("info", "--fast", "--quiet")
+    client.annex("wanted", cluster.nodes[1].uuid, "include=*.jpg")
+    client.git("config", "annex.cluster.here", cluster.uuid)
+    initremote(client, "all", sameas=cluster.uuid)
+    client.git("config", "--unset", "annex.cluster.here")
+    key = client.add("f", b"content")
+    done = client.annex("copy", "--to", "all", "f", check=False)
+    assert done.returncode == 1
+    remedy = f"cluster-remote setup NAME --cluster {cluster.uuid} --node node1 --node node2 --node node3"
+    assert remedy in text(done)
+    client.environment.run(*remedy.replace("NAME", "mycluster").split(), cwd=client.path)
+    client.annex("copy", "--quiet", "--to", "all", "f")
+    assert cluster.holders(key) == [True, False, True]

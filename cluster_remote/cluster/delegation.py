@@ -1,0 +1,98 @@
+"""Uploads by git-annex's own gateway code, whose rules say which node wants what, among the nodes that are there.
+
+That code gives up an upload as a whole if it cannot connect to a node, and stores on nodes that `annex-readonly`
+protects (observed with git-annex 10.20261026). So it is shown only the nodes that are there and may be written to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TypeAlias, TypeVar
+
+import anyio
+
+from cluster_remote.cluster.asking import NodeSessions
+from cluster_remote.cluster.node import Node
+from cluster_remote.cluster.routing import failure_of_all
+from cluster_remote.p2p.errors import ConnectionLost, SessionError, Unreachable
+from cluster_remote.p2p.session import Progress, Session, Source, Stored, Upload
+
+__all__ = ["DelegatedUpload", "Delegation", "LeftOut", "Uploader"]
+
+T = TypeVar("T")
+
+# Make a session that sees these nodes only: their names, each with the name of the session that it was reached by.
+Uploader: TypeAlias = Callable[[Mapping[str, str]], Session]
+LeftOut: TypeAlias = list[tuple[Node, SessionError]]
+
+
+class Delegation:
+    """A session that does the uploads, made anew whenever other nodes are there than before."""
+
+    def __init__(self, make: Uploader, ask: NodeSessions, name: str) -> None:
+        self._make = make
+        self._ask = ask
+        self._name = name
+        self._session: Session | None = None
+        self._there: Mapping[str, str] = {}
+
+    async def ask(self, nodes: Sequence[Node], request: Callable[[Session], Awaitable[T]]) -> tuple[T, LeftOut]:
+        """Return the answer to a request that sees those of `nodes` that are there, and why the others are left out.
+
+        The request is repeated if it fails because one of them has gone meanwhile. Raises SessionError.
+        """
+        session, left_out = await self._seeing(nodes)
+        try:
+            return await request(session), left_out
+        except (Unreachable, ConnectionLost):
+            again, left_out = await self._seeing(nodes)
+            if again is session:
+                raise
+            return await request(again), left_out
+
+    async def _seeing(self, nodes: Sequence[Node]) -> tuple[Session, LeftOut]:
+        awake, resting = self._ask.rested(nodes)
+        left_out: LeftOut = [(node, self._ask.not_tried(node)) for node in resting if awake]
+        there: dict[str, str] = {}
+
+        async def look(node: Node) -> None:
+            answer = await self._ask.caught(node, lambda session: session.open())
+            if isinstance(answer, SessionError):
+                left_out.append((node, answer))
+            else:
+                there[node.name] = self._ask.session(node).name
+
+        async with anyio.create_task_group() as tasks:
+            for node in awake or resting:
+                tasks.start_soon(look, node)
+        if not there:
+            raise failure_of_all(f"{self._name}: no node can be reached", left_out)
+        if self._session is None or there != self._there:
+            await self.aclose()
+            self._session, self._there = self._make(there), there
+        return self._session, left_out
+
+    async def aclose(self) -> None:
+        """Close the session. Bounded in time, never raises."""
+        session, self._session = self._session, None
+        if session is not None:
+            await session.aclose()
+
+
+class DelegatedUpload(Upload):
+    """An upload whose outcome also says why nodes were left out."""
+
+    def __init__(self, inside: Upload, reasons: tuple[str, ...]) -> None:
+        self.offset = inside.offset
+        self._inside = inside
+        self._reasons = reasons
+
+    async def send(self, source: Source, progress: Progress | None = None) -> Stored:
+        return self._told(await self._inside.send(source, progress))
+
+    async def look(self) -> Stored:
+        return self._told(await self._inside.look())
+
+    def _told(self, outcome: Stored) -> Stored:
+        return replace(outcome, reasons=outcome.reasons + self._reasons)
