@@ -244,8 +244,8 @@ class Membership:
         if not self.is_gateway:
             nodes = " ".join(f"--node {member.name}" for member in self.members if member.gateway is None)
             raise Refused(
-                f"cluster {self.name}: some of its nodes have preferred content, which git-annex only follows where the "
-                f"cluster is set up: cluster-remote setup NAME --cluster {self.cluster} {nodes}"
+                f"cluster {self.name}: nodes have preferred content, which git-annex only follows where the cluster is "
+                f"set up: cluster-remote setup NAME --cluster {self.cluster} {nodes}"
             )
         settings = dict(self.hidden)
         for member in self.members:
