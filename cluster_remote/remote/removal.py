@@ -117,7 +117,9 @@ async def _remove_everywhere(context: Context, session: Session, key: Key) -> No
     else:
         outcome, error, words = await _remove_behind_a_gateway(context, session, key)
     if not outcome.removed:
-        where = f"removed from {context.names_of(outcome.uuids) or 'no node'}" if context.counts_nodes else ""
+        # Where the answer did not come, a node may have lost what this log did not know of.
+        names = context.names_of(outcome.uuids) or ("" if error else "no node")
+        where = f"removed from {names}" if context.counts_nodes and names else ""
         raise NotRemoved("; ".join(filter(None, [error, where, words])))
 
 
@@ -177,4 +179,6 @@ async def _settle(context: Context, key: Key, outcome: Removal) -> tuple[Removal
         for node, answer in answers.items()
         if answer is not False
     ]
+    if absent - known:
+        words.append(f"not on {context.names_of(absent - known)}")
     return Removal(left == absent, outcome.uuids | absent & known), "; ".join(sorted(words))

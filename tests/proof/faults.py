@@ -1,9 +1,10 @@
 """`make faults`: each request, broken at each place, by each party; the tables go into docs/reliability.md.
 
 The faulty party acts out a script; everybody else is real. A gateway fails in front of git-annex with our special
-remote; a node fails among the three of a cluster without a server; a client fails in front of `cluster-remote serve`
-with three nodes. A script goes well up to a place, and then the fault comes. What a cell says is what is true
-afterwards, read from objects and logs; a cell that is no truthful outcome begins with FAULT.
+remote; a node fails among the three of a cluster without a server, behind `cluster-remote serve` and behind git-annex's
+own gateway; a client fails in front of `cluster-remote serve` with three nodes. A script goes well up to a place, and
+then the fault comes. What a cell says is what is true afterwards, read from objects and logs; a cell that is no
+truthful outcome begins with FAULT.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import os
 import random
 import re
 import socket
+import struct
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -28,9 +30,10 @@ from cluster_remote.gateway.tokens import Tokens
 from cluster_remote.p2p.server import Mode
 from tests.remote.sites import initremote
 from tests.support.environment import Environment, temporary_environment
-from tests.support.peers import Close, Drain, Expect, Read, ScriptedPeer, Send, Stall, Step, opening
+from tests.support.peers import Close, Drain, Expect, Read, Reset, ScriptedPeer, Send, Stall, Step, opening
 from tests.support.processes import end_group, wait_until
 from tests.support.repositories import Cluster, Repository, make_cluster
+from tests.support.sockets import free_port
 
 SIZE = 300_000
 TIMEOUT = 1
@@ -41,13 +44,16 @@ STRANGER = "12345678-1234-4234-8234-123456789abc"
 
 FAULTS: dict[str, list[Step]] = {
     "closes": [Close()],
+    "resets": [Reset()],
     "stalls": [Stall()],
     "sends garbage": [Send(b"\x00\xff{}\n"), Drain()],
     "sends an endless line": [Send(b"x" * 70_000), Drain()],
     "says something else": [Send(b"CHANGED refs/heads/main\n"), Drain()],
 }
 REQUESTS = ("CHECKPRESENT", "PUT", "GET", "REMOVE")
-PARTIES = ("gateway", "node", "client")
+NODES = {"node": "serverless", "node behind serve": "served", "node behind git-annex": "native"}
+"""A faulty node, by the way that leads to it."""
+PARTIES = ("gateway", *NODES, "client")
 
 
 _WORD = re.compile(rb"\A(?:ERROR|AUTH-FAILURE|SUCCESS|SUCCESS-PLUS|FAILURE|FAILURE-PLUS|VALID|INVALID|DATA)(?=[ \n])")
@@ -187,6 +193,13 @@ class Stage:
         """What is true now, in words, and what of the log is wrong."""
         raise NotImplementedError
 
+    def idle(self) -> bool:
+        """Whether nothing is under way any more."""
+        return not self.client.environment.processes()
+
+    def close(self) -> None:
+        """End what was started."""
+
     def run(self, request: str, place: str, fault: str, script: Callable[[Content], Sequence[Step]]) -> Cell:
         """Make the request; what became of it."""
         name = f"{self.party} {request} {place} {fault}"
@@ -203,11 +216,11 @@ class Stage:
             except AssertionError:
                 return Cell(self.party, request, place, fault, "FAULT: it hangs", DEADLINE)
             seconds = time.monotonic() - begun
-            wait_until(lambda: not self.client.environment.processes(), 5)
+            idle = wait_until(self.idle, 5)
         words = os.fsdecode(done.stdout + done.stderr)
         success, said = _said(request, done.returncode, words)
         faults = [word for word in ("Traceback", "internal error", SECRET) if word in words]
-        if self.client.environment.processes():
+        if not idle:
             faults.append("something is left running")
         absent = request == "CHECKPRESENT" and done.returncode == 1
         if not success and not said and not absent:
@@ -243,7 +256,7 @@ def _verdict(request: str, success: bool, code: int) -> str:
 
 
 class FaultyGateway(Stage):
-    """A gateway on a unix socket; the client has no other remote."""
+    """A gateway on a TCP port; the client has no other remote."""
 
     party = "gateway"
     remote = "odd"
@@ -251,12 +264,12 @@ class FaultyGateway(Stage):
     def __init__(self, environment: Environment) -> None:
         self.cluster = make_cluster(environment, environment.directory)
         self.client = self.cluster.clone()
-        self._path = environment.directory / "socket"
-        with ScriptedPeer(opening(self.cluster.uuid, token=SECRET), unix=self._path):
+        self._port = free_port()
+        with ScriptedPeer(opening(self.cluster.uuid, token=SECRET), tcp=True, port=self._port):
             initremote(
                 self.client,
                 self.remote,
-                f"url=unix:{self._path}",
+                f"url=tcp://127.0.0.1:{self._port}",
                 f"timeout={TIMEOUT}",
                 sameas=self.cluster.uuid,
                 env={"CLUSTER_REMOTE_TOKEN": SECRET},
@@ -275,7 +288,8 @@ class FaultyGateway(Stage):
     @contextlib.contextmanager
     def peer(self, script: Sequence[Step]) -> Iterator[object]:
         whole = [*opening(self.cluster.uuid, token=SECRET), *script]
-        with _forgiving(ScriptedPeer(lambda n: whole if n == 0 else [Close()], unix=self._path)) as peer:
+        acted = ScriptedPeer(lambda n: whole if n == 0 else [Close()], tcp=True, port=self._port)
+        with _forgiving(acted) as peer:
             yield peer
 
     def describe(self, request: str, content: Content, before: set[str]) -> tuple[str, list[str]]:
@@ -292,28 +306,54 @@ class FaultyGateway(Stage):
 
 
 class FaultyNode(Stage):
-    """The second of three nodes, reached by git-annex-shell; there is no server."""
+    """The second of three nodes, and the first that is asked."""
 
-    party = "node"
     remote = "mycl"
 
-    def __init__(self, environment: Environment) -> None:
+    def __init__(self, environment: Environment, party: str) -> None:
+        self.party = party
+        self._way = NODES[party]
         self.cluster = make_cluster(environment, environment.directory)
-        self.client = self.cluster.gateway
-        self._path = environment.directory / "socket"
         self._faulty = self.cluster.nodes[1]
-        initremote(self.client, self.remote, f"timeout={TIMEOUT}", sameas=self.cluster.uuid)
-        self.client.git("config", "remote.node2.annex-cost", "50")
+        gateway = self.cluster.gateway
+        gateway.git("config", "remote.node2.annex-cost", "50")
         for number, node in enumerate(self.cluster.nodes, 1):
-            self.client.git("config", f"remote.node{number}.annex-uuid", node.uuid)
-        real = environment.which("git-annex-shell")
+            gateway.git("config", f"remote.node{number}.annex-uuid", node.uuid)
+        self.client = gateway if self._way == "serverless" else self.cluster.clone()
+        options, variables = [f"timeout={TIMEOUT}"], {}
+        if self._way == "served":
+            # Of the gateway's time a node gets half.
+            self._serving = Serving(gateway, 2 * TIMEOUT)
+            options = [f"url={self._serving.url}", f"timeout={4 * TIMEOUT}"]
+            variables = {"CLUSTER_REMOTE_TOKEN": self._serving.token}
+        elif self._way == "native":
+            options = [f"url={gateway.path}", f"timeout={2 * TIMEOUT}"]
+        initremote(self.client, self.remote, *options, sameas=self.cluster.uuid, env=variables)
+        self._path = environment.directory / "socket"
         pump = environment.directory / "pump.py"
         pump.write_text(_PUMP.format(path=str(self._path)))
+        run = f"exec {sys.executable} -ISs {pump}"
+        real = environment.which("git-annex-shell")
         environment.program(
             "git-annex-shell",
-            f'#!/bin/sh\nif [ "$1" = p2pstdio ] && [ "$2" = {self._faulty.path} ]; then\n'
-            f'exec {sys.executable} -ISs {pump}\nfi\nexec {real} "$@"\n',
+            f'#!/bin/sh\nif [ "$1" = p2pstdio ] && [ "$2" = {self._faulty.path} ]; then\n{run}\nfi\nexec {real} "$@"\n',
         )
+        if self._way == "native":
+            # git-annex itself speaks the protocol only with a node that is elsewhere.
+            environment.program("ssh", f'#!/bin/sh\ncase "$*" in *p2pstdio*) {run};; esac\nexit 1\n')
+            gateway.git("config", "remote.node2.url", f"ssh://elsewhere{self._faulty.path}")
+
+    def close(self) -> None:
+        """End the gateway."""
+        if self._way == "served":
+            self._serving.close()
+
+    def idle(self) -> bool:
+        """Whether nothing is under way."""
+        found = self.client.environment.processes()
+        if self._way == "served":
+            found = [process for process in found if "p2pstdio" in process.command or "pump.py" in process.command]
+        return not found
 
     def plus(self) -> bytes:
         return self._faulty.uuid.encode()
@@ -324,11 +364,14 @@ class FaultyNode(Stage):
             return
         for node in self.cluster.nodes:
             node.set_key(content.key, content.data)
-            self.client.annex("setpresentkey", content.key, node.uuid, "1")
+            for repository in {self.client.path: self.client, self.cluster.gateway.path: self.cluster.gateway}.values():
+                repository.annex("setpresentkey", content.key, node.uuid, "1")
 
     @contextlib.contextmanager
     def peer(self, script: Sequence[Step]) -> Iterator[object]:
-        whole = [*opening(self._faulty.uuid), *script]
+        # git-annex names itself to its nodes as a gateway not to be gone through again.
+        bypass = [_line(b"BYPASS .*")] if self._way == "native" else []
+        whole = [*opening(self._faulty.uuid), *bypass, *script]
         with _forgiving(ScriptedPeer(lambda n: whole if n == 0 else [Close()], unix=self._path)) as peer:
             yield peer
 
@@ -340,7 +383,16 @@ class FaultyNode(Stage):
             f"the log is wrong about {node.path.name}"
             for node in honest
             if (node.uuid in now) != node.has_object(content.key)
+            # Who stored what, git-annex's gateway does not say when one node fails.
+            and not (self._way == "native" and request == "PUT" and node.uuid not in now)
         ]
+        if self._way == "served":
+            logged = self.cluster.gateway.locations(content.key)
+            untrue += [
+                f"the gateway's log is wrong about {node.path.name}"
+                for node in honest
+                if (node.uuid in logged) != node.has_object(content.key)
+            ]
         if now - {node.uuid for node in self.cluster.nodes} - {self.client.uuid}:
             untrue.append("the log names what is no node")
         have = sum(node.has_object(content.key) for node in honest)
@@ -385,6 +437,35 @@ def _forgiving(peer: ScriptedPeer) -> Iterator[ScriptedPeer]:
         peer.failures.clear()
 
 
+class Serving:
+    """`cluster-remote serve` on a unix socket and on TCP."""
+
+    def __init__(self, gateway: Repository, timeout: float) -> None:
+        path, self.log, self.port = (
+            gateway.environment.directory / "gw",
+            gateway.environment.directory / "serve.log",
+            free_port(),
+        )
+        self.url = f"unix:{path}"
+        self.token = Tokens(gateway.path / ".git/cluster-remote/tokens").create(Mode.READ_WRITE, "faults")[1]
+        listen = ("--listen", self.url, "--listen", f"tcp://127.0.0.1:{self.port}")
+        with self.log.open("wb") as err:
+            self.process = gateway.environment.popen(
+                *("cluster-remote", "serve", *listen, "--timeout", str(timeout)), cwd=gateway.path, stderr=err.fileno()
+            )
+        assert wait_until(lambda: self.log.read_bytes().count(b": serving ") == 2, 30), self.log.read_text()
+
+    def close(self) -> None:
+        """End it."""
+        end_group(self.process.pid)
+        self.process.communicate()
+
+    @property
+    def broken(self) -> bool:
+        """Whether it has ended, or has had an error that nobody thought of."""
+        return self.process.poll() is not None or b"Traceback" in self.log.read_bytes()
+
+
 class FaultyClient:
     """Clients of `cluster-remote serve`, with three real nodes behind it."""
 
@@ -393,28 +474,16 @@ class FaultyClient:
     def __init__(self, environment: Environment) -> None:
         self.environment = environment
         self.cluster = make_cluster(environment, environment.directory)
-        self._path = environment.directory / "gw"
-        self._log = environment.directory / "serve.log"
-        gateway = self.cluster.gateway
-        tokens = Tokens(gateway.path / ".git/cluster-remote/tokens")
-        self._token = tokens.create(Mode.READ_WRITE, "faults")[1]
-        with self._log.open("wb") as err:
-            self.process = environment.popen(
-                *("cluster-remote", "serve", "--listen", f"unix:{self._path}", "--timeout", str(TIMEOUT)),
-                cwd=gateway.path,
-                stderr=err.fileno(),
-            )
-        assert wait_until(lambda: b": serving " in self._log.read_bytes(), 30), self._log.read_text()
+        self._serving = Serving(self.cluster.gateway, TIMEOUT)
+        self._token = self._serving.token
 
     def close(self) -> None:
         """End the gateway."""
-        end_group(self.process.pid)
-        self.process.communicate()
+        self._serving.close()
 
     def _connect(self) -> socket.socket:
-        client = socket.socket(socket.AF_UNIX)
+        client = socket.create_connection(("127.0.0.1", self._serving.port))
         client.settimeout(DEADLINE)
-        client.connect(str(self._path))
         return client
 
     def begun(self, request: str, content: Content) -> dict[str, list[bytes | None]]:
@@ -496,7 +565,7 @@ class FaultyClient:
         recorded = sum(node.uuid in logged for node in self.cluster.nodes)
         if self._present(content) != bool(recorded):
             faults.append("the next client is told what is not so")
-        if self.process.poll() is not None or b"Traceback" in self._log.read_bytes():
+        if self._serving.broken:
             faults.append("the gateway broke")
         outcome = f"{heard}; {sum(holders)} of 3 nodes have it"
         if recorded != sum(holders):
@@ -516,6 +585,9 @@ class FaultyClient:
                     client.sendall(each)
             match end:
                 case "closes":
+                    return "nobody to tell"
+                case "resets":
+                    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                     return "nobody to tell"
                 case "stalls":
                     # Neither reading nor writing, for longer than the gateway waits.
@@ -570,19 +642,29 @@ def cells(party: str, wanted: Callable[[str], bool] = lambda name: True) -> Iter
             finally:
                 stage.close()
             return
-        made: Stage = FaultyGateway(environment) if party == "gateway" else FaultyNode(environment)
-        names = made.plus()
-        sample = new_content("")
-        for request in REQUESTS:
-            for place, fault in itertools.product(conversations(sample)[request], FAULTS):
-                if request == "GET" and place == "inside DATA" and fault not in ("closes", "stalls"):
-                    # Whatever comes there is content.
-                    continue
-                if named(request, place, fault):
-                    yield made.run(request, place, fault, partial(_broken, request, place, fault))
-            for lie in lies(sample, names)[request]:
-                if named(request, "answers", lie):
-                    yield made.run(request, "answers", lie, partial(_false, request, lie, names))
+        made: Stage = FaultyGateway(environment) if party == "gateway" else FaultyNode(environment, party)
+        try:
+            yield from _server_cells(made, named)
+        finally:
+            made.close()
+
+
+def _server_cells(made: Stage, named: Callable[..., bool]) -> Iterator[Cell]:
+    names = made.plus()
+    sample = new_content("")
+    for request in REQUESTS:
+        for place, fault in itertools.product(conversations(sample)[request], FAULTS):
+            if request == "GET" and place == "inside DATA" and fault not in ("closes", "resets", "stalls"):
+                # Whatever comes there is content.
+                continue
+            if fault == "resets" and made.party != "gateway":
+                # A node is at the other end of a pipe, which can only close.
+                continue
+            if named(request, place, fault):
+                yield made.run(request, place, fault, partial(_broken, request, place, fault))
+        for lie in lies(sample, names)[request]:
+            if named(request, "answers", lie):
+                yield made.run(request, "answers", lie, partial(_false, request, lie, names))
 
 
 def _broken(request: str, place: str, fault: str, content: Content) -> list[Step]:
@@ -623,9 +705,8 @@ def document(found: Sequence[Cell]) -> str:
     for party in PARTIES:
         mine = [cell for cell in found if cell.party == party]
         broken = [cell for cell in mine if cell.fault in FAULTS]
-        parts.append(
-            f"### The {party} breaks\n\n| request | where | the {party} | outcome |\n| --- | --- | --- | --- |"
-        )
+        who = party.split()[0]
+        parts.append(f"### The {party} breaks\n\n| request | where | the {who} | outcome |\n| --- | --- | --- | --- |")
         for request, place in dict.fromkeys((cell.request, cell.place) for cell in broken):
             row = [cell for cell in broken if (cell.request, cell.place) == (request, place)]
             for outcome in dict.fromkeys(cell.outcome for cell in row):
@@ -633,7 +714,7 @@ def document(found: Sequence[Cell]) -> str:
                 parts.append(f"| {request} | {place} | {how} | {outcome} |")
         verb = "says" if party == "client" else "answers"
         parts.append(
-            f"\n### The {party} says what is wrong\n\n| request | the {party} {verb} | outcome |\n| --- | --- | --- |"
+            f"\n### The {party} says what is wrong\n\n| request | the {who} {verb} | outcome |\n| --- | --- | --- |"
         )
         parts += [f"| {cell.request} | {cell.fault} | {cell.outcome} |" for cell in mine if cell.fault not in FAULTS]
         parts.append("")

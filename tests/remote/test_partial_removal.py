@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.cluster.real import gone
 from tests.remote.sites import Site, messages, text
 from tests.support.repositories import DESCRIPTIONS, locked
 
@@ -77,3 +78,24 @@ def test_move_from_the_cluster_fails_where_a_node_keeps_the_content(site: Site) 
     assert DESCRIPTIONS[2] in text(done)
     assert site.client.object_bytes(key) == b"held while it moves"
     assert site.client.locations(key) == {site.client.uuid, site.cluster.nodes[2].uuid}
+
+
+def test_a_node_that_may_have_lost_what_this_log_did_not_know_of_is_named(own_site: Site) -> None:
+    """git-annex's gateway gives no answer with a node away; what it has removed by then is found out."""
+    lost = 0
+    for away in own_site.cluster.nodes:
+        content = f"while {away.path.name} is away".encode()
+        key = own_site.client.add(away.path.name, content)
+        for node in own_site.cluster.nodes:
+            node.set_key(key, content)
+            own_site.cluster.gateway.annex("setpresentkey", key, node.uuid, "1")
+        own_site.client.annex("setpresentkey", key, away.uuid, "1")
+        with gone(away):
+            done = own_site.client.annex("drop", "--from", "mycl", away.path.name, check=False)
+        assert done.returncode != 0
+        assert "from no node" not in text(done)
+        for node, description in zip(own_site.cluster.nodes, DESCRIPTIONS, strict=False):
+            if not node.has_object(key):
+                lost += 1
+                assert description in text(done)
+    assert lost

@@ -126,18 +126,21 @@ class ScriptedPeer:
         *,
         unix: Path | None = None,
         tcp: bool = False,
+        port: int = 0,
     ) -> None:
         """Prepare a peer; `with` runs it.
 
         Args:
             script: for every connection; or, given the number of a connection (from 0), the script for it.
             unix: where its unix socket is to be.
-            tcp: that it is to listen on a free port of 127.0.0.1 instead.
+            tcp: that it is to listen on 127.0.0.1 instead.
+            port: on which port there; by default on a free one.
         """
         if (unix is None) != tcp:
             raise ValueError("a scripted peer listens either on a unix socket or on TCP")
         self._script = script
         self._unix = unix
+        self._port = port
         self.received: list[bytes] = []
         self.bodies: list[bytes] = []
         self.failures: list[str] = []
@@ -154,7 +157,7 @@ class ScriptedPeer:
 
     def __enter__(self) -> ScriptedPeer:
         if self._unix is None:
-            self._listener = socket.create_server(("127.0.0.1", 0))
+            self._listener = socket.create_server(("127.0.0.1", self._port))
             host, port = self._listener.getsockname()
             self.address = (host, port)
         else:
