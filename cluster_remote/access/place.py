@@ -18,6 +18,7 @@ from cluster_remote.annex.gitconfig import GitConfig
 from cluster_remote.annex.merge import refresh
 from cluster_remote.annex.repository import Repository
 from cluster_remote.annex.verification import verified
+from cluster_remote.cluster.membership import membership
 from cluster_remote.cluster.opening import resolved
 from cluster_remote.p2p.client import DEFAULT_TIMEOUT
 from cluster_remote.p2p.key import UUID
@@ -56,8 +57,6 @@ def way_of(
     Decides whether to use a server, and which IP addresses may be connected to.
     """
     if settings.address is None:
-        from cluster_remote.cluster.membership import membership
-
         assert caller.repository is not None
         wanted = settings.cluster or (settings.uuid.text if settings.uuid.is_cluster else None)
         return Serverless(membership(config, logs, caller.repository.place, wanted), caller, logs)

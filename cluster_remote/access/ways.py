@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster_remote.access.settings import BadSettings
+from cluster_remote.annex.locationlog import LocationLog
+from cluster_remote.cluster.membership import Direct
 from cluster_remote.cluster.node import Node
 from cluster_remote.p2p.key import UUID
 from cluster_remote.transport.address import Address, Directory, at_node
@@ -112,8 +114,6 @@ class Serverless(Way):
     logs: BranchLogs = field(repr=False)
 
     def session(self, server: UUID | None = None, trace: Trace | None = None) -> Session:
-        from cluster_remote.annex.locationlog import LocationLog
-
         assert self.caller.repository is not None
         log = LocationLog(self.caller.repository)
         whole = self.cluster_session(trace, locations=log)
@@ -153,8 +153,6 @@ class Serverless(Way):
 
     def _by_themselves(self) -> Iterator[Node]:
         """Return the nodes, including each one behind another gateway."""
-        from cluster_remote.cluster.membership import Direct
-
         members = {member.name: member for member in self.membership.members}
         for node in self.membership.nodes(self.caller):
             way = members[node.name].way

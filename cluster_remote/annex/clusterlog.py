@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from cluster_remote.annex import logformat
 from cluster_remote.p2p.key import UUID
-
-if TYPE_CHECKING:
-    from cluster_remote.annex.repository import Repository
 
 __all__ = ["ClusterLog"]
 
@@ -34,13 +30,6 @@ class ClusterLog:
             if cluster is not None and cluster.is_cluster and separator:
                 entries.append((clock, cluster, frozenset(filter(None, map(UUID.if_valid, nodes.split(" "))))))
         return cls(logformat.newest(entries))
-
-    @classmethod
-    async def read(cls, repository: Repository) -> ClusterLog:
-        """Read the current log. Raises CommandFailed or BranchUnreadable."""
-        from cluster_remote.annex.branchlog import read_files
-
-        return cls.parse((await read_files(repository, ["cluster.log"]))["cluster.log"])
 
     def clusters(self) -> frozenset[UUID]:
         """Return every known cluster."""

@@ -5,6 +5,8 @@ This is all that `git annex info` needs of this package for a serverless cluster
 
 from __future__ import annotations
 
+import subprocess
+
 from cluster_remote.annex.errors import CommandFailed
 from cluster_remote.p2p.key import UUID, decode
 
@@ -121,8 +123,6 @@ def _canonical(name: str) -> str:
 
 def ask_git(*arguments: str, cwd: Path | None = None, env: Mapping[str, str]) -> bytes:
     """Return the output of a git command that only reads the repository. Raises CommandFailed."""
-    import subprocess
-
     argv = ("git", *arguments)
     try:
         done = subprocess.run(argv, cwd=cwd, env=env, capture_output=True, stdin=subprocess.DEVNULL, timeout=_QUICK)

@@ -12,7 +12,9 @@ from collections.abc import Collection, Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from cluster_remote.annex.batch import BatchProcess
 from cluster_remote.annex.errors import AnnexError, CommandFailed, LocationLogError
+from cluster_remote.annex.locations import LocationReader
 from cluster_remote.p2p.key import UUID, Key
 
 if TYPE_CHECKING:
@@ -105,8 +107,6 @@ class LocationLog:
             return frozenset()
         try:
             if self._reader is None:
-                from cluster_remote.annex.locations import LocationReader
-
                 self._reader = LocationReader(self._repository)
             [found] = await self._reader.read([key], timeout)
         except AnnexError as e:
@@ -125,8 +125,6 @@ class LocationLog:
 
     def _get_writer(self) -> BatchProcess:
         if self._writer is None:
-            from cluster_remote.annex.batch import BatchProcess
-
             argv = ("git", "annex", "setpresentkey", "--batch", "--json", "--json-error-messages")
             here = self._repository
             self._writer = BatchProcess(argv, cwd=here.cwd, env=here.environment() | self._lock())

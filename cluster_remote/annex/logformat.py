@@ -7,6 +7,7 @@ Formats observed with git-annex 10.20261026.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from collections.abc import Hashable, Iterable, Iterator
@@ -130,8 +131,6 @@ def branch_path(key: Key, *, levels: int = 2) -> bytes:
 
     `levels` is 2, or 1 in a repository that was made with annex.tune.branchhash1.
     """
-    import hashlib
-
     digest = hashlib.md5(bytes(key), usedforsecurity=False).hexdigest()
     folders = "/".join((digest[:3], digest[3:6])[:levels])
     return folders.encode() + b"/" + key_file(key) + b".log"

@@ -14,7 +14,9 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-from cluster_remote.annex import TOKEN_VARIABLE
+import anyio
+
+from cluster_remote.annex import TOKEN_VARIABLE, child
 from cluster_remote.annex.errors import CommandFailed, NotARepository, NotInitialised
 from cluster_remote.annex.gitconfig import GitConfig, ask_git
 from cluster_remote.p2p.key import UUID, decode
@@ -181,8 +183,6 @@ class Repository:
         For a program that runs for long: nobody else waits while git is asked, and callers at the same time share
         one answer. Raises CommandFailed.
         """
-        import anyio
-
         if self._reading is None:
             self._reading = anyio.Lock()
         async with self._reading:
@@ -245,10 +245,6 @@ class Repository:
         `argv` goes into errors as it is, so it must hold no secret. Raises CommandFailed where the command cannot be
         started, does not end in time, ends with an exit code that is not in `accept`, or writes more than 64 MiB.
         """
-        import anyio
-
-        from cluster_remote.annex import child
-
         tail = child.Tail()
         output = bytearray()
         process = await child.start(argv, cwd=self.cwd, env={**self.environment(), **(env or {})})

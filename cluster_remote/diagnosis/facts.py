@@ -28,7 +28,7 @@ from cluster_remote.p2p.errors import SessionError
 from cluster_remote.p2p.key import UUID, Key, decode
 from cluster_remote.p2p.text import printable
 from cluster_remote.transport.address import BadAddress, Ssh
-from cluster_remote.transport.opening import ssh_environment
+from cluster_remote.transport.by_process import ssh_environment
 from cluster_remote.transport.ssh import ssh_command
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from cluster_remote.access.settings import BadSettings
 from cluster_remote.access.tokens import given_token
 from cluster_remote.lifecycle.facts import HARMLESS, Facts, Stored
-from cluster_remote.lifecycle.steps import Enable, Initremote, Later, Plan, Step, TakeOut, Verify
+from cluster_remote.lifecycle.steps import Enable, Initremote, Later, Plan, Setting, Step, TakeOut, Verify
 from cluster_remote.p2p.key import UUID
 from cluster_remote.p2p.text import printable
 
@@ -79,8 +79,6 @@ def plan_remote(facts: Facts, wanted: Wanted) -> Plan:
 
 
 def _fresh(key: str, value: str) -> tuple[Step, ...]:
-    from cluster_remote.lifecycle.steps import Setting
-
     return (Setting(key, value, ()),)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
+from cluster_remote.cluster.session import ClusterSession
 from cluster_remote.p2p.errors import ConnectionLost, ProtocolError, SessionError, TimedOut
 from cluster_remote.p2p.key import UUID, Key
 from cluster_remote.p2p.session import Removal, Session
@@ -93,8 +94,6 @@ async def _remove_damaged(context: Context, session: Session, key: Key, origin: 
 
 async def _remove_from(context: Context, session: Session, key: Key, nodes: frozenset[UUID]) -> Removal:
     """From these nodes of a cluster alone. What was removed is recorded."""
-    from cluster_remote.cluster.session import ClusterSession
-
     if isinstance(session, ClusterSession):
         return await session.remove_from(stored_as(key), nodes)
     answers = await context.behind.each(nodes, lambda single: single.remove(stored_as(key)))

@@ -12,15 +12,9 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 from cluster_remote.p2p.key import UUID
-
-if TYPE_CHECKING:
-    from cluster_remote.p2p.client import Transport
-    from cluster_remote.p2p.session import Session
-    from cluster_remote.transport.opening import Caller
 
 __all__ = [
     "Address",
@@ -64,7 +58,7 @@ class BadAddress(ValueError):
 
 
 class Address(ABC):
-    """Where a peer is, and how to open a session with it."""
+    """Where a peer is."""
 
     __slots__ = ()
 
@@ -75,18 +69,6 @@ class Address(ABC):
     @abstractmethod
     def local(self) -> bool:
         """Return whether the peer is on this machine, as far as the address tells."""
-
-    @abstractmethod
-    def transport(self, caller: Caller, server: UUID | None, token: str | None) -> Transport:
-        """Return the transport to the peer, see `transport_to`. Raises BadAddress."""
-
-    def session(
-        self, caller: Caller, server: UUID | None, token: str | None, bypass: frozenset[UUID] = frozenset()
-    ) -> Session:
-        """Return an unconnected session with the peer, see `session_at`. Raises BadAddress."""
-        from cluster_remote.transport.opening import stream_session
-
-        return stream_session(self, caller, server, token, bypass)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,11 +83,6 @@ class Directory(Address):
     @property
     def local(self) -> bool:
         return True
-
-    def transport(self, caller: Caller, server: UUID | None, token: str | None) -> Transport:
-        from cluster_remote.transport.opening import shell_in_directory
-
-        return shell_in_directory(self, caller, server)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,11 +118,6 @@ class Ssh(Address):
     def local(self) -> bool:
         return _is_this_machine(self.host)
 
-    def transport(self, caller: Caller, server: UUID | None, token: str | None) -> Transport:
-        from cluster_remote.transport.opening import shell_over_ssh
-
-        return shell_over_ssh(self, caller, server)
-
 
 class Socket(Address):
     """A socket that speaks P2P with AUTH. `node` is a repository behind the gateway."""
@@ -169,11 +141,6 @@ class Unix(Socket):
     def local(self) -> bool:
         return True
 
-    def transport(self, caller: Caller, server: UUID | None, token: str | None) -> Transport:
-        from cluster_remote.transport.opening import unix_socket
-
-        return unix_socket(self, token)
-
 
 @dataclass(frozen=True, slots=True)
 class Tcp(Socket):
@@ -189,11 +156,6 @@ class Tcp(Socket):
     @property
     def local(self) -> bool:
         return _is_this_machine(self.host)
-
-    def transport(self, caller: Caller, server: UUID | None, token: str | None) -> Transport:
-        from cluster_remote.transport.opening import tcp_socket
-
-        return tcp_socket(self, caller, token)
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,11 +173,6 @@ class Tls(Socket):
     def local(self) -> bool:
         return _is_this_machine(self.host)
 
-    def transport(self, caller: Caller, server: UUID | None, token: str | None) -> Transport:
-        from cluster_remote.transport.opening import tls_socket
-
-        return tls_socket(self, caller, token)
-
 
 @dataclass(frozen=True, slots=True)
 class Tor(Socket):
@@ -232,11 +189,6 @@ class Tor(Socket):
     def local(self) -> bool:
         return False
 
-    def transport(self, caller: Caller, server: UUID | None, token: str | None) -> Transport:
-        from cluster_remote.transport.opening import onion_service
-
-        return onion_service(self, caller, token)
-
 
 @dataclass(frozen=True, slots=True)
 class P2pAnnex(Socket):
@@ -252,11 +204,6 @@ class P2pAnnex(Socket):
     @property
     def local(self) -> bool:
         return False
-
-    def transport(self, caller: Caller, server: UUID | None, token: str | None) -> Transport:
-        from cluster_remote.transport.opening import by_program
-
-        return by_program(self, caller, token)
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,16 +232,6 @@ class Http(Address):
     @property
     def local(self) -> bool:
         return _is_this_machine(self.host)
-
-    def transport(self, caller: Caller, server: UUID | None, token: str | None) -> Transport:
-        raise BadAddress(f"{self} is not a stream of bytes")
-
-    def session(
-        self, caller: Caller, server: UUID | None, token: str | None, bypass: frozenset[UUID] = frozenset()
-    ) -> Session:
-        from cluster_remote.transport.opening import http_session
-
-        return http_session(self, caller, server, token, bypass)
 
 
 def _bracketed(host: str) -> str:

@@ -7,21 +7,15 @@ connection deadline mean the same for each of them.
 from __future__ import annotations
 
 import os
-import select
 import socket
-import ssl
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
-from urllib.parse import urlsplit
 from urllib.request import getproxies_environment, proxy_bypass
 
 import anyio
-import httpcore
 from anyio.abc import ByteStream, SocketAttribute, SocketStream
-from anyio.streams.tls import TLSStream
 
 from cluster_remote.p2p.errors import Unreachable
+from cluster_remote.transport.trust import Refusal, connectable
 
 __all__ = ["Network", "proxy_for"]
 
@@ -72,8 +66,6 @@ class Network:
             raise Unreachable(f"cannot connect to {host}:{port}: {_cause(error)}") from None
 
     async def _where_allowed(self, host: str, port: int, allowed_ips: str) -> SocketStream:
-        from cluster_remote.transport.trust import Refusal, connectable
-
         try:
             candidates = await anyio.getaddrinfo(host, port)
         except (OSError, UnicodeError) as error:
@@ -98,29 +90,15 @@ class Network:
         raise Unreachable(f"cannot connect to {host}:{port}: {'; '.join(reasons)}")
 
     async def _by_proxy(self, host: str, port: int, proxy: str) -> ByteStream:
-        from python_socks import ProxyError, ProxyTimeoutError
-        from python_socks.async_.anyio.v2 import Proxy
-
-        from cluster_remote.transport.trust import Refusal
-
         if self.allowed_ips is not None and self.allowed_ips.split() != ["all"]:
             raise Refusal(
                 f"{host} would be reached by a proxy, which may connect it to any address, and the url came by the "
                 "git-annex branch: if it should be used, git config annex.security.allowed-ip-addresses all"
             )
-        # socks5h is curl's name for resolving at the proxy, which is what always happens here.
-        parts = urlsplit(proxy)
-        scheme = {"socks5h": "socks5", "socks": "socks5", "socks4a": "socks4"}.get(parts.scheme, parts.scheme)
-        shown = f"{parts.scheme}://{parts.hostname}:{parts.port}"
-        try:
-            connector = Proxy.from_url(parts._replace(scheme=scheme).geturl(), rdns=True)
-        except ValueError as error:
-            raise Unreachable(f"the proxy {shown} cannot be used: {error}") from None
-        try:
-            stream = await connector.connect(host, port)
-        except (ProxyError, ProxyTimeoutError, OSError) as error:
-            raise Unreachable(f"cannot connect to {host}:{port} by the proxy {shown}: {error}") from None
-        return stream.anyio_stream
+        # Few use a proxy.
+        from cluster_remote.transport.proxy import connect_by
+
+        return await connect_by(proxy, host, port)
 
 
 def _prepared(stream: SocketStream) -> SocketStream:
@@ -141,88 +119,3 @@ def _cause(error: BaseException) -> str:
     if error.__cause__ is not None:
         return _cause(error.__cause__)
     return os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
-
-
-# For httpcore
-
-
-class Backend(httpcore.AsyncNetworkBackend):
-    """A network backend for httpcore that connects through a Network."""
-
-    def __init__(self, network: Network) -> None:
-        self._network = network
-
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[Any] | None = None,
-    ) -> httpcore.AsyncNetworkStream:
-        try:
-            with anyio.fail_after(timeout):
-                return _Stream(await self._network.connect(host, port))
-        except TimeoutError:
-            raise httpcore.ConnectTimeout from None
-
-    async def connect_unix_socket(
-        self, path: str, timeout: float | None = None, socket_options: Iterable[Any] | None = None
-    ) -> httpcore.AsyncNetworkStream:
-        raise httpcore.UnsupportedProtocol("unix sockets are not spoken with over HTTP")
-
-    async def sleep(self, seconds: float) -> None:
-        await anyio.sleep(seconds)
-
-
-class _Stream(httpcore.AsyncNetworkStream):
-    def __init__(self, stream: ByteStream) -> None:
-        self._stream = stream
-
-    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        try:
-            with anyio.fail_after(timeout):
-                return await self._stream.receive(max_bytes)
-        except anyio.EndOfStream:
-            return b""
-        except TimeoutError:
-            raise httpcore.ReadTimeout from None
-        except (anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
-            raise httpcore.ReadError(str(error.__cause__ or "")) from None
-
-    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        if not buffer:
-            return
-        try:
-            with anyio.fail_after(timeout):
-                await self._stream.send(buffer)
-        except TimeoutError:
-            raise httpcore.WriteTimeout from None
-        except (anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
-            raise httpcore.WriteError(str(error.__cause__ or "")) from None
-
-    async def aclose(self) -> None:
-        await self._stream.aclose()
-
-    async def start_tls(
-        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
-    ) -> httpcore.AsyncNetworkStream:
-        try:
-            with anyio.fail_after(timeout):
-                return _Stream(
-                    await TLSStream.wrap(
-                        self._stream, ssl_context=ssl_context, hostname=server_hostname, standard_compatible=False
-                    )
-                )
-        except TimeoutError:
-            raise httpcore.ConnectTimeout from None
-        except (anyio.BrokenResourceError, anyio.EndOfStream, ssl.SSLError) as error:
-            await anyio.aclose_forcefully(self._stream)
-            raise httpcore.ConnectError(str(error.__cause__ or error)) from None
-
-    def get_extra_info(self, info: str) -> Any:
-        if info == "is_readable":
-            readable = select.poll()
-            readable.register(self._stream.extra(SocketAttribute.raw_socket).fileno(), select.POLLIN)
-            return bool(readable.poll(0))
-        return None

@@ -1,13 +1,16 @@
-"""Open sessions: the caller's settings, and the transport for each kind of address."""
+"""Open sessions: the caller's settings, and a table of what opens each kind of address.
+
+What opens an address is imported when the first such address is opened.
+"""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
+import importlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from cluster_remote.annex.repository import Repository, foreign_environment
+from cluster_remote.annex.repository import Repository
 from cluster_remote.p2p.client import DEFAULT_TIMEOUT, StreamSession, Transport
 from cluster_remote.p2p.key import UUID
 from cluster_remote.p2p.stream import Trace
@@ -18,12 +21,7 @@ from cluster_remote.transport.tracing import recorded
 if TYPE_CHECKING:
     from cluster_remote.p2p.session import Session
 
-__all__ = ["Caller", "session_at", "ssh_environment", "stream_session", "transport_to"]
-
-# Tor's default SOCKS port, which git-annex uses too.
-_TOR_PROXY = "socks5h://127.0.0.1:9050"
-_TOR_PROXY_VARIABLE = "CLUSTER_REMOTE_TOR_PROXY"
-_SHELL_HINT = "git-annex-shell comes with git-annex; put the directory that it is in on PATH"
+__all__ = ["Caller", "session_at", "stream_session", "token_for", "transport_to"]
 
 
 @dataclass(frozen=True)
@@ -54,6 +52,19 @@ class Caller:
         return replace(self, allowed_ips=allowed_ips)
 
 
+# By class of address the module here, and the function in it, that makes the transport; or the session, for HTTP.
+_TRANSPORTS: Mapping[type[Address], str] = {
+    Directory: "by_process:shell_in_directory",
+    Ssh: "by_process:shell_over_ssh",
+    P2pAnnex: "by_process:by_program",
+    Unix: "by_socket:unix_socket",
+    Tcp: "by_socket:tcp_socket",
+    Tls: "by_socket:tls_socket",
+    Tor: "by_socket:onion_service",
+}
+_SESSIONS: Mapping[type[Address], str] = {Http: "by_http:http_session"}
+
+
 def transport_to(
     address: Address, caller: Caller, *, server: UUID | None = None, token: str | None = None
 ) -> Transport:
@@ -62,7 +73,11 @@ def transport_to(
     `server` is the repository to reach there; None for whichever one the address names. Raises BadAddress if the
     address cannot be used like this.
     """
-    return address.transport(caller, server, token)
+    opener = _TRANSPORTS.get(type(address))
+    if opener is None:
+        raise BadAddress(f"{address} is not a stream of bytes")
+    transport: Transport = _imported(opener)(address, caller, server, token)
+    return transport
 
 
 def session_at(
@@ -74,7 +89,10 @@ def session_at(
     bypass: frozenset[UUID] = frozenset(),
 ) -> Session:
     """Return an unconnected session with the peer at an address; see `transport_to`."""
-    return address.session(caller, server, token, bypass)
+    if type(address) in _SESSIONS:
+        session: Session = _imported(_SESSIONS[type(address)])(address, caller, server, token, bypass)
+        return session
+    return stream_session(address, caller, server, token, bypass)
 
 
 def stream_session(
@@ -86,7 +104,7 @@ def stream_session(
 ) -> StreamSession:
     """Return a session over a byte stream."""
     return StreamSession(
-        address.transport(caller, server, token),
+        transport_to(address, caller, server=server, token=token),
         client=caller.uuid,
         expected=server,
         timeout=caller.timeout,
@@ -95,131 +113,14 @@ def stream_session(
     )
 
 
-# Transports, by class of address
+def _imported(opener: str) -> Callable[..., Any]:
+    module, _, function = opener.partition(":")
+    found: Callable[..., Any] = getattr(importlib.import_module(f"cluster_remote.transport.{module}"), function)
+    return found
 
 
-def shell_in_directory(address: Directory, caller: Caller, server: UUID | None) -> Transport:
-    from cluster_remote.transport.process import ProcessTransport
-    from cluster_remote.transport.trust import check_directory
-
-    environment = foreign_environment() | _as_variables(caller.settings)
-    return ProcessTransport(
-        _shell_command(address.path, caller.uuid, server),
-        name=str(address),
-        environment=environment,
-        hint=_SHELL_HINT,
-        place=address.path,
-        check=lambda: check_directory(address.path, caller.repository, environment),
-    )
-
-
-def _as_variables(settings: Mapping[str, str]) -> dict[str, str]:
-    """Return settings in the form in which git takes them from its environment (git-config(1), GIT_CONFIG_COUNT)."""
-    variables = {"GIT_CONFIG_COUNT": str(len(settings))} if settings else {}
-    for number, (name, value) in enumerate(settings.items()):
-        variables |= {f"GIT_CONFIG_KEY_{number}": name, f"GIT_CONFIG_VALUE_{number}": value}
-    return variables
-
-
-def shell_over_ssh(address: Ssh, caller: Caller, server: UUID | None) -> Transport:
-    from cluster_remote.transport.ssh import SshTransport, ssh_command
-
-    # Like for git, a relative path is relative to the remote home directory.
-    command = ssh_command(
-        address,
-        _shell_command(address.path, caller.uuid, server),
-        os.environ,
-        caller.ssh_command,
-        caller.ssh_variant,
-        caller.ssh_options,
-    )
-    where = f"{address.destination} {address.port or ''}"
-    return SshTransport(command, name=str(address), environment=ssh_environment(), destination=where)
-
-
-def unix_socket(address: Unix, token: str | None) -> Transport:
-    from cluster_remote.transport.sockets import UnixTransport
-
-    return UnixTransport(os.fsencode(address.path), token=_token(address, token, address.node), name=str(address))
-
-
-def tcp_socket(address: Tcp, caller: Caller, token: str | None) -> Transport:
-    from cluster_remote.transport.network import Network, proxy_for
-    from cluster_remote.transport.sockets import TcpTransport
-
-    network = Network(caller.allowed_ips, proxy_for("tcp", address.host))
-    return TcpTransport(
-        network, address.host, address.port, token=_token(address, token, address.node), name=str(address)
-    )
-
-
-def tls_socket(address: Tls, caller: Caller, token: str | None) -> Transport:
-    from cluster_remote.transport.network import Network, proxy_for
-    from cluster_remote.transport.sockets import TlsTransport
-
-    network = Network(caller.allowed_ips, proxy_for("tls", address.host))
-    token = _token(address, token, address.node)
-    return TlsTransport(network, address.host, address.port, caller.tls, token=token, name=str(address))
-
-
-def onion_service(address: Tor, caller: Caller, token: str | None) -> Transport:
-    from cluster_remote.transport.network import Network
-    from cluster_remote.transport.sockets import TcpTransport
-
-    # Onion names never leave Tor, so there is no IP address to check.
-    network = Network(None, os.environ.get(_TOR_PROXY_VARIABLE) or _TOR_PROXY)
-    return TcpTransport(
-        network, address.host, address.port, token=_token(address, token, address.node), name=str(address)
-    )
-
-
-def by_program(address: P2pAnnex, caller: Caller, token: str | None) -> Transport:
-    from cluster_remote.transport.process import ProcessTransport
-
-    program = f"git-annex-p2p-{address.net}"
-    return ProcessTransport(
-        [program, address.path],
-        name=str(address),
-        environment=foreign_environment(),
-        hint=f"the program for this network has to be on PATH as {program}",
-        token=_token(address, token, address.node),
-    )
-
-
-def http_session(
-    address: Http, caller: Caller, server: UUID | None, token: str | None, bypass: frozenset[UUID]
-) -> Session:
-    import httpcore
-
-    from cluster_remote.annex.logins import GitCredentials
-    from cluster_remote.transport.http import HttpSession
-    from cluster_remote.transport.network import Backend, Network, proxy_for
-
-    if server is None:
-        raise BadAddress(f"{address}: a server over HTTP does not say who it is; name the cluster by its UUID")
-    scheme = "https" if address.tls else "http"
-    network = Network(caller.allowed_ips, proxy_for(scheme, address.host, caller.http_proxy))
-    context = caller.tls.context() if address.tls else None
-    pool = httpcore.AsyncConnectionPool(context, network_backend=Backend(network), max_keepalive_connections=2)
-    return HttpSession(
-        f"{scheme}://{address.authority}{address.prefix}",
-        server,
-        name=str(address),
-        client=caller.uuid,
-        pool=pool,
-        authentication=GitCredentials(caller.repository, address.scheme, address.authority, token),
-        timeout=caller.timeout,
-        bypass=bypass,
-        trace=recorded(caller.trace, str(address), server, token),
-    )
-
-
-def _shell_command(directory: str, client: UUID, server: UUID | None) -> list[str]:
-    command = ["git-annex-shell", "p2pstdio", directory, client.text]
-    return command if server is None else [*command, "--uuid", server.text]
-
-
-def _token(address: Address, token: str | None, node: UUID | None) -> str:
+def token_for(address: Address, token: str | None, node: UUID | None) -> str:
+    """Return what AUTH carries: the token, and the node that is wanted behind the gateway. Raises BadAddress."""
     if not token:
         raise BadAddress(
             f"{address} wants a token: put it into the environment variable CLUSTER_REMOTE_TOKEN when you give the "
@@ -228,13 +129,3 @@ def _token(address: Address, token: str | None, node: UUID | None) -> str:
     if any(c.isspace() or not c.isprintable() for c in token) or "/" in token:
         raise BadAddress("the token in CLUSTER_REMOTE_TOKEN has characters in it that no token has")
     return token if node is None else f"{token}/{node}"
-
-
-def ssh_environment() -> Mapping[str, str]:
-    """Return the environment for ssh: the user's, without variables that point at a local repository."""
-    environment = foreign_environment()
-    # The user's own environment configures ssh, not the repository that we were started in.
-    for name in ("GIT_SSH", "GIT_SSH_COMMAND", "GIT_SSH_VARIANT"):
-        if name in os.environ:
-            environment[name] = os.environ[name]
-    return environment

@@ -7,11 +7,14 @@ diagnosis/conversation.py, and never contains a token.
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import time
 from contextvars import ContextVar
 from functools import cache
 from typing import TYPE_CHECKING
+
+from cluster_remote.p2p.messages import Data, describe, serialise
 
 if TYPE_CHECKING:
     from cluster_remote.p2p.key import UUID
@@ -33,8 +36,6 @@ def recorded(trace: Trace | None, peer: str, server: UUID | None, token: str | N
     if not path:
         return trace
     # Imported here because every run of the special remote imports this module, and few are traced.
-    from cluster_remote.p2p.messages import Data, describe, serialise
-
     number = next(_numbers)
 
     def both(outgoing: bool, message: Message) -> None:
@@ -69,8 +70,6 @@ def _file(path: str) -> int:
 
 
 def _append(path: str, entry: dict[str, object]) -> None:
-    import json
-
     try:
         os.write(_file(path), json.dumps(entry).encode() + b"\n")
     except OSError:

@@ -26,13 +26,17 @@ def uuid_of(real: RealRepository, remote: str) -> UUID:
     return UUID.parse(real.config(f"remote.{remote}.annex-uuid") or "")
 
 
+async def cluster_log(repository: Repository) -> ClusterLog:
+    return (await BranchLogs.read(repository, ("cluster.log",))).clusters
+
+
 async def test_the_clusters_nodes_and_names_are_those_of_the_gateway(cluster: Cluster, client: RealRepository) -> None:
     uuid, gateway = UUID.parse(cluster.uuid), UUID.parse(cluster.gateway.uuid)
     nodes = [UUID.parse(node.uuid) for node in cluster.nodes]
     with client.environment.applied(client.path):
         repository = Repository.here()
         logs = await BranchLogs.read(repository)
-        alone = await ClusterLog.read(repository)
+        alone = await cluster_log(repository)
     assert logs.clusters.nodes(uuid) == set(nodes) == alone.nodes(uuid)
     assert logs.clusters.clusters() == {uuid} == alone.clusters()
     assert logs.clusters.nodes(gateway) == frozenset()
@@ -48,7 +52,7 @@ async def test_a_node_that_left_the_cluster_is_no_longer_in_it(cluster: Cluster)
         for gone in (1, 2, 3):
             gateway.git("config", "--unset", f"remote.node{gone}.annex-cluster-node")
             gateway.annex("updatecluster")
-            nodes = (await ClusterLog.read(Repository.here())).nodes(UUID.parse(cluster.uuid))
+            nodes = (await cluster_log(Repository.here())).nodes(UUID.parse(cluster.uuid))
             assert nodes == {UUID.parse(node.uuid) for node in cluster.nodes[gone:]}
 
 
@@ -206,7 +210,7 @@ class TestRefresh:
         environment.run("git", "annex", "init", "--quiet", "fresh", cwd=path)
         with environment.applied(path):
             await refresh(Repository.here())
-            found = await ClusterLog.read(Repository.here())
+            found = await cluster_log(Repository.here())
         assert found.nodes(UUID.parse(cluster.uuid)) == {UUID.parse(node.uuid) for node in cluster.nodes}
 
     async def test_the_checked_out_branch_stays_where_it_is(self, real: RealRepository, here: Repository) -> None:

@@ -21,6 +21,7 @@ from cluster_remote.transport.address import (
     at_node,
     parse_address,
 )
+from cluster_remote.transport.opening import Caller, session_at
 
 NODE = UUID("0de00000-0000-4000-8000-000000000003")
 
@@ -82,6 +83,14 @@ ACCEPTED: list[tuple[str, Address]] = [
 @pytest.mark.parametrize(("text", "address"), ACCEPTED)
 def test_every_form_of_address_is_read(text: str, address: Address) -> None:
     assert parse_address(text) == address
+
+
+KINDS = {type(address).__name__: address for _, address in ACCEPTED}
+
+
+@pytest.mark.parametrize("address", KINDS.values(), ids=KINDS)
+def test_each_kind_of_address_is_opened(address: Address) -> None:
+    assert session_at(address, Caller(NODE), server=NODE, token="token").name == str(address)
 
 
 REFUSED = [

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from cluster_remote.p2p.errors import ConnectionLost, SessionError, TimedOut, Unreachable
 from cluster_remote.p2p.key import UUID, Key
 from cluster_remote.transport.address import BadAddress, Ssh, parse_address
+from cluster_remote.transport.by_process import ssh_environment
 from cluster_remote.transport.opening import Caller, stream_session
 from cluster_remote.transport.ssh import SshTransport, ssh_command
 from tests.support.environment import Environment
@@ -353,8 +354,6 @@ async def test_a_server_that_goes_away_is_connected_to_anew_when_it_is_back(
 def test_the_programs_environment_keeps_what_is_said_about_ssh(environment: Environment, tmp_path: Path) -> None:
     environment.env.update(GIT_DIR=str(tmp_path), GIT_SSH_VARIANT="ssh", GIT_SSH="x")
     with environment.applied():
-        from cluster_remote.transport.opening import ssh_environment
-
         kept = ssh_environment()
     assert kept["GIT_SSH_VARIANT"] == "ssh"
     assert kept["GIT_SSH"] == "x"

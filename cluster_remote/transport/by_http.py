@@ -1,0 +1,127 @@
+"""Open sessions over HTTP: httpcore, which connects through our own network."""
+
+from __future__ import annotations
+
+import select
+import ssl
+from collections.abc import Iterable
+from typing import Any
+
+import anyio
+import httpcore
+from anyio.abc import ByteStream, SocketAttribute
+from anyio.streams.tls import TLSStream
+
+from cluster_remote.annex.logins import GitCredentials
+from cluster_remote.p2p.key import UUID
+from cluster_remote.transport.address import BadAddress, Http
+from cluster_remote.transport.http import HttpSession
+from cluster_remote.transport.network import Network, proxy_for
+from cluster_remote.transport.opening import Caller
+from cluster_remote.transport.tracing import recorded
+
+__all__ = ["http_session"]
+
+
+def http_session(
+    address: Http, caller: Caller, server: UUID | None, token: str | None, bypass: frozenset[UUID]
+) -> HttpSession:
+    if server is None:
+        raise BadAddress(f"{address}: a server over HTTP does not say who it is; name the cluster by its UUID")
+    scheme = "https" if address.tls else "http"
+    network = Network(caller.allowed_ips, proxy_for(scheme, address.host, caller.http_proxy))
+    context = caller.tls.context() if address.tls else None
+    pool = httpcore.AsyncConnectionPool(context, network_backend=Backend(network), max_keepalive_connections=2)
+    return HttpSession(
+        f"{scheme}://{address.authority}{address.prefix}",
+        server,
+        name=str(address),
+        client=caller.uuid,
+        pool=pool,
+        authentication=GitCredentials(caller.repository, address.scheme, address.authority, token),
+        timeout=caller.timeout,
+        bypass=bypass,
+        trace=recorded(caller.trace, str(address), server, token),
+    )
+
+
+class Backend(httpcore.AsyncNetworkBackend):
+    """A network backend for httpcore that connects through a Network."""
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[Any] | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        try:
+            with anyio.fail_after(timeout):
+                return _Stream(await self._network.connect(host, port))
+        except TimeoutError:
+            raise httpcore.ConnectTimeout from None
+
+    async def connect_unix_socket(
+        self, path: str, timeout: float | None = None, socket_options: Iterable[Any] | None = None
+    ) -> httpcore.AsyncNetworkStream:
+        raise httpcore.UnsupportedProtocol("unix sockets are not spoken with over HTTP")
+
+    async def sleep(self, seconds: float) -> None:
+        await anyio.sleep(seconds)
+
+
+class _Stream(httpcore.AsyncNetworkStream):
+    def __init__(self, stream: ByteStream) -> None:
+        self._stream = stream
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        try:
+            with anyio.fail_after(timeout):
+                return await self._stream.receive(max_bytes)
+        except anyio.EndOfStream:
+            return b""
+        except TimeoutError:
+            raise httpcore.ReadTimeout from None
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
+            raise httpcore.ReadError(str(error.__cause__ or "")) from None
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        if not buffer:
+            return
+        try:
+            with anyio.fail_after(timeout):
+                await self._stream.send(buffer)
+        except TimeoutError:
+            raise httpcore.WriteTimeout from None
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
+            raise httpcore.WriteError(str(error.__cause__ or "")) from None
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+    async def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore.AsyncNetworkStream:
+        try:
+            with anyio.fail_after(timeout):
+                return _Stream(
+                    await TLSStream.wrap(
+                        self._stream, ssl_context=ssl_context, hostname=server_hostname, standard_compatible=False
+                    )
+                )
+        except TimeoutError:
+            raise httpcore.ConnectTimeout from None
+        except (anyio.BrokenResourceError, anyio.EndOfStream, ssl.SSLError) as error:
+            await anyio.aclose_forcefully(self._stream)
+            raise httpcore.ConnectError(str(error.__cause__ or error)) from None
+
+    def get_extra_info(self, info: str) -> Any:
+        if info == "is_readable":
+            readable = select.poll()
+            readable.register(self._stream.extra(SocketAttribute.raw_socket).fileno(), select.POLLIN)
+            return bool(readable.poll(0))
+        return None
