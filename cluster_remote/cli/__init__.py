@@ -1,1 +1,1 @@
-"""The command line: one file a command, what is done apart from how it is shown."""
+"""The command line: one file per command; rendering is separate."""

@@ -1,4 +1,4 @@
-"""cluster-remote: the table of its commands, each of which is imported when it is wanted."""
+"""cluster-remote: the table of commands, each imported only when it is used."""
 
 from __future__ import annotations
 
@@ -18,52 +18,52 @@ __all__ = ["app", "every_command", "run"]
 
 _COMMANDS: Mapping[str, Mapping[str, tuple[str, str]]] = {
     "Set up": {
-        "setup": ("setup:setup", "Make a cluster and a remote for it, join one, or mend it."),
-        "node": ("node:app", "Add, take out and replace nodes of a cluster."),
-        "rename": ("remove:rename", "Give a cluster remote another name."),
-        "remove": ("remove:remove", "Take a cluster remote out of this repository."),
+        "setup": ("setup:setup", "Create a remote for a cluster, join one, or fix one."),
+        "node": ("node:app", "Add, remove and replace nodes of a cluster."),
+        "rename": ("remove:rename", "Rename a cluster remote."),
+        "remove": ("remove:remove", "Remove a cluster remote from this repository."),
     },
-    "Look and mend": {
-        "status": ("status:status", "Show the state of a cluster, and what is wrong with it."),
-        "check": ("check:check", "Ask every node what it has, and compare with the location log."),
-        "repair": ("repair:repair", "Bring content to the nodes that lack it."),
-        "doctor": ("doctor:doctor", "Look for mistakes in the installation and the settings."),
-        "ping": ("ping:ping", "See whether a gateway answers, and how fast."),
+    "Check and repair": {
+        "status": ("status:status", "Show the state of a cluster and its problems."),
+        "check": ("check:check", "Compare what every node has with the location log."),
+        "repair": ("repair:repair", "Copy content to the nodes that lack it."),
+        "doctor": ("doctor:doctor", "Find mistakes in the installation and the setup."),
+        "ping": ("ping:ping", "Check whether a gateway answers, and how fast."),
     },
     "Serve others": {
-        "serve": ("serve:serve", "Serve the cluster of this repository to others."),
-        "token": ("token:app", "Create, list and revoke the tokens of clients."),
+        "serve": ("serve:serve", "Serve this repository's cluster to others."),
+        "token": ("token:app", "Create, list and revoke tokens for clients."),
     },
-    "Ask one server or node": {
-        "present": ("requests:present", "Ask whether a content is there."),
-        "put": ("requests:put", "Store one content there."),
-        "get": ("requests:get", "Fetch one content from there into a file."),
-        "drop": ("requests:drop", "Remove one content there, WITHOUT checking other copies."),
-        "lock": ("requests:lock", "Keep a content from being removed for a while."),
+    "Talk to one server or node": {
+        "present": ("requests:present", "Ask whether content is there."),
+        "put": ("requests:put", "Store content there."),
+        "get": ("requests:get", "Download content from there into a file."),
+        "drop": ("requests:drop", "Remove content there WITHOUT checking for other copies."),
+        "lock": ("requests:lock", "Lock content against removal for a while."),
     },
     "Try out": {
-        "demo": ("demo:demo", "Build a cluster in a temporary directory, and use it."),
-        "trace": ("trace:trace", "Run a command and show what is said in the P2P protocol."),
-        "bench": ("bench:bench", "Measure transfers, beside git-annex's own gateway."),
+        "demo": ("demo:demo", "Build a cluster in a temporary directory and use it."),
+        "trace": ("trace:trace", "Run a command and show its P2P protocol messages."),
+        "bench": ("bench:bench", "Compare speed with git-annex's own gateway."),
     },
 }
-"""By group: where each command is, and what `--help` says of it; its own help says it at length."""
+"""By group: where each command is, and its line in `--help`."""
 
 
 class Later(TyperCommand):
-    """A command that is not imported before somebody runs it or asks for its help."""
+    """A command that is imported only when somebody runs it or asks for its help."""
 
     def __init__(self, group: str, name: str, where: str, summary: str) -> None:
         super().__init__(name, short_help=summary, rich_help_panel=group)
         self._where = where
 
     def make_context(self, *arguments: Any, **options: Any) -> Any:
-        # All that is done with a command by its group is done with its context.
+        # A group uses its commands only through their contexts.
         return _imported(str(self.name), self._where).make_context(*arguments, **options)
 
 
 class Commands(TyperGroup):
-    """All commands, in groups. Ctrl-C ends one with an exception of ours: typer would end it without a word."""
+    """All commands, in groups. Turns Ctrl-C into an exception of ours, where typer would exit silently."""
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
@@ -72,7 +72,7 @@ class Commands(TyperGroup):
                 self.add_command(Later(group, name, where, summary))
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        # rich_help_panel is for typer's own layout, which we do not use.
+        # rich_help_panel is meant for typer's own layout, which we don't use.
         groups: dict[str, list[tuple[str, str]]] = {}
         room = formatter.width - 6 - max(map(len, self.commands))
         for name, command in self.commands.items():
@@ -107,12 +107,12 @@ _WORDS = {"timeout": "SECONDS"}
 
 
 def _use_words(command: Any) -> None:
-    """Make the help of a command call values by words, not by the types of Python."""
+    """Show words instead of Python types as placeholders in a command's help."""
     for each in getattr(command, "commands", {}).values():
         _use_words(each)
     for parameter in command.params:
         if parameter.param_type_name == "argument":
-            # Newer versions of typer show the type even beside a metavar.
+            # Newer versions of typer show the type even next to a metavar.
             parameter.display_type_rich = lambda ctx: None
         elif parameter.metavar is None:
             parameter.metavar = _WORDS.get(parameter.name, parameter.name.upper())
@@ -122,8 +122,8 @@ app = typer.Typer(
     name="cluster-remote",
     cls=Commands,
     help="A git-annex cluster as one remote: set it up, look at it, try it out.\n\n"
-    "Exit codes: 0 all is well, 1 what was asked for did not succeed, 2 wrong usage, 3 a server cannot be reached, "
-    "4 not in a repository that can do this, 130 interrupted.",
+    "Exit codes: 0 success, 1 the operation failed, 2 wrong usage, 3 a server is unreachable, "
+    "4 not in a suitable repository, 130 interrupted.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -145,12 +145,12 @@ def options(
 
 
 def run() -> int:
-    """Runs the command line of this process; gives the exit code. No traceback reaches a user."""
+    """Run the command line and return the exit code. No traceback reaches the user."""
     only_the_first_counts()
     try:
         outcome = app(standalone_mode=False)
         sys.stdout.flush()
-    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 -- every failure ends here, as words
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 -- every failure is reported here
         from cluster_remote.cli.failure import report
 
         return report(error)

@@ -1,4 +1,4 @@
-"""cluster-remote bench: how fast, beside git-annex itself, on this machine."""
+"""cluster-remote bench: compare speed with git-annex itself on this machine."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _ALL = ("large", "small", "limit", "start", "slow")
 
 
 def _sizes(text: str) -> int:
-    """A number of bytes such as 10k, 64M, 1G (powers of 1024)."""
+    """Parse a size such as 10k, 64M or 1G (powers of 1024) into bytes."""
     units = {"k": 10, "m": 20, "g": 30}
     number, unit = (text[:-1], units.get(text[-1:].lower())) if text[-1:].isalpha() else (text, 0)
     if unit is None or not number.isdigit() or not int(number):
@@ -40,36 +40,33 @@ def bench(
     target: str = typer.Argument(
         "",
         metavar="[NAME|URL]",
-        help="A remote or an address to be measured as it is, in place of a cluster made for it.",
+        help="Measure this remote or address instead of a cluster made for it.",
         autocompletion=remotes,
         show_default=False,
     ),
     case: list[str] = typer.Option([], "--case", help=f"What to measure: {', '.join(_ALL)} (default: all)."),
-    way: list[str] = typer.Option([], "--way", help="Which ways to the cluster (default: all; see docs/benchmark.md)."),
-    rounds: int = typer.Option(3, min=1, help="How often each is measured; medians are shown."),
-    nodes: list[int] = typer.Option(
-        [3], min=1, max=64, help="How many nodes the cluster has. May be given several times."
-    ),
-    size: str = typer.Option("1G", help="The size of the large file."),
-    files: int = typer.Option(1000, min=1, help="How many small files of 10 kB."),
+    way: list[str] = typer.Option([], "--way", help="Ways to reach the cluster (default: all; see docs/benchmark.md)."),
+    rounds: int = typer.Option(3, min=1, help="How often to measure each; medians are shown."),
+    nodes: list[int] = typer.Option([3], min=1, max=64, help="Number of nodes in the cluster. Can be repeated."),
+    size: str = typer.Option("1G", help="Size of the large file."),
+    files: int = typer.Option(1000, min=1, help="Number of small files (10 kB each)."),
     jobs: list[int] = typer.Option([1], "--jobs", "-J", min=1, help="git-annex's -J for the small files."),
-    directory: Path = typer.Option(None, help="Where to make the repositories (default: a temporary directory)."),
-    json_file: Path = typer.Option(None, "--json", help="Save every figure as JSON."),
+    directory: Path = typer.Option(None, help="Where to create the repositories (default: a temporary directory)."),
+    json_file: Path = typer.Option(None, "--json", help="Save all results as JSON."),
     chart_file: Path = typer.Option(None, "--chart", help="Draw the medians as SVG."),
     profile: Path = typer.Option(
-        None, help="Profile the special remote; save what its processes did in this directory, and show the sum of it."
+        None, help="Profile the special remote: save profiles in this directory and show a summary."
     ),
 ) -> None:
-    """Measure transfers through git-annex's own gateway and through this program, in one run on one machine.
+    """Compare transfers through git-annex's own gateway with transfers through this program, on this machine.
 
-    Makes its own cluster of real repositories and removes it afterwards. Figures of different machines, or of different
-    runs, are not to be compared; the ratios are what counts.
+    Creates its own cluster of real repositories and removes it afterwards. Only the ratios matter: timings from
+    different machines or runs are not comparable.
 
-    With NAME|URL nothing is made: random contents are stored there, checked, fetched and removed again, one after the
+    With NAME|URL it creates nothing: it stores random contents there, checks, fetches and removes them, one after the
     other (only --case large and small).
 
-    Exit codes: 0 measured, 1 something that was to be measured failed, 2 wrong usage, 3 no answer, 4 not in a
-    repository, 130 interrupted.
+    Exit codes: 0 measured, 1 a measurement failed, 2 wrong usage, 3 no answer, 4 not in a repository, 130 interrupted.
 
     Example: cluster-remote bench --case small --files 200 --rounds 1
 
@@ -79,12 +76,12 @@ def bench(
     ways = way or list(WAYS)
     for option, given, known in (("--case", cases, _ALL), ("--way", ways, WAYS)):
         if unknown := set(given).difference(known):
-            raise BadSettings(f"{option} {', '.join(sorted(unknown))}: there is {', '.join(known)}")
+            raise BadSettings(f"{option} {', '.join(sorted(unknown))} is unknown; choose from {', '.join(known)}")
     large, small = Load("1 file of " + size, 1, _sizes(size)), Load(f"{files} files of 10 kB", files, 10_000)
     results = Results()
     if target:
         if way or not set(case) <= {"large", "small"}:
-            raise BadSettings("with NAME|URL there are only --case large and small, and no --way")
+            raise BadSettings("NAME|URL works only with --case large and small, and without --way")
         loads = [load for name, load in (("large", large), ("small", small)) if name in cases]
         run(_measure_given, target, loads, rounds, results, directory)
         _report(results, json_file, chart_file)
@@ -133,7 +130,7 @@ async def _measure_given(text: str, loads: list[Load], rounds: int, results: Res
     target = await resolve(text, writing=True)
     try:
         if target.settings is not None and target.settings.encryption != "none":
-            raise BadSettings(f"{text} is encrypted, and this command would store contents in the clear")
+            raise BadSettings(f"{text} is encrypted, and this command would store unencrypted contents there")
         for load in loads:
             await measure(target.session, target.label, load, rounds, results, _tell, directory)
     except BenchFailed as error:

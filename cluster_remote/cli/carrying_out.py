@@ -1,4 +1,4 @@
-"""Showing a plan, asking, and carrying it out: the same for every command that changes a cluster."""
+"""Show a plan, ask, and carry it out: shared by every command that changes a cluster."""
 
 from __future__ import annotations
 
@@ -17,38 +17,38 @@ from cluster_remote.p2p.text import visible
 
 __all__ = ["DryRun", "Yes", "execute", "facts_of", "here", "in_repository"]
 
-DryRun = Annotated[bool, typer.Option("--dry-run", "-n", help="Show what would be done, and do nothing.")]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", "-n", help="Show what would be done, without doing it.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]
 
 
 def here() -> Runner:
-    """What runs commands in the repository that we stand in, and shows them. Raises NotARepository, NotInitialised."""
+    """Return a runner for the current repository that shows its commands. Raises NotARepository, NotInitialised."""
     repository = Repository.here()
-    # Asked for before anything else.
+    # Fail before anything else does.
     _ = repository.uuid
     return in_repository(repository)
 
 
 def in_repository(repository: Repository) -> Runner:
-    """What runs commands in a repository, which need not be one of git-annex yet, and shows them."""
+    """Return a runner that shows its commands, for a repository that git-annex may not have initialised yet."""
     return Runner(repository, _say)
 
 
 def facts_of(runner: Runner) -> Facts:
-    """What the repository is like now. Raises AnnexError."""
+    """Read the current state of the repository. Raises AnnexError."""
     return run(Facts.read, runner.repository)
 
 
 def _say(line: str) -> None:
     say(line, bold=line.startswith("$ "))
-    # The command's own output comes next.
+    # Keep our output ahead of the command's own.
     sys.stdout.flush()
 
 
 def execute(plan: Plan, runner: Runner, dry_run: bool, yes: bool, *, may_wait: bool = False) -> bool:
-    """Shows a plan, asks where that is due, and carries it out. Whether it has been carried out.
+    """Show a plan, ask if needed, and carry it out. Return whether it was carried out.
 
-    `may_wait`: where nobody can be asked, remotes are made without telling git-annex that they are safe. Raises
+    `may_wait`: if nobody can be asked, create the remotes without telling git-annex that they are safe. Raises
     BadSettings, AnnexError, typer.Abort.
     """
     for note in plan.notes:
@@ -70,14 +70,12 @@ def execute(plan: Plan, runner: Runner, dry_run: bool, yes: bool, *, may_wait: b
                 runner.say(question)
             plan = plan.unverified
         else:
-            raise BadSettings(f"{' '.join(plan.questions)} Nobody can be asked here: look at it, then add --yes")
+            raise BadSettings(f"{' '.join(plan.questions)} There is no terminal to ask on: read it, then add --yes")
     elif plan.shares and person and not yes:
         for line in plan.shown():
             runner.say(line)
-        typer.confirm("This writes to the git-annex branch, which others share. Go on?", default=True, abort=True)
+        typer.confirm("This writes to the git-annex branch, which others share. Continue?", default=True, abort=True)
     run(carry_out, plan, runner)
     if waiting:
-        runner.say(
-            f"git-annex stores nothing on {', '.join(waiting)} before you have said that this is safe: add --yes"
-        )
+        runner.say(f"git-annex stores nothing on {', '.join(waiting)} until you confirm that it is safe: add --yes")
     return True

@@ -1,4 +1,4 @@
-"""cluster-remote check: does every node have what the location log says?"""
+"""cluster-remote check: compare what every node has with the location log."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def check(
         str,
         typer.Argument(
             metavar="[NAME]",
-            help="A cluster remote; not needed where this repository has only one.",
+            help="A cluster remote; optional if this repository has only one.",
             autocompletion=remotes,
             show_default=False,
         ),
@@ -48,56 +48,49 @@ def check(
         list[str] | None,
         typer.Argument(
             metavar="[FILE…]",
-            help="Files or directories (default: what is below the working directory).",
+            help="Files or directories (default: the current directory).",
             show_default=False,
         ),
     ] = None,
-    key: Annotated[
-        list[str] | None, typer.Option(help="A key; may be given several times.", show_default=False)
-    ] = None,
-    everything: Annotated[bool, typer.Option("--all", help="Every key that the location log knows.")] = False,
-    fix: Annotated[bool, typer.Option("--fix", help="Record in the location log what is true.")] = False,
+    key: Annotated[list[str] | None, typer.Option(help="A key; can be repeated.", show_default=False)] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Check every key in the location log.")] = False,
+    fix: Annotated[bool, typer.Option("--fix", help="Correct the location log.")] = False,
     content: Annotated[
-        bool, typer.Option("--content", help="Also read what the nodes have, and compare its checksum.")
+        bool, typer.Option("--content", help="Also read the nodes' copies and verify their checksums.")
     ] = False,
-    resume: Annotated[
-        bool, typer.Option("--continue", help="With --content: go on where an interrupted check has ended.")
-    ] = False,
+    resume: Annotated[bool, typer.Option("--continue", help="With --content: resume an interrupted check.")] = False,
     move_aside: Annotated[
         bool,
         typer.Option(
             "--move-aside",
             help="With --content --fix: have git-annex move damaged copies to .git/annex/bad, on nodes that are "
-            "directories of this machine.",
+            "directories on this machine.",
         ),
     ] = False,
-    jobs: Annotated[int, typer.Option("--jobs", "-J", min=1, max=100, help="Sessions with each node.")] = 2,
+    jobs: Annotated[int, typer.Option("--jobs", "-J", min=1, max=100, help="Sessions per node.")] = 2,
     timeout: Annotated[
         float | None,
-        typer.Option(
-            min=0.1, help="Seconds that a node may keep us waiting (default: that of the remote).", show_default=False
-        ),
+        typer.Option(min=0.1, help="Seconds to wait for a node (default: the remote's).", show_default=False),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object (docs/json.md).")] = False,
 ) -> None:
-    """Ask every node itself what it has, and compare with the location log.
+    """Ask every node what it has, and compare that with the location log.
 
-    Shows what nodes do not have although the log says so, what they have although the log does not say so, and what has
-    fewer copies than git annex numcopies asks for (.gitattributes are not looked at). A node that cannot be asked is
-    unknown; nothing is said or recorded about it. With --content whatever the nodes have is read, which takes as
-    long as fetching it, and compared with the checksum of its key; a damaged copy is recorded as missing only with
-    --fix.
+    Reports what nodes lack although the log says they have it, what they have although the log does not say so, and
+    what has fewer copies than git annex numcopies requires (.gitattributes is ignored). A node that cannot be asked
+    counts as unknown; nothing is recorded about it. --content also reads every copy, which takes as long as
+    downloading it, and verifies its checksum; a damaged copy is recorded as missing only with --fix.
 
-    Exit codes: 0 all is as the log says, or is recorded now, 1 it is not, 2 wrong usage, 3 no node answers,
+    Exit codes: 0 the log is right or was corrected, 1 it is wrong, 2 wrong usage, 3 no node answers,
     4 not in a repository, 130 interrupted.
 
     Example: cluster-remote check mycluster --all --fix
     """
 
     if move_aside and not (content and fix):
-        raise BadSettings("--move-aside goes with --content --fix")
+        raise BadSettings("--move-aside requires --content --fix")
     if resume and not content:
-        raise BadSettings("--continue goes with --content")
+        raise BadSettings("--continue requires --content")
     name, below = cluster_and_files(target, files or [])
     selection = selection_of(below, key or [], everything)
     options = Options(fix=fix, content=content, resume=resume, move_aside=move_aside, jobs=jobs)
@@ -155,13 +148,13 @@ def _show(outcome: Check, first: list[Finding], hidden: int, console: Console) -
     rate = f", {outcome.keys / outcome.seconds:,.0f} a second" if outcome.seconds > 1 else ""
     console.print(f"{outcome.keys:,} keys in {duration(outcome.seconds)}{rate}")
     if outcome.gone:
-        console.print(f"{outcome.gone:,} of them nobody has, and nobody is said to have")
+        console.print(f"{outcome.gone:,} of them are on no node, and the log lists none")
     if outcome.content:
-        console.print(f"{outcome.read:,} copies were read and compared, {size(outcome.read_size)}")
+        console.print(f"{outcome.read:,} copies read and verified, {size(outcome.read_size)}")
     if outcome.unverifiable:
-        console.print(f"{outcome.unverifiable:,} copies have no checksum that could be compared")
+        console.print(f"{outcome.unverifiable:,} copies have no checksum to verify")
     if outcome.recorded:
-        console.print(f"recorded in the location log: what is true of {outcome.recorded:,} keys")
+        console.print(f"corrected in the location log: {outcome.recorded:,} keys")
     if outcome.problems:
         show_problems(outcome.problems, console)
     else:
@@ -173,7 +166,7 @@ def _in_words(finding: Finding, titles: Mapping[UUID, str], needed: int) -> str:
     if finding.missing:
         words.append(f"not on {_names(finding.missing, titles)}, though the location log says so")
     if finding.unlogged:
-        words.append(f"on {_names(finding.unlogged, titles)}, which the location log does not know")
+        words.append(f"on {_names(finding.unlogged, titles)}, but not in the location log")
     if finding.damaged:
         words.append(f"damaged on {_names(finding.damaged, titles)}")
     if finding.moved:

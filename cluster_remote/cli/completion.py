@@ -1,6 +1,6 @@
-"""What the shell offers where a command takes a remote or a node. Never an error: a shell has no place for one.
+"""Shell completion of remotes and nodes. Never raises: a shell has nowhere to show an error.
 
-Names come out of the git-annex branch, hence from strangers, and what is offered stands on a command line next.
+Names come from the git-annex branch, hence from strangers, and end up on a command line.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["behind", "candidates", "clusters", "nodes", "remotes"]
 
 
 def remotes(incomplete: str) -> list[str]:
-    """The remotes of this repository that are served by this program."""
+    """Return the remotes of this repository that use this program."""
     try:
         names = our_remotes(Repository.here().config())
     except AnnexError:
@@ -29,7 +29,7 @@ def remotes(incomplete: str) -> list[str]:
 
 
 def nodes(incomplete: str) -> list[str]:
-    """What the gateways known here call their repositories, and this repository's remotes that may be nodes."""
+    """Return the names of repositories behind the gateways known here, and of remotes here that may be nodes."""
     try:
         repository = Repository.here()
         config = repository.config()
@@ -43,7 +43,7 @@ def nodes(incomplete: str) -> list[str]:
 
 
 def behind(incomplete: str) -> list[str]:
-    """What this repository, as a gateway, calls the repositories and clusters that stand behind it."""
+    """Return this gateway's names for the repositories and clusters behind it."""
     try:
         repository = Repository.here()
         own = repository.uuid
@@ -54,7 +54,7 @@ def behind(incomplete: str) -> list[str]:
 
 
 def clusters(incomplete: str) -> list[str]:
-    """The clusters that this repository is a gateway of."""
+    """Return the clusters that this repository is a gateway of."""
     try:
         found = Repository.here().config().clusters()
     except AnnexError:
@@ -63,7 +63,7 @@ def clusters(incomplete: str) -> list[str]:
 
 
 def candidates(incomplete: str) -> list[str]:
-    """The remotes of this repository that could become nodes: git-annex knows them, and they are none of ours."""
+    """Return the remotes of this repository that could become nodes: known to git-annex, and not ours."""
     try:
         config = Repository.here().config()
     except AnnexError:
@@ -75,10 +75,10 @@ def candidates(incomplete: str) -> list[str]:
 
 
 def _offered(names: Iterable[str], incomplete: str) -> list[str]:
-    """The names that begin like that, each as a shell reads it as one word that is no option.
+    """Return the names with this prefix, each quoted as one shell word that is not an option.
 
-    bash inserts what it is given as it is, so a name is quoted for it. Other shells quote by themselves, some of them
-    after evaluating it: they get only what needs no quotes.
+    bash inserts completions verbatim, so names are quoted for it. Other shells quote by themselves, some only after
+    evaluating the text: they get only names that need no quotes.
     """
     bash = "_bash" in os.environ.get("_CLUSTER_REMOTE_COMPLETE", "")
     fitting = [

@@ -1,7 +1,7 @@
 """cluster-remote demo: the main job, shown on throwaway repositories.
 
-Every command that is printed is run as printed, with git-annex's own output below it; and what it is meant to show
-is checked, so that the demonstration cannot go on past something that did not happen.
+Every command is run exactly as printed, with git-annex's own output below it. The demo checks each result and stops at
+the first one that is wrong.
 """
 
 from __future__ import annotations
@@ -22,35 +22,35 @@ from cluster_remote.cli.exitcodes import FAILED
 
 __all__ = ["demo"]
 
-# Seconds for one command; each takes less than one as a rule.
+# Seconds for one command, which usually takes less than one.
 _TIMEOUT = 120
 
 
 class NotAsShown(Exception):
-    """A step did not do what the demonstration says it does."""
+    """A step without the result that the demo shows."""
 
 
 def demo(
-    keep: bool = typer.Option(False, "--keep", help="Leave the repositories there, and say where they are."),
+    keep: bool = typer.Option(False, "--keep", help="Keep the repositories, and print where they are."),
 ) -> None:
-    """Build a cluster of real repositories in a temporary directory and store to, get from and drop from it.
+    """Build a cluster of real repositories in a temporary directory; store content there, get it back and drop it.
 
-    Nothing outside of that directory is touched. The exit code says whether every step did what it shows.
+    Touches nothing outside that directory. The exit code says whether every step worked.
 
     Example: cluster-remote demo
     """
     for program in ("git", "git-annex", "git-annex-shell", "git-annex-remote-cluster"):
         if shutil.which(program) is None:
-            typer.secho(f"{program} is not on PATH; the demonstration needs it.", fg="red", err=True)
+            typer.secho(f"{program} is not on PATH; the demo needs it.", fg="red", err=True)
             raise typer.Exit(FAILED)
     with _directory(keep) as directory:
         try:
             _serverless(Stage(directory / "without-a-server"))
             _gateway(Stage(directory / "with-a-gateway"))
         except NotAsShown as error:
-            typer.secho(f"\nThis did not work as it should: {error}", fg="red", err=True)
+            typer.secho(f"\nThe demo failed: {error}", fg="red", err=True)
             raise typer.Exit(FAILED) from None
-    typer.secho("\nEvery step did what it shows.", fg="green", bold=True)
+    typer.secho("\nEvery step worked.", fg="green", bold=True)
 
 
 @contextmanager
@@ -62,7 +62,7 @@ def _directory(keep: bool) -> Iterator[Path]:
         if keep:
             typer.echo(f"\nThe repositories are in {directory}; their HOME is {directory}/home.")
         else:
-            # git-annex takes away the right to write to what it keeps.
+            # git-annex write-protects its objects.
             for folder, _folders, _files in os.walk(directory):
                 Path(folder).chmod(0o700)
             shutil.rmtree(directory)
@@ -70,7 +70,7 @@ def _directory(keep: bool) -> Iterator[Path]:
 
 @dataclass(frozen=True)
 class Stage:
-    """The repositories below one directory, with a HOME and a git configuration of their own."""
+    """Repositories below one directory, with a HOME and a git configuration of their own."""
 
     directory: Path
 
@@ -78,7 +78,7 @@ class Stage:
         typer.secho(f"\n{text}", fg="cyan", bold=True)
 
     def run(self, where: str, command: str, *, fails: bool = False, show: bool = True) -> str:
-        """Runs a command line in one of the repositories; gives its output. Raises NotAsShown."""
+        """Run a command line in one of the repositories and return its output. Raises NotAsShown."""
         if show:
             typer.secho(f"{where}$ {command}", bold=True)
         try:
@@ -93,37 +93,37 @@ class Stage:
                 check=False,
             )
         except subprocess.TimeoutExpired:
-            raise NotAsShown(f"{command} did not end within {_TIMEOUT} seconds") from None
+            raise NotAsShown(f"{command} did not finish within {_TIMEOUT} seconds") from None
         output = done.stdout.decode("utf-8", "replace")
         if show:
             for line in output.split("\n"):
-                # git-annex draws its progress over itself with carriage returns; the last drawing is what stays.
+                # git-annex redraws its progress with carriage returns; only the last drawing stays.
                 left = line.rstrip().rpartition("\r")[2]
                 if left.strip():
                     typer.echo("    " + left)
         if bool(done.returncode) != fails:
             if not show:
                 typer.echo(output)
-            raise NotAsShown(f"{command} ended with exit code {done.returncode}")
+            raise NotAsShown(f"{command} exited with code {done.returncode}")
         return output
 
     def check(self, what: str, condition: bool) -> None:
-        """Says what has been seen to be so. Raises NotAsShown where it is not."""
+        """Print what was checked. Raises NotAsShown if it is false."""
         if not condition:
-            raise NotAsShown(f"{what}: this is not so")
+            raise NotAsShown(f"{what}: not true")
         typer.secho(f"    ✓ {what}", fg="green")
 
     def objects(self, node: str) -> list[bytes]:
-        """The contents that a repository really holds."""
+        """Return the contents that a repository really holds."""
         found = (self.directory / node / ".git" / "annex" / "objects").glob("*/*/*/*")
         return [path.read_bytes() for path in found if path.is_file()]
 
     def everywhere(self) -> bool:
-        """Whether each node holds the one content that the demonstration is about."""
+        """Return whether every node holds the demo's one content."""
         return all(self.objects(node) == [_PHOTO] for node in _NODES)
 
     def prepare(self) -> None:
-        """Makes the directory and the configuration."""
+        """Create the directory and the configuration."""
         (self.directory / "home").mkdir(parents=True)
         for setting in ("user.name Demo", "user.email demo@example.com", "init.defaultBranch main"):
             self.run(".", f"git config --global {setting}", show=False)
@@ -158,11 +158,11 @@ def _serverless(stage: Stage) -> None:
     stage.prepare()
     _repository(stage, "laptop", "laptop")
     _nodes_of(stage, "laptop")
-    stage.title("One command makes them a cluster, and the cluster a remote")
+    stage.title("One command turns them into a cluster, and the cluster into a remote")
     stage.run("laptop", "cluster-remote setup photos --node node1 --node node2 --node node3")
     _main_job(stage, "laptop", "photos")
 
-    stage.title("A disk that is away does not stop the rest; when it is back, one command fills it")
+    stage.title("A missing disk does not stop the others; when it is back, one command fills it")
     (stage.directory / "node2").rename(stage.directory / "unplugged")
     stage.run("laptop", "git annex copy --to photos photo.jpg")
     found = stage.run("laptop", "git annex whereis photo.jpg")
@@ -202,13 +202,13 @@ def _main_job(stage: Stage, here: str, remote: str) -> None:
     found = stage.run(here, "git annex whereis photo.jpg")
     stage.check("the location log names the three nodes", all(f"disk {number}" in found for number in (1, 2, 3)))
 
-    stage.title("Three copies are enough to drop the file here, and to get it back")
+    stage.title("Three copies are enough to drop the file here and get it back")
     stage.run(here, "git annex drop photo.jpg")
     stage.check("the content is gone from here", not stage.objects(here))
     stage.run(here, "git annex get photo.jpg")
     stage.check("the same bytes are back", photo.read_bytes() == _PHOTO)
 
-    stage.title("A fourth copy would be needed for this, so git-annex refuses")
+    stage.title("This would need a fourth copy, so git-annex refuses")
     stage.run(here, "git annex drop --numcopies 4 photo.jpg", fails=True)
     stage.check("the content is still here", photo.read_bytes() == _PHOTO)
 

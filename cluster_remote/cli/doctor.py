@@ -1,4 +1,4 @@
-"""cluster-remote doctor: is everything installed and set up as it should be?"""
+"""cluster-remote doctor: find mistakes in the installation and the setup."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from cluster_remote.transport.address import Ssh
 
 __all__ = ["doctor"]
 
-# Keys that each node is asked about.
+# Keys to ask each node about.
 _SAMPLE = 100
 
 
@@ -45,20 +45,20 @@ def doctor(
         str,
         typer.Argument(
             metavar="[NAME]",
-            help="A cluster remote; without it, all of this repository, and the repository itself.",
+            help="A cluster remote (default: all of this repository, and the repository itself).",
             autocompletion=remotes,
             show_default=False,
         ),
     ] = "",
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that each server is given to answer.")] = 10,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for each server.")] = 10,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object (docs/json.md).")] = False,
 ) -> None:
-    """Look for mistakes in the installation and in how cluster remotes are set up, each with the command that mends it.
+    """Find mistakes in the installation and in the setup of cluster remotes, each with the command that fixes it.
 
-    The nodes are asked about a sample of keys; cluster-remote check asks about all of them. Nothing is changed. Outside
-    of a repository only the programs are looked at.
+    Asks the nodes about a sample of keys; cluster-remote check asks about all of them. Changes nothing. Outside a
+    repository it checks only the programs.
 
-    Exit codes: 0 nothing found, 1 something found, 2 wrong usage, 4 nothing found, but this is no repository,
+    Exit codes: 0 nothing found, 1 problems found, 2 wrong usage, 4 nothing found, but not in a repository,
     130 interrupted.
 
     Example: cluster-remote doctor mycluster
@@ -87,7 +87,7 @@ async def _doctor(name: str, timeout: float) -> Checkup:
         return Checkup(not findings, None, programs.listed(), (), findings, ())
     place = str(repository.place)
     if broken:
-        # Without these nothing can be asked.
+        # Nothing can be asked without these.
         return Checkup(False, place, programs.listed(), (), tuple(broken), ())
     facts = await gather(repository, name)
 
@@ -114,7 +114,7 @@ async def _doctor(name: str, timeout: float) -> Checkup:
 
 
 async def _status(name: str, timeout: float) -> Status:
-    """What the nodes say; nothing of remotes that cannot be used, which is found without asking anybody."""
+    """Return what the nodes say. Remotes that cannot be used are left out: they are found without asking anyone."""
     try:
         views = [await view_of(name, timeout)] if name else (await every_view(timeout))[0]
     except (BadSettings, AnnexError):
@@ -148,6 +148,6 @@ def _show(outcome: Checkup, console: Console) -> None:
     for note in outcome.notes:
         console.print(f"Note: {printable(note, 2000)}")
     if outcome.repository is None:
-        console.print("This is no repository of git-annex, so only the programs were looked at.")
+        console.print("This is not a git-annex repository, so only the programs were checked.")
     elif outcome.healthy:
-        console.print(Text("Nothing is wrong here.", style="green"))
+        console.print(Text("No problems found.", style="green"))

@@ -1,4 +1,4 @@
-"""What the exit code of every command means. Documented: scripts rely on it."""
+"""The exit codes of every command. They are documented: scripts rely on them."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ __all__ = ["FAILED", "INTERRUPTED", "NOT_USABLE", "OK", "UNREACHABLE", "USAGE"]
 
 OK = 0
 FAILED = 1
-"""What was asked for did not succeed, or was found not to be so."""
+"""The operation failed, or a check found problems."""
 USAGE = 2
-"""The command line, or a parameter in it, cannot be used."""
+"""The command line, or a parameter in it, is invalid."""
 UNREACHABLE = 3
-"""A server could not be reached, or gave no answer that can be relied on."""
+"""A server was unreachable, or gave no reliable answer."""
 NOT_USABLE = 4
-"""Not inside a repository of git-annex."""
+"""Not inside a git-annex repository."""
 INTERRUPTED = 130
-"""By the user, as shells have it (128 + SIGINT); by SIGTERM too, which git-annex makes of a SIGINT."""
+"""Interrupted by the user, as shells report it (128 + SIGINT); also by SIGTERM, which git-annex sends on SIGINT."""

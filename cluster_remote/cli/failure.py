@@ -1,4 +1,4 @@
-"""How each failure of a command reaches the user: words, JSON where that was asked for, and an exit code."""
+"""Report a command's failure to the user: a message, JSON if requested, and an exit code."""
 
 from __future__ import annotations
 
@@ -22,44 +22,44 @@ __all__ = ["report"]
 
 
 def report(error: BaseException) -> int:
-    """Say what went wrong, if not everything has been said; return the exit code."""
+    """Report an error that has not been reported yet; return the exit code."""
     show = getattr(error, "show", None)
     if show is not None and hasattr(error, "exit_code"):
-        # typer's own: wrong usage, and Abort when a question is interrupted.
+        # typer's own exceptions: wrong usage, and Abort when a prompt is interrupted.
         show()
         _add_json(str(error.format_message()), USAGE)  # type: ignore[attr-defined]
         return USAGE
     if isinstance(error, Interrupted | KeyboardInterrupt) or type(error).__name__ == "Abort":
         return _interrupted()
-    # What went wrong in tasks that ran side by side comes as a group; one of them is enough to decide.
+    # Concurrent tasks fail with a group; one of its errors is enough to decide.
     cause = next(causes(error))
     if isinstance(cause, BrokenPipeError):
-        # Whoever read our output has seen enough. Nothing more can be written, not even at the end of the program.
+        # The reader closed our output. Nothing more can be written, not even at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT) and cause.filename is None:
-        # At the end of the program nothing more is to be tried.
+        # Keep Python from flushing, and failing, once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         print(f"cluster-remote: cannot write to standard output: {cause.strerror or cause}", file=sys.stderr)
         return FAILED
     words, expected = in_words(error)
     code = _fail(one_line(words), _exit_code(cause) if expected else FAILED)
     if not expected:
-        print("This is a mistake in the program. CLUSTER_REMOTE_DEBUG=1 shows where it happened.", file=sys.stderr)
+        print("This is a bug in the program. CLUSTER_REMOTE_DEBUG=1 shows where it happened.", file=sys.stderr)
         if os.environ.get("CLUSTER_REMOTE_DEBUG"):
             print(visible("".join(traceback.format_exception(error))), file=sys.stderr, end="")
     return code
 
 
 def _wants_json() -> bool:
-    """Return whether the command line has --json, the switch, of a command that prints JSON."""
+    """Return whether a command that prints JSON was called with --json."""
     given = sys.argv[1 : sys.argv.index("--")] if "--" in sys.argv else sys.argv[1:]
     words = [word for word in given if not word.startswith("-")]
     return "--json" in given and any(" ".join(words[:count]) in OUTCOMES for count in (1, 2))
 
 
 def _fail(words: str, code: int) -> int:
-    """Print an error, in JSON too where that was asked for; return the exit code."""
+    """Print an error, also as JSON if requested; return the exit code."""
     print(f"cluster-remote: {words}", file=sys.stderr)
     _add_json(words, code)
     return code
@@ -78,7 +78,7 @@ def _interrupted() -> int:
 def _exit_code(error: BaseException) -> int:
     match error:
         case Refused() | SourceError() | NotRetrieved() | CannotWrite():
-            # There was an answer, or nobody was needed to know that it cannot be done.
+            # A server answered, or none was needed to know that this cannot work.
             return FAILED
         case SessionError():
             return UNREACHABLE

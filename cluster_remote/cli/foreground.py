@@ -1,4 +1,4 @@
-"""A command of the user's that runs in our place for a while: it has the terminal, and gets the user's Ctrl-C."""
+"""Run a command of the user's in our place: it has the terminal and gets Ctrl-C."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from cluster_remote.cli.interrupts import keeping_handlers
 
 __all__ = ["CANNOT_RUN", "NOT_FOUND", "run_in_foreground", "until_interrupted"]
 
-# As shells have it.
+# The codes that shells use.
 CANNOT_RUN, NOT_FOUND = 126, 127
-# Seconds that a command has to end after it was told to, before it is killed.
+# Seconds that a command has to end after a signal, before it is killed.
 _GRACE = 10.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -24,10 +24,10 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 async def run_in_foreground(
     command: Sequence[str], *, env: Mapping[str, str] | None = None, stdout_to_stderr: bool = False
 ) -> int:
-    """Runs a command on our own terminal to its end, and gives the exit code that a shell would give.
+    """Run a command on our own terminal to its end; return the exit code that a shell would give.
 
-    Ctrl-C goes to the command, which decides what becomes of it; other signals that would end us are handed on. A
-    cancellation ends the command, by force if it has to be.
+    Ctrl-C goes to the command, which decides how to react; other signals that would end us are forwarded. Cancelling
+    ends the command, by force if necessary.
     """
     with keeping_handlers(), anyio.open_signal_receiver(*_SIGNALS) as signals:
         try:
@@ -35,14 +35,14 @@ async def run_in_foreground(
                 list(command), stdin=None, stdout=sys.stderr if stdout_to_stderr else None, stderr=None, env=env
             )
         except OSError as error:
-            print(f"cluster-remote: {command[0]!r} cannot be run: {error.strerror}", file=sys.stderr)
+            print(f"cluster-remote: cannot run {command[0]!r}: {error.strerror}", file=sys.stderr)
             return NOT_FOUND if isinstance(error, FileNotFoundError) else CANNOT_RUN
         try:
             async with anyio.create_task_group() as tasks:
 
                 async def hand_on() -> None:
                     async for number in signals:
-                        # A terminal gives Ctrl-C to everybody who runs on it, the command among them.
+                        # A terminal sends Ctrl-C to every program running on it, the command included.
                         if not (number == signal.SIGINT and sys.stdin.isatty()):
                             _signal(process, number)
 
@@ -57,7 +57,7 @@ async def run_in_foreground(
 
 
 async def until_interrupted() -> None:
-    """Waits until the user, or whoever is in charge of processes, wants us to end."""
+    """Wait until the user or a process supervisor asks us to end."""
     with keeping_handlers(), anyio.open_signal_receiver(*_SIGNALS) as signals:
         async for _number in signals:
             return

@@ -1,12 +1,12 @@
-"""Ctrl-C: the first one ends a command in good order, and what follows does not cut into that.
+"""Ctrl-C: the first one ends a command cleanly, and later ones do not interfere.
 
 asyncio cancels the command at the first one. At the second it raises KeyboardInterrupt wherever its event loop happens
-to be, which can lose the very step that would have ended the command: it hangs then. In the middle of cleaning up, the
-same leaves directories and processes behind. Users press Ctrl-C twice, and programs that start others often pass it on
-while the terminal has given it to everybody already. git-annex answers it with a SIGTERM to everybody in its process
-group, to which we belong where it is our child; so SIGTERM counts as the same wish.
+to be: that can lose the very step that would have ended the command, which then hangs, or leave directories and
+processes behind in the middle of a cleanup. Users press Ctrl-C twice, and programs that start others often forward a
+signal that the terminal has already sent to everyone. git-annex reacts with a SIGTERM to its process group, which
+includes us when we are its child; so SIGTERM counts as the same request.
 
-All cleaning up has its deadlines: nobody has to press Ctrl-C twice.
+Every cleanup has a deadline: nobody needs to press Ctrl-C twice.
 """
 
 from __future__ import annotations
@@ -24,21 +24,23 @@ T = TypeVar("T")
 
 
 class Interrupted(Exception):
-    """Ctrl-C, while a command ran."""
+    """Ctrl-C while a command was running."""
 
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def ignore_from_now_on() -> None:
-    """For the last moments of the program, when it starts no others any more: Python forgets its handlers at the end,
-    and a signal that comes then would kill it."""
+    """Ignore signals during exit, once no more programs are started.
+
+    Python drops its handlers at exit, and a signal would then kill the program.
+    """
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 def _already_ending(number: int, frame: FrameType | None) -> None:
-    """Not SIG_IGN, which the programs started from now on would inherit."""
+    """Do nothing. Unlike SIG_IGN, programs that we start do not inherit this."""
 
 
 def _interrupt_once(number: int, frame: FrameType | None) -> None:
@@ -49,7 +51,7 @@ def _interrupt_once(number: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def keeping_handlers() -> Iterator[None]:
-    """What handles these signals does so again afterwards; an event loop forgets it where it was told of another."""
+    """Restore the handlers of these signals afterwards; an event loop that installed its own resets them."""
     before = {number: signal.getsignal(number) for number in _SIGNALS}
     try:
         yield
@@ -59,9 +61,9 @@ def keeping_handlers() -> Iterator[None]:
 
 
 def only_the_first_counts() -> None:
-    """From now on the first SIGINT or SIGTERM raises KeyboardInterrupt, and no other one does. For the main thread.
+    """Make the first SIGINT or SIGTERM raise KeyboardInterrupt, and ignore later ones. For the main thread.
 
-    A program that was started with one of them ignored, as nohup and shells do in the background, goes on ignoring it.
+    A program started with one of them ignored, as by nohup or as a background job, keeps ignoring it.
     """
     for number in _SIGNALS:
         if signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL):
@@ -69,12 +71,12 @@ def only_the_first_counts() -> None:
 
 
 def run(function: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs) -> T:
-    """anyio.run, where `only_the_first_counts`: the first signal cancels the function, which may take time to end.
+    """Run a function as anyio.run does; the first signal cancels it, and it may take time to end.
 
-    Raises KeyboardInterrupt then, whatever came of the function: a terminal interrupts the programs it talks to too,
-    and what it says of their end is only a consequence. Without a signal, raises what the function raises.
+    Raises KeyboardInterrupt then, whatever the function's own result: the terminal also interrupts the programs that it
+    talks to, so its errors are only a consequence. Without a signal, raises what the function raises.
     """
-    # Neither help nor completion of commands need an event loop.
+    # Help and completion need no event loop.
     import asyncio
 
     import anyio

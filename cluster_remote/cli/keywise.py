@@ -1,4 +1,4 @@
-"""What `check` and `repair` share: which keys are meant, progress for each node, and findings that come one by one."""
+"""What `check` and `repair` share: key selection, progress per node, and findings that arrive one by one."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ __all__ = ["Shown", "advanced", "as_words", "cluster_and_files", "print_json", "
 T = TypeVar("T")
 Item = TypeVar("Item")
 
-# Findings that are shown to people; --json has all of them.
+# Findings shown to people; --json has all of them.
 _SHOWN = 50
 
 
 @dataclass
 class Shown(Generic[Item]):
-    """The first findings, and how many more there are."""
+    """The first findings, and the number of others."""
 
     first: list[Item] = field(default_factory=list)
     hidden: int = 0
@@ -43,12 +43,12 @@ class Shown(Generic[Item]):
 
 
 def as_words(work: Callable[[bool, Callable[[Any], None]], Coroutine[Any, Any, T]], shown: Shown[Any]) -> T:
-    """Run `work`, with progress; what it finds is kept in `shown`."""
+    """Run `work` with progress; keep its findings in `shown`."""
     return run(work, True, shown.keep)
 
 
 def print_json(work: Callable[[bool, Callable[[Any], None]], Coroutine[Any, Any, T]], items: str) -> T:
-    """Run `work` and print its outcome as JSON; what it finds is written into the field `items` at once."""
+    """Run `work` and print its outcome as JSON, writing each finding into the field `items` at once."""
     stream = JsonStream()
     with stream.items(items) as add:
         outcome = run(work, False, add)
@@ -60,7 +60,7 @@ def print_json(work: Callable[[bool, Callable[[Any], None]], Coroutine[Any, Any,
 
 
 def cluster_and_files(target: str, files: Sequence[str]) -> tuple[str, list[str]]:
-    """Return the cluster remote and the files that are meant: a repository's only cluster need not be named.
+    """Return the cluster remote and the files; a repository's only cluster need not be named.
 
     Raises BadSettings, NotARepository, NotInitialised.
     """
@@ -73,17 +73,17 @@ def cluster_and_files(target: str, files: Sequence[str]) -> tuple[str, list[str]
     clusters = [name for name in names if (config.remote(name, "annex-uuid") or "").startswith("ac")]
     found = clusters or names
     if not found:
-        raise BadSettings("there is none yet: this repository has no cluster remote (cluster-remote setup makes one)")
+        raise BadSettings("this repository has no cluster remote; cluster-remote setup NAME URL makes one")
     if len(found) > 1:
-        raise BadSettings(f"this repository has several cluster remotes; name one of them: {', '.join(found)}")
+        raise BadSettings(f"this repository has several cluster remotes; name one: {', '.join(found)}")
     return found[0], [target, *files] if target else list(files)
 
 
 def _is_file_here(path: str, work_tree: Path | None) -> bool:
-    """Return whether something in the work tree has this path; a gateway's directory, which is an address, has not."""
+    """Return whether a path is in the work tree; a gateway's directory, which is an address, is not."""
     if work_tree is None:
         return os.path.lexists(path)
-    # The directory, since annexed files are links.
+    # Its directory too, since annexed files are symlinks.
     places = (os.path.realpath(path), os.path.realpath(Path(path).absolute().parent))
     return os.path.lexists(path) and any(Path(place).is_relative_to(os.path.realpath(work_tree)) for place in places)
 
@@ -91,7 +91,7 @@ def _is_file_here(path: str, work_tree: Path | None) -> bool:
 def selection_of(files: Sequence[str], keys: Sequence[str], everything: bool) -> Selection:
     """Return what a command line selects. Raises BadSettings."""
     if everything and (files or keys):
-        raise BadSettings("--all is about every key; leave out the files and --key, or leave out --all")
+        raise BadSettings("--all covers every key: leave out either --all, or the files and --key")
     try:
         return Selection(everything, tuple(map(Key.parse, keys)), tuple(files))
     except ValueError as error:
@@ -99,7 +99,7 @@ def selection_of(files: Sequence[str], keys: Sequence[str], everything: bool) ->
 
 
 async def progress_of(view: View, selection: Selection, lines: Lines) -> None:
-    """Begin a line for each node that is going to be asked about a selection."""
+    """Start a progress line for each node that a selection concerns."""
     total = None
     if lines.shown and view.repository is not None:
         total = await estimate(view.repository, selection)
@@ -108,7 +108,7 @@ async def progress_of(view: View, selection: Selection, lines: Lines) -> None:
 
 
 def advanced(lines: Lines, node: Node, count: int, answers: bool) -> None:
-    """Show how far a node is."""
+    """Advance a node's progress line."""
     if answers:
         lines.advance(str(node), count)
     else:

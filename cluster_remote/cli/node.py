@@ -1,4 +1,4 @@
-"""cluster-remote node: add, take out and replace the nodes of a cluster of this repository."""
+"""cluster-remote node: add, remove and replace nodes of this repository's clusters."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["app"]
 
 app = typer.Typer(
     name="node",
-    help="Add, take out and replace nodes of a cluster of this repository.",
+    help="Add, remove and replace nodes of this repository's clusters.",
     add_completion=False,
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -27,10 +27,10 @@ app = typer.Typer(
 
 Name = Annotated[
     str,
-    typer.Argument(metavar="NAME", help="The cluster: its remote, or its own name.", autocompletion=remotes),
+    typer.Argument(metavar="NAME", help="The cluster: its remote or its own name.", autocompletion=remotes),
 ]
 Node = Annotated[str, typer.Argument(metavar="NODE", help="A remote, a description or a UUID.", autocompletion=nodes)]
-Dead = Annotated[bool, typer.Option("--dead", help="Tell git-annex that the old one is gone for good, for everybody.")]
+Dead = Annotated[bool, typer.Option("--dead", help="Mark the old node as dead in git-annex, for everybody.")]
 
 
 @app.command()
@@ -42,7 +42,7 @@ def add(
     dry_run: DryRun = False,
     yes: Yes = False,
 ) -> None:
-    """Make remotes of this repository nodes of a cluster.
+    """Add remotes of this repository to a cluster as nodes.
 
     Example: cluster-remote node add everywhere disk3
     """
@@ -50,7 +50,7 @@ def add(
     facts = facts_of(runner)
     own = own_cluster(facts, name)
     if execute(plan_add(facts, own, list(dict.fromkeys(remote))), runner, dry_run, yes) and own.remote is not None:
-        runner.say(f"To bring it what the others have: cluster-remote repair {own.remote}")
+        runner.say(f"To copy the others' content to it: cluster-remote repair {own.remote}")
 
 
 @app.command()
@@ -59,13 +59,13 @@ def remove(
     node: Node,
     drain: Annotated[
         bool,
-        typer.Option("--drain", help="First bring what it has to the others, and drop it there as numcopies allows."),
+        typer.Option("--drain", help="First copy its content to the others, then drop it there if numcopies allows."),
     ] = False,
     dead: Dead = False,
     dry_run: DryRun = False,
     yes: Yes = False,
 ) -> None:
-    """Take a node out of a cluster. What it holds stays there, and counts as copies, unless --drain is given.
+    """Remove a node from a cluster. Its content stays there and still counts as copies, unless --drain is given.
 
     Example: cluster-remote node remove everywhere disk2 --drain
     """
@@ -79,7 +79,7 @@ def remove(
         _drain(facts, own, remote, runner, dry_run)
     if execute(plan, runner, dry_run, yes) and not drain and not dead:
         what = remote or uuid.text
-        runner.say(f"What it holds stays there, and git-annex goes on counting it: git annex info {what} shows it.")
+        runner.say(f"Its content stays there and still counts as copies: git annex info {what} shows it.")
 
 
 @app.command()
@@ -91,9 +91,9 @@ def replace(
     dry_run: DryRun = False,
     yes: Yes = False,
 ) -> None:
-    """Have another repository take the place of a node: it is filled first, then the old one is taken out.
+    """Replace a node by another repository: fill the new one first, then remove the old one.
 
-    The old one need not be there any more. It is told to be dead only with --dead.
+    The old node may already be gone. Only --dead marks it as dead.
 
     Example: cluster-remote node replace everywhere disk2 disk3 --dead
     """
@@ -110,10 +110,10 @@ def replace(
 
 
 def _fill(own: Own, runner: Runner, dry_run: bool) -> None:
-    """Brings every node what it lacks, with the command for that. Raises CommandFailed, BadSettings."""
+    """Copy to every node what it lacks, with the command for that. Raises CommandFailed, BadSettings."""
     if own.remote is None:
-        raise BadSettings(f"nothing can be brought to the nodes without a remote: cluster-remote setup {own.name}")
-    # By the log: a node that is away keeps nobody from being filled.
+        raise BadSettings(f"nothing can be copied to the nodes without a remote: cluster-remote setup {own.name}")
+    # By the log, so that an unreachable node does not keep the others from being filled.
     words = ("repair", own.remote, "--trust-log")
     if dry_run:
         runner.say(f"cluster-remote {' '.join(words)}")
@@ -124,11 +124,11 @@ def _fill(own: Own, runner: Runner, dry_run: bool) -> None:
 def _drain(facts: Facts, own: Own, remote: str | None, runner: Runner, dry_run: bool) -> None:
     if own.hidden:
         raise BadSettings(
-            "the contents there are encrypted, and no log says which copies they are; fill another node first "
+            "the contents there are encrypted, and no log says which ones it holds; fill another node first "
             "(cluster-remote node replace)"
         )
     if remote is None:
-        raise BadSettings("it is no remote of this repository, so that nothing can be dropped there")
+        raise BadSettings("it is not a remote of this repository, so nothing can be dropped from it")
     _fill(own, runner, dry_run)
     words = ("git", "annex", "drop", "--all", "--from", remote)
     if dry_run:

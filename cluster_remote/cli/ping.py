@@ -1,4 +1,4 @@
-"""cluster-remote ping: is there anybody, and who?"""
+"""cluster-remote ping: who answers, and how fast?"""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from cluster_remote.p2p.key import Key
 
 __all__ = ["Pong", "ping"]
 
-# Requests whose round trips are timed; the fastest counts, for it has the least of everything else in it.
+# Requests to time; the fastest counts, as the least disturbed one.
 _ROUND_TRIPS = 3
 
 
 @dataclass(frozen=True)
 class Pong:
-    """What a server said of itself; `round_trip` and `connecting` are in seconds."""
+    """What a server said about itself; `round_trip` and `connecting` are in seconds."""
 
     target: str
     server: str
@@ -33,10 +33,10 @@ class Pong:
 
 
 async def measure(text: str, timeout: float | None) -> Pong:
-    """Connects and times a request that any server of any version can answer without doing anything."""
+    """Connect, and time a request that any server of any version can answer without doing any work."""
     target = await resolve(text, timeout=timeout)
     session = target.session
-    # Presence of a key that nobody has: a gateway answers that from its location log, so no dead node is in the way.
+    # A key that nobody has: a gateway answers from its location log, without waiting for a dead node.
     nobodys = Key.parse("SHA256-s1--0000000000000000000000000000000000000000000000000000000000000000")
     try:
         started = time.perf_counter()
@@ -54,14 +54,14 @@ async def measure(text: str, timeout: float | None) -> Pong:
 
 def ping(
     target: str = typer.Argument(
-        ..., metavar="NAME|URL", help="A remote of this repository, or an address.", autocompletion=remotes
+        ..., metavar="NAME|URL", help="A remote of this repository or an address.", autocompletion=remotes
     ),
-    timeout: float = typer.Option(None, help="Seconds to wait (default: that of the remote, else 60)."),
+    timeout: float = typer.Option(None, help="Seconds to wait (default: the remote's, else 60)."),
     as_json: bool = typer.Option(False, "--json", help="Print a JSON object."),
 ) -> None:
-    """Connect to a cluster's gateway and say who answers, in which version of the protocol, and how fast.
+    """Connect to a cluster's gateway; show who answers, the protocol version and the speed.
 
-    Exit codes: 0 it can be reached, 2 wrong usage, 3 it cannot, 4 not in a repository, 130 interrupted.
+    Exit codes: 0 reachable, 2 wrong usage, 3 unreachable, 4 not in a repository, 130 interrupted.
 
     Example: cluster-remote ping ssh://nas.local/srv/annex
     """

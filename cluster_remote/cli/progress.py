@@ -1,4 +1,4 @@
-"""Progress on standard error: a line for each of the things that are under way at once."""
+"""Progress on standard error, one line per task."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = ["Lines", "progress"]
 
 
 class Lines:
-    """The progress of several things at once, a line each; see `progress`. Does nothing where nobody looks."""
+    """The progress of several things at once, one line each; see `progress`. Does nothing if it is not shown."""
 
     def __init__(self, shown: Progress | None) -> None:
         self._shown = shown
@@ -34,37 +34,37 @@ class Lines:
 
     @property
     def shown(self) -> bool:
-        """Whether anybody sees it."""
+        """Whether the progress is visible."""
         return self._shown is not None
 
     def begin(self, name: str, total: float | None = None, *, in_bytes: bool = False) -> None:
-        """A line for `name`; `total` is where it will end, None where that is not known."""
+        """Start a line for `name`; `total` is None if unknown."""
         if self._shown is not None:
             self._tasks[name] = self._shown.add_task(printable(name, 40), total=total, note="", in_bytes=in_bytes)
 
     def total(self, name: str, total: float) -> None:
-        """Where it will end is known now."""
+        """Set the total, once it is known."""
         if self._shown is not None:
             self._shown.update(self._tasks[name], total=total)
 
     def advance(self, name: str, by: float = 1) -> None:
-        """So much more has been done."""
+        """Add to the progress of `name`."""
         if self._shown is not None:
             self._shown.advance(self._tasks[name], by)
 
     def gone(self, name: str) -> None:
-        """Nothing more comes from it."""
+        """Show that nothing more comes from `name`."""
         if self._shown is not None:
             self._shown.reset(self._tasks[name], start=False, total=None, note="no answer")
 
     def note(self, name: str, words: str) -> None:
-        """What is to be said of it beside the bar, such as why it has stopped."""
+        """Show a remark beside the bar, such as why it stopped."""
         if self._shown is not None:
             self._shown.update(self._tasks[name], note=printable(words, 200))
 
 
 class _Counting(ProgressColumn):
-    """A column of what is counted: things that have a `unit`, or bytes, in all lines or only in some."""
+    """A column for counts: things with a `unit`, or bytes, in all lines or only in some."""
 
     def __init__(self, unit: str, in_bytes: bool) -> None:
         super().__init__()
@@ -90,9 +90,9 @@ class _Done(_Counting):
 
 @contextmanager
 def progress(*, unit: str = "", in_bytes: bool = False, shown: bool = True) -> Iterator[Lines]:
-    """Progress on standard error while the context is open: a bar, how many, how fast, how long still.
+    """Show progress on standard error while the context is open: bar, count, speed and time left.
 
-    Only where standard error is a terminal, and `shown`; it is gone from there afterwards.
+    Only if standard error is a terminal and `shown`; cleared at the end.
     """
     if not (shown and sys.stderr.isatty()):
         yield Lines(None)
@@ -105,7 +105,7 @@ def progress(*, unit: str = "", in_bytes: bool = False, shown: bool = True) -> I
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}", markup=False),
     )
-    # What is printed meanwhile goes where it belongs, not through the progress.
+    # Other output is printed directly, not through the progress display.
     with Progress(
         *columns, console=console(stderr=True), transient=True, redirect_stdout=False, redirect_stderr=False
     ) as drawn:

@@ -1,4 +1,4 @@
-"""cluster-remote rename and remove: another name for a cluster, or its end."""
+"""cluster-remote rename and remove: rename a cluster, or take it down."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ __all__ = ["remove", "rename"]
 
 def rename(
     old: Annotated[str, typer.Argument(metavar="OLD", help="A cluster remote.", autocompletion=remotes)],
-    new: Annotated[str, typer.Argument(metavar="NEW", help="What it is to be called.")],
+    new: Annotated[str, typer.Argument(metavar="NEW", help="The new name.")],
     dry_run: DryRun = False,
     yes: Yes = False,
 ) -> None:
-    """Give a cluster remote another name, with the remotes of its nodes, and its cluster where that is called the same.
+    """Rename a cluster remote, the remotes of its nodes, and its cluster if that has the same name.
 
     Example: cluster-remote rename everywhere photos
     """
@@ -29,13 +29,11 @@ def rename(
 
 def remove(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A cluster remote.", autocompletion=remotes)],
-    cluster: Annotated[
-        bool, typer.Option("--cluster", help="Take down the cluster of this repository as well.")
-    ] = False,
+    cluster: Annotated[bool, typer.Option("--cluster", help="Also take down the cluster of this repository.")] = False,
     dry_run: DryRun = False,
     yes: Yes = False,
 ) -> None:
-    """Take a cluster remote out of this repository, with the remotes of its nodes. No content is touched.
+    """Remove a cluster remote and the remotes of its nodes from this repository. Content is not touched.
 
     Example: cluster-remote remove everywhere --cluster
     """

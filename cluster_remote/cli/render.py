@@ -1,7 +1,7 @@
-"""How values reach the terminal: as JSON or as words and tables, in colour only where somebody sees it.
+"""Show values: as JSON, or as words and tables, in colour only on a terminal.
 
-A command makes one value (a frozen dataclass) and hands it to `emit`; what people see and what scripts read comes from
-the same value. Nothing here knows what the values mean.
+A command makes one value (a frozen dataclass) and hands it to `emit`; people and scripts get the same value. Nothing
+here knows what the values mean.
 """
 
 from __future__ import annotations
@@ -45,25 +45,25 @@ JSON: TypeAlias = "bool | int | float | str | list[JSON] | dict[str, JSON] | Non
 
 T = TypeVar("T")
 
-# Columns where there is no terminal: nothing is folded or cut off for whoever reads it from a file.
+# Columns without a terminal: nothing is folded or cut off in a file.
 _UNLIMITED = 10_000
 
 
 class _Console(Console):
     def render(self, *arguments: Any, **options: Any) -> Iterator[Segment]:
-        # The last place that all of it comes through: what was not made printable before is here.
+        # All output passes here: escape what was not made printable before.
         for segment in super().render(*arguments, **options):
             yield segment if segment.control else Segment(visible(segment.text), segment.style)
 
     def on_broken_pipe(self) -> None:
-        # rich would end the program here; what it means is decided where all failures are.
+        # rich would exit here; the caller decides what a broken pipe means.
         raise BrokenPipeError
 
 
 def console(*, stderr: bool = False) -> Console:
-    """Where to print tables and words. Plain text where it is not a terminal, or with NO_COLOR.
+    """Return a console for tables and words: plain text without a terminal, or with NO_COLOR.
 
-    Text is printed as it is: neither rich's markup nor its guesses at what deserves a colour apply.
+    Text is printed literally: no rich markup, no automatic highlighting.
     """
     stream = sys.stderr if stderr else sys.stdout
     terminal = stream.isatty()
@@ -82,12 +82,12 @@ def console(*, stderr: bool = False) -> Console:
 
 
 def say(text: str, *, err: bool = False, **style: Any) -> None:
-    """Prints words that may have something of a log or a peer in them. `style` is that of typer.secho."""
+    """Print text that may contain parts of a log or of a peer's message. `style` is that of typer.secho."""
     typer.secho(visible(text), err=err, **style)
 
 
 def emit(value: T, as_json: bool, render: Callable[[T, Console], None]) -> None:
-    """Shows a command's outcome, a dataclass: as one line of JSON, or as `render` draws it."""
+    """Show a command's outcome, a dataclass: as one line of JSON, or as `render` draws it."""
     if as_json:
         _write(sys.stdout, json.dumps(to_json(value)) + "\n")
     else:
@@ -95,10 +95,9 @@ def emit(value: T, as_json: bool, render: Callable[[T, Console], None]) -> None:
 
 
 def to_json(value: object) -> JSON:
-    """A value as JSON has it: the fields of dataclasses by their names, UUIDs and keys as text, sets sorted.
+    """Convert a value to JSON: dataclasses by field name, UUIDs and keys as text, sets sorted.
 
-    Bytes that are not UTF-8 stand in text as lone surrogates (`\\udcff`), so that nothing is lost. Raises TypeError for
-    what has no place in a command's outcome.
+    Non-UTF-8 bytes become lone surrogates (`\\udcff`) in text, so nothing is lost. Raises TypeError for any other type.
     """
     match value:
         case None | bool() | int() | float() | str():
@@ -124,7 +123,7 @@ def _write(stream: IO[str], text: str) -> None:
 
 
 def emit_error(words: str, code: int) -> None:
-    """Print JSON that says why a command failed: at the end of the object that is half written, or by itself."""
+    """Print why a command failed, as JSON: at the end of a half-written object, or by itself."""
     stream = JsonStream.unfinished or JsonStream()
     stream.field("error", words)
     stream.field("exit_code", code)
@@ -132,13 +131,13 @@ def emit_error(words: str, code: int) -> None:
 
 
 class JsonStream:
-    """Write one JSON object while its values are still being found: for outcomes that do not fit into memory.
+    """Write one JSON object incrementally, for outcomes that do not fit into memory.
 
-    Fields are written in the order they are given; one of them may be a list that grows line by line.
+    Fields are written in the order given; one of them may be a list that grows line by line.
     """
 
     unfinished: ClassVar[JsonStream | None] = None
-    """The one that has begun and has not been closed."""
+    """The stream that has begun and is not closed yet."""
 
     def __init__(self, stream: IO[str] | None = None) -> None:
         self._stream = stream or sys.stdout
@@ -155,9 +154,9 @@ class JsonStream:
 
     @contextmanager
     def items(self, name: str) -> Iterator[Callable[[object], None]]:
-        """Write a field with a list; give the function that adds an item to it, on a line of its own.
+        """Write a list field; yield the function that adds an item on a line of its own.
 
-        The list begins with its first item. It is closed even when the block fails, so that the error can be added.
+        The field is written with its first item. It is closed even if the block fails, so that the error can follow.
         """
         start = f"{self._separator}{json.dumps(name)}: ["
         separator = start + "\n"
@@ -178,16 +177,16 @@ class JsonStream:
         self._separator = ",\n"
 
     def close(self) -> None:
-        """End the object. It is no JSON without it."""
+        """Close the object, which is not valid JSON before that."""
         JsonStream.unfinished = None
         _write(self._stream, "}\n")
 
 
 def table(columns: Iterable[str], rows: Iterable[Iterable[object]], *, right: Iterable[str] = ()) -> Fitting:
-    """Make a table for `console().print`. Cells may be rich's Text; all else is shown as one line that is safe to show.
+    """Make a table for `console().print`. Cells may be rich Text; anything else becomes one line, made safe to print.
 
-    `right` names the columns whose values are numbers. Where the terminal is too narrow for a row to be one line, each
-    row becomes a paragraph: no column is lost and no word is broken.
+    `right` names the columns of numbers. On a terminal too narrow for one line per row, each row becomes a paragraph:
+    no column is lost and no word is broken.
     """
     return Fitting(tuple(columns), [[_cell(cell) for cell in row] for row in rows], frozenset(right))
 
@@ -198,7 +197,7 @@ def _cell(value: object) -> Text:
 
 @dataclass(frozen=True)
 class Fitting:
-    """A table that becomes paragraphs where the terminal is too narrow for it."""
+    """A table that turns into paragraphs on a terminal too narrow for it."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[Text]]
@@ -220,7 +219,7 @@ class Fitting:
         return made
 
     def _paragraphs(self, width: int) -> Iterator[Text]:
-        """Yield each row: its first cell on a line, below it the others, as many to a line as fit."""
+        """Yield each row: its first cell on one line, the others below, as many per line as fit."""
         for first, *cells in self.rows:
             yield first.copy()
             line = Text()
@@ -236,18 +235,18 @@ class Fitting:
 
 
 def show_problems(problems: Sequence[Problem], console: Console) -> None:
-    """Print what is wrong, each problem with its remedy and the commands below it."""
+    """Print problems, each with its remedy and commands below it."""
     for number, problem in enumerate(problems):
         words = Text.assemble(("✗ ", "bold red"), printable(problem.words, 2000))
         console.print(words, soft_wrap=False)
         following = problems[number + 1] if number + 1 < len(problems) else None
         if following and (following.remedy, following.commands) == (problem.remedy, problem.commands):
-            # One remedy for both.
+            # The next problem has the same remedy.
             continue
         for line in Text(printable(problem.remedy, 2000)).wrap(console, console.width - 2):
             console.print(f"  {line.plain.rstrip()}")
         for command in problem.commands:
-            # In one piece, so that it can be copied.
+            # On one line, so that it can be copied.
             console.print(Text(f"    {printable(command, 2000)}", style="bold"))
 
 
@@ -255,7 +254,7 @@ _UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
 
 
 def size(number: int | None) -> str:
-    """Bytes for people, in powers of 1000 as disks are sold; `?` where it is not known."""
+    """Format bytes in powers of 1000, as disks are sold; `?` if unknown."""
     if number is None:
         return "?"
     value = float(number)
@@ -267,7 +266,7 @@ def size(number: int | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """A time for people; `?` where it is not known."""
+    """Format a time in seconds for people; `?` if unknown."""
     if seconds is None:
         return "?"
     if seconds < 1:

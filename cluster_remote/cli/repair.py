@@ -1,4 +1,4 @@
-"""cluster-remote repair: bring content to the nodes that lack it."""
+"""cluster-remote repair: copy content to the nodes that lack it."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def repair(
         str,
         typer.Argument(
             metavar="[NAME]",
-            help="A cluster remote; not needed where this repository has only one.",
+            help="A cluster remote; optional if this repository has only one.",
             autocompletion=remotes,
             show_default=False,
         ),
@@ -58,34 +58,34 @@ def repair(
         list[str] | None,
         typer.Argument(
             metavar="[FILE…]",
-            help="Files or directories whose contents all nodes shall have (default: what any node has).",
+            help="Files or directories that all nodes should have (default: whatever any node has).",
             show_default=False,
         ),
     ] = None,
     key: Annotated[
         list[str] | None,
-        typer.Option(help="A key that all nodes shall have; may be given several times.", show_default=False),
+        typer.Option(help="A key that all nodes should have; can be repeated.", show_default=False),
     ] = None,
     trust_log: Annotated[
-        bool, typer.Option("--trust-log", help="Go by the location log instead of asking every node about every key.")
+        bool, typer.Option("--trust-log", help="Trust the location log instead of asking every node about every key.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Show what would be done, and do nothing.")] = False,
-    jobs: Annotated[int, typer.Option("--jobs", "-J", min=1, max=100, help="Contents to bring at once.")] = 2,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", "-n", help="Show what would be done, without doing it.")
+    ] = False,
+    jobs: Annotated[int, typer.Option("--jobs", "-J", min=1, max=100, help="Simultaneous transfers.")] = 2,
     timeout: Annotated[
         float | None,
-        typer.Option(
-            min=0.1, help="Seconds that a node may keep us waiting (default: that of the remote).", show_default=False
-        ),
+        typer.Option(min=0.1, help="Seconds to wait for a node (default: the remote's).", show_default=False),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object (docs/json.md).")] = False,
 ) -> None:
-    """Bring content to the nodes that lack it, and record where it is then.
+    """Copy content to the nodes that lack it, and record the new copies.
 
-    From this repository where it has the content, otherwise from the nodes that have it, through here. Every upload is
-    verified by asking the node. Nodes with preferred or required content are left to git annex sync --content. Nothing
-    is ever removed.
+    Uses this repository's own copy if there is one; otherwise downloads the content from a node that has it. Verifies
+    every upload by asking the node. Leaves nodes with preferred or required content to git annex sync --content. Never
+    removes anything.
 
-    Exit codes: 0 no node lacks anything any more, 1 some still do, 2 wrong usage, 3 no node answers, 4 not in a
+    Exit codes: 0 no node lacks anything now, 1 some still do, 2 wrong usage, 3 no node answers, 4 not in a
     repository, 130 interrupted.
 
     Example: cluster-remote repair mycluster --dry-run
@@ -109,7 +109,7 @@ def repair(
 
 
 async def _with_files(transfers: Sequence[Transfer]) -> list[Transfer]:
-    """Give transfers that are known by their keys alone the names of files that have these contents."""
+    """Add the names of files to transfers that are known by their keys alone."""
     nameless = {transfer.key for transfer in transfers if transfer.file is None}
     names: dict[Key, str] = {}
     repository = Repository.here()
@@ -121,7 +121,7 @@ async def _with_files(transfers: Sequence[Transfer]) -> list[Transfer]:
 
 
 class Brought:
-    """Shows how many bytes have been brought, how fast, and how long the content that is on its way still takes."""
+    """Shows how many bytes were transferred, how fast, and the time left for the current content."""
 
     def __init__(self, lines: Lines) -> None:
         self._lines = lines
@@ -185,11 +185,11 @@ def _show(outcome: Repair, first: list[Transfer], hidden: int, console: Console)
     console.print()
     console.print(f"{outcome.keys:,} keys in {duration(outcome.seconds)}")
     if outcome.recorded:
-        console.print(f"recorded in the location log: {outcome.recorded:,} contents that nodes had already")
+        console.print(f"recorded in the location log: {outcome.recorded:,} copies that nodes already had")
     for node in outcome.nodes:
         if node.choosy:
             console.print(
-                f"{printable(node.title)} has preferred or required content set; git annex sync --content brings it "
+                f"{printable(node.title)} has preferred or required content; git annex sync --content brings it "
                 "what it wants"
             )
     show_problems(outcome.problems, console)

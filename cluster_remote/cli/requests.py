@@ -39,37 +39,37 @@ _TargetName = Annotated[
     str,
     typer.Argument(
         metavar="NAME|URL",
-        help="A remote of this repository, or an address.",
+        help="A remote of this repository or an address.",
         autocompletion=remotes,
         show_default=False,
     ),
 ]
 _KeyOrFile = Annotated[
-    str, typer.Argument(metavar="KEY|FILE", help="A key, or an annexed file of this repository.", show_default=False)
+    str, typer.Argument(metavar="KEY|FILE", help="A key or an annexed file of this repository.", show_default=False)
 ]
 _Node = Annotated[
     str,
     typer.Option(
         "--node",
         metavar="UUID|NAME",
-        help="Ask one node behind the server, by its UUID, its description or its name.",
+        help="Ask one node behind the server, by UUID, description or name.",
         autocompletion=nodes,
         show_default=False,
     ),
 ]
 _Record = Annotated[
-    bool, typer.Option("--record", help="Write to the location log what the answer says of NAME's nodes.")
+    bool, typer.Option("--record", help="Record in the location log what the answer says about NAME's nodes.")
 ]
 _Timeout = Annotated[
     float | None,
-    typer.Option(help="Seconds without progress to wait (default: that of the remote, else 60).", show_default=False),
+    typer.Option(help="Seconds to wait without progress (default: the remote's, else 60).", show_default=False),
 ]
 _Json = Annotated[bool, typer.Option("--json", help="Print a JSON object (docs/json.md).")]
 
 
 @asynccontextmanager
 async def _reach(text: str, node: str, timeout: float | None, *, writing: bool = False) -> AsyncIterator[Target]:
-    """Somebody to talk to, hung up on in the end. Raises BadSettings, BadAddress, AnnexError."""
+    """Open a session with a target, and hang up at the end. Raises BadSettings, BadAddress, AnnexError."""
     target = await resolve(text, timeout=timeout, node=node, writing=writing)
     try:
         yield target
@@ -78,7 +78,7 @@ async def _reach(text: str, node: str, timeout: float | None, *, writing: bool =
 
 
 async def _key(text: str) -> tuple[Key, Repository | None]:
-    """The key that a word means, and the repository where it is the name of a file there."""
+    """Return the key that a word means, and the repository if the word is the name of a file there."""
     if _exists(text):
         repository = Repository.here()
         return await key_of(repository, text), repository
@@ -89,7 +89,7 @@ async def _key(text: str) -> tuple[Key, Repository | None]:
 
 
 def _exists(path: str | Path) -> bool:
-    # Also a link that leads nowhere: that is what an annexed file without its content is.
+    # Also a dangling link: an annexed file without its content is one.
     return os.path.lexists(path)
 
 
@@ -115,11 +115,11 @@ def present(
     timeout: _Timeout = None,
     as_json: _Json = False,
 ) -> None:
-    """Ask a server, or one node behind it, whether it has a content.
+    """Ask a server, or one node behind it, whether it has some content.
 
-    A gateway answers for its cluster by its own location log; with --node the node itself is asked.
+    A gateway answers for its cluster from its own location log; --node asks the node itself.
 
-    Exit codes: 0 it has it, 1 it has not, 2 wrong usage, 3 no answer, 4 not in a repository, 130 interrupted.
+    Exit codes: 0 it has it, 1 it does not, 2 wrong usage, 3 no answer, 4 not in a repository, 130 interrupted.
 
     Example: cluster-remote present mycluster photo.jpg --node nas
     """
@@ -135,7 +135,7 @@ async def _present(text: str, word: str, node: str, record: bool, timeout: float
         recorder = request.Recorder.of(target) if record else None
         if recorder and recorder.settings.tracking == "nodes" and recorder.settings.uuid.is_cluster and not node:
             raise BadSettings(
-                "--record: a cluster does not say which of its nodes have the content; ask them with --node"
+                "--record: a cluster does not say which of its nodes have the content; ask each with --node"
             )
         request.check_legible(target.settings, key)
         outcome = await request.present(target.session, target.label, key)
@@ -174,7 +174,7 @@ def put(
         typer.Option(
             "--from",
             metavar="PATH",
-            help="With --key: the file that has its content (default: this repository's own).",
+            help="With --key: the file with its content (default: this repository's copy).",
             show_default=False,
         ),
     ] = "",
@@ -183,9 +183,9 @@ def put(
     timeout: _Timeout = None,
     as_json: _Json = False,
 ) -> None:
-    """Store one content on a server, or on one node behind it. git annex copy does that, and records it.
+    """Store content on a server, or on one node behind it. Usually you want git annex copy, which also records it.
 
-    Exit codes: 0 stored, or there already, 1 not stored, 2 wrong usage, 3 no answer, 4 not in a repository,
+    Exit codes: 0 stored or already there, 1 not stored, 2 wrong usage, 3 no answer, 4 not in a repository,
     130 interrupted.
 
     Example: cluster-remote put mycluster photo.jpg
@@ -195,7 +195,7 @@ def put(
     if bool(file) == bool(key):
         raise BadSettings("give either an annexed FILE, or --key KEY with --from PATH")
     if source and not key:
-        raise BadSettings("--from PATH goes with --key KEY; a FILE has its own content")
+        raise BadSettings("--from PATH requires --key KEY; a FILE has its own content")
     outcome = run(_put, target, file, key, source, node, record, timeout)
     emit(outcome, as_json, _show_upload)
     if not outcome.stored:
@@ -208,7 +208,7 @@ async def _put(
     name = AssociatedFile()
     if file:
         if not _exists(file):
-            raise BadSettings(f"there is no file {file!r}; a key goes with --key KEY --from PATH")
+            raise BadSettings(f"there is no file {file!r}; to store a key, give --key KEY --from PATH")
         key, repository = await _key(file)
         assert repository is not None
         name = associated_file(repository, file)
@@ -223,7 +223,7 @@ async def _put(
         settings = target.settings
         if settings is not None and settings.encryption != "none":
             raise BadSettings(
-                f"{settings.name} is encrypted, and this command would store the content in the clear; git annex copy "
+                f"{settings.name} is encrypted, and this command would store the content unencrypted; git annex copy "
                 f"--to {shlex.quote(settings.name)} encrypts it"
             )
         recorder = request.Recorder.of(target) if record else None
@@ -238,7 +238,7 @@ async def _put(
 
 
 def _moving(lines: Lines, name: str) -> Callable[[int], None]:
-    """Turns positions in a content into progress."""
+    """Return a function that shows positions in the content as progress."""
     last = 0
 
     def moved(position: int) -> None:
@@ -272,19 +272,22 @@ def get(
     to: Annotated[
         str,
         typer.Option(
-            "--to", metavar="PATH", help="The file to write (default: one here, named as the key).", show_default=False
+            "--to",
+            metavar="PATH",
+            help="The file to write (default: in this directory, named after the key).",
+            show_default=False,
         ),
     ] = "",
-    resume: Annotated[bool, typer.Option("--continue", help="Go on from where the file at PATH ends.")] = False,
+    resume: Annotated[bool, typer.Option("--continue", help="Resume where the file at PATH ends.")] = False,
     node: _Node = "",
     timeout: _Timeout = None,
     as_json: _Json = False,
 ) -> None:
-    """Fetch one content from a server, or from one node behind it, into a file, and compare its checksum.
+    """Download content from a server, or from one node behind it, into a file, and verify its checksum.
 
-    The repository is not changed; git annex get does that.
+    Does not change the repository; git annex get does that.
 
-    Exit codes: 0 fetched, 1 not fetched or not as its key says, 2 wrong usage, 3 no answer, 4 not in a repository,
+    Exit codes: 0 downloaded, 1 not downloaded or wrong checksum, 2 wrong usage, 3 no answer, 4 not in a repository,
     130 interrupted.
 
     Example: cluster-remote get mycluster photo.jpg --node nas --to /tmp/from-nas.jpg
@@ -297,7 +300,7 @@ def get(
 
 async def _get(text: str, word: str, path: Path | None, resume: bool, node: str, timeout: float | None) -> Downloaded:
     key, _ = await _key(word)
-    # A key's name may have slashes in it; git-annex writes them so in the names of its files.
+    # Key names may contain slashes; git-annex writes them like this in file names.
     path = path or Path(str(key).replace("/", "%"))
     before = _check_free(path, resume)
     async with _reach(text, node, timeout) as target:
@@ -313,12 +316,12 @@ async def _get(text: str, word: str, path: Path | None, resume: bool, node: str,
 
 
 def _check_free(path: Path, resume: bool) -> bool:
-    """Whether there is a file at `path`, to go on with. Raises BadSettings where it is not to be touched."""
+    """Return whether `path` is a file to resume. Raises BadSettings if it must not be touched."""
     if path.is_dir():
-        raise BadSettings(f"{str(path)!r} is a directory; give the name of a file in it: --to PATH")
+        raise BadSettings(f"{str(path)!r} is a directory; name a file in it: --to PATH")
     there = _exists(path)
     if there and not resume:
-        raise BadSettings(f"{str(path)!r} exists; give --continue to go on from where it ends, or --to another file")
+        raise BadSettings(f"{str(path)!r} exists; use --continue to resume it, or --to another file")
     return there
 
 
@@ -327,7 +330,7 @@ def _explain_partial(path: Path) -> None:
         return
     came = path.stat().st_size
     if came:
-        print(f"{size(came)} came and are in {str(path)!r}; --continue goes on from there", file=sys.stderr)
+        print(f"the first {size(came)} are in {str(path)!r}; --continue resumes from there", file=sys.stderr)
     else:
         path.unlink()
 
@@ -336,42 +339,42 @@ def _show_download(outcome: Downloaded, console: Console) -> None:
     came = outcome.size - outcome.offset
     console.print(
         f"{outcome.target}: {size(came)} in {duration(outcome.seconds)} into {printable(outcome.path)}"
-        + (f", after the {size(outcome.offset)} that were there" if outcome.offset else "")
+        + (f", after the {size(outcome.offset)} already there" if outcome.offset else "")
     )
     match outcome.verified:
         case True:
-            console.print("the content has the checksum of its key")
+            console.print("the checksum matches")
         case False:
-            console.print(f"but it is NOT the content of {outcome.key}: the checksum is another")
+            console.print(f"checksum mismatch: this is NOT the content of {outcome.key}")
         case None:
-            console.print("its key has no checksum that could be compared")
+            console.print("this key has no checksum to verify")
 
 
 def drop(
     target: _TargetName,
     key: _KeyOrFile,
     force: Annotated[
-        bool, typer.Option("--force", help="Yes, remove it without looking for other copies. Needed.")
+        bool, typer.Option("--force", help="Confirm removing it without checking for other copies. Required.")
     ] = False,
     node: _Node = "",
     record: _Record = False,
     timeout: _Timeout = None,
     as_json: _Json = False,
 ) -> None:
-    """Remove one content from a server, or from one node behind it, WITHOUT checking that other copies exist.
+    """Remove content from a server, or from one node behind it, WITHOUT checking that other copies exist.
 
-    git annex drop --from checks the copies first, and is what you want as a rule: this one can lose the last of them.
-    Therefore it needs --force.
+    Usually you want git annex drop --from, which checks for copies first. This command can remove the last copy, so it
+    requires --force.
 
-    Exit codes: 0 removed, or it was not there, 1 not removed, or not everywhere, 2 wrong usage, 3 no answer,
+    Exit codes: 0 removed or not there, 1 not removed, or not everywhere, 2 wrong usage, 3 no answer,
     4 not in a repository, 130 interrupted.
 
     Example: cluster-remote drop mycluster photo.jpg --node nas --force
     """
     if not force:
         raise BadSettings(
-            "this removes the content without checking that there are other copies, as git annex drop --from would do; "
-            "add --force if that is what you want"
+            "this removes the content without checking for other copies, as git annex drop --from would; "
+            "add --force to do it anyway"
         )
     outcome = run(_drop, target, key, node, record, timeout)
     emit(outcome, as_json, _show_removal)
@@ -394,7 +397,7 @@ async def _drop(text: str, word: str, node: str, record: bool, timeout: float | 
 
 def _show_removal(outcome: Dropped, console: Console) -> None:
     if outcome.removed:
-        console.print(f"{outcome.target}: {outcome.key} is not there any more")
+        console.print(f"{outcome.target}: no longer has {outcome.key}")
     else:
         console.print(f"{outcome.target}: did not remove {outcome.key}" + (" everywhere" if outcome.uuids else ""))
     if outcome.uuids:
@@ -410,19 +413,19 @@ def lock(
     command: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[-- COMMAND…]", help="What to run meanwhile; without it, until Ctrl-C.", show_default=False
+            metavar="[-- COMMAND…]", help="Command to run meanwhile (default: wait for Ctrl-C).", show_default=False
         ),
     ] = None,
     node: _Node = "",
     timeout: _Timeout = None,
     as_json: _Json = False,
 ) -> None:
-    """Keep a content from being removed for as long as COMMAND runs, or until Ctrl-C.
+    """Lock content against removal while COMMAND runs, or until Ctrl-C.
 
-    Only nodes and single repositories can lock a content, a cluster never can: name one with --node.
+    Only nodes and single repositories can lock content, never a cluster: name a node with --node.
 
-    Exit codes: that of COMMAND (127: not found, 126: cannot be run); 130 where Ctrl-C ended it; 1 not locked,
-    2 wrong usage, 3 no answer, or the lock was lost before the end, 4 not in a repository.
+    Exit codes: that of COMMAND (127: not found, 126: cannot be run); 130 if Ctrl-C ended it; 1 not locked,
+    2 wrong usage, 3 no answer, or the lock was lost early, 4 not in a repository.
 
     Example: cluster-remote lock mycluster photo.jpg --node nas -- rsync -a nas:photos/ /mnt/photos/
     """
@@ -450,11 +453,11 @@ async def _lock(text: str, word: str, command: list[str], node: str, timeout: fl
 
 def _show_lock(outcome: Locked, console: Console) -> None:
     if outcome.locked:
-        console.print(f"{outcome.target}: {outcome.key} was held locked for {duration(outcome.held)}")
+        console.print(f"{outcome.target}: {outcome.key} was locked for {duration(outcome.held)}")
     else:
         why = (
-            "a cluster cannot; name one of its nodes with --node"
+            "a cluster cannot lock content; name one of its nodes with --node"
             if outcome.server.is_cluster
-            else "the server does not have it, or cannot lock it"
+            else "the server does not have it or cannot lock it"
         )
         console.print(f"{outcome.target}: {outcome.key} was not locked: {why}")

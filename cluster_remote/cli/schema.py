@@ -1,8 +1,7 @@
-"""The JSON that `--json` prints, described: one schema a command, made from the dataclass that the command emits.
+"""JSON schemas of what `--json` prints, one per command, made from the dataclass that the command emits.
 
-What a field means stands beside it, in the class: `Annotated[float, "seconds"]`. The schemas are printed into
-docs/json.md by `python -m cluster_remote.cli.schema`; a test holds both together, so that nothing that scripts rely on
-changes by accident.
+The meaning of a field stands beside it in the class: `Annotated[float, "seconds"]`. docs/json.md is printed by
+`python -m cluster_remote.cli.schema`; a test compares the two, so that nothing scripts rely on changes by accident.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ OUTCOMES: Mapping[str, str] = {
     "token revoke": "cluster_remote.cli.token:KnownToken",
     "trace": "cluster_remote.diagnosis.conversation:Conversation",
 }
-"""For each command that has `--json` the class of what it emits, as module:class."""
+"""The class that each command with `--json` emits, as module:class."""
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _PLAIN: Mapping[Any, str] = {
@@ -54,7 +53,7 @@ _PLAIN: Mapping[Any, str] = {
 
 
 def outcome(command: str) -> type:
-    """The class of what a command emits. Raises KeyError for one that has no `--json`."""
+    """Return the class that a command emits. Raises KeyError if it has no `--json`."""
     module, _, name = OUTCOMES[command].partition(":")
     found = getattr(importlib.import_module(module), name)
     assert isinstance(found, type)
@@ -62,17 +61,16 @@ def outcome(command: str) -> type:
 
 
 def schema(command: str, *, strict: bool = False) -> dict[str, JSON]:
-    """The JSON schema of what a command emits.
+    """Return the JSON schema of what a command emits.
 
-    Fields may be added in later versions, so that others than those described are allowed; with `strict`, which is for
-    tests, they are not.
+    Later versions may add fields, so additional ones are allowed, except with `strict`, which is for tests.
     """
     described = schema_of(outcome(command), strict=strict)
     return {"$schema": _DIALECT, "title": f"cluster-remote {command} --json", **described}
 
 
 def schema_of(kind: Any, *, strict: bool = False) -> dict[str, JSON]:
-    """The schema of a type that `to_json` knows. Raises TypeError for any other."""
+    """Return the schema of a type that `to_json` supports. Raises TypeError for any other."""
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is Annotated:
         described = schema_of(arguments[0], strict=strict)
@@ -99,7 +97,7 @@ def schema_of(kind: Any, *, strict: bool = False) -> dict[str, JSON]:
 
 
 def _either(choices: list[dict[str, JSON]]) -> dict[str, JSON]:
-    """Plain types side by side are written as one."""
+    """Merge a choice of plain types into one."""
     if all(set(choice) == {"type"} for choice in choices):
         return {"type": [choice["type"] for choice in choices]}
     return {"anyOf": list(choices)}
@@ -122,21 +120,20 @@ def _object(kind: type, strict: bool) -> dict[str, JSON]:
 _INTRODUCTION = """\
 # What --json prints
 
-One JSON object on standard output; the [exit code](exit-codes.md) is the same as without `--json`. A command that fails
-before it has an outcome prints an object with two fields instead: `error`, the words that also go to standard error,
-and `exit_code`. A command that writes its outcome bit by bit (`check`, `repair`, `trace`) adds these two to what it has
-written by then.
+One JSON object on standard output, with the same [exit code](exit-codes.md) as without `--json`. A command that fails
+before it has an outcome prints an object with two fields: `error`, the message that also goes to standard error, and
+`exit_code`. Commands that print their outcome incrementally (`check`, `repair`, `trace`) add these two fields to what
+they have already printed.
 
-Fields may be added in later versions; none is renamed, removed or given another meaning. Sizes are in bytes, times in
-seconds. Bytes in keys and file names that are not UTF-8 stand as lone surrogates (`\\udc80` to `\\udcff`), as Python's
-surrogateescape has them.
+Later versions may add fields, but never rename, remove or redefine one. Sizes are in bytes, times in seconds. Non-UTF-8
+bytes in keys and file names appear as lone surrogates (`\\udc80` to `\\udcff`), as in Python's surrogateescape.
 
-This page is made from the code: `python -m cluster_remote.cli.schema > docs/json.md`.
+This page is generated: `python -m cluster_remote.cli.schema > docs/json.md`.
 """
 
 
 def document() -> str:
-    """docs/json.md: every schema."""
+    """Return docs/json.md: every schema."""
     parts = [_INTRODUCTION]
     for command in sorted(OUTCOMES):
         parts.append(f"## {command}\n\n```json\n{json.dumps(schema(command), indent=2)}\n```\n")

@@ -1,4 +1,4 @@
-"""cluster-remote serve: this repository as the gateway of its cluster, on sockets or for one client."""
+"""cluster-remote serve: make this repository the gateway of its cluster, on sockets or for one client."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from cluster_remote.transport.tls import ServerCertificate
 
 __all__ = ["serve"]
 
-# Characters of a line of the log.
+# Maximum characters in a line of the log.
 _LONGEST = 4000
 
 
@@ -37,37 +37,37 @@ def serve(
     cluster: str = typer.Option(
         None,
         metavar="NAME|UUID",
-        help="The cluster to serve; needed where the repository is the gateway of several.",
+        help="The cluster to serve; required if the repository is the gateway of several.",
         autocompletion=clusters,
     ),
     listen: list[str] = typer.Option(
         [],
         metavar="ADDRESS",
-        help="unix:/path, tcp://host:port, tls://host:port, http://host:port/path or https://… May be repeated.",
+        help="unix:/path, tcp://host:port, tls://host:port, http://host:port/path or https://… Can be repeated.",
     ),
     stdio: bool = typer.Option(
         False, "--stdio", help="Serve one client on standard input and output: for inetd or an ssh forced command."
     ),
     uuid: str = typer.Option(
-        "", metavar="UUID", help="With --stdio: a repository behind this gateway, in place of the cluster."
+        "", metavar="UUID", help="With --stdio: serve a repository behind this gateway instead of the cluster."
     ),
-    public_read: bool = typer.Option(False, "--public-read", help="Over HTTP, let anybody read without a token."),
+    public_read: bool = typer.Option(False, "--public-read", help="Over HTTP, allow reading without a token."),
     certificate: Path = typer.Option(
-        None, help="For tls:// and https://: certificate and chain, a PEM file, read again on SIGHUP."
+        None, help="For tls:// and https://: PEM file with the certificate and its chain, reloaded on SIGHUP."
     ),
-    key: Path = typer.Option(None, help="For tls:// and https://: the certificate's private key, as a PEM file."),
-    timeout: float = typer.Option(60.0, min=0.1, help="Seconds without progress before a request is given up."),
-    max_clients: int = typer.Option(64, min=1, help="How many clients may be connected at the same time."),
+    key: Path = typer.Option(None, help="For tls:// and https://: PEM file with the certificate's private key."),
+    timeout: float = typer.Option(60.0, min=0.1, help="Seconds without progress before a request is aborted."),
+    max_clients: int = typer.Option(64, min=1, help="Maximum number of simultaneous clients."),
 ) -> None:
-    """Serve the cluster of this repository to others.
+    """Serve this repository's cluster to others.
 
     Clients on a socket need a token (cluster-remote token create). A client gets the cluster, or what it names after
-    its token (TOKEN/UUID): a node, or this repository itself. Sockets that systemd hands over are listened on too.
+    its token (TOKEN/UUID): a node, or this repository itself. Sockets passed by systemd are served too.
 
-    With --stdio there are no tokens: whoever starts the program lets the client in, and may set
+    With --stdio there are no tokens: access is up to whatever starts the program. It may set
     GIT_ANNEX_SHELL_READONLY or GIT_ANNEX_SHELL_APPENDONLY, as for git-annex-shell.
 
-    SIGTERM and SIGINT let requests that are under way finish, for 10 seconds; a second signal ends them.
+    SIGTERM and SIGINT give running requests 10 seconds to finish; a second signal ends them.
 
     Example: cluster-remote serve --listen unix:/run/annex/gateway --listen tcp://127.0.0.1:9419
     """
@@ -84,25 +84,25 @@ def serve(
         raise
     if stdio:
         if listen:
-            raise BadSettings("--stdio serves one client and listens nowhere: leave out --listen")
+            raise BadSettings("--stdio does not listen on sockets: leave out --listen")
         run(_one_client, behind, _parsed(uuid) if uuid else None, max_clients)
     elif uuid:
-        raise BadSettings("--uuid goes with --stdio; a client on a socket says itself what it wants (TOKEN/UUID)")
+        raise BadSettings("--uuid requires --stdio; clients on a socket choose by themselves (TOKEN/UUID)")
     else:
         if (certificate is None) != (key is None):
-            raise BadSettings("--certificate and --key go together")
+            raise BadSettings("--certificate and --key must be given together")
         files = None if certificate is None else (str(certificate), str(key))
         run(_everybody, behind, listen, max_clients, public_read, files)
 
 
 def _say(line: str) -> None:
-    """A line of the log."""
+    """Write a line to the log."""
     text = f"{datetime.now().astimezone().isoformat(timespec='seconds')} {printable(line, _LONGEST)}\n"
     try:
-        # Past Python's buffer: what could not be written would stay in it, and be complained about at the exit.
+        # Bypass Python's buffer: unwritten text would stay in it, and cause an error at exit.
         os.write(2, text.encode())
     except OSError:
-        # Nobody reads it any more, or the disk is full: no reason to stop serving.
+        # Nobody reads the log any more, or the disk is full: no reason to stop serving.
         return
 
 
@@ -113,15 +113,15 @@ async def _everybody(
     shown = None
     if any(isinstance(address, Tls) or (isinstance(address, WebAddress) and address.tls) for address in parsed):
         if certificate is None:
-            raise BadSettings("tls:// and https:// need --certificate and --key")
+            raise BadSettings("tls:// and https:// require --certificate and --key")
         try:
             shown = ServerCertificate(*certificate)
         except ValueError as error:
             raise BadSettings(str(error)) from None
     tokens = Tokens.of(behind.repository)
     if not tokens.all() and not public_read:
-        _say("warning: there are no tokens yet, so nobody can come in: cluster-remote token create")
-    # Before there is a socket, which a signal would leave behind.
+        _say("warning: there are no tokens yet, so no client can connect: cluster-remote token create")
+    # Before any socket exists, which a signal would leave behind.
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         listeners = _open(parsed)
         for listener in listeners:
@@ -143,19 +143,19 @@ async def _reload_on_hangup(shown: ServerCertificate) -> None:
         async for _ in signals:
             try:
                 shown.reload()
-                _say("SIGHUP: the certificate was read again")
+                _say("SIGHUP: certificate reloaded")
             except ValueError as error:
-                _say(f"SIGHUP: the old certificate stays: {error}")
+                _say(f"SIGHUP: keeping the old certificate: {error}")
 
 
 def _open(addresses: list[ListenAddress]) -> list[Listener]:
-    """All of them, or none."""
+    """Open all listeners, or none."""
     listeners = handed_over(os.environ)
     try:
         for address in addresses:
             listeners += listen(address)
         if not listeners:
-            raise BadSettings("nothing to listen on: --listen unix:/path, tcp://host:port or http://…, or --stdio")
+            raise BadSettings("nothing to listen on: give --listen unix:/path, tcp://host:port or http://…, or --stdio")
     except BaseException:
         for listener in listeners:
             listener.close()
@@ -163,7 +163,7 @@ def _open(addresses: list[ListenAddress]) -> list[Listener]:
     for listener in listeners:
         if listener.in_the_clear:
             _say(
-                f"warning: {listener.name} can be reached over the network, where others can read tokens and contents: "
+                f"warning: {listener.name} is reachable over the network, where others can read tokens and contents: "
                 "put it behind ssh, a VPN or a TLS proxy, or listen on 127.0.0.1"
             )
     return listeners
@@ -183,7 +183,7 @@ async def _one_client(behind: Backend, wanted: UUID | None, most: int) -> None:
 
     mode = mode_from(os.environ)
     for name in [name for name in os.environ if name.startswith("GIT_ANNEX_SHELL_")]:
-        # These are about our client; git-annex-shell, by which we reach the nodes, would take them for its own.
+        # Meant for our client; git-annex-shell, which we use to reach the nodes, would apply them to us.
         del os.environ[name]
     endpoint = await behind.served(wanted, None, mode)
     with a_place(behind.repository.common_dir / "cluster-remote", most):

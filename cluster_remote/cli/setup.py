@@ -1,4 +1,4 @@
-"""cluster-remote setup: a remote for a cluster, and all that belongs to it, in one command."""
+"""cluster-remote setup: create a remote for a cluster, and all it needs, in one command."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def setup(
     name: str = typer.Argument(
         "",
         metavar="[NAME]",
-        help="What the remote is to be called (default: the one that others share).",
+        help="Name of the remote (default: that of the shared one).",
         autocompletion=remotes,
     ),
     url: str = typer.Argument(
@@ -34,48 +34,49 @@ def setup(
         [],
         "--node",
         metavar="REMOTE",
-        help="Without a server: a remote of this repository that is to be a node.",
+        help="Without a server: a remote of this repository to use as a node. Can be repeated.",
         autocompletion=candidates,
     ),
     cluster: str = typer.Option("", help="Which of several clusters, by name or UUID.", autocompletion=clusters),
-    tracking: str = typer.Option("nodes", help="nodes: each node counts as a copy. remote: the remote counts as one."),
-    encryption: str = typer.Option("none", help="With --tracking remote: git-annex's encryption, such as shared."),
-    chunk: str = typer.Option("", help="With --tracking remote: the size of chunks, such as 1MiB."),
-    share: bool = typer.Option(False, "--share", help="Keep the configuration in the git-annex branch, for everybody."),
+    tracking: str = typer.Option(
+        "nodes", help="nodes: each node counts as a copy. remote: the whole cluster counts as one."
+    ),
+    encryption: str = typer.Option("none", help="With --tracking remote: git-annex encryption, such as shared."),
+    chunk: str = typer.Option("", help="With --tracking remote: chunk size, such as 1MiB."),
+    share: bool = typer.Option(
+        False, "--share", help="Store the configuration in the git-annex branch, for everybody."
+    ),
     autoenable: bool = typer.Option(
-        False, "--autoenable", help="Share it so that every clone has it at once, and can get from it."
+        False, "--autoenable", help="Share it so that every clone has the remote at once, and can get content from it."
     ),
     nodes: bool = typer.Option(
         True,
         "--nodes/--no-nodes",
-        help="A remote NAME-NODE for every node, so that the copies there can be verified one by one.",
+        help="Create a remote NAME-NODE for every node, so that git-annex can verify each copy.",
     ),
     timeout: float = typer.Option(None, help="Seconds without progress before the remote gives up (default 60)."),
     dry_run: DryRun = False,
     yes: Yes = False,
 ) -> None:
-    """Make a remote for a cluster, join one, or mend it: running it again is harmless.
+    """Create a remote for a cluster, join one, or fix one: running it again is safe.
 
-    Everything is checked first, each git-annex command is shown, and if one fails what was done before it is undone.
-    Without a URL the nodes are remotes of this repository and no server is needed; without either, the name of a remote
-    that others share, or of a cluster that this repository knows, is enough.
+    Checks everything first, shows each git-annex command, and undoes its steps if one fails. Without a URL the nodes
+    are remotes of this repository, and no server is needed. With neither URL nor nodes, NAME is a remote that others
+    share, or a cluster that this repository knows.
 
     Example: cluster-remote setup mycluster ssh://nas.local/srv/annex
 
     Example: cluster-remote setup mycluster --node disk1 --node nas
     """
     if tracking not in {"nodes", "remote"}:
-        raise BadSettings(f"--tracking {tracking}: it can be nodes or remote")
+        raise BadSettings(f"--tracking {tracking}: choose nodes or remote")
     if tracking == "nodes" and (encryption != "none" or chunk):
-        raise BadSettings(
-            "encrypted or chunked content on the nodes is no copy that this repository could count; add "
-            "--tracking remote"
-        )
+        raise BadSettings("encrypted or chunked content on the nodes does not count as a copy; add --tracking remote")
     if autoenable and tracking == "remote":
-        raise BadSettings("--autoenable is for a cluster whose nodes are the copies; leave --tracking remote out")
+        raise BadSettings("--autoenable requires that nodes count as copies; leave out --tracking remote")
     if url and node:
         raise BadSettings(
-            "give either the URL of a gateway, or --node REMOTE for each remote of this repository that is to be a node"
+            "give either the URL of a gateway, or --node REMOTE for each remote of this repository to use as a node"
         )
     parameters = {"encryption": encryption, "chunk": chunk}
     if timeout is not None:
@@ -88,18 +89,18 @@ def setup(
     first = prepare(facts_of(runner), request)
     if first.steps and not execute(first, runner, dry_run, yes):
         return
-    # Somebody who names what others share is shown it; without an answer it is made, and git-annex does not use it yet.
+    # A shared configuration is shown first. Without confirmation the remote is made, but git-annex does not use it yet.
     by_name = not url and not node
     execute(run(plan_setup, facts_of(runner), request, runner), runner, dry_run, yes, may_wait=by_name)
     if runner.failed:
         raise AnnexError(
-            f"there is no remote for {', '.join(runner.failed)}, so that the copies there cannot be verified; why is "
-            "above. When that is mended, run this again. What is gone for good is left out after git annex dead"
+            f"no remote for {', '.join(runner.failed)} (the reason is above), so copies there cannot be verified. "
+            "Fix it and run this again, or mark what is gone for good with git annex dead"
         )
 
 
 def here_in_a_clone() -> Runner:
-    """As `here`; in a clone of a repository of git-annex, git annex init is run first where nobody has done that."""
+    """Return what `here` returns; in a clone of an annex, run git annex init first if nobody has done so."""
     try:
         return here()
     except NotInitialised:

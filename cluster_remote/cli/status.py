@@ -1,4 +1,4 @@
-"""cluster-remote status: the cluster at a glance, and what is wrong with it."""
+"""cluster-remote status: the cluster at a glance, and its problems."""
 
 from __future__ import annotations
 
@@ -28,23 +28,21 @@ def status(
         str,
         typer.Argument(
             metavar="[NAME|URL]",
-            help="A remote of this repository, or an address; without it, all cluster remotes of this repository.",
+            help="A remote of this repository or an address (default: all cluster remotes of this repository).",
             autocompletion=remotes,
             show_default=False,
         ),
     ] = "",
-    sample: Annotated[
-        int, typer.Option(min=0, help="How many keys, picked at random, each node is asked about.")
-    ] = 100,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that each node is given to answer.")] = 10,
+    sample: Annotated[int, typer.Option(min=0, help="Number of random keys to ask each node about.")] = 100,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for each node.")] = 10,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object (docs/json.md).")] = False,
 ) -> None:
-    """Show the state of a cluster: who answers and how fast, what each node holds, what is wrong and what mends it.
+    """Show a cluster's state: who answers and how fast, what each node holds, what is wrong and how to fix it.
 
-    All nodes are asked at once. Numbers of keys are those of the location log; a sample of keys is asked for at every
-    node, to see whether the log can be believed. cluster-remote check asks about all of them.
+    Asks all nodes at once. Key counts come from the location log; each node is asked about a random sample of keys, to
+    see whether the log is right. cluster-remote check asks about all of them.
 
-    Exit codes: 0 all is well, 1 something is wrong, 2 wrong usage, 3 nobody answers, 4 not in a repository,
+    Exit codes: 0 all is well, 1 problems found, 2 wrong usage, 3 nobody answers, 4 not in a repository,
     130 interrupted.
 
     Example: cluster-remote status mycluster
@@ -68,7 +66,7 @@ async def _status(target: str, sample: int, timeout: float) -> Status:
 
 
 def _all_down(outcome: Status) -> bool:
-    """Whether nobody answered at all."""
+    """Return whether nobody answered."""
     contacts = [node.contact for cluster in outcome.clusters for node in cluster.nodes]
     contacts += [cluster.gateway.contact for cluster in outcome.clusters if cluster.gateway is not None]
     asked = [contact for contact in contacts if contact is not None]
@@ -114,12 +112,12 @@ def _way(cluster: ClusterState) -> Iterator[str]:
         else ", which does not answer"
     )
     if cluster.tracking == "remote":
-        yield "counts as one copy (tracking=remote), however many nodes there are behind it"
+        yield "counts as one copy (tracking=remote), however many nodes it has"
 
 
 def _nodes_table(cluster: ClusterState) -> object:
     columns = ["node", "state", "latency", "version", "keys", "size", "free", "cost"]
-    # What nothing is said about is not worth the room on a terminal of 80 columns.
+    # Columns without information are left out, to fit a terminal of 80 columns.
     graded = any(node.trust != "semitrusted" for node in cluster.nodes)
     choosy = any(node.preferred or node.required for node in cluster.nodes)
     rows: list[list[object]] = []

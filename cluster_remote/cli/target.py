@@ -1,4 +1,4 @@
-"""What a command line means by NAME or URL, for commands that talk to one server or node."""
+"""Resolve NAME or URL on a command line, for commands that talk to one server or node."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ __all__ = ["Target", "annex_repository", "resolve", "view_named"]
 
 @dataclass(frozen=True)
 class Target:
-    """Somebody to talk to.
+    """An open session with a server or node.
 
-    `node` is the node behind it that was asked for, if any. `settings` is None for a bare address, `repository` outside
-    of one of git-annex.
+    `node` is the requested node behind it, if any. `settings` is None for a bare address, `repository` is None outside
+    a git-annex repository.
     """
 
     label: str
@@ -32,15 +32,15 @@ class Target:
 
 
 def annex_repository() -> Repository:
-    """The repository that the command was started in. Raises NotARepository, NotInitialised."""
+    """Return the repository that the command was started in. Raises NotARepository, NotInitialised."""
     repository = Repository.here()
-    # Asked for before anything else, so that what is wrong is not taken for a misspelt name.
+    # Fail here, so that a broken repository is not mistaken for a misspelt name.
     _ = repository.uuid
     return repository
 
 
 async def view_named(text: str, timeout: float | None = None, node: str = "", *, writing: bool = False) -> View:
-    """The remote or address that `text` names. Nothing is connected yet.
+    """Return the remote or address that `text` names, without connecting.
 
     `writing` refuses where git-annex would not write. Raises BadSettings, AnnexError.
     """
@@ -52,7 +52,7 @@ async def view_named(text: str, timeout: float | None = None, node: str = "", *,
 
 
 async def resolve(text: str, *, timeout: float | None = None, node: str = "", writing: bool = False) -> Target:
-    """A session with what `text` names, or with the one `node` behind it. See `view_named`; also raises BadAddress."""
+    """Open a session with what `text` names, or with `node` behind it. See `view_named`; also raises BadAddress."""
     view = await view_named(text, timeout, node, writing=writing)
     session = view.node(node) if node else view.session()
     label = f"{text} ({node})" if node else text

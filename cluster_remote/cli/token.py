@@ -1,4 +1,4 @@
-"""cluster-remote token: who may come in to the gateway of this repository."""
+"""cluster-remote token: who may use this repository's gateway."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = ["KnownToken", "KnownTokens", "NewToken", "app", "create", "list_token
 
 app = typer.Typer(
     name="token",
-    help="Create, list and revoke the tokens of clients of this repository's gateway.",
+    help="Create, list and revoke the tokens that clients of this repository's gateway need.",
     add_completion=False,
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -38,9 +38,9 @@ app = typer.Typer(
 class KnownToken:
     """A token, without its text."""
 
-    id: Annotated[str, "what token revoke takes"]
+    id: Annotated[str, "for token revoke"]
     mode: Annotated[Literal["read-write", "append-only", "read-only"], "what it allows"]
-    note: Annotated[str, "whom it is for"]
+    note: Annotated[str, "who it is for"]
     created: Annotated[int, "seconds since 1970"]
     expires: Annotated[int | None, "seconds since 1970; null: never"]
     only: Annotated[
@@ -59,53 +59,59 @@ class KnownTokens:
 
 @dataclass(frozen=True)
 class NewToken:
-    """A token that has just been made."""
+    """A newly created token."""
 
     token: KnownToken
-    text: Annotated[str, "the token itself, which is kept nowhere"]
+    text: Annotated[str, "the token itself, which is not stored"]
     link: Annotated[str | None, "with --link: what git annex p2p --link takes"]
 
 
 @app.command()
 def create(
-    read_only: bool = typer.Option(False, "--read-only", help="Let the client only look and get."),
-    append_only: bool = typer.Option(False, "--append-only", help="Let the client store, but not remove."),
-    note: str = typer.Option("", metavar="TEXT", help="Whom it is for; shown by token list and in the gateway's log."),
-    link: bool = typer.Option(False, "--link", help="Print what git annex p2p --link takes; needs --address."),
-    address: str = typer.Option("", metavar="ADDRESS", help="Where the gateway is for the client: unix: or tcp://."),
+    read_only: bool = typer.Option(False, "--read-only", help="Allow the client only to read."),
+    append_only: bool = typer.Option(False, "--append-only", help="Allow the client to store, but not to remove."),
+    note: str = typer.Option("", metavar="TEXT", help="Who it is for; shown by token list and in the gateway's log."),
+    link: bool = typer.Option(False, "--link", help="Print a link for git annex p2p --link; requires --address."),
+    address: str = typer.Option(
+        "", metavar="ADDRESS", help="The gateway's address as the client sees it: unix: or tcp://."
+    ),
     node: str = typer.Option(
         "",
         metavar="NAME|UUID",
-        help="Give access to this repository behind the gateway only, and by default not to git.",
+        help="Give access only to this repository behind the gateway, and by default not to git.",
         autocompletion=behind,
     ),
     git: bool = typer.Option(
-        None, "--git/--no-git", help="Let the client fetch (and push) the gateway's git repository.", show_default=False
+        None,
+        "--git/--no-git",
+        help="Allow fetching from (and pushing to) the gateway's git repository.",
+        show_default=False,
     ),
     own_repository: bool = typer.Option(
-        False, "--own-repository", help="Give access to the contents in the gateway's own repository too."
+        False, "--own-repository", help="Also give access to the contents in the gateway's own repository."
     ),
-    expires: str = typer.Option("", metavar="TIME", help="Until when it is valid: 30d (m, h, d, w), or 2027-01-31."),
+    expires: str = typer.Option("", metavar="TIME", help="When it expires: 30d (m, h, d, w) or 2027-01-31."),
     as_json: bool = typer.Option(False, "--json", help="Print a JSON object."),
 ) -> None:
-    """Make a token, and print it: now or never, since only a hash of it is kept.
+    """Create a token and print it. Only a hash of it is stored, so it cannot be shown again.
 
     Example: cluster-remote token create --read-only --note "the laptop"
     """
 
     if read_only and append_only:
-        raise BadSettings("--read-only and --append-only do not go together")
+        raise BadSettings("--read-only and --append-only exclude each other")
     if link != bool(address):
-        raise BadSettings("--link and --address ADDRESS go together: a link says where the gateway is")
+        raise BadSettings("--link and --address ADDRESS must be given together: a link says where the gateway is")
     repository = annex_repository()
     place = str(parse_listen(address)) if link else ""
     wanted = run(_repository_behind, repository, node) if node else None
     mode = Mode.READ_ONLY if read_only else Mode.APPEND_ONLY if append_only else Mode.READ_WRITE
+    until = _expiry(expires) if expires else None
     try:
         token, text = Tokens.of(repository).create(
             mode,
             note,
-            expires=_expiry(expires) if expires else None,
+            expires=until,
             only=wanted,
             git=git if git is not None else wanted is None,
             own=own_repository,
@@ -123,7 +129,7 @@ def create(
 
 @app.command("list")
 def list_tokens(as_json: bool = typer.Option(False, "--json", help="Print a JSON object.")) -> None:
-    """List the tokens: id, what each allows, since when, and its note. The tokens themselves are not kept.
+    """List the tokens: ID, permissions, creation time and note. The tokens themselves are not stored.
 
     Example: cluster-remote token list
     """
@@ -133,10 +139,10 @@ def list_tokens(as_json: bool = typer.Option(False, "--json", help="Print a JSON
 
 @app.command()
 def revoke(
-    token: str = typer.Argument(..., metavar="ID", help="As token list shows it."),
+    token: str = typer.Argument(..., metavar="ID", help="The ID that token list shows."),
     as_json: bool = typer.Option(False, "--json", help="Print a JSON object."),
 ) -> None:
-    """Revoke a token. Clients that are connected with it are disconnected within a second.
+    """Revoke a token. Clients connected with it are disconnected within a second.
 
     Example: cluster-remote token revoke 1a2b3c4d
     """
@@ -152,7 +158,7 @@ _UNITS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
 def _expiry(text: str) -> int:
-    """Read `30d`, or a date at whose beginning it ends; gives seconds since 1970. Raises BadSettings."""
+    """Parse `30d`, or a date, at whose beginning it ends; return seconds since 1970. Raises BadSettings."""
     if match := re.fullmatch(r"([0-9]{1,6})([mhdw])", text):
         return int(time.time()) + int(match[1]) * _UNITS[match[2]]
     try:
@@ -162,7 +168,7 @@ def _expiry(text: str) -> int:
             f"--expires: {text!r} is neither a duration (90m, 12h, 30d, 4w) nor a date (2027-01-31)"
         ) from None
     if moment <= time.time():
-        raise BadSettings(f"--expires: {text} is over")
+        raise BadSettings(f"--expires: {text} is in the past")
     return moment
 
 
@@ -185,7 +191,7 @@ def _show_known(known: KnownTokens, console: Console) -> None:
         )
         console.print(table(("id", "allows", "to", "since", "expires", "note"), rows))
     else:
-        console.print("There are no tokens; cluster-remote token create makes one.")
+        console.print("There are no tokens; cluster-remote token create creates one.")
 
 
 def _show_revoked(token: KnownToken, console: Console) -> None:
@@ -193,10 +199,10 @@ def _show_revoked(token: KnownToken, console: Console) -> None:
 
 
 async def _repository_behind(repository: Repository, text: str) -> UUID:
-    """A repository or cluster behind this gateway, by name or UUID. Raises BadSettings, AnnexError."""
+    """Return a repository or cluster behind this gateway, by name or UUID. Raises BadSettings, AnnexError."""
     proxied = (await BranchLogs.read(repository, ["proxy.log"])).proxied
     names = {**proxied.get(repository.uuid, {}), "here": repository.uuid}
     for name, uuid in names.items():
         if text in (name, str(uuid)):
             return uuid
-    raise BadSettings(f"there is no {text!r} behind this gateway; there is {', '.join(sorted(names))}")
+    raise BadSettings(f"there is no {text!r} behind this gateway; choose from {', '.join(sorted(names))}")

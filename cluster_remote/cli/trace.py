@@ -1,4 +1,4 @@
-"""cluster-remote trace: what a git-annex command and the cluster say to each other."""
+"""cluster-remote trace: show what a git-annex command and the cluster say to each other."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ from cluster_remote.transport.tracing import VARIABLE
 
 __all__ = ["trace"]
 
-# As an assignment for a shell or env(1), with or without quotes; at the end of a link for git annex p2p; or as our
-# gateway makes them.
+# As an assignment for a shell or env(1), quoted or not; at the end of a link for git annex p2p; or in the form that our
+# gateway creates.
 _TOKEN = re.compile(rf"""({TOKEN}=(?:\\?["'])?)[^\s"']+|(p2p-annex::\S*:)[^\s:"']+|\b[a-z2-7]{{52}}\b""")
-# Seconds between two looks for messages.
+# Seconds between looks for new messages.
 _LOOK = 0.05
-# Characters of a line of a trace; the longest message and what is said about it.
+# Maximum characters in a line of a trace: the longest message, and what is said about it.
 _LINE_LIMIT = 1024 * 1024
 
 
@@ -57,26 +57,26 @@ def trace(
     command: Annotated[
         list[str],
         typer.Argument(
-            metavar="-- COMMAND… | FILE", help="What to run and listen to, or a saved trace.", show_default=False
+            metavar="-- COMMAND… | FILE", help="Command to run and trace, or a saved trace.", show_default=False
         ),
     ],
     save: Annotated[
-        Path | None, typer.Option("--save", metavar="FILE", help="Keep the conversation in FILE.", show_default=False)
+        Path | None, typer.Option("--save", metavar="FILE", help="Save the conversation in FILE.", show_default=False)
     ] = None,
-    diagram: Annotated[bool, typer.Option("--diagram", help="Draw it with arrows, at the end.")] = False,
+    diagram: Annotated[bool, typer.Option("--diagram", help="Draw it with arrows at the end.")] = False,
     svg: Annotated[
-        Path | None, typer.Option("--svg", metavar="FILE", help="Draw it into FILE as SVG.", show_default=False)
+        Path | None, typer.Option("--svg", metavar="FILE", help="Draw it in FILE as SVG.", show_default=False)
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object (docs/json.md).")] = False,
 ) -> None:
-    """Run COMMAND and show what its cluster remotes say in the P2P protocol, message by message; or show a saved trace.
+    """Run COMMAND and show the P2P protocol messages of its cluster remotes, or show a saved trace.
 
-    Each line has the seconds since the start, the session, the side (→ to the server, ← from it), the message, and
-    how many bytes of content follow it. Tokens are blanked. While COMMAND runs all of this goes to standard error, so
-    that its own output stays apart; with --json it is the other way round.
+    Each line has the seconds since the start, the session, the direction (→ to the server, ← from it), the message, and
+    the number of content bytes after it. Tokens are masked. The trace goes to standard error, to keep COMMAND's output
+    separate; with --json it is the other way round.
 
-    Exit codes: that of COMMAND (127: not found, 126: cannot be run); 0 for a saved trace; 2 wrong usage, or FILE is
-    no trace.
+    Exit codes: that of COMMAND (127: not found, 126: cannot be run); 0 for a saved trace; 2 wrong usage, or FILE is not
+    a trace.
 
     Example: cluster-remote trace -- git annex copy --to mycluster photo.jpg
 
@@ -99,14 +99,14 @@ def trace(
             picture.writelines(line + "\n" for line in as_svg(report.diagram()))
         if not report.heard:
             print(
-                "cluster-remote: nothing was said: the command used no remote of type cluster, or could not connect",
+                "cluster-remote: no messages: the command used no cluster remote, or could not connect",
                 file=sys.stderr,
             )
     raise typer.Exit(code)
 
 
 class _Report:
-    """What becomes of a conversation while it goes on: it is shown, kept in a file, remembered for a drawing."""
+    """Shows a conversation as it happens, saves it, and remembers it for a drawing."""
 
     def __init__(self, shown: IO[str], as_json: bool, keep: IO[str] | None, drawn: bool) -> None:
         self.heard = 0
@@ -160,7 +160,7 @@ def _speaks_unicode(stream: IO[str]) -> bool:
 
 @contextmanager
 def _writable(path: Path, option: str) -> Iterator[IO[str]]:
-    """A file to write to, open before anything is done that could not be written down then. Raises BadSettings."""
+    """Open a file for writing before doing anything whose result could not be saved. Raises BadSettings."""
     try:
         file = path.open("w", encoding="utf-8", errors="backslashreplace")
     except OSError as error:
@@ -173,7 +173,7 @@ def _writable(path: Path, option: str) -> Iterator[IO[str]]:
 
 
 def _saved_trace(words: list[str]) -> IO[str] | None:
-    """The file, where the only word is the name of one that is a saved trace; otherwise it is a command."""
+    """Return the file if the only word names a saved trace; otherwise it is a command."""
     if len(words) != 1 or not Path(words[0]).is_file():
         return None
     try:
@@ -187,11 +187,11 @@ def _saved_trace(words: list[str]) -> IO[str] | None:
     file.close()
     if os.access(words[0], os.X_OK):
         return None
-    raise BadSettings(f"{words[0]} is neither a trace that this program has saved, nor a program")
+    raise BadSettings(f"{words[0]} is neither a saved trace nor a program")
 
 
 def _replay(file: IO[str], report: _Report) -> int:
-    """Reads a saved trace. Raises BadSettings where it is damaged; what comes before the damage is shown."""
+    """Show a saved trace. Raises BadSettings if it is damaged, after showing what comes before the damage."""
     ending = Ending()
     try:
         report.begin(read_heading(file.readline(_LINE_LIMIT)))
@@ -211,7 +211,7 @@ def _replay(file: IO[str], report: _Report) -> int:
 
 
 async def _listen(command: list[str], report: _Report, as_json: bool) -> int:
-    """Runs the command and reports what is said meanwhile; gives its exit code."""
+    """Run the command and report its messages; return its exit code."""
     with tempfile.TemporaryDirectory(prefix="cluster-remote-trace-") as directory:
         path = Path(directory) / "conversation"
         path.touch(mode=0o600)
@@ -235,29 +235,29 @@ async def _listen(command: list[str], report: _Report, as_json: bool) -> int:
 
 
 def _hear(file: IO[bytes], rest: bytes, report: _Report) -> bytes:
-    """Reports what has been added to the file in whole lines; gives back the beginning of a line."""
+    """Report the complete lines added to the file; return the incomplete rest."""
     while chunk := file.read(_LINE_LIMIT):
         *lines, rest = (rest + chunk).split(b"\n")
         for line in lines:
             try:
                 said = parse_said(line.decode("ascii", "backslashreplace"))
             except BadTrace as error:
-                # A disk that is full, as a rule. Watching must not disturb what is watched.
-                print(f"cluster-remote: a message could not be read: {printable(str(error))}", file=sys.stderr)
+                # Usually a full disk. Tracing must not disturb what is traced.
+                print(f"cluster-remote: cannot read a message: {printable(str(error))}", file=sys.stderr)
             else:
                 report.message(said)
     return rest
 
 
 def _without_token(command: list[str]) -> tuple[str, ...]:
-    """The command, without tokens: the one of the environment, and what looks like one or is given as one."""
+    """Mask tokens in the command: the one in the environment, and whatever looks like one or is passed as one."""
     token = given_token()
     words = (word.replace(token, "[token]") if token else word for word in command)
     return tuple(_TOKEN.sub(lambda found: f"{found[1] or found[2] or ''}[token]", word) for word in words)
 
 
 async def _names() -> dict[str, str]:
-    """What the repository here calls others; nothing outside of one, where a trace is worth having too."""
+    """Return this repository's names for others; none outside a repository, where tracing works too."""
     try:
         logs = await BranchLogs.read(Repository.here(), ("uuid.log",))
     except AnnexError:

@@ -1,4 +1,4 @@
-"""What a command line means by NAME or URL, for commands that look at the nodes one by one."""
+"""Resolve NAME or URL on a command line, for commands that look at each node."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ __all__ = ["every_view", "one_view", "view_of", "views_at"]
 
 
 async def every_view(timeout: float | None) -> tuple[list[View], list[Unusable]]:
-    """All cluster remotes of this repository, without the remotes that lead to one node of another of them.
+    """Return all cluster remotes of this repository, except those that lead to a single node of another one.
 
-    Raises BadSettings where there is none, AnnexError.
+    Raises BadSettings if there is none, AnnexError.
     """
     place = await Place.here(merge=True)
     if not place.remotes():
-        raise BadSettings("this repository has no cluster remote yet; cluster-remote setup NAME URL makes one")
+        raise BadSettings("this repository has no cluster remote; cluster-remote setup NAME URL makes one")
     views: list[View] = []
     unusable: list[Unusable] = []
     for name in place.remotes():
         try:
             views.append(place.remote(name, timeout))
         except (BadSettings, AnnexError) as error:
-            # The others are to be seen all the same.
+            # Show the others all the same.
             unusable.append(await _unusable(place, name, error))
     nodes = {uuid for view in views if view.uuid.is_cluster for uuid in view.uuids}
     return [view for view in views if view.uuid not in nodes], unusable
 
 
 async def one_view(name: str, timeout: float | None) -> tuple[list[View], list[Unusable]]:
-    """The same for one remote, which is to be seen also where it is not verified. Raises BadSettings, AnnexError."""
+    """Do the same for one remote, which is shown even if it is not verified. Raises BadSettings, AnnexError."""
     place = await Place.here(merge=True)
     try:
         return [place.remote(name, timeout)], []
@@ -52,10 +52,10 @@ async def _unusable(place: Place, name: str, error: Exception) -> Unusable:
 
 
 async def view_of(name: str, timeout: float | None = None, *, writing: bool = False) -> View:
-    """A remote of this repository. `writing` refuses where git-annex would. Raises BadSettings, AnnexError."""
+    """Return a remote of this repository. `writing` refuses where git-annex would. Raises BadSettings, AnnexError."""
     if looks_like_address(name):
         raise BadSettings(
-            f"{name}: this needs a remote of this repository, whose location log can be compared; "
+            f"{name}: give a remote of this repository, which has a location log to compare; "
             f"cluster-remote setup NAME {name} makes one"
         )
     place = await Place.here(merge=True)
@@ -65,7 +65,7 @@ async def view_of(name: str, timeout: float | None = None, *, writing: bool = Fa
 
 
 async def views_at(url: str, timeout: float | None) -> list[View]:
-    """What answers at an address, as seen from this repository if this is one.
+    """Return what answers at an address, as seen from this repository, if this is one.
 
     Raises BadSettings, SessionError, AnnexError.
     """

@@ -1,1 +1,1 @@
-"""What can be found out about a cluster: the work behind the diagnostic commands, apart from showing it."""
+"""Finding out the state of a cluster: the work behind the diagnostic commands, without showing it."""

@@ -1,8 +1,8 @@
-"""Asking every node about many keys, so that what it takes is decided by the nodes.
+"""Ask every node about many keys, as fast as the nodes answer.
 
-Each node has a queue of batches and several sessions that take from it; on each session the questions of a batch go out
-ahead of the answers. Batches come back in their order, complete: with an answer of every node, or the fact that it gave
-none. There is never more under way than a few batches a session, whatever there is to be asked.
+Each node has a queue of batches, and several sessions that take from it; each session pipelines the questions of a
+batch. Batches come back in order and complete, with every node's answers, or the fact that it gave none. Only a few
+batches per session are in progress at a time, however many keys there are.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from cluster_remote.p2p.session import Session
 __all__ = ["Advance", "Answered", "Nodes", "asked", "pipelined"]
 
 Advance: TypeAlias = Callable[[Node, int, bool], None]
-"""A node has dealt with so many keys more; whether it is still one that answers."""
+"""Called when a node has handled that many more keys; the flag says whether it still answers."""
 
 
 @dataclass(eq=False)
 class Answered:
-    """A batch of keys, and what each node said of them: a list for each node, in the order of the keys.
+    """A batch of keys, and each node's answers: a list for each node, in the order of the keys.
 
-    `again` is a batch of keys that have been asked about before.
+    `again` marks a batch of keys that were asked about before.
     """
 
     keys: Sequence[Located]
@@ -40,20 +40,20 @@ class Answered:
     _complete: anyio.Event = field(default_factory=anyio.Event)
 
     async def wait(self) -> None:
-        """Returns when every node has answered, or been given up."""
+        """Wait until every node has answered or been given up."""
         await self._complete.wait()
 
     def answered(self) -> None:
-        """Every node has."""
+        """Note that every node has answered."""
         self._complete.set()
 
     def of(self, number: int) -> dict[UUID, bool | None]:
-        """What all nodes said of one key."""
+        """Return what all nodes said about one key."""
         return {uuid: answers[number] for uuid, answers in self.answers.items()}
 
 
 class _Asked:
-    """One node: its queue, its sessions, and whether there is any point in asking it."""
+    """One node: its queue, its sessions, and whether it is still worth asking."""
 
     def __init__(self, node: Node, ahead: int) -> None:
         self.node = node
@@ -65,7 +65,7 @@ class _Asked:
         self._taking: MemoryObjectReceiveStream[tuple[Answered, int]] = receive
 
     async def work(self, advance: Advance) -> None:
-        """Answers what is in the queue with a session of its own. Ends when the queue is closed."""
+        """Process the queue with a session of its own, until the queue is closed."""
         session = self.node.session()
         try:
             async for batch, nodes in self._taking:
@@ -89,7 +89,7 @@ class _Asked:
             except TimedOut as failure:
                 self._give_up(failure)
             except SessionError as failure:
-                # A connection may break; a node that lets nobody in, or not a second time, is not asked for ever.
+                # A connection may break; but a node that never answered, or fails twice in a row, is given up.
                 if not self._worked:
                     self._give_up(failure)
                 else:
@@ -114,23 +114,23 @@ class _Asked:
 
 
 class Nodes:
-    """Nodes that can be asked, while `asked` is open."""
+    """Nodes that can be asked while `asked` is open."""
 
     def __init__(self, asked: Sequence[_Asked]) -> None:
         self._asked = tuple(asked)
 
     @property
     def errors(self) -> Mapping[UUID, str]:
-        """Why nodes gave no answer, those that did not."""
+        """Return why nodes gave no answer, for those that did not."""
         return {each.node.uuid: each.error for each in self._asked if each.error is not None}
 
     @property
     def given_up(self) -> frozenset[UUID]:
-        """The nodes that are not asked any more."""
+        """The nodes that are no longer asked."""
         return frozenset(each.node.uuid for each in self._asked if each.given_up)
 
     async def begin(self, keys: Sequence[Located], *, again: bool = False) -> Answered:
-        """Puts a batch into all queues, as soon as there is room."""
+        """Put a batch into all queues, as soon as there is room."""
         batch = Answered(keys, again)
         if not self._asked:
             batch.answered()
@@ -139,7 +139,7 @@ class Nodes:
         return batch
 
     async def ask(self, keys: Sequence[Located]) -> Answered:
-        """Asks about a batch again, and waits for the answers."""
+        """Ask about a batch once more, and wait for the answers."""
         batch = await self.begin(keys, again=True)
         await batch.wait()
         return batch
@@ -147,9 +147,9 @@ class Nodes:
 
 @asynccontextmanager
 async def asked(nodes: Sequence[Node], jobs: int, advance: Advance) -> AsyncIterator[Nodes]:
-    """Nodes to be asked while the context is open, each with up to `jobs` sessions; these open when first needed.
+    """Ask nodes while the context is open, with up to `jobs` sessions each, opened when first needed.
 
-    `advance` is told when a node has dealt with keys for the first time.
+    `advance` is called when a node has handled keys for the first time.
     """
     each_asked = [_Asked(node, jobs + 1) for node in nodes]
     try:
@@ -167,7 +167,7 @@ async def asked(nodes: Sequence[Node], jobs: int, advance: Advance) -> AsyncIter
 
 @asynccontextmanager
 async def pipelined(batches: Batches, nodes: Nodes, ahead: int) -> AsyncIterator[MemoryObjectReceiveStream[Answered]]:
-    """Has every batch asked about, `ahead` of whoever takes them: they come complete and in their order."""
+    """Ask about every batch, `ahead` of the consumer; batches come complete and in order."""
     starting, started = anyio.create_memory_object_stream[Answered](ahead)
     completing, complete = anyio.create_memory_object_stream[Answered](0)
 

@@ -1,4 +1,4 @@
-"""Asking every node about many keys and comparing with the location log; recording what is true, if that is wanted."""
+"""Ask every node about many keys and compare with the location log; correct the log on request."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ _NUMBER = re.compile(r"[0-9]{1,9}")
 
 
 async def numcopies(repository: Repository) -> int:
-    """How many copies git-annex is to keep: `git annex numcopies`, else annex.numcopies, else 1.
+    """Return how many copies git-annex should keep: `git annex numcopies`, else annex.numcopies, else 1.
 
-    What .gitattributes and command line options say of single files is not asked for. Raises CommandFailed.
+    Ignores .gitattributes and command line options. Raises CommandFailed.
     """
     log = (await read_files(repository, ["numcopies.log"]))["numcopies.log"]
     newest = logformat.newest((clock, "numcopies", rest) for clock, rest in logformat.dated(log))
@@ -49,11 +49,11 @@ async def numcopies(repository: Repository) -> int:
 
 
 def comparable(view: View) -> Repository:
-    """The repository whose location log is compared. Raises BadSettings where there is nothing to compare."""
+    """Return the repository whose location log to compare. Raises BadSettings if there is nothing to compare."""
     if not view.legible:
         raise BadSettings(
-            f"{view.label}: its nodes hold encrypted or chunked content, which only git-annex can tell the keys of; "
-            f"git annex fsck --fast --from {shlex.quote(view.label)} asks about them"
+            f"{view.label}: its nodes hold encrypted or chunked content, whose keys only git-annex knows; "
+            f"git annex fsck --fast --from {shlex.quote(view.label)} checks it"
         )
     if not view.nodes:
         raise BadSettings(
@@ -65,7 +65,7 @@ def comparable(view: View) -> Repository:
 
 
 class _Counts:
-    """What there has been so far."""
+    """The counts so far."""
 
     def __init__(self) -> None:
         self.keys = self.few = self.lost = self.gone = self.recorded = self.mendable = 0
@@ -109,11 +109,11 @@ class _Check:
         self._counting = {uuid for uuid in view.logs.trust if view.trust(uuid) in ("untrusted", "dead")}
 
     def is_copy(self, uuid: UUID) -> bool:
-        """git-annex counts no copy in a repository that is not trusted to keep it."""
+        """Return whether a key there counts as a copy: not in a repository that git-annex does not trust."""
         return uuid not in self._counting
 
     async def examine(self, batch: Answered) -> Sequence[Finding]:
-        """Return what is not as it should be with the keys of a batch. Raises AnnexError."""
+        """Return what is wrong with the keys of a batch. Raises AnnexError."""
         seen: list[tuple[Located, Answers]] = [(each, batch.of(number)) for number, each in enumerate(batch.keys)]
         doubtful = [number for number, (each, said) in enumerate(seen) if not self._compare(each, said).agrees]
         again = [seen[number][0] for number in doubtful]
@@ -136,9 +136,9 @@ class _Check:
     async def _read(
         self, seen: list[tuple[Located, Answers]]
     ) -> tuple[dict[Key, tuple[UUID, ...]], dict[Key, tuple[UUID, ...]]]:
-        """Compare the contents of the copies; return the nodes with damaged ones, and those that moved them aside.
+        """Verify the checksums of copies; return the nodes with damaged ones, and those that moved them aside.
 
-        With --fix these are recorded as missing. In `seen` such a node has it no more.
+        With --fix, damaged copies are recorded as missing. In `seen`, such a node no longer has the key.
         """
         if self.contents is None:
             return {}, {}
@@ -191,7 +191,7 @@ class _Check:
         counts.unlogged.update(unlogged)
         if found.gone and not each.dead and not missing:
             counts.gone += 1
-        # Of all keys that ever were, many are nowhere any more because nobody wanted them. A file is another matter.
+        # Many old keys are legitimately nowhere any more, because nobody wanted them. A file is another matter.
         few = (
             found.copies < self.needed
             and not each.dead
@@ -218,7 +218,7 @@ class _Check:
         )
 
     def conclude(self, seconds: float, waiting: int | None) -> Check:
-        """What it all comes to. `waiting` is the number of a configuration that has not been verified."""
+        """Return the result. `waiting` is the number of a configuration that has not been verified."""
         counts, errors = self.counts, self.nodes.errors
         nodes = tuple(
             NodeCount(
@@ -270,8 +270,8 @@ class _Check:
                         "damaged",
                         f"{node.title} has {many(left, 'damaged copy', 'damaged copies')}"
                         + (", recorded as missing" if self.log is not None else ""),
-                        "Have them moved aside, where the node is a directory of this machine, then bring whole ones. "
-                        "On another machine git annex fsck, run in that repository, moves them aside:",
+                        "Move them aside, if the node is a directory on this machine, then restore good copies. "
+                        "On another machine, run git annex fsck in that repository to move them aside:",
                         (f"{again} --content --move-aside", f"cluster-remote repair {name}"),
                         node=node.uuid,
                     )
@@ -281,7 +281,7 @@ class _Check:
                     Problem(
                         "content-missing",
                         f"{node.title} does not have {many(node.missing, 'key')} that the location log says it has",
-                        "Record what is true, then bring back what is missing:",
+                        "Correct the log, then restore the missing content:",
                         (again, f"cluster-remote repair {name}"),
                         node=node.uuid,
                     )
@@ -290,8 +290,8 @@ class _Check:
                 problems.append(
                     Problem(
                         "content-unlogged",
-                        f"{node.title} has {many(node.unlogged, 'key')} that the location log does not know of",
-                        "Record what is true:",
+                        f"{node.title} has {many(node.unlogged, 'key')} that the location log does not list",
+                        "Correct the log:",
                         (again,),
                         node=node.uuid,
                     )
@@ -302,7 +302,7 @@ class _Check:
                 Problem(
                     "few-copies",
                     f"{_short(counts.mendable, self.needed)}, and not all nodes have it",
-                    "Bring it to the nodes that lack it:",
+                    "Copy it to the nodes that lack it:",
                     (f"cluster-remote repair {name}",),
                 )
             )
@@ -311,8 +311,8 @@ class _Check:
                 Problem(
                     "lost",
                     f"no repository is known to have {many(counts.lost, 'key')}",
-                    "If another repository has it, fetch its git-annex branch. What is lost for good can be declared "
-                    "dead, key by key (git annex dead --key), and nobody is warned of it any more.",
+                    "If another repository has it, fetch its git-annex branch. If it is lost for good, you can declare "
+                    "it dead, key by key (git annex dead --key), to stop these warnings.",
                     ("git fetch --all",),
                 )
             )
@@ -320,8 +320,8 @@ class _Check:
             problems.append(
                 Problem(
                     "few-copies",
-                    f"{_short(left, self.needed)}, and the nodes of the cluster cannot hold any more of it",
-                    "Copy it to another repository as well (git annex copy --auto --to), or ask for fewer copies "
+                    f"{_short(left, self.needed)}, and the cluster's nodes cannot hold more copies",
+                    "Copy it to another repository too (git annex copy --auto --to), or require fewer copies "
                     "(git annex numcopies). This shows where it is:",
                     ("git annex whereis",),
                 )
@@ -334,7 +334,7 @@ def _short(keys: int, needed: int) -> str:
 
 
 def _words(selection: Selection) -> str:
-    """The selection as it was on the command line."""
+    """Return the selection as it was on the command line."""
     words = ["--all"] if selection.everything else []
     words += [f"--key {shlex.quote(key.text)}" for key in selection.keys]
     words += [shlex.quote(file) for file in selection.files]
@@ -350,9 +350,9 @@ async def check(
     advance: Advance,
     read: Read = lambda _node, _words: None,
 ) -> Check:
-    """Ask every node about every key. `tell` is given each finding at once; the outcome has none of them.
+    """Ask every node about every key. `tell` gets each finding at once; the result contains none of them.
 
-    Raises BadSettings, AnnexError; errors that come up on the way leave this as a group.
+    Raises BadSettings, AnnexError; errors during the check arrive as a group.
     """
     repository = comparable(view)
     needed = await numcopies(repository)

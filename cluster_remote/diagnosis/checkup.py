@@ -1,4 +1,4 @@
-"""What a checkup of an installation and its cluster remotes comes to: the values that people and scripts are shown."""
+"""The result of checking an installation and its cluster remotes: the values shown to people and scripts."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ __all__ = ["Checkup", "Program", "Server"]
 
 @dataclass(frozen=True)
 class Program:
-    """A program, or a library, that is needed."""
+    """A required program or library."""
 
     name: str
-    path: Annotated[str | None, "where it was found on PATH; null for a library, and for what was not found"]
-    version: Annotated[str | None, "null where it does not say, or was not found"]
+    path: Annotated[str | None, "where it was found on PATH; null for a library, or if not found"]
+    version: Annotated[str | None, "null if unknown or not found"]
 
 
 @dataclass(frozen=True)
 class Server:
-    """What answered when a cluster remote was tried."""
+    """What answered for a cluster remote."""
 
     remote: Annotated[str, "the remote of this repository"]
-    address: Annotated[str | None, "where it leads to; null without a server"]
+    address: Annotated[str | None, "its address; null without a server"]
     uuid: Annotated[UUID | None, "who answered"]
-    version: Annotated[int | None, "of the protocol, as agreed on"]
-    git_annex: Annotated[str | None, "the version of git-annex there, where it can be asked"]
+    version: Annotated[int | None, "the negotiated protocol version"]
+    git_annex: Annotated[str | None, "the version of git-annex there, if it can be determined"]
     error: Annotated[str | None, "why there was no answer"]
 
 
 @dataclass(frozen=True)
 class Checkup(Verdict):
-    """What was looked at, and what was found."""
+    """What was checked, and what was found."""
 
-    repository: Annotated[str | None, "the repository; null where only the programs were looked at"]
+    repository: Annotated[str | None, "the repository; null if only the programs were checked"]
     programs: tuple[Program, ...]
     servers: tuple[Server, ...]
     findings: tuple[Problem, ...]
-    notes: Annotated[tuple[str, ...], "what is no mistake but worth knowing"]
+    notes: Annotated[tuple[str, ...], "not mistakes, but worth knowing"]

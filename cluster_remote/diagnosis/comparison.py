@@ -1,6 +1,6 @@
-"""What the nodes say they have, against what the location log says. Pure.
+"""What the nodes say they have, compared with the location log. Pure.
 
-A node that gave no answer is unknown, never missing: the log goes on being believed for it.
+A node that gave no answer is unknown, never missing: the log is still trusted for it.
 """
 
 from __future__ import annotations
@@ -16,74 +16,74 @@ from cluster_remote.p2p.key import UUID, Key
 __all__ = ["Answers", "Check", "Comparison", "Finding", "NodeCount", "compare"]
 
 Answers = Mapping[UUID, bool | None]
-"""What each node said of one key; None where it gave no answer."""
+"""What each node said about one key; None if it gave no answer."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that is not as it should be with one key."""
+    """Something wrong with one key."""
 
     key: Key
-    file: Annotated[str | None, "a file that has this content, where files were asked about"]
-    missing: Annotated[tuple[UUID, ...], "nodes that do not have it although the location log says so"]
-    unlogged: Annotated[tuple[UUID, ...], "nodes that have it although the location log does not say so"]
-    damaged: Annotated[tuple[UUID, ...], "nodes whose copy has not the checksum of the key; with --content"]
-    moved: Annotated[tuple[UUID, ...], "those of them that have moved it aside"]
-    copies: Annotated[int, "how many there are: what nodes answered, and for all others what the location log says"]
-    few: Annotated[bool, "whether that is less than numcopies"]
-    recorded: Annotated[bool, "whether the location log says now what is true"]
+    file: Annotated[str | None, "a file with this content, if files were selected"]
+    missing: Annotated[tuple[UUID, ...], "nodes that lack it although the location log lists them"]
+    unlogged: Annotated[tuple[UUID, ...], "nodes that have it although the location log does not list them"]
+    damaged: Annotated[tuple[UUID, ...], "nodes whose copy has the wrong checksum; with --content"]
+    moved: Annotated[tuple[UUID, ...], "those of them that moved it aside"]
+    copies: Annotated[int, "number of copies, by the nodes' answers, and by the location log for all others"]
+    few: Annotated[bool, "whether that is fewer than numcopies"]
+    recorded: Annotated[bool, "whether the location log has been corrected"]
 
 
 @dataclass(frozen=True)
 class NodeCount:
-    """What one node answered."""
+    """One node's answers."""
 
     uuid: UUID
-    name: Annotated[str, "what the gateway, or this repository, calls the remote"]
-    description: Annotated[str, "what people call the repository"]
+    name: Annotated[str, "the gateway's, or this repository's, name for the remote"]
+    description: Annotated[str, "the repository's description"]
     present: Annotated[int, "keys that it has"]
-    missing: Annotated[int, "keys that it does not have although the location log says so"]
-    unlogged: Annotated[int, "keys that it has although the location log does not say so"]
+    missing: Annotated[int, "keys that it lacks although the location log lists it"]
+    unlogged: Annotated[int, "keys that it has although the location log does not list it"]
     unknown: Annotated[int, "keys about which it gave no answer"]
     damaged: Annotated[int, "keys of which it has a damaged copy"]
     unread: Annotated[int, "keys whose copy could not be read"]
-    error: Annotated[str | None, "why it gave none; the first reason"]
+    error: Annotated[str | None, "why it gave none: the first reason"]
 
     @property
     def title(self) -> str:
-        """What to call it before people."""
+        """What to call the node in messages."""
         return self.description or self.name
 
 
 @dataclass(frozen=True)
 class Check(Verdict):
-    """What came of asking every node about every key."""
+    """The result of asking every node about every key."""
 
     name: Annotated[str, "the remote"]
-    findings: Annotated[tuple[Finding, ...], "each key with which something is not as it should be"]
-    keys: Annotated[int, "how many were asked about"]
-    numcopies: Annotated[int, "how many copies there are to be"]
+    findings: Annotated[tuple[Finding, ...], "each key with something wrong"]
+    keys: Annotated[int, "number of keys that were checked"]
+    numcopies: Annotated[int, "required number of copies"]
     few: Annotated[int, "keys with fewer copies than that"]
-    gone: Annotated[int, "keys that nobody has, and nobody is said to have: dropped everywhere, or never stored"]
-    recorded: Annotated[int, "keys whose locations were put right in the location log"]
-    content: Annotated[bool, "whether what the nodes have was read"]
+    gone: Annotated[int, "keys that are on no node and logged on none: dropped everywhere, or never stored"]
+    recorded: Annotated[int, "keys whose locations were corrected in the location log"]
+    content: Annotated[bool, "whether the nodes' copies were read"]
     read: Annotated[int, "copies that were read"]
     read_size: Annotated[int, "bytes of these"]
     unverifiable: Annotated[int, "copies whose keys have no checksum"]
     nodes: tuple[NodeCount, ...]
-    seconds: Annotated[float, "how long it took"]
+    seconds: Annotated[float, "duration"]
     problems: tuple[Problem, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One key: who the log and the nodes disagree about, and how many copies that leaves."""
+    """One key: where the log and the nodes disagree, and how many copies that leaves."""
 
     missing: frozenset[UUID]
     unlogged: frozenset[UUID]
     copies: int
     gone: bool
-    """Whether nobody has it and nobody was said to have it."""
+    """Whether no repository has it, by the nodes and by the log."""
 
     @property
     def agrees(self) -> bool:
@@ -91,7 +91,7 @@ class Comparison:
 
 
 def compare(each: Located, answers: Answers, counts: Callable[[UUID], bool]) -> Comparison:
-    """`counts` says whether a repository's having something counts as a copy."""
+    """Compare the log with the nodes' answers. `counts` says whether content in a repository counts as a copy."""
     missing = frozenset(uuid for uuid, answer in answers.items() if answer is False and uuid in each.holders)
     unlogged = frozenset(uuid for uuid, answer in answers.items() if answer is True and uuid not in each.holders)
     holders = each.holders - missing | unlogged

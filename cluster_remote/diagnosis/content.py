@@ -1,4 +1,4 @@
-"""Reading what the nodes have, and comparing it with the checksums of its keys."""
+"""Read the nodes' copies and verify their checksums."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from cluster_remote.p2p.text import printable
 
 __all__ = ["Options", "Read", "Reader", "Verified", "move_aside"]
 
-# Seconds for git-annex to compare one content in its own repository, and to move it aside.
+# Seconds for git-annex to verify one content in its own repository and move it aside.
 _FSCK = 3600.0
 
 Read: TypeAlias = Callable[[Node, str], None]
-"""Told in words what a node is doing."""
+"""Called with a description of what a node is doing."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a check is to do besides asking."""
+    """What a check does besides asking."""
 
     fix: bool = False
     content: bool = False
@@ -40,7 +40,7 @@ class Options:
 
 
 class Verified:
-    """The copies that were read and found to be right, in a file, so that an interrupted check can go on."""
+    """The copies that were read and found good, kept in a file so that an interrupted check can resume."""
 
     def __init__(self, repository: Repository, cluster: UUID, *, resume: bool) -> None:
         self._path = repository.common_dir / "cluster-remote" / "verified" / cluster.text
@@ -54,7 +54,7 @@ class Verified:
         return self._line(*copy) in self._known
 
     def add(self, node: UUID, key: Key) -> None:
-        """Remember a copy, at once."""
+        """Save a copy, at once."""
         self._file.write(self._line(node, key) + b"\n")
 
     @staticmethod
@@ -65,12 +65,12 @@ class Verified:
         self._file.close()
 
     def finish(self) -> None:
-        """Forget all of it: the next check reads everything again."""
+        """Delete the file: the next check reads everything again."""
         self._path.unlink(missing_ok=True)
 
 
 class Reader:
-    """Reads copies on several nodes at once, with up to `jobs` sessions each. Close it in the end."""
+    """Reads copies on several nodes at once, with up to `jobs` sessions each. Close it at the end."""
 
     def __init__(self, nodes: Sequence[Node], jobs: int, verified: Verified, tell: Read) -> None:
         self._nodes = {node.uuid: node for node in nodes}
@@ -87,7 +87,7 @@ class Reader:
             await session.aclose()
 
     async def damaged(self, copies: Mapping[UUID, Sequence[Key]]) -> set[tuple[UUID, Key]]:
-        """Return the damaged ones among the copies of some nodes. What cannot be read is counted as `unread`."""
+        """Return the damaged copies among those of some nodes. Unreadable ones are counted as `unread`."""
         found: set[tuple[UUID, Key]] = set()
         async with anyio.create_task_group() as tasks:
             for uuid, keys in copies.items():
@@ -127,20 +127,20 @@ class Reader:
                 self.size += len(chunk)
                 checksum.update(chunk)
             vouched = await download.valid()
-        # A content that has gone meanwhile looks like an empty one that nobody vouches for.
+        # Content removed meanwhile looks like empty content that nobody vouches for.
         if not length and not vouched and not await session.check_present(key):
             return True
         return checksum.matches()
 
 
 async def move_aside(place: Path, keys: Collection[Key]) -> None:
-    """Have git-annex compare contents in the repository at `place`: it moves damaged ones to .git/annex/bad.
+    """Have git-annex verify contents in the repository at `place`: it moves damaged ones to .git/annex/bad.
 
-    That is the way which honours its locks, and has that repository record that it does not have them any more.
+    This respects its locks, and makes that repository record that it no longer has them.
     """
     for key in keys:
         with anyio.move_on_after(_FSCK):
-            # Its exit code says that something was damaged, which is known.
+            # Its exit code only says that something was damaged, which is known.
             await anyio.run_process(
                 ["git", "-C", str(place), "annex", "fsck", "--quiet", f"--key={key}"],
                 check=False,

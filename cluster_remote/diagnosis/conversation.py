@@ -1,6 +1,6 @@
-"""A conversation in the P2P protocol as it was recorded: read from a file, kept in one, told in words.
+"""A recorded conversation in the P2P protocol: read from a file, saved to one, described in words.
 
-A saved trace is text: its first line says what it is and which command was run, its last how that ended, those between
+A saved trace is text: the first line identifies it and has the command, the last has the exit code, and those between
 are the messages as the sessions wrote them (see transport/tracing.py). It may come from a stranger, in a bug report.
 """
 
@@ -33,12 +33,12 @@ __all__ = [
 
 FORMAT = 1
 _MARK = "cluster-remote-trace"
-# Characters of a message that are shown: a list of UUIDs is long, what is longer than this is not read by anybody.
+# Maximum characters of a message to show: lists of UUIDs are long, but nobody reads more than this.
 _LONGEST = 4000
 
 
 class BadTrace(ValueError):
-    """A file that is no saved trace, or a damaged one."""
+    """Not a saved trace, or a damaged one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +46,13 @@ class Said:
     """One message."""
 
     time: Annotated[float, "seconds since 1970"]
-    pid: Annotated[int, "the process that had the session"]
+    pid: Annotated[int, "the process with the session"]
     session: Annotated[int, "its number in that process"]
     peer: Annotated[str, "the address at the other end"]
-    server: Annotated[str | None, "the UUID that was asked for there"]
-    job: Annotated[str | None, "git-annex's number of the job, where it runs several at once"]
+    server: Annotated[str | None, "the UUID requested there"]
+    job: Annotated[str | None, "git-annex's job number, if it runs several at once"]
     out: Annotated[bool, "whether it was sent to the peer; false: received from there"]
-    message: Annotated[str, "the line, without its end; a token in it is blanked"]
+    message: Annotated[str, "the line, without the line end; tokens are masked"]
     size: Annotated[int, "bytes of the line"]
     data: Annotated[int | None, "bytes of content that follow the line, for DATA"]
 
@@ -61,56 +61,56 @@ class Said:
 class Heading:
     """What is known before the first message."""
 
-    command: Annotated[tuple[str, ...], "what was run"]
+    command: Annotated[tuple[str, ...], "the command that was run"]
     started: Annotated[float, "seconds since 1970"]
-    names: Annotated[Mapping[str, str], "what the repository calls others, by UUID"] = field(default_factory=dict)
+    names: Annotated[Mapping[str, str], "the repository's names for others, by UUID"] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Ending:
     """What is known after the last message."""
 
-    exit_code: Annotated[int | None, "that of the command; null where it is not known"] = None
+    exit_code: Annotated[int | None, "the command's exit code; null if unknown"] = None
 
 
 @dataclass(frozen=True)
 class Conversation:
     """What a command and its peers said to each other."""
 
-    command: Annotated[tuple[str, ...], "what was run"]
+    command: Annotated[tuple[str, ...], "the command that was run"]
     started: Annotated[float, "seconds since 1970"]
-    names: Annotated[Mapping[str, str], "what the repository calls others, by UUID"]
+    names: Annotated[Mapping[str, str], "the repository's names for others, by UUID"]
     messages: tuple[Said, ...]
-    exit_code: Annotated[int | None, "that of the command; null where it is not known"]
+    exit_code: Annotated[int | None, "the command's exit code; null if unknown"]
 
 
 def write_heading(heading: Heading) -> str:
-    """The first line of a saved trace."""
+    """Return the first line of a saved trace."""
     return json.dumps({_MARK: FORMAT, **asdict(heading)}) + "\n"
 
 
 def write_said(said: Said) -> str:
-    """A line in between."""
+    """Return the line for a message."""
     return json.dumps(asdict(said)) + "\n"
 
 
 def write_ending(ending: Ending) -> str:
-    """Its last line."""
+    """Return the last line of a saved trace."""
     return json.dumps(asdict(ending)) + "\n"
 
 
 def is_heading(line: str) -> bool:
-    """Whether this is how a saved trace begins, as far as one can see."""
+    """Return whether this looks like the first line of a saved trace."""
     return line.startswith(f'{{"{_MARK}":')
 
 
 def read_heading(line: str) -> Heading:
-    """Raises BadTrace."""
+    """Parse the first line. Raises BadTrace."""
     found = _object(line)
     if _MARK not in found:
-        raise BadTrace("this is no trace that cluster-remote has saved")
+        raise BadTrace("this is not a trace saved by cluster-remote")
     if found[_MARK] != FORMAT:
-        raise BadTrace(f"this trace is of a later form ({printable(str(found[_MARK]))}) than this program knows")
+        raise BadTrace(f"this trace has a newer format ({printable(str(found[_MARK]))}) than this program knows")
     command, names = found.get("command"), found.get("names")
     if not isinstance(command, list) or not isinstance(names, dict):
         raise BadTrace("the first line of this trace is damaged")
@@ -122,7 +122,7 @@ def read_heading(line: str) -> Heading:
 
 
 def read_ending(line: str) -> Ending | None:
-    """The end of a trace; None where the line is a message. Raises BadTrace."""
+    """Parse the end of a trace; return None if the line is a message. Raises BadTrace."""
     found = _object(line)
     if "exit_code" not in found:
         return None
@@ -131,12 +131,12 @@ def read_ending(line: str) -> Ending | None:
 
 
 def parse_said(line: str) -> Said:
-    """Reads one message. Raises BadTrace."""
+    """Parse one message. Raises BadTrace."""
     found = _object(line)
     server, job, data = found.get("server"), found.get("job"), found.get("data")
     message, peer = found.get("message"), found.get("peer")
     if not isinstance(message, str) or not isinstance(peer, str) or not isinstance(found.get("out"), bool):
-        raise BadTrace(f"this is no message of a trace: {printable(line[:200])}")
+        raise BadTrace(f"not a message of a trace: {printable(line[:200])}")
     return Said(
         time=_number(found, "time"),
         pid=int(_number(found, "pid")),
@@ -155,31 +155,31 @@ def _object(line: str) -> dict[str, Any]:
     try:
         found = json.loads(line)
     except ValueError:
-        raise BadTrace(f"this is no line of a trace: {printable(line[:200])}") from None
+        raise BadTrace(f"not a line of a trace: {printable(line[:200])}") from None
     if not isinstance(found, dict):
-        raise BadTrace(f"this is no line of a trace: {printable(line[:200])}")
+        raise BadTrace(f"not a line of a trace: {printable(line[:200])}")
     return found
 
 
 def _number(found: Mapping[str, Any], name: str) -> float:
     value = found.get(name)
-    # True and False are numbers to Python; 1e999 is one to JSON.
+    # To Python, True and False are numbers; to JSON, 1e999 is one.
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e15:
-        raise BadTrace(f"{name} is no number in a line of this trace")
+        raise BadTrace(f"{name} is not a number in a line of this trace")
     return value
 
 
 class Sessions:
-    """The sessions of a conversation, numbered as they turn up: two processes both have a first one."""
+    """The sessions of a conversation, numbered in order of appearance: each process has its own first session."""
 
     def __init__(self, names: Mapping[str, str]) -> None:
         self._names = names
         self._numbers: dict[tuple[int, int], int] = {}
         self.labels: list[str] = []
-        """What each of them is, for people, in the order of their numbers (which begin with 1)."""
+        """Each session's description, in the order of their numbers (from 1)."""
 
     def number(self, said: Said) -> tuple[int, bool]:
-        """The number of the session of a message, and whether it is new."""
+        """Return the number of a message's session, and whether it is new."""
         key = (said.pid, said.session)
         new = key not in self._numbers
         if new:
@@ -190,13 +190,13 @@ class Sessions:
 
 
 def named(message: str, names: Mapping[str, str]) -> str:
-    """The names of the repositories that a message lists by their UUIDs; empty where it lists none that has one."""
+    """Return the names of the repositories that a message lists by UUID; empty if none has a name."""
     found = [names[word] for word in message[:_LONGEST].split(" ") if word in names]
     return printable(", ".join(found))
 
 
 class Telling:
-    """Tells a conversation in lines for people, message by message. `plain`: in ASCII."""
+    """Describes a conversation in lines for people, message by message. `plain`: in ASCII."""
 
     def __init__(self, heading: Heading, *, plain: bool = False) -> None:
         self._heading = heading
@@ -204,7 +204,7 @@ class Telling:
         self._outgoing, self._incoming = (">", "<") if plain else ("→", "←")
 
     def lines(self, said: Said) -> Iterator[str]:
-        """The next message; before the first of a session also what that session is."""
+        """Describe the next message; before the first of a session, also the session."""
         number, new = self._sessions.number(said)
         since = f"{said.time - self._heading.started:9.3f} s"
         if new:

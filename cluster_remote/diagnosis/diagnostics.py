@@ -1,6 +1,6 @@
-"""The problems that are known to occur with cluster remotes: how each shows, and what solves it. Pure.
+"""The known problems of cluster remotes: how each shows, and how to fix it. Pure.
 
-What git-annex does with each of them was observed with git-annex 10.20261026.
+What git-annex does with each was observed with git-annex 10.20261026.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from cluster_remote.diagnosis.uuid_misuse import made_with_uuid, misused_uuids
 
 __all__ = ["diagnose", "find_notes", "notes_on_contents", "problems_at_nodes", "problems_of_servers"]
 
-# What the user has to write so that git-annex believes that it is meant.
+# The value that git-annex requires as confirmation.
 _CONSENT = "ACKTHPPT"
-# What a sync is to find cheapest without a server.
+# The cost that makes a sync prefer the cluster without a server.
 _SERVERLESS_COST = 50.0
-# The version of the protocol from which on a server names the repositories that stored a content.
+# The first protocol version in which a server names the repositories that stored content.
 _PLUS = 2
 
 
 def diagnose(facts: Snapshot) -> Iterator[Problem]:
-    """What is wrong, remote by remote, then with the repository as a whole."""
+    """Yield what is wrong: remote by remote, then in the repository as a whole."""
     if facts.everything:
-        # First, for it is in the way of what mends the others.
+        # First, since it gets in the way of fixing the others.
         yield from _left_over(facts)
         yield from made_with_uuid(facts)
     for ours in facts.ours:
@@ -50,8 +50,8 @@ def diagnose(facts: Snapshot) -> Iterator[Problem]:
     for file in facts.readable:
         yield Problem(
             "readable-by-others",
-            f"{file} holds a secret, and others than its owner can read or change it",
-            "Take that right away from them (and think of a new token, if you do not trust all of them):",
+            f"{file} holds a secret, and other users can read or change it",
+            "Make it private (and create a new token, if you do not trust all users):",
             (f"chmod go-rwx {shlex.quote(str(file))}",),
             about=str(file),
         )
@@ -64,9 +64,9 @@ def _aliases_behind(facts: Snapshot) -> Iterator[Problem]:
             name = logs.remotes[alias].get("name", str(alias))
             yield Problem(
                 "alias-behind",
-                f"the remote {name}, which every clone has, does not have the nodes in cluster.log that the cluster "
+                f"the remote {name}, which every clone has, does not list the nodes in cluster.log that the cluster "
                 f"{facts.name_of(cluster)} has now",
-                "Give it those:",
+                "Update it:",
                 (f"cluster-remote setup {shlex.quote(name)}",),
                 about=name,
             )
@@ -76,15 +76,15 @@ def _unusable(ours: Ours) -> Iterator[Problem]:
     if ours.unusable:
         yield Problem(
             "settings-unusable",
-            f"the parameters of the remote {ours.name} cannot be used: {ours.unusable}",
-            "Give it one that can be used; this shows what each of them means:",
+            f"the remote {ours.name} has an invalid parameter: {ours.unusable}",
+            "Correct it with git annex enableremote; this shows what each parameter means:",
             ("git annex initremote --whatelse type=external externaltype=cluster",),
             about=ours.name,
         )
 
 
 def _encrypted(facts: Snapshot, ours: Ours) -> Iterator[Problem]:
-    """Encryption where the nodes are to be tracked, so that what they get is no copy, or is not what it seems."""
+    """Find encryption on a remote whose nodes should be tracked: what they get is no copy, or not what it seems."""
     if not ours.sameas:
         return
     encryption = (ours.verified or {}).get("encryption", "none")
@@ -93,9 +93,9 @@ def _encrypted(facts: Snapshot, ours: Ours) -> Iterator[Problem]:
         yield Problem(
             "encrypted",
             f"the remote {ours.name} is the same as {facts.name_of(ours.uuid)}, which is a special remote with "
-            f"encryption={inherited}, and git-annex encrypts for both alike: what it stores through the gateway is no "
-            "copy that anybody could find there again",
-            "Remove it; its content is reached through the cluster, or by enabling the special remote itself:",
+            f"encryption={inherited}, and git-annex encrypts for both alike: what it stores through the gateway is not "
+            "a copy that anyone can find there again",
+            "Remove it, and use the cluster instead, or enable the special remote itself:",
             (f"git remote remove -- {ours.quoted}",),
             about=ours.name,
         )
@@ -103,9 +103,9 @@ def _encrypted(facts: Snapshot, ours: Ours) -> Iterator[Problem]:
         yield Problem(
             "encrypted",
             f"the remote {ours.name} has encryption={encryption}, but git-annex does not encrypt for a remote that is "
-            "the same as another one: the nodes get everything in the clear, and it is not recorded that they have it",
-            "Say that it has none; content that is there already is counted when it is copied there again. (An "
-            "encrypted remote that counts as one copy is made by cluster-remote setup --tracking remote --encryption "
+            "the same as another one: the nodes get everything unencrypted, and their copies are not recorded",
+            "Turn encryption off; content already there is counted once it is copied there again. (To make an "
+            "encrypted remote that counts as one copy: cluster-remote setup --tracking remote --encryption "
             "shared.)",
             (f"git annex enableremote {ours.quoted} encryption=none",),
             about=ours.name,
@@ -113,7 +113,7 @@ def _encrypted(facts: Snapshot, ours: Ours) -> Iterator[Problem]:
 
 
 def _clear_text(facts: Snapshot, ours: Ours) -> Iterator[Problem]:
-    """Nodes of an encrypted remote without a server, to which a sync sends everything in the clear."""
+    """Find nodes of an encrypted remote without a server to which a sync sends everything unencrypted."""
     settings = ours.settings
     if settings is None or settings.address is not None or settings.encryption == "none":
         return
@@ -130,9 +130,9 @@ def _clear_text(facts: Snapshot, ours: Ours) -> Iterator[Problem]:
     if open_ones:
         yield Problem(
             "clear-text",
-            f"git annex sync --content sends clear text to {', '.join(open_ones)}, the nodes of the encrypted remote "
-            f"{ours.name}, and the git-annex branch with the key to it",
-            "Keep the nodes out of it; what is there in the clear already stays until you drop it from them:",
+            f"git annex sync --content sends unencrypted content to {', '.join(open_ones)}, the nodes of the encrypted "
+            f"remote {ours.name}, and the git-annex branch with the encryption key",
+            "Exclude the nodes from sync; unencrypted content already there stays until you drop it:",
             tuple(f"git config {shlex.quote(f'remote.{remote}.annex-sync')} false" for remote in open_ones),
             about=ours.name,
         )
@@ -145,12 +145,11 @@ def _not_verified(facts: Snapshot, ours: Ours) -> Iterator[Problem]:
     never = ours.verified is None
     yield Problem(
         "not-verified",
-        f"git-annex does not use the remote {ours.name}, because you have not said that its configuration is safe"
+        f"git-annex does not use the remote {ours.name}, because you have not confirmed that its configuration is safe"
         if never
-        else f"somebody has changed the configuration of the remote {ours.name}; git-annex goes on with the one that "
-        "you "
-        "have verified",
-        f"If this is where you expect it to lead{where}, say so:",
+        else f"somebody changed the configuration of the remote {ours.name}; git-annex keeps using the one that "
+        "you verified",
+        f"If it leads where you expect{where}, confirm it:",
         (f"git annex verifyremote {ours.quoted} --safe {ours.pending.number}",),
         about=ours.name,
     )
@@ -161,7 +160,7 @@ def _cluster_unknown(facts: Snapshot, ours: Ours) -> Iterator[Problem]:
         return
     if ours.settings is not None and ours.settings.address is None:
         remedy, commands = (
-            "Write the nodes down in it (each of them has to be reachable):",
+            "Write the nodes to it (each has to be reachable):",
             ("git annex updatecluster",),
         )
     else:
@@ -169,7 +168,7 @@ def _cluster_unknown(facts: Snapshot, ours: Ours) -> Iterator[Problem]:
         commands = ("git fetch --all",)
     yield Problem(
         "cluster-unknown",
-        f"this repository knows no node of the cluster {facts.name_of(ours.uuid)}, so the copies there are not counted",
+        f"this repository knows no node of the cluster {facts.name_of(ours.uuid)}, so copies there are not counted",
         remedy,
         commands,
         about=ours.name,
@@ -180,7 +179,7 @@ def _node_remotes_missing(facts: Snapshot, ours: Ours) -> Iterator[Problem]:
     settings = ours.settings
     assert settings is not None
     if settings.address is None or next(each for each in facts.ours if each.uuid == ours.uuid) is not ours:
-        # Without a server the nodes are remotes already; of several remotes for one cluster the first speaks for all.
+        # Without a server the nodes are remotes already; of several remotes for a cluster, only the first is checked.
         return
     missing = [
         uuid
@@ -188,7 +187,7 @@ def _node_remotes_missing(facts: Snapshot, ours: Ours) -> Iterator[Problem]:
         if uuid != facts.uuid
         and not facts.remotes_with(uuid)
         and facts.logs.trust.get(uuid) != "dead"
-        # No remote through the gateway can be the same as one that is encrypted; see the notes.
+        # A remote through the gateway cannot be the same as an encrypted one; see the notes.
         and facts.encryption_of(uuid) == "none"
     ]
     if not missing:
@@ -196,8 +195,8 @@ def _node_remotes_missing(facts: Snapshot, ours: Ours) -> Iterator[Problem]:
     names = ", ".join(map(facts.name_of, missing))
     yield Problem(
         "node-remotes-missing",
-        f"there is no remote for {names}, so git-annex cannot verify the copies there: a drop here is refused, for the "
-        "cluster itself is no copy",
+        f"there is no remote for {names}, so git-annex cannot verify the copies there and refuses to drop content "
+        "here: the cluster itself does not count as a copy",
         "Make one for each node of the cluster:",
         (f"cluster-remote setup {ours.quoted} {shlex.quote(settings.url)}",),
         about=ours.name,
@@ -216,7 +215,7 @@ def _costs(facts: Snapshot, ours: Ours) -> Iterator[Problem]:
                 "cost",
                 f"the remote {ours.name} costs {own:g} and its cheapest node {min(costs):g}, so git annex sync uploads "
                 "to the nodes one by one instead of once to the cluster",
-                "Let the cluster cost less than its nodes:",
+                "Make the cluster cheaper than its nodes:",
                 (_set_cost(ours, min(_SERVERLESS_COST, min(costs) - 1)),),
                 about=ours.name,
             )
@@ -226,10 +225,9 @@ def _costs(facts: Snapshot, ours: Ours) -> Iterator[Problem]:
         if node.uuid in nodes and behind and facts.cost(node.name) <= own:
             yield Problem(
                 "cost",
-                f"the remote {node.name} for one node costs {facts.cost(node.name):g}, and the remote {ours.name} "
-                "for the "
-                f"whole cluster {own:g}: git-annex may store to the node before the cluster",
-                "Let the node cost slightly more:",
+                f"the remote {node.name} for a node costs {facts.cost(node.name):g}, and the remote {ours.name} "
+                f"for the whole cluster {own:g}: git-annex may store to the node before the cluster",
+                "Make the node slightly more expensive:",
                 (_set_cost(node, own + 1),),
                 about=node.name,
             )
@@ -240,14 +238,14 @@ def _set_cost(ours: Ours, cost: float) -> str:
 
 
 def _left_over(facts: Snapshot) -> Iterator[Problem]:
-    """What an initremote that was refused or killed leaves: a remote that is none, but has the name."""
+    """Find what a refused or killed initremote leaves: a remote that does not exist, but takes the name."""
     for remote in facts.config.remotes():
         named = ("url", "annex-uuid", "pushurl", "vcs")
         if facts.config.remote(remote, "annex-private") and not any(facts.config.remote(remote, key) for key in named):
             yield Problem(
                 "left-over",
-                f"{remote} is what an initremote that did not succeed has left in git's configuration",
-                "Remove it, so that its name is free again:",
+                f"{remote} is left over in git's configuration from a failed initremote",
+                "Remove it to free the name:",
                 (f"git config --remove-section {shlex.quote(f'remote.{remote}')}",),
                 about=remote,
             )
@@ -260,16 +258,15 @@ def _not_fetched(facts: Snapshot) -> Iterator[Problem]:
             yield Problem(
                 "not-fetched",
                 f"the git-annex branch of the remote {branch.remote} has never been fetched, so this repository does "
-                "not "
-                "know what is there, nor its clusters",
-                "Fetch it; git-annex merges it by itself:",
+                "not know what is there, nor its clusters",
+                "Fetch it; git-annex merges it automatically:",
                 (f"git fetch {remote} +git-annex:refs/remotes/{remote}/git-annex",),
                 about=branch.remote,
             )
 
 
 def problems_of_servers(facts: Snapshot, servers: Iterable[Server]) -> Iterator[Problem]:
-    """What the answers of the servers show. Pure."""
+    """Yield the problems that the servers' answers show. Pure."""
     by_name = {ours.name: ours for ours in facts.ours}
     members = {uuid for nodes in facts.logs.clusters.members.values() for uuid in nodes}
     removed = {ours.uuid for ours in facts.ours if ours.sameas and not ours.uuid.is_cluster} - members
@@ -280,8 +277,8 @@ def problems_of_servers(facts: Snapshot, servers: Iterable[Server]) -> Iterator[
         elif server.error is not None and any(ours.uuid in nodes for nodes in facts.logs.clusters.members.values()):
             yield Problem(
                 "unreachable",
-                f"{facts.name_of(ours.uuid)} cannot be reached by the remote {server.remote}: {server.error}",
-                "Bring it back, or mend the way to it; then this works:",
+                f"{facts.name_of(ours.uuid)} cannot be reached through the remote {server.remote}: {server.error}",
+                "Bring it back, or fix the connection; then this works:",
                 (f"cluster-remote ping {ours.quoted}",),
                 about=server.remote,
             )
@@ -289,28 +286,28 @@ def problems_of_servers(facts: Snapshot, servers: Iterable[Server]) -> Iterator[
             yield Problem(
                 "unreachable",
                 f"the remote {server.remote} does not work: {server.error}",
-                "Bring back what it leads to, or mend the way to it; then this works:",
+                "Bring back its server, or fix the connection; then this works:",
                 (f"cluster-remote ping {ours.quoted}",),
                 about=server.remote,
             )
         elif server.version is not None and server.version < _PLUS and ours.is_cluster:
             yield Problem(
                 "old-protocol",
-                f"what the remote {server.remote} leads to speaks version {server.version} of the protocol, which "
+                f"the server of the remote {server.remote} speaks protocol version {server.version}, which "
                 "cannot say on which nodes content is stored",
-                f"Install git-annex {NEEDED} or newer there; this shows what it speaks then:",
+                f"Install git-annex {NEEDED} or newer there; this shows the version afterwards:",
                 (f"cluster-remote ping {ours.quoted}",),
                 about=server.remote,
             )
 
 
 def problems_at_nodes(facts: Snapshot, servers: Iterable[Server], seen: Status) -> Iterator[Problem]:
-    """What the nodes themselves said, or did not say, where no remote of their own has shown it already. Pure."""
+    """Yield what the nodes said, or failed to say, unless a remote of their own has shown it already. Pure."""
     silent = {ours.uuid for ours in facts.ours for server in servers if server.remote == ours.name and server.error}
     for problem in (problem for cluster in seen.clusters for problem in cluster.problems):
         match problem.kind:
             case "node-replaced" | "node-without-remote" if not facts.everything:
-                # Otherwise the clusters of this repository have been looked at as a whole.
+                # Otherwise the clusters of this repository were checked as a whole.
                 yield problem
             case "node-unreachable" | "node-removed" | "content-missing" | "content-unlogged":
                 if problem.node is not None and problem.node not in silent:
@@ -318,7 +315,7 @@ def problems_at_nodes(facts: Snapshot, servers: Iterable[Server], seen: Status) 
 
 
 def notes_on_contents(facts: Snapshot, seen: Status) -> Iterator[str]:
-    """Yield notes on contents that git-annex will not get from a cluster remote, although the nodes have them. Pure."""
+    """Yield notes on contents that git-annex will not get from a cluster remote, although nodes have them. Pure."""
     setting = "annex-security-allow-unverified-downloads"
     everywhere = facts.config.get("annex.security.allow-unverified-downloads")
     for cluster in seen.clusters:
@@ -332,7 +329,7 @@ def notes_on_contents(facts: Snapshot, seen: Status) -> Iterator[str]:
 
 
 def find_notes(facts: Snapshot) -> Iterator[str]:
-    """Yield what is no mistake but worth knowing."""
+    """Yield what is not a mistake but worth knowing."""
     for branch in facts.branches:
         if branch.fetched is not None and branch.there not in (None, branch.fetched):
             yield (
@@ -344,8 +341,7 @@ def find_notes(facts: Snapshot) -> Iterator[str]:
         if facts.encryption_of(uuid) != "none" and not facts.remotes_with(uuid):
             name = facts.logs.remotes[uuid].get("name", str(uuid))
             yield (
-                f"the node {facts.name_of(uuid)} is an encrypted special remote; only a remote for itself can verify "
-                "the "
+                f"the node {facts.name_of(uuid)} is an encrypted special remote; only a remote of its own can verify "
                 f"copies there: git annex enableremote {shlex.quote(name)}"
             )
     here = set(misused_uuids(facts.config, facts.logs).values())
@@ -353,6 +349,6 @@ def find_notes(facts: Snapshot) -> Iterator[str]:
         made_with_uuid = uuid.is_cluster and uuid not in here and uuid not in facts.logs.aliases
         if made_with_uuid and "sameas-uuid" not in parameters:
             yield (
-                f"the git-annex branch has a special remote {parameters.get('name', '?')!r} that was made with uuid= "
-                f"in the place of {facts.name_of(uuid)}; nobody should enable it"
+                f"the git-annex branch has a special remote {parameters.get('name', '?')!r}, made with uuid= "
+                f"in place of {facts.name_of(uuid)}; nobody should enable it"
             )

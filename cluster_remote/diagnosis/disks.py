@@ -1,7 +1,7 @@
-"""Where on this machine nodes lie, and how much room their disks have.
+"""Where nodes are on this machine, and how much space their disks have.
 
-A disk that hangs must not keep anybody waiting, not even at the end of the program: the thread that asks for its free
-space is a daemon, for no call to a hung disk can be cancelled.
+A hung disk must not make anyone wait, not even at exit: calls to a hung disk cannot be cancelled, so the thread that
+asks for its free space is a daemon.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ async def _free(path: Path) -> int | None:
 
 
 async def paths(view: View) -> dict[UUID, Path]:
-    """Return where on this machine the nodes are, as far as a configuration that can be read from here tells."""
+    """Return the nodes' directories on this machine, as far as configurations readable from here tell."""
     if view.gateway is None:
         base = view.repository.work_tree or view.repository.git_dir if view.repository else Path.cwd()
         return paths_of(view.config, base, view.uuids)
@@ -82,7 +82,7 @@ async def paths(view: View) -> dict[UUID, Path]:
 
 
 def paths_of(config: GitConfig, base: Path, wanted: Collection[UUID]) -> dict[UUID, Path]:
-    """Return the directories of a repository's remotes that are on this machine; `base` is the repository's own."""
+    """Return the directories of a repository's remotes on this machine; `base` is the repository's own."""
     found: dict[UUID, Path] = {}
     for remote in config.remotes():
         uuid = next((each for each in wanted if each.text == config.remote(remote, "annex-uuid")), None)

@@ -1,6 +1,6 @@
-"""A conversation drawn as a sequence diagram: as text, and as SVG.
+"""A conversation drawn as a sequence diagram: as text and as SVG.
 
-Time goes down. On the left is the program, to its right one line for each session, numbered as they turn up.
+Time runs downwards. The program is on the left, and to its right is one line per session, in order of appearance.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from cluster_remote.p2p.text import printable
 __all__ = ["MOST_MESSAGES", "Arrow", "Diagram", "as_svg", "as_text", "lay_out"]
 
 MOST_MESSAGES = 1000
-"""A diagram of more would be read by nobody; the first of them are drawn."""
+"""The most messages to draw; nobody reads a longer diagram."""
 
 _US = "git-annex-remote-cluster"
-# A key's checksum says nothing to people beyond its first characters, nor does a UUID.
+# Beyond its first characters, a key's checksum says nothing to people; neither does a UUID.
 _CHECKSUM = re.compile(r"(--[0-9a-fA-F]{8})[0-9a-fA-F]{24,}")
 _UUID = re.compile(r"\b([0-9a-f]{8})-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\b")
 
 
 @dataclass(frozen=True, slots=True)
 class Arrow:
-    """A message: `lane` is the session's number, `seconds` are from the start of the command."""
+    """A message: `lane` is the session's number, `seconds` count from the start of the command."""
 
     lane: int
     out: bool
@@ -38,7 +38,7 @@ class Arrow:
 
 @dataclass(frozen=True, slots=True)
 class Diagram:
-    """What is to be drawn. `lanes` are the names of the sessions; `left_out` says how many messages are not drawn."""
+    """What to draw. `lanes` are the names of the sessions; `left_out` is the number of messages not drawn."""
 
     title: str
     lanes: tuple[str, ...]
@@ -47,7 +47,7 @@ class Diagram:
 
 
 def lay_out(heading: Heading, messages: Iterable[Said], left_out: int = 0) -> Diagram:
-    """What a diagram of a conversation shows, whatever it is drawn on; `left_out` messages follow the given ones."""
+    """Lay out a conversation, whatever it is drawn on; `left_out` more messages follow the given ones."""
     sessions = Sessions(heading.names)
     arrows: list[Arrow] = []
     for said in messages:
@@ -75,7 +75,7 @@ _LANE = 44
 
 
 def as_text(diagram: Diagram, *, plain: bool = False) -> Iterator[str]:
-    """The diagram in characters of one width. `plain`: in ASCII."""
+    """Draw the diagram in monospaced characters. `plain`: in ASCII."""
     for line in _lines(diagram):
         yield line.translate(_ASCII).encode("ascii", "replace").decode() if plain else line
 
@@ -101,7 +101,7 @@ def _lines(diagram: Diagram) -> Iterator[str]:
         if arrow.note:
             yield f"{'':{margin}}{_note(bare, arrow)}".rstrip()
     if diagram.left_out:
-        yield f"{'':{margin}}… {diagram.left_out} more messages are not drawn"
+        yield f"{'':{margin}}… {diagram.left_out} more messages not drawn"
 
 
 def _lifelines(lanes: Sequence[str], width: int) -> str:
@@ -112,7 +112,7 @@ def _lifelines(lanes: Sequence[str], width: int) -> str:
 
 
 def _arrow(bare: str, arrow: Arrow) -> str:
-    """The line from us to a lane, or back, with the message in the last stretch before that lane."""
+    """Draw the arrow between us and a lane, with the message next to the lane."""
     end = arrow.lane * _LANE
     label = _cut(arrow.label, _LANE - 8)
     inner = "─" * (end - _LANE) + f" {label} ".center(_LANE - 1, "─")
@@ -137,7 +137,7 @@ _STYLE = (
 
 
 def as_svg(diagram: Diagram) -> Iterator[str]:
-    """The diagram as an SVG document, in lines. Text in it can be selected; the whole message shows on hovering."""
+    """Draw the diagram as SVG, in lines. Text can be selected; hovering shows the whole message."""
     lanes = max(1, len(diagram.lanes))
     width = _LEFT + _COLUMN * lanes + 120
     height = _TOP + _STEP * (len(diagram.arrows) + 2)
@@ -158,7 +158,7 @@ def as_svg(diagram: Diagram) -> Iterator[str]:
     for row, arrow in enumerate(diagram.arrows, 1):
         yield from _svg_arrow(arrow, _TOP + row * _STEP)
     if diagram.left_out:
-        yield f'<text x="{_LEFT}" y="{height - 14}" class="n">… {diagram.left_out} more messages are not drawn</text>'
+        yield f'<text x="{_LEFT}" y="{height - 14}" class="n">… {diagram.left_out} more messages not drawn</text>'
     yield "</svg>"
 
 
@@ -177,6 +177,6 @@ def _svg_arrow(arrow: Arrow, y: int) -> Iterator[str]:
 
 
 def _xml(text: str) -> str:
-    # What is not a character to XML would make the whole document unreadable.
+    # A character that XML does not allow would make the whole document unreadable.
     safe = "".join(c if c.isprintable() else "\ufffd" for c in text)
     return escape(safe)

@@ -1,4 +1,4 @@
-"""Finding out what mistakes show in: configuration, logs, files, what servers answer. Nothing is changed."""
+"""Gather the facts that show mistakes: configuration, logs, files, servers' answers. Changes nothing."""
 
 from __future__ import annotations
 
@@ -40,22 +40,22 @@ if TYPE_CHECKING:
 
 __all__ = ["gather", "servers"]
 
-# Seconds for asking a git remote which branches it has.
+# Seconds to ask a git remote for its branches.
 _ASK_GIT = 20.0
-# Seconds for asking a machine which git-annex it has.
+# Seconds to ask a machine for its version of git-annex.
 _ASK_VERSION = 10.0
-# How many are asked at the same time: an ssh server may not take more connections at once.
+# The most servers to ask at once: an ssh server may not accept more connections.
 _AT_ONCE = 8
-# Versions of uuid.log that are looked through for a description; the newest come first.
+# The most versions of uuid.log to search for a description, newest first.
 _HISTORY = 200
-# A key that nobody has: a server has to look for it, and a gateway's node too.
+# A key that nobody has: a server, and a gateway's node too, has to look for it.
 _NOBODYS = Key("SHA256-s1--0000000000000000000000000000000000000000000000000000000000000000")
 
 
 async def gather(repository: Repository, only: str = "") -> Snapshot:
-    """The facts about all remotes of ours, or about one and the nodes of its cluster.
+    """Gather the facts about all our remotes, or about one and its cluster's nodes.
 
-    Raises NotInitialised, CommandFailed, BranchUnreadable, BadSettings where there is no remote called `only`.
+    Raises NotInitialised, CommandFailed, BranchUnreadable, BadSettings if there is no remote called `only`.
     """
     own = repository.uuid
     await refresh(repository)
@@ -88,12 +88,12 @@ def _ours(config: GitConfig, logs: BranchLogs, safe: Mapping[UUID, Mapping[str, 
             uuid = UUID.parse(config.remote(name, "annex-uuid") or "")
             config_uuid = UUID.parse(config.remote(name, "annex-config-uuid") or uuid.text)
         except ValueError:
-            # What an initremote that failed has left behind; git-annex takes it for no remote either.
+            # Left over from a failed initremote; git-annex ignores it too.
             continue
         parameters = logs.remotes.get(config_uuid, {})
         ours = Ours(name, uuid, config_uuid, parameters, safe.get(config_uuid))
         try:
-            # What git-annex goes by, whatever has come by the git-annex branch since.
+            # What git-annex uses, whatever has arrived in the git-annex branch since.
             settings = Settings.read(partial(_given, as_used(ours.verified or parameters)), uuid.text, name)
         except BadSettings as error:
             found.append(replace(ours, unusable=str(error)))
@@ -107,25 +107,25 @@ def _given(parameters: Mapping[str, str], setting: str) -> str:
 
 
 def _about(name: str, ours: Sequence[Ours], logs: BranchLogs) -> list[Ours]:
-    """The remote called so, and those for the nodes of its cluster. Raises BadSettings."""
+    """Return the remote of that name, and those of its cluster's nodes. Raises BadSettings."""
     one = next((each for each in ours if each.name == name), None)
     if one is None:
         known = ", ".join(each.name for each in ours)
         raise BadSettings(
             f"{name!r} is not a cluster remote of this repository; "
-            + (f"there is {known}" if known else "there is none yet (cluster-remote setup makes one)")
+            + (f"choose from {known}" if known else "there is none yet (cluster-remote setup makes one)")
         )
     nodes = logs.clusters.nodes(one.uuid)
     return [one, *(each for each in ours if each is not one and each.uuid in nodes)]
 
 
 async def _with_pending(repository: Repository, config: GitConfig, ours: Ours) -> Ours:
-    """Where git-annex waits for the user's word on a configuration, which one it is."""
+    """Add which configuration git-annex wants the user to verify, if any."""
     if ours.verified is None:
-        # A git-annex from before it asked did not write down what it used, and what it used is used.
+        # An older git-annex, which did not ask, did not record what it used; that counts as verified.
         waiting = config.remote(ours.name, "annex-verified") not in (None, "verified")
     else:
-        # The encryption of a remote that is the same as another one is in none but the verified configuration.
+        # Only the verified configuration has the encryption of a remote that is the same as another one.
         apart = ("encryption", "cipher", "cipherkeys", "mac")
         waiting = _without(ours.parameters, apart) != _without(ours.verified, apart) and bool(ours.parameters)
     return replace(ours, pending=await pending(repository, ours.name)) if waiting else ours
@@ -136,7 +136,7 @@ def _without(parameters: Mapping[str, str], names: Collection[str]) -> dict[str,
 
 
 async def _branches(repository: Repository, config: GitConfig, logs: BranchLogs) -> tuple[Branch, ...]:
-    """The git-annex branches of git remotes: of all that were never fetched, and of the gateways."""
+    """Return the git-annex branches of git remotes: of those never fetched, and of the gateways."""
     done = await repository.run("git", "for-each-ref", "--format=%(objectname) %(refname)", "refs/remotes")
     fetched: dict[str, str] = {}
     for line in decode(done.stdout).splitlines():
@@ -165,13 +165,13 @@ async def _branch_there(repository: Repository, remote: str) -> str | None:
     try:
         done = await repository.run("git", "ls-remote", "--", remote, decode(BRANCH), timeout=_ASK_GIT)
     except AnnexError:
-        # A remote that is away is no mistake in the configuration.
+        # An unreachable remote is not a mistake in the configuration.
         return None
     return decode(done.stdout).partition("\t")[0] or None
 
 
 async def _earlier(repository: Repository, uuids: Collection[UUID], logs: BranchLogs) -> dict[UUID, str]:
-    """The descriptions that repositories had before the ones that they have now."""
+    """Return the previous descriptions of repositories."""
     done = await repository.run(
         "git", "log", f"--max-count={_HISTORY}", "--format=%H", decode(BRANCH), "--", "uuid.log"
     )
@@ -193,7 +193,7 @@ async def _earlier(repository: Repository, uuids: Collection[UUID], logs: Branch
 
 
 def _readable(repository: Repository) -> list[Path]:
-    """Files with secrets that somebody else than their owner can read or change."""
+    """Return files with secrets that other users can read or change."""
     places = [*_files(repository.annex_dir / "creds"), repository.common_dir / "cluster-remote" / "tokens"]
     return [place for place in places if place.is_file() and not permissions_ok(place)]
 
@@ -206,9 +206,9 @@ def _files(directory: Path) -> list[Path]:
 
 
 async def servers(facts: Snapshot, reach: Callable[[str], Awaitable[Session]], timeout: float) -> list[Server]:
-    """Tries every remote of ours whose parameters can be used, all at once; each gets `timeout` seconds.
+    """Try every remote of ours with usable parameters, all at once; each gets `timeout` seconds.
 
-    What was declared dead, or is not verified, is left alone. `reach` makes a session with a remote, by its name.
+    Skips dead and unverified ones. `reach` opens a session with a remote by name.
     """
     found: dict[str, Server] = {}
     usable = {
@@ -251,7 +251,7 @@ async def _server(
 
 
 async def _annex_version(address: Ssh, config: GitConfig) -> str | None:
-    """The version of git-annex at the other end of ssh; None where it may not be asked (git-annex-shell alone)."""
+    """Return the version of git-annex at the other end of ssh; None if it cannot be asked (only git-annex-shell)."""
     command = ssh_command(
         address,
         ["git-annex", "version", "--raw"],

@@ -1,4 +1,4 @@
-"""What the location log says about the nodes of a cluster, in numbers, and a sample of the keys it speaks of. Pure."""
+"""What the location log says about a cluster's nodes, in numbers, and a sample of its keys. Pure."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from cluster_remote.p2p.key import UUID
 
 __all__ = ["LogStatistics", "Tally"]
 
-# Backends whose keys say nothing about the content. Of external backends only git-annex knows.
+# Backends whose keys say nothing about the content. Only git-annex knows about external backends.
 _UNVERIFIABLE = frozenset({"WORM", "URL"})
 
 
 @dataclass
 class Tally:
-    """How many keys, and how many bytes they say they have."""
+    """A number of keys, and their total size as far as the keys say."""
 
     keys: int = 0
     size: int = 0
     unsized: int = 0
 
     def add(self, size: int | None) -> None:
-        """One more, of so many bytes."""
+        """Count one more key with its size in bytes."""
         self.keys += 1
         if size is None:
             self.unsized += 1
@@ -33,7 +33,7 @@ class Tally:
 
 
 class LogStatistics:
-    """Counts what the location log says about the nodes of one cluster, and picks a sample of its keys."""
+    """Counts what the location log says about the nodes of one cluster, and samples its keys."""
 
     def __init__(
         self,
@@ -42,9 +42,9 @@ class LogStatistics:
         dead: Collection[UUID] = (),
         choose: random.Random | None = None,
     ) -> None:
-        """`sample` keys are picked, each of those that any node has with the same probability.
+        """Pick `sample` keys at random, all with the same probability, among those that any node has.
 
-        What `dead` nodes have counts for themselves alone: nobody can get at it.
+        What `dead` nodes have is counted only for themselves: it is inaccessible.
         """
         self.nodes = frozenset(nodes)
         self.living = self.nodes - frozenset(dead)
@@ -52,13 +52,13 @@ class LogStatistics:
         self.held: Mapping[UUID, Tally] = {uuid: Tally() for uuid in self.nodes}
         self.lacking: Mapping[UUID, Tally] = {uuid: Tally() for uuid in self.nodes}
         self.unverifiable = 0
-        """Keys on living nodes whose content git-annex cannot verify."""
+        """The number of keys on living nodes whose content git-annex cannot verify."""
         self.sample: list[Located] = []
         self._size = sample
         self._choose = choose or random.Random()
 
     def count(self, batch: Iterable[Located]) -> None:
-        """Takes note of what the log says of some keys."""
+        """Count what the log says about some keys."""
         for each in batch:
             holders = each.holders & self.nodes
             size = each.key.content_size if holders else None

@@ -1,4 +1,4 @@
-"""What a look at a cluster remote begins with."""
+"""The cluster remotes that cannot be examined."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Gateway", "Unusable", "View", "costs_of"]
 
 @dataclass(frozen=True)
 class Unusable:
-    """A cluster remote that cannot even be looked at, and why; `pending` is the number to verify it by."""
+    """A cluster remote that cannot be examined, and why; `pending` is the number for git annex verifyremote."""
 
     label: str
     uuid: UUID

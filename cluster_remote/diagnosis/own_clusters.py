@@ -1,7 +1,6 @@
 """Mistakes in the clusters of a repository that is a gateway, or whose remotes are the nodes. Pure.
 
-Git's configuration says which remotes shall be nodes, cluster.log which are; git annex updatecluster makes the second
-like the first.
+Git's configuration says which remotes should be nodes, cluster.log which are; git annex updatecluster updates the log.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ def problems_of_own_clusters(facts: Snapshot) -> Iterator[Problem]:
             "no-such-cluster",
             f"{', '.join(sorted(configured[name]))} is configured as a node of the cluster {name!r}, which this "
             "repository does not have",
-            "Make it (or correct the name in remote.REMOTE.annex-cluster-node):",
+            "Create it (or correct the name in remote.REMOTE.annex-cluster-node):",
             (f"git annex initcluster {shlex.quote(name)}", "git annex updatecluster"),
             about=name,
         )

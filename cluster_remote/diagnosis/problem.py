@@ -1,4 +1,4 @@
-"""What is wrong and what to do about it: one value that `status`, `check`, `repair` and `doctor` share."""
+"""A problem and its remedy: one value that `status`, `check`, `repair` and `doctor` share."""
 
 from __future__ import annotations
 
@@ -51,22 +51,22 @@ Kind = Literal[
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that is wrong, where, and what to do about it."""
+    """Something wrong, where it is, and what to do about it."""
 
-    kind: Annotated[Kind, "for scripts; the words may change"]
+    kind: Annotated[Kind, "for scripts; the wording may change"]
     words: Annotated[str, "what is wrong"]
-    remedy: Annotated[str, "what to do, in words"]
-    commands: Annotated[tuple[str, ...], "commands that can be run here, one after the other"]
-    node: Annotated[UUID | None, "the node where it is; null where it is not at one node"] = None
-    about: Annotated[str | None, "the remote, program or file where it is"] = None
+    remedy: Annotated[str, "what to do"]
+    commands: Annotated[tuple[str, ...], "commands to run here, one after the other"]
+    node: Annotated[UUID | None, "the node it concerns; null if it is not one node"] = None
+    about: Annotated[str | None, "the remote, program or file it concerns"] = None
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The base of every outcome that says whether something is wrong."""
+    """The base of every result that says whether something is wrong."""
 
-    healthy: Annotated[bool, "whether nothing is wrong"]
-    well: Annotated[bool, "the same as healthy, by its former name"] = field(init=False)
+    healthy: Annotated[bool, "whether no problems were found"]
+    well: Annotated[bool, "the former name of healthy"] = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "well", self.healthy)

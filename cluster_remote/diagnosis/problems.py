@@ -1,4 +1,4 @@
-"""What is wrong with a cluster, going by its state, and what mends it. Pure."""
+"""What is wrong with a cluster, judging by its state, and how to fix it. Pure."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ __all__ = [
     "unusable",
 ]
 
-# git-annex's own default of annex.diskreserve, in bytes: with less than that it stores nothing more.
+# git-annex's default for annex.diskreserve, in bytes: with less free space it stores nothing.
 _RESERVE = 100 * 10**6
 
 
 def unusable(remote: Unusable) -> ClusterState:
-    """The state of a remote that cannot be looked at."""
+    """Return the state of a remote that cannot be examined."""
     problem = (
         not_verified(remote.label, remote.pending)
         if remote.pending is not None
         else Problem(
             "unusable",
             remote.reason,
-            "This looks for the mistakes that are known to be made, and names what mends each:",
+            "This finds common mistakes and how to fix them:",
             (f"cluster-remote doctor {shlex.quote(remote.label)}",),
         )
     )
@@ -42,10 +42,9 @@ def unusable(remote: Unusable) -> ClusterState:
 
 
 def find_problems(state: ClusterState, unverified: int | None = None) -> list[Problem]:
-    """What is wrong with a cluster, the worst first. Pure.
+    """Return what is wrong with a cluster, worst first. Pure.
 
-    `unverified` is the number of a configuration of the remote that waits for the user's word, see
-    annex/verification.py.
+    `unverified` is the number of a configuration that the user has to verify, see annex/verification.py.
     """
     name = shlex.quote(state.name)
     problems: list[Problem] = []
@@ -57,7 +56,7 @@ def find_problems(state: ClusterState, unverified: int | None = None) -> list[Pr
             Problem(
                 "gateway-unreachable",
                 f"the gateway cannot be reached: {state.gateway.contact.error}",
-                "See that it runs and that the address is right, then try:",
+                "Make sure that it is running and that the address is right, then try:",
                 (f"cluster-remote ping {name}",),
             )
         )
@@ -66,7 +65,7 @@ def find_problems(state: ClusterState, unverified: int | None = None) -> list[Pr
             Problem(
                 "no-nodes",
                 "this repository knows no node of the cluster",
-                "Fetch the git-annex branch of the gateway, where the nodes are named:",
+                "Fetch the gateway's git-annex branch, which lists the nodes:",
                 ("git fetch --all", "git annex merge"),
             )
         )
@@ -76,26 +75,26 @@ def find_problems(state: ClusterState, unverified: int | None = None) -> list[Pr
 
 
 def many(number: int, one: str, more: str | None = None) -> str:
-    """So many of something: `1 key`, `2,000 keys`."""
+    """Format a count with its noun: `1 key`, `2,000 keys`."""
     return f"{number:,} {one if number == 1 else more or one + 's'}"
 
 
 def not_verified(remote: str, number: int) -> Problem:
-    """A remote whose configuration `number` waits for the user's word."""
+    """Describe a remote whose configuration `number` the user has to verify."""
     name = shlex.quote(remote)
     return Problem(
         "not-verified",
-        f"git-annex does not use the remote {remote} as it is, because that has not been verified",
-        "See that its address is the right one (the first command shows it), then say so:",
+        f"git-annex does not use the remote {remote}, because its configuration has not been verified",
+        "Check its address (the first command shows it), then confirm it:",
         (f"git annex verifyremote {name}", f"git annex verifyremote {name} --safe {number}"),
     )
 
 
 def unreachable(uuid: UUID, title: str, error: str | None, name: str, path: str | None = None) -> Problem:
-    """A node that gave no answer; `name` is the cluster remote, quoted for a shell.
+    """Describe a node that gave no answer; `name` is the cluster remote, quoted for a shell.
 
-    The remedy is never to declare it dead: from here nobody can tell a lost disk from one in a drawer, and the
-    declaration goes to everybody who shares the git-annex branch.
+    The remedy is never to declare it dead: from here nobody can tell a lost disk from one in a drawer, and everybody
+    who shares the git-annex branch gets the declaration.
     """
     return Problem(
         "node-unreachable",
@@ -107,35 +106,35 @@ def unreachable(uuid: UUID, title: str, error: str | None, name: str, path: str 
 
 
 def node_removed(node: NodeState, remote: str | None) -> Problem:
-    """A node that its gateway does not lead to any more; `remote` is the one that is left over, if the logs say so."""
+    """Describe a node that its gateway no longer leads to; `remote` is the leftover remote, if the logs name one."""
     if remote is not None:
         return replace(remote_of_removed_node(node.title, remote), node=node.uuid)
     return Problem(
         "node-removed",
-        f"the gateway does not lead to {node.title} any more: {node.contact.error if node.contact else None}",
-        "It may have been taken out of the cluster. Fetch the gateway's git-annex branch, which says so:",
+        f"the gateway no longer leads to {node.title}: {node.contact.error if node.contact else None}",
+        "It may have been removed from the cluster. Fetch the gateway's git-annex branch to find out:",
         ("git fetch --all", "git annex merge"),
         node=node.uuid,
     )
 
 
 def remote_of_removed_node(title: str, remote: str) -> Problem:
-    """A remote that leads to what is no node any more."""
+    """Describe a remote that leads to a former node."""
     return Problem(
         "node-removed",
-        f"{title} is no node of a cluster any more, but the remote {remote} still leads to it through the gateway",
+        f"{title} is no longer a node of a cluster, but the remote {remote} still leads to it through the gateway",
         "Remove that remote; the repository itself is not touched:",
         (f"git remote remove -- {shlex.quote(remote)}",),
     )
 
 
 def node_replaced(remote: str, now: str, titles: str, name: str, node: UUID | None) -> Problem:
-    """Say that a remote leads to the repository `now` instead of a node. `name` is the cluster remote."""
+    """Describe a remote that leads to the repository `now` instead of a node. `name` is the cluster remote."""
     return Problem(
         "node-replaced",
-        f"the remote {remote} leads to another repository than before: {now}, which is no node of the cluster, so "
+        f"the remote {remote} now leads to another repository, {now}, which is not a node of the cluster, so "
         f"nothing is stored there; {titles} is missing",
-        "Put back what was there. To have the new one take its place, make it a node and fill it:",
+        "Put back what was there. To replace it by the new one, make that a node and fill it:",
         ("git annex updatecluster", f"cluster-remote repair {shlex.quote(name)}"),
         node=node,
         about=remote,
@@ -143,13 +142,13 @@ def node_replaced(remote: str, now: str, titles: str, name: str, node: UUID | No
 
 
 def node_without_remote(uuid: UUID, title: str) -> Problem:
-    """A node of cluster.log that no remote of this repository leads to."""
+    """Describe a node in cluster.log that no remote of this repository leads to."""
     return Problem(
         "node-without-remote",
         f"no remote of this repository leads to the node {title}, so nothing is stored there from here, and no drop is "
         "complete",
         "Add a remote for it (git remote add), and configure it as a node (remote.REMOTE.annex-cluster-node). If it "
-        "has left the cluster, run git annex updatecluster in a repository that has a remote for each other node.",
+        "has left the cluster, run git annex updatecluster in a repository that has remotes for all other nodes.",
         (),
         node=uuid,
     )
@@ -165,17 +164,17 @@ def _node_problems(state: ClusterState, node: NodeState, name: str, *, gateway_d
     if contact.stranger and state.gateway is not None:
         yield node_removed(node, state.name if state.uuid == node.uuid else None)
     elif contact.stranger:
-        # git-annex still takes the remote for the node, as it was when it last looked.
+        # git-annex still takes the remote for the node, as it was when last seen.
         now = str(contact.uuid or contact.error)
         yield node_replaced(node.name, now, node.title, state.name, node.uuid)
     elif not contact.reachable and not gateway_down:
         problem = unreachable(node.uuid, node.title, contact.error, name, node.path)
         if state.tracking == "remote":
-            # Nobody but git-annex can tell what it lacks.
+            # Only git-annex can tell what it lacks.
             where = f" at {node.path}" if node.path else ""
             problem = replace(
                 problem,
-                remedy=f"Bring it back{where}; this shows it then:",
+                remedy=f"Bring it back{where}; this shows the result:",
                 commands=(f"cluster-remote status {name}",),
             )
         yield problem
@@ -183,18 +182,18 @@ def _node_problems(state: ClusterState, node: NodeState, name: str, *, gateway_d
     if sample is not None and sample.missing:
         yield Problem(
             "content-missing",
-            f"{node.title} has lost content: of {many(sample.asked, 'key')} that it was asked about, it does not have "
-            f"{sample.missing} although the location log says so",
-            "Ask about all of them and record what is true, then bring back what is missing:",
+            f"{node.title} has lost content: asked about {many(sample.asked, 'key')}, it lacks "
+            f"{sample.missing} that the location log says it has",
+            "Check all keys and correct the log, then restore the missing content:",
             (f"cluster-remote check {name} --all --fix", f"cluster-remote repair {name}"),
             node=node.uuid,
         )
     if sample is not None and sample.unlogged:
         yield Problem(
             "content-unlogged",
-            f"the location log does not know all that {node.title} has: of {many(sample.asked, 'key')} that it was "
-            f"asked about, it has {sample.unlogged} although the log does not say so",
-            "Ask about all of them and record what is true:",
+            f"{node.title} has content that the location log does not list: asked about {many(sample.asked, 'key')}, "
+            f"it has {sample.unlogged} that the log does not list",
+            "Check all keys and correct the log:",
             (f"cluster-remote check {name} --all --fix",),
             node=node.uuid,
         )
@@ -203,7 +202,7 @@ def _node_problems(state: ClusterState, node: NodeState, name: str, *, gateway_d
         yield Problem(
             "lagging",
             f"{node.title} lacks {many(node.lacking, 'content')} that other nodes have",
-            "Bring there what is lacking:",
+            "Copy it there:",
             (f"cluster-remote repair {name}",),
             node=node.uuid,
         )
@@ -212,15 +211,15 @@ def _node_problems(state: ClusterState, node: NodeState, name: str, *, gateway_d
             "disk-full",
             f"{node.title} is full: {node.free // 10**6} MB are left, and git-annex keeps "
             f"{_RESERVE // 10**6} MB free (annex.diskreserve)",
-            "Make room on its disk; this shows contents that no file needs any more:",
+            "Free up space on its disk; this shows content that no file uses any more:",
             ("git annex unused",),
             node=node.uuid,
         )
     if contact.version is not None and contact.version < 2:
         yield Problem(
             "old-protocol",
-            f"{node.title} speaks version {contact.version} of the protocol, which cannot say where content was stored",
-            "Install a newer git-annex there. This shows what it speaks:",
+            f"{node.title} speaks protocol version {contact.version}, which cannot say where content was stored",
+            "Install a newer git-annex there. This shows its version:",
             (f"cluster-remote ping {name}",),
             node=node.uuid,
         )

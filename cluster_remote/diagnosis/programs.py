@@ -1,4 +1,4 @@
-"""The programs and libraries that are needed: which are there, where, and in which version."""
+"""The required programs and libraries: which are installed, where, and in which version."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from cluster_remote.diagnosis.problem import Problem
 
 __all__ = ["Programs", "find_programs", "problems_of_programs"]
 
-# Seconds for a program to say its version.
+# Seconds for a program to report its version.
 _QUICK = 20.0
 _VERSIONS: Mapping[str, tuple[str, ...]] = {
     "git": ("git", "--version"),
@@ -37,10 +37,10 @@ _VERSION = re.compile(r"[0-9]+(?:\.[0-9]+)+\S*")
 
 @dataclass(frozen=True)
 class Programs:
-    """What was found. `versions` has no entry for what does not say; `own` is where this very program is installed.
+    """The programs found. `versions` lacks those that do not report one; `own` is where this very program is installed.
 
-    `elsewhere` has directories that are not on PATH, by the programs that lie there and were not found; `together` is
-    one that has both git-annex and git-annex-shell.
+    `elsewhere` maps programs missing from PATH to directories outside PATH that contain them; `together` is a directory
+    with both git-annex and git-annex-shell.
     """
 
     paths: Mapping[str, Path | None]
@@ -50,7 +50,7 @@ class Programs:
     together: Path | None = None
 
     def listed(self) -> tuple[Program, ...]:
-        """All of them, with the libraries."""
+        """Return all programs and libraries."""
         found = [Program(name, _text(self.paths.get(name)), self.versions.get(name)) for name in _NAMES]
         found.append(Program("Python", sys.executable, self.versions.get("Python")))
         found += [Program(name, None, self.versions.get(name)) for name in _LIBRARIES]
@@ -62,7 +62,7 @@ def _text(path: Path | None) -> str | None:
 
 
 def find_programs() -> Programs:
-    """Looks for the programs on PATH, and asks each for its version."""
+    """Look for the programs on PATH, and ask each for its version."""
     own = Path(sys.executable).parent
     paths = {name: Path(found) if (found := shutil.which(name)) else None for name in _NAMES}
     versions = {"Python": ".".join(map(str, sys.version_info[:3]))}
@@ -103,7 +103,7 @@ def _version(argv: tuple[str, ...]) -> str | None:
 
 
 def problems_of_programs(programs: Programs, *, needs_ssh: bool) -> Iterator[Problem]:
-    """What is wrong with the installation. Pure."""
+    """Yield what is wrong with the installation. Pure."""
     for name in _NAMES:
         if programs.paths.get(name) is None and (name != "ssh" or needs_ssh):
             yield _missing(name, programs)
@@ -111,8 +111,8 @@ def problems_of_programs(programs: Programs, *, needs_ssh: bool) -> Iterator[Pro
     if annex is not None and shell is not None and not set(_directories(annex)) & set(_directories(shell)):
         yield Problem(
             "program-elsewhere",
-            f"git-annex is {annex}, but git-annex-shell is {shell}: two installations, which may be of two versions",
-            "Put the directory of one installation first on PATH (in the file where your shell has its settings, too):",
+            f"git-annex is {annex}, but git-annex-shell is {shell}: two installations, possibly of different versions",
+            "Put the directory of one installation first on PATH (also in your shell's startup file):",
             (_path_command(programs.together or annex.parent),),
             about="git-annex-shell",
         )
@@ -121,9 +121,8 @@ def problems_of_programs(programs: Programs, *, needs_ssh: bool) -> Iterator[Pro
     if ours is not None and version != __version__:
         yield Problem(
             "program-elsewhere",
-            f"git-annex starts {ours}, which is version {version or 'unknown'}; this program is version {__version__}",
-            "Put the directory that this program is in first on PATH (in the file where your shell has its settings, "
-            "too):",
+            f"git-annex runs {ours}, which is version {version or 'unknown'}; this program is version {__version__}",
+            "Put this program's directory first on PATH (also in your shell's startup file):",
             (_path_command(programs.own),),
             about="git-annex-remote-cluster",
         )
@@ -131,8 +130,8 @@ def problems_of_programs(programs: Programs, *, needs_ssh: bool) -> Iterator[Pro
     if version is not None and version_number(version) < OLDEST:
         yield Problem(
             "program-old",
-            f"git-annex is version {version}, and this program needs {NEEDED} or newer",
-            "Install a newer one:",
+            f"git-annex is version {version}, but this program needs {NEEDED} or newer",
+            "Upgrade it:",
             _install("git-annex", upgrade=True),
             about="git-annex",
         )
@@ -143,26 +142,26 @@ def _missing(name: str, programs: Programs) -> Problem:
     if place is not None:
         return Problem(
             "program-missing",
-            f"{name} is not on PATH, so that git-annex cannot start it; there is one in {place}",
-            "Put that directory on PATH (in the file where your shell has its settings, too):",
+            f"{name} is not on PATH, so git-annex cannot run it; there is one in {place}",
+            "Add that directory to PATH (also in your shell's startup file):",
             (_path_command(place),),
             about=name,
         )
     if name.startswith("git-annex"):
         commands = _install("git-annex" if name == "git-annex-shell" else name)
-        remedy = "Install it:" if commands else "Install it, from your system's packages or as its home page says."
+        remedy = "Install it:" if commands else "Install it from your system's packages or as its home page says."
         return Problem("program-missing", f"{name} is not on PATH", remedy, commands, about=name)
     return Problem(
         "program-missing",
         f"{name} is not on PATH",
-        "Install it as programs are installed on your system; on Debian and Ubuntu:",
+        "Install it; on Debian and Ubuntu:",
         (f"sudo apt-get install {'openssh-client' if name == 'ssh' else name}",),
         about=name,
     )
 
 
 def _install(package: str, *, upgrade: bool = False) -> tuple[str, ...]:
-    """Return the command that installs a package where this program is installed; none where there is no such."""
+    """Return the command that installs a package next to this program; nothing if there is none."""
     prefix = Path(sys.prefix)
     if prefix.parent.name == "venvs" and shutil.which("pipx"):
         return (f"pipx inject --include-apps {'--force ' if upgrade else ''}{shlex.quote(prefix.name)} {package}",)
@@ -178,7 +177,7 @@ def _install(package: str, *, upgrade: bool = False) -> tuple[str, ...]:
 
 
 def _managed_by_the_system() -> bool:
-    """Whether pip would refuse, because the packages of this Python are those of the system."""
+    """Return whether pip would refuse, because the system manages this Python's packages."""
     return sys.prefix == sys.base_prefix and Path(sysconfig.get_path("stdlib"), "EXTERNALLY-MANAGED").exists()
 
 

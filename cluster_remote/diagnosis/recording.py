@@ -1,4 +1,4 @@
-"""Recording what nodes have, so that the location log is right afterwards whatever happens at the same time."""
+"""Record what nodes have so that the location log ends up right, whatever else happens at the same time."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ if TYPE_CHECKING:
 
 __all__ = ["Recorded", "look_again", "record"]
 
-# Content that comes and goes more often than this while it is looked at is somebody else's to record.
+# Content that changes more often than this while we look is for others to record.
 _ATTEMPTS = 4
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """A key as the log and the nodes are now, and what the log did not say, or said wrongly, before."""
+    """A key as the log and the nodes are now, and what the log got wrong before."""
 
     each: Located
     answers: Answers
     before: frozenset[UUID]
     ours: frozenset[UUID] = frozenset()
-    """Those that a line of ours says to have it."""
+    """The nodes that have it according to a line of ours."""
     written: bool = False
 
     @property
     def present(self) -> frozenset[UUID]:
-        """Those that the log knows of now and did not know of before."""
+        """The nodes newly listed in the log."""
         return (self.each.holders - self.before) & self.answers.keys() if self.written else frozenset()
 
     @property
     def absent(self) -> frozenset[UUID]:
-        """Those that the log named before and does not name any more."""
+        """The nodes no longer listed in the log."""
         return (self.before - self.each.holders) & self.answers.keys() if self.written else frozenset()
 
 
 async def look_again(
     keys: Sequence[Located], nodes: Nodes, reader: LocationReader
 ) -> list[tuple[Located, dict[UUID, bool | None]]]:
-    """Read the log once more, then ask the nodes once more: what comes or goes at this very moment is no mistake."""
+    """Read the log once more, then ask the nodes once more: changes at this very moment are not mistakes."""
     if not keys:
         return []
     logged = await reader.read([each.key for each in keys])
@@ -59,11 +59,11 @@ async def look_again(
 async def record(
     keys: Sequence[Located], nodes: Nodes, reader: LocationReader, log: LocationLog, *, absent: bool
 ) -> list[Recorded]:
-    """Write to the location log what is true of some keys; give all of them as they are then.
+    """Record the truth about some keys in the location log; return all of them as they are then.
 
-    The log and the nodes are looked at just before a line is written and again afterwards, until they agree: a drop or
-    an upload in between is never overwritten for good. With `absent` a node that has lost something is recorded too;
-    otherwise only a line of ours that has become wrong is taken back. Raises AnnexError.
+    The log and the nodes are checked right before a line is written and again afterwards, until they agree: a drop or
+    an upload in between is never overwritten for good. `absent` also records losses; without it, only a line of ours
+    that has become wrong is taken back. Raises AnnexError.
     """
     log.expect()
     found: dict[int, Recorded] = {}

@@ -1,4 +1,4 @@
-"""Bringing content to the nodes that lack it, and recording where it is then. Nothing is ever removed."""
+"""Copy content to the nodes that lack it, and record the new copies. Never removes anything."""
 
 from __future__ import annotations
 
@@ -33,45 +33,47 @@ if TYPE_CHECKING:
 
 __all__ = ["NodeRepair", "Repair", "repair"]
 
-# Seconds for git-annex to say where a content lies.
+# Seconds for git-annex to say where a content is.
 _TIMEOUT = 60.0
 
 Moved: TypeAlias = Callable[[Key, int], None]
-"""Told how many bytes of a content have been brought so far."""
+"""Called with the number of bytes of a content transferred so far."""
 
 
 @dataclass(frozen=True)
 class NodeRepair:
-    """What came of one node."""
+    """The result for one node."""
 
     uuid: UUID
-    name: Annotated[str, "what the gateway, or this repository, calls the remote"]
-    description: Annotated[str, "what people call the repository"]
+    name: Annotated[str, "the gateway's, or this repository's, name for the remote"]
+    description: Annotated[str, "the repository's description"]
     lacked: Annotated[int, "contents that it lacked"]
-    stored: Annotated[int, "how many of these it has now"]
+    stored: Annotated[int, "number of these that it has now"]
     lacked_size: Annotated[int, "bytes of the contents that it lacked, as far as their keys say"]
-    size: Annotated[int, "bytes of those that it has now, as far as their keys say"]
-    unknown: Annotated[int, "contents about which it gave no answer, and which were not brought there"]
-    choosy: Annotated[bool, "whether it has preferred or required content set, so that git-annex has to decide"]
-    error: Annotated[str | None, "why it gave no answer; the first reason"]
+    size: Annotated[int, "bytes of those it has now, as far as their keys say"]
+    unknown: Annotated[int, "contents about which it gave no answer, and which were not copied there"]
+    choosy: Annotated[bool, "whether it has preferred or required content, so that git-annex decides"]
+    error: Annotated[str | None, "why it gave no answer: the first reason"]
 
     @property
     def title(self) -> str:
-        """What to call it before people."""
+        """What to call the node in messages."""
         return self.description or self.name
 
 
 @dataclass(frozen=True)
 class Repair(Verdict):
-    """What came of bringing content to the nodes that lack it."""
+    """The result of copying content to the nodes that lack it."""
 
     name: Annotated[str, "the remote"]
-    dry_run: Annotated[bool, "whether nothing was done"]
+    dry_run: Annotated[bool, "whether it was a dry run, which changes nothing"]
     deliveries: Annotated[tuple[Transfer, ...], "each content that nodes lacked"]
-    keys: Annotated[int, "how many were looked at"]
-    recorded: Annotated[int, "contents that nodes had without the location log knowing, and that it knows of now"]
+    keys: Annotated[int, "number of keys checked"]
+    recorded: Annotated[
+        int, "contents that nodes had although the location log did not list them, and that it lists now"
+    ]
     nodes: tuple[NodeRepair, ...]
-    seconds: Annotated[float, "how long it took"]
+    seconds: Annotated[float, "duration"]
     problems: tuple[Problem, ...]
 
 
@@ -110,10 +112,10 @@ class _Repair:
         self.unknown: Counter[UUID] = Counter()
         self.reasons: dict[UUID, str] = {}
 
-    # Finding out
+    # Finding the work
 
     async def find(self, batches: Batches, jobs: int, tasks: MemoryObjectSendStream[Task]) -> None:
-        """Puts what there is to do into `tasks`, which is closed in the end."""
+        """Put the work to do into `tasks`, which is closed at the end."""
         async with tasks:
             if self.trusting:
                 async for keys in batches:
@@ -135,10 +137,10 @@ class _Repair:
         if task is not None:
             await tasks.send(task)
 
-    # Doing
+    # Doing it
 
     async def work(self, tasks: MemoryObjectReceiveStream[Task], where: BatchProcess) -> None:
-        """Does what is to be done, one thing after the other, until there is no more."""
+        """Do the tasks one after the other, until there are no more."""
         carrier = Carrier(self.view, self.reachability)
         try:
             async with tasks:
@@ -160,14 +162,14 @@ class _Repair:
         reasons: tuple[str, ...] = ()
         if source is None:
             self.homeless += 1
-            reasons = ("neither this repository nor any node that answers has it",)
+            reasons = ("neither this repository nor any reachable node has it",)
         elif not self.dry_run:
             all_up = not self.nodes.given_up and self.view.living == self.view.nodes
             brought = await carrier.bring(task, path, lambda position: self.moved(key, position), all_up=all_up)
             said, reasons = brought.stored, brought.reasons
             self.damaged.update(brought.damaged)
             if said:
-                # A node has it when it says so after the upload.
+                # A node counts only if it confirms after the upload that it has the content.
                 [known] = await record([task.each], self.nodes, self.reader, self.log, absent=False)
                 stored = frozenset(uuid for uuid in said if known.answers.get(uuid))
         for node in task.lacking:
@@ -182,14 +184,14 @@ class _Repair:
         self.tell(Transfer(key, task.each.file, source, lacking, tuple(sorted(stored)), reasons))
 
     async def _path(self, key: Key, where: BatchProcess) -> bytes | None:
-        """Where the content lies in this repository; None if it does not, whatever the log says."""
+        """Return where the content is in this repository; None if it is not, whatever the log says."""
         answer = await where.ask(bytes(key), _TIMEOUT)
         top = self.repository.place
         path = top / os.fsdecode(answer)
         there = bool(answer) and await anyio.Path(path).is_file()
         return bytes(path) if there else None
 
-    # What it comes to
+    # The result
 
     def conclude(self, seconds: float) -> Repair:
         errors = self.nodes.errors
@@ -225,7 +227,7 @@ class _Repair:
                     Problem(
                         "lagging",
                         f"{node.title} still lacks {left}: {self.reasons[node.uuid]}",
-                        "When that is mended, try again:",
+                        "Fix that, then try again:",
                         (f"cluster-remote repair {name}",),
                         node=node.uuid,
                     )
@@ -235,7 +237,7 @@ class _Repair:
             problems.append(
                 Problem(
                     "damaged",
-                    f"{title} has {many(number, 'damaged copy', 'damaged copies')}: others were brought in their place "
+                    f"{title} has {many(number, 'damaged copy', 'damaged copies')}: good ones were copied instead "
                     "to the nodes that lacked them",
                     "Find all damaged copies, and record them as missing:",
                     (f"cluster-remote check {name} --all --content --fix",),
@@ -246,9 +248,9 @@ class _Repair:
             problems.append(
                 Problem(
                     "out-of-reach",
-                    f"{many(self.homeless, 'content')} cannot be had from here: neither this repository nor any node "
-                    "that answers has it",
-                    "Record what is true; git annex whereis tells then who else may have it:",
+                    f"{many(self.homeless, 'content')} cannot be found: neither this repository nor any reachable node "
+                    "has it",
+                    "Correct the log; git annex whereis then shows who else may have it:",
                     (f"cluster-remote check {name} --all --fix",),
                 )
             )
@@ -256,7 +258,7 @@ class _Repair:
 
 
 def _reason_of(node: Node, reasons: Sequence[str]) -> str:
-    """Why one node did not take it: what begins with its name, or else all that was said."""
+    """Return why one node did not store it: reasons that begin with its name, or else all of them."""
     own = [reason for reason in reasons if reason.startswith(f"{node}: ")]
     return "; ".join(own or reasons)
 
@@ -272,10 +274,10 @@ async def repair(
     advance: Advance,
     moved: Moved,
 ) -> Repair:
-    """Brings what nodes lack to them; `jobs` contents at once. `tell` is given each delivery; the outcome has none.
+    """Copy to nodes what they lack, `jobs` contents at once. `tell` gets each transfer; the result contains none.
 
-    With `trusting` the location log says who lacks what, else every node is asked. With `dry_run` nothing is changed.
-    Raises BadSettings, AnnexError; errors that come up on the way leave this as a group.
+    With `trusting`, the location log says who lacks what; otherwise every node is asked. `dry_run` changes nothing.
+    Raises BadSettings, AnnexError; errors during the repair arrive as a group.
     """
     repository = comparable(view)
     started = anyio.current_time()

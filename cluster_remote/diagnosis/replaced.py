@@ -1,7 +1,7 @@
-"""Nodes of cluster.log that no remote leads to, and remotes that lead to another repository than they did. Pure.
+"""Nodes in cluster.log that no remote leads to, and remotes that lead to a different repository than before. Pure.
 
-A disk that was exchanged keeps its place, and git-annex changes the UUID of the remote without a word: the node is gone
-from the cluster then, as far as this repository goes, and what has come in its place is none.
+A replacement disk is mounted at the same place, and git-annex silently changes the UUID of the remote: for this
+repository the node has then left the cluster, and its replacement is not a node.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def strangers(config: GitConfig, logs: BranchLogs, cluster: UUID) -> dict[str, U
 
 
 def without_remote(config: GitConfig, logs: BranchLogs, cluster: UUID) -> list[UUID]:
-    """Return the nodes of a cluster that are neither this repository nor a remote of it, nor dead."""
+    """Return the nodes of a cluster that are neither dead, nor this repository, nor a remote of it."""
     here = {config.remote(remote, "annex-uuid") for remote in config.remotes()} | {config.get("annex.uuid")}
     return [
         uuid
@@ -43,7 +43,7 @@ def without_remote(config: GitConfig, logs: BranchLogs, cluster: UUID) -> list[U
 
 
 def replaced_nodes(config: GitConfig, logs: BranchLogs, cluster: UUID, name: str) -> Iterator[Problem]:
-    """Name each remote that leads to another repository than the node that is missing. `name` is the cluster remote."""
+    """Yield each remote that leads to a different repository than the missing node. `name` is the cluster remote."""
     missing = without_remote(config, logs, cluster)
     if not missing:
         return

@@ -1,7 +1,7 @@
-"""One request to one server or node, and what came of it: for scripts and for bug reports.
+"""One request to one server or node, and its result: for scripts and bug reports.
 
-These are the requests of the protocol as they are. Nothing is recorded and no copies are counted unless the caller asks
-for it, so that what a server does can be seen apart from what git-annex makes of it.
+These are plain requests of the protocol. Nothing is recorded and no copies are counted unless the caller asks for it,
+so that the server's behaviour can be told apart from git-annex's.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ if TYPE_CHECKING:
 
 __all__ = ["Downloaded", "Dropped", "Locked", "Presence", "Recorder", "Uploaded", "download", "drop", "lock", "present"]
 
-_Names = Annotated[Mapping[str, str], "what this repository calls those that are named here, by UUID"]
-_Recorded = Annotated[tuple[UUID, ...], "repositories whose location has been written to the location log"]
-_Target = Annotated[str, "what was given on the command line"]
+_Names = Annotated[Mapping[str, str], "this repository's names for the others named here, by UUID"]
+_Recorded = Annotated[tuple[UUID, ...], "repositories for which the location log was updated"]
+_Target = Annotated[str, "what the command line named"]
 _Server = Annotated[UUID, "the repository or cluster that answered"]
-_Version = Annotated[int | None, "of the protocol, as agreed on"]
-_Seconds = Annotated[float, "from the first byte to the last, with connecting"]
+_Version = Annotated[int | None, "the negotiated protocol version"]
+_Seconds = Annotated[float, "duration from connecting to the last byte"]
 
 
 @dataclass(frozen=True)
 class Presence:
-    """Whether a server has a content."""
+    """Whether a server has the content."""
 
     target: _Target
     server: _Server
@@ -56,17 +56,19 @@ class Presence:
 
 @dataclass(frozen=True)
 class Uploaded:
-    """What came of an upload."""
+    """The result of an upload."""
 
     target: _Target
     server: _Server
     version: _Version
     key: Key
     stored: Annotated[bool, "whether the content is there now"]
-    already_present: Annotated[bool, "whether it had been there before, so that nothing was sent"]
-    uuids: Annotated[tuple[UUID, ...], "the repositories behind the server that it says have stored it, or have it"]
-    reasons: Annotated[tuple[str, ...], "why a part of it failed"]
-    size: Annotated[int | None, "bytes of the content, where the key says it"]
+    already_present: Annotated[bool, "whether it was there before, so that nothing was sent"]
+    uuids: Annotated[
+        tuple[UUID, ...], "the repositories behind the server that stored it, or had it, by its own account"
+    ]
+    reasons: Annotated[tuple[str, ...], "why parts of it failed"]
+    size: Annotated[int | None, "bytes of the content, if the key says"]
     seconds: _Seconds
     recorded: _Recorded = ()
     descriptions: _Names = field(default_factory=dict)
@@ -74,49 +76,49 @@ class Uploaded:
 
 @dataclass(frozen=True)
 class Downloaded:
-    """What came of a download."""
+    """The result of a download."""
 
     target: _Target
     server: _Server
     version: _Version
     key: Key
-    path: Annotated[str, "the file that has the content now"]
+    path: Annotated[str, "the file that was written"]
     offset: Annotated[int, "bytes that were in the file before"]
     size: Annotated[int, "bytes that are in the file now"]
-    verified: Annotated[bool | None, "whether the content has the key's checksum; null where the key has none"]
+    verified: Annotated[bool | None, "whether the checksum matches the key; null if the key has none"]
     seconds: _Seconds
 
 
 @dataclass(frozen=True)
 class Dropped:
-    """What came of a removal."""
+    """The result of a removal."""
 
     target: _Target
     server: _Server
     version: _Version
     key: Key
-    removed: Annotated[bool, "whether the content is gone from everywhere that the server stands for"]
-    uuids: Annotated[tuple[UUID, ...], "the repositories behind the server that it says it removed it from"]
-    reasons: Annotated[tuple[str, ...], "why a part of it failed"]
+    removed: Annotated[bool, "whether the content is gone from every repository that the server stands for"]
+    uuids: Annotated[tuple[UUID, ...], "the repositories behind the server that removed it, by the server's account"]
+    reasons: Annotated[tuple[str, ...], "why parts of it failed"]
     recorded: _Recorded = ()
     descriptions: _Names = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Locked:
-    """What came of locking a content."""
+    """The result of locking content."""
 
     target: _Target
     server: _Server
     version: _Version
     key: Key
     locked: bool
-    held: Annotated[float, "seconds that it was held locked"] = 0.0
-    exit_code: Annotated[int | None, "that of the command which was run meanwhile"] = None
+    held: Annotated[float, "seconds it was locked"] = 0.0
+    exit_code: Annotated[int | None, "exit code of the command that was run meanwhile"] = None
 
 
 async def present(session: Session, target: str, key: Key) -> Presence:
-    """CHECKPRESENT. Raises SessionError."""
+    """Send CHECKPRESENT. Raises SessionError."""
     server = await session.open()
     return Presence(target, server, session.version, key, await session.check_present(key))
 
@@ -124,7 +126,7 @@ async def present(session: Session, target: str, key: Key) -> Presence:
 async def upload(
     session: Session, target: str, key: Key, file: AssociatedFile, path: bytes, progress: Progress
 ) -> Uploaded:
-    """PUT. Raises SessionError; SourceError where the file is not the content of this key."""
+    """Send PUT. Raises SessionError; SourceError if the file is not the content of this key."""
     started = time.monotonic()
     server = await session.open()
     outcome = await session.store(key, file, FileSource(path), progress)
@@ -144,7 +146,7 @@ async def upload(
 
 
 async def download(session: Session, target: str, key: Key, path: Path, progress: Progress) -> Downloaded:
-    """GET, from where the file at `path` ends. What came stays in the file where the rest does not come.
+    """Send GET, resuming at the end of the file at `path`. A partial download stays in the file.
 
     Raises SessionError, CannotWrite.
     """
@@ -163,7 +165,7 @@ def _size(path: Path) -> int:
 
 
 async def drop(session: Session, target: str, key: Key) -> Dropped:
-    """REMOVE: no copies are counted. Raises SessionError."""
+    """Send REMOVE; no copies are counted. Raises SessionError."""
     server = await session.open()
     outcome = await session.remove(key)
     return Dropped(target, server, session.version, key, outcome.removed, tuple(sorted(outcome.uuids)), outcome.reasons)
@@ -171,7 +173,7 @@ async def drop(session: Session, target: str, key: Key) -> Dropped:
 
 @asynccontextmanager
 async def lock(session: Session, target: str, key: Key) -> AsyncIterator[Locked]:
-    """LOCKCONTENT, held while the context is open. Raises SessionError, also where the lock is lost before the end."""
+    """Send LOCKCONTENT and hold the lock while the context is open. Raises SessionError, also if the lock is lost."""
     server = await session.open()
     version = session.version
     async with session.lock(key) as locked:
@@ -179,7 +181,7 @@ async def lock(session: Session, target: str, key: Key) -> AsyncIterator[Locked]
 
 
 def has_checksum(key: Key, path: Path) -> bool | None:
-    """Whether a file has the checksum that its key names; None for keys of a backend that is no hash known here."""
+    """Return whether a file has the key's checksum; None for keys of a backend that is not a known hash."""
     checksum = Checksum.of(key)
     if checksum is None:
         return None
@@ -194,10 +196,10 @@ def has_checksum(key: Key, path: Path) -> bool | None:
 
 @dataclass(frozen=True)
 class Recorder:
-    """The location log of this repository, for what one of its remotes says.
+    """Writes one remote's answers to the location log of this repository.
 
-    A remote that counts as one copy is recorded itself. Any other is believed about its nodes only, or about itself
-    where it is a repository: the answer of a gateway never changes what is recorded of anybody else.
+    A remote that counts as one copy is recorded itself. Any other is trusted only about its nodes, or about itself if
+    it is a repository: a gateway's answer never changes what is recorded about others.
     """
 
     repository: Repository
@@ -206,40 +208,39 @@ class Recorder:
 
     @classmethod
     def of(cls, target: Target) -> Recorder:
-        """Check that what `target` says can be recorded. Raises NotARepository, BadSettings."""
+        """Check that answers of `target` can be recorded. Raises NotARepository, BadSettings."""
         repository, settings = target.repository, target.settings
         if repository is None:
             raise NotARepository(
-                "--record writes to the location log of a repository, and this is none; run it inside one, or leave "
-                "--record out"
+                "--record writes to a repository's location log: run it inside a repository, or leave out --record"
             )
         if settings is None:
             raise BadSettings(
-                "--record: an address alone does not prove which repository answers there; name a remote of this "
+                "--record: an address does not prove which repository answers there; name a remote of this "
                 "repository instead"
             )
         if settings.tracking == "remote":
             if settings.encryption != "none" or settings.chunked:
                 raise BadSettings(
-                    f"--record: {settings.name} keeps what it stores encrypted or in chunks, which is not what this "
-                    f"command sends or asks for; git annex copy and git annex fsck record the right thing"
+                    f"--record: {settings.name} stores encrypted or chunked content, which this "
+                    f"command does not handle; use git annex copy or git annex fsck"
                 )
             if target.node:
                 raise BadSettings(
-                    f"--record: {settings.name} counts as one copy, whichever of its nodes have it; leave out --node"
+                    f"--record: {settings.name} counts as one copy, whichever nodes have it; leave out --node"
                 )
         return cls(repository, settings, target.logs)
 
     async def record(
         self, key: Key, server: UUID, named: Collection[UUID], *, present: bool, whole: bool = True
     ) -> tuple[tuple[UUID, ...], frozenset[UUID]]:
-        """Write that `server` and those it named have the content, or have it no more.
+        """Record that `server`, and those it named, have the content or no longer have it.
 
-        `whole` is whether the answer holds for `server` itself too, not only for those it named. Gives the repositories
-        that were recorded, and those that were not because the remote cannot speak for them. Raises LocationLogError.
+        `whole` says whether the answer also holds for `server` itself. Returns the repositories that were recorded, and
+        those that were not, because the remote cannot speak for them. Raises LocationLogError.
         """
         if self.settings.tracking == "remote":
-            # Copies on single nodes are not known here.
+            # Copies on single nodes are not tracked here.
             ours, others = frozenset({self.settings.uuid} if whole else ()), frozenset[UUID]()
         else:
             everybody = {*named, server} if whole else set(named)
@@ -250,9 +251,9 @@ class Recorder:
 
 
 def check_legible(settings: Settings | None, key: Key) -> None:
-    """Refuse to ask an encrypted remote about a key that it has under another name. Raises BadSettings."""
+    """Refuse to ask an encrypted remote about a key, which it has under another name. Raises BadSettings."""
     if settings is not None and settings.encryption != "none" and not key.is_encrypted:
         raise BadSettings(
-            f"{settings.name} is encrypted: its nodes have the content under an encrypted key, which only git-annex "
-            f"can compute; git annex fsck --fast --from {settings.name} asks about it, git annex drop --from removes it"
+            f"{settings.name} is encrypted: its nodes have the content under an encrypted key that only git-annex "
+            f"knows; git annex fsck --fast --from {settings.name} checks it, git annex drop --from removes it"
         )

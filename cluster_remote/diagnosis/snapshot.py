@@ -1,4 +1,4 @@
-"""A snapshot of one repository: the configuration, logs and files in which problems show. Values only; see facts.py."""
+"""A snapshot of one repository: the configuration, logs and files that show problems. Values only; see facts.py."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ __all__ = ["Branch", "Ours", "Snapshot"]
 
 @dataclass(frozen=True)
 class Ours:
-    """A remote of this repository that this program serves.
+    """A remote of this repository that uses this program.
 
-    `config_uuid` is the UUID of its configuration, which is another one where the remote is the same as a repository.
-    `parameters` is what remote.log has of it, `verified` what the user has said to be safe. `settings` is None, and
-    `unusable` says why, where the parameters cannot be used.
+    `config_uuid` is the UUID of its configuration, which differs from `uuid` if the remote is the same as a repository.
+    `parameters` are those in remote.log, `verified` those that the user has confirmed as safe. If the parameters are
+    invalid, `settings` is None and `unusable` says why.
     """
 
     name: str
@@ -37,12 +37,12 @@ class Ours:
 
     @property
     def quoted(self) -> str:
-        """The name for a shell."""
+        """The name, quoted for a shell."""
         return shlex.quote(self.name)
 
     @property
     def sameas(self) -> bool:
-        """Whether it is the same as a repository or a cluster, as it should be where that is what it tracks."""
+        """Whether it is the same as a repository or a cluster, as required for tracking that."""
         return self.config_uuid != self.uuid
 
     @property
@@ -53,7 +53,7 @@ class Ours:
 
 @dataclass(frozen=True)
 class Branch:
-    """The git-annex branch of a git remote: as it was fetched, and as it is there. None where there is none."""
+    """The git-annex branch of a git remote: as last fetched, and as it is there now. None if there is none."""
 
     remote: str
     fetched: str | None
@@ -62,11 +62,11 @@ class Branch:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Everything in a repository in which problems show.
+    """Everything in a repository that shows problems.
 
-    `place` is this repository's directory. `ours` are the remotes to be looked at; `everything` says whether these are
-    all, so that the repository as a whole is looked at too. `earlier` are descriptions that repositories had before
-    they were overwritten. `readable` are files with secrets that others can read.
+    `place` is this repository's directory. `ours` are the remotes to check; `everything` says whether these are all, so
+    that the repository as a whole is checked too. `earlier` are previous descriptions of repositories, which were
+    overwritten. `readable` are files with secrets that other users can read.
     """
 
     place: Path
@@ -80,19 +80,19 @@ class Snapshot:
     readable: tuple[Path, ...] = ()
 
     def name_of(self, uuid: UUID) -> str:
-        """What to call a repository before people."""
+        """Return what to call a repository in messages."""
         return self.logs.descriptions.get(uuid) or str(uuid)
 
     def encryption_of(self, uuid: UUID) -> str:
-        """With what a repository encrypts, if it is a special remote; those that are the same as it do so too."""
+        """Return the encryption of a special remote; remotes that are the same as it share that."""
         return self.logs.remotes.get(uuid, {}).get("encryption", "none")
 
     def remotes_with(self, uuid: UUID) -> list[str]:
-        """The remotes of this repository that are the given one."""
+        """Return the remotes of this repository with this UUID."""
         return [name for name in self.config.remotes() if self.config.remote(name, "annex-uuid") == uuid.text]
 
     def cost(self, remote: str) -> float:
-        """What git-annex takes a remote to cost."""
+        """Return the cost that git-annex assumes for a remote."""
         for ours in self.ours:
             if ours.name == remote and ours.settings is not None and not self.config.remote(remote, "annex-cost"):
                 return float(ours.settings.cost)

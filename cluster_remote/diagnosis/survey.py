@@ -1,8 +1,8 @@
-"""Finding out the state of clusters: from the logs, from each node, and from a sample that shows whether both agree.
+"""Find out the state of clusters: from the logs, from each node, and from a sample that shows whether the two agree.
 
-The logs of the git-annex branch are cheap, and what git-annex decides by. With each node there is one short
-conversation, all at once. A cluster whose sample is in order may still have lost something else: `check` is what asks
-about everything.
+The logs of the git-annex branch are cheap to read, and what git-annex itself goes by. Each node gets one short
+conversation, all at once. A cluster whose sample is fine may still have lost something else: `check` asks about
+everything.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ from cluster_remote.transport.address import BadAddress
 
 __all__ = ["survey", "unverified"]
 
-# Requests whose round trips are timed; the fastest counts, for it has the least of everything else in it.
+# Requests to time; the fastest counts, as the least disturbed one.
 _ROUND_TRIPS = 3
 _NO_WAY = Contact(False, "no remote of this repository leads to it", None, None, None, None)
-# What a node costs that cannot be reached; nobody compares it.
+# The cost of an unreachable node; nobody compares it.
 _FAR = 1000.0
-# Nobody has it: a key to ask about when only the time that the answer takes is of interest.
+# A key that nobody has, for measuring only the time of an answer.
 NOBODYS = Key("SHA256-s1--0000000000000000000000000000000000000000000000000000000000000000")
 
 
 async def _talk(session: Session, timeout: float) -> Contact:
-    """Talks with somebody for at most `timeout` seconds, and leaves the session open."""
+    """Contact a server or node for at most `timeout` seconds, and leave the session open."""
     started = time.perf_counter()
     uuid: UUID | None = None
     connecting: float | None = None
@@ -67,14 +67,14 @@ async def _talk(session: Session, timeout: float) -> Contact:
 
 
 def _is_stranger(failure: SessionError) -> bool:
-    """Whether somebody answered, and it was not the repository that was asked for."""
-    # git-annex's gateway says it on standard error alone.
+    """Return whether a repository other than the requested one answered."""
+    # git-annex's gateway says so only on standard error.
     return isinstance(failure, WrongRepository) or "not configured to proxy for repository" in str(failure)
 
 
 @dataclass
 class _Findings:
-    """What has been found out of one cluster so far."""
+    """What has been found out about one cluster so far."""
 
     gateway: Contact | None = None
     nodes: dict[UUID, Contact] = field(default_factory=dict)
@@ -85,9 +85,9 @@ class _Findings:
 
 
 async def survey(views: Sequence[View], broken: Sequence[Unusable] = (), *, timeout: float, sample: int) -> Status:
-    """Looks at all clusters and all their nodes at once, each for at most `timeout` seconds.
+    """Examine all clusters and all their nodes at once, each for at most `timeout` seconds.
 
-    `sample` keys of each cluster are asked for at each of its nodes. Raises AnnexError.
+    Each node is asked about `sample` keys of its cluster. Raises AnnexError.
     """
     statistics = [
         LogStatistics(
@@ -114,7 +114,7 @@ async def survey(views: Sequence[View], broken: Sequence[Unusable] = (), *, time
 
 
 async def _count(views: Sequence[View], statistics: Sequence[LogStatistics]) -> None:
-    """One pass over the location log for all clusters of the repository."""
+    """Read the location log once, for all clusters of the repository."""
     repository = next((view.repository for view in views if view.repository is not None), None)
     if repository is None:
         return
@@ -139,10 +139,10 @@ async def _ask_node(
     try:
         contact = await _talk(session, timeout)
         found.nodes[node.uuid] = contact
-        # How long it takes to count is none of the node's fault, and not part of the time that it is given.
+        # The time for counting is not the node's fault, so it is not part of its timeout.
         await counted.wait()
         if contact.reachable and statistics.sample and view.repository is not None:
-            # A node that is merely slow to answer about so many keys is all right.
+            # A node that is only slow to answer about so many keys is fine.
             with anyio.move_on_after(timeout):
                 found.samples[node.uuid] = await _spot_check(view.repository, session, node.uuid, statistics.sample)
     except SessionError as failure:
@@ -154,7 +154,7 @@ async def _ask_node(
 async def _spot_check(repository: Repository, session: Session, node: UUID, sample: Sequence[Located]) -> Sample:
     answers = await session.check_all([each.key for each in sample])
     doubtful = [each for each, answer in zip(sample, answers, strict=True) if answer is not (node in each.holders)]
-    # What is on its way at this very moment is no mistake: the log is read once more, and then the node is asked again.
+    # Changes at this very moment are not mistakes: read the log once more, then ask the node again.
     async with LocationReader(repository) as reader:
         logged = await reader.read([each.key for each in doubtful])
     again = await session.check_all([each.key for each in doubtful])
@@ -167,10 +167,10 @@ async def _spot_check(repository: Repository, session: Session, node: UUID, samp
 
 
 async def unverified(view: View) -> int | None:
-    """The number of a configuration of the remote that waits for the user's word, if one does. Raises AnnexError."""
+    """Return the number of a configuration of the remote that the user has to verify, if any. Raises AnnexError."""
     if view.repository is None or view.settings is None:
         return None
-    # Asking git-annex takes a while, and as a rule it has written down here that there is nothing to be asked.
+    # Asking git-annex takes a while, and usually its configuration already says that there is no need.
     if view.config.remote(view.label, "annex-verified") not in (None, "verified"):
         waiting = await pending(view.repository, view.label)
         return None if waiting is None else waiting.number
@@ -187,7 +187,7 @@ async def _look_at_disks(view: View, found: _Findings, timeout: float) -> None:
     found.free = await free_space(found.paths, timeout)
 
 
-# What it comes to
+# The result
 
 
 def _state(view: View, statistics: LogStatistics, found: _Findings) -> ClusterState:
@@ -224,7 +224,7 @@ def _state(view: View, statistics: LogStatistics, found: _Findings) -> ClusterSt
 
 
 def _inside(view: View) -> tuple[Node, ...]:
-    """The nodes behind a remote without a server that counts as one copy; no log knows what each of them has."""
+    """Return the nodes behind a remote without a server that counts as one copy; no log tracks what each has."""
     if not isinstance(view.way, Serverless) or view.settings is None or view.settings.tracking != "remote":
         return ()
     nodes = view.way.nodes(view.way.membership.cluster)
@@ -232,7 +232,7 @@ def _inside(view: View) -> tuple[Node, ...]:
 
 
 def _without_remote(view: View) -> frozenset[UUID]:
-    """The nodes of cluster.log that nothing here leads to."""
+    """Return the nodes in cluster.log that nothing here leads to."""
     if view.repository is None or view.gateway is not None or not view.uuid.is_cluster:
         return frozenset()
     return frozenset(without_remote(view.config, view.logs, view.uuid)) - view.uuids

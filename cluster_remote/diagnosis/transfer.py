@@ -1,8 +1,8 @@
-"""Bringing one content to the nodes that lack it, by the shortest way there is.
+"""Copy one content to the nodes that lack it, by the shortest path.
 
-From this repository where it has the content, otherwise from the nodes that have it, through here, without a copy of it
-being made on the way. Where several nodes behind a gateway lack it, the gateway is given it once; whatever that leaves
-out gets it by itself.
+The source is this repository if it has the content, otherwise nodes that have it, streamed through here without a
+temporary copy. If several nodes behind a gateway lack it, the gateway gets it once; nodes that this misses get it
+individually.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ __all__ = ["Carrier", "Task", "Transfer", "task_for"]
 
 @dataclass(frozen=True)
 class Transfer:
-    """What came of one content that nodes lacked."""
+    """The result for one content that nodes lacked."""
 
     key: Key
-    file: Annotated[str | None, "a file that has this content, where files were asked about"]
-    source: Annotated[Literal["here", "nodes"] | None, "where the content comes from; null if it cannot be had"]
+    file: Annotated[str | None, "a file with this content, if files were selected"]
+    source: Annotated[Literal["here", "nodes"] | None, "where the content comes from; null if it cannot be found"]
     lacking: Annotated[tuple[UUID, ...], "nodes that lacked it"]
-    stored: Annotated[tuple[UUID, ...], "nodes that have it now, and whose location is recorded"]
+    stored: Annotated[tuple[UUID, ...], "nodes that have it now, as is recorded"]
     reasons: Annotated[tuple[str, ...], "why others do not"]
 
     @property
@@ -47,7 +47,7 @@ class Transfer:
 
 @dataclass(frozen=True)
 class Task:
-    """A content that some nodes lack, and who has it. `learnt` are holders that the location log did not know."""
+    """A content that some nodes lack, and who has it. `learnt` are holders missing from the location log."""
 
     each: Located
     lacking: tuple[Node, ...]
@@ -56,11 +56,11 @@ class Task:
 
 
 def task_for(view: View, each: Located, answers: Answers | None, *, whole: bool) -> Task | None:
-    """What there is to do about one key; None if nothing. Pure.
+    """Return what to do about one key; None if nothing. Pure.
 
-    `answers` are those of the nodes, None to go by the location log. A node that gave no answer is left out, and so is
-    one that has preferred or required content set. With `whole`, which means every key that the location log knows,
-    only content that some node has, or is said to have, is the cluster's business; also what a dead one had.
+    `answers` are those of the nodes, None to trust the location log. Skips nodes that gave no answer or have preferred
+    or required content. With `whole`, which means every key in the location log, only content that some node has, or is
+    said to have, even a dead one, concerns the cluster.
     """
     living = view.living
     if answers is None:
@@ -74,7 +74,7 @@ def task_for(view: View, each: Located, answers: Answers | None, *, whole: bool)
 
 
 class _Only:
-    """Has the cluster session go to exactly some nodes: what it takes for the location log names all others."""
+    """Makes the cluster session use only certain nodes: the location log it is given lists all others."""
 
     def __init__(self) -> None:
         self.holders: frozenset[UUID] = frozenset()
@@ -85,7 +85,7 @@ class _Only:
 
 @dataclass(frozen=True)
 class Brought:
-    """The outcome of bringing one content: who says to have it now, why others do not, and which copies are damaged."""
+    """The result of copying one content: who says to have it now, why others do not, and which copies are damaged."""
 
     stored: frozenset[UUID]
     reasons: tuple[str, ...]
@@ -93,7 +93,7 @@ class Brought:
 
 
 class Carrier:
-    """Brings one content after the other; keeps its sessions with the nodes, and opens them when first needed."""
+    """Copies one content after the other; opens its sessions with the nodes when first needed, and keeps them."""
 
     def __init__(self, view: View, reachability: Reachability) -> None:
         self._view = view
@@ -111,11 +111,11 @@ class Carrier:
             await session.aclose()
 
     async def bring(self, task: Task, path: bytes | None, progress: Progress | None = None, *, all_up: bool) -> Brought:
-        """Bring a content to the nodes that lack it, from one source after the other until all of them have it.
+        """Copy content to the nodes that lack it, from one source after the other until all of them have it.
 
-        `path` is where the content lies in this repository, None where it does not. `all_up` says that every node of
-        the cluster answers: git-annex's gateway gives up an upload if one of them does not. A source that gives damaged
-        content, or that no node takes, is followed by the next; no content is ever put together from two.
+        `path` is where the content is in this repository, None if it is not. `all_up` says that every node of the
+        cluster answers: git-annex's gateway aborts an upload if one does not. After a source with damaged content, or
+        whose content no node accepts, the next one is tried; content is never combined from two sources.
         """
         key, file = task.each.key, _associated(task.each.file)
         missing = frozenset(node.uuid for node in task.lacking)
@@ -165,7 +165,7 @@ class Carrier:
     async def _store_apart(
         self, lacking: frozenset[UUID], key: Key, file: AssociatedFile, source: Source, progress: Progress | None
     ) -> tuple[frozenset[UUID], tuple[str, ...]]:
-        """Store what no checksum protects, node by node, for each may ask for another part of it."""
+        """Store content without a checksum node by node, since each may ask for a different part of it."""
         stored: frozenset[UUID] = frozenset()
         reasons: tuple[str, ...] = ()
         for uuid in sorted(lacking):
@@ -202,7 +202,7 @@ def _associated(file: str | None) -> AssociatedFile:
 
 
 class _Relay(Source):
-    """A content that is read from one node while it is sent to others; `found_damaged` is called where it is wrong."""
+    """Content read from one node while it is sent to others; calls `found_damaged` if it is wrong."""
 
     repeatable = False
 
@@ -215,7 +215,7 @@ class _Relay(Source):
     @asynccontextmanager
     async def read(self, offset: int) -> AsyncIterator[SourceReading]:
         async with self._session.download(self._key, self._file, offset) as download:
-            # Of a part nothing can be said; the node that has the rest compares the whole.
+            # A partial download proves nothing; the node that has the rest verifies the whole.
             checksum = None if offset else Checksum.of(self._key)
             yield _RelayReading(download, checksum, self._found_damaged)
 
@@ -243,10 +243,10 @@ class _RelayReading(SourceReading):
 
 
 class _Whole(Source):
-    """A content that no checksum protects, and that is therefore only sent as a whole.
+    """Content without a checksum, which is therefore sent only as a whole.
 
-    A part of it that a node has already may be of another copy, and nobody would notice. No message has the node throw
-    it away: INVALID does not, for git-annex stores what has the right size.
+    A part that a node already has may come from another copy, and nobody would notice. No message makes the node
+    discard it: INVALID does not, since git-annex stores anything of the right size.
     """
 
     repeatable = False
@@ -259,8 +259,8 @@ class _Whole(Source):
     async def read(self, offset: int) -> AsyncIterator[SourceReading]:
         if offset:
             raise SourceError(
-                f"the node has {offset} bytes of an earlier upload of {self._key}, and no checksum tells whether they "
-                "are of the same copy; remove .git/annex/tmp/KEY in that repository (git annex unused lists it)"
+                f"the node has {offset} bytes of an earlier upload of {self._key}, and no checksum shows whether they "
+                "belong to the same copy; remove .git/annex/tmp/KEY in that repository (git annex unused lists it)"
             )
         async with self._source.read(0) as reading:
             yield reading

@@ -1,6 +1,6 @@
-"""Remotes that were made with uuid= where --sameas was meant, and so took the place of a cluster or a node. Pure.
+"""Remotes made with uuid= instead of --sameas, which took the place of a cluster or a node. Pure.
 
-The description is then the remote's name for everybody, and its configuration stands under the cluster's UUID.
+Everybody then sees the remote's name as the description, and its configuration under the cluster's UUID.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ __all__ = ["made_with_uuid", "misused_uuids"]
 
 
 def misused_uuids(config: GitConfig, logs: BranchLogs) -> dict[str, UUID]:
-    """The remotes, by name, that were made with uuid= where --sameas was meant, and whose place they took.
+    """Return the remotes, by name, that were made with uuid= instead of --sameas, and whose place they took.
 
-    A cluster is no special remote, whatever the type; a node can be one, but none that leads through a gateway.
+    A cluster is never a special remote of any type; a node can be one, but not one that leads through a gateway.
     """
     found: dict[str, UUID] = {}
     for name in config.remotes():
@@ -46,12 +46,11 @@ def made_with_uuid(facts: Snapshot) -> Iterator[Problem]:
         remedy = "Remove it, and give the description back."
         if parameters.get("externaltype") == "cluster":
             commands += _right_commands(facts, name, uuid, parameters.get("url", ""))
-            remedy += f" Then make a remote that is the same as the {what}; it needs another name."
+            remedy += " Then make a remote with --sameas; it needs another name."
         yield Problem(
             "made-with-uuid",
-            f"the remote {name} was made with uuid= and so has taken the place of the {what} itself: everybody sees "
-            "the "
-            f"{what} under the name {facts.name_of(uuid)!r} and with this remote's configuration",
+            f"the remote {name} was made with uuid= and has taken the place of the {what} itself: everybody sees "
+            f"the {what} under the name {facts.name_of(uuid)!r} and with this remote's configuration",
             f"{remedy} Tell others not to enable {name}:",
             tuple(commands),
             about=name,
@@ -59,7 +58,7 @@ def made_with_uuid(facts: Snapshot) -> Iterator[Problem]:
 
 
 def _right_commands(facts: Snapshot, old: str, uuid: UUID, url: str) -> list[str]:
-    """What was meant, in place of initremote with uuid=."""
+    """Return the commands that do what initremote with uuid= was meant to do."""
     name = _free_name(facts, old)
     if uuid.is_cluster and url:
         return [f"cluster-remote setup {shlex.quote(name)} {shlex.quote(url)} --cluster {uuid}"]
@@ -75,7 +74,7 @@ def _right_commands(facts: Snapshot, old: str, uuid: UUID, url: str) -> list[str
 
 
 def _is_somebody(logs: BranchLogs, uuid: UUID) -> bool:
-    """Whether a cluster, a node, a gateway or something behind one has this UUID: then it is no remote's own."""
+    """Return whether this UUID belongs to a cluster, a node, a gateway or something behind one: not to a remote."""
     return (
         uuid.is_cluster
         or any(uuid in nodes for nodes in logs.clusters.members.values())
@@ -93,7 +92,7 @@ def _default_description(facts: Snapshot, uuid: UUID) -> str:
 
 
 def _free_name(facts: Snapshot, old: str) -> str:
-    """A name that no remote has had: git-annex does not give one away again."""
+    """Return a name that no remote has had: git-annex does not reuse names."""
     taken = {each.get("sameas-name") or each.get("name") for each in facts.logs.remotes.values()}
     taken |= set(facts.config.remotes())
     number, name = 2, f"{old}-2"

@@ -1,1 +1,1 @@
-"""The life of a cluster: set up, grown, renamed, taken down. Changes are planned first, and undone if they fail."""
+"""The life of a cluster: set up, changed, renamed, taken down. Changes are planned first, and undone on failure."""

@@ -1,9 +1,9 @@
 """Clusters that every clone has at once. Pure.
 
-git-annex enables a remote by itself where remote.log says `autoenable=true`. It needs the encryption for that, which it
-does not store for a remote that is the same as another. So such a remote has a UUID of its own that is a cluster's too:
-an alias, with a line in cluster.log that has the same nodes, and `cluster=` naming the cluster that it stands for.
-git-annex counts no cluster as a copy, so each copy is counted once. (Observed with git-annex 10.20261026.)
+git-annex enables a remote automatically if remote.log says `autoenable=true`. That requires the encryption parameter,
+which git-annex does not store for a remote that is the same as another. So such a remote gets a UUID of its own that is
+also a cluster's: an alias, with the same nodes in cluster.log, and `cluster=` naming the cluster that it stands for.
+git-annex never counts a cluster as a copy, so each copy is counted once. (Observed with git-annex 10.20261026.)
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ __all__ = ["aliases", "plan_alias", "refreshed"]
 
 
 def aliases(facts: Facts, cluster: UUID) -> Iterator[Stored]:
-    """The remotes in the git-annex branch whose UUID stands for a cluster."""
+    """Yield the remotes in the git-annex branch whose UUID stands for a cluster."""
     for each in facts.stored:
         if facts.logs.aliases.get(each.uuid) == cluster:
             yield each
 
 
 def refreshed(facts: Facts) -> Iterator[Step]:
-    """The steps that give every alias the nodes that its cluster has now."""
+    """Yield the steps that update every alias to the current nodes of its cluster."""
     for alias, cluster in facts.logs.aliases.items():
         nodes = facts.logs.clusters.nodes(cluster)
         if facts.logs.clusters.nodes(alias) != nodes:
@@ -38,7 +38,7 @@ def refreshed(facts: Facts) -> Iterator[Step]:
 
 
 def plan_alias(facts: Facts, wanted: Wanted) -> Plan:
-    """A remote that every clone has at once, in the place of one that only this repository has. Raises BadSettings."""
+    """Plan a remote that every clone has at once, replacing one that only this repository has. Raises BadSettings."""
     assert isinstance(wanted.sameas, UUID)
     cluster = wanted.sameas
     parameters = {**wanted.parameters, "cluster": cluster.text, "autoenable": "true"}
@@ -56,11 +56,11 @@ def plan_alias(facts: Facts, wanted: Wanted) -> Plan:
     else:
         made = plan_remote(facts, alias)
     nodes = facts.logs.clusters.nodes(cluster)
-    steps.append(Record(uuid, nodes, f"{alias.name} gets a UUID of its own, which git-annex can enable by itself"))
+    steps.append(Record(uuid, nodes, f"{alias.name} gets a UUID of its own, which git-annex can enable automatically"))
     return Plan(tuple(steps)) + made
 
 
 def _new_cluster() -> UUID:
-    """A UUID as git-annex makes them for clusters: of version 8, with `ac` in front."""
+    """Return a UUID as git-annex makes them for clusters: version 8, starting with `ac`."""
     digits = secrets.token_hex(16)
     return UUID.parse(f"ac{digits[2:8]}-{digits[8:12]}-8{digits[13:16]}-8{digits[17:20]}-{digits[20:]}")

@@ -1,4 +1,4 @@
-"""Planning what changes a cluster that is there: its nodes, its name, its end. Pure."""
+"""Plan changes of an existing cluster: its nodes, its name, its end. Pure."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ __all__ = ["Own", "node_called", "own_cluster", "plan_add", "plan_remove", "plan
 
 @dataclass(frozen=True)
 class Own:
-    """A cluster of this repository: what it is called in git's configuration, and the remote of ours for it, if any."""
+    """A cluster of this repository: its name in git's configuration, and our remote for it, if any."""
 
     name: str
     uuid: UUID
     remote: str | None
     hidden: bool
-    """Whether its contents are encrypted, so that its nodes are to get no clear text."""
+    """Whether its content is encrypted, so that its nodes must not get unencrypted content."""
 
 
 def own_cluster(facts: Facts, named: str) -> Own:
-    """The cluster that somebody means by a remote's name or its own. Raises BadSettings."""
+    """Return the cluster with this name, or with a remote of this name. Raises BadSettings."""
     own = facts.config.clusters()
     if facts.ours(named):
         stored = facts.stored_of(named)
         parameters = {} if stored is None else stored.parameters
         if parameters.get("url"):
             raise BadSettings(
-                f"{named} leads to a gateway, and its nodes are the gateway's to change: run this there, with the "
-                "name of the cluster"
+                f"{named} leads to a gateway, and only the gateway can change its nodes: run this there, with the "
+                "cluster's name"
             )
         uuid = facts.remote_uuid(named)
         for name, each in own.items():
@@ -54,7 +54,7 @@ def own_cluster(facts: Facts, named: str) -> Own:
 
 
 def node_called(facts: Facts, own: Own, text: str) -> UUID:
-    """The node that somebody means by a remote's name, a description or a UUID. Raises BadSettings."""
+    """Return the node with this remote, description or UUID. Raises BadSettings."""
     nodes = facts.logs.clusters.nodes(own.uuid)
     found = {uuid for uuid in nodes if text in (uuid.text, facts.logs.descriptions.get(uuid))}
     if text in facts.config.remotes() and (uuid := facts.remote_uuid(text)) is not None:
@@ -63,8 +63,8 @@ def node_called(facts: Facts, own: Own, text: str) -> UUID:
         return found.pop()
     names = ", ".join(sorted(_title(facts, uuid) for uuid in nodes))
     if found:
-        raise BadSettings(f"{text}: several nodes are called so; give a UUID: {', '.join(sorted(map(str, found)))}")
-    raise BadSettings(f"{text} is no node of the cluster {own.name}; its nodes are {names or 'none'}")
+        raise BadSettings(f"{text}: several nodes have this name; give a UUID: {', '.join(sorted(map(str, found)))}")
+    raise BadSettings(f"{text} is not a node of the cluster {own.name}; its nodes are {names or 'none'}")
 
 
 def _title(facts: Facts, uuid: UUID) -> str:
@@ -73,24 +73,24 @@ def _title(facts: Facts, uuid: UUID) -> str:
 
 
 def remote_of(facts: Facts, uuid: UUID) -> str | None:
-    """The remote of this repository that leads to a node."""
+    """Return the remote of this repository that leads to a node."""
     return next((each for each in facts.config.remotes() if facts.remote_uuid(each) == uuid), None)
 
 
 def plan_add(facts: Facts, own: Own, nodes: Sequence[str]) -> Plan:
-    """More nodes for a cluster. Raises BadSettings."""
+    """Plan adding nodes to a cluster. Raises BadSettings."""
     change = plan_change(facts, Change(own.name, own.uuid, nodes, hidden=own.hidden))
     cost: tuple[Step, ...] = ()
     if own.remote is not None and (costs := [each for node in nodes if (each := facts.cost(node)) is not None]):
         now = facts.cost(own.remote)
         if now is not None and min(costs) <= now:
-            # git annex sync is to upload to the cluster rather than to each node.
+            # git annex sync should upload to the cluster rather than to each node.
             cost = facts.setting(f"remote.{own.remote}.annex-cost", f"{min(costs) - 1:g}")
     return Plan((facts.guard(),)) + change + Plan(cost)
 
 
 def plan_remove(facts: Facts, own: Own, node: UUID, *, dead: bool = False) -> Plan:
-    """A cluster without one of its nodes. Raises BadSettings."""
+    """Plan removing a node from a cluster. Raises BadSettings."""
     listed = facts.logs.clusters.nodes(own.uuid)
     if listed <= {node}:
         name = shlex.quote(own.remote or own.name)
@@ -105,7 +105,7 @@ def plan_remove(facts: Facts, own: Own, node: UUID, *, dead: bool = False) -> Pl
 
 
 def plan_rename(facts: Facts, old: str, new: str) -> Plan:
-    """Another name for a remote, the remotes of its nodes, and a cluster of this repository. Raises BadSettings."""
+    """Plan renaming a remote, the remotes of its nodes, and a cluster of this repository. Raises BadSettings."""
     checked_remote(new)
     taken = set(facts.config.remotes())
     if not facts.ours(old):
@@ -113,7 +113,7 @@ def plan_rename(facts: Facts, old: str, new: str) -> Plan:
     names = {each: new + each.removeprefix(old) for each in (old, *node_remotes(facts, old))}
     for each in names.values():
         if each in taken or facts.stored_called(each):
-            raise BadSettings(f"a remote {each!r} is there already; choose another name")
+            raise BadSettings(f"a remote {each!r} exists already; choose another name")
     steps: list[Step] = [facts.guard()]
     stored = facts.stored_of(old)
     parameters = {} if stored is None else stored.parameters
@@ -142,7 +142,7 @@ def _renamed_cluster(facts: Facts, old: str, new: str, uuid: UUID) -> Iterator[S
 
 
 def node_remotes(facts: Facts, name: str) -> list[str]:
-    """The remotes that lead to the single nodes of a cluster behind a gateway, as `setup` has made them."""
+    """Return the remotes for single nodes of a cluster behind a gateway, as made by `setup`."""
     stored = facts.stored_of(name)
     url = "" if stored is None else stored.parameters.get("url", "")
     found: list[str] = []
@@ -154,11 +154,13 @@ def node_remotes(facts: Facts, name: str) -> list[str]:
 
 
 def plan_take_down(facts: Facts, name: str, *, cluster: bool) -> Plan:
-    """No remote any more, and with `cluster` no cluster of this repository either. Raises BadSettings."""
+    """Plan removing a remote and, with `cluster`, a cluster of this repository. Raises BadSettings."""
     own = own_cluster(facts, name) if cluster else None
     remote = name if facts.ours(name) else own.remote if own is not None else None
     if remote is None and own is None:
-        raise BadSettings(f"this repository has no cluster remote {name!r}; a cluster without one: add --cluster")
+        raise BadSettings(
+            f"this repository has no cluster remote {name!r}; to take down a cluster without one, add --cluster"
+        )
     steps: list[Step] = [facts.guard()]
     notes: list[str] = []
     if remote is not None:
@@ -166,7 +168,7 @@ def plan_take_down(facts: Facts, name: str, *, cluster: bool) -> Plan:
             stored = facts.stored_of(each)
             steps.append(TakeOut(each, recreated(facts, each, stored)))
             if stored is not None and not stored.private:
-                notes.append(f"Others share the configuration of {each}; it stays in the git-annex branch.")
+                notes.append(f"Others share the configuration of {each}, so it stays in the git-annex branch.")
     if own is not None:
         listed = facts.logs.clusters.nodes(own.uuid)
         here = list(facts.nodes_here(own.name))
@@ -174,5 +176,5 @@ def plan_take_down(facts: Facts, name: str, *, cluster: bool) -> Plan:
         steps = [step for step in steps if not isinstance(step, Check)] + [Check(own.name, frozenset())]
         steps += facts.setting(f"annex.cluster.{own.name}", None)
         steps.append(Command(("git", "annex", "updateproxy"), shares=True))
-    notes.append("What the nodes hold stays where it is, and git-annex goes on knowing where.")
+    notes.append("The nodes keep their content, and git-annex still knows where it is.")
     return Plan(tuple(steps), tuple(notes))

@@ -1,4 +1,4 @@
-"""Everything that a plan goes by, read before anything is changed."""
+"""Everything that a plan depends on, read before anything is changed."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ __all__ = ["HARMLESS", "Facts", "Stored"]
 
 
 HARMLESS = frozenset({"autoenable", "cipher", "cipherkeys", "embedcreds"})
-"""Parameters that say neither where contents go nor what becomes of them there."""
+"""Parameters that affect neither where contents go nor how they are stored there."""
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A special remote of ours in remote.log. `private` ones are known to this repository only."""
+    """A special remote of ours in remote.log. `private` ones are known only to this repository."""
 
     uuid: UUID
     name: str
@@ -39,14 +39,14 @@ class Stored:
 
     @property
     def given(self) -> dict[str, str]:
-        """The parameters that somebody gave, as they are given to initremote."""
+        """The parameters as somebody gave them to initremote."""
         left_out = {"name", "sameas-name", "sameas-uuid", "type", "externaltype"}
         return {key: value for key, value in self.parameters.items() if key not in left_out}
 
 
 @dataclass(frozen=True)
 class Facts:
-    """A repository at one moment: its configuration, and the logs of its git-annex branch."""
+    """A repository at one moment: its configuration and the logs of its git-annex branch."""
 
     repository: Repository
     uuid: UUID
@@ -57,8 +57,8 @@ class Facts:
 
     @classmethod
     async def read(cls, repository: Repository) -> Facts:
-        """Reads everything, after having git-annex merge what was fetched. Raises AnnexError."""
-        # Raises NotInitialised here rather than in the middle.
+        """Read everything, after having git-annex merge what was fetched. Raises AnnexError."""
+        # Raises NotInitialised here rather than later.
         uuid = repository.uuid
         await refresh(repository)
         logs = await BranchLogs.read(repository)
@@ -66,31 +66,31 @@ class Facts:
         return cls(repository, uuid, repository.config(), logs, tuple(_stored(repository, logs, accepted)), accepted)
 
     def remote_uuid(self, remote: str) -> UUID | None:
-        """The UUID of a remote's repository; None where git-annex has not found it out."""
+        """Return the UUID of a remote's repository; None if git-annex does not know it yet."""
         return self.config.remote_uuid(remote)
 
     def ours(self, remote: str) -> bool:
-        """Whether a remote of this repository is served by this program."""
+        """Return whether a remote of this repository uses this program."""
         return self.config.remote(remote, "annex-externaltype") == "cluster"
 
     def stored_of(self, remote: str) -> Stored | None:
-        """What remote.log has of a remote of ours that is here."""
+        """Return what remote.log has for a remote of ours that is enabled here."""
         uuid = UUID.if_valid(self.config.remote(remote, "annex-config-uuid")) or self.remote_uuid(remote)
         return next((each for each in self.stored if each.uuid == uuid), None)
 
     def accepted(self, stored: Stored) -> bool:
-        """Whether a configuration, as it is now, is this user's own or one that was verified here."""
+        """Return whether a configuration, in its current form, is this user's own or was verified here."""
         words = self.verified.get(stored.uuid, {})
         return stored.private or all(
             words.get(key) == value for key, value in stored.given.items() if key not in HARMLESS
         )
 
     def stored_called(self, name: str) -> tuple[Stored, ...]:
-        """Every remote of ours of that name in remote.log; those that others share first."""
+        """Return every remote of ours with this name in remote.log, shared ones first."""
         return tuple(sorted((each for each in self.stored if each.name == name), key=lambda each: each.private))
 
     def clusters_called(self, name: str) -> frozenset[UUID]:
-        """The clusters that somebody calls so: their gateway, or git annex initcluster."""
+        """Return the clusters with this name, given by their gateway or by git annex initcluster."""
         found = {uuid for names in self.logs.proxied.values() for each, uuid in names.items() if each.lower() == name}
         for uuid, description in self.logs.descriptions.items():
             if description.lower() == f"cluster {name}":
@@ -98,7 +98,7 @@ class Facts:
         return frozenset(uuid for uuid in found if uuid.is_cluster)
 
     def called(self, cluster: UUID) -> str | None:
-        """What a cluster is called: in this repository, by a gateway, or in its description."""
+        """Return a cluster's name: in this repository, at a gateway, or from its description."""
         for names in (self.config.clusters(), *self.logs.proxied.values()):
             for name, uuid in names.items():
                 if uuid == cluster:
@@ -107,42 +107,42 @@ class Facts:
         return description.removeprefix("cluster ") if description.startswith("cluster ") else None
 
     def nodes_here(self, cluster: str) -> dict[str, UUID | None]:
-        """The remotes of this repository that are nodes of a cluster of it."""
+        """Return the remotes of this repository that are nodes of one of its clusters."""
         remotes = (each for each in self.config.remotes() if cluster in self.config.clusters_of(each))
         return {each: self.remote_uuid(each) for each in remotes}
 
     def cost(self, remote: str) -> float | None:
-        """What the user has said that a remote costs."""
+        """Return the cost that the user configured for a remote."""
         try:
             return float(self.config.remote(remote, "annex-cost") or "")
         except ValueError:
             return None
 
     def description(self, uuid: UUID) -> str:
-        """How to call a repository before people."""
+        """Return what to call a repository in messages."""
         return self.logs.descriptions.get(uuid) or uuid.text
 
     # Steps that depend on nothing else
 
     def guard(self) -> Guard:
-        """The step that undoes what later ones record in the logs."""
+        """Return the step that undoes what later ones record in the logs."""
         return Guard(self.uuid, self.logs)
 
     def setting(self, key: str, value: str | None) -> tuple[Step, ...]:
-        """The step that gives a setting its value; none where it has that already."""
+        """Return the step that sets a setting; nothing if it has that value already."""
         before = self.config.all(key)
         return () if before == (() if value is None else (value,)) else (Setting(key, value, before),)
 
     def node_of(self, remote: str, clusters: Collection[str]) -> tuple[Step, ...]:
-        """The step that makes a remote a node of these clusters and no others."""
+        """Return the step that makes a remote a node of exactly these clusters."""
         return self.setting(f"remote.{remote}.annex-cluster-node", " ".join(clusters) or None)
 
     async def old_program(self) -> None:
-        """Raises AnnexError where git-annex is older than what this program works with."""
+        """Raise AnnexError if git-annex is older than this program supports."""
         done = await self.repository.run("git", "annex", "version", "--raw")
         version = decode(done.stdout).strip()
         if version_number(version) < OLDEST:
-            raise AnnexError(f"git-annex here is version {version}, and this program needs {NEEDED} or newer")
+            raise AnnexError(f"git-annex here is version {version}, but this program needs {NEEDED} or newer")
 
 
 def _stored(repository: Repository, logs: BranchLogs, accepted: Mapping[UUID, Mapping[str, str]]) -> Iterator[Stored]:
@@ -151,7 +151,7 @@ def _stored(repository: Repository, logs: BranchLogs, accepted: Mapping[UUID, Ma
     except OSError:
         journal = b""
     private = {uuid for _, uuid, _ in logformat.annotated(journal)}
-    # A private one that was disabled leaves its name in git-annex's log of what was verified.
+    # A disabled private remote leaves its name in git-annex's log of verified configurations.
     private |= accepted.keys() - logs.remotes.keys()
     for uuid, parameters in {**accepted, **logs.remotes}.items():
         if parameters.get("externaltype") == "cluster":

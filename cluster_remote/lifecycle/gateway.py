@@ -1,4 +1,4 @@
-"""Planning a remote for a cluster behind a gateway, and a remote for each of its nodes."""
+"""Plan a remote for a cluster behind a gateway, and a remote for each of its nodes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = ["address_of", "fetch_logs", "gateways", "known", "plan_gateway", "pla
 
 
 def address_of(facts: Facts, text: str) -> Address:
-    """The address that somebody means by a url, a path relative to the working directory, or a git remote's name.
+    """Return the address meant by a url, a path relative to the working directory, or a git remote's name.
 
     Raises BadSettings.
     """
@@ -38,7 +38,7 @@ def address_of(facts: Facts, text: str) -> Address:
         way = way_to(config, text, place)
         address = getattr(way, "address", None)
         if address is None:
-            raise BadSettings(f"the url of the remote {text} is none that a gateway can be asked at")
+            raise BadSettings(f"no gateway can be reached through the url of the remote {text}")
         return _outside(facts, address)
     path = (facts.repository.cwd or Path.cwd()) / text
     if not text.startswith("/") and (text.startswith(("./", "../")) or path.is_dir()):
@@ -55,14 +55,14 @@ def _outside(facts: Facts, address: Address) -> Address:
         return address
     if Path(address.path).resolve().is_relative_to(top.resolve()):
         raise BadSettings(
-            f"{printable(address.path)} is inside the work tree of this repository, where anybody who commits to it "
-            "can put programs; a gateway has to be elsewhere"
+            f"{printable(address.path)} is inside the work tree of this repository, where anyone who commits to it "
+            "can put programs; choose a gateway elsewhere"
         )
     return address
 
 
 def gateways(facts: Facts, cluster: UUID | None = None) -> Iterator[str]:
-    """The git remotes of this repository that are gateways, by proxy.log: of that cluster, or of any."""
+    """Yield the git remotes of this repository that are gateways of that cluster, or of any, by proxy.log."""
     for remote in facts.config.remotes():
         uuid = facts.remote_uuid(remote)
         if uuid is None or facts.ours(remote):
@@ -73,7 +73,7 @@ def gateways(facts: Facts, cluster: UUID | None = None) -> Iterator[str]:
 
 
 async def server_at(facts: Facts, name: str, address: Address) -> UUID:
-    """Which repository answers there. Raises BadSettings, SessionError, AnnexError."""
+    """Return which repository answers at an address. Raises BadSettings, SessionError, AnnexError."""
     caller = caller_of(facts.repository, facts.config)
     token = given_token() or _kept_token(facts, name, address)
     try:
@@ -87,7 +87,7 @@ async def server_at(facts: Facts, name: str, address: Address) -> UUID:
 
 
 def _kept_token(facts: Facts, name: str, address: Address) -> str | None:
-    """The token that git-annex keeps for a remote that is here, where it leads to this very address."""
+    """Return the token that git-annex stores for an existing remote, if it leads to this very address."""
     uuid = facts.remote_uuid(name)
     if not facts.ours(name) or uuid is None or not address.wants_token:
         return None
@@ -95,15 +95,15 @@ def _kept_token(facts: Facts, name: str, address: Address) -> str | None:
 
 
 def known(facts: Facts, server: UUID) -> bool:
-    """Whether this repository has heard of a gateway or a cluster."""
+    """Return whether this repository knows a gateway or a cluster."""
     return bool(facts.logs.clusters.nodes(server)) if server.is_cluster else server in facts.logs.descriptions
 
 
 async def fetch_logs(facts: Facts, server: UUID, address: Address, runner: Runner) -> bool:
-    """Fetches the git-annex branch that knows a server, as a clone with --depth or --single-branch has not.
+    """Fetch the git-annex branch that knows a server, which a clone with --depth or --single-branch lacks.
 
-    From a remote that is the server, or leads to its address; failing that, from a remote whose branch was never
-    fetched. Whether anything was fetched. Raises CommandFailed.
+    Fetches from a remote that is the server, or has its address; otherwise from a remote whose branch was never
+    fetched. Returns whether anything was fetched. Raises CommandFailed.
     """
     config = facts.config
     place = facts.repository.work_tree or facts.repository.git_dir
@@ -129,14 +129,14 @@ async def _fetched(facts: Facts, remote: str) -> bool:
 
 
 def unknown(server: UUID, name: str, address: Address) -> BadSettings:
-    """What to say where a server stays unknown."""
+    """Return the error for a server that stays unknown."""
     url = str(address)
     quoted = shlex.quote(url)
     again = f"cluster-remote setup {shlex.quote(name)} {quoted}"
     if isinstance(address, Directory | Ssh):
         how = f"git fetch {quoted} +refs/heads/git-annex:refs/remotes/{name}-gateway/git-annex; then {again}"
     else:
-        how = f"git fetch it from where you cloned this repository (git fetch --all); then {again}"
+        how = f"fetch it from where you cloned this repository (git fetch --all); then {again}"
     return BadSettings(
         f"this repository does not know {server}, which answers at {url}. Fetch the gateway's git-annex branch, so "
         f"that the copies on the nodes can be counted: {how}. Or count the cluster as one copy of its own: {again} "
@@ -145,7 +145,7 @@ def unknown(server: UUID, name: str, address: Address) -> BadSettings:
 
 
 def plan_gateway(facts: Facts, request: Request, address: Address, server: UUID) -> Plan:
-    """The steps for a remote that leads to a gateway, which has said who it is. Raises BadSettings."""
+    """Plan a remote that leads to a gateway, which has identified itself. Raises BadSettings."""
     checked_remote(request.name)
     parameters = {**request.parameters, "url": str(address)}
     sameas, notes = _choose(facts, request, server)
@@ -163,7 +163,7 @@ def _is_for_all(facts: Facts, request: Request) -> bool:
 
 
 def _choose(facts: Facts, request: Request, server: UUID) -> tuple[UUID, tuple[str, ...]]:
-    """What the remote is to be the same as, and what to say of it."""
+    """Return what the remote should be the same as, and notes about it."""
     if server.is_cluster:
         return server, ()
     proxied = facts.logs.proxied.get(server, {})
@@ -175,8 +175,8 @@ def _choose(facts: Facts, request: Request, server: UUID) -> tuple[UUID, tuple[s
             return server, ()
         there = printable(", ".join(sorted(proxied)))
         raise BadSettings(
-            f"--cluster {request.cluster}: the gateway has none of that name; it has "
-            f"{there or 'none at all (git annex updatecluster on the gateway records them)'}"
+            f"--cluster {request.cluster}: the gateway has no such cluster; it has "
+            f"{there or 'none (git annex updatecluster on the gateway records them)'}"
         )
     found = candidates(server, facts.logs)
     if len(found) > 1:
@@ -187,12 +187,12 @@ def _choose(facts: Facts, request: Request, server: UUID) -> tuple[UUID, tuple[s
         if facts.ours(request.name) and current in found:
             return current, ()
         raise BadSettings(
-            f"the gateway has several clusters; say which with --cluster: {printable(', '.join(sorted(names)))}"
+            f"the gateway has several clusters; choose with --cluster: {printable(', '.join(sorted(names)))}"
         )
     if not found[0].is_cluster:
         title = printable(names_of(server, facts.logs.descriptions))
         return found[0], (
-            f"{title} is the gateway of no cluster that this repository knows; the remote will be this one repository.",
+            f"{title} is not the gateway of a cluster known here; the remote will be just this repository.",
         )
     return found[0], ()
 
@@ -207,19 +207,19 @@ class _Gateway:
 
     @property
     def names(self) -> dict[UUID, str]:
-        """What gateways call the nodes; this gateway's own names count most."""
+        """The gateways' names for the nodes; this gateway's own take precedence."""
         proxied = self.facts.logs.proxied
         found = {uuid: name for gateway in proxied.values() for name, uuid in gateway.items()}
         return found | {uuid: name for name, uuid in proxied.get(self.server, {}).items()}
 
 
 def plan_nodes(facts: Facts, request: Request, address: Address, cluster: UUID) -> Plan:
-    """Remotes for the nodes of a cluster whose remote is there, or is enabled as others have shared it."""
+    """Plan remotes for the nodes of a cluster whose remote exists, or is enabled as others shared it."""
     return _plan_nodes(_Gateway(facts, request, address, cluster, cluster))
 
 
 def _plan_nodes(gateway: _Gateway) -> Plan:
-    """A remote for each node, through which git-annex can verify the copies there."""
+    """Plan a remote for each node, through which git-annex can verify the copies there."""
     facts, logs, name = gateway.facts, gateway.facts.logs, gateway.request.name
     cost = (100 if gateway.address.local else 200) + 1
     names = gateway.names
@@ -233,7 +233,7 @@ def _plan_nodes(gateway: _Gateway) -> Plan:
             plan += Plan(
                 notes=(
                     f"{printable(names.get(uuid, uuid.text))} is an encrypted special remote, and a remote that is the "
-                    "same as it would encrypt too. Its copies can be verified after: git annex enableremote "
+                    "same as it would encrypt too. To verify its copies: git annex enableremote "
                     f"{shlex.quote(logs.remotes[uuid].get('name', uuid.text))}",
                 )
             )
@@ -243,20 +243,20 @@ def _plan_nodes(gateway: _Gateway) -> Plan:
         made = plan_remote(facts, Wanted(remote, uuid, parameters, not gateway.request.share, settings))
         if made.steps:
             title = printable(logs.descriptions.get(uuid) or names.get(uuid) or uuid.text)
-            # A node that is away is no reason to go without the others.
+            # An unreachable node is no reason to do without the others.
             plan += Plan((Optional(title, made.steps),), made.notes, made.questions)
     return plan + Plan(tuple(_left_over(gateway, nodes)))
 
 
 def _has_another_way(facts: Facts, uuid: UUID, remote: str) -> bool:
-    """Whether a remote that is none of ours leads to a node. Those of ours may lead through another gateway."""
+    """Return whether a remote that is not ours leads to a node. Ours may lead through another gateway."""
     return any(
         facts.remote_uuid(each) == uuid and each != remote and not facts.ours(each) for each in facts.config.remotes()
     )
 
 
 def _left_over(gateway: _Gateway, nodes: frozenset[UUID]) -> Iterator[Step]:
-    """The remotes of repositories that were nodes once, and that the gateway does not stand before any more."""
+    """Yield the steps for remotes of former nodes that are no longer behind the gateway."""
     facts = gateway.facts
     for remote in facts.config.remotes():
         uuid = facts.remote_uuid(remote)

@@ -1,7 +1,7 @@
-"""What remotes and clusters can be called. Pure.
+"""Valid names of remotes and clusters. Pure.
 
-A remote's name becomes a word of command lines, so it must not look like an option. A cluster's name is a variable of
-git's configuration (`annex.cluster.NAME`), which holds letters, digits and hyphens, a letter first, and has no case.
+A remote's name becomes a word on command lines, so it must not look like an option. A cluster's name is a variable in
+git's configuration (`annex.cluster.NAME`): letters, digits and hyphens, a letter first, case-insensitive.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from cluster_remote.access.settings import BadSettings
 __all__ = ["checked_remote", "cluster_name", "node_remote", "suggestion"]
 
 _CLUSTER = re.compile(r"[a-z][a-z0-9-]*")
-# What git refuses in the name of a ref, and what a command line of ours takes for an address.
+# What git refuses in a ref name, and what our commands take for an address.
 _NOT_IN_REMOTE = re.compile(r"[\x00-\x20\x7f~^:?*\[\\/]|\.\.|@\{")
 
 
 def checked_remote(name: str) -> str:
-    """The name, if a remote can have it. Raises BadSettings with one that works."""
+    """Return the name, if a remote can have it. Raises BadSettings, suggesting one that works."""
     bad = (
         not name
         or name.startswith(("-", "."))
@@ -33,19 +33,19 @@ def checked_remote(name: str) -> str:
 
 
 def cluster_name(name: str) -> str:
-    """The name of a cluster as git's configuration has it: in lower case. Raises BadSettings with one that works."""
+    """Return a cluster's name as git's configuration has it: in lower case. Raises BadSettings, suggesting another."""
     lowered = name.lower()
     if not _CLUSTER.fullmatch(lowered):
         raise BadSettings(
-            f"{name!r} cannot be the name of a cluster, for git's configuration takes letters, digits and hyphens "
-            f"there, a letter first; choose another, such as {suggestion(name)}, or keep it for the remote and "
+            f"{name!r} cannot be the name of a cluster: git's configuration allows only letters, digits and hyphens, "
+            f"a letter first; choose another, such as {suggestion(name)}, or keep it for the remote and "
             f"add --cluster {suggestion(name)}"
         )
     return lowered
 
 
 def suggestion(name: str) -> str:
-    """A name that works and looks like this one."""
+    """Return a similar name that works."""
     plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
     words = re.sub(r"[^a-z0-9]+", "-", plain.lower()).strip("-")[:40].rstrip("-")
     if not words:
@@ -54,6 +54,6 @@ def suggestion(name: str) -> str:
 
 
 def node_remote(cluster_remote: str, node: str) -> str:
-    """What the remote for one node behind a gateway is called; `node` is a description or the gateway's name for it."""
+    """Return the name of the remote for a node behind a gateway; `node` is its description or the gateway's name."""
     name = "".join(c if c.isalnum() or c in "_-" else "_" for c in node).strip("_-")
     return f"{cluster_remote}-{name[:40] or 'node'}"

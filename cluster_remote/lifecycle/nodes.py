@@ -1,4 +1,4 @@
-"""Which remotes can be nodes, and the steps that make a cluster of this repository have the nodes that are wanted."""
+"""Which remotes can be nodes, and the steps that give a cluster of this repository the right nodes."""
 
 from __future__ import annotations
 
@@ -21,33 +21,33 @@ __all__ = ["Change", "check_node", "directory_of", "plan_change", "uninitialised
 
 
 def check_node(facts: Facts, remote: str) -> UUID:
-    """The UUID of a remote that can be a node. Raises BadSettings, with what to do where something can be done."""
+    """Return the UUID of a remote that can be a node. Raises BadSettings, with a remedy if there is one."""
     config, logs = facts.config, facts.logs
     checked_remote(remote)
     if remote not in config.remotes():
-        raise BadSettings(f"--node {remote}: this repository has no such remote (git remote shows them)")
+        raise BadSettings(f"--node {remote}: this repository has no such remote (git remote lists them)")
     uuid = facts.remote_uuid(remote)
     name = shlex.quote(remote)
     if uuid is None:
         raise BadSettings(
-            f"--node {remote}: git-annex does not know which repository this is: is it there, and has git annex init "
-            f"been run in it? When it has: git fetch {name} && git annex info {name}"
+            f"--node {remote}: git-annex does not know its UUID: is it reachable, and has git annex init "
+            f"been run there? If so: git fetch {name} && git annex info {name}"
         )
     if uuid == facts.uuid:
-        raise BadSettings(f"--node {remote}: this is the very repository that the cluster is to be used in")
+        raise BadSettings(f"--node {remote}: this is the repository that the cluster is for")
     if uuid.is_cluster:
         raise BadSettings(
-            f"--node {remote}: this is a cluster itself, and its nodes cannot be reached one by one through it; make "
-            "its nodes remotes of this repository, and give these"
+            f"--node {remote}: this is a cluster itself, and does not give access to its single nodes; make "
+            "its nodes remotes of this repository, and use those"
         )
     if logs.trust.get(uuid) == "dead":
         raise BadSettings(
-            f"--node {remote}: this repository was declared dead; if it is alive after all: git annex semitrust {name}"
+            f"--node {remote}: this repository was declared dead; if it is not: git annex semitrust {name}"
         )
     settings = _special(facts, remote)
     if settings.get("exporttree") == "yes" and settings.get("annexobjects") != "yes":
         raise BadSettings(
-            f"--node {remote}: git-annex takes a special remote with exporttree=yes only if it has annexobjects=yes "
+            f"--node {remote}: git-annex accepts a special remote with exporttree=yes only if it has annexobjects=yes "
             f"too: git annex enableremote {name} annexobjects=yes"
         )
     _check_way(facts, remote, settings)
@@ -75,14 +75,14 @@ def _check_way(facts: Facts, remote: str, settings: Mapping[str, str]) -> None:
             if there.is_relative_to(top.resolve()):
                 raise BadSettings(
                     f"--node {remote}: {printable(str(there))} is inside the work tree of this repository, where "
-                    "anybody who commits to it can put programs; move it elsewhere"
+                    "anyone who commits to it can put programs; move it elsewhere"
                 )
         return
     url = facts.config.remote(remote, "annexurl") or facts.config.remote(remote, "url") or ""
     scheme = url.partition("://")[0] if "://" in url else url.partition("::")[0] if "::" in url else ""
     if scheme and scheme.lower() not in {"ssh", "file", "ssh+git", "git+ssh"}:
         raise BadSettings(
-            f"--node {remote}: no way leads from here to a node at {printable(scheme)}…; a node is a directory, a "
+            f"--node {remote}: a node cannot be at {printable(scheme)}…; a node is a directory, a "
             "repository over ssh, or a special remote"
         )
 
@@ -92,18 +92,18 @@ def _place(facts: Facts) -> Path:
 
 
 def directory_of(facts: Facts, remote: str) -> Path | None:
-    """Where a remote lies on this machine."""
+    """Return a remote's directory on this machine."""
     way = way_to(facts.config, remote, _place(facts))
     return Path(way.address.path) if isinstance(way, Direct) and isinstance(way.address, Directory) else None
 
 
 def unread(facts: Facts, nodes: Iterable[str]) -> list[str]:
-    """The remotes that git-annex has not looked at yet."""
+    """Return the remotes that git-annex has not contacted yet."""
     return [each for each in nodes if each in facts.config.remotes() and facts.remote_uuid(each) is None]
 
 
 def uninitialised(facts: Facts, nodes: Iterable[str]) -> Iterator[tuple[str, Path]]:
-    """Repositories on this machine that git annex init has not been run in, and which the user wants as nodes."""
+    """Yield the requested nodes that are repositories on this machine without git annex init."""
     for remote in unread(facts, nodes):
         path = directory_of(facts, remote)
         top = facts.repository.work_tree
@@ -117,21 +117,21 @@ def uninitialised(facts: Facts, nodes: Iterable[str]) -> Iterator[tuple[str, Pat
 class Change:
     """The nodes that a cluster of this repository gains and loses. `uuid` is None for a new cluster.
 
-    `hidden`: no node is to be sent clear text by git annex sync.
+    `hidden`: git annex sync must not send unencrypted content to any node.
     """
 
     cluster: str
     uuid: UUID | None
     gains: Sequence[str] = ()
     loses: Sequence[str] = ()
-    """Remotes that are no nodes any more."""
+    """Remotes that are no longer nodes."""
     lost: Collection[UUID] = ()
-    """Nodes that have no remote here and are none any more."""
+    """Former nodes without a remote here."""
     hidden: bool = False
 
 
 def plan_change(facts: Facts, change: Change) -> Plan:
-    """The steps that give a cluster its nodes, without what comes before (`annex.cluster.NAME`). Raises BadSettings."""
+    """Plan giving a cluster its nodes, without earlier steps (`annex.cluster.NAME`). Raises BadSettings."""
     name = change.cluster
     gained = {remote: check_node(facts, remote) for remote in change.gains}
     listed = frozenset[UUID]() if change.uuid is None else facts.logs.clusters.nodes(change.uuid)
@@ -151,8 +151,8 @@ def plan_change(facts: Facts, change: Change) -> Plan:
     notes: tuple[str, ...] = ()
     if change.hidden and gained:
         notes = (
-            f"git annex sync leaves {', '.join(gained)} out from now on (annex-sync=false): it would store clear text "
-            "there, and the key with it.",
+            f"git annex sync now skips {', '.join(gained)} (annex-sync=false): it would store unencrypted content "
+            "there, and the encryption key.",
         )
     return Plan(tuple(steps), notes)
 
@@ -160,9 +160,9 @@ def plan_change(facts: Facts, change: Change) -> Plan:
 def _recorded(
     facts: Facts, change: Change, listed: frozenset[UUID], wanted: frozenset[UUID], gained: set[UUID]
 ) -> Iterator[Step]:
-    """What writes cluster.log and proxy.log; git annex updatecluster where that does no harm.
+    """Return the steps that write cluster.log and proxy.log; git annex updatecluster if it does no harm.
 
-    It takes every node out of every cluster of this repository that is no remote of it.
+    That command removes every node that is not a remote of this repository from all of its clusters.
     """
     here: dict[str, set[UUID]] = {}
     clusters = {**facts.config.clusters(), **({change.cluster: change.uuid} if change.uuid else {})}
@@ -179,7 +179,7 @@ def _recorded(
         if elsewhere:
             yield Command(("git", "annex", "updateproxy"), shares=True)
             uuid = change.uuid or Later(change.cluster)
-            yield Record(uuid, wanted, "git annex updatecluster would take out nodes that are no remotes here")
+            yield Record(uuid, wanted, "git annex updatecluster would remove nodes without a remote here")
         else:
             yield Command(("git", "annex", "updatecluster"), shares=True)
     elif wanted:

@@ -1,4 +1,4 @@
-"""Planning one cluster remote: made, enabled, mended, shared, or left as it is. Pure."""
+"""Plan one cluster remote: created, enabled, fixed, shared, or left as it is. Pure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["Wanted", "initremote", "plan_remote", "recreated"]
 
 @dataclass(frozen=True)
 class Wanted:
-    """A remote as it is to be. `sameas` is None for one with a UUID of its own, which `uuid` may give."""
+    """The remote to set up. `sameas` is None for one with a UUID of its own, which `uuid` may give."""
 
     name: str
     sameas: UUID | Later | None
@@ -29,7 +29,7 @@ class Wanted:
 
 
 def initremote(wanted: Wanted) -> Initremote:
-    """The step that makes it."""
+    """Return the step that creates it."""
     argv: list[str | Later] = ["git", "annex", "initremote", wanted.name]
     match wanted.sameas:
         case UUID():
@@ -46,7 +46,7 @@ def initremote(wanted: Wanted) -> Initremote:
 
 
 def plan_remote(facts: Facts, wanted: Wanted) -> Plan:
-    """What has to be done for a remote; nothing where it is as it is to be. Raises BadSettings."""
+    """Plan what a remote needs; nothing if it is right already. Raises BadSettings."""
     config = facts.config
     here = wanted.name in config.remotes()
     if here:
@@ -57,7 +57,7 @@ def plan_remote(facts: Facts, wanted: Wanted) -> Plan:
     )
     if here and stored is not None and stored.private and not wanted.private:
         again = recreated(facts, wanted.name, stored)
-        # Its settings went with the remote, so that they are all given anew.
+        # Its settings went with the remote, so all are set again.
         fresh = tuple(
             step for key, value in wanted.config.items() for step in _fresh(f"remote.{wanted.name}.{key}", value)
         )
@@ -72,8 +72,8 @@ def plan_remote(facts: Facts, wanted: Wanted) -> Plan:
     if stored.sameas != wanted.sameas:
         what = "nothing else" if stored.sameas is None else facts.description(stored.sameas)
         raise BadSettings(
-            f"the git-annex branch has a remote {wanted.name!r} already, which is the same as {printable(what)}, and "
-            "not what is asked for here; choose another name"
+            f"the git-annex branch already has a remote {wanted.name!r}, which is the same as {printable(what)}; "
+            "choose another name"
         )
     return _enable(facts, wanted, stored, None) + Plan(settings)
 
@@ -86,7 +86,7 @@ def _check_same(facts: Facts, wanted: Wanted) -> None:
     name = shlex.quote(wanted.name)
     if not facts.ours(wanted.name):
         raise BadSettings(
-            f"this repository has a remote {wanted.name!r} already, of another kind; choose another name, or remove it "
+            f"this repository already has a remote {wanted.name!r} of another kind; choose another name, or remove it "
             f"first: git remote remove -- {name}"
         )
     uuid = facts.remote_uuid(wanted.name)
@@ -94,13 +94,13 @@ def _check_same(facts: Facts, wanted: Wanted) -> None:
     if wanted.sameas is not None and uuid != expected:
         there = "a new cluster" if expected is None else printable(facts.description(expected))
         raise BadSettings(
-            f"the remote {wanted.name!r} of this repository is another repository ({uuid}) than what was asked for "
-            f"({there}); choose another name, or take it down first: cluster-remote remove {name}"
+            f"the remote {wanted.name!r} of this repository is the repository {uuid}, not the requested one "
+            f"({there}); choose another name, or remove it first: cluster-remote remove {name}"
         )
 
 
 def _as_wanted(facts: Facts, wanted: Wanted, stored: Stored) -> bool:
-    """Whether nothing is left to be done: the parameters are right, they are verified, and there is no new token."""
+    """Return whether nothing is left to do: the parameters are right and verified, and there is no new token."""
     return (
         facts.config.remote(wanted.name, "annex-verified") == "verified"
         # The encryption of a remote that is the same as another is not stored; it is always none.
@@ -115,10 +115,10 @@ def _given(stored: Stored) -> list[str]:
 
 
 def _enable(facts: Facts, wanted: Wanted, stored: Stored, again: tuple[str, ...] | None) -> Plan:
-    """A remote that remote.log has; what others have written there has to be agreed to."""
+    """Plan enabling a remote in remote.log; the user has to confirm what others wrote there."""
     parameters = dict(wanted.parameters)
     if stored.sameas is None:
-        # It is stored there, and cannot be changed.
+        # Stored there, and immutable.
         parameters.pop("encryption", None)
     expected = {**stored.given, **wanted.parameters}
     accepted = facts.verified.get(stored.uuid, {})
@@ -126,7 +126,7 @@ def _enable(facts: Facts, wanted: Wanted, stored: Stored, again: tuple[str, ...]
         key: value
         for key, value in stored.given.items()
         if key not in HARMLESS and not stored.private and expected[key] == value
-        # What was asked for, and what was accepted here before, is nobody else's word.
+        # What this user requested, or accepted here before, needs no confirmation.
         and wanted.parameters.get(key) != value and accepted.get(key) != value
     }  # fmt: skip
     changed = any(stored.given.get(key, "") != value for key, value in parameters.items() if key != "encryption")
@@ -140,13 +140,13 @@ def _enable(facts: Facts, wanted: Wanted, stored: Stored, again: tuple[str, ...]
     if strange:
         shown = ", ".join(f"{key}={printable(value)}" for key, value in sorted(strange.items()))
         questions = (f"The configuration of {wanted.name} comes from the git-annex branch: {shown}. Use it?",)
-    # A configuration gets no token before it is verified.
+    # Verify a configuration before giving it a token.
     then = (step,) if given_token() and stored.uuid not in facts.verified else ()
     return Plan((step, Verify(wanted.name, expected), *then), questions=questions)
 
 
 def recreated(facts: Facts, name: str, stored: Stored | None) -> tuple[Step, ...]:
-    """The steps that make a remote of ours again as it is now."""
+    """Return the steps that recreate a remote of ours as it is now."""
     if stored is None:
         return ()
     private = stored.private
@@ -159,9 +159,9 @@ def recreated(facts: Facts, name: str, stored: Stored | None) -> tuple[Step, ...
 
 
 def _freed(facts: Facts, stored: Stored) -> tuple[Step, ...]:
-    """Takes a private remote out of git-annex's log that has been taken out of git's configuration by hand.
+    """Remove a private remote from git-annex's log after it was removed from git's configuration by hand.
 
-    git-annex would refuse its name. It has to find it in the configuration to know that it is private.
+    Otherwise git-annex would refuse its name. It must find the remote in the configuration to know that it is private.
     """
     uuid = stored.sameas or stored.uuid
     values = {

@@ -1,4 +1,4 @@
-"""Planning a cluster of this repository's own remotes, which needs no server. Pure."""
+"""Plan a cluster of this repository's own remotes, which needs no server. Pure."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from cluster_remote.p2p.text import printable
 
 __all__ = ["Request", "joined", "plan_serverless"]
 
-# The cost of a cluster without a server, below that of every node, so that git annex sync uploads once.
+# The cost of a cluster without a server, below that of every node so that git annex sync uploads once.
 _COST = 50
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the user wants of a set-up; what is empty was not said. `parameters` are those of initremote."""
+    """What the user wants from a setup; empty means not given. `parameters` are those of initremote."""
 
     name: str
     url: str = ""
@@ -33,7 +33,7 @@ class Request:
     share: bool = False
     node_remotes: bool = True
     autoenable: bool = False
-    """Whether every clone is to have the remote at once."""
+    """Whether every clone should have the remote at once."""
 
     @property
     def counts_as_one(self) -> bool:
@@ -42,7 +42,7 @@ class Request:
 
 
 def joined(facts: Facts, request: Request, nodes: Iterable[UUID]) -> tuple[str, UUID | None]:
-    """The cluster that is meant: its name in this repository, and its UUID (None: to be made). Raises BadSettings."""
+    """Return the requested cluster: its name in this repository, and its UUID (None: a new one). Raises BadSettings."""
     own = facts.config.clusters()
     if request.cluster:
         return _named(facts, request, own)
@@ -59,16 +59,16 @@ def joined(facts: Facts, request: Request, nodes: Iterable[UUID]) -> tuple[str, 
     if name in own:
         return name, own[name]
     asked = frozenset(nodes)
-    # One that is here under another name was renamed, or is not meant.
+    # A cluster that has another name here was renamed, or is a different one.
     others = facts.clusters_called(name) - set(own.values())
     listed = {each: facts.logs.clusters.nodes(each) for each in others}
     fitting = sorted(each for each in listed if listed[each] & asked)
     if len(fitting) > 1:
         raise BadSettings(
-            f"several clusters are called {name} and have these nodes; say which with --cluster: "
+            f"several clusters are called {name} and have these nodes; choose with --cluster: "
             f"{', '.join(map(str, fitting))}"
         )
-    # One without nodes is left from a set-up that was undone, or from one that was taken down.
+    # One without nodes is left from a setup that was undone, or was taken down.
     return name, next(iter(fitting or sorted(each for each in listed if not listed[each])), None)
 
 
@@ -84,13 +84,13 @@ def _named(facts: Facts, request: Request, own: dict[str, UUID]) -> tuple[str, U
         found = sorted(facts.clusters_called(name))
         if len(found) > 1:
             raise BadSettings(
-                f"--cluster {text}: several are called so; give the UUID: {', '.join(map(str, found))}"
+                f"--cluster {text}: several have this name; give the UUID: {', '.join(map(str, found))}"
             ) from None
         return name, found[0] if found else None
     if uuid not in facts.logs.clusters.members:
         raise BadSettings(
-            f"--cluster {text}: this repository knows no such cluster; git annex sync --no-content, or git fetch, "
-            "brings what others know"
+            f"--cluster {text}: this repository knows no such cluster; git annex sync --no-content or git fetch "
+            "may bring it"
         )
     for wanted in (facts.called(uuid) or "", request.name):
         try:
@@ -100,12 +100,12 @@ def _named(facts: Facts, request: Request, own: dict[str, UUID]) -> tuple[str, U
         if name not in own:
             return name, uuid
     raise BadSettings(
-        f"this repository has another cluster called {request.name} already; choose another name for the remote"
+        f"this repository already has another cluster called {request.name}; choose another name for the remote"
     )
 
 
 def plan_serverless(facts: Facts, request: Request) -> Plan:
-    """The steps for a cluster of this repository's remotes. Raises BadSettings."""
+    """Plan a cluster of this repository's remotes. Raises BadSettings."""
     checked_remote(request.name)
     asked = {remote: check_node(facts, remote) for remote in request.nodes}
     name, uuid = joined(facts, request, asked.values())
@@ -113,7 +113,7 @@ def plan_serverless(facts: Facts, request: Request) -> Plan:
     listed = frozenset[UUID]() if uuid is None else facts.logs.clusters.nodes(uuid)
     nodes = list(request.nodes)
     if not nodes:
-        # Those that are here: of a cluster that is joined, the ones that it has already.
+        # When joining a cluster, those of its nodes that are remotes here.
         nodes = [each for each in facts.config.remotes() if _can_join(facts, each, listed)]
         if not nodes:
             raise BadSettings(_without_nodes(facts, request, uuid))
@@ -135,13 +135,13 @@ def plan_serverless(facts: Facts, request: Request) -> Plan:
     notes: tuple[str, ...] = ()
     if uuid is not None and name not in facts.config.clusters() and listed:
         titles = ", ".join(sorted(printable(facts.description(each)) for each in listed))
-        notes = (f"This joins the cluster {name} ({uuid}), whose nodes are {titles}.",)
+        notes = (f"Joining the cluster {name} ({uuid}), whose nodes are {titles}.",)
     plan = Plan(notes=notes) + Plan(tuple(steps)) + change
     if request.autoenable or facts.remote_uuid(request.name) in facts.logs.aliases:
         if uuid is None or not listed:
             raise BadSettings(
-                "there is no such cluster yet: make it first, with the same command without --autoenable, then repeat "
-                "this"
+                "there is no such cluster yet: create it first, with the same command without --autoenable, then "
+                "repeat this"
             )
         return plan + plan_alias(facts, replace(wanted, sameas=uuid))
     return plan + plan_remote(facts, wanted)
@@ -160,8 +160,8 @@ def _can_join(facts: Facts, remote: str, listed: frozenset[UUID]) -> bool:
 def _without_nodes(facts: Facts, request: Request, uuid: UUID | None) -> str:
     if uuid is None:
         return (
-            f"there is nothing called {request.name} that could be set up: give the URL of a gateway, or --node REMOTE "
-            "for each remote of this repository that is to be a node"
+            f"nothing called {request.name} can be set up: give the URL of a gateway, or --node REMOTE "
+            "for each remote of this repository to use as a node"
         )
     titles = ", ".join(sorted(printable(facts.description(each)) for each in facts.logs.clusters.nodes(uuid)))
     return (

@@ -1,4 +1,4 @@
-"""Setting up: what the user wants, and what the repository has, become one plan."""
+"""Turn what the user wants and what the repository has into one plan."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = ["plan_setup", "prepare"]
 
 
 def prepare(facts: Facts, request: Request) -> Plan:
-    """What has to be done before there can be a plan: repositories on this machine that git-annex does not know yet."""
+    """Plan what must be done before planning: initialise repositories on this machine that git-annex does not know."""
     return Plan(
         tuple(
             step
@@ -44,7 +44,7 @@ def prepare(facts: Facts, request: Request) -> Plan:
 
 
 async def plan_setup(facts: Facts, request: Request, runner: Runner) -> Plan:
-    """The plan for a set-up. Contacts the gateway, and may fetch its git-annex branch; changes nothing else.
+    """Plan a setup. Contacts the gateway, and may fetch its git-annex branch; changes nothing else.
 
     Raises BadSettings, SessionError, AnnexError.
     """
@@ -58,7 +58,7 @@ async def plan_setup(facts: Facts, request: Request, runner: Runner) -> Plan:
             return shared
     if not request.url:
         if unread(facts, request.nodes):
-            # git-annex finds out which repositories its remotes are when it starts.
+            # git-annex learns its remotes' UUIDs when it starts.
             await facts.repository.run("git", "annex", "info", "--fast", "--json", timeout=120.0)
             facts = await Facts.read(facts.repository)
         return plan_serverless(facts, request)
@@ -78,7 +78,7 @@ async def plan_setup(facts: Facts, request: Request, runner: Runner) -> Plan:
 
 
 def _filled_in(facts: Facts, request: Request) -> Request:
-    """A request of a name only: what is here by that name says how it is to be set up."""
+    """Complete a request that is only a name, from what this repository has by that name."""
     stored = facts.stored_of(request.name) if facts.ours(request.name) else None
     settled = stored is not None and facts.accepted(stored) and "cluster" not in stored.parameters
     if stored is not None and settled and stored.parameters.get("url"):
@@ -115,12 +115,12 @@ def _filled_in(facts: Facts, request: Request) -> Request:
 
 
 def _shared(facts: Facts, request: Request) -> Plan | None:
-    """The plan for a remote that somebody shared under this name; None where nobody did."""
+    """Plan a remote that somebody shared under this name; None if nobody did."""
     stored = next(iter(facts.stored_called(request.name)), None)
     if stored is None or (stored.private and request.name not in facts.config.remotes()):
         return None
     if not stored.parameters.get("url") and _cluster_of(stored) is not None:
-        # A cluster of the remotes here, which has to be put together in this repository.
+        # A cluster of remotes, which must be set up in this repository.
         return None
     parameters = {"encryption": "none", **request.parameters} if stored.sameas is not None else request.parameters
     parameters = {key: value for key, value in parameters.items() if key in {"encryption", "timeout"}}
@@ -128,7 +128,7 @@ def _shared(facts: Facts, request: Request) -> Plan | None:
     plan = Plan((facts.guard(),)) + plan_remote(facts, wanted) + Plan(tuple(refreshed(facts)))
     cluster = _cluster_of(stored)
     if cluster is not None and stored.parameters.get("url") and request.node_remotes:
-        # What each node's remote takes is what has been agreed to for the cluster's.
+        # Agreeing to the cluster's configuration covers its nodes' remotes.
         url = stored.parameters["url"]
         given = {key: value for key, value in stored.given.items() if key == "timeout"}
         nodes = replace(request, parameters={"encryption": "none", **given, **parameters}, share=False)
@@ -137,7 +137,7 @@ def _shared(facts: Facts, request: Request) -> Plan | None:
 
 
 def _cluster_of(stored: Stored) -> UUID | None:
-    """The cluster whose nodes a shared remote counts; None for one that counts as a copy itself."""
+    """Return the cluster whose nodes a shared remote counts; None if it counts as a copy itself."""
     if stored.parameters.get("encryption", "none") != "none" or stored.parameters.get("tracking") == "remote":
         return None
     if stored.sameas is not None:
@@ -149,13 +149,13 @@ def _cluster_of(stored: Stored) -> UUID | None:
 
 
 def _anything(facts: Facts, request: Request) -> Request:
-    """The one cluster that others share and that is not set up here. Raises BadSettings."""
+    """Return the one cluster that others share and that is not set up here. Raises BadSettings."""
     here = facts.config.remotes()
     waiting = [each for each in facts.stored if not each.private and _waits(facts, each)]
     if len(waiting) == 1:
         return replace(request, name=waiting[0].name)
     if waiting:
-        raise BadSettings(f"there are several; say which: {_listed(each.name for each in waiting)}")
+        raise BadSettings(f"there are several; choose one: {_listed(each.name for each in waiting)}")
     names = {name: uuid for each in facts.logs.proxied.values() for name, uuid in each.items() if uuid.is_cluster}
     reachable = {
         name: uuid for name, uuid in names.items() if name not in here and next(gateways(facts, uuid), None) is not None
@@ -164,10 +164,10 @@ def _anything(facts: Facts, request: Request) -> Request:
         name, uuid = next(iter(reachable.items()))
         return replace(request, name=name, cluster=uuid.text, url=next(gateways(facts, uuid)))
     if reachable:
-        raise BadSettings(f"there are several clusters; say which: {_listed(reachable)}")
+        raise BadSettings(f"there are several clusters; choose one: {_listed(reachable)}")
     done = [each for each in here if facts.ours(each)]
     raise BadSettings(
-        "nothing in the git-annex branch waits to be set up"
+        "the git-annex branch has nothing to set up"
         + (f" (there is {printable(', '.join(done))})" if done else "")
         + "; give a NAME, and the URL of a gateway or --node REMOTE for each node"
     )
@@ -175,7 +175,7 @@ def _anything(facts: Facts, request: Request) -> Request:
 
 def _waits(facts: Facts, stored: Stored) -> bool:
     if stored.name not in facts.config.remotes():
-        # The remotes of single nodes come with their cluster's.
+        # Remotes of single nodes come with their cluster's.
         return stored.sameas is None or stored.sameas.is_cluster
     return facts.ours(stored.name) and facts.config.remote(stored.name, "annex-verified") != "verified"
 

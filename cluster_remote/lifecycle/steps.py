@@ -1,6 +1,6 @@
 """The steps of a plan, and carrying them out: shown as a user would type them, undone if one fails.
 
-A step looks at what there is before it undoes anything. So one that was interrupted is undone as far as it got.
+A step checks the current state before it undoes anything, so an interrupted one is undone as far as it got.
 """
 
 from __future__ import annotations
@@ -48,15 +48,15 @@ __all__ = [
     "carry_out",
 ]
 
-# Seconds for one command of git or git-annex; a fetch over a slow line is the longest.
+# Seconds for one command of git or git-annex; the longest is a fetch over a slow connection.
 _TIMEOUT = 3600.0
-# Seconds for a command that undoes something, and for one that was told to end.
+# Seconds for a command that undoes something, and for one that was asked to end.
 _UNDO, _END = 60.0, 5.0
 
 
 @dataclass(frozen=True)
 class Later:
-    """A word of a command that is known only when the command's turn comes: a cluster's UUID after `before`."""
+    """A word of a command that is only known when the command runs: a cluster's UUID after `before`."""
 
     cluster: str
     before: str = ""
@@ -70,36 +70,36 @@ Say: TypeAlias = Callable[[str], None]
 
 
 class Runner:
-    """Runs commands in the open: each is said as a user would type it, and has its own output."""
+    """Runs commands visibly: each is shown as a user would type it, and has its own output."""
 
     def __init__(self, repository: Repository, say: Say) -> None:
         self.repository = repository
         self.say = say
         self.failed: list[str] = []
-        """What optional steps did not bring about."""
+        """The optional steps that failed."""
 
     async def run(self, *argv: str, timeout: float = _TIMEOUT, shown: str = "") -> None:
-        """Runs a command to its end; `shown` is what is said instead of its words.
+        """Run a command to its end; `shown` is shown instead of its words.
 
-        Raises CommandFailed; the command's own words have gone to the user already.
+        Raises CommandFailed, after the command itself has printed its error message.
 
-        Cancelled, it tells the command to end and waits until it has.
+        If cancelled, asks the command to end and waits until it has.
         """
         self.say(f"$ {shown or visible(shlex.join(argv))}")
         code = await self._code(argv, timeout)
         if code:
-            raise CommandFailed(argv, code, f"ended with exit code {code}; its message is above")
+            raise CommandFailed(argv, code, f"exited with code {code}; its message is above")
 
     async def attempt(self, *argv: str) -> None:
-        """As `run`, for what undoes a step: a failure is said, and the rest goes on."""
+        """Run a command that undoes a step: a failure is reported, and the rest goes on."""
         try:
             await self.run(*argv, timeout=_UNDO)
         except CommandFailed as error:
-            self.say(f"this could not be undone: {printable(str(error))}")
+            self.say(f"cannot undo this: {printable(str(error))}")
 
     async def _code(self, argv: Sequence[str], timeout: float) -> int:
-        # On a terminal it stays in our process group, so that ssh can ask for a password; else it gets its own, and all
-        # that it started can be ended with it.
+        # On a terminal it stays in our process group, so that ssh can ask for a password. Otherwise it gets its own
+        # group, so that everything it started can be ended with it.
         alone = not os.isatty(0)
         try:
             process = await anyio.open_process(
@@ -111,14 +111,14 @@ class Runner:
                 start_new_session=alone,
             )
         except OSError as error:
-            raise CommandFailed(argv, None, f"cannot be started: {error.strerror}") from None
+            raise CommandFailed(argv, None, f"cannot start: {error.strerror}") from None
         try:
             with anyio.move_on_after(timeout):
                 return await process.wait()
         finally:
             with anyio.CancelScope(shield=True):
                 await _end(process, alone)
-        raise CommandFailed(argv, None, f"did not end within {timeout:g} seconds")
+        raise CommandFailed(argv, None, f"did not finish within {timeout:g} seconds")
 
 
 async def _end(process: Process, alone: bool) -> None:
@@ -133,26 +133,26 @@ async def _end(process: Process, alone: bool) -> None:
 
 
 class Step(ABC):
-    """One thing that a plan does."""
+    """One step of a plan."""
 
     shares: bool = False
     """Whether it writes to the git-annex branch, which others share."""
 
     @abstractmethod
     def shown(self) -> str:
-        """What is shown of it beforehand; empty for nothing."""
+        """How to show it beforehand; empty to hide it."""
 
     @abstractmethod
     async def do(self, runner: Runner) -> None:
-        """Does it. Raises AnnexError, BadSettings."""
+        """Do it. Raises AnnexError, BadSettings."""
 
     async def undo(self, runner: Runner) -> None:  # noqa: B027 -- most commands leave nothing behind
-        """Makes it as it was before, as far as this step has come. Raises AnnexError."""
+        """Restore the state before this step, as far as the step got. Raises AnnexError."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be done, in order; `notes` is what the user should know of it."""
+    """What to do, in order; `notes` are for the user."""
 
     steps: tuple[Step, ...] = ()
     notes: tuple[str, ...] = ()
@@ -164,13 +164,13 @@ class Plan:
 
     @property
     def verifying(self) -> tuple[str, ...]:
-        """The remotes whose configuration git-annex is told to be safe."""
+        """The remotes whose configuration the plan marks as safe for git-annex."""
         return tuple(step.name for step in self.steps if isinstance(step, Verify))
 
     @property
     def unverified(self) -> Plan:
-        """The same without telling git-annex that any configuration is safe, and without contacting anybody."""
-        # One that git-annex has enabled by itself is read from; enabled by name it would not be.
+        """Return the same plan without marking any configuration as safe, and without contacting anybody."""
+        # git-annex reads from a remote that it enabled automatically; enabling it by name would stop that.
         return Plan(
             tuple(
                 step
@@ -187,12 +187,12 @@ class Plan:
         return any(step.shares for step in self.steps)
 
     def shown(self) -> list[str]:
-        """The commands, as a user would type them."""
+        """Return the commands as a user would type them."""
         return [visible(line) for step in self.steps if (line := step.shown())]
 
 
 async def carry_out(plan: Plan, runner: Runner) -> None:
-    """Does all of a plan, or, where a step fails or is interrupted, none of it. Raises what the step raised."""
+    """Carry out all of a plan, or undo it if a step fails or is interrupted. Raises what the step raised."""
     begun: list[Step] = []
     try:
         for step in plan.steps:
@@ -219,7 +219,7 @@ async def _undo(begun: Sequence[Step], runner: Runner) -> None:
         try:
             await step.undo(quiet)
         except AnnexError as error:
-            say(f"this could not be undone: {printable(str(error))}")
+            say(f"cannot undo this: {printable(str(error))}")
 
 
 def _words(argv: Collection[Word]) -> str:
@@ -232,7 +232,7 @@ def _resolved(argv: Collection[Word], runner: Runner) -> list[str]:
     for word in argv:
         if isinstance(word, Later):
             if word.cluster not in clusters:
-                raise AnnexError(f"git's configuration has no annex.cluster.{word.cluster}, which was to be set by now")
+                raise AnnexError(f"git's configuration has no annex.cluster.{word.cluster}, which should be set by now")
             word = f"{word.before}{clusters[word.cluster]}"
         found.append(word)
     return found
@@ -240,7 +240,7 @@ def _resolved(argv: Collection[Word], runner: Runner) -> list[str]:
 
 @dataclass(frozen=True)
 class Command(Step):
-    """A command that leaves nothing to undo, or what another step undoes."""
+    """A command that leaves nothing to undo, or only what another step undoes."""
 
     argv: tuple[Word, ...]
     shares: bool = False
@@ -254,7 +254,7 @@ class Command(Step):
 
 @dataclass(frozen=True)
 class Setting(Step):
-    """A value of git's configuration of this repository; None unsets it. `before` is what it was."""
+    """A value in this repository's git configuration; None unsets it. `before` is the old value."""
 
     key: str
     value: str | Later | None
@@ -276,7 +276,7 @@ class Setting(Step):
         if now == self.before:
             return
         if len(now) == len(self.before) == 1:
-            # It keeps its place in the file.
+            # This keeps its place in the file.
             await runner.attempt("git", "config", self.key, self.before[0])
             return
         if now:
@@ -287,7 +287,7 @@ class Setting(Step):
 
 @dataclass(frozen=True)
 class InitCluster(Step):
-    """A new cluster, under a name that this repository has for none."""
+    """A new cluster, under a name that this repository does not use yet."""
 
     name: str
     shares: bool = True
@@ -299,14 +299,14 @@ class InitCluster(Step):
         await runner.run("git", "annex", "initcluster", self.name)
 
     async def undo(self, runner: Runner) -> None:
-        # Its description stays in uuid.log; the next set-up of this name takes this cluster again.
+        # Its description stays in uuid.log; the next setup with this name reuses this cluster.
         if self.name in runner.repository.config().clusters():
             await runner.attempt("git", "config", "--unset-all", f"annex.cluster.{self.name}")
 
 
 @dataclass(frozen=True)
 class Describe(Step):
-    """What a cluster is called in uuid.log; `before` is what it was."""
+    """The description of a cluster in uuid.log; `before` is the old one."""
 
     uuid: UUID
     words: str
@@ -325,9 +325,9 @@ class Describe(Step):
 
 @dataclass(frozen=True)
 class Guard(Step):
-    """Does nothing, and undoes what later steps record of clusters and of what this repository stands before.
+    """Does nothing, but undoes what later steps record about clusters and about what is behind this repository.
 
-    It is the first of the steps that change the configuration, so that it undoes when they are undone.
+    It is the first step that changes the configuration, so it is undone last.
     """
 
     uuid: UUID
@@ -352,7 +352,7 @@ class Guard(Step):
 
 @dataclass(frozen=True)
 class Record(Step):
-    """The nodes of a cluster, in cluster.log, where `git annex updatecluster` would lose some of them."""
+    """The nodes of a cluster in cluster.log, for when `git annex updatecluster` would lose some of them."""
 
     cluster: UUID | Later
     nodes: frozenset[UUID]
@@ -360,7 +360,7 @@ class Record(Step):
     shares: bool = True
 
     def shown(self) -> str:
-        return f"# {self.why}: cluster.log gets the {len(self.nodes)} nodes of {self.cluster}"
+        return f"# {self.why}: write the {len(self.nodes)} nodes of {self.cluster} to cluster.log"
 
     async def do(self, runner: Runner) -> None:
         runner.say(self.shown())
@@ -372,7 +372,7 @@ class Record(Step):
 
 @dataclass(frozen=True)
 class Check(Step):
-    """Compares what cluster.log has with what was asked for: git-annex only warns where it does not take a node."""
+    """Compares cluster.log with the request: git-annex only warns when it does not accept a node."""
 
     cluster: str
     nodes: frozenset[UUID]
@@ -397,15 +397,17 @@ class Check(Step):
 
         if self.nodes - listed:
             raise AnnexError(
-                f"git-annex did not take {words(self.nodes - listed)} as a node of the cluster {self.cluster}; why is "
-                "above"
+                f"git-annex did not accept {words(self.nodes - listed)} as a node of the cluster {self.cluster}; the "
+                "reason is above"
             )
-        raise AnnexError(f"{words(listed - self.nodes)} is a node of the cluster {self.cluster} still; why is above")
+        raise AnnexError(
+            f"{words(listed - self.nodes)} is still a node of the cluster {self.cluster}; the reason is above"
+        )
 
 
 @dataclass(frozen=True)
 class Optional(Step):
-    """Steps that a plan can do without. Where one fails, they are undone, and the runner remembers `what`."""
+    """Steps that a plan can do without. If one fails they are undone, and the runner remembers `what`."""
 
     what: str
     steps: tuple[Step, ...]
@@ -439,9 +441,9 @@ class Initremote(Command):
 
 
 async def _take_out(name: str, runner: Runner) -> None:
-    """Takes a remote out of this repository, and sees to it that a private one leaves its name free.
+    """Remove a remote from this repository, and make sure that a private one frees its name.
 
-    git-annex remembers the names of configurations that were verified for good; so it gets another one before.
+    git-annex never forgets the names of verified configurations, so the remote is renamed first.
     """
     config = runner.repository.config()
     if name not in config.remotes():
@@ -456,12 +458,12 @@ async def _take_out(name: str, runner: Runner) -> None:
             if name not in runner.repository.config().remotes():
                 raise
     if name in runner.repository.config().remotes():
-        # What a refused initremote leaves, or an older git-annex, which has no disableremote.
+        # Left by a refused initremote, or by an older git-annex, which has no disableremote.
         await runner.run("git", "config", "--remove-section", f"remote.{name}")
 
 
 async def _renamed(old: str, new: str, runner: Runner) -> str:
-    """Gives a private remote another name, also where git-annex keeps what was verified; the name that it has then."""
+    """Rename a private remote, even if git-annex remembers it as verified; return its name afterwards."""
     try:
         await runner.run("git", "annex", "renameremote", old, new)
     except CommandFailed:
@@ -479,7 +481,7 @@ def _left_name(name: str, uuid: str) -> str:
 
 @dataclass(frozen=True)
 class Enable(Step):
-    """A remote that the git-annex branch has already; `again` gives it what it had before, None: it was not here."""
+    """Enable a remote in the git-annex branch; `again` restores what it had before, None: it did not exist here."""
 
     name: str
     parameters: tuple[str, ...]
@@ -501,7 +503,7 @@ class Enable(Step):
 
 @dataclass(frozen=True)
 class TakeOut(Step):
-    """A remote of this repository that is taken out of it, so that its name is free; `again` makes it once more."""
+    """Remove a remote from this repository, to free its name; `again` recreates it."""
 
     name: str
     again: tuple[Step, ...] = ()
@@ -545,15 +547,15 @@ class Rename(Step):
             await runner.attempt("git", "annex", "renameremote", self.new, self.old)
 
 
-# What every configuration has, and what says nothing of where contents go.
+# Every configuration has these, and they don't affect where contents go.
 _OF_NO_ACCOUNT = frozenset({"name", "sameas-name", "sameas-uuid", "autoenable"})
 
 
 @dataclass(frozen=True)
 class Verify(Step):
-    """Tells git-annex that a remote's configuration is safe, if all of it is what was asked for.
+    """Tells git-annex that a remote's configuration is safe, if all of it is what was requested.
 
-    git-annex asks because a configuration may come from somebody else, by the git-annex branch.
+    git-annex asks because a configuration may come from somebody else, through the git-annex branch.
     """
 
     name: str
@@ -569,19 +571,19 @@ class Verify(Step):
         expected = {"type": "external", "externaltype": "cluster", **self.expected}
         if not _same(found.configuration, expected):
             raise BadSettings(
-                f"the configuration of {self.name!r} is not the one that was asked for, so it is not verified: "
-                f"{printable(found.configuration)}. Somebody may have changed it by the git-annex branch. Look at it, "
-                f"and decide yourself: {shlex.join(('git', 'annex', 'verifyremote', self.name))}"
+                f"the configuration of {self.name!r} is not the requested one, so it stays unverified: "
+                f"{printable(found.configuration)}. Somebody may have changed it through the git-annex branch. Check "
+                f"and verify it yourself: {shlex.join(('git', 'annex', 'verifyremote', self.name))}"
             )
         await runner.run("git", "annex", "verifyremote", self.name, "--safe", str(found.number))
 
 
 def _same(shown: str, expected: Mapping[str, str]) -> bool:
-    """Whether git-annex shows these parameters and no others. It separates them by spaces, which they may hold too."""
+    """Return whether git-annex shows exactly these parameters. It separates them by spaces, which they may contain."""
 
     def words(text: str) -> set[str]:
         return {word for word in text.split() if word.partition("=")[0] not in _OF_NO_ACCOUNT}
 
     there, wanted = words(shown), words(" ".join(f"{key}={value}" for key, value in expected.items()))
-    # The encryption of a remote that is the same as another is not stored, and so not shown.
+    # The encryption of a remote that is the same as another is not stored, so it is not shown.
     return there | {word for word in wanted if word.startswith("encryption=")} == wanted

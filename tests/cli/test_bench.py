@@ -97,9 +97,9 @@ def test_an_upload_that_is_refused_is_the_end_of_the_measurement(environment: En
 
 def test_a_given_remote_is_measured_only_in_the_clear_and_by_itself(environment: Environment) -> None:
     site = make_site(environment)
-    assert "no --way" in cluster_remote(site.client, "bench", "mycl", "--way", "remote", code=2).err
-    assert "no --way" in cluster_remote(site.client, "bench", "mycl", "--case", "start", code=2).err
+    assert "without --way" in cluster_remote(site.client, "bench", "mycl", "--way", "remote", code=2).err
+    assert "without --way" in cluster_remote(site.client, "bench", "mycl", "--case", "start", code=2).err
     stranger = make_repository(environment, environment.directory / "stranger", "stranger")
     parameters = (f"url={site.url}", f"cluster={site.cluster.uuid}", "tracking=remote", "encryption=shared")
     initremote(stranger, "vault", *parameters)
-    assert "in the clear" in cluster_remote(stranger, "bench", "vault", code=2).err
+    assert "unencrypted" in cluster_remote(stranger, "bench", "vault", code=2).err

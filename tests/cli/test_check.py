@@ -113,7 +113,7 @@ def test_each_disagreement_is_named_and_only_fix_records_it(own_site: Site) -> N
     assert f"one: not on {DESCRIPTIONS[0]}, {DESCRIPTIONS[2]}" in shown.replace(
         f"{DESCRIPTIONS[2]}, {DESCRIPTIONS[0]}", f"{DESCRIPTIONS[0]}, {DESCRIPTIONS[2]}"
     )
-    assert f"on {DESCRIPTIONS[1]}, which the location log does not know" in shown
+    assert f"on {DESCRIPTIONS[1]}, but not in the location log" in shown
     assert "cluster-remote check mycl one two --fix" in shown
     assert own_site.present(keys["one"]) == own_site.nodes
 

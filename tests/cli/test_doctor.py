@@ -98,7 +98,7 @@ def test_nothing_is_found_where_all_is_as_it_should_be(full_site: Site) -> None:
     assert programs["annexremote"]["version"]
     assert programs["git-annex-shell"]["path"] == str(full_site.environment.which("git-annex-shell"))
     shown = cluster_remote(full_site.client, "doctor", "mycl").out
-    assert "Nothing is wrong here." in shown
+    assert "No problems found." in shown
     healthy(full_site.cluster.gateway)
 
 
@@ -178,7 +178,7 @@ def test_encryption_on_a_remote_that_is_the_same_as_a_cluster(full_site: Site) -
     assert full_site.present(key) == set()
     finding = only(findings(client, "enc"), "encrypted")
     assert "encryption=shared" in finding["words"]
-    assert "in the clear" in finding["words"]
+    assert "unencrypted" in finding["words"]
     carry_out(client, finding)
     healthy(client, "enc")
     # git-annex has been told the truth, that the content is there, so it copies nothing and records nothing.
@@ -238,7 +238,7 @@ def test_a_configuration_that_somebody_else_has_changed(cluster: Cluster) -> Non
     cluster.gateway.annex("merge")
     second.git("fetch", "--quiet", "origin")
     finding = only(findings(second), "not-verified")
-    assert "somebody has changed" in finding["words"]
+    assert "somebody changed" in finding["words"]
     assert f"url={cluster.gateway.path}" in finding["remedy"]
     carry_out(second, finding)
     healthy(second)
@@ -551,7 +551,7 @@ def test_a_git_annex_that_has_no_clusters(full_site: Site) -> None:
 def test_outside_of_a_repository_the_programs_are_looked_at(environment: Environment) -> None:
     said = told(environment, "doctor", code=4)
     assert (said["healthy"], said["repository"]) == (True, None)
-    assert "no repository" in cluster_remote(environment, "doctor", code=4).out
+    assert "not a git-annex repository" in cluster_remote(environment, "doctor", code=4).out
     assert "no usable git repository" in cluster_remote(environment, "doctor", "mycl", code=4).err
     environment.run("git", "init", "--quiet", "plain")
     cluster_remote(environment, "doctor", "mycl", code=4, cwd=environment.directory / "plain")

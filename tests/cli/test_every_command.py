@@ -221,7 +221,7 @@ class Inside:
         done = Done(subprocess.CompletedProcess(arguments, returned, written.out.encode(), written.err.encode()))
         assert done.code == code, f"cluster-remote {' '.join(arguments)}: {done!r}"
         assert "Traceback" not in done.err
-        assert "mistake in the program" not in done.err
+        assert "bug in the program" not in done.err
         return done
 
 
@@ -361,7 +361,7 @@ def test_wrong_usage_is_json_too(arguments: list[str], common: Site, inside: Ins
 def test_help_shows_the_commands_in_groups_and_no_types(common: Site, inside: Inside) -> None:
     place = common.environment.directory
     shown = inside(common.environment, place, "--help").out
-    assert shown.index("Set up:") < shown.index("  setup") < shown.index("Look and mend:") < shown.index("  status")
+    assert shown.index("Set up:") < shown.index("  setup") < shown.index("Check and repair:") < shown.index("  status")
     for name in COMMANDS:
         assert not re.search(
             r"<\w+>|\b(TEXT|INTEGER|FLOAT)\b",

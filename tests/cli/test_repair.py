@@ -146,7 +146,7 @@ def test_what_nobody_within_reach_has_is_named(own_site: Site) -> None:
     assert brought(said) == {keys["lost"]: (None, sorted(own_site.nodes), [])}
     assert [problem["kind"] for problem in said["problems"]] == ["out-of-reach"]
     done = cluster_remote(own_site.client, "repair", "mycl", "lost", code=1)
-    assert re.search("lost: still lacking on .*neither this repository nor any node", done.out)
+    assert re.search("lost: still lacking on .*neither this repository nor any reachable node", done.out)
     # Its locations are for check to put right.
     assert own_site.present(keys["lost"]) == own_site.nodes
     # The exit code of this one is that something is wrong: there is no copy left.

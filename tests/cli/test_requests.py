@@ -319,7 +319,7 @@ def test_lock_without_a_command_holds_until_it_is_interrupted(site: Site, number
         process.send_signal(number)
         assert process.wait(20) == 130
         assert process.stdout is not None
-        assert b"was held locked" in process.stdout.read()
+        assert b"was locked" in process.stdout.read()
     cluster_remote(site.client, "drop", "n1", name, "--force")
     assert not site.cluster.nodes[0].has_object(key)
 

@@ -72,7 +72,7 @@ def test_a_node_that_is_away_does_not_keep_the_others_from_being_verified(
     uuid = node.uuid
     with away(node):
         text = setup(client, "mycl", gateway, code=1)
-        assert "there is no remote for second disk (cellar)" in text
+        assert "no remote for second disk (cellar)" in text
         assert "mycl-node2" not in os.fsdecode(client.git("remote").stdout).split()
         assert {"mycl-node1", "mycl-node3"} <= set(os.fsdecode(client.git("remote").stdout).split())
         client.annex("dead", uuid)
@@ -155,7 +155,7 @@ def test_which_of_several_clusters_has_to_be_said(cluster: Cluster, client: Repo
     client.git("fetch", "-q", "origin")
     text = setup(client, "mycl", gateway, code=2)
     assert "--cluster: mycluster, second" in text
-    assert "has none of that name" in setup(client, "mycl", gateway, "--cluster", "third", code=2)
+    assert "has no such cluster" in setup(client, "mycl", gateway, "--cluster", "third", code=2)
     setup(client, "mycl", gateway, "--cluster", "mycluster", "--no-nodes")
     assert client.config("remote.mycl.annex-uuid") == cluster.uuid
 
@@ -164,13 +164,13 @@ def test_which_of_several_clusters_has_to_be_said(cluster: Cluster, client: Repo
     ("arguments", "code", "said"),
     [
         (["mycl", "GATEWAY", "--node", "origin"], 2, "give either the URL"),
-        (["mycl", "GATEWAY", "--tracking", "both"], 2, "it can be nodes or remote"),
+        (["mycl", "GATEWAY", "--tracking", "both"], 2, "choose nodes or remote"),
         (["mycl", "GATEWAY", "--encryption", "shared"], 2, "add --tracking remote"),
         (["mycl", "GATEWAY", "--chunk", "1MiB"], 2, "add --tracking remote"),
         (["mycl", "tcp://user:secret@localhost:1"], 2, "CLUSTER_REMOTE_TOKEN"),
         (["mycl", "tcp://localhost:1"], 2, "wants a token"),
         (["mycl", "GATEWAY-that-is-not-there"], 3, "connecting"),
-        (["origin", "GATEWAY"], 2, "a remote 'origin' already, of another kind"),
+        (["origin", "GATEWAY"], 2, "already has a remote 'origin' of another kind"),
         (["mycl", "--node", "nosuch"], 2, "no such remote"),
     ],
 )

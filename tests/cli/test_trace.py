@@ -174,7 +174,7 @@ def test_the_command_keeps_its_output_and_with_json_hands_it_to_standard_error(s
     command = ("sh", "-c", "echo said; exit 7")
     done = cluster_remote(site.client, "trace", "--", *command, code=7)
     assert done.out == "said\n"
-    assert "nothing was said" in done.err
+    assert "no messages" in done.err
     done = cluster_remote(site.client, "trace", "--json", "--", *command, code=7)
     assert outcome("trace", done.out)["exit_code"] == 7
     assert "said\n" in done.err
@@ -183,7 +183,7 @@ def test_the_command_keeps_its_output_and_with_json_hands_it_to_standard_error(s
 def test_a_command_that_cannot_be_run_has_the_exit_code_that_shells_give(site: Site) -> None:
     assert "no-such" in cluster_remote(site.client, "trace", "--", "no-such", "x", code=127).err
     site.client.write("plain text", b"text").chmod(0o644)
-    assert "cannot be run" in cluster_remote(site.client, "trace", "--", "./plain text", "x", code=126).err
+    assert "cannot run" in cluster_remote(site.client, "trace", "--", "./plain text", "x", code=126).err
     assert cluster_remote(site.client, "trace", "--", "sh", "-c", "kill -TERM $$", code=143).out == ""
 
 
@@ -239,11 +239,11 @@ def test_a_saved_trace_says_what_the_live_one_said(site: Site, tmp_path: Path) -
 def test_what_is_no_trace_is_wrong_usage(site: Site, tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("something else\n")
-    assert "neither a trace" in cluster_remote(site.client, "trace", file, code=2).err
+    assert "neither a saved trace" in cluster_remote(site.client, "trace", file, code=2).err
     file.write_text(write_heading(Heading(("x",), 1.0)) + "{broken\n")
-    assert "no line of a trace" in cluster_remote(site.client, "trace", file, code=2).err
+    assert "not a line of a trace" in cluster_remote(site.client, "trace", file, code=2).err
     file.write_text('{"cluster-remote-trace": 99, "command": [], "names": {}, "started": 1}\n')
-    assert "later form" in cluster_remote(site.client, "trace", file, code=2).err
+    assert "newer format" in cluster_remote(site.client, "trace", file, code=2).err
 
 
 SAID = Said(
@@ -351,5 +351,5 @@ def test_nothing_that_a_peer_says_reaches_the_terminal_as_a_command() -> None:
 
 
 def test_a_drawing_says_how_much_it_leaves_out() -> None:
-    assert "… 12 more messages are not drawn" in list(as_text(lay_out(HEADING, exchange(1), 12)))[-1]
-    assert "… 12 more messages are not drawn" in "\n".join(as_svg(lay_out(HEADING, exchange(1), 12)))
+    assert "… 12 more messages not drawn" in list(as_text(lay_out(HEADING, exchange(1), 12)))[-1]
+    assert "… 12 more messages not drawn" in "\n".join(as_svg(lay_out(HEADING, exchange(1), 12)))

@@ -264,7 +264,7 @@ def test_it_warns_of_what_can_be_read_on_the_network_and_of_having_no_tokens(sit
     try:
         assert wait_until(lambda: "serving" in log.read_text(), SECONDS)
         assert "no tokens yet" in log.read_text()
-        assert "can be reached over the network" in log.read_text()
+        assert "reachable over the network" in log.read_text()
         process.send_signal(signal.SIGTERM)
         assert process.wait(SECONDS) == 0
     finally:

@@ -104,13 +104,13 @@ def test_a_link_to_one_repository_asks_for_it(site: Cluster, by: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (("create", "--read-only", "--append-only"), 2, "do not go together"),
-        (("create", "--link"), 2, "--link and --address ADDRESS go together"),
-        (("create", "--address", "unix:/run/gw"), 2, "--link and --address ADDRESS go together"),
+        (("create", "--read-only", "--append-only"), 2, "exclude each other"),
+        (("create", "--link"), 2, "--link and --address ADDRESS must be given together"),
+        (("create", "--address", "unix:/run/gw"), 2, "--link and --address ADDRESS must be given together"),
         (("create", "--expires", "soon"), 2, "--expires: 'soon' is neither"),
-        (("create", "--expires", "2001-01-31"), 2, "--expires: 2001-01-31 is over"),
+        (("create", "--expires", "2001-01-31"), 2, "--expires: 2001-01-31 is in the past"),
         (("create", "--link", "--address", "ssh://nas/annex"), 2, "a gateway listens on unix:/path"),
-        (("create", "--link", "--address", "unix:/run/gw", "--node", "node9"), 2, "there is here, mycluster, node1"),
+        (("create", "--link", "--address", "unix:/run/gw", "--node", "node9"), 2, "choose from here, mycluster, node1"),
         (("create", "--note", "two\nlines"), 2, "--note: a note is at most 200 printable characters"),
         (("revoke", "0bad0bad"), 1, "there is no token '0bad0bad'"),
         (("revoke",), 2, "ID"),

@@ -135,7 +135,7 @@ def test_the_remote_is_taken_down_and_the_cluster_stays(two: Repository) -> None
 def test_remotes_at_a_gateway_are_taken_out_with_those_of_the_nodes(cluster: Cluster) -> None:
     client = cluster.clone()
     cluster_remote(client, "setup", "c", str(cluster.gateway.path))
-    assert "gateway's to change" in cluster_remote(client, "node", "add", "c", "origin", code=2)
+    assert "only the gateway can change" in cluster_remote(client, "node", "add", "c", "origin", code=2)
     cluster_remote(client, "remove", "c")
     assert client.git("remote").stdout.split() == [b"origin"]
     cluster_remote(client, "setup", "c", str(cluster.gateway.path))

@@ -74,15 +74,15 @@ def test_git_annex_taking_a_node_only_with_a_warning_is_a_failure(work: Reposito
     before = state(work)
     # As where it does not say no to a node, and records the others.
     failing(work.environment, "updatecluster", "echo Cannot use this remote; exit 0")
-    assert "did not take node1" in cluster_remote(work, "setup", "offsite", "--node", "node1", code=1)
+    assert "did not accept node1" in cluster_remote(work, "setup", "offsite", "--node", "node1", code=1)
     assert state(work) == before
 
 
 @pytest.mark.parametrize(
     ("url", "said"),
     [
-        ("http://127.0.0.1:1/x.git", "no way leads"),
-        ("tor-annex::abc.onion:1", "no way leads"),
+        ("http://127.0.0.1:1/x.git", "cannot be at"),
+        ("tor-annex::abc.onion:1", "cannot be at"),
         ("inside", "inside the work tree"),
     ],
 )

@@ -184,7 +184,7 @@ def test_a_certificate_that_is_not_trusted_is_refused_in_words_until_it_is(clust
         # The gateway takes a new certificate without an end of its connections.
         certificate, _ = make_certificate(environment)
         gateway.process.send_signal(signal.SIGHUP)
-        assert wait_until(lambda: "the certificate was read again" in gateway.log.read_text())
+        assert wait_until(lambda: "certificate reloaded" in gateway.log.read_text())
         environment.run("git", "config", "--global", "http.sslCAInfo", certificate)
         initremote(client, "mycl", url, sameas=cluster.uuid, env=token)
 
