@@ -1,4 +1,4 @@
-"""What is measured: transfers of one large file and of many small ones, start-up, and a slow node beside fast ones."""
+"""What is measured: transfers of one large file and of many small ones, start-up, and slow lines."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import os
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from cluster_remote.bench.measure import Usage, timed
 from cluster_remote.bench.site import BARE, BenchFailed, Client, Site
 
-__all__ = ["Load", "Results", "run_limit", "run_slow_node", "run_start_up", "run_transfers"]
+__all__ = ["Load", "Results", "run_limit", "run_slow_lines", "run_slow_node", "run_start_up", "run_transfers"]
 
 
 @dataclass(frozen=True)
@@ -171,12 +171,17 @@ def _first_line(program: str, environment: dict[str, str]) -> float:
 
 
 def run_slow_node(
-    make_site: Callable[[int, bool], Site], load: Load, rounds: int, results: Results, tell: Callable[[str], None]
+    make_site: Callable[[int, Mapping[int, float]], Site],
+    load: Load,
+    rounds: int,
+    results: Results,
+    tell: Callable[[str], None],
 ) -> None:
     """Two fast nodes alone, and the same two beside one that takes 5 MB/s: when do the fast ones have the file?"""
     case = f"{load.name} up, until the 2 fast nodes have it"
-    for nodes, slow, way in ((2, False, "alone"), (3, True, "beside a slow node")):
-        site = make_site(nodes, slow)
+    beside: Mapping[int, float] = {3: 5.0}
+    for nodes, lines, way in ((2, {}, "alone"), (3, beside, "beside a slow node")):
+        site = make_site(nodes, lines)
         try:
             client = site.client("serverless")
             for round_number in range(rounds):
@@ -188,6 +193,31 @@ def run_slow_node(
                 site.forget(keys)
         finally:
             site.close()
+
+
+def run_slow_lines(
+    make_site: Callable[[int, Mapping[int, float]], Site], load: Load, rounds: int, results: Results,
+    tell: Callable[[str], None], nodes: int = 3, line: float = 10.0,
+) -> None:  # fmt: skip
+    """One file from a cluster whose nodes are on lines of so many MB/s each, and from one of these nodes alone."""
+    case = f"{load.name} down, {nodes} nodes on lines of {line:g} MB/s"
+    site = make_site(nodes, dict.fromkeys(range(1, nodes + 1), line))
+    try:
+        client = site.client("serverless")
+        for round_number in range(rounds):
+            mark = f"lines-{round_number}"
+            keys = _make_files(client, site, load, mark)
+            site.annex(client.path, "copy", "-q", "--to", client.remotes[0], mark)
+            for way, remote in (("one node", "node1"), ("serverless", client.remotes[0])):
+                site.annex(client.path, "drop", "-q", "--force", mark)
+                usage = timed(["git", "annex", "get", "-q", "--from", remote, mark], client.path, site.environment())
+                results.add(case, way, "seconds", usage.seconds)
+                results.add(case, way, "our memory (bytes)", usage.memory)
+                results.add(case, way, "processes", usage.processes)
+                tell(f"{case}: {way} {usage.seconds:.2f} s")
+            site.forget(keys)
+    finally:
+        site.close()
 
 
 def _until_fast_nodes_have(site: Site, client: Client, mark: str, keys: Iterable[str]) -> float:

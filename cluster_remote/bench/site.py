@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -50,9 +50,9 @@ done
 exec sh -c "$*"
 """
 
-# A node on a slow line: what goes to it is passed on at 5 MB/s.
-_SLOW_SSH = """#!/usr/bin/env python3
-import os, subprocess, sys, time
+# A node on a slow line, whose rate in MB/s is part of the host's name: what goes either way keeps to it.
+_SLOW_SSH = """#!{python}
+import os, subprocess, sys, threading, time
 words, plain = sys.argv[1:], []
 while words:
     word = words.pop(0)
@@ -60,15 +60,30 @@ while words:
         words.pop(0)
     elif not word.startswith("-") or len(plain) > 1:
         plain.append(word)
-child = subprocess.Popen(["sh", "-c", " ".join(plain[1:])], stdin=subprocess.PIPE)
-start, passed = time.monotonic(), 0
-while data := os.read(0, 65536):
-    child.stdin.write(data)
-    child.stdin.flush()
-    passed += len(data)
-    time.sleep(max(0.0, start + passed / 5e6 - time.monotonic()))
-child.stdin.close()
-sys.exit(child.wait())
+rate = float(plain[0].removeprefix("slow")) * 1e6
+child = subprocess.Popen(["sh", "-c", " ".join(plain[1:])], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
+
+def copy(source, target):
+    start, passed = time.monotonic(), 0
+    try:
+        while data := os.read(source, 65536):
+            if start + passed / rate < time.monotonic() - 0.1:
+                # It was idle: what it could have sent then is not made up for.
+                start, passed = time.monotonic(), 0
+            passed += len(data)
+            while data:
+                data = data[os.write(target, data):]
+            time.sleep(max(0.0, start + passed / rate - time.monotonic()))
+    except BrokenPipeError:
+        if target == 1:
+            child.kill()
+    if target != 1:
+        child.stdin.close()
+
+threading.Thread(target=copy, args=(0, child.stdin.fileno()), daemon=True).start()
+copy(child.stdout.fileno(), 1)
+sys.stdout.flush()
+os._exit(child.wait())
 """
 
 
@@ -133,12 +148,14 @@ class Client:
 class Site:
     """One cluster of `nodes` nodes below `directory`, with a HOME and a git configuration of its own.
 
+    `lines` are nodes on slow lines, by number, and the rates of these in MB/s.
+
     Our special remote leaves a profile of each of its processes in `profiles`, if that is given.
     """
 
     directory: Path
     nodes: int
-    slow_node: bool = False
+    lines: Mapping[int, float] = field(default_factory=dict)
     profiles: Path | None = None
     _servers: list[tuple[str, subprocess.Popen[bytes]]] = field(default_factory=list)
 
@@ -186,7 +203,8 @@ class Site:
         (self.directory / "home").mkdir(parents=True)
         binaries = self.directory / "bin"
         binaries.mkdir()
-        programs = {"ssh": _SLOW_SSH if self.slow_node else _SSH, BARE: _BARE.format(python=sys.executable)}
+        ssh = _SLOW_SSH.replace("{python}", sys.executable) if self.lines else _SSH
+        programs = {"ssh": ssh, BARE: _BARE.format(python=sys.executable)}
         if self.profiles is not None:
             programs["git-annex-remote-cluster"] = _PROFILED.format(python=sys.executable, directory=self.profiles)
         for name, text in programs.items():
@@ -203,8 +221,9 @@ class Site:
             node = self.node(number)
             self.run(self.directory, "git", "clone", "-q", self.gateway, node)
             self.annex(node, "init", f"node{number}")
-            slow = self.slow_node and number == self.nodes
-            self.run(self.gateway, "git", "remote", "add", f"node{number}", f"ssh://slow{node}" if slow else str(node))
+            line = self.lines.get(number)
+            url = str(node) if line is None else f"ssh://slow{line:g}{node}"
+            self.run(self.gateway, "git", "remote", "add", f"node{number}", url)
             self.run(self.gateway, "git", "fetch", "-q", f"node{number}")
         self.annex(self.gateway, "initcluster", _CLUSTER)
         for number in range(1, self.nodes + 1):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import typer
@@ -12,7 +13,15 @@ from rich.table import Table
 
 from cluster_remote import __version__
 from cluster_remote.access.settings import BadSettings
-from cluster_remote.bench.cases import Load, Results, run_limit, run_slow_node, run_start_up, run_transfers
+from cluster_remote.bench.cases import (
+    Load,
+    Results,
+    run_limit,
+    run_slow_lines,
+    run_slow_node,
+    run_start_up,
+    run_transfers,
+)
 from cluster_remote.bench.given import measure
 from cluster_remote.bench.report import as_json, chart, profiled, rows
 from cluster_remote.bench.site import WAYS, BenchFailed, Site
@@ -24,7 +33,7 @@ from cluster_remote.cli.target import resolve
 
 __all__ = ["bench"]
 
-_ALL = ("large", "small", "limit", "start", "slow")
+_ALL = ("large", "small", "limit", "start", "slow", "lines")
 
 
 def _sizes(text: str) -> int:
@@ -90,8 +99,9 @@ def bench(
         profile.mkdir(parents=True, exist_ok=True)
     top = Path(tempfile.mkdtemp(prefix="cluster-remote-bench-", dir=directory)).resolve()
 
-    def make_site(number: int, slow: bool = False) -> Site:
-        site = Site(Path(tempfile.mkdtemp(prefix="site-", dir=top)), number, slow, profile and profile.resolve())
+    def make_site(number: int, lines: Mapping[int, float] | None = None) -> Site:
+        directory = Path(tempfile.mkdtemp(prefix="site-", dir=top))
+        site = Site(directory, number, lines or {}, profile and profile.resolve())
         site.build()
         return site
 
@@ -116,6 +126,9 @@ def bench(
                     site.close()
         if "slow" in cases:
             run_slow_node(make_site, Load("1 file of 64M", 1, 64 << 20), rounds, results, _tell)
+        if "lines" in cases:
+            load = large if large.size < 256 << 20 else Load("1 file of 256M", 1, 256 << 20)
+            run_slow_lines(make_site, load, rounds, results, _tell)
     except BenchFailed as error:
         say(f"cluster-remote: {error}", err=True)
         raise typer.Exit(FAILED) from None

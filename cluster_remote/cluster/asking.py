@@ -10,7 +10,7 @@ from typing import TypeVar
 import anyio
 
 from cluster_remote.cluster.node import Node
-from cluster_remote.cluster.reachability import Reachability
+from cluster_remote.cluster.reachability import Reachability, Traffic
 from cluster_remote.cluster.routing import reason
 from cluster_remote.p2p.errors import (
     ConnectionLost,
@@ -57,6 +57,11 @@ class NodeSessions:
         self.head_start = min(_HEAD_START, timeout * _PART_OF_TIMEOUT)
         self._reachability = reachability
         self._sessions: dict[str, Session] = {}
+
+    @property
+    def traffic(self) -> Traffic:
+        """Which nodes are read from, by all that share what is remembered of the nodes."""
+        return self._reachability.traffic
 
     def session(self, node: Node) -> Session:
         """The session with a node. Raises Unreachable if there can be none."""

@@ -8,23 +8,42 @@ too.
 from __future__ import annotations
 
 import math
+import os
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 
 import anyio
 from anyio.abc import TaskGroup
 
 from cluster_remote.cluster.node import Node
+from cluster_remote.cluster.reachability import Traffic
 from cluster_remote.cluster.routing import failure_of_all
-from cluster_remote.p2p.errors import ConnectionLost, Refused, SessionError
+from cluster_remote.cluster.spread import Spread, slow_rate
+from cluster_remote.cluster.stretches import Plan
+from cluster_remote.p2p.checksum import Checksum
+from cluster_remote.p2p.errors import ConnectionLost, Damaged, Refused, SessionError
 from cluster_remote.p2p.key import UUID
-from cluster_remote.p2p.session import Download, Progress
+from cluster_remote.p2p.session import Download, Progress, write_at
 
-__all__ = ["ClusterDownload", "Fetch"]
+__all__ = ["ClusterDownload", "Fetch", "Helpers"]
 
 # Asks one node for the content from a byte on.
 Fetch = Callable[[Node, int], AbstractAsyncContextManager[Download]]
+
+
+@dataclass(frozen=True)
+class Helpers:
+    """The nodes that may give a content at the same time, how each is asked, and which are in use.
+
+    `checksum` begins the key's anew, if that can be computed here.
+    """
+
+    nodes: Sequence[Node]
+    fetch: Fetch
+    traffic: Traffic
+    checksum: Callable[[], Checksum | None]
 
 
 class _Giver:
@@ -92,6 +111,7 @@ class ClusterDownload(Download):
         tasks: TaskGroup,
         head_start: Callable[[Node], float],
         alike: bool = True,
+        helpers: Helpers | None = None,
     ) -> None:
         """`nodes` are asked in this order; `size` is that of the whole content where it is known, in bytes.
 
@@ -101,7 +121,7 @@ class ClusterDownload(Download):
 
         `failed` is told of a node that had begun to give the content and could not go on; `silent` of one that had not
         answered within its `head_start`, in seconds, after which the next one is asked as well. `tasks` are those that
-        ask the nodes.
+        ask the nodes. `helpers` are those that several may be taken from at once, see `may_spread`.
         """
         self._doing = doing
         self._nodes = deque(nodes)
@@ -112,6 +132,10 @@ class ClusterDownload(Download):
         self._head_start = head_start
         self._size = size
         self._alike = alike
+        self._helpers = helpers
+        self._directory: bytes | None = None
+        self._verdict: bool | None = None
+        self._mixed: Spread | None = None
         self._start = self._position = offset
         self._end = None if size is None else max(size, offset)
         self._failures: list[tuple[Node, SessionError]] = []
@@ -151,13 +175,72 @@ class ClusterDownload(Download):
         while self._left() > 0:
             download = self._download()
             try:
-                await download.save(descriptor, self._position + shift, moved)
-                self._check_complete()
+                if shift or not await self._spread(download, descriptor, progress, moved):
+                    await download.save(descriptor, self._position + shift, moved)
+                    self._check_complete()
             except SessionError as error:
                 if not self._alike and self._position > self._start:
                     self._begin_anew()
                 await self._fail(error)
                 self.length = self._left() + self._position - self._start
+            if self._giver is None and self._left() > 0:
+                await self._next()
+        if self._mixed is not None and not await self._mixed.is_right(self._position):
+            os.ftruncate(descriptor, self._start)
+            givers = ", ".join(sorted(map(str, self._givers)))
+            raise Damaged(f"{self._doing}: what came from {givers} at the same time is damaged")
+
+    def may_spread(self, directory: bytes) -> None:
+        self._directory = directory
+
+    async def _spread(self, download: Download, descriptor: int, progress: Progress, moved: Progress) -> bool:
+        """Save the first of what this node gives; if it is slow, have others help and return True.
+
+        All has been saved then, unless no node was left that could go on.
+        """
+        giver, helpers, directory, nodes = self._giver, self._helpers, self._directory, self._may_help()
+        if giver is None or helpers is None or directory is None or len(nodes) < 2:
+            return False
+        checksum = helpers.checksum()
+        if checksum is None:
+            return False
+        self._directory = None
+
+        def write(data: bytes | memoryview) -> None:
+            write_at(descriptor, data, self._position)
+            moved(self._position + len(data))
+
+        chunks = download.chunks()
+        rate = await slow_rate(chunks, self._left(), write)
+        aside = None if rate is None else _unlinked(directory)
+        if rate is None or aside is None:
+            return False
+        assert self._end is not None
+        plan = Plan[Node](self._position, self._end)
+        spread = Spread(plan, nodes, helpers.fetch, helpers.traffic, rate, descriptor, checksum, progress)
+        self._mixed = spread
+        try:
+            await spread.run(download, chunks, self.aclose, aside)
+        finally:
+            os.close(aside)
+            self._position = plan.frontier
+        self._givers |= spread.givers
+        for node, error in spread.failures:
+            self._failures.append((node, error))
+            self._failed(node, error)
+        failed = {node for node, _ in spread.failures}
+        self._nodes = deque(node for node in (giver.node, *self._nodes) if node not in failed)
+        # Whoever was cut off does not vouch for anything; the checksum does.
+        self._verdict = spread.verdict is not False
+        return True
+
+    def _may_help(self) -> list[Node]:
+        """Return the node that gives, then those that may give at the same time: they cost no more than it."""
+        if self._helpers is None or self._giver is None or self._giver.node not in self._helpers.nodes:
+            return []
+        first = self._giver.node
+        waiting = [node for node in self._nodes if node in self._helpers.nodes and node not in self._given_up]
+        return [first, *(node for node in waiting if node.cost <= first.cost)]
 
     def _begin_anew(self) -> None:
         """Forget what the last node has given, and what it says the length is."""
@@ -194,6 +277,8 @@ class ClusterDownload(Download):
     async def valid(self) -> bool:
         if self._end is None or self._position < self._end:
             raise RuntimeError("the content has not been read to its end")
+        if self._giver is None and self._verdict is not None:
+            return self._verdict
         while True:
             download = self._download()
             try:
@@ -273,6 +358,18 @@ class ClusterDownload(Download):
             raise Refused(f"has {end} of the content's {self._end} bytes")
         self._end = end
         self._giver, self._node = giver, giver.node
+
+
+def _unlinked(directory: bytes) -> int | None:
+    """Return a descriptor of a new file in a directory, which goes when it is closed; None if there can be none."""
+    # It takes a while to import.
+    import tempfile
+
+    try:
+        with tempfile.TemporaryFile(dir=directory, buffering=0) as file:
+            return os.dup(file.fileno())
+    except OSError:
+        return None
 
 
 async def _vouched(download: Download) -> bool:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
-from collections.abc import Callable
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from cluster_remote.p2p.key import Key
 
-__all__ = ["LONGEST_REST", "REST", "Reachability"]
+__all__ = ["LONGEST_REST", "REST", "Reachability", "Traffic"]
 
 # A node is left alone for this many times what its failure cost: at most a tenth of the time goes into trying. One
 # that refuses at once is tried at once again; a failure of a few seconds is the most that is ever paid for.
@@ -20,11 +21,46 @@ _MEMORY = 120.0
 _REMEMBERED = 1000
 
 
+class Traffic:
+    """Which nodes downloads read from, so that a download that has help from other nodes keeps out of their way."""
+
+    def __init__(self) -> None:
+        self._reading: Counter[str] = Counter()
+        self._helping: dict[str, Callable[[], None]] = {}
+
+    def is_free(self, name: str) -> bool:
+        """Whether no download reads from a node."""
+        return not self._reading[name] and name not in self._helping
+
+    @contextmanager
+    def reading(self, name: str) -> Iterator[None]:
+        """Around a download from a node; whoever only helps another download there gives way."""
+        give_way = self._helping.pop(name, None)
+        if give_way is not None:
+            give_way()
+        self._reading[name] += 1
+        try:
+            yield
+        finally:
+            self._reading[name] -= 1
+
+    @contextmanager
+    def helping(self, name: str, give_way: Callable[[], None]) -> Iterator[None]:
+        """Around what a node gives to help another one; `give_way` ends it."""
+        self._helping[name] = give_way
+        try:
+            yield
+        finally:
+            if self._helping.get(name) == give_way:
+                del self._helping[name]
+
+
 class Reachability:
     """Remembers failures to reach a node. Several cluster sessions of one process may share it."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
+        self.traffic = Traffic()
         self._resting: dict[str, tuple[float, str]] = {}
         self._silent: dict[str, float] = {}
         self._givers: OrderedDict[Key, tuple[float, frozenset[str]]] = OrderedDict()

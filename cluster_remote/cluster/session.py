@@ -22,12 +22,13 @@ from cluster_remote.annex.errors import AnnexError
 from cluster_remote.cluster import routing
 from cluster_remote.cluster.asking import NodeSessions, within
 from cluster_remote.cluster.delegation import DelegatedUpload, Delegation, LeftOut, Uploader
-from cluster_remote.cluster.download import ClusterDownload
+from cluster_remote.cluster.download import ClusterDownload, Helpers
 from cluster_remote.cluster.node import Node
 from cluster_remote.cluster.reachability import Reachability
 from cluster_remote.cluster.routing import UploadAnswer
 from cluster_remote.cluster.upload import Attempt, ClusterUpload, store_everywhere, task_group
 from cluster_remote.p2p import MAX_VERSION
+from cluster_remote.p2p.checksum import Checksum
 from cluster_remote.p2p.client import DEFAULT_TIMEOUT, patience_for, reading_time
 from cluster_remote.p2p.errors import ConnectionLost, ProtocolError, Refused, SessionError, TimedOut, Unreachable
 from cluster_remote.p2p.key import UUID, AssociatedFile, Key
@@ -209,11 +210,19 @@ class ClusterSession(Session):
                     self._ask.gives(key, node)
                     yield given
 
+            @asynccontextmanager
+            async def fetch_first(node: Node, position: int) -> AsyncIterator[Download]:
+                with self._ask.traffic.reading(node.name):
+                    async with fetch(node, position) as given:
+                        yield given
+
+            # What git-annex has to fetch first comes as a whole or not at all; another gateway leads to the same nodes.
+            direct = [node for node in awake if node in order.logged and node.kind in ("local", "ssh")]
             async with task_group() as tasks:
                 download = ClusterDownload(
                     f"{self.name}: no node gave {key}",
                     [*awake, *resting],
-                    fetch,
+                    fetch_first,
                     offset,
                     key.content_size,
                     self._ask.broke_off,
@@ -221,6 +230,7 @@ class ClusterSession(Session):
                     tasks=tasks,
                     head_start=lambda node: self._ask.head_start + patience(node),
                     alike=key.is_verifiable,
+                    helpers=Helpers(direct, fetch, self._ask.traffic, partial(Checksum.of, key)),
                 )
                 try:
                     await download.begin()

@@ -212,7 +212,7 @@ class _Pacing:
 
     async def passed(self, count: int) -> None:
         self._passed += count
-        await anyio.sleep(self._began + self._passed / self._rate - anyio.current_time())
+        await anyio.sleep_until(self._began + self._passed / self._rate)
 
 
 class Throttled(_Around):

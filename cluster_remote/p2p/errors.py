@@ -15,6 +15,7 @@ __all__ = [
     "AuthenticationFailed",
     "BeyondTheEnd",
     "ConnectionLost",
+    "Damaged",
     "NotReached",
     "NotTheProtocol",
     "NotTried",
@@ -75,6 +76,15 @@ class WrongRepository(Unreachable):
 
 class Refused(SessionError):
     """The peer answered ERROR: it understood the request but refused it."""
+
+
+class Damaged(SessionError):
+    """The content that came is not the one that its key names."""
+
+    def __init__(self, words: str, origin: UUID | None = None) -> None:
+        """`origin` gave it, as far as that can be told."""
+        super().__init__(words)
+        self.origin = origin
 
 
 class SourceError(SessionError):

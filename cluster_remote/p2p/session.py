@@ -161,7 +161,16 @@ class Download(ABC):
 
     @abstractmethod
     def chunks(self) -> AsyncIterator[bytes | memoryview]:
-        """Yield `length` bytes in total; a chunk is only valid until the next one is requested. Raises SessionError."""
+        """Yield `length` bytes in total; a chunk is only valid until the next one is requested. Raises SessionError.
+
+        Where an iteration stops, another one, or `save`, goes on.
+        """
+
+    def may_spread(self, directory: bytes) -> None:  # noqa: B027 -- only a cluster has several to choose from
+        """Let `save` fetch from several repositories at once; what comes early is kept in `directory` meanwhile.
+
+        Call only if the content's checksum is verified afterwards. If several gave parts, there is no `origin`.
+        """
 
     async def save(self, descriptor: int, position: int, progress: Progress) -> None:
         """Write the content to a file at byte `position`. Call instead of `chunks`.

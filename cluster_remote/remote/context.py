@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from contextlib import asynccontextmanager, suppress
 from functools import cached_property
@@ -23,7 +24,8 @@ from cluster_remote.annex.repository import Repository
 from cluster_remote.annex.verification import verified
 from cluster_remote.cluster.opening import resolved
 from cluster_remote.cluster.reachability import Reachability
-from cluster_remote.p2p.errors import SessionError
+from cluster_remote.p2p.checksum import Checksum
+from cluster_remote.p2p.errors import Damaged, SessionError
 from cluster_remote.p2p.key import UUID, AssociatedFile, Key
 from cluster_remote.p2p.session import Progress, Session
 from cluster_remote.p2p.stream import Trace
@@ -32,7 +34,6 @@ from cluster_remote.remote.causes import Causes
 from cluster_remote.remote.chunks import stored_as
 from cluster_remote.remote.pool import SessionPool
 from cluster_remote.remote.retrieval import (
-    Damaged,
     NotRetrieved,
     can_be_looked_at,
     retrieve,
@@ -50,6 +51,8 @@ class GivenUp(SessionError):
     """Nobody is left who wants to know the answer."""
 
 
+# Large contents that were given last, for which it is noticed that git-annex asks again.
+_GIVEN = 100
 # Seconds for which a look at the location log is good.
 _A_MOMENT = 0.1
 
@@ -106,6 +109,7 @@ class Context:
         self._sessions = SessionPool(lambda trace: self.session_with(self.server, trace))
         self.behind = NodesBehind(self._session_with_node)
         self.causes = Causes()
+        self._given: deque[Key] = deque(maxlen=_GIVEN)
         self._read_again = False
         self._location_log: _Log | None = None
         self._file_names: FileNames | None = None
@@ -275,10 +279,17 @@ class Context:
         if not stored.is_verifiable:
             await retrieve_apart(session, stored, path, progress)
             return
-        if not can_be_looked_at(stored):
-            await retrieve(session, stored, path, progress)
-            return
         remedy = f"to find and replace it: cluster-remote check {self.settings.name} --content --fix, then repair"
+        if not can_be_looked_at(stored) and not (key in self._given and Checksum.of(stored) is not None):
+            # git-annex has hashed what it saw of the file, so a damaged content cannot be replaced now. It asks again,
+            # and who asks again for what it got does not like it: then each node is asked by itself.
+            try:
+                await retrieve(session, stored, path, progress, spread=True)
+            except Damaged as damaged:
+                self._given.append(key)
+                raise Damaged(f"{damaged}; {remedy}") from None
+            self._given.append(key)
+            return
         try:
             await retrieve_whole(session, stored, path, progress)
             return

@@ -16,11 +16,11 @@ from pathlib import Path
 import anyio.to_thread
 
 from cluster_remote.p2p.checksum import Checksum
-from cluster_remote.p2p.errors import SessionError
+from cluster_remote.p2p.errors import Damaged, SessionError
 from cluster_remote.p2p.key import UUID, AssociatedFile, Key
 from cluster_remote.p2p.session import Progress, Session
 
-__all__ = ["CannotWrite", "Damaged", "NotRetrieved", "can_be_looked_at", "retrieve", "retrieve_apart", "retrieve_whole"]
+__all__ = ["CannotWrite", "NotRetrieved", "can_be_looked_at", "retrieve", "retrieve_apart", "retrieve_whole"]
 
 # Bytes of a content up to which it is looked at here: reading it twice takes no time that anybody notices.
 _LOOKED_AT = 8 * 1024 * 1024
@@ -34,14 +34,6 @@ class NotRetrieved(SessionError):
     """The server sent what it does not vouch for, or does not have the content."""
 
 
-class Damaged(SessionError):
-    """The content that was sent is not the one that its key names. `origin` gave it, as far as that can be told."""
-
-    def __init__(self, words: str, origin: UUID | None) -> None:
-        super().__init__(words)
-        self.origin = origin
-
-
 def can_be_looked_at(key: Key) -> bool:
     """Whether a content is checked here before git-annex gets it."""
     size = key.content_size
@@ -49,7 +41,7 @@ def can_be_looked_at(key: Key) -> bool:
 
 
 async def retrieve_whole(session: Session, key: Key, path: bytes, progress: Progress) -> None:
-    """Download a content that `can_be_looked_at` beside the file at `path`, and rename it there if it is right.
+    """Download a content whose key has a checksum beside the file at `path`, and rename it there if it is right.
 
     Raises Damaged, then nothing is left at `path`; NotRetrieved, CannotWrite, SessionError.
     """
@@ -122,10 +114,11 @@ def _is_right(key: Key, path: bytes) -> bool:
     return checksum.matches()
 
 
-async def retrieve(session: Session, key: Key, path: bytes, progress: Progress) -> UUID | None:
-    """Downloads the content of `key` into the file at `path`, from where the file ends.
+async def retrieve(session: Session, key: Key, path: bytes, progress: Progress, *, spread: bool = False) -> UUID | None:
+    """Download the content of `key` into the file at `path`, from where the file ends.
 
-    Gives the repository that the whole file came from; None where that cannot be told.
+    With `spread` several nodes may give parts of it at the same time. Returns the repository that the whole file came
+    from; None where that cannot be told.
 
     On success the file has exactly the content's length. Where the server does not vouch for what it sent, the file is
     left as long as it was before. git-annex verifies the content as a whole afterwards.
@@ -136,14 +129,16 @@ async def retrieve(session: Session, key: Key, path: bytes, progress: Progress) 
     except OSError as error:
         raise _cannot_write(path, error) from None
     try:
-        return await _retrieve(session, key, path, descriptor, progress)
+        return await _retrieve(session, key, path, descriptor, progress, spread)
     except OSError as error:
         raise _cannot_write(path, error) from None
     finally:
         os.close(descriptor)
 
 
-async def _retrieve(session: Session, key: Key, path: bytes, descriptor: int, progress: Progress) -> UUID | None:
+async def _retrieve(
+    session: Session, key: Key, path: bytes, descriptor: int, progress: Progress, spread: bool
+) -> UUID | None:
     size = key.content_size
     offset = os.fstat(descriptor).st_size
     if size is None or offset > size or not key.is_verifiable:
@@ -152,6 +147,8 @@ async def _retrieve(session: Session, key: Key, path: bytes, descriptor: int, pr
         os.ftruncate(descriptor, 0)
         offset = 0
     async with session.download(key, AssociatedFile(), offset) as download:
+        if spread:
+            download.may_spread(path.rpartition(b"/")[0] or b".")
         await download.save(descriptor, offset, progress)
         valid = await download.valid()
     if not valid:

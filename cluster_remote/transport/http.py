@@ -586,13 +586,14 @@ class _HttpDownload(Download):
         self._response = response
         self._doing = doing
         self._left = length
+        # A response can be read only once, by however many iterations.
+        self._stream = response.aiter_stream().__aiter__()
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        stream = self._response.aiter_stream().__aiter__()
         where = f"{self._session.name}: {self._doing}"
         while True:
             try:
-                chunk: bytes = await self._session._in_words(stream.__anext__(), self._doing)
+                chunk: bytes = await self._session._in_words(self._stream.__anext__(), self._doing)
             except StopAsyncIteration:
                 break
             self._left -= len(chunk)

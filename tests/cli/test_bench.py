@@ -18,8 +18,9 @@ from tests.support.repositories import make_repository
 def test_every_way_and_the_limit_are_measured_and_nothing_is_left(environment: Environment, tmp_path: Path) -> None:
     figures, chart = tmp_path / "figures.json", tmp_path / "chart.svg"
     done = environment.run(
-        "cluster-remote", "bench", "--case", "small", "--case", "limit", "--case", "start", "--files", "2",
-        "--rounds", "1", "--nodes", "2", "--json", figures, "--chart", chart, "--profile", tmp_path / "profiles",
+        "cluster-remote", "bench", "--case", "small", "--case", "limit", "--case", "start",
+        "--case", "lines", "--files", "2", "--size", "100k", "--rounds", "1", "--nodes", "2",
+        "--json", figures, "--chart", chart, "--profile", tmp_path / "profiles",
         cwd=tmp_path, timeout=280,
     )  # fmt: skip
     measured = json.loads(figures.read_text())["cases"]
@@ -29,6 +30,7 @@ def test_every_way_and_the_limit_are_measured_and_nothing_is_left(environment: E
         assert set(cases[f"2 files of 10 kB {step}, 2 nodes, -J1"]) == ways
     assert set(cases["2 files of 10 kB up, 2 nodes, -J1"]) == ways | {"limit"}
     assert set(cases["start to the first line"]) == {"ours", "nothing"}
+    assert set(cases["1 file of 100k down, 3 nodes on lines of 10 MB/s"]) == {"one node", "serverless"}
     assert all(seconds > 0 for case in cases.values() for seconds in case.values())
     up = next(case for case in measured if case["case"].startswith("2 files of 10 kB up"))
     seconds = up["median seconds"]

@@ -53,6 +53,8 @@ class Peer:
         plus: what it adds in its -PLUS answers.
         verdict: its word at the end of a download.
         chunk: how many bytes of a download come at once.
+        pace: seconds before each of these.
+        stuck_after: a download that has come so far, by its position in the content, never goes on.
     """
 
     number: int
@@ -69,6 +71,8 @@ class Peer:
     verdict: bool = True
     verdict_lost: bool = False
     chunk: int = 3
+    pace: float = 0.0
+    stuck_after: int | None = None
     requests: list[str] = field(default_factory=list)
     sent: int = 0
     received: list[bytes] = field(default_factory=list)
@@ -219,19 +223,23 @@ class FakeUpload(Upload):
 class FakeDownload(Download):
     def __init__(self, peer: Peer, key: Key, offset: int) -> None:
         self._peer = peer
+        self._offset = offset
         self._has_it = key in peer.contents
         self._bytes = peer.contents.get(key, b"")[offset:]
         self.length = len(self._bytes)
+        self._position = 0
 
     async def chunks(self) -> AsyncIterator[memoryview]:
-        position = 0
-        while position < self.length:
+        while self._position < self.length:
+            position = self._position
             passed = self._peer.pass_bytes(position, min(self._peer.chunk, self.length - position))
+            if self._peer.stuck_after is not None and self._offset + position >= self._peer.stuck_after:
+                await anyio.sleep_forever()
             memory = bytearray(self._bytes[position : position + passed])
-            await anyio.lowlevel.checkpoint()
+            await anyio.sleep(self._peer.pace)
+            self._position += passed
             yield memoryview(memory)
             memory[:] = bytes(len(memory))
-            position += passed
 
     async def valid(self) -> bool:
         if self._peer.verdict_lost:

@@ -1,0 +1,266 @@
+"""Fetch one content from several nodes at the same time, where each is behind a slow line.
+
+The file grows from its end only, as with a single node: git-annex hashes along, and what is there when everything stops
+is the beginning of the content. What comes from further on waits in an unlinked file of limited size beside it.
+
+What has come is compared with the key's checksum, since a damaged copy on one node would spoil what all of them give.
+Nodes in use by other downloads do not help.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+
+import anyio
+import anyio.to_thread
+from anyio.abc import TaskGroup
+
+from cluster_remote.cluster.node import Node
+from cluster_remote.cluster.reachability import Traffic
+from cluster_remote.cluster.stretches import AHEAD, Plan, Stretch
+from cluster_remote.cluster.upload import task_group
+from cluster_remote.p2p.checksum import Checksum
+from cluster_remote.p2p.errors import Refused, SessionError
+from cluster_remote.p2p.session import Download, Progress, write_at
+
+__all__ = ["Spread", "slow_rate"]
+
+# A node is slow below this many bytes a second; told by the first so many bytes or seconds, whichever is sooner.
+_SLOW, _LOOK, _LOOK_SECONDS = 30e6, 16 * 1024 * 1024, 0.25
+# Seconds that one node would still take, from which on it pays to ask others too.
+_WORTH_IT = 3.0
+# Nodes that give at the same time at the most; seconds between two looks at how they get on; bytes copied at once.
+_MOST_NODES, _TICK, _PORTION = 8, 0.25, 1024 * 1024
+
+
+async def slow_rate(
+    chunks: AsyncIterator[bytes | memoryview], left: int, write: Callable[[bytes | memoryview], None]
+) -> float | None:
+    """Write the first of `left` bytes; return the bytes a second if these are so few that others had better help."""
+    began, count = 0.0, 0
+    async for chunk in chunks:
+        write(chunk)
+        left -= len(chunk)
+        now = anyio.current_time()
+        if not began:
+            began = now
+            continue
+        count += len(chunk)
+        seconds = now - began
+        if count >= _LOOK or seconds >= _LOOK_SECONDS:
+            rate = count / max(seconds, 1e-6)
+            return rate if rate < _SLOW and left / rate > _WORTH_IT else None
+    return None
+
+
+@dataclass(eq=False)
+class _Worker:
+    """One node at work on one stretch."""
+
+    stretch: Stretch[Node]
+    scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
+    receiving: bool = True
+
+
+class Spread:
+    """One content, from the first node and from those that help it.
+
+    Attributes:
+        failures: the nodes that could not go on, and why.
+        givers: the nodes that gave a part.
+        verdict: what the node that gave the last byte says of the content; None if it has not said anything.
+    """
+
+    def __init__(
+        self,
+        plan: Plan[Node],
+        nodes: Sequence[Node],
+        fetch: Callable[[Node, int], AbstractAsyncContextManager[Download]],
+        traffic: Traffic,
+        rate: float,
+        descriptor: int,
+        checksum: Checksum,
+        progress: Progress,
+    ) -> None:
+        """`nodes` are the first one, then those that may help it; `rate` is the first one's, in bytes a second.
+
+        The content goes to the file `descriptor`, which has all of it up to the plan's frontier. `checksum` is the
+        key's, to which nothing has been added.
+        """
+        self.failures: list[tuple[Node, SessionError]] = []
+        self.givers: set[Node] = set()
+        self.verdict: bool | None = None
+        self._plan = plan
+        self._nodes = nodes[:_MOST_NODES]
+        self._fetch = fetch
+        self._traffic = traffic
+        self._rates = dict.fromkeys(self._nodes, rate)
+        self._descriptor = descriptor
+        self._checksum = checksum
+        self._checked = 0
+        self._progress = progress
+        self._received = plan.frontier
+        self._workers: dict[Node, _Worker] = {}
+        self._own: Stretch[Node] | None = None
+        self._error: OSError | None = None
+        self._news = anyio.Event()
+
+    async def run(
+        self, download: Download, chunks: AsyncIterator[bytes | memoryview], leave: Callable[[], Awaitable[None]],
+        aside: int,
+    ) -> None:  # fmt: skip
+        """Fetch until all is in the file, or no node is left that gives.
+
+        The first node gives the `chunks` of its `download` already; `leave` ends that. What comes early is kept in the
+        file `aside`. Raises OSError if the file cannot be written.
+        """
+        async with task_group() as tasks:
+            first = self._nodes[0]
+            stretch = self._take(first)
+            assert stretch is not None
+            self._own = stretch
+            worker = self._workers[first] = _Worker(stretch)
+            tasks.start_soon(self._go_on, worker, download, chunks, leave)
+            while True:
+                self._news = anyio.Event()
+                self._hand_out(tasks, aside)
+                frontier, idle = self._plan.frontier, not self._workers
+                await self._lengthen_file(aside)
+                if self._error is not None:
+                    raise self._error
+                if self._plan.frontier >= self._plan.end or (idle and self._plan.frontier == frontier):
+                    break
+                with anyio.move_on_after(_TICK):
+                    await self._news.wait()
+
+    def _take(self, node: Node) -> Stretch[Node] | None:
+        together = sum(self._rates.values())
+        return self._plan.take(node, self._rates[node], together, anyio.current_time())
+
+    def _hand_out(self, tasks: TaskGroup, aside: int) -> None:
+        for node in self._nodes:
+            if node in self._workers or node not in self._rates or not self._traffic.is_free(node.name):
+                continue
+            stretch = self._take(node)
+            if stretch is None:
+                break
+            worker = self._workers[node] = _Worker(stretch)
+            tasks.start_soon(self._help, worker, aside)
+        for worker in self._workers.values():
+            if worker.receiving and not worker.stretch.left:
+                # It was stuck, and others have taken over all that it had to do.
+                self._rates.pop(worker.stretch.node, None)
+                worker.scope.cancel()
+
+    async def _go_on(
+        self, worker: _Worker, download: Download, chunks: AsyncIterator[bytes | memoryview],
+        leave: Callable[[], Awaitable[None]],
+    ) -> None:  # fmt: skip
+        def write(data: memoryview, position: int) -> None:
+            write_at(self._descriptor, data, position)
+
+        try:
+            with worker.scope:
+                await self._receive(worker, download, chunks, write)
+        except SessionError as error:
+            self._failed(worker, error)
+        except OSError as error:
+            self._error = error
+        finally:
+            with anyio.CancelScope(shield=True):
+                await leave()
+            self._ended(worker)
+
+    async def _help(self, worker: _Worker, aside: int) -> None:
+        node, start = worker.stretch.node, worker.stretch.start
+
+        def write(data: memoryview, position: int) -> None:
+            room = AHEAD - position % AHEAD
+            write_at(aside, data[:room], position % AHEAD)
+            write_at(aside, data[room:], 0)
+
+        try:
+            with worker.scope, self._traffic.helping(node.name, worker.scope.cancel):
+                async with self._fetch(node, start) as download:
+                    if start + download.length != self._plan.end:
+                        raise Refused(f"has {start + download.length} of the content's {self._plan.end} bytes")
+                    await self._receive(worker, download, download.chunks(), write)
+        except SessionError as error:
+            self._failed(worker, error)
+        except OSError:
+            # There is no room for what comes early; the file itself may still have it.
+            self._rates.clear()
+        finally:
+            self._ended(worker)
+
+    def _failed(self, worker: _Worker, error: SessionError) -> None:
+        self.failures.append((worker.stretch.node, error))
+        self._rates.pop(worker.stretch.node, None)
+
+    def _ended(self, worker: _Worker) -> None:
+        stretch = worker.stretch
+        worker.receiving = False
+        self._plan.give_back(stretch)
+        rate = stretch.rate(anyio.current_time())
+        if rate and stretch.node in self._rates:
+            self._rates[stretch.node] = rate
+        del self._workers[stretch.node]
+        self._news.set()
+
+    async def _receive(
+        self, worker: _Worker, download: Download, chunks: AsyncIterator[bytes | memoryview],
+        write: Callable[[memoryview, int], None],
+    ) -> None:  # fmt: skip
+        stretch = worker.stretch
+        async for chunk in chunks:
+            data = memoryview(chunk)
+            while data and stretch.left:
+                part = data[: stretch.left]
+                write(part, stretch.position)
+                data = data[len(part) :]
+                stretch.came(len(part), anyio.current_time())
+                self.givers.add(stretch.node)
+                self._received += len(part)
+                self._progress(self._received)
+                if not stretch.left:
+                    self._plan.go_on(stretch)
+            if not stretch.left:
+                break
+        worker.receiving = False
+        if stretch.position == self._plan.end:
+            self.verdict = await download.valid()
+
+    async def _lengthen_file(self, aside: int) -> None:
+        """Put what follows on the file's end into it."""
+        while (stretch := self._plan.first()) is not None:
+            start, end = self._plan.frontier, stretch.position
+            if stretch is not self._own:
+                await anyio.to_thread.run_sync(self._copy, aside, start, end)
+            self._plan.frontier = end
+        await anyio.to_thread.run_sync(self._check)
+
+    def _check(self) -> None:
+        """Add what is new in the file to the checksum."""
+        while self._checked < self._plan.frontier:
+            data = os.pread(self._descriptor, min(_PORTION, self._plan.frontier - self._checked), self._checked)
+            if not data:
+                raise OSError(errno.EIO, "the file became shorter")
+            self._checksum.update(data)
+            self._checked += len(data)
+
+    async def is_right(self, end: int) -> bool:
+        """Return whether the content, now that all of it is in the file, up to byte `end`, is the one of its key."""
+        self._plan.frontier = end
+        await anyio.to_thread.run_sync(self._check)
+        return self._checksum.matches()
+
+    def _copy(self, aside: int, position: int, end: int) -> None:
+        while position < end:
+            place = position % AHEAD
+            data = os.pread(aside, min(_PORTION, end - position, AHEAD - place), place)
+            write_at(self._descriptor, data, position)
+            position += len(data)

@@ -1,0 +1,156 @@
+"""Decide which stretch of a content to fetch from which node when several give it at the same time. Pure.
+
+GET has an offset but no end: a node is cut off at the end of its stretch, which costs a new connection and what was on
+its way. So stretches are large at first and get smaller as what is left gets less, and they are given out in order, so
+that little has to be kept that does not yet follow on what is in the file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+__all__ = ["AHEAD", "LEAST", "Plan", "Stretch"]
+
+T = TypeVar("T")
+
+# Bytes and seconds that a stretch takes at the least, so that a new connection pays.
+LEAST, _LEAST_SECONDS = 2 * 1024 * 1024, 2.0
+# Bytes of a stretch at the most, and of all that is fetched ahead of the first gap.
+_MOST, AHEAD = 64 * 1024 * 1024, 256 * 1024 * 1024
+# Part of its share that a node is given at first.
+_PART = 0.7
+# Seconds without a byte after which a stretch counts as stuck if another node has nothing to do.
+_STUCK = 3.0
+
+
+@dataclass(eq=False, slots=True)
+class Stretch(Generic[T]):
+    """Bytes `start` to `end` of a content, for one `node`; those before `position` have come."""
+
+    node: T
+    start: int
+    end: int
+    began: float
+    position: int = field(init=False)
+    moved: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.position = self.start
+        self.moved = self.began
+
+    @property
+    def left(self) -> int:
+        return self.end - self.position
+
+    def came(self, count: int, now: float) -> None:
+        """Note that the next `count` bytes have come."""
+        self.position += count
+        self.moved = now
+
+    def rate(self, now: float) -> float:
+        """Return the bytes a second so far; 0 if it is stuck."""
+        if now - self.moved > _STUCK or now <= self.began:
+            return 0.0
+        return (self.position - self.start) / (now - self.began)
+
+
+class Plan(Generic[T]):
+    """The stretches of a content from byte `frontier`, before which all is in the file, to `end`.
+
+    Attributes:
+        stretches: in order, the ones that are not yet in the file; with what is to be given out they leave no gap.
+    """
+
+    def __init__(self, frontier: int, end: int) -> None:
+        self.frontier = frontier
+        self.end = end
+        self.stretches: list[Stretch[T]] = []
+        self._next = frontier
+        self._given_back: list[tuple[int, int]] = []
+
+    def take(self, node: T, rate: float, together: float, now: float) -> Stretch[T] | None:
+        """Give a stretch to a node of a `rate`, in bytes a second; `together` is that of all nodes.
+
+        None if there is nothing for it to do that would pay.
+        """
+        if self._given_back:
+            start, end = self._given_back[0]
+            last = start + self._length(end - start, rate, together)
+            self._given_back[0] = last, end
+            if last == end:
+                del self._given_back[0]
+        else:
+            room = min(self.end, self.frontier + AHEAD) - self._next
+            if room <= 0:
+                return self._take_over(node, rate, now)
+            start = self._next
+            last = start + self._length(room, rate, together)
+            self._next = last
+        return self._begun(Stretch(node, start, last, now))
+
+    def _length(self, room: int, rate: float, together: float) -> int:
+        missing = (
+            self.end
+            - self._next
+            + sum(end - start for start, end in self._given_back)
+            + sum(each.left for each in self.stretches)
+        )
+        # With this much each, all nodes would end at the same time.
+        share = missing * rate / max(together, rate, 1.0)
+        # What a node will give is not known for sure, so something is kept for later if that pays.
+        part = _PART * share if _PART * share > rate * _LEAST_SECONDS else share
+        wanted = max(LEAST, int(min(_MOST, part)))
+        return room if wanted + LEAST > room else wanted
+
+    def _take_over(self, node: T, rate: float, now: float) -> Stretch[T] | None:
+        """Take the end of the stretch that will take longest otherwise; all of it if that is stuck."""
+        slowest: Stretch[T] | None = None
+        longest = _LEAST_SECONDS
+        for stretch in self.stretches:
+            theirs = stretch.rate(now)
+            if not theirs and now - stretch.moved <= _STUCK:
+                # It has only just been asked.
+                continue
+            seconds = stretch.left / theirs if theirs else now - stretch.moved
+            if stretch.left and seconds > longest:
+                slowest, longest = stretch, seconds
+        if slowest is None:
+            return None
+        theirs = slowest.rate(now)
+        middle = slowest.end - int(slowest.left * rate / (rate + theirs)) if theirs else slowest.position
+        if theirs and slowest.end - middle < LEAST:
+            return None
+        end, slowest.end = slowest.end, middle
+        return self._begun(Stretch(node, middle, end, now))
+
+    def _begun(self, stretch: Stretch[T]) -> Stretch[T]:
+        place = len(self.stretches)
+        while place and self.stretches[place - 1].start >= stretch.start:
+            place -= 1
+        self.stretches.insert(place, stretch)
+        return stretch
+
+    def go_on(self, stretch: Stretch[T]) -> bool:
+        """Lengthen a stretch that is complete if what follows it has been given to nobody: no new connection then."""
+        end = min(self.end, self.frontier + AHEAD, stretch.end + LEAST)
+        if self._given_back or stretch.end != self._next or end <= stretch.end:
+            return False
+        self._next = stretch.end = end
+        return True
+
+    def give_back(self, stretch: Stretch[T]) -> None:
+        """Let others fetch what a node has not given."""
+        if stretch.left:
+            self._given_back.append((stretch.position, stretch.end))
+            self._given_back.sort()
+            stretch.end = stretch.position
+
+    def first(self) -> Stretch[T] | None:
+        """Return the stretch that the file is to be continued from; None if nothing that follows has come."""
+        while self.stretches:
+            stretch = self.stretches[0]
+            if stretch.end > self.frontier:
+                return stretch if stretch.start <= self.frontier < stretch.position else None
+            del self.stretches[0]
+        return None

@@ -1,0 +1,71 @@
+"""A large content comes from several slow nodes at once, and whatever is wrong with one of them, it comes right."""
+
+from __future__ import annotations
+
+import os
+
+from tests.remote.sites import initremote, messages
+from tests.support.environment import Environment
+from tests.support.repositories import Cluster, make_cluster
+
+SIZE = 16 * 1024 * 1024
+
+
+def _stored(environment: Environment) -> tuple[Cluster, str, bytes]:
+    """A content on three nodes from which it takes four seconds each, and no copy here."""
+    cluster = make_cluster(environment, environment.directory)
+    here = cluster.gateway
+    initremote(here, "own", sameas=cluster.uuid)
+    content = os.urandom(SIZE)
+    key = here.add("film", content)
+    here.annex("copy", "--quiet", "--to", "own", "film")
+    here.annex("drop", "--quiet", "--force", "film")
+    for number in (1, 2, 3):
+        here.git("config", f"remote.node{number}.annex-bwlimit-download", "4MB")
+    return cluster, key, content
+
+
+def _asked(said: list[str]) -> list[int]:
+    return [int(message.split()[2]) for message in said if message.startswith("> GET ")]
+
+
+def test_each_gives_a_part_of_what_is_not_there_and_git_annex_likes_the_whole(environment: Environment) -> None:
+    cluster, key, content = _stored(environment)
+    cluster.gateway.leave_partial(key, content[:1_000_000])
+    done = cluster.gateway.annex("get", "--from", "own", "film", "--debug")
+    asked = _asked(messages(done))
+    assert len(asked) >= 3
+    assert min(asked) == 1_000_000
+    assert len(set(asked)) == len(asked)
+    assert cluster.gateway.object_bytes(key) == content
+    assert not [path for path in (cluster.gateway.path / ".git/annex/tmp").iterdir() if path.is_file()]
+
+
+def test_a_damaged_copy_on_one_node_does_not_keep_the_good_ones_away(environment: Environment) -> None:
+    cluster, key, content = _stored(environment)
+    # So that whatever part it gives is damaged.
+    path = cluster.nodes[1].object_path(key)
+    assert path is not None
+    path.chmod(0o644)
+    path.write_bytes(content[1:] + b"X")
+    done = cluster.gateway.annex("get", "--from", "own", "film")
+    assert cluster.gateway.object_bytes(key) == content
+    assert b"at the same time is damaged" in done.stdout + done.stderr
+
+
+def test_a_node_that_is_gone_on_the_way_is_replaced(environment: Environment) -> None:
+    cluster, key, content = _stored(environment)
+    real = environment.which("git-annex-shell")
+    environment.program(
+        "git-annex-shell",
+        f'#!/bin/sh\ncase "$*" in *node2*) {real} "$@" | head -c 3000000 ;; *) exec {real} "$@" ;; esac\n',
+    )
+    cluster.gateway.annex("get", "--from", "own", "film")
+    assert cluster.gateway.object_bytes(key) == content
+
+
+def test_fsck_takes_it_from_one_node_to_tell_whose_copy_is_damaged(environment: Environment) -> None:
+    cluster, key, _ = _stored(environment)
+    done = cluster.gateway.annex("fsck", "--from", "own", "film", "--debug")
+    assert _asked(messages(done)) == [0]
+    assert cluster.holders(key) == [True, True, True]
