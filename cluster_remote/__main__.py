@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 
+from cluster_remote.limits import guard_this_process
+
 __all__ = ["command_line", "main"]
 
 
@@ -15,9 +17,7 @@ def main() -> int:
 def special_remote() -> int:
     """Serves git-annex on standard input and output until it hangs up. Gives the exit code."""
     # Only what the first answers need: git-annex starts the program several times for a single command.
-    from cluster_remote.limits import guard_this_process
     from cluster_remote.remote.jobs import serve
-    from cluster_remote.remote.protocol import standard_streams
 
     if sys.stdin.isatty():
         print(
@@ -28,7 +28,7 @@ def special_remote() -> int:
         return 2
     guard_this_process()
     try:
-        serve(*standard_streams())
+        serve()
     except (BrokenPipeError, KeyboardInterrupt):
         # git-annex is gone, or the user wants it to be.
         return 1
@@ -39,7 +39,6 @@ def command_line() -> int:
     """cluster-remote: the commands."""
     try:
         from cluster_remote.cli.app import run
-        from cluster_remote.limits import guard_this_process
 
         guard_this_process()
         return run()

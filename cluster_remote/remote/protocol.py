@@ -19,10 +19,8 @@ from cluster_remote.p2p.text import printable
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import typing
-    from collections.abc import Callable, Iterator
-    from typing import Any, TypeVar
-
-    T = TypeVar("T")
+    from collections.abc import Callable, Coroutine, Iterator
+    from typing import Any
 
     class Lines(typing.Protocol):
         """Where a Master reads from."""
@@ -195,27 +193,22 @@ class AnnexMaster(Master):  # type: ignore[misc] # annexremote has no types
         """Answers one request. False where nothing more can be said."""
         return self._said(*self._reply_to(line))
 
-    async def answer_in_the_loop(self, line: str) -> bool:
-        """The same, while others are answered. What may ask git-annex in its turn is done by a thread."""
+    async def answer_in_the_loop(self, line: str, converse: Callable[..., Coroutine[Any, Any, Any]]) -> bool:
+        """The same, while others are answered; `converse` runs in a thread what may ask git-annex in its turn."""
         if _word(line) not in _IN_THE_LOOP:
-            return self._said(*await self.converse(self._reply_to, line))
+            return self._said(*await converse(self, self._reply_to, line))
         try:
             reply = await self.protocol.transact(line.removesuffix("\n"))
         except Exception as error:  # noqa: BLE001 -- a job that ended without a word would leave git-annex waiting
             return self._said(*_last_reply(error))
         return self._said(reply, True)
 
-    async def converse(self, function: Callable[..., T], *arguments: object) -> T:
-        """Runs in a thread what may ask git-annex. What git-annex says to this job meanwhile is the reply to that."""
-        import math
-
-        import anyio.to_thread
-
+    @contextmanager
+    def conversation(self) -> Iterator[None]:
+        """Until its end, what git-annex says to this job is a reply to what it is asked."""
         self._conversations += 1
         try:
-            # As many as there are jobs: those that wait for git-annex must not keep others waiting.
-            limiter = anyio.CapacityLimiter(math.inf)
-            return await anyio.to_thread.run_sync(function, *arguments, abandon_on_cancel=True, limiter=limiter)
+            yield
         finally:
             self._conversations -= 1
 

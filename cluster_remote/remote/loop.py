@@ -1,0 +1,93 @@
+"""git-annex's requests once there is an event loop: many at once, until git-annex hangs up."""
+
+from __future__ import annotations
+
+import anyio
+import anyio.lowlevel
+from anyio.abc import TaskGroup
+
+from cluster_remote.remote.jobs import Job, JobMaster, Service
+from cluster_remote.remote.requests import Requests, converse
+from cluster_remote.transport.tracing import JOB
+
+__all__ = ["run"]
+
+# Seconds that requests get to notice that git-annex is gone.
+_PARTING = 10.0
+# Seconds that debug messages wait at most.
+_NOW_AND_THEN = 0.5
+
+
+def run(service: Service) -> None:
+    """Answers requests until git-annex hangs up, and closes everything."""
+    anyio.run(_Loop(service).answer_everything)
+
+
+class _Loop:
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._requests = service.shared.requests = Requests()
+
+    async def answer_everything(self) -> None:
+        service = self._service
+        service.looping = True
+        self._listening = anyio.CancelScope()
+        try:
+            async with anyio.create_task_group() as flushing:
+                flushing.start_soon(self._flush_now_and_then)
+                async with anyio.create_task_group() as requests:
+                    try:
+                        with self._listening:
+                            await self._listen(requests)
+                    finally:
+                        # However it came to that: threads that wait for a reply would keep the program from ending.
+                        service.hung_up = True
+                        for job in service.jobs():
+                            job.replies.put("")
+                    # Nobody is left to hear how the requests under way end.
+                    requests.cancel_scope.deadline = anyio.current_time() + _PARTING
+                    self._requests.abandon()
+                flushing.cancel_scope.cancel()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self._requests.aclose()
+
+    async def _listen(self, requests: TaskGroup) -> None:
+        while line := await self._take():
+            job, text = self._service.job_of(line)
+            if job.master.talking:
+                job.replies.put(text)
+            else:
+                requests.start_soon(self._answer, job, text)
+
+    async def _take(self) -> str:
+        """The next line from git-annex; others go on meanwhile."""
+        lines = self._service.input
+        while not lines.ready:
+            try:
+                await anyio.wait_readable(lines.descriptor)
+            except PermissionError:
+                # A file, in which all that there is can be read at any time.
+                await anyio.lowlevel.checkpoint()
+            lines.read()
+        return lines.take()
+
+    async def _answer(self, job: Job, request: str) -> None:
+        if isinstance(job.master, JobMaster):
+            JOB.set(job.master.number)
+        try:
+            if not await job.master.answer_in_the_loop(request, converse):
+                self._listening.cancel()
+        except BrokenPipeError:
+            # git-annex is gone, which its end of our input may not show.
+            self._listening.cancel()
+
+    async def _flush_now_and_then(self) -> None:
+        while True:
+            await anyio.sleep(_NOW_AND_THEN)
+            try:
+                for job in self._service.jobs():
+                    job.master.flush()
+            except BrokenPipeError:
+                self._listening.cancel()
+                return
