@@ -129,6 +129,8 @@ class StreamSession(Session):
     A connection that dies during a request fails only that request.
     """
 
+    asks_ahead = True
+
     def __init__(
         self,
         transport: Transport,

@@ -6,7 +6,7 @@ wherever it answers at all; docs/differences.md lists the rest.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from enum import Enum
@@ -14,7 +14,7 @@ from enum import Enum
 import anyio
 
 from cluster_remote.p2p import MAX_VERSION
-from cluster_remote.p2p.errors import SessionError, SourceError
+from cluster_remote.p2p.errors import SessionError, SourceError, TimedOut, Unreachable
 from cluster_remote.p2p.key import UUID, AssociatedFile, Key
 from cluster_remote.p2p.messages import (
     AlreadyHave,
@@ -58,6 +58,8 @@ LOCK_RETENTION = 600.0
 _FOR_THE_SESSION = (CheckPresent, Remove, RemoveBefore, GetTimestamp, Put, Get, LockContent)
 # Seconds between two looks at whether a client that waits for nodes is still there.
 _LOOKING = 1.0
+# Questions that are passed on at once: answers wait for each other, so they must not be many where nodes are slow.
+_TOGETHER = 16
 # Characters of an error that a client is told.
 _ERROR_LIMIT = 2000
 
@@ -213,6 +215,8 @@ class _Server:
         self._closing = closing
         self._lock_retention = lock_retention
         self._locks = locks
+        # What came after questions that were collected, and has not been dealt with.
+        self._next: Message | ClientMisbehaved | None = None
         self._bypass: frozenset[UUID] = frozenset()
         self._session: Session | None = None
         # Set while nodes are asked for a client that has nothing to say until they have answered.
@@ -261,6 +265,11 @@ class _Server:
 
     async def _next_request(self) -> Message | None:
         """Return the next request; None if the client has hung up or the server is shutting down."""
+        if self._next is not None and not self._closing.begun:
+            following, self._next = self._next, None
+            if isinstance(following, ClientMisbehaved):
+                raise following
+            return following
         with self._closing.idle():
             try:
                 return await self._client.receive("waiting for a request", unhurried=True)
@@ -329,8 +338,9 @@ class _Server:
         session = await self._opened()
         match request:
             case CheckPresent(key):
-                present = await session.check_present(key)
-                await self._client.send(Success() if present else Failure())
+                keys = [key, *await self._questions_at_hand()] if session.asks_ahead else [key]
+                self.requests += len(keys) - 1
+                await self._client.send(*await self._checked(session, keys))
             case Remove(key):
                 await self._remove(session, key, None)
             case RemoveBefore(timestamp, key):
@@ -343,6 +353,42 @@ class _Server:
                 await self._get(session, offset, file, key)
             case LockContent(key):
                 await self._lock(session, key)
+
+    async def _questions_at_hand(self) -> list[Key]:
+        """Take the CHECKPRESENT requests that the client has sent ahead."""
+        keys: list[Key] = []
+        while len(keys) < _TOGETHER - 1 and self._client.stream.has_line():
+            try:
+                following = await self._client.receive("waiting for a request")
+            except ClientMisbehaved as fault:
+                self._next = fault
+                break
+            if not isinstance(following, CheckPresent):
+                self._next = following
+                break
+            keys.append(following.key)
+        return keys
+
+    async def _checked(self, session: Session, keys: Sequence[Key]) -> list[Message]:
+        """Return the answer to each question. Raises SessionError if there is only one."""
+        if len(keys) == 1:
+            return [_presence(await session.check_present(keys[0]))]
+        try:
+            return [_presence(answer) for answer in await session.check_all(keys)]
+        except (TimedOut, Unreachable) as error:
+            # Each would take as long to find that out.
+            self._noted(str(error))
+            return [_error(error)] * len(keys)
+        except SessionError:
+            # Only one of them may have made the node break off.
+            return [await self._alone(session, key) for key in keys]
+
+    async def _alone(self, session: Session, key: Key) -> Message:
+        try:
+            return _presence(await session.check_present(key))
+        except SessionError as error:
+            self._noted(str(error))
+            return _error(error)
 
     async def _remove(self, session: Session, key: Key, before: int | None) -> None:
         removal = await session.remove(key, before)
@@ -456,6 +502,12 @@ class _Server:
         if self._endpoint.connect is None:
             raise ClientMisbehaved("relaying to git is not supported on this connection", None)
         await self._endpoint.connect(self._client.stream, service, refusal)
+
+
+def _presence(answer: bool | SessionError) -> Message:
+    if isinstance(answer, SessionError):
+        return _error(answer)
+    return Success() if answer else Failure()
 
 
 def _error(error: SessionError) -> Error:

@@ -198,6 +198,9 @@ class Session(ABC):
     new one.
     """
 
+    asks_ahead = False
+    """Whether `check_all` sends questions before the earlier ones are answered, so that it pays to collect some."""
+
     @property
     @abstractmethod
     def name(self) -> str:

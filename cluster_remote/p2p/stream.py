@@ -177,7 +177,7 @@ class MessageStream:
 
         Raises TimedOut, ConnectionLost (also at the end of the stream), ProtocolError.
         """
-        if self._buffer.find(b"\n", self._searched) >= 0:
+        if self.has_line():
             # The line is already buffered: setting a deadline would cost several times as much as reading it.
             line = await self._line(doing)
         else:
@@ -189,6 +189,10 @@ class MessageStream:
             raise ProtocolError(f"bad message while {doing}: {error}") from None
         self._log(False, message)
         return message
+
+    def has_line(self) -> bool:
+        """Return whether the next message has arrived, so that `receive` does not wait."""
+        return self._buffer.find(b"\n", self._searched) >= 0
 
     async def _line(self, doing: str) -> bytes:
         while True:

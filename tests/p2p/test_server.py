@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import anyio
 import pytest
 
-from cluster_remote.p2p.errors import ConnectionLost, Refused, SessionError, SourceError, Unreachable
+from cluster_remote.p2p.errors import ConnectionLost, Refused, SessionError, SourceError, TimedOut, Unreachable
 from cluster_remote.p2p.key import UUID, AssociatedFile, Key
 from cluster_remote.p2p.server import Closing, Endpoint, Mode
 from cluster_remote.p2p.session import Download, Present, Progress, Removal, Session, Source, Stored, Upload
@@ -671,3 +671,71 @@ async def test_a_client_that_waits_gets_its_answer_however_long_a_node_takes() -
     async with conversation(behind(Slow(1).session())) as talk:
         assert await talk.ask(f"CHECKPRESENT {KEY}", f"CHECKPRESENT {KEY}") == "FAILURE"
         assert await talk.hear() == "FAILURE"
+
+
+# Questions that are sent ahead of the answers
+
+
+def _many(count: int) -> list[str]:
+    return [f"CHECKPRESENT {KEY if number % 3 else ABSENT}" for number in range(count)]
+
+
+async def test_questions_ahead_are_answered_in_order_and_so_is_what_comes_among_them(node: Repository) -> None:
+    async with conversation(behind_shell(node, node.uuid)) as talk:
+        await talk.say(*_many(50), f"PUT  {KEY}", *_many(20), f"GET 0  {KEY}")
+        expected = ["SUCCESS" if number % 3 else "FAILURE" for number in range(50)]
+        assert [await talk.hear() for _ in range(50)] == expected
+        assert await talk.hear() == "ALREADY-HAVE"
+        assert [await talk.hear() for _ in range(20)] == expected[:20]
+        assert await talk.hear() == f"DATA {len(CONTENT)}"
+    assert talk.ended is not None
+    assert talk.ended.requests == 72
+
+
+async def test_what_makes_no_sense_after_questions_ends_it_when_they_are_answered(node: Repository) -> None:
+    async with conversation(behind_shell(node, node.uuid)) as talk:
+        await talk.say(*_many(3), "NONSENSE", *_many(3))
+        assert [await talk.hear() for _ in range(3)] == ["FAILURE", "SUCCESS", "SUCCESS"]
+        assert (await talk.hear() or "").startswith("ERROR protocol error")
+        assert await talk.hear() is None
+
+
+class Ahead(Failing):
+    """A node that breaks off at one question of many, or does not answer any."""
+
+    asks_ahead = True
+
+    def __init__(self, error: SessionError, bad: int) -> None:
+        super().__init__(error)
+        self.bad = Key(f"WORM-s1--{bad}")
+        self.alone = 0
+
+    async def check_present(self, key: Key) -> bool:
+        self.alone += 1
+        if key == self.bad:
+            raise self.error
+        return True
+
+    async def check_all(self, keys: Sequence[Key]) -> list[bool | Refused]:
+        if self.bad in keys:
+            raise self.error
+        return [True] * len(keys)
+
+
+@pytest.mark.parametrize(
+    ("error", "errors", "alone"), [(ConnectionLost("it broke off"), 1, 4), (TimedOut("no answer"), 4, 0)]
+)
+async def test_a_node_that_breaks_off_at_one_key_answers_the_others(
+    error: SessionError, errors: int, alone: int
+) -> None:
+    session = Ahead(error, bad=2)
+
+    async def made(_bypass: frozenset[UUID]) -> Session:
+        return session
+
+    async with conversation(Endpoint(SERVER, made)) as talk:
+        await talk.say(*(f"CHECKPRESENT WORM-s1--{number}" for number in range(4)))
+        said = [await talk.hear() or "" for _ in range(4)]
+        assert sum(line.startswith("ERROR") for line in said) == errors
+        assert said.count("SUCCESS") == 4 - errors
+        assert session.alone == alone
