@@ -7,6 +7,7 @@ would look at the wrong repository. So nothing here starts a child with the envi
 
 from __future__ import annotations
 
+import locale
 import os
 import time
 from collections.abc import Collection, Mapping
@@ -25,7 +26,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from anyio import Lock
 
-__all__ = ["Completed", "Repository", "foreign_environment", "without_token"]
+__all__ = ["Completed", "Repository", "foreign_environment", "utf8_locale", "without_token"]
 
 # Bytes of output of a one-shot command that are taken before it is given up.
 _OUTPUT_LIMIT = 64 * 2**20
@@ -49,9 +50,21 @@ def _local_variables() -> frozenset[str]:
     return frozenset(decode(ask_git("rev-parse", "--local-env-vars", env=dict(os.environ))).split())
 
 
+@cache
+def utf8_locale() -> dict[str, str]:
+    """Return the variables that children need besides to have a locale of UTF-8.
+
+    In any other one git-annex loses the bytes beyond ASCII of the directories and names that it passes to git (observed
+    with git-annex 10.20261026).
+    """
+    # As it was set at the start: one that this machine does not have is not UTF-8 either.
+    codeset = locale.nl_langinfo(locale.CODESET).upper().replace("-", "")
+    return {} if codeset == "UTF8" else {"LC_ALL": "C.UTF-8"}
+
+
 def without_token() -> dict[str, str]:
-    """Return the environment without our token."""
-    return {name: value for name, value in os.environ.items() if name != TOKEN_VARIABLE}
+    """Return the environment for children, without our token."""
+    return {name: value for name, value in os.environ.items() if name != TOKEN_VARIABLE} | utf8_locale()
 
 
 def foreign_environment() -> dict[str, str]:

@@ -22,7 +22,7 @@ from cluster_remote.annex.branchlog import BranchLogs
 from cluster_remote.annex.branchwrite import record_nodes
 from cluster_remote.annex.errors import AnnexError, CommandFailed
 from cluster_remote.annex.merge import refresh
-from cluster_remote.annex.repository import Repository
+from cluster_remote.annex.repository import Repository, utf8_locale
 from cluster_remote.annex.verification import pending
 from cluster_remote.p2p.key import UUID
 from cluster_remote.p2p.text import printable, visible
@@ -105,6 +105,7 @@ class Runner:
             process = await anyio.open_process(
                 list(argv),
                 cwd=self.repository.cwd,
+                env=os.environ | utf8_locale(),
                 stdin=subprocess.DEVNULL,
                 stdout=None,
                 stderr=None,

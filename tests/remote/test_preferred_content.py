@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -12,7 +12,9 @@ from cluster_remote.p2p.server import Mode
 from tests.gateway.served import gateway_of
 from tests.remote.driver import Driver
 from tests.remote.sites import initremote, messages, text
-from tests.support.repositories import Cluster, Repository
+from tests.support.environment import Environment
+from tests.support.repositories import Cluster, Repository, make_cluster
+from tests.support.ssh import SshServer
 
 WAYS = ["serverless", "served", "native"]
 
@@ -143,3 +145,63 @@ def test_a_clone_where_the_cluster_is_not_set_up_says_how_to_have_the_rules_foll
     client.environment.run(*remedy.replace("NAME", "mycluster").split(), cwd=client.path)
     client.annex("copy", "--quiet", "--to", "all", "f")
     assert cluster.holders(key) == [True, False, True]
+
+
+RULES = {
+    "node1": ("backup", "standard"),
+    "node2": ("client", "standard"),
+    "node3": ("shelf", "(include=*.jpg and balanced=shelf:1) or (exclude=*.jpg and sizebalanced=shelf:1)"),
+    "node4": ("shelf", "(include=*.jpg and balanced=shelf:1) or (exclude=*.jpg and sizebalanced=shelf:1)"),
+    "node5": ("papers", "groupwanted"),
+}
+"""For each of five nodes the group and the preferred content."""
+
+
+def _with_rules(environment: Environment) -> Cluster:
+    cluster = make_cluster(environment, environment.directory, nodes=5)
+    for node, (group, wanted) in RULES.items():
+        cluster.gateway.annex("group", node, group)
+        cluster.gateway.annex("wanted", node, wanted)
+        cluster.gateway.annex("maxsize", node, "1 GB")
+    cluster.gateway.annex("groupwanted", "papers", "include=papers/* or smallerthan=1kb")
+    return cluster
+
+
+def _fifty_files(client: Repository) -> dict[str, str]:
+    """Fifty files of several kinds and sizes, the same in each run, and their keys."""
+    names = [f"{folder}/{number}.{kind}" for folder, kind, count in FILES for number in range(count)]
+    for number, name in enumerate(names):
+        client.write(name, name.encode() * (number * 29 % 97 + 1))
+    client.annex("add", "--quiet", ".")
+    return {name: client.key(name) for name in names}
+
+
+FILES = (("photos", "jpg", 20), ("papers", "pdf", 10), ("archive/old", "txt", 10), ("music", "ogg", 10))
+
+
+@pytest.mark.slow
+def test_fifty_files_reach_the_nodes_that_they_reach_with_git_annex_alone(
+    make_environment: Callable[[], Environment],
+) -> None:
+    reached: dict[str, dict[str, list[bool]]] = {}
+    environment = make_environment()
+    with SshServer(environment) as server:
+        environment.env |= server.variables
+        cluster = _with_rules(environment)
+        client = cluster.clone(source=server.url(cluster.gateway.path))
+        client.annex("info", "--fast", "--quiet")
+        keys = _fifty_files(client)
+        client.annex("copy", "--quiet", "--to", "origin-mycluster", ".", timeout=250)
+        expected = {name: cluster.holders(key) for name, key in keys.items()}
+    for way in WAYS:
+        cluster = _with_rules(make_environment())
+        with client_of(cluster, way) as client:
+            keys = _fifty_files(client)
+            client.annex("copy", "--quiet", "--to", "all", ".", timeout=250)
+            reached[way] = {name: cluster.holders(key) for name, key in keys.items()}
+    for way in WAYS:
+        assert reached[way] == expected, way
+    # The rules that are to keep something from a node do.
+    counts = [sum(column) for column in zip(*expected.values(), strict=True)]
+    assert counts[:2] == [50, 50]
+    assert all(0 < count < 50 for count in counts[2:])
