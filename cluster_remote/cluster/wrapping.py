@@ -32,7 +32,7 @@ from cluster_remote.p2p.session import (
     Upload,
 )
 
-__all__ = ["Commands", "FirstThatAnswers", "OneAtATime", "Rates", "Started", "Throttled", "pidlocked"]
+__all__ = ["AskedDirectly", "Commands", "FirstThatAnswers", "OneAtATime", "Rates", "Started", "Throttled", "pidlocked"]
 
 T = TypeVar("T")
 
@@ -103,6 +103,42 @@ class _Around(Session):
 
     async def aclose(self) -> None:
         await self.inside.aclose()
+
+
+# A node behind git-annex's own proxy
+
+
+class AskedDirectly(_Around):
+    """Asks a node itself whether it has many contents; all else goes by way of the proxy in front of it.
+
+    With many questions, the proxy is the slowest on the way. What comes and goes passes through it: it keeps the log.
+    """
+
+    asks_ahead = True
+
+    def __init__(self, inside: Session, direct: Callable[[], Session]) -> None:
+        """`direct` makes a session with the node. Raises ValueError."""
+        super().__init__(inside)
+        self._make = direct
+        self._direct: Session | None = None
+
+    async def check_present(self, key: Key) -> bool:
+        # Whoever asks about one key at a time is likely to send or to get a content next.
+        return await (self._direct or self.inside).check_present(key)
+
+    async def check_all(self, keys: Sequence[Key]) -> list[bool | Refused]:
+        if self._direct is None:
+            try:
+                self._direct = self._make()
+            except ValueError as error:
+                raise Unreachable(str(error)) from None
+        return await self._direct.check_all(keys)
+
+    async def aclose(self) -> None:
+        direct, self._direct = self._direct, None
+        if direct is not None:
+            await direct.aclose()
+        await super().aclose()
 
 
 # annex-start-command, annex-stop-command

@@ -10,9 +10,10 @@ from cluster_remote.access.place import caller_of
 from cluster_remote.annex.branchlog import BranchLogs
 from cluster_remote.annex.errors import AnnexError
 from cluster_remote.annex.repository import Repository
-from cluster_remote.cluster.membership import chosen_cluster, membership
+from cluster_remote.cluster.membership import Membership, chosen_cluster, membership
 from cluster_remote.cluster.opening import open_cluster
 from cluster_remote.cluster.reachability import Reachability
+from cluster_remote.cluster.wrapping import AskedDirectly
 from cluster_remote.gateway.connect import GitService
 from cluster_remote.gateway.errors import NotServed
 from cluster_remote.gateway.recording import SharedLog
@@ -81,16 +82,18 @@ class Backend:
 
     async def nodes(self) -> list[tuple[str, UUID, str]]:
         """The nodes of the cluster: what each is called, its UUID, and whether it is left out at the moment."""
-        config, logs = await self.repository.current_config(), await BranchLogs.read(self.repository)
-        place = self.repository.work_tree or self.repository.git_dir
         return [
             (
                 member.description or member.name,
                 member.uuid,
                 "could not be reached" if self._reachability.resting(member.name) else "in use",
             )
-            for member in membership(config, logs, place, self.cluster.text).members
+            for member in (await self._membership()).members
         ]
+
+    async def _membership(self) -> Membership:
+        config, logs = await self.repository.current_config(), await BranchLogs.read(self.repository)
+        return membership(config, logs, self.repository.place, self.cluster.text)
 
     async def size(self) -> int:
         """How many nodes a session with a cluster may have connections to."""
@@ -125,7 +128,15 @@ class Backend:
         place = Directory(str(self.repository.place))
         # The proxy asks the node in its turn, so it gets all the time.
         caller = replace(await self._caller(client), timeout=self.timeout)
-        return session_at(place, caller, server=uuid, bypass=bypass)
+        proxied = session_at(place, caller, server=uuid, bypass=bypass)
+        try:
+            nodes = (await self._membership()).nodes(await self._caller(self.own))
+        except AnnexError:
+            # It is no gateway of a cluster any more, but still a proxy.
+            return proxied
+        direct = (node.session for node in nodes if node.uuid == uuid and node.kind in ("local", "ssh"))
+        session = next(direct, None)
+        return proxied if session is None else AskedDirectly(proxied, session)
 
     async def aclose(self) -> None:
         """Commits what has been recorded. Takes at most about a minute."""

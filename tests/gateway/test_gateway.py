@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import signal
@@ -21,7 +22,7 @@ from cluster_remote.gateway.gateway import Limits
 from cluster_remote.gateway.listeners import listen
 from cluster_remote.gateway.tokens import Tokens
 from cluster_remote.p2p.client import StreamSession, Transport
-from cluster_remote.p2p.errors import AuthenticationFailed
+from cluster_remote.p2p.errors import AuthenticationFailed, Unreachable
 from cluster_remote.p2p.file import FileSource
 from cluster_remote.p2p.key import UUID, AssociatedFile, Key
 from cluster_remote.p2p.server import Mode
@@ -29,6 +30,7 @@ from cluster_remote.p2p.session import Stored
 from cluster_remote.transport.address import Tcp, Unix, parse_address
 from cluster_remote.transport.network import Network
 from cluster_remote.transport.sockets import TcpTransport, UnixTransport
+from tests.cluster.real import gone, serving
 from tests.gateway.served import Gateway
 from tests.support.sockets import free_port
 
@@ -334,3 +336,40 @@ def test_nothing_in_the_log_of_all_this_is_a_token(gateway: Gateway) -> None:
     assert "AUTH" not in log
     assert not any(text in log for text in gateway.tokens.values())
     assert "Traceback" not in log
+
+
+# Nodes by themselves
+
+
+async def test_many_questions_go_to_a_node_directly_and_transfers_by_git_annexs_proxy(
+    behind: Backend, gateway: Gateway
+) -> None:
+    cluster = gateway.cluster
+    node, content = cluster.nodes[0], b"asked for directly"
+    keys = [Key(f"SHA256-s{len(content)}--{hashlib.sha256(content).hexdigest()}"), Key("SHA256-s1--absent")]
+    node.set_key(keys[0].text, content)
+    endpoint = await behind.served(UUID(node.uuid), None, Mode.READ_WRITE)
+    session = await endpoint.session(frozenset())
+    proxies = len(serving(cluster.gateway))
+    try:
+        assert session.asks_ahead
+        assert await session.check_all(keys) == [True, False]
+        assert await session.check_present(keys[0])
+        assert len(serving(node)) == 1
+        assert len(serving(cluster.gateway)) == proxies
+        async with session.download(keys[0], AssociatedFile()) as download:
+            assert b"".join([bytes(chunk) async for chunk in download.chunks()]) == content
+            assert await download.valid()
+            assert len(serving(cluster.gateway)) == proxies + 1
+    finally:
+        await session.aclose()
+    assert not serving(node)
+
+
+async def test_a_node_that_is_away_is_said_to_be_for_many_questions_too(behind: Backend, gateway: Gateway) -> None:
+    node = gateway.cluster.nodes[0]
+    endpoint = await behind.served(UUID(node.uuid), None, Mode.READ_WRITE)
+    session = await endpoint.session(frozenset())
+    with gone(node), pytest.raises(Unreachable):
+        await session.check_all([Key("SHA256-s1--a"), Key("SHA256-s1--b")])
+    await session.aclose()
