@@ -92,12 +92,12 @@ class NodeSessions:
         return sorted(awake, key=lambda node: self._reachability.was_silent(node.name)), resting
 
     def others_first(self, key: Key, nodes: Iterable[Node]) -> list[Node]:
-        """Move the nodes that have given this content lately to the end.
+        """Move the nodes that have given this content lately to the end, the last one last.
 
         A client that asks again has reason to: what one of them gave was damaged, or broke off.
         """
         givers = self._reachability.givers(key)
-        return sorted(nodes, key=lambda node: node.name in givers)
+        return sorted(nodes, key=lambda node: givers.index(node.name) if node.name in givers else -1)
 
     def silent(self, node: Node) -> None:
         """Remember that a node has let its head start pass: reads go to others first for a while."""

@@ -63,7 +63,7 @@ class Reachability:
         self.traffic = Traffic()
         self._resting: dict[str, tuple[float, str]] = {}
         self._silent: dict[str, float] = {}
-        self._givers: OrderedDict[Key, tuple[float, frozenset[str]]] = OrderedDict()
+        self._givers: OrderedDict[Key, tuple[float, tuple[str, ...]]] = OrderedDict()
 
     def failed(self, name: str, cost: float, reason: str) -> None:
         """A node could not be reached, or stalled; finding out took `cost` seconds."""
@@ -89,12 +89,13 @@ class Reachability:
 
     def gives(self, key: Key, name: str) -> None:
         """Remember that a node has begun to give a content."""
-        self._givers[key] = self.clock() + _MEMORY, self.givers(key) | {name}
+        before = tuple(giver for giver in self.givers(key) if giver != name)
+        self._givers[key] = self.clock() + _MEMORY, (*before, name)
         self._givers.move_to_end(key)
         if len(self._givers) > _REMEMBERED:
             self._givers.popitem(last=False)
 
-    def givers(self, key: Key) -> frozenset[str]:
-        """Return the nodes that have given a content lately."""
-        until, names = self._givers.get(key, (0.0, frozenset[str]()))
-        return names if self.clock() < until else frozenset()
+    def givers(self, key: Key) -> tuple[str, ...]:
+        """Return the nodes that have given a content lately, the last one at the end."""
+        until, names = self._givers.get(key, (0.0, ()))
+        return names if self.clock() < until else ()

@@ -9,7 +9,19 @@ from __future__ import annotations
 
 from cluster_remote.p2p.key import Key
 
-__all__ = ["stored_as"]
+__all__ = ["is_plain_chunk", "stored_as", "whole_of"]
+
+
+def is_plain_chunk(key: Key) -> bool:
+    """Return whether it is the key of a chunk that is not encrypted."""
+    return key.is_chunk and not key.is_encrypted
+
+
+def whole_of(key: Key) -> Key:
+    """Return the key of the content that a chunk is a part of."""
+    fields, separator, name = key.text.partition("--")
+    kept = [field for number, field in enumerate(fields.split("-")) if number == 0 or field[0] not in "SC"]
+    return Key("-".join(kept) + separator + name)
 
 
 def stored_as(key: Key) -> Key:
@@ -17,7 +29,7 @@ def stored_as(key: Key) -> Key:
 
     A chunk's becomes a WORM key, which is verified by its size alone, with the chunk's own size and its key as name.
     """
-    if not key.is_chunk or key.is_encrypted:
+    if not is_plain_chunk(key):
         return key
     length = _length(key)
     return Key(f"WORM--{key}" if length is None else f"WORM-s{length}--{key}")

@@ -23,7 +23,7 @@ from cluster_remote.p2p.key import Key
 from cluster_remote.p2p.messages import Message, describe
 from cluster_remote.p2p.session import Session
 from cluster_remote.remote.causes import Fetched, is_for_fsck
-from cluster_remote.remote.chunks import stored_as
+from cluster_remote.remote.chunks import is_plain_chunk, stored_as, whole_of
 from cluster_remote.remote.context import Context
 from cluster_remote.remote.failure import causes, in_words
 from cluster_remote.remote.initremote import initialise, refuse_embedding
@@ -79,6 +79,8 @@ class Requests:
     async def retrieve(self, remote: ClusterRemote, key: str, path: bytes) -> None:
         async def answer(context: Context, session: Session, parsed: Key) -> None:
             context.causes.take(parsed)
+            if is_plain_chunk(parsed):
+                context.causes.fetched_chunk(whole_of(parsed), path)
             if not is_for_fsck(path):
                 await context.fetch(session, parsed, path, _progress(remote), remote.tell)
                 return
@@ -148,7 +150,11 @@ async def _check_present(context: Context, session: Session, key: Key) -> bool:
 
 
 async def _remove(context: Context, session: Session, key: Key) -> None:
-    await remove(context, session, key, context.causes.take(key))
+    cause = context.causes.take(key)
+    if cause is None and is_plain_chunk(key) and context.causes.fsck_has_chunks(whole_of(key)):
+        # Which of the chunks is damaged nobody knows, nor which node gave it.
+        cause = Fetched(None)
+    await remove(context, session, key, cause)
 
 
 async def _whereis(context: Context, session: Session, key: Key) -> str:

@@ -100,6 +100,14 @@ async def test_reads_go_to_others_first_after_a_node_was_silent_and_uploads_do_n
     assert peers[0].requests == ["check", "download 0"]
 
 
+async def test_who_asks_for_a_content_again_gets_it_from_the_node_that_gave_it_longest_ago() -> None:
+    peers = [Peer(n, contents={KEY: CONTENT}) for n in (1, 2)]
+    session = _of(peers, 30.0)
+    for times in ((1, 0), (1, 1), (2, 1), (2, 2)):
+        assert await _read(session) == CONTENT
+        assert tuple(len(peer.requests) for peer in peers) == times
+
+
 async def test_a_node_that_answers_at_once_is_the_only_one_asked() -> None:
     peers = [Peer(n, contents={KEY: CONTENT}) for n in (1, 2)]
     session = _of(peers, 30.0)

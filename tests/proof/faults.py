@@ -481,9 +481,10 @@ class FaultyClient:
         """End the gateway."""
         self._serving.close()
 
-    def _connect(self) -> socket.socket:
-        client = socket.create_connection(("127.0.0.1", self._serving.port))
+    def _connect(self, *, tcp: bool = False) -> socket.socket:
+        client = socket.socket(socket.AF_INET if tcp else socket.AF_UNIX)
         client.settimeout(DEADLINE)
+        client.connect(("127.0.0.1", self._serving.port) if tcp else self._serving.url.removeprefix("unix:"))
         return client
 
     def begun(self, request: str, content: Content) -> dict[str, list[bytes | None]]:
@@ -576,7 +577,8 @@ class FaultyClient:
 
     def _act(self, said: Sequence[bytes | None], end: str) -> str | None:
         """What the gateway says at last: a word, or that it hangs up; None where it does neither in time."""
-        client = self._connect()
+        # Only TCP can be reset; and what a client that stalls has not read, it must not have in its buffers.
+        client = self._connect(tcp=end == "resets")
         with client, client.makefile("rb") as lines:
             for each in said:
                 if each is None:

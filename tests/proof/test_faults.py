@@ -19,10 +19,20 @@ CHOSEN = {
         "GET, inside DATA, closes",
         "REMOVE, before the answer, stalls",
     ),
+    "node behind serve": (
+        "PUT, inside DATA, closes",
+        "GET, answers, other bytes, and VALID",
+        "REMOVE, before the answer, stalls",
+    ),
+    "node behind git-annex": (
+        "PUT, answers, FAILURE after the content",
+        "GET, before VALID, closes",
+        "REMOVE, answers, FAILURE",
+    ),
     "client": (
         "AUTH, before VERSION, sends an endless line",
         "PUT, inside DATA, stalls",
-        "GET, inside DATA, closes",
+        "GET, inside DATA, resets",
         "REMOVE, before the answer, sends garbage",
     ),
 }

@@ -6,7 +6,8 @@ import pytest
 
 from cluster_remote.p2p.key import UUID, Key
 from cluster_remote.remote.causes import Causes, Fetched, Uploaded, is_for_fsck
-from tests.remote.sites import Site, text
+from tests.remote.sites import Site, initremote, objects, text
+from tests.support.repositories import make_repository
 
 KEY, OTHER = Key("SHA256-s1--ab"), Key("SHA256-s1--cd")
 NODE = UUID("11111111-2222-4333-8444-555555555555")
@@ -61,3 +62,29 @@ def test_fsck_takes_a_damaged_copy_from_its_node_alone_and_names_it(site: Site) 
     assert "the damaged copy was that on NAS: shelf 3" in text(done)
     assert site.cluster.holders(key) == [True, True, False]
     assert site.present(key) == {node.uuid for node in site.cluster.nodes[:2]}
+
+
+@pytest.mark.parametrize("here", [True, False], ids=["here", "not here"])
+def test_fsck_of_chunks_removes_none_for_it_cannot_be_told_which_is_damaged(own_site: Site, here: bool) -> None:
+    cluster = own_site.cluster
+    cluster.gateway.git("config", "remote.node1.annex-cost", "50")
+    stranger = make_repository(own_site.environment, own_site.environment.directory / "stranger", "stranger")
+    parameters = (f"url={own_site.url}", f"cluster={cluster.uuid}", "tracking=remote", "chunk=1KiB")
+    initremote(stranger, "plain", *parameters)
+    for name in ("rotten", "sound"):
+        stranger.add(name, name.encode() * 1000)
+        stranger.annex("copy", "--to", "plain", name)
+    stranger.annex("drop", "--force", "sound", *([] if here else ["rotten"]))
+    before = [objects(node) for node in cluster.nodes]
+    path = next(path for key, path in before[0].items() if stranger.key("rotten").rpartition("--")[2] in key)
+    path.chmod(0o644)
+    path.write_bytes(bytes(path.stat().st_size))
+    done = stranger.annex("fsck", "--from", "plain", "rotten", check=False)
+    assert done.returncode != 0
+    assert "which node gave the damaged content cannot be told" in text(done)
+    assert [objects(node) for node in cluster.nodes] == before
+    # What is moved here has its chunks fetched and then removed, too.
+    stranger.annex("move", "--from", "plain", "sound")
+    assert all(
+        not any(stranger.key("sound").rpartition("--")[2] in key for key in objects(node)) for node in cluster.nodes
+    )
