@@ -25,42 +25,35 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from cluster_remote.gateway.errors import NotAllowed
+from cluster_remote.gateway.httprequests import (
+    DATA_LENGTH,
+    NEEDS,
+    SINCE,
+    Asked,
+    Failure,
+    login_of,
+    path_key,
+    unbracketed,
+)
 from cluster_remote.gateway.places import DeadLocks
 from cluster_remote.gateway.sessions import Lending
 from cluster_remote.gateway.tokens import Token
 from cluster_remote.gateway.webserver import WebConnection
 from cluster_remote.p2p import MAX_VERSION
 from cluster_remote.p2p.errors import Refused, SessionError, SourceError
-from cluster_remote.p2p.key import UUID, AssociatedFile, Key, decode
-from cluster_remote.p2p.messages import CheckPresent, Get, GetTimestamp, LockContent, Message, Put, Remove, RemoveBefore
+from cluster_remote.p2p.key import UUID, Key, decode
+from cluster_remote.p2p.messages import LockContent, Message
 from cluster_remote.p2p.server import LOCK_RETENTION, Endpoint, Mode
 from cluster_remote.p2p.session import Download, Present, Session, Source, SourceReading, Stored
 from cluster_remote.p2p.text import printable
 
 __all__ = ["Door", "P2pHttp", "Visitor", "challenge", "note", "visitor_of"]
 
-DATA_LENGTH = "X-git-annex-data-length"
 _CHALLENGE = {"WWW-Authenticate": 'Basic realm="git-annex", charset="UTF-8"'}
 _BINARY = "application/octet-stream"
 # Bytes of a line of keeplocked's body.
 _LONGEST_LINE = 1024
 _RANGE = re.compile(r"bytes=([0-9]{1,19})-([0-9]{1,19})?|bytes=-([0-9]{1,19})")
-# What each kind of request needs, going by what a mode refuses.
-_ANY_KEY = Key("WORM-s0--")
-_NEEDS: dict[str, Message] = {
-    "checkpresent": CheckPresent(_ANY_KEY),
-    "key": Get(0, AssociatedFile(), _ANY_KEY),
-    "putoffset": Put(AssociatedFile(), _ANY_KEY),
-    "put": Put(AssociatedFile(), _ANY_KEY),
-    "remove": Remove(_ANY_KEY),
-    "remove-before": RemoveBefore(0, _ANY_KEY),
-    "gettimestamp": GetTimestamp(),
-    "lockcontent": LockContent(_ANY_KEY),
-    "keeplocked": LockContent(_ANY_KEY),
-}
-# The first version that has an endpoint; the others have been there from the start.
-_SINCE = {"putoffset": 1, "remove-before": 3, "gettimestamp": 3}
 
 
 @dataclass(frozen=True)
@@ -93,13 +86,10 @@ class Door(Protocol):
         """Say what is served under a UUID, or a part of it that the visitor may use; None for nothing."""
 
 
-class _Failure(Exception):
-    """A request that is answered with a status code and no more than words."""
+class _Json(JSONResponse):
+    """An answer with the content type that git-annex gives it."""
 
-    def __init__(self, status: int, words: str = "", headers: dict[str, str] | None = None) -> None:
-        super().__init__(words)
-        self.status = status
-        self.headers = headers
+    media_type = "application/json;charset=utf-8"
 
 
 @dataclass
@@ -145,7 +135,7 @@ class P2pHttp:
     async def _answer(self, request: Request) -> Response:
         try:
             return await self._routed(request)
-        except _Failure as failure:
+        except Failure as failure:
             return Response(str(failure), failure.status, failure.headers, "text/plain")
         except SessionError as error:
             note(request, f"{request.method} {request.url.path}: {error}")
@@ -157,70 +147,62 @@ class P2pHttp:
         _, _, rest = raw.rpartition(b"/git-annex/") if raw.count(b"/git-annex/") == 1 else raw.partition(b"/git-annex/")
         words = rest.split(b"/")
         try:
-            uuid = UUID(decode(_unbracketed(unquote_to_bytes(words[0]))))
-        except (ValueError, IndexError):
-            raise _Failure(404) from None
-        if len(words) == 3 and words[1] == b"key" and request.method in ("GET", "HEAD"):
-            return await self._for_browsers(request, uuid, _key(unquote_to_bytes(words[2])))
+            uuid = UUID.if_valid(decode(unbracketed(unquote_to_bytes(words[0]))))
+        except ValueError:
+            uuid = None
+        reads = request.method in ("GET", "HEAD")
+        if len(words) == 3 and words[1] == b"key" and reads:
+            return await self._for_browsers(request, uuid, path_key(unquote_to_bytes(words[2])))
         if len(words) < 3 or not re.fullmatch(rb"v[0-9]{1,3}", words[1]) or int(words[1][1:]) > MAX_VERSION:
-            raise _Failure(404)
+            raise Failure(404)
         version, endpoint = int(words[1][1:]), decode(words[2])
-        if endpoint not in _NEEDS or version < _SINCE.get(endpoint, 0):
-            raise _Failure(404)
-        if endpoint == "key":
-            if len(words) != 4 or request.method not in ("GET", "HEAD"):
-                raise _Failure(404)
-            served, bypass = await self._admitted(request, uuid, "key")
-            return await self._get(request, served, bypass, _key(unquote_to_bytes(words[3])))
-        if len(words) != 3 or request.method != "POST":
-            raise _Failure(404)
-        served, bypass = await self._admitted(request, uuid, endpoint)
-        if endpoint == "keeplocked":
-            return await self._keep_locked(request)
-        key = _key(_parameter(request, "key").encode()) if endpoint != "gettimestamp" else _ANY_KEY
-        if endpoint == "lockcontent":
-            return JSONResponse(await self._lock(request, served, bypass, key))
-        if endpoint == "put":
-            return await self._put(request, served, bypass, key, version)
-        async with self._lending.lend(served, bypass) as session:
+        if endpoint not in NEEDS or version < SINCE.get(endpoint, 0):
+            raise Failure(404)
+        in_path = endpoint == "key"
+        if len(words) != (4 if in_path else 3) or reads != in_path or request.method not in ("GET", "HEAD", "POST"):
+            raise Failure(404)
+        asked = Asked.read(request, endpoint, version, path_key(unquote_to_bytes(words[3])) if in_path else None)
+        served = await self._admitted(request, uuid, endpoint, asked)
+        match endpoint:
+            case "key":
+                return await self._get(request, served, asked)
+            case "keeplocked":
+                return await self._keep_locked(request, asked.lockid)
+            case "lockcontent":
+                return _Json(await self._lock(request, served, asked))
+            case "put":
+                return await self._put(request, served, asked, version)
+        async with self._lending.lend(served, asked.bypass) as session:
             match endpoint:
                 case "checkpresent":
-                    return JSONResponse({"present": await session.check_present(key)})
+                    return _Json({"present": await session.check_present(asked.key)})
                 case "putoffset":
-                    return JSONResponse(await self._put_offset(request, served, session, key, version))
+                    return _Json(await self._put_offset(served, session, asked, version))
                 case "gettimestamp":
-                    return JSONResponse({"timestamp": await session.timestamp()})
-                case "remove":
-                    before = None
-                case _:
-                    before = _number(request, "timestamp", least=-(2**63))
-            removal = await session.remove(key, before)
+                    return _Json({"timestamp": await session.timestamp()})
+            removal = await session.remove(asked.key, asked.before if endpoint == "remove-before" else None)
             note(request, *removal.reasons)
-            return JSONResponse(_with_uuids({"removed": removal.removed}, removal.uuids, version))
+            return _Json(_with_uuids({"removed": removal.removed}, removal.uuids, version))
 
-    async def _admitted(self, request: Request, uuid: UUID, endpoint: str) -> tuple[Endpoint, frozenset[UUID]]:
-        """Let a request in. Raises _Failure: 404 comes before 401, as with git-annex."""
+    async def _admitted(self, request: Request, uuid: UUID | None, endpoint: str, asked: Asked) -> Endpoint:
+        """Let a request in. Raises Failure: 404 comes before 401, as with git-annex."""
         visitor = await visitor_of(request, self._door)
-        needs = _NEEDS[endpoint]
-        client = _uuid(request.query_params.get("clientuuid"))
+        needs = NEEDS[endpoint]
         known = visitor or Visitor(Mode.READ_ONLY, "nobody", anonymous=True)
-        served = await self._door.served(uuid, client, known)
+        served = None if uuid is None else await self._door.served(uuid, asked.client, known)
         if served is None:
-            raise _Failure(404)
+            raise Failure(404)
         if visitor is None or not visitor.may(needs):
             if visitor is None or (visitor.anonymous and self._door.takes_logins):
-                raise _Failure(401, headers=challenge())
-            raise _Failure(403)
-        bypass = frozenset(found for text in request.query_params.getlist("bypass") if (found := _uuid(text)))
-        return served, bypass
+                raise Failure(401, headers=challenge())
+            raise Failure(403)
+        return served
 
     # Content to the client
 
-    async def _get(self, request: Request, served: Endpoint, bypass: frozenset[UUID], key: Key) -> Response:
-        offset, file = _number(request, "offset", default=0), _file(request)
-
+    async def _get(self, request: Request, served: Endpoint, asked: Asked) -> Response:
         async def respond(sender: _Sender) -> None:
-            async with self._downloading(request, served, bypass, key, file, offset) as download:
+            async with self._downloading(request, served, asked) as download:
                 if download is None:
                     # As git-annex does it: not 404, with which its client would try older versions.
                     await sender.start(200, {DATA_LENGTH: "0"})
@@ -232,9 +214,9 @@ class P2pHttp:
 
         return _Streamed(respond, request)
 
-    async def _for_browsers(self, request: Request, uuid: UUID, key: Key) -> Response:
+    async def _for_browsers(self, request: Request, uuid: UUID | None, key: Key) -> Response:
         """A plain GET: 404 for what is not there, Range, and a length that holds."""
-        served, bypass = await self._admitted(request, uuid, "key")
+        served = await self._admitted(request, uuid, "key", Asked(key))
         etag = f'"{base64.urlsafe_b64encode(bytes(key)).decode()}"'
         headers = {"ETag": etag, "Accept-Ranges": "bytes", "Cache-Control": "private, immutable, max-age=31536000"}
         headers |= {"Content-Disposition": "attachment", "X-Content-Type-Options": "nosniff"}
@@ -258,7 +240,7 @@ class P2pHttp:
             headers["Content-Range"] = f"bytes {first}-{last}/{size}"
 
         async def respond(sender: _Sender) -> None:
-            async with self._downloading(request, served, bypass, key, AssociatedFile(), first) as download:
+            async with self._downloading(request, served, Asked(key, offset=first)) as download:
                 if download is None:
                     await sender.start(404, {}, "text/plain")
                     await sender.send(b"this content is not here\n")
@@ -272,26 +254,18 @@ class P2pHttp:
         return _Streamed(respond, request)
 
     @asynccontextmanager
-    async def _downloading(
-        self,
-        request: Request,
-        served: Endpoint,
-        bypass: frozenset[UUID],
-        key: Key,
-        file: AssociatedFile,
-        offset: int,
-    ) -> AsyncIterator[Download | None]:
+    async def _downloading(self, request: Request, served: Endpoint, asked: Asked) -> AsyncIterator[Download | None]:
         """Give a download that has begun; None if the content is not there. Raises SessionError."""
-        size = key.content_size
-        expected = None if size is None else max(0, size - offset)
-        async with self._lending.lend(served, bypass) as session:
+        size = asked.key.content_size
+        expected = None if size is None else max(0, size - asked.offset)
+        async with self._lending.lend(served, asked.bypass) as session:
             # An empty answer does not say whether there is nothing, or nothing more.
-            if not expected and not await session.check_present(key):
+            if not expected and not await session.check_present(asked.key):
                 yield None
                 return
             async with AsyncExitStack() as stack:
                 try:
-                    download = await stack.enter_async_context(session.download(key, file, offset))
+                    download = await stack.enter_async_context(session.download(asked.key, asked.file, asked.offset))
                 except Refused as error:
                     note(request, str(error))
                     yield None
@@ -300,45 +274,38 @@ class P2pHttp:
 
     # Content from the client
 
-    async def _put_offset(
-        self, request: Request, endpoint: Endpoint, session: Session, key: Key, version: int
-    ) -> dict[str, object]:
-        async with endpoint.upload(session, key, _file(request)) as offer:
+    async def _put_offset(self, endpoint: Endpoint, session: Session, asked: Asked, version: int) -> dict[str, object]:
+        async with endpoint.upload(session, asked.key, asked.file) as offer:
             if isinstance(offer, Present):
                 return _with_uuids({"alreadyhave": True}, offer.uuids, version)
             return {"offset": offer.offset}
 
-    async def _put(
-        self, request: Request, served: Endpoint, bypass: frozenset[UUID], key: Key, version: int
-    ) -> Response:
-        length = request.headers.get(DATA_LENGTH)
-        if length is None:
-            raise _Failure(400, f"Header {DATA_LENGTH} is required")
-        if not re.fullmatch(r"[0-9]{1,19}", length):
-            raise _Failure(400, f"Header {DATA_LENGTH} is not a number of bytes")
-        offset = _number(request, "offset", default=0)
-        source = _BodySource(request, offset, int(length), self._timeout)
+    async def _put(self, request: Request, served: Endpoint, asked: Asked, version: int) -> Response:
+        source = _BodySource(request, asked.offset, asked.length, self._timeout)
         outcome: Present | Stored = Stored(False)
         try:
             async with (
-                self._lending.lend(served, bypass) as session,
-                served.upload(session, key, _file(request)) as offer,
+                self._lending.lend(served, asked.bypass) as session,
+                served.upload(session, asked.key, asked.file) as offer,
             ):
-                outcome = offer if isinstance(offer, Present) else await offer.send(source)
+                if isinstance(offer, Present):
+                    outcome = offer
+                else:
+                    outcome = await (offer.look() if asked.is_present else offer.send(source))
         except SourceError as error:
             outcome = Stored(False, reasons=(str(error),))
         except ClientDisconnect:
-            raise _Failure(400, "the client went away") from None
+            raise Failure(400, "the client went away") from None
         match outcome:
             case Present(uuids):
-                return JSONResponse(_with_uuids({"stored": True}, uuids, version))
-            case Stored(stored, uuids, reasons):
+                return _Json(_with_uuids({"stored": True}, uuids, version))
+            case Stored(uuids=uuids, reasons=reasons):
                 note(request, *reasons)
-                return JSONResponse(_with_uuids({"stored": stored}, uuids if stored else frozenset(), version))
+                return _Json(_with_uuids({"stored": outcome.by_it}, uuids if outcome.by_it else frozenset(), version))
 
     # Locks
 
-    async def _lock(self, request: Request, served: Endpoint, bypass: frozenset[UUID], key: Key) -> dict[str, object]:
+    async def _lock(self, request: Request, served: Endpoint, asked: Asked) -> dict[str, object]:
         owner = _connection(request).token
         assert owner is not None, "nobody locks without a token"
         lock, name = _Lock(owner.id), secrets.token_hex(16)
@@ -351,7 +318,7 @@ class P2pHttp:
         async def hold() -> None:
             with lock.scope:
                 try:
-                    async with self._lending.lend(served, bypass) as session, session.lock(key) as locked:
+                    async with self._lending.lend(served, asked.bypass) as session, session.lock(asked.key) as locked:
                         answer.append(locked)
                         if locked:
                             self._locks[name] = lock
@@ -385,9 +352,8 @@ class P2pHttp:
         lock.scope.deadline = anyio.current_time() + self._retention
         lock.forget = self._dead_locks.add(lock.owner, name, lock.scope.cancel)
 
-    async def _keep_locked(self, request: Request) -> Response:
+    async def _keep_locked(self, request: Request, name: str) -> Response:
         """Hold a lock for as long as the body goes on; the client says at its end that it may be released."""
-        name = _parameter(request, "lockid")
         lock = self._locks.get(name)
         if lock is not None:
             lock.forget()
@@ -405,7 +371,7 @@ class P2pHttp:
                     lock.scope.cancel()
                 elif not lock.keepers and name in self._locks:
                     self._left_behind(name)
-        return JSONResponse({"locked": False})
+        return _Json({"locked": False})
 
 
 async def _says_unlock(request: Request) -> bool:
@@ -583,65 +549,4 @@ async def visitor_of(request: Request, door: Door) -> Visitor | None:
 
     Raises NotAllowed for a login that cannot be read, and if there is no room.
     """
-    return await door.visitor(_login_of(request), _connection(request))
-
-
-def _login_of(request: Request) -> tuple[str, str] | None:
-    """The user and the password of a request. Raises NotAllowed for what is not basic authentication."""
-    header = request.headers.get("authorization")
-    if header is None:
-        return None
-    scheme, _, coded = header.partition(" ")
-    try:
-        user, colon, password = base64.b64decode(coded.strip(), validate=True).decode().partition(":")
-    except ValueError:
-        colon = ""
-    if scheme.lower() != "basic" or not colon:
-        raise NotAllowed("Error parsing header Authorization failed: only Basic is understood", 400)
-    return user, password
-
-
-def _parameter(request: Request, name: str) -> str:
-    value = request.query_params.get(name)
-    if value is None:
-        raise _Failure(400, f"Query parameter {name} is required")
-    return value
-
-
-def _number(request: Request, name: str, default: int | None = None, least: int = 0) -> int:
-    text = request.query_params.get(name)
-    if text is None and default is not None:
-        return default
-    if text is None or not re.fullmatch(r"-?[0-9]{1,19}", text) or int(text) < least:
-        raise _Failure(400, f"Error parsing query parameter {name} failed")
-    return int(text)
-
-
-def _uuid(text: str | None) -> UUID | None:
-    try:
-        return None if text is None else UUID(text)
-    except ValueError:
-        return None
-
-
-def _unbracketed(word: bytes) -> bytes:
-    """What a word of a path or a parameter means, its percent-encoding undone: what is not UTF-8 comes as [base64]."""
-    if len(word) > 1 and word.startswith(b"[") and word.endswith(b"]"):
-        return base64.urlsafe_b64decode(word[1:-1])
-    return word
-
-
-def _key(word: bytes) -> Key:
-    try:
-        return Key(decode(_unbracketed(word)))
-    except ValueError as error:
-        raise _Failure(400, f"Error parsing key failed: {printable(str(error), 300)}") from None
-
-
-def _file(request: Request) -> AssociatedFile:
-    try:
-        return AssociatedFile(decode(_unbracketed(request.query_params.get("associatedfile", "").encode())))
-    except ValueError as error:
-        raise _Failure(
-            400, f"Error parsing query parameter associatedfile failed: {printable(str(error), 300)}"
-        ) from None
+    return await door.visitor(login_of(request), _connection(request))

@@ -31,8 +31,8 @@ _KEEP_ALIVE, _PATIENCE = 90.0, 1.0
 _LONGEST_HEADERS = 64 * 1024
 # Seconds for a client to finish sending what nobody wants to hear before it gets the end of its answer.
 _LINGER = 2.0
-# Seconds between two looks at whether a client makes progress.
-_LOOK = 1.0
+# Seconds between two looks at whether a client makes progress, and at whether the last bytes have gone.
+_LOOK, _FLUSH_LOOK = 1.0, 0.02
 
 
 @dataclass(eq=False)
@@ -181,6 +181,10 @@ class WebServer:
                     tasks.start_soon(self._watch, connection, transport)
                     await server.run()
                     tasks.cancel_scope.cancel()
+            with anyio.move_on_after(_LINGER):
+                # What it was told last is still to leave.
+                while connection.ended is None and transport.get_write_buffer_size():
+                    await anyio.sleep(_FLUSH_LOOK)
         finally:
             transport.abort()
 
@@ -208,10 +212,18 @@ def _on_connection(app: ASGIApp) -> ASGIApp:
         if scope["type"] == "websocket":
             await send({"type": "websocket.close"})
         elif scope["http_version"] not in ("1.0", "1.1"):
-            await send({"type": "http.response.start", "status": 505, "headers": []})
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            await _refused(send, 505)
+        elif {b"content-length", b"transfer-encoding"} <= {name.lower() for name, _ in scope["headers"]}:
+            # Who is between may have taken another one of the two for the length (RFC 9112, 6.1).
+            await _refused(send, 400)
         else:
             connection: WebConnection = scope["state"]["connection"]
             await connection.serve(app, scope, receive, send)
 
     return serve
+
+
+async def _refused(send: Send, status: int) -> None:
+    headers = [(b"content-length", b"0"), (b"connection", b"close")]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": b"", "more_body": False})

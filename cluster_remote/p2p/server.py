@@ -477,8 +477,7 @@ class _Server:
             case Present(uuids):
                 with_uuids = uuids and self._speaks(AlreadyHavePlus)
                 await self._client.send(AlreadyHavePlus(uuids) if with_uuids else AlreadyHave())
-            # Like git-annex, report only the repositories that received it from this upload: the client may undo that.
-            case Stored(True, uuids, reasons, present) if uuids or not present:
+            case Stored(uuids=uuids, reasons=reasons) if outcome.by_it:
                 self._noted(*reasons)
                 with_uuids = uuids and self._speaks(SuccessPlus)
                 await self._client.send(SuccessPlus(uuids) if with_uuids else Success())

@@ -108,6 +108,14 @@ class Stored:
     reasons: tuple[str, ...] = ()
     present: frozenset[UUID] = frozenset()
 
+    @property
+    def by_it(self) -> bool:
+        """Return whether the upload itself stored it anywhere, which is what a server tells its client.
+
+        The client may undo that. As with git-annex 10.20261026.
+        """
+        return self.stored and bool(self.uuids or not self.present)
+
 
 @dataclass(frozen=True, slots=True)
 class Removal:

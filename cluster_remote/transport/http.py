@@ -13,7 +13,7 @@ import json
 import math
 from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -38,6 +38,7 @@ from cluster_remote.p2p.messages import (
     AlreadyHavePlus,
     CheckPresent,
     Data,
+    DataPresent,
     Failure,
     FailurePlus,
     Get,
@@ -521,17 +522,38 @@ class _HttpUpload(Upload):
                 answer = await session._json(response, doing)
         if body.error is not None:
             raise body.error
-        stored, uuids = session._field(answer, "stored", bool, doing), session._uuids(answer, doing)
         session._log(Valid() if body.valid else Invalid())
-        session._heard(SuccessPlus(uuids) if stored else FailurePlus(uuids))
-        reasons = () if body.valid else ("the content changed while it was sent",)
-        if stored:
-            return Stored(True, uuids, reasons)
-        return Stored(False, uuids, (*reasons, f"{session.name} did not store it"))
+        outcome = self._outcome(answer, (f"{session.name} did not store it",))
+        return (
+            outcome
+            if body.valid
+            else replace(outcome, reasons=("the content changed while it was sent", *outcome.reasons))
+        )
 
     async def look(self) -> Stored:
-        present = await self._session.check_present(self._key)
-        return Stored(present, reasons=() if present else (f"{self._session.name} does not have it",))
+        session, doing = self._session, self._doing
+        absent = (f"{session.name} does not have it",)
+        if session._version < since(DataPresent):
+            present = await session.check_present(self._key)
+            return Stored(present, reasons=() if present else absent)
+        session._log(DataPresent())
+        async with session._send(
+            "POST",
+            "put",
+            session._with_file({"key": _coded(bytes(self._key)), "data-present": "true"}, self._file),
+            doing,
+            headers={DATA_LENGTH: "0"},
+            patience=patience_for(self._key.content_size),
+        ) as response:
+            answer = await session._json(response, doing)
+        return self._outcome(answer, absent)
+
+    def _outcome(self, answer: dict[str, Any], reasons: tuple[str, ...]) -> Stored:
+        """Read an answer to `put`; `reasons` are for one that says no."""
+        session = self._session
+        stored, uuids = session._field(answer, "stored", bool, self._doing), session._uuids(answer, self._doing)
+        session._heard(SuccessPlus(uuids) if stored else FailurePlus(uuids))
+        return Stored(True, uuids) if stored else Stored(False, uuids, reasons)
 
 
 class _Body:

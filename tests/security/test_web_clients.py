@@ -280,7 +280,9 @@ async def test_a_body_that_nobody_reads_holds_nothing_for_ever(site: Cluster, tm
             for _ in range(10):
                 client = connected(served)
                 stack.enter_context(client.socket)
-                client.begin("POST", api(site.uuid, "put?key=WORM-s1--x"), None, Content_Length=100 * MIB)
+                client.begin(
+                    "POST", api(site.uuid, "put?key=WORM-s1--x"), X_git_annex_data_length=1, Content_Length=100 * MIB
+                )
                 try:
                     await off(sent_all, client, bytes(4 * MIB))
                 except ConnectionError:

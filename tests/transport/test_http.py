@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 
 import anyio
 import httpcore
@@ -14,8 +14,10 @@ import pytest
 from cluster_remote.annex.logins import Login
 from cluster_remote.p2p.errors import AuthenticationFailed, Refused, SourceError, Unreachable
 from cluster_remote.p2p.key import UUID, AssociatedFile, Key
+from cluster_remote.p2p.server import Mode
 from cluster_remote.p2p.session import Present, Removal, Stored, Upload
 from cluster_remote.transport.http import HttpSession
+from tests.gateway.test_web import web_of
 from tests.p2p.memory import Pieces
 from tests.support.environment import Environment
 from tests.support.repositories import Cluster, Repository, make_cluster, make_repository
@@ -44,9 +46,10 @@ class Content:
 class Endpoint:
     """A repository that can be reached over HTTP."""
 
-    def __init__(self, repository: Repository, port: int) -> None:
+    def __init__(self, repository: Repository, port: int, prefix: str = "") -> None:
         self.repository = repository
         self.port = port
+        self.prefix = prefix
 
     @asynccontextmanager
     async def session(
@@ -54,7 +57,7 @@ class Endpoint:
     ) -> AsyncIterator[HttpSession]:
         """A session with the repository, or another UUID that it serves, in at most that version."""
         session = HttpSession(
-            f"http://127.0.0.1:{self.port}",
+            f"http://127.0.0.1:{self.port}{self.prefix}",
             UUID(uuid or self.repository.uuid),
             name="the server",
             client=CLIENT,
@@ -228,6 +231,49 @@ async def test_a_cluster_says_which_nodes_stored_and_removed(gateway: tuple[Clus
         assert removal.removed
         assert nodes <= removal.uuids
     assert cluster.holders(str(content.key)) == [False] * 3
+
+
+@pytest.mark.parametrize("ours", [False, True], ids=["p2phttp", "ours"])
+async def test_a_bucket_that_another_tool_has_filled_is_looked_into(environment: Environment, ours: bool) -> None:
+    cluster = make_cluster(environment, environment.directory, nodes=1)
+    gateway, bucket = cluster.gateway, environment.directory / "bucket"
+    bucket.mkdir()
+    gateway.annex("initremote", "bucket", "type=directory", f"directory={bucket}", "encryption=none")
+    gateway.git("config", "remote.bucket.annex-cluster-node", "mycluster")
+    gateway.annex("updatecluster")
+    content, elsewhere, nowhere = Content(700), Content(700), Content(700)
+
+    def fill(content: Content) -> None:
+        place = gateway.annex("examinekey", "--format=${hashdirlower}${key}/${key}", str(content.key)).stdout.decode()
+        (bucket / place).parent.mkdir(parents=True)
+        (bucket / place).write_bytes(content.bytes)
+
+    node = UUID(gateway.config("remote.bucket.annex-uuid") or "")
+    with ExitStack() as stack:
+        if ours:
+            web = stack.enter_context(web_of(cluster))
+            served = Endpoint(gateway, web.port, "/data")
+            logins: tuple[Login, ...] = (Login("any", web.tokens[Mode.READ_WRITE]),)
+        else:
+            served, logins = Endpoint(gateway, stack.enter_context(serve_p2phttp(gateway))), ()
+        async with served.session(cluster.uuid, logins=logins) as session:
+            for each, expected in ((content, True), (nowhere, False)):
+                async with session.upload(each.key, FILE) as offer:
+                    assert isinstance(offer, Upload)
+                    if expected:
+                        fill(each)
+                    outcome = await offer.look()
+                    assert (outcome.stored, outcome.uuids) == (expected, frozenset({node} if expected else ()))
+            assert await session.check_present(content.key)
+            assert await fetched(session, content.key) == (content.bytes, True)
+        # An older server is asked whether it is there.
+        async with (
+            served.session(cluster.uuid, version=3, logins=logins) as session,
+            session.upload(elsewhere.key, FILE) as offer,
+        ):
+            assert isinstance(offer, Upload)
+            assert not (await offer.look()).stored
+    assert gateway.locations(str(content.key)) == {str(node)}
 
 
 async def test_a_repository_that_is_not_served_is_named(single: Endpoint) -> None:

@@ -1,0 +1,194 @@
+"""Requests that are no proper HTTP, or that lead where they should not: h11 refuses most, and nothing else suffers."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cluster_remote.gateway.gateway import Limits
+from cluster_remote.p2p.server import Mode
+from tests.security.test_clients import Served, gateway, off
+from tests.security.test_web_clients import all_said, api, connected, told
+from tests.support.environment import Environment
+from tests.support.repositories import Cluster, make_cluster
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(scope="module")
+def site(make_environment: Callable[[], Environment]) -> Cluster:
+    environment = make_environment()
+    return make_cluster(environment, environment.directory)
+
+
+async def said(served: Served, request: bytes) -> str:
+    """All that is answered to these bytes, until the gateway closes or is silent for two seconds."""
+    client = connected(served)
+    client.socket.settimeout(2)
+    with client.socket:
+        try:
+            client.socket.sendall(request)
+        except ConnectionError:
+            pass
+        return await off(all_said, client)
+
+
+def with_token(token: str, *headers: bytes, path: str, body: bytes = b"") -> bytes:
+    login = base64.b64encode(f"any:{token}".encode())
+    head = [f"POST {path} HTTP/1.1".encode(), b"Host: x", b"Authorization: Basic " + login]
+    head += [b"X-git-annex-data-length: 5", *headers]
+    return b"\r\n".join([*head, b"", body])
+
+
+# A second request that hides behind the first one's body, in the eyes of who reads the length in another way.
+HIDDEN = b"GET /hidden HTTP/1.1\r\nHost: x\r\n\r\n"
+SMUGGLED = {
+    "two lengths": ([b"Content-Length: 5", b"Content-Length: 0"], b"hello"),
+    "two lengths in one": ([b"Content-Length: 5, 0"], b"hello"),
+    "a length below zero": ([b"Content-Length: -5"], b"hello"),
+    "a length with a sign": ([b"Content-Length: +5"], b"hello"),
+    "a length in hexadecimal": ([b"Content-Length: 0x5"], b"hello"),
+    "another coding": ([b"Transfer-Encoding: gzip, chunked"], b"5\r\nhello\r\n0\r\n\r\n"),
+    "chunked twice": ([b"Transfer-Encoding: chunked", b"Transfer-Encoding: chunked"], b"5\r\nhello\r\n0\r\n\r\n"),
+    "a coding with a tab": ([b"Transfer-Encoding: \x0bchunked"], b"5\r\nhello\r\n0\r\n\r\n"),
+    "a blank before the colon": ([b"Transfer-Encoding : chunked"], b"5\r\nhello\r\n0\r\n\r\n"),
+    "a chunk of no size": ([b"Transfer-Encoding: chunked"], b"x\r\nhello\r\n0\r\n\r\n"),
+    "a chunk with a sign": ([b"Transfer-Encoding: chunked"], b"-5\r\nhello\r\n0\r\n\r\n"),
+    "a chunk that does not end": ([b"Transfer-Encoding: chunked"], b"5\r\nhelloXX0\r\n\r\n"),
+    "a huge chunk": ([b"Transfer-Encoding: chunked"], b"FFFFFFFFFFFFFFFFFFFFF\r\nhello"),
+    "a line end alone": ([b"X: a\rContent-Length: 5"], b"hello"),
+    "a NUL": ([b"X: \x00"], b"hello"),
+}
+
+
+@pytest.mark.parametrize("name", SMUGGLED)
+async def test_a_body_of_uncertain_length_is_refused_and_nothing_hides_behind_it(
+    site: Cluster, tmp_path: Path, name: str
+) -> None:
+    headers, body = SMUGGLED[name]
+    key = f"WORM-s5--{name.replace(' ', '-')}"
+    async with gateway(site, tmp_path, Limits()) as served:
+        token = served.tokens.create(Mode.READ_WRITE)[1]
+        path = api(site.uuid, f"put?key={key}")
+        answer = await said(served, with_token(token, *headers, path=path, body=body + HIDDEN))
+        assert "404" not in answer, "the hidden request was taken for one"
+        assert '"stored":true' not in answer
+        assert site.holders(key) == [False] * 3
+        assert not any("internal error" in line for line in served.log)
+
+
+async def test_a_length_beside_chunks_is_refused_and_the_connection_ends(site: Cluster, tmp_path: Path) -> None:
+    async with gateway(site, tmp_path, Limits()) as served:
+        token = served.tokens.create(Mode.READ_WRITE)[1]
+        headers = (b"Content-Length: 3", b"Transfer-Encoding: chunked")
+        body = b"5\r\nhello\r\n0\r\n\r\n" + HIDDEN
+        answer = await said(served, with_token(token, *headers, path=api(site.uuid, "put?key=WORM-s5--te"), body=body))
+        assert (answer.count("HTTP/1.1"), answer.split()[1]) == (1, "400")
+        assert site.holders("WORM-s5--te") == [False] * 3
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"GET / HTTP/1.1\r\nHost: x\r\n" + b"X: y\r\n" * 100_000 + b"\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"y" * 1_000_000,
+        b"GET /" + b"y" * 1_000_000,
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+        b"GET /\xff\xfe HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /\xc3\xa4 HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"\x00" * 1000,
+        b"CONNECT example.com:443 HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET http://169.254.169.254/ HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n",
+    ],
+    ids=[
+        "many headers",
+        "a long header",
+        "a long url",
+        "no host",
+        "two hosts",
+        "no UTF-8",
+        "no ASCII",
+        "NULs",
+        "a proxy's",
+        "another's url",
+        "no path",
+    ],
+)
+async def test_what_is_no_request_is_refused_and_the_next_client_is_served(
+    site: Cluster, tmp_path: Path, request_: bytes
+) -> None:
+    async with gateway(site, tmp_path, Limits(), public_read=True) as served:
+        answer = await said(served, request_)
+        assert answer == "" or answer.split()[1][0] == "4", answer[:200]
+        assert "git clone" not in answer
+        client = connected(served)
+        with client.socket:
+            assert await told(client.ask, "GET", "/config") == 200
+        assert not any("internal error" in line or "Error:" in line for line in served.log)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/../../../../etc/passwd",
+        "/%2e%2e/%2e%2e/etc/passwd",
+        "/config/../../../etc/passwd",
+        "/git-upload-pack/../config",
+        "/.git/config",
+        "/objects/info/packs",
+        "/HEAD",
+        "/info/refs?service=git-upload-archive",
+        "/info/refs?service=../../bin/sh",
+        "/info/refs?service=git-upload-pack%00--help",
+        "/git-annex/../config",
+        "/git-annex/UUID/v4/../../../config",
+        "//config",
+        "/%00",
+        "/%ff%fe",
+    ],
+)
+async def test_a_path_leads_to_nothing_but_what_is_served(site: Cluster, tmp_path: Path, path: str) -> None:
+    async with gateway(site, tmp_path, Limits(), public_read=True) as served:
+        client = connected(served)
+        with client.socket:
+            assert await told(client.ask, "GET", path.replace("UUID", site.uuid)) in (400, 403, 404)
+            assert b"root:" not in client.body
+            assert b"[core]" not in client.body
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "..%2f..%2f..%2fevil",
+        "%2fetc%2fpasswd",
+        "a%2f..%2f..%2fb",
+        "%252e%252e%252fx",
+        "..",
+        "%c3%28",
+        "%ff%fe",
+        "%5Bx%5D",
+        "a%3Bb%26c%25",
+    ],
+)
+async def test_a_key_over_http_is_no_path_out_of_the_repositories(site: Cluster, tmp_path: Path, key: str) -> None:
+    top = site.gateway.path.parent
+    before = {path.name for path in top.rglob("*") if ".git" not in path.parts}
+    async with gateway(site, tmp_path, Limits()) as served:
+        token = served.tokens.create(Mode.READ_WRITE)[1]
+        client = connected(served)
+        with client.socket:
+            for word in (f"WORM-s5--{key}", f"[{base64.urlsafe_b64encode(b'WORM-s5--../../../evil').decode()}]"):
+                path = api(site.uuid, f"put?key={word}")
+                client.begin("POST", path, token, X_git_annex_data_length=5, Content_Length=5)
+                client.socket.sendall(b"hello")
+                assert await told(client.answer) in (200, 400)
+                if client.status == 200 and json.loads(client.body)["stored"]:
+                    assert await told(client.ask, "GET", api(site.uuid, f"key/{word}"), token) == 200
+                    assert client.body == b"hello"
+    assert {path.name for path in top.rglob("*") if ".git" not in path.parts} == before
