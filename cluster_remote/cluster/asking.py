@@ -1,4 +1,4 @@
-"""Asking nodes: one session with each, kept from request to request, and what is remembered of those that fail."""
+"""Ask nodes: one session with each, kept between requests, and a memory of failures."""
 
 from __future__ import annotations
 
@@ -29,27 +29,27 @@ __all__ = ["NodeSessions", "Observed", "within"]
 
 T = TypeVar("T")
 
-# Seconds that a node has to itself before the next one is asked the same, and the part of the timeout that this is at
-# most: behind a gateway, the client's patience is for all nodes together.
+# Seconds before the next node is asked the same, and the largest part of the timeout that this may be: behind a
+# gateway, all nodes together share the client's timeout.
 _HEAD_START, _PART_OF_TIMEOUT = 2.0, 0.2
 
 
 class Observed:
-    """One request to one node, as it goes on."""
+    """One request to one node while it runs."""
 
     def __init__(self, began: float) -> None:
         self.began = began
         self.has_moved = False
 
     def moved(self) -> None:
-        """The node has answered, or taken something."""
+        """Note that the node has answered or accepted something."""
         self.has_moved = True
 
 
 class NodeSessions:
-    """The sessions with the nodes of one cluster session, each made when it is first needed.
+    """The sessions with the nodes of one cluster session, each created when first needed.
 
-    `timeout` is how long a node may take to say anything, in seconds, its connection included.
+    `timeout` is how long a node may take to answer, in seconds, including connecting.
     """
 
     def __init__(self, timeout: float, reachability: Reachability) -> None:
@@ -60,11 +60,11 @@ class NodeSessions:
 
     @property
     def traffic(self) -> Traffic:
-        """Which nodes are read from, by all that share what is remembered of the nodes."""
+        """The nodes that downloads read from, among all sessions that share the memory of nodes."""
         return self._reachability.traffic
 
     def session(self, node: Node) -> Session:
-        """The session with a node. Raises Unreachable if there can be none."""
+        """Return the session with a node. Raises Unreachable if there is none."""
         session = self._sessions.get(node.name)
         if session is None:
             try:
@@ -75,16 +75,16 @@ class NodeSessions:
         return session
 
     async def aclose(self) -> None:
-        """Closes them all at once."""
+        """Close all of them concurrently."""
         sessions, self._sessions = self._sessions, {}
         async with anyio.create_task_group() as tasks:
             for session in sessions.values():
                 tasks.start_soon(session.aclose)
 
-    # Whom to ask
+    # Choosing nodes
 
     def rested(self, nodes: Iterable[Node]) -> tuple[list[Node], list[Node]]:
-        """Those to be asked, the ones that were silent lately at the end, and those that are left alone for now."""
+        """Return the nodes to ask, with recently silent ones last, and those to skip for now."""
         awake: list[Node] = []
         resting: list[Node] = []
         for node in nodes:
@@ -92,40 +92,40 @@ class NodeSessions:
         return sorted(awake, key=lambda node: self._reachability.was_silent(node.name)), resting
 
     def others_first(self, key: Key, nodes: Iterable[Node]) -> list[Node]:
-        """Move the nodes that have given this content lately to the end, the last one last.
+        """Move the nodes that served this content recently to the end, the last one last.
 
-        A client that asks again has reason to: what one of them gave was damaged, or broke off.
+        A client that asks again has a reason: the content was damaged, or the transfer broke off.
         """
         givers = self._reachability.givers(key)
         return sorted(nodes, key=lambda node: givers.index(node.name) if node.name in givers else -1)
 
     def silent(self, node: Node) -> None:
-        """Remember that a node has let its head start pass: reads go to others first for a while."""
+        """Remember that a node missed its head start: for a while, reads go to others first."""
         self._reachability.silent(node.name, self.head_start)
 
     def gives(self, key: Key, node: Node) -> None:
-        """Remember that a node has begun to give this content."""
+        """Remember that a node has started to send this content."""
         self._reachability.gives(key, node.name)
 
     def not_tried(self, node: Node) -> Unreachable:
-        """What a node that is left alone has instead of an answer."""
+        """Return the error for a node that is skipped."""
         return NotTried(self._reachability.resting(node.name) or f"{node} could not be reached a moment ago: left out")
 
     @contextmanager
     def observed(self, node: Node) -> Iterator[Observed]:
-        """Around all that is asked of a node in one request: remembers whether it could be reached."""
+        """Wrap everything asked of a node in one request; remember whether it was reachable."""
         observed = Observed(self._reachability.clock())
         try:
             yield observed
         except SourceError:
-            # That says nothing of the node.
+            # This says nothing about the node.
             raise
         except Unreachable as error:
             self._away(node, observed, error)
             raise
         except (Refused, ProtocolError, ConnectionLost):
-            # It let us in and then could not deal with this key; the others are none the worse for that. If it is
-            # gone, the next connection will show it.
+            # It was reachable, but could not handle this key; other keys are unaffected. If it has gone, the next
+            # connection will show it.
             self._reachability.answered(node.name)
             raise
         except SessionError as error:
@@ -141,8 +141,8 @@ class NodeSessions:
         self._reachability.failed(node.name, self._reachability.clock() - observed.began, reason(node, error))
 
     def broke_off(self, node: Node, error: SessionError) -> None:
-        """A node failed that had begun to do what it was asked."""
-        # What ended at once cost nothing to find out; what stalled has cost the deadline.
+        """Note that a node failed after it had started to do its work."""
+        # Failing at once costs nothing; a stall costs the whole timeout.
         if isinstance(error, TimedOut):
             self._reachability.failed(node.name, self.timeout, reason(node, error))
 
@@ -150,7 +150,7 @@ class NodeSessions:
 
     @contextmanager
     def deadline(self, patience: float = 0.0) -> Iterator[None]:
-        """Raises TimedOut after the timeout and `patience` seconds."""
+        """Raise TimedOut after the timeout plus `patience` seconds."""
         seconds = self.timeout + patience
         try:
             with anyio.fail_after(seconds):
@@ -161,7 +161,7 @@ class NodeSessions:
     async def caught(
         self, node: Node, request: Callable[[Session], Awaitable[T]], patience: float = 0.0
     ) -> T | SessionError:
-        """A node's answer to one request, or why there is none."""
+        """Return a node's answer to one request, or why there is none."""
         try:
             with self.observed(node), self.deadline(patience):
                 return await request(self.session(node))
@@ -171,10 +171,10 @@ class NodeSessions:
     async def until(
         self, good: T, groups: Iterable[Collection[Node]], request: Callable[[Session], Awaitable[T]]
     ) -> list[tuple[Node, T | SessionError]]:
-        """Ask group after group until a node gives the `good` answer, and return the answers that came.
+        """Ask one group after another until a node gives the `good` answer; return the answers so far.
 
-        The nodes of a group are asked at once; the next group when all before it have answered, or have been silent
-        for their head start. After the good answer the others are not waited for.
+        Nodes of a group are asked concurrently; the next group is asked once all before it have answered or missed
+        their head start. After the good answer, the others are not waited for.
         """
         answers: list[tuple[Node, T | SessionError]] = []
         asked: list[Node] = []
@@ -208,7 +208,7 @@ class NodeSessions:
 
 @asynccontextmanager
 async def within(seconds: float, context: AbstractAsyncContextManager[T]) -> AsyncIterator[T]:
-    """A context that has to be entered within so many seconds. Raises TimedOut."""
+    """Enter a context within so many seconds. Raises TimedOut."""
     with anyio.CancelScope(deadline=anyio.current_time() + seconds) as scope:
         async with context as entered:
             scope.deadline = math.inf

@@ -1,7 +1,7 @@
-"""Uploads by git-annex's own gateway code, whose rules say which node wants what, among the nodes that are there.
+"""Uploads by git-annex's own gateway code, whose rules decide which node wants what, among the reachable nodes.
 
-That code gives up an upload as a whole if it cannot connect to a node, and stores on nodes that `annex-readonly`
-protects (observed with git-annex 10.20261026). So it is shown only the nodes that are there and may be written to.
+That code aborts an upload if it cannot connect to a node, and stores on nodes that `annex-readonly` protects (observed
+with git-annex 10.20261026). So it only gets to see reachable and writable nodes.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ __all__ = ["DelegatedUpload", "Delegation", "LeftOut", "Uploader"]
 
 T = TypeVar("T")
 
-# Make a session that sees these nodes only: their names, each with the name of the session that it was reached by.
+# Make a session that sees only these nodes: their names, each with the name of the session that reached it.
 Uploader: TypeAlias = Callable[[Mapping[str, str]], Session]
 LeftOut: TypeAlias = list[tuple[Node, SessionError]]
 
 
 class Delegation:
-    """A session that does the uploads, made anew whenever other nodes are there than before."""
+    """A session that does the uploads, recreated whenever the set of reachable nodes changes."""
 
     def __init__(self, make: Uploader, ask: NodeSessions, name: str) -> None:
         self._make = make
@@ -38,9 +38,9 @@ class Delegation:
         self._there: Mapping[str, str] = {}
 
     async def ask(self, nodes: Sequence[Node], request: Callable[[Session], Awaitable[T]]) -> tuple[T, LeftOut]:
-        """Return the answer to a request that sees those of `nodes` that are there, and why the others are left out.
+        """Return the answer to a request that sees the reachable ones of `nodes`, and why the others are left out.
 
-        The request is repeated if it fails because one of them has gone meanwhile. Raises SessionError.
+        Repeats the request if it fails because one of them has gone meanwhile. Raises SessionError.
         """
         session, left_out = await self._seeing(nodes)
         try:
@@ -67,7 +67,7 @@ class Delegation:
             for node in awake or resting:
                 tasks.start_soon(look, node)
         if not there:
-            raise failure_of_all(f"{self._name}: no node can be reached", left_out)
+            raise failure_of_all(f"{self._name}: no node is reachable", left_out)
         if self._session is None or there != self._there:
             await self.aclose()
             self._session, self._there = self._make(there), there
@@ -81,7 +81,7 @@ class Delegation:
 
 
 class DelegatedUpload(Upload):
-    """An upload whose outcome also says why nodes were left out."""
+    """An upload whose result also says why nodes were left out."""
 
     def __init__(self, inside: Upload, reasons: tuple[str, ...]) -> None:
         self.offset = inside.offset

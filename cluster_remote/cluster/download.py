@@ -1,8 +1,7 @@
-"""One download from any of the nodes that can give it.
+"""One download from whichever nodes can give the content.
 
-Begins with the first node that gives the content. When that node fails on the way, the next one goes on at the same
-byte, unless only the whole of one node's content can be relied on. While a node keeps silent, the next ones are asked
-too.
+Starts with the first node that has it. If that fails on the way, the next node resumes at the same byte, unless only
+the whole of one node's copy can be trusted. While a node stays silent, the next ones are asked too.
 """
 
 from __future__ import annotations
@@ -35,9 +34,9 @@ Fetch = Callable[[Node, int], AbstractAsyncContextManager[Download]]
 
 @dataclass(frozen=True)
 class Helpers:
-    """The nodes that may give a content at the same time, how each is asked, and which are in use.
+    """The nodes that may send a content at the same time, how to ask each, and which are in use.
 
-    `checksum` begins the key's anew, if that can be computed here.
+    `checksum` starts a new one of the key's kind, if that can be computed here.
     """
 
     nodes: Sequence[Node]
@@ -47,7 +46,7 @@ class Helpers:
 
 
 class _Giver:
-    """The download from one node, in a task of its own: several may be asked at once, and each context has one task."""
+    """The download from one node, in its own task, since each context must stay in one task."""
 
     def __init__(self, node: Node, position: int, answered: Callable[[], None]) -> None:
         self.node = node
@@ -64,7 +63,7 @@ class _Giver:
         return self.download is not None or self.error is not None
 
     async def run(self, fetch: Fetch, earlier: _Giver | None) -> None:
-        """`earlier` is what was given up of the same node: a session takes one request at a time."""
+        """Run the download. `earlier` is an abandoned one from the same node: a session takes one request at a time."""
         try:
             with self._wanted:
                 if earlier is not None:
@@ -76,7 +75,7 @@ class _Giver:
                     self._answered()
                     await self._left.wait()
         except Exception as error:
-            # A node that does not hear any more that its content arrived takes nothing of that back.
+            # The content has arrived, even if the node no longer hears our confirmation.
             if self.download is None:
                 self.error = error
             elif not isinstance(error, SessionError):
@@ -86,17 +85,17 @@ class _Giver:
             self._answered()
 
     async def leave(self) -> None:
-        """End an exchange that has been answered, and leave the node's session."""
+        """Finish an answered exchange, and release the node's session."""
         self._left.set()
         await self._ended.wait()
 
     def give_up(self) -> None:
-        """Do not wait for the node any more."""
+        """Stop waiting for the node."""
         self._wanted.cancel()
 
 
 class ClusterDownload(Download):
-    """Call `begin` before all else, and `aclose` in the end, in the task that reads the chunks."""
+    """Call `begin` first, and `aclose` at the end, in the task that reads the chunks."""
 
     def __init__(
         self,
@@ -113,14 +112,14 @@ class ClusterDownload(Download):
         alike: bool = True,
         helpers: Helpers | None = None,
     ) -> None:
-        """`nodes` are asked in this order; `size` is that of the whole content where it is known, in bytes.
+        """`nodes` are asked in this order; `size` is that of the whole content in bytes, if known.
 
-        `alike` says that what one node has is what another one has, or that the key's checksum shows it if not. Else
-        (encrypted content; WORM, URL and other keys without a checksum) no other node goes on with a download: a file
-        is begun anew, and a stream, of which a part has been passed on, breaks off.
+        `alike` says that all copies are identical, or that the key's checksum shows if not. Otherwise (encrypted
+        content; WORM, URL and other keys without a checksum) no other node resumes a download: a file is started again,
+        and a stream, part of which has been passed on, fails.
 
-        `failed` is told of a node that had begun to give the content and could not go on; `silent` of one that had not
-        answered within its `head_start`, in seconds, after which the next one is asked as well. `tasks` are those that
+        `failed` is called with a node that failed after it had started to send; `silent` with one that did not answer
+        within its `head_start`, in seconds, after which the next one is asked as well. `tasks` runs the tasks that ask
         ask the nodes. `helpers` are those that several may be taken from at once, see `may_spread`.
         """
         self._doing = doing
@@ -146,7 +145,7 @@ class ClusterDownload(Download):
         self._news = anyio.Event()
 
     async def begin(self) -> None:
-        """Finds the node to begin with. Raises SessionError if there is none, with the reason of each."""
+        """Find the node to start with. Raises SessionError with each node's reason if there is none."""
         await self._next()
         assert self._end is not None
         self.length = self._end - self._start
@@ -164,7 +163,7 @@ class ClusterDownload(Download):
                 await self._fail(error)
 
     async def save(self, descriptor: int, position: int, progress: Progress) -> None:
-        # How far the file's positions are ahead of the content's.
+        # How far positions in the file are ahead of those in the content.
         shift = position - self._position
 
         def moved(position: int) -> None:
@@ -194,9 +193,9 @@ class ClusterDownload(Download):
         self._directory = directory
 
     async def _spread(self, download: Download, descriptor: int, progress: Progress, moved: Progress) -> bool:
-        """Save the first of what this node gives; if it is slow, have others help and return True.
+        """Save the first part from this node; if it is slow, have others help and return True.
 
-        All has been saved then, unless no node was left that could go on.
+        Then everything is saved, unless all nodes failed.
         """
         giver, helpers, directory, nodes = self._giver, self._helpers, self._directory, self._may_help()
         if giver is None or helpers is None or directory is None or len(nodes) < 2:
@@ -230,12 +229,12 @@ class ClusterDownload(Download):
             self._failed(node, error)
         failed = {node for node, _ in spread.failures}
         self._nodes = deque(node for node in (giver.node, *self._nodes) if node not in failed)
-        # Whoever was cut off does not vouch for anything; the checksum does.
+        # A node that was cut off does not vouch for anything; the checksum does.
         self._verdict = spread.verdict is not False
         return True
 
     def _may_help(self) -> list[Node]:
-        """Return the node that gives, then those that may give at the same time: they cost no more than it."""
+        """Return the sending node, then those that may help it: they cost no more."""
         if self._helpers is None or self._giver is None or self._giver.node not in self._helpers.nodes:
             return []
         first = self._giver.node
@@ -243,7 +242,7 @@ class ClusterDownload(Download):
         return [first, *(node for node in waiting if node.cost <= first.cost)]
 
     def _begin_anew(self) -> None:
-        """Forget what the last node has given, and what it says the length is."""
+        """Discard what the last node sent, and the length it announced."""
         self._position = self._start
         self._givers.clear()
         self._end = None if self._size is None else max(self._size, self._start)
@@ -263,8 +262,8 @@ class ClusterDownload(Download):
 
     @property
     def origin(self) -> UUID | None:
-        """See Download. A gateway does not say which node behind it gave it."""
-        # An empty content comes from the node that vouches for it.
+        """See Download. A gateway does not say which node behind it sent the content."""
+        # Empty content comes from the node that vouches for it.
         givers = {node.uuid for node in self._givers or [self._node] if node is not None}
         origin = givers.pop()
         return None if givers or origin.is_cluster else origin
@@ -284,11 +283,11 @@ class ClusterDownload(Download):
             try:
                 return await download.valid()
             except SessionError as error:
-                # All bytes are here; only the word of a node that vouches for the last of them is missing.
+                # All bytes are here; only a node's confirmation of the last ones is missing.
                 await self._fail(error)
 
     async def aclose(self) -> None:
-        """Give up what has not been read, and leave the node's session."""
+        """Discard the unread rest, and release the node's session."""
         giver, self._giver = self._giver, None
         if giver is not None:
             await giver.leave()
@@ -303,7 +302,7 @@ class ClusterDownload(Download):
         await self._next()
 
     async def _next(self) -> None:
-        """Find the first node that gives the content: the next is asked when one fails or keeps silent for a while."""
+        """Find the first node that sends the content; ask the next when one fails or stays silent."""
         asked: list[_Giver] = []
         try:
             while asked or self._nodes:
@@ -327,7 +326,7 @@ class ClusterDownload(Download):
         finally:
             for giver in asked:
                 giver.give_up()
-                # It may still be asked if the one that gives fails.
+                # It can still be asked if the sending node fails.
                 self._given_up[giver.node] = giver
                 self._nodes.append(giver.node)
         raise failure_of_all(self._doing, self._failures)
@@ -338,7 +337,7 @@ class ClusterDownload(Download):
         return giver
 
     async def _answered(self, asked: list[_Giver], patience: float) -> _Giver | None:
-        """Return one that has answered; None if none has within `patience` seconds."""
+        """Return a node that has answered; None if none does within `patience` seconds."""
         with anyio.move_on_after(patience):
             while True:
                 for giver in asked:
@@ -349,7 +348,7 @@ class ClusterDownload(Download):
         return None
 
     def _accept(self, giver: _Giver) -> None:
-        """Go on with this node. Raises SessionError if it does not give what is wanted."""
+        """Continue with this node. Raises SessionError if it does not send what is needed."""
         if giver.error is not None:
             raise giver.error
         assert giver.download is not None
@@ -361,8 +360,8 @@ class ClusterDownload(Download):
 
 
 def _unlinked(directory: bytes) -> int | None:
-    """Return a descriptor of a new file in a directory, which goes when it is closed; None if there can be none."""
-    # It takes a while to import.
+    """Return the descriptor of an unlinked temporary file in a directory; None if it cannot be created."""
+    # Importing it takes a while.
     import tempfile
 
     try:
@@ -373,7 +372,7 @@ def _unlinked(directory: bytes) -> int | None:
 
 
 async def _vouched(download: Download) -> bool:
-    """Whether a node that announces nothing has at least that: a key it does not have looks the same until then."""
+    """Return whether a node that announces 0 bytes really has the content: a missing key looks the same until then."""
     async for _ in download.chunks():
         pass
     return await download.valid()

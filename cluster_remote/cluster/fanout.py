@@ -1,11 +1,10 @@
-"""Who gets which bytes of an upload whose content can be read only once.
+"""Distribute an upload whose content can be read only once.
 
-Every node wants the content from its own offset on. The content is read once, from the lowest of these offsets; each
-node takes its part from a buffer of its own, at its own pace. A full buffer stops the reading, so the slowest node
-sets the pace; a node that makes no progress is given up by its own session, by its own deadline, and then nobody
-waits for it any more.
+Each node needs the content from its own offset. The content is read once, from the lowest offset; each node takes its
+part from a buffer of its own, at its own pace. A full buffer pauses the reading, so the slowest node sets the pace; a
+node that makes no progress is dropped by its own session, after its own timeout.
 
-A content that can be read any number of times (a file) needs none of this: each node reads it for itself.
+Content that can be read repeatedly (a file) needs none of this: each node reads it independently.
 """
 
 from __future__ import annotations
@@ -22,19 +21,19 @@ from cluster_remote.p2p.stream import LARGE_CHUNK
 
 __all__ = ["BUFFER", "Share", "SlowestProgress", "distribute", "pieces", "wanted"]
 
-# Bytes that wait for one node. What waits for several is held in memory only once.
+# Bytes that wait for one node. Data for several nodes is held in memory only once.
 BUFFER = LARGE_CHUNK
 
 
 def wanted(position: int, length: int, offset: int) -> slice:
-    """Which part of the bytes [position, position + length) of a content goes to a node that has `offset` bytes."""
+    """Return which part of the bytes [position, position + length) a node needs that has `offset` bytes."""
     return slice(min(max(offset - position, 0), length), length)
 
 
 def pieces(chunk: bytes | memoryview, most: int = LARGE_CHUNK) -> Iterator[memoryview]:
-    """A chunk in parts of at most `most` bytes that stay as they are when the next chunk is asked for.
+    """Split a chunk into parts of at most `most` bytes that stay valid when the next chunk is read.
 
-    Only what can be written to is read into again, and has to be copied.
+    Only writable buffers are reused for reading, and have to be copied.
     """
     kept = memoryview(chunk)
     if not kept.readonly:
@@ -44,17 +43,17 @@ def pieces(chunk: bytes | memoryview, most: int = LARGE_CHUNK) -> Iterator[memor
 
 
 class Share(Source):
-    """What one node gets of a stream of content: the bytes from `offset` on, through a buffer of `limit` bytes.
+    """One node's part of a stream of content: the bytes from `offset` on, through a buffer of `limit` bytes.
 
-    One task gives (see `distribute`), another takes, by reading this source, once.
+    One task writes (see `distribute`); another reads this source, once.
     """
 
     repeatable = False
 
     def __init__(self, offset: int, end: int, limit: int = BUFFER) -> None:
-        """`offset` and `end` are positions in the content. Raises SourceError if there is nothing between them."""
+        """`offset` and `end` are positions in the content. Raises SourceError if nothing is between them."""
         if offset > end:
-            raise SourceError(f"the content has {end} bytes; the node says it has {offset} already")
+            raise SourceError(f"the content has {end} bytes, but the node says that it has {offset} already")
         self.offset = offset
         self.end = end
         self.over = False
@@ -66,11 +65,11 @@ class Share(Source):
         self._given = anyio.Event()
         self._taken = anyio.Event()
 
-    # The giving side
+    # The writing side
 
     async def give(self, piece: memoryview, position: int) -> None:
-        """Puts the part of `piece` that is wanted into the buffer; waits for room as long as the node takes."""
-        # What is wanted is looked at anew after each wait: whoever takes may only then say from where on.
+        """Add the needed part of `piece` to the buffer; wait for room as long as the node keeps reading."""
+        # Compute the part again after each wait: the reader may have announced its offset only then.
         while not self.over and (part := piece[wanted(position, len(piece), self.offset)]):
             if not self._held or self._held + len(part) <= self._limit:
                 self._waiting.append(part)
@@ -81,21 +80,21 @@ class Share(Source):
             await self._taken.wait()
 
     def finish(self, valid: bool) -> None:
-        """All has been given; `valid` says whether it is what it should be."""
+        """Mark the end of the content; `valid` says whether it is right."""
         self._verdict = valid
         self._given.set()
 
     def break_off(self, reason: str) -> None:
-        """No more will come. Whoever takes gets a SourceError, once the buffer is empty."""
+        """Stop early. The reader gets a SourceError once the buffer is empty."""
         self._broken = reason
         self._given.set()
 
-    # The taking side
+    # The reading side
 
     @asynccontextmanager
     async def read(self, offset: int) -> AsyncIterator[SourceReading]:
         if offset < self.offset:
-            raise SourceError(f"the content was asked for from byte {self.offset} on, and cannot be read from {offset}")
+            raise SourceError(f"the content is sent from byte {self.offset} on, and cannot be read from byte {offset}")
         self._skip_to(offset)
         try:
             yield _ShareReading(self)
@@ -103,7 +102,7 @@ class Share(Source):
             self.close()
 
     def close(self) -> None:
-        """Nobody takes any more: what is given from now on is dropped."""
+        """Stop reading: later data is dropped."""
         self.over = True
         self._waiting.clear()
         self._held = 0
@@ -111,7 +110,7 @@ class Share(Source):
 
     def _skip_to(self, offset: int) -> None:
         if offset > self.end:
-            raise BeyondTheEnd(f"the content has {self.end} bytes, and cannot be read from {offset}")
+            raise BeyondTheEnd(f"the content has {self.end} bytes, and cannot be read from byte {offset}")
         while self._waiting and self.offset < offset:
             part = self._waiting.popleft()
             kept = part[wanted(self.offset, len(part), offset)]
@@ -165,10 +164,10 @@ class _ShareReading(SourceReading):
 
 
 async def distribute(reading: SourceReading, start: int, shares: Sequence[Share]) -> bool:
-    """Reads a content once, from byte `start` on, and gives each share its part of it.
+    """Read a content once, from byte `start`, and give each share its part.
 
-    Gives whether the content was read to its end: it is not when nobody is left to take it. Raises what the source
-    raises; the shares have been broken off then.
+    Returns whether the content was read to its end: not if no reader is left. Raises what the source raises, after
+    breaking off the shares.
     """
     position = start
     try:
@@ -184,7 +183,7 @@ async def distribute(reading: SourceReading, start: int, shares: Sequence[Share]
         valid = await reading.valid()
     except BaseException as error:
         for share in shares:
-            share.break_off(str(error) or "the upload was given up")
+            share.break_off(str(error) or "the upload was aborted")
         raise
     for share in shares:
         share.finish(valid)
@@ -192,7 +191,7 @@ async def distribute(reading: SourceReading, start: int, shares: Sequence[Share]
 
 
 class SlowestProgress:
-    """Makes one progress of many: the position of the slowest that is still under way. Never goes back."""
+    """Combines many progresses into one: the position of the slowest one still running. Never goes back."""
 
     def __init__(self, report: Progress | None) -> None:
         self._report = report
@@ -200,11 +199,11 @@ class SlowestProgress:
         self._reported = -1
 
     def begin(self, positions: Iterable[tuple[str, int]]) -> None:
-        """Who is under way, and from where on."""
+        """Start with these names and positions."""
         self._positions.update(positions)
 
     def of(self, name: str) -> Progress:
-        """What is to be called with the position of one of them."""
+        """Return the progress callback for one of them."""
 
         def report(position: int) -> None:
             if name in self._positions:
@@ -214,7 +213,7 @@ class SlowestProgress:
         return report
 
     def drop(self, name: str) -> None:
-        """One of them failed and is not waited for any more."""
+        """Stop waiting for one of them, which failed."""
         if self._positions.pop(name, None) is not None:
             self._tell()
 

@@ -1,11 +1,11 @@
-"""The nodes of a cluster as git's configuration and cluster.log name them, and the way to each.
+"""The nodes of a cluster according to git's configuration and cluster.log, and how to reach each.
 
-A node is a repository that cluster.log lists and that a remote here leads to. What the user has told git-annex about
-it holds: dead repositories are no nodes, `annex-ignore` takes a remote away, `annex-readonly` keeps a node from being
-written to; of several remotes for one repository the cheapest that answers is used. Another gateway of the cluster is
-a remote whose `remote.R.annex-cluster-gateway` has the cluster's UUID. (git-annex's tip on clusters; git-annex's own
-gateway asks for `remote.R.annex-cluster-node` besides, and passes over annex-ignore and annex-readonly, as observed
-with git-annex 10.20261026.)
+A node is a repository that is in cluster.log and is a remote here. The user's settings for git-annex apply: dead
+repositories are not nodes, `annex-ignore` excludes a remote, `annex-readonly` makes a node read-only; of several
+remotes for one repository, the cheapest that answers is used. Another gateway of the cluster is a remote whose
+`remote.R.annex-cluster-gateway` has the cluster's UUID. (From git-annex's tip on clusters; git-annex's own gateway also
+requires `remote.R.annex-cluster-node`, and ignores annex-ignore and annex-readonly, as observed with git-annex
+10.20261026.)
 """
 
 from __future__ import annotations
@@ -48,24 +48,24 @@ __all__ = [
     "way_to",
 ]
 
-# git-annex's costs where remote.R.annex-cost does not say otherwise (as observed): what is on this machine, what is
-# reached over a network, what encryption adds to either, and a network made for hiding.
+# git-annex's default costs without remote.R.annex-cost (as observed): for this machine, for a network, the surcharge
+# for encryption, and for an anonymity network.
 _LOCAL, _NETWORK, _ENCRYPTION, _HIDDEN = 100.0, 200.0, 50.0, 1000.0
 
-# A rate as git-annex reads it: 500KiB, 1 MB, 10Mbit.
+# A rate as git-annex parses it: 500KiB, 1 MB, 10Mbit.
 _RATE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*")
-# What git-annex's gateway code is told that the cluster is called.
+# The name that the cluster gets for git-annex's gateway code.
 _SEEN = "seen-by-cluster-remote"
 _DECIMAL, _BINARY = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5}, {"ki": 1, "mi": 2, "gi": 3, "ti": 4, "pi": 5}
 
 
 class NoCluster(AnnexError):
-    """There is no such cluster in this repository, or nothing that could be its nodes; says what to do."""
+    """No such cluster in this repository, or nothing that could be its nodes; says what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class Direct:
-    """A git repository that a session of our own leads to. `ssh_options` are the user's for this remote's ssh."""
+    """A git repository that our own session can reach. `ssh_options` are the user's for this remote."""
 
     address: Address
     ssh_options: tuple[str, ...] = ()
@@ -73,7 +73,7 @@ class Direct:
 
 @dataclass(frozen=True, slots=True)
 class Proxied:
-    """Whatever else git-annex can reach: it is asked to, in this very repository, as a proxy for that one."""
+    """Anything else that git-annex can reach: this repository's git-annex acts as a proxy for it."""
 
 
 Way: TypeAlias = Direct | Proxied
@@ -81,9 +81,9 @@ Way: TypeAlias = Direct | Proxied
 
 @dataclass(frozen=True, slots=True)
 class Remote:
-    """One remote that leads to a node, and what the user has set for it.
+    """One remote that leads to a node, and its settings.
 
-    `start` and `stop` are shell commands to be run around its use; `token` is that of git-annex's P2P transports.
+    `start` and `stop` are shell commands to run around its use; `token` is for git-annex's P2P transports.
     """
 
     name: str
@@ -97,9 +97,9 @@ class Remote:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A node, or another gateway of the cluster; see Node, which this becomes.
+    """A node, or another gateway of the cluster; becomes a Node.
 
-    `remotes` lead to it, the cheapest first. `writable` is False where annex-readonly is set.
+    `remotes` lead to it, cheapest first. `writable` is False if annex-readonly is set.
     """
 
     uuid: UUID
@@ -138,10 +138,10 @@ class Member:
 
 @dataclass(frozen=True)
 class Membership:
-    """A cluster as one repository sees it, which is a gateway of it or whose user needs none.
+    """A cluster as seen by one repository, which is a gateway of it or needs none.
 
     `place` and `own` are this repository's directory and UUID. `choosy` says whether any node has preferred or required
-    content set; then uploads are left to git-annex's own gateway, whose rules these are.
+    content; then git-annex's own gateway does the uploads, since these are its rules.
     """
 
     cluster: UUID
@@ -151,14 +151,14 @@ class Membership:
     members: tuple[Member, ...]
     choosy: bool = False
     hidden: Mapping[str, str] = field(default_factory=dict)
-    """Settings of git that take all nodes and gateways out of the sight of git-annex's own gateway code."""
+    """git settings that hide all nodes and gateways from git-annex's own gateway code."""
     is_gateway: bool = True
-    """Whether git-annex, too, takes this repository for a gateway of the cluster (proxy.log)."""
+    """Whether git-annex, too, treats this repository as a gateway of the cluster (proxy.log)."""
     missing: Mapping[UUID, str] = field(default_factory=dict)
-    """The nodes in cluster.log that no remote leads to, unless they are dead, and what people call them."""
+    """The nodes in cluster.log without a remote here, unless dead, with their descriptions."""
 
     def nodes(self, caller: Caller, bypass: frozenset[UUID] = frozenset()) -> tuple[Node, ...]:
-        """The nodes to go to. `bypass` are the gateways that the request has been through; it goes to none of them."""
+        """Return the nodes to use. The request has passed through the gateways in `bypass`, so it must avoid them."""
         return tuple(
             Node(
                 uuid=member.uuid,
@@ -180,16 +180,14 @@ class Membership:
             ways = [partial(self._by_remote, member.uuid, remote, caller) for remote in member.remotes]
             return ways[0]() if len(ways) == 1 else FirstThatAnswers(ways)
         if isinstance(member.way, Proxied):
-            raise BadAddress(
-                f"the url of the remote {member.name} is none that a gateway of the cluster can be asked at"
-            )
-        # It is not to come back here, and not to go to the gateways that are asked from here.
+            raise BadAddress(f"no gateway can be reached through the url of the remote {member.name}")
+        # The request must not come back here, nor go to the gateways that are asked from here.
         gateways = {other.gateway for other in self.members if other.gateway is not None}
         beyond = bypass | {self.own} | gateways - {member.gateway}
         return session_at(member.way.address, caller, server=member.uuid, bypass=beyond)
 
     def _by_remote(self, uuid: UUID, remote: Remote, caller: Caller) -> Session:
-        """A session with a node by one of its remotes, which keeps to what is set for that remote."""
+        """Return a session with a node through one of its remotes, subject to that remote's settings."""
         if isinstance(remote.way, Direct):
             caller = replace(caller, ssh_options=remote.way.ssh_options)
             session = session_at(remote.way.address, caller, server=uuid, token=remote.token)
@@ -213,14 +211,14 @@ class Membership:
         bypass: frozenset[UUID] = frozenset(),
         reachability: Reachability | None = None,
     ) -> ClusterSession:
-        """A new session with the cluster; nothing is opened yet. See ClusterSession. Raises NoCluster.
+        """Return a new session with the cluster, without connecting. See ClusterSession. Raises NoCluster.
 
-        `caller` is this repository, and its timeout what each node gets. Where clients wait at the other end, that has
-        to be clearly less than what they grant, or they give up together with the node that keeps them waiting.
+        `caller` is this repository, and its timeout is for each node. Behind a gateway it must be clearly less than
+        that of the clients, or they time out together with a slow node.
         """
         nodes = self.nodes(caller, bypass)
         if not nodes:
-            raise NoCluster(f"cluster {self.name}: no nodes are left but those behind gateways that were asked before")
+            raise NoCluster(f"cluster {self.name}: the only nodes left are behind gateways that were asked before")
         return ClusterSession(
             self.cluster,
             nodes,
@@ -228,7 +226,7 @@ class Membership:
             name=f"cluster {self.name}",
             record=record,
             record_uploads=record_uploads,
-            # A gateway that was asked before this one answers for the cluster as a whole.
+            # A gateway that was asked before answers for the cluster as a whole.
             missing={} if bypass else self.missing,
             uploader=partial(self._uploader, caller, bypass) if self.choosy else None,
             timeout=caller.timeout,
@@ -236,16 +234,15 @@ class Membership:
         )
 
     def _uploader(self, caller: Caller, bypass: frozenset[UUID], there: Mapping[str, str]) -> Session:
-        """git-annex's own gateway code, run in this repository, which sees the nodes that are `there` and no others.
+        """Return a session with git-annex's own gateway code, run here, which sees only the nodes in `there`.
 
-        It goes by git's configuration, where its own name for the cluster takes the place of the user's. Raises
-        Refused.
+        It depends on git's configuration, where a special name for the cluster replaces the user's. Raises Refused.
         """
         if not self.is_gateway:
             nodes = " ".join(f"--node {member.name}" for member in self.members if member.gateway is None)
             raise Refused(
-                f"cluster {self.name}: nodes have preferred content, which git-annex only follows where the cluster is "
-                f"set up: cluster-remote setup NAME --cluster {self.cluster} {nodes}"
+                f"cluster {self.name}: nodes have preferred content, which git-annex only respects if the cluster is "
+                f"set up here: cluster-remote setup NAME --cluster {self.cluster} {nodes}"
             )
         settings = dict(self.hidden)
         for member in self.members:
@@ -261,9 +258,9 @@ class Membership:
 
 
 def chosen_cluster(config: GitConfig, wanted: str | None, logs: BranchLogs | None = None) -> tuple[UUID, str]:
-    """The cluster of this name or UUID, or the only one there is, and its name. Raises NoCluster.
+    """Return the cluster with this name or UUID, or the only one, and its name. Raises NoCluster.
 
-    By its UUID, one that cluster.log in `logs` knows will do, as in a clone in which its nodes have been enabled.
+    A UUID may also be one known to cluster.log in `logs`, as in a clone where its nodes have been enabled.
     """
     clusters = config.clusters()
     names = ", ".join(f"{name} ({uuid})" for name, uuid in sorted(clusters.items()))
@@ -271,40 +268,40 @@ def chosen_cluster(config: GitConfig, wanted: str | None, logs: BranchLogs | Non
         if len(set(clusters.values())) == 1:
             return next((uuid, name) for name, uuid in clusters.items())
         if clusters:
-            raise NoCluster(f"there are several clusters in this repository, say which: {names}")
+            raise NoCluster(f"there are several clusters in this repository; choose one: {names}")
         raise NoCluster(
-            "there is no cluster in this repository: make one with git annex initcluster NAME, name its nodes with "
+            "there is no cluster in this repository: create one with git annex initcluster NAME, set its nodes with "
             "git config remote.NODE.annex-cluster-node NAME, and run git annex updatecluster"
         )
     for name, uuid in clusters.items():
-        # git keeps no capitals in such a name.
+        # git lower-cases such names.
         if wanted.lower() in (name, uuid.text):
             return uuid, name
     by_uuid = UUID.if_valid(wanted)
     if by_uuid is not None and logs is not None and logs.clusters.nodes(by_uuid):
         return by_uuid, logs.descriptions.get(by_uuid, "").removeprefix("cluster ") or by_uuid.text
-    known = f"there is {names}" if names else "there is none"
+    known = f"it has {names}" if names else "it has none"
     raise NoCluster(
-        f"this repository has no cluster {wanted!r} of its own ({known}): make one with git annex initcluster, or, "
-        "where another repository is its gateway, join it with git annex extendcluster GATEWAY NAME"
+        f"this repository has no cluster {wanted!r} of its own ({known}): create one with git annex initcluster, or, "
+        "if another repository is its gateway, join it with git annex extendcluster GATEWAY NAME"
     )
 
 
 def live_nodes(logs: BranchLogs, cluster: UUID) -> frozenset[UUID]:
-    """Return the nodes that cluster.log lists, without those that git-annex was told are dead. Pure."""
+    """Return the nodes in cluster.log that are not dead. Pure."""
     return frozenset(uuid for uuid in logs.clusters.nodes(cluster) if logs.trust.get(uuid) != "dead")
 
 
 def membership(config: GitConfig, logs: BranchLogs, place: Path, wanted: str | None = None) -> Membership:
-    """The cluster of this name or UUID (None: the only one there is). Pure.
+    """Return the cluster with this name or UUID (None: the only one). Pure.
 
-    `place` is this repository's directory: its work tree, or the git directory where it has none. Raises NoCluster,
+    `place` is this repository's directory: its work tree, or its git directory if it has none. Raises NoCluster,
     NotInitialised.
     """
     cluster, name = chosen_cluster(config, wanted, logs)
     own = UUID.if_valid(config.get("annex.uuid"))
     if own is None:
-        raise NotInitialised(f"{place} is not a repository of git-annex: run git annex init in it")
+        raise NotInitialised(f"{place} is not a git-annex repository: run git annex init there")
     listed = live_nodes(logs, cluster)
     nodes: dict[UUID, Member] = {}
     missing = _named_but_not_listed(config, logs, cluster)
@@ -335,7 +332,7 @@ def membership(config: GitConfig, logs: BranchLogs, place: Path, wanted: str | N
 
 
 def _named_but_not_listed(config: GitConfig, logs: BranchLogs, cluster: UUID) -> list[str]:
-    """Remotes that git's configuration makes nodes of the cluster, and cluster.log does not."""
+    """Return the remotes that git's configuration makes nodes of the cluster, but cluster.log does not list."""
     names = {each for each, uuid in config.clusters().items() if uuid == cluster}
     return [
         remote
@@ -346,7 +343,7 @@ def _named_but_not_listed(config: GitConfig, logs: BranchLogs, cluster: UUID) ->
 
 
 def _is_a_way(config: GitConfig, remote: str, logs: BranchLogs) -> bool:
-    """Whether a remote leads to its repository from here, rather than through a cluster or not at all."""
+    """Return whether a remote leads directly to its repository, rather than through a cluster or not at all."""
     if config.boolean(f"remote.{remote}.annex-ignore") or config.remote(remote, "annex-externaltype") == "cluster":
         return False
     return bool(config.remote(remote, "url") or config.remote(remote, "annexUrl")) or _is_special(config, remote, logs)
@@ -363,7 +360,7 @@ def _remote(config: GitConfig, remote: str, place: Path, logs: BranchLogs) -> Re
         remote,
         cost_of(config, remote, way, logs),
         way,
-        # What git-annex reaches for us it throttles by itself.
+        # git-annex itself throttles what it reaches for us.
         Rates(rate("-upload"), rate("-download")) if isinstance(way, Direct) else Rates(),
         config.remote(remote, "annex-start-command"),
         config.remote(remote, "annex-stop-command"),
@@ -371,7 +368,7 @@ def _remote(config: GitConfig, remote: str, place: Path, logs: BranchLogs) -> Re
 
 
 def _bytes_a_second(text: str | None) -> float | None:
-    """A rate such as 500KiB, 1MB or 10Mbit, as git-annex reads it; None for anything else."""
+    """Parse a rate such as 500KiB, 1MB or 10Mbit, as git-annex does; None for anything else."""
     parts = _RATE.fullmatch(text or "")
     if parts is None:
         return None
@@ -388,13 +385,13 @@ def _bytes_a_second(text: str | None) -> float | None:
 
 @cache
 def _turn(uuid: UUID) -> anyio.Lock:
-    """What requests to a repository with a pid lock wait for, in all of this process."""
+    """Return the lock for requests to a repository with annex.pidlock, shared by this process."""
     return anyio.Lock()
 
 
 @cache
 def _commands(repository: Repository, uuid: UUID, remote: Remote) -> Commands:
-    """What is run around the use of a remote, by whichever session of this process."""
+    """Return the commands to run around the use of a remote, shared by all sessions of this process."""
     return Commands(repository, uuid, remote.start, remote.stop)
 
 
@@ -402,16 +399,16 @@ def _no_nodes(name: str, missing: list[str]) -> str:
     if missing:
         return (
             f"cluster {name}: cluster.log does not list {', '.join(missing)} as its nodes yet: run git annex "
-            "updatecluster (each of them must be reachable then)"
+            "updatecluster (each of them must be reachable)"
         )
     return (
-        f"cluster {name} has no nodes here: name some with git config remote.NODE.annex-cluster-node {name}, and run "
+        f"cluster {name} has no nodes here: add some with git config remote.NODE.annex-cluster-node {name}, and run "
         "git annex updatecluster"
     )
 
 
 def _gateways(config: GitConfig, logs: BranchLogs, place: Path, cluster: UUID, near: set[UUID]) -> Iterator[Member]:
-    """The other gateways of a cluster, with the nodes that are not near."""
+    """Yield the other gateways of a cluster, with the nodes that are only reachable through them."""
     for remote in config.remotes():
         uuid = config.remote_uuid(remote)
         of = (config.remote(remote, "annex-cluster-gateway") or "").lower().split()
@@ -428,16 +425,16 @@ def _gateways(config: GitConfig, logs: BranchLogs, place: Path, cluster: UUID, n
 
 
 def way_to(config: GitConfig, remote: str, place: Path, *, special: bool = False) -> Way:
-    """How a node is reached: at its annexUrl, or else its url. A relative path is relative to `place`. Pure."""
+    """Return how to reach a node: its annexUrl, or else its url. Relative paths start at `place`. Pure."""
     url = config.remote(remote, "annexUrl") or config.remote(remote, "url")
-    # What git-annex has enabled by a configuration of the git-annex branch is git-annex's to use, or to refuse.
+    # Only git-annex may decide about a remote that it enabled from the git-annex branch.
     unverified = config.remote(remote, "annex-verified") not in (None, "verified")
     if special or unverified or not url:
         return Proxied()
     url = _rewritten(config, url)
     before, colon, _ = url.partition(":")
     if not colon or "/" in before:
-        # As git tells a path from a host: it has no colon before its first slash.
+        # Like git: a path has no colon before its first slash.
         return Direct(Directory(str(place / url)))
     try:
         address = parse_address(url)
@@ -454,7 +451,7 @@ def way_to(config: GitConfig, remote: str, place: Path, *, special: bool = False
 
 
 def _way_to_gateway(config: GitConfig, remote: str, place: Path) -> Way:
-    """As with a node, save that git-annex cannot be asked to be the proxy: it would come back here."""
+    """Return how to reach a gateway: as for a node, but never through git-annex's proxy, which would come back here."""
     way = way_to(config, remote, place)
     if isinstance(way, Proxied):
         try:
@@ -465,7 +462,7 @@ def _way_to_gateway(config: GitConfig, remote: str, place: Path) -> Way:
 
 
 def _rewritten(config: GitConfig, url: str) -> str:
-    """What git makes of a url by `url.BASE.insteadOf`: the longest beginning that fits is replaced."""
+    """Rewrite a url as git does with `url.BASE.insteadOf`: the longest matching prefix is replaced."""
     longest, replacement = "", ""
     for base in config.subsections("url"):
         for beginning in config.all(f"url.{base}.insteadOf"):
@@ -475,9 +472,9 @@ def _rewritten(config: GitConfig, url: str) -> str:
 
 
 def cost_of(config: GitConfig, remote: str, way: Way, logs: BranchLogs) -> float:
-    """`remote.R.annex-cost`, or what git-annex takes where that is not set. Pure.
+    """Return `remote.R.annex-cost`, or git-annex's default. Pure.
 
-    What an external special remote says of itself is not asked for.
+    Does not ask external special remotes for their own cost.
     """
     try:
         return float(config.remote(remote, "annex-cost") or "")
@@ -503,12 +500,12 @@ def _place_of(remote: Remote) -> str:
 
 
 def _is_special(config: GitConfig, remote: str, logs: BranchLogs) -> bool:
-    # A special remote of the type git is a git repository with its url in remote.log.
+    # A special remote of type git is a git repository with its url in remote.log.
     return _special_settings(config, remote, logs).get("type", "git") != "git"
 
 
 def _special_settings(config: GitConfig, remote: str, logs: BranchLogs) -> dict[str, str]:
-    """What remote.log has of a remote; nothing of one that is just a git remote."""
+    """Return what remote.log says about a remote; nothing for a plain git remote."""
     for setting in ("annex-config-uuid", "annex-uuid"):
         uuid = UUID.if_valid(config.remote(remote, setting))
         if uuid is not None and uuid in logs.remotes:

@@ -1,4 +1,4 @@
-"""A node of a cluster as this end sees it: who it is, what it costs, and how to come to a session with it."""
+"""A node of a cluster as seen from here: its identity, its cost, and how to open a session with it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cluster_remote.p2p.session import Session
 
 __all__ = ["Kind", "Node"]
 
-# A git repository on this machine or over ssh; whatever git-annex is asked to reach; another gateway of the cluster.
+# A git repository on this machine or over ssh; anything reached through git-annex; another gateway of the cluster.
 Kind = Literal["local", "ssh", "proxied", "gateway"]
 
 
@@ -19,9 +19,9 @@ Kind = Literal["local", "ssh", "proxied", "gateway"]
 class Node:
     """One node, or another gateway with the nodes behind it.
 
-    `uuid` is who answers there: the node itself, or the cluster where it is another gateway. `name` is the remote's,
-    and no two nodes share one; `description` is what people call it. Costs compare as in git-annex: lower is nearer.
-    `session` makes a new session without opening anything.
+    `uuid` is who answers there: the node itself, or the cluster if it is another gateway. `name` is that of the remote,
+    and unique; `description` is for people. Costs compare as in git-annex: lower is better. `session` creates a new
+    session without connecting.
     """
 
     uuid: UUID
@@ -31,19 +31,19 @@ class Node:
     session: Callable[[], Session] = field(repr=False, compare=False)
     kind: Kind = "local"
     members: frozenset[UUID] = frozenset()
-    """The nodes behind another gateway, as far as they are known."""
+    """The nodes behind another gateway, as far as known."""
     writable: bool = True
-    """Whether the user lets anything be stored there and removed (`annex-readonly` is not set)."""
+    """Whether the user allows storing and removing content there (`annex-readonly` is not set)."""
     place: str = ""
-    """Where it is, for people: a directory, a host; empty where git-annex has to be asked for it."""
+    """Where it is, for people: a directory or a host; empty if only git-annex knows."""
 
     @property
     def repositories(self) -> frozenset[UUID]:
-        """Where content lies that is reached here. A cluster is never among them."""
+        """The repositories that hold content and are reached here. Never a cluster."""
         return self.members if self.uuid.is_cluster else frozenset({self.uuid})
 
     def __str__(self) -> str:
-        """As git-annex writes a repository that is a remote."""
+        """Format like git-annex does for a repository that is a remote."""
         if self.description in ("", self.name):
             return self.name
         return f"{self.description} [{self.name}]"

@@ -1,7 +1,7 @@
-"""A session with a cluster of this repository: its nodes are read, what is left open about them is found out.
+"""Open a session with a cluster of this repository, after filling gaps in the configuration.
 
-What git's configuration does not say about a remote (its UUID, a cost that a command works out) git-annex looks up when
-it needs it; here that is done before the nodes of a cluster are worked out, which is pure.
+What git's configuration does not say about a remote (its UUID, a cost computed by a command) git-annex looks up on
+demand; here that happens before the nodes of a cluster are determined, which is pure.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ _LOGS = (
     "preferred-content.log",
     "required-content.log",
 )
-# Seconds for one remote to say who it is, and for a cost command.
+# Seconds for one remote to identify itself, and for a cost command.
 _ANSWER = 10.0
 
 
 async def resolved(config: GitConfig, repository: Repository) -> GitConfig:
-    """Return the configuration with what was left open filled in, for the remotes that are nodes.
+    """Return the configuration with missing values filled in, for remotes that are nodes.
 
-    A remote named as a node (`annex-cluster-node`) whose UUID git-annex has not kept yet is asked for it; an
-    `annex-cost-command` is run and its answer stands in for `annex-cost`. What cannot be found out stays as it is.
+    A remote named as a node (`annex-cluster-node`) without a known UUID is asked for it; an `annex-cost-command` is run
+    to replace `annex-cost`. What cannot be found out stays as it is.
     """
     found: dict[str, str] = {}
 
@@ -57,7 +57,7 @@ async def resolved(config: GitConfig, repository: Repository) -> GitConfig:
             finally:
                 await session.aclose()
         except (SessionError, BadAddress):
-            # It is away, and one of the nodes in cluster.log that nothing leads to for now.
+            # It is unreachable, so it stays a node in cluster.log without a remote.
             return
 
     async def value(remote: str, command: str) -> None:
@@ -65,7 +65,7 @@ async def resolved(config: GitConfig, repository: Repository) -> GitConfig:
             done = await repository.run("sh", "-c", command, timeout=_ANSWER)
             found[f"remote.{remote}.annex-cost"] = str(float(done.stdout.decode("ascii", "replace").strip()))
         except (AnnexError, ValueError):
-            # As with git-annex: then the remote costs what it would without the command.
+            # As with git-annex, the remote then has its cost without the command.
             return
 
     async with anyio.create_task_group() as tasks:
@@ -90,10 +90,10 @@ async def open_cluster(
     bypass: frozenset[UUID] = frozenset(),
     reachability: Reachability | None = None,
 ) -> ClusterSession:
-    """A session with a cluster of this repository, by name or UUID (None: the only one there is).
+    """Open a session with a cluster of this repository, by name or UUID (None: the only one).
 
-    `locations` stays the caller's; without it the session has its own, and closes it in the end. Whoever opens many
-    sessions reads the `membership` once. Raises NoCluster, NotInitialised, CommandFailed, BranchUnreadable.
+    The caller keeps ownership of `locations`; without it, the session has its own, and closes it. Callers that open
+    many sessions read the `membership` once. Raises NoCluster, NotInitialised, CommandFailed, BranchUnreadable.
     """
     logs = await BranchLogs.read(repository, _LOGS)
     found = membership(await resolved(await repository.current_config(), repository), logs, repository.place, wanted)

@@ -1,4 +1,4 @@
-"""Which nodes could not be reached a short while ago, so that they do not cost their deadline on each of many files."""
+"""Which nodes were unreachable recently, so that they don't cost their timeout for each of many files."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from cluster_remote.p2p.key import Key
 
 __all__ = ["LONGEST_REST", "REST", "Reachability", "Traffic"]
 
-# A node is left alone for this many times what its failure cost: at most a tenth of the time goes into trying. One
-# that refuses at once is tried at once again; a failure of a few seconds is the most that is ever paid for.
+# A node is skipped for this many times the cost of its failure: at most a tenth of the time goes into retries. One that
+# refuses immediately is retried immediately; a timeout is paid for once in a while.
 REST = 10.0
-# Seconds that a node is left alone at most: someone who has just brought it back should not have to wait.
+# The longest time to skip a node, in seconds: someone who has just brought it back should not have to wait.
 LONGEST_REST = 120.0
-# Seconds, and number of contents, for which it is remembered who gave them.
+# How long, in seconds, and for how many contents to remember which nodes sent them.
 _MEMORY = 120.0
 _REMEMBERED = 1000
 
 
 class Traffic:
-    """Which nodes downloads read from, so that a download that has help from other nodes keeps out of their way."""
+    """The nodes that downloads read from, so that a download with helpers does not compete with others."""
 
     def __init__(self) -> None:
         self._reading: Counter[str] = Counter()
         self._helping: dict[str, Callable[[], None]] = {}
 
     def is_free(self, name: str) -> bool:
-        """Whether no download reads from a node."""
+        """Return whether no download reads from a node."""
         return not self._reading[name] and name not in self._helping
 
     @contextmanager
     def reading(self, name: str) -> Iterator[None]:
-        """Around a download from a node; whoever only helps another download there gives way."""
+        """Mark a download from a node; a helper of another download there gives way."""
         give_way = self._helping.pop(name, None)
         if give_way is not None:
             give_way()
@@ -46,7 +46,7 @@ class Traffic:
 
     @contextmanager
     def helping(self, name: str, give_way: Callable[[], None]) -> Iterator[None]:
-        """Around what a node gives to help another one; `give_way` ends it."""
+        """Mark a node as a helper; `give_way` ends it."""
         self._helping[name] = give_way
         try:
             yield
@@ -66,29 +66,29 @@ class Reachability:
         self._givers: OrderedDict[Key, tuple[float, tuple[str, ...]]] = OrderedDict()
 
     def failed(self, name: str, cost: float, reason: str) -> None:
-        """A node could not be reached, or stalled; finding out took `cost` seconds."""
+        """Note that a node was unreachable or stalled, and that finding out took `cost` seconds."""
         self._resting[name] = self.clock() + min(REST * cost, LONGEST_REST), reason
 
     def answered(self, name: str) -> None:
-        """A node gave any answer."""
+        """Note that a node answered."""
         self._resting.pop(name, None)
         self._silent.pop(name, None)
 
     def silent(self, name: str, seconds: float) -> None:
-        """A node has not answered for some seconds. It may yet; uploads and removals wait for it as before."""
+        """Note that a node has been silent for some seconds. It may still answer: uploads and removals wait."""
         self._silent[name] = self.clock() + min(REST * seconds, LONGEST_REST)
 
     def was_silent(self, name: str) -> bool:
-        """Whether reads had better ask others first."""
+        """Return whether reads should ask others first."""
         return self.clock() < self._silent.get(name, 0.0)
 
     def resting(self, name: str) -> str | None:
-        """Why a node is better left alone for now; None if it is not."""
+        """Return why a node should be skipped for now; None if it should not."""
         until, reason = self._resting.get(name, (0.0, ""))
         return reason if self.clock() < until else None
 
     def gives(self, key: Key, name: str) -> None:
-        """Remember that a node has begun to give a content."""
+        """Remember that a node has started to send a content."""
         before = tuple(giver for giver in self.givers(key) if giver != name)
         self._givers[key] = self.clock() + _MEMORY, (*before, name)
         self._givers.move_to_end(key)
@@ -96,6 +96,6 @@ class Reachability:
             self._givers.popitem(last=False)
 
     def givers(self, key: Key) -> tuple[str, ...]:
-        """Return the nodes that have given a content lately, the last one at the end."""
+        """Return the nodes that sent a content recently, the latest one last."""
         until, names = self._givers.get(key, (0.0, ()))
         return names if self.clock() < until else ()

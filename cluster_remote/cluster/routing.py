@@ -1,8 +1,8 @@
-"""Which nodes a request goes to, and what their answers come to. Pure.
+"""Which nodes a request goes to, and how to combine their answers. Pure.
 
-The rules are those of git-annex's clusters: reads trust the location log and prefer low cost, uploads go to every node
-that lacks the content, removals to every node whatever the log says. What differs is what a node that is away means: it
-is left out and named, where git-annex gives up the whole request.
+The rules are those of git-annex's clusters: reads trust the location log and prefer low costs, uploads go to every node
+that lacks the content, removals to every node regardless of the log. The difference is what happens with an unreachable
+node: it is left out and named, where git-annex fails the whole request.
 """
 
 from __future__ import annotations
@@ -47,17 +47,17 @@ __all__ = [
 
 T = TypeVar("T")
 
-# Given how many there are, the number of one of them: which of several equally good ones comes first.
+# Chooses among equally good candidates: takes their number, returns an index.
 Pick: TypeAlias = Callable[[int], int]
 
 UploadAnswer: TypeAlias = Present | Stored | SessionError
 
 
 def in_log(key: Key) -> bool:
-    """Whether the location log can know of a key: chunks and encrypted content never are in it.
+    """Return whether the location log can list a key: it never lists chunks and encrypted content.
 
-    Nor are chunks under a WORM key, which is what a special remote has to make of them before a repository takes them.
-    git-annex's proxies still record them for the nodes that they stand before, and for no others.
+    Nor chunks with a WORM key, which a special remote has to use for repositories to accept them. git-annex's proxies
+    still record those, but only for the nodes behind them.
     """
     if key.is_chunk or key.is_encrypted:
         return False
@@ -70,23 +70,23 @@ def in_log(key: Key) -> bool:
 
 
 def lacking(nodes: Iterable[Node], holders: Collection[UUID]) -> list[Node]:
-    """Where an upload goes: the nodes that the log does not list; a gateway if it lacks one of those behind it."""
+    """Return where an upload goes: nodes that the log does not list, and gateways with such a node behind them."""
     return [node for node in nodes if not node.repositories or not node.repositories <= frozenset(holders)]
 
 
 @dataclass(frozen=True, slots=True)
 class ReadingOrder:
-    """Whom to ask for content: first those that have it by the log, then the others, each in order of cost."""
+    """The nodes to ask for content: first those that have it according to the log, then the others, by cost."""
 
     logged: tuple[Node, ...]
     others: tuple[Node, ...]
 
 
 def reading_order(nodes: Iterable[Node], holders: Collection[UUID], pick: Pick) -> ReadingOrder:
-    """`pick` decides where to begin among nodes of the same cost, so that these share the load.
+    """Sort nodes for reading; `pick` chooses the first among nodes with equal costs, so that these share the load.
 
-    Of nodes that cost the same, those that git-annex has to be asked for come last: it fetches a content as a whole
-    before it passes on the first byte (observed: some 50 ms for a small one where a repository takes 1 ms).
+    Among equal costs, nodes that only git-annex can reach come last: it fetches the whole content before it passes on
+    the first byte (observed: some 50 ms for a small file, where a repository takes 1 ms).
     """
     ordered: list[Node] = []
     for _, group in groupby(sorted(nodes, key=_distance), key=_distance):
@@ -107,8 +107,10 @@ def _rotated(nodes: list[Node], pick: Pick) -> list[Node]:
 
 
 def presence(answers: Iterable[bool | SessionError]) -> bool | None:
-    """Whether the content is there, by the answers of all nodes that may have it: None, unknown, if none says yes and
-    one gave no answer."""
+    """Combine the answers of all nodes that may have the content.
+
+    True if one says yes; None (unknown) if none does and one gave no answer; otherwise False.
+    """
     answers = list(answers)
     if True in answers:
         return True
@@ -116,16 +118,16 @@ def presence(answers: Iterable[bool | SessionError]) -> bool | None:
 
 
 def absent_where_reachable(answers: Iterable[bool | SessionError]) -> bool:
-    """Return whether some nodes say that the content is not there, and all others are away."""
+    """Return whether some nodes say that the content is not there, and all others are unreachable."""
     answers = list(answers)
     return False in answers and all(answer is False or isinstance(answer, Unreachable) for answer in answers)
 
 
 def gained(node: Node, answer: UploadAnswer, cluster: frozenset[UUID]) -> frozenset[UUID]:
-    """The repositories that have the content by this upload, going by a node's answer to it.
+    """Return the repositories that got the content by this upload, according to a node's answer.
 
-    A gateway is only believed what it names, since some of those behind it may have been away, and only about nodes of
-    the `cluster`. A repository speaks for itself alone.
+    A gateway is only trusted about nodes of the `cluster` that it names, since some nodes behind it may have been
+    unreachable. A repository speaks only for itself.
     """
     match answer:
         case Stored(stored, uuids):
@@ -135,7 +137,7 @@ def gained(node: Node, answer: UploadAnswer, cluster: frozenset[UUID]) -> frozen
 
 
 def kept(node: Node, answer: UploadAnswer, cluster: frozenset[UUID]) -> frozenset[UUID]:
-    """The repositories that had the content before, going by a node's answer to an upload. See `gained`."""
+    """Return the repositories that already had the content, according to a node's answer to an upload. See `gained`."""
     match answer:
         case Present(uuids):
             return _believed(node, uuids, cluster) | _itself(node)
@@ -146,10 +148,10 @@ def kept(node: Node, answer: UploadAnswer, cluster: frozenset[UUID]) -> frozense
 
 
 def lost(node: Node, answer: Removal | SessionError, cluster: frozenset[UUID]) -> frozenset[UUID]:
-    """The repositories that do not have the content any more, going by a node's answer to a removal. See `gained`."""
+    """Return the repositories that no longer have the content, by a node's answer to a removal. See `gained`."""
     match answer:
         case Removal(True, uuids):
-            # A gateway that names none speaks a version without names, and says that all of them removed it.
+            # A gateway that names none has an old protocol version, and says that all of them removed it.
             unnamed = not uuids - _clusters(uuids)
             return _believed(node, uuids, cluster) | _itself(node) | (node.repositories if unnamed else frozenset())
         case Removal(False, uuids):
@@ -159,7 +161,7 @@ def lost(node: Node, answer: Removal | SessionError, cluster: frozenset[UUID]) -
 
 
 def strangers(node: Node, answer: UploadAnswer, cluster: frozenset[UUID]) -> frozenset[UUID]:
-    """The repositories that a node names in its answer and is not believed about."""
+    """Return the repositories that a node names in its answer without being trusted about them."""
     match answer:
         case Present(uuids) | Stored(_, uuids):
             return uuids - _believed(node, uuids, cluster) - {node.uuid} - _clusters(uuids)
@@ -172,7 +174,7 @@ def _believed(node: Node, named: frozenset[UUID], cluster: frozenset[UUID]) -> f
 
 
 def _itself(node: Node) -> frozenset[UUID]:
-    # A cluster is no copy.
+    # A cluster is not a copy.
     return frozenset() if node.uuid.is_cluster else frozenset({node.uuid})
 
 
@@ -181,7 +183,7 @@ def _clusters(uuids: Iterable[UUID]) -> frozenset[UUID]:
 
 
 def reason(node: Node, answer: UploadAnswer | Removal) -> str:
-    """Why a node did not do it, in words."""
+    """Return why a node did not do it, for people."""
     match answer:
         case Stored(reasons=reasons) | Removal(reasons=reasons) if reasons:
             return f"{node}: {', '.join(reasons)}"
@@ -198,11 +200,11 @@ def reason(node: Node, answer: UploadAnswer | Removal) -> str:
 
 
 def away(node: Node, error: SessionError) -> str | None:
-    """Say in its owner's words that a disk is away: the same for whatever is asked of it. None if it is not that."""
+    """Return a message for the owner that a disk is missing, the same for every request; None for other errors."""
     where = f" ({node.place})" if node.place else ""
     match error:
         case WrongRepository():
-            return f"{node}: there is another repository in its place{where}: left out"
+            return f"{node}: another repository is in its place{where}: left out"
         case NotReached() if node.kind == "local" and node.place:
             return f"{node} is not there{where}: left out"
         case _:
@@ -210,15 +212,15 @@ def away(node: Node, error: SessionError) -> str | None:
 
 
 def upload_outcome(answers: Sequence[tuple[Node, UploadAnswer]], cluster: frozenset[UUID]) -> Present | Stored:
-    """What the answers of all nodes that were asked come to: stored if one stored it or has it.
+    """Combine the answers of all nodes that were asked: stored if one stored it or has it.
 
-    Nodes that failed are named, save those that got the content some other way (through another gateway).
+    Names the nodes that failed, except those that got the content in another way (through another gateway).
     """
     new = frozenset().union(*(gained(node, answer, cluster) for node, answer in answers))
     old = frozenset().union(*(kept(node, answer, cluster) for node, answer in answers)) - new
     uuids = new | old
     reasons = [
-        f"{node}: names repositories that are no nodes of this cluster, which is not recorded: {_listed(found)}"
+        f"{node}: names repositories that are not nodes of this cluster, which is not recorded: {_listed(found)}"
         for node, answer in answers
         if (found := strangers(node, answer, cluster))
     ]
@@ -241,14 +243,14 @@ def _listed(uuids: Iterable[UUID]) -> str:
 
 
 def removal_outcome(answers: Sequence[tuple[Node, Removal | SessionError]], cluster: frozenset[UUID]) -> Removal:
-    """What the answers of all nodes come to: removed if every one of them removed it."""
+    """Combine the answers of all nodes: removed if every one of them removed it."""
     uuids = frozenset().union(*(lost(node, answer, cluster) for node, answer in answers))
     failed = [(node, answer) for node, answer in answers if not (isinstance(answer, Removal) and answer.removed)]
     return Removal(not failed, uuids, tuple(reason(node, answer) for node, answer in failed))
 
 
 def failure_of_all(what: str, failures: Sequence[tuple[Node, SessionError]]) -> SessionError:
-    """The error of a request that no node could answer: names each, and says whether trying later may help."""
+    """Return the error for a request that no node could answer: names each, and says whether to try again later."""
     text = f"{what}: " + "; ".join(reason(node, error) for node, error in failures)
     errors = [error for _, error in failures]
     if errors and all(isinstance(error, Refused) for error in errors):

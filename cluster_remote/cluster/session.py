@@ -1,7 +1,7 @@
 """The cluster as one session: many sessions that answer as one.
 
-What a node that is away, stalls or fails means for a request: uploads leave it out, removals are partial, reads go to
-the next node. Each is named in the outcome, with what happened.
+If a node is unreachable, stalls or fails, uploads leave it out, removals are partial, and reads go to the next node.
+The result names each such node and what happened.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ __all__ = ["ClusterSession", "Locations", "Recorder"]
 
 T = TypeVar("T")
 
-# Seconds for all sessions together to close; each is bounded by itself.
+# Seconds for all sessions together to close; each has its own deadline, too.
 _CLOSING = 20.0
-# Seconds for finding out what a node has done that gave no answer, and until it is asked a second time.
+# Seconds to find out what a silent node has done, and until it is asked a second time.
 _FINDING_OUT, _SECOND_LOOK = 6.0, 1.0
 
 NONE_MISSING: Mapping[UUID, str] = MappingProxyType({})
 
 
 class Locations(Protocol):
-    """Who has what, as far as it is known here."""
+    """Where content is, as far as known here."""
 
     async def locations(self, key: Key) -> frozenset[UUID]:
-        """The repositories that have the content of `key`. Raises AnnexError."""
+        """Return the repositories that have the content of `key`. Raises AnnexError."""
 
 
 class Closable(Protocol):
@@ -58,36 +58,36 @@ class Closable(Protocol):
 
 
 class Recorder(Protocol):
-    """Where it is written down that content came or went."""
+    """Records that content was added or removed."""
 
     def expect(self) -> None:
-        """Something will come soon: what it takes to record it can be started meanwhile. Never raises."""
+        """Prepare for recording soon, in the background. Never raises."""
 
     async def record(self, key: Key, present: Collection[UUID] = (), absent: Collection[UUID] = ()) -> None:
-        """Returns when it is written; not later than after a minute. Raises AnnexError."""
+        """Record, and return when it is written, within a minute. Raises AnnexError."""
 
 
 def _may_have_begun(answer: Removal | SessionError) -> TypeGuard[SessionError]:
-    """Whether a node that gave no answer to a removal may have done it."""
+    """Return whether a node that gave no answer to a removal may have done it."""
     return isinstance(answer, ConnectionLost | TimedOut | ProtocolError)
 
 
 async def _leave(key: Key, session: Session) -> Removal:
-    """What a removal comes to on a node that may not be written to: done only if there is nothing to be removed."""
+    """Return the result of a removal on a read-only node: done only if there is nothing to remove."""
     if await session.check_present(key):
-        return Removal(False, reasons=("has it and may not be written to (annex-readonly)",))
+        return Removal(False, reasons=("has it and is read-only (annex-readonly)",))
     return Removal(True)
 
 
 def _any_of(count: int) -> int:
-    # Not the random module: it takes longer to import than a small file takes to store.
+    # Not the random module: importing it takes longer than storing a small file.
     return int.from_bytes(os.urandom(4), "big") % count
 
 
 class ClusterSession(Session):
-    """See Session. Takes one request at a time, and goes to as many nodes at once as that request needs.
+    """See Session. Takes one request at a time, and uses as many nodes at once as that request needs.
 
-    Sessions with the nodes are made when first needed and kept. After an error this session goes on as before.
+    Sessions with nodes are created when first needed, and kept. This session stays usable after an error.
     """
 
     def __init__(
@@ -106,16 +106,14 @@ class ClusterSession(Session):
         pick: routing.Pick = _any_of,
         reachability: Reachability | None = None,
     ) -> None:
-        """`nodes` are at least one, each with a name of its own.
+        """`nodes` is not empty, and their names are unique.
 
-        `locations` is None where no log knows which node has what: then every node may, and all are asked.
-        `record` is told what came and went before a request returns; None where the caller records it, who can also
-        keep the recording of uploads to itself. `missing` are nodes of the cluster that nothing leads to from here, and
-        what people call them: no removal is complete without them. `uploader`, if
-        given, makes the session that does all uploads in place of the nodes' sessions (git-annex's own gateway code,
-        where preferred content has to decide). `timeout` is how long a node may keep the others waiting before it says
-        anything, in seconds.
-        `clock` is the monotonic clock that `timestamp` reads, in seconds.
+        `locations` is None if no log tracks the content: then every node may have it, and all are asked. `record` is
+        called with changes before a request returns; None if the caller records them. `missing` are nodes of the
+        cluster without a remote here, with their descriptions: no removal is complete without them. `uploader`, if
+        given, creates the session that does all uploads (git-annex's own gateway code, for preferred content).
+        `timeout` is how long a node may keep the others waiting for an answer, in seconds. `clock` is the monotonic
+        clock that `timestamp` reads, in seconds.
         """
         if not nodes:
             raise ValueError("a cluster without nodes cannot do anything")
@@ -128,7 +126,7 @@ class ClusterSession(Session):
         self._recorder = record
         self._record_uploads = record_uploads
         self._missing = dict(missing)
-        # Whom an answer may name.
+        # The repositories that an answer may name.
         self._cluster = frozenset(missing).union(*(node.repositories for node in self.nodes))
         self._clock = clock
         self._pick = pick
@@ -143,15 +141,15 @@ class ClusterSession(Session):
 
     @property
     def version(self) -> int | None:
-        """The newest: what a node cannot do is answered for that node."""
+        """The newest: older nodes are handled individually."""
         return MAX_VERSION
 
     async def open(self) -> UUID:
-        """Says who answers. Nothing is opened: the cluster is this very process, and a node is asked when needed."""
+        """Return who answers, without connecting: the cluster is this very process, and nodes are asked on demand."""
         return self.uuid
 
     def owns(self, resource: Closable) -> None:
-        """Makes this session close `resource` together with itself."""
+        """Make this session close `resource` together with itself."""
         self._owned.append(resource)
 
     async def aclose(self) -> None:
@@ -166,11 +164,11 @@ class ClusterSession(Session):
     # Reading
 
     async def check_present(self, key: Key) -> bool:
-        """Whether any node has it.
+        """Return whether any node has it.
 
-        Only the nodes that have it by the log are asked, one after the other, the next one also while one keeps silent;
-        where no log can know (chunks, encrypted content) all of them. Raises SessionError when none said yes and one of
-        those asked gave no answer.
+        Asks only the nodes that have it according to the log, one after the other, without waiting long for silent
+        ones; all nodes if no log tracks the content (chunks, encrypted content). Raises SessionError if none said yes
+        and one of those asked gave no answer.
         """
         with self._request():
             order = routing.reading_order(self.nodes, await self._holders(key), self._pick)
@@ -182,23 +180,23 @@ class ClusterSession(Session):
             )
             present = routing.presence(answer for _, answer in answers)
             if present is None and not self._logged(key) and routing.absent_where_reachable(a for _, a in answers):
-                # No log knows. An upload reaches every node that is there, so what is on none of these is most likely
-                # on no other; and the worst of a wrong "absent" is extra work.
+                # No log tracks it. An upload reaches every reachable node, so what none of these has is most likely on
+                # no other; and the worst effect of a wrong "absent" is extra work.
                 return False
             if present is None:
                 failures = [(node, answer) for node, answer in answers if isinstance(answer, SessionError)]
-                raise routing.failure_of_all(f"{self.name}: whether it has {key} cannot be told", failures)
+                raise routing.failure_of_all(f"{self.name}: cannot tell whether it has {key}", failures)
             return present
 
     @asynccontextmanager
     async def download(self, key: Key, file: AssociatedFile, offset: int = 0) -> AsyncIterator[Download]:
-        """See Session. The node that the content comes from may change on the way, at any byte."""
+        """See Session. The sending node may change on the way, at any byte."""
         with self._request():
             order = routing.reading_order(self.nodes, await self._holders(key), self._pick)
             awake, resting = self._ask.rested(self._ask.others_first(key, [*order.logged, *order.others]))
 
             def patience(node: Node) -> float:
-                # What is at hand comes at once, what git-annex has to fetch first takes its time.
+                # Local content comes at once; git-annex has to fetch the rest first.
                 return (reading_time if node.kind in ("local", "ssh") else patience_for)(key.size)
 
             @asynccontextmanager
@@ -216,11 +214,11 @@ class ClusterSession(Session):
                     async with fetch(node, position) as given:
                         yield given
 
-            # What git-annex has to fetch first comes as a whole or not at all; another gateway leads to the same nodes.
+            # git-annex fetches the whole content or nothing; another gateway leads to the same nodes.
             direct = [node for node in awake if node in order.logged and node.kind in ("local", "ssh")]
             async with task_group() as tasks:
                 download = ClusterDownload(
-                    f"{self.name}: no node gave {key}",
+                    f"{self.name}: no node sent {key}",
                     [*awake, *resting],
                     fetch_first,
                     offset,
@@ -242,9 +240,9 @@ class ClusterSession(Session):
 
     @asynccontextmanager
     async def upload(self, key: Key, file: AssociatedFile) -> AsyncIterator[Present | Upload]:
-        """See Session. The offset is the lowest that any node asks for.
+        """See Session. The offset is the lowest that any node requests.
 
-        A node that says nothing within the timeout is left out. Raises SessionError if no node can take the content.
+        Leaves out nodes that do not answer in time. Raises SessionError if no node can accept the content.
         """
         with self._request():
             if self._delegation is not None:
@@ -281,7 +279,7 @@ class ClusterSession(Session):
                 waiting = [(a, a.offset) for a in attempts if a.answer is None and a.offset is not None]
                 if waiting:
                     self._expect_to_record()
-                    yield ClusterUpload(f"{self.name}: no node took {key}", waiting, conclude)
+                    yield ClusterUpload(f"{self.name}: no node accepted {key}", waiting, conclude)
                 else:
                     for attempt in attempts:
                         await attempt.ended.wait()
@@ -293,7 +291,7 @@ class ClusterSession(Session):
     async def store(
         self, key: Key, file: AssociatedFile, source: Source, progress: Progress | None = None
     ) -> Present | Stored:
-        """See Session. From a file every node is served at its own pace, and this returns when the slowest is done."""
+        """See Session. Each node reads the file at its own pace; this returns when the slowest is done."""
         if not source.repeatable:
             return await super().store(key, file, source, progress)
         with self._request():
@@ -323,7 +321,7 @@ class ClusterSession(Session):
             return outcome
 
     async def _uploaded(self, key: Key, answers: Sequence[tuple[Node, UploadAnswer]]) -> Present | Stored:
-        """What the nodes' answers come to. Recorded not before all of them are there: until then, it may be undone."""
+        """Combine the nodes' answers. Record them only when all have arrived: until then, git-annex may undo it."""
         outcome = routing.upload_outcome(answers, self._cluster)
         if self._record_uploads:
             present = outcome.present if isinstance(outcome, Stored) else frozenset()
@@ -337,16 +335,16 @@ class ClusterSession(Session):
         return tuple(f"{name}: no remote of this repository leads to it: left out" for name in self._missing.values())
 
     async def _reasons(self, key: Key, left_out: LeftOut) -> tuple[str, ...]:
-        """Why nodes that lack the content by the log did not get it, in words."""
+        """Return why nodes that lack the content, according to the log, did not get it."""
         lacking = routing.lacking((node for node, _ in left_out), await self._holders(key))
         told = tuple(routing.reason(node, error) for node, error in left_out if node in lacking)
         return told + self._nothing_leads_to()
 
     async def remove(self, key: Key, before: int | None = None) -> Removal:
-        """See Session. From every node, whatever the log says, also from one that could not be reached just now.
+        """See Session. Removes from every node, regardless of the log, even from a recently unreachable one.
 
-        With `before`, each node's clock is read, then our own, and the time that is left by ours is what the node gets:
-        an answer on its way makes that shorter, never longer. A node that has no clock to ask does not remove.
+        With `before`, reads each node's clock, then our own, and gives the node the time that is left on ours: a
+        delayed answer makes that shorter, never longer. A node without a clock does not remove.
         """
 
         async def request(session: Session) -> Removal:
@@ -355,7 +353,7 @@ class ClusterSession(Session):
             theirs = await session.timestamp()
             left = before - math.ceil(self._clock())
             if left < 0:
-                return Removal(False, reasons=("the time that was allowed for the removal is over",))
+                return Removal(False, reasons=("the time allowed for the removal is over",))
             return await session.remove(key, theirs + left)
 
         outcome = await self._remove(key, self.nodes, request)
@@ -363,7 +361,7 @@ class ClusterSession(Session):
         return Removal(outcome.removed and not missing, outcome.uuids, outcome.reasons + missing)
 
     async def remove_from(self, key: Key, uuids: frozenset[UUID]) -> Removal:
-        """Removes the content from these nodes alone. Another gateway is asked only if all behind it are among them."""
+        """Remove the content from these nodes only. Skip gateways that stand for others too."""
         nodes = [node for node in self.nodes if node.repositories and node.repositories <= uuids]
         outcome = await self._remove(key, nodes, lambda session: session.remove(key))
         return Removal(outcome.removed and uuids <= outcome.uuids, outcome.uuids, outcome.reasons)
@@ -381,7 +379,8 @@ class ClusterSession(Session):
                     wanted = request if node.writable else partial(_leave, key)
                     answer = await self._ask.caught(node, wanted, reading_time(key.size))
                 finally:
-                    # What a node does without saying so, it may do all the same; nor does it ask whether anybody waits.
+                    # A node that does not answer may still remove the content; and it does not care whether anybody
+                    # waits.
                     with anyio.CancelScope(shield=True):
                         if _may_have_begun(answer) and not node.uuid.is_cluster:
                             answer = await self._found_out(node, key, answer)
@@ -397,7 +396,7 @@ class ClusterSession(Session):
             return routing.removal_outcome([(node, answers[node.name]) for node in nodes], self._cluster)
 
     async def _found_out(self, node: Node, key: Key, error: SessionError) -> Removal | SessionError:
-        """What became of a removal that a node gave no answer to, as far as it says so within a few seconds."""
+        """Find out, within a few seconds, what a node did that gave no answer to a removal."""
         found = error
         with anyio.move_on_after(min(_FINDING_OUT, self._ask.timeout)):
             for pause in (0.0, _SECOND_LOOK):
@@ -410,12 +409,12 @@ class ClusterSession(Session):
         return found
 
     async def timestamp(self) -> int:
-        """Seconds of our own clock, whoever is away: the nodes' clocks are asked when it comes to a removal."""
+        """Return the seconds of our own clock, which is always available: removals ask the nodes' clocks later."""
         return math.floor(self._clock())
 
     @asynccontextmanager
     async def lock(self, key: Key) -> AsyncIterator[bool]:
-        """Never locks: a cluster is no copy, its nodes are, and each of them can be locked."""
+        """Never lock: a cluster is not a copy; its nodes are, and each can be locked."""
         with self._request():
             yield False
 
@@ -430,10 +429,10 @@ class ClusterSession(Session):
             self._busy = False
 
     def _upload_targets(self, holders: frozenset[UUID]) -> tuple[list[Node], list[tuple[Node, Unreachable]]]:
-        """The nodes that lack it and are to be asked, and those that are left out for now.
+        """Return the nodes that lack it and will be asked, and those that are left out for now.
 
-        All nodes where the log says that none lacks it: whoever wants to store a content that is there already has
-        reason to doubt that, and may drop its own copy because of the answer.
+        If the log lists all of them, ask all: a client that stores content already there has a reason to doubt that,
+        and may drop its own copy because of the answer.
         """
         writable = self._writable()
         awake, resting = self._ask.rested(routing.lacking(writable, holders) or writable)
@@ -444,7 +443,7 @@ class ClusterSession(Session):
     def _writable(self) -> list[Node]:
         writable = [node for node in self.nodes if node.writable]
         if not writable:
-            raise Refused(f"{self.name}: no node may be written to: annex-readonly is set for all of their remotes")
+            raise Refused(f"{self.name}: all nodes are read-only: annex-readonly is set for all their remotes")
         return writable
 
     # The log
@@ -467,8 +466,10 @@ class ClusterSession(Session):
     async def _record_now(
         self, failures: list[SessionError], key: Key, present: Collection[UUID] = (), absent: Collection[UUID] = ()
     ) -> None:
-        """Records what one node has done, while others are still at work, even if nobody waits for the outcome any
-        more: it is done. That it could not be recorded is the failure of the request, not that of the node."""
+        """Record what one node has done while others are still working, even if nobody waits for the result any more.
+
+        If recording fails, the request fails, not the node.
+        """
         with anyio.CancelScope(shield=True):
             try:
                 await self._record(key, present, absent)
@@ -484,9 +485,9 @@ class ClusterSession(Session):
             done = "stored on" if present else "removed from"
             where = ", ".join(sorted(str(uuid) for uuid in (present or absent)))
             raise SessionError(
-                f"{self.name}: {key} was {done} {where}, but that could not be recorded: {error}"
+                f"{self.name}: {key} was {done} {where}, but this could not be recorded: {error}"
             ) from None
 
     def _failure(self, key: Key, answers: Iterable[tuple[Node, object]]) -> SessionError:
         failures = [(node, answer) for node, answer in answers if isinstance(answer, SessionError)]
-        return routing.failure_of_all(f"{self.name}: no node took {key}", failures)
+        return routing.failure_of_all(f"{self.name}: no node accepted {key}", failures)

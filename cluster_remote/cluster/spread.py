@@ -1,10 +1,10 @@
-"""Fetch one content from several nodes at the same time, where each is behind a slow line.
+"""Download one content from several nodes at once, if each has a slow connection.
 
-The file grows from its end only, as with a single node: git-annex hashes along, and what is there when everything stops
-is the beginning of the content. What comes from further on waits in an unlinked file of limited size beside it.
+The file only grows at its end, as with a single node: git-annex hashes it meanwhile, and what is left when everything
+stops is the beginning of the content. Data from further on waits in an unlinked temporary file of limited size.
 
-What has come is compared with the key's checksum, since a damaged copy on one node would spoil what all of them give.
-Nodes in use by other downloads do not help.
+The result is verified by the key's checksum, since one node's damaged copy would spoil all of it. Nodes that serve
+other downloads do not help.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from cluster_remote.p2p.session import Download, Progress, write_at
 
 __all__ = ["Spread", "slow_rate"]
 
-# A node is slow below this many bytes a second; told by the first so many bytes or seconds, whichever is sooner.
+# A node is slow below this rate, in bytes per second, measured over so many bytes or seconds, whichever is sooner.
 _SLOW, _LOOK, _LOOK_SECONDS = 30e6, 16 * 1024 * 1024, 0.25
-# Seconds that one node would still take, from which on it pays to ask others too.
+# If one node alone would take this many more seconds, it pays to ask others too.
 _WORTH_IT = 3.0
-# Nodes that give at the same time at the most; seconds between two looks at how they get on; bytes copied at once.
+# The most nodes to use at once; seconds between checks of their progress; bytes to copy at once.
 _MOST_NODES, _TICK, _PORTION = 8, 0.25, 1024 * 1024
 
 
 async def slow_rate(
     chunks: AsyncIterator[bytes | memoryview], left: int, write: Callable[[bytes | memoryview], None]
 ) -> float | None:
-    """Write the first of `left` bytes; return the bytes a second if these are so few that others had better help."""
+    """Write the first of `left` bytes; return the rate in bytes per second if it is so low that others should help."""
     began, count = 0.0, 0
     async for chunk in chunks:
         write(chunk)
@@ -59,7 +59,7 @@ async def slow_rate(
 
 @dataclass(eq=False)
 class _Worker:
-    """One node at work on one stretch."""
+    """One node working on one stretch."""
 
     stretch: Stretch[Node]
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
@@ -67,12 +67,12 @@ class _Worker:
 
 
 class Spread:
-    """One content, from the first node and from those that help it.
+    """One content, from the first node and its helpers.
 
     Attributes:
-        failures: the nodes that could not go on, and why.
-        givers: the nodes that gave a part.
-        verdict: what the node that gave the last byte says of the content; None if it has not said anything.
+        failures: the nodes that failed, and why.
+        givers: the nodes that sent a part.
+        verdict: whether the node that sent the last byte vouches for the content; None if it did not say.
     """
 
     def __init__(
@@ -86,10 +86,10 @@ class Spread:
         checksum: Checksum,
         progress: Progress,
     ) -> None:
-        """`nodes` are the first one, then those that may help it; `rate` is the first one's, in bytes a second.
+        """`nodes` are the first one, then possible helpers; `rate` is the first one's, in bytes per second.
 
-        The content goes to the file `descriptor`, which has all of it up to the plan's frontier. `checksum` is the
-        key's, to which nothing has been added.
+        The content goes to the file `descriptor`, which is complete up to the plan's frontier. `checksum` is a fresh
+        one of the key's kind.
         """
         self.failures: list[tuple[Node, SessionError]] = []
         self.givers: set[Node] = set()
@@ -113,9 +113,9 @@ class Spread:
         self, download: Download, chunks: AsyncIterator[bytes | memoryview], leave: Callable[[], Awaitable[None]],
         aside: int,
     ) -> None:  # fmt: skip
-        """Fetch until all is in the file, or no node is left that gives.
+        """Fetch until the file is complete, or no node is left.
 
-        The first node gives the `chunks` of its `download` already; `leave` ends that. What comes early is kept in the
+        The first node is already sending the `chunks` of its `download`; `leave` ends that. Early data is kept in the
         file `aside`. Raises OSError if the file cannot be written.
         """
         async with task_group() as tasks:
@@ -152,7 +152,7 @@ class Spread:
             tasks.start_soon(self._help, worker, aside)
         for worker in self._workers.values():
             if worker.receiving and not worker.stretch.left:
-                # It was stuck, and others have taken over all that it had to do.
+                # It was stuck, and others have taken over its whole stretch.
                 self._rates.pop(worker.stretch.node, None)
                 worker.scope.cancel()
 
@@ -192,7 +192,7 @@ class Spread:
         except SessionError as error:
             self._failed(worker, error)
         except OSError:
-            # There is no room for what comes early; the file itself may still have it.
+            # There is no room for early data; the file itself may still have some.
             self._rates.clear()
         finally:
             self._ended(worker)
@@ -235,7 +235,7 @@ class Spread:
             self.verdict = await download.valid()
 
     async def _lengthen_file(self, aside: int) -> None:
-        """Put what follows on the file's end into it."""
+        """Append to the file what follows its end."""
         while (stretch := self._plan.first()) is not None:
             start, end = self._plan.frontier, stretch.position
             if stretch is not self._own:
@@ -244,7 +244,7 @@ class Spread:
         await anyio.to_thread.run_sync(self._check)
 
     def _check(self) -> None:
-        """Add what is new in the file to the checksum."""
+        """Add new data in the file to the checksum."""
         while self._checked < self._plan.frontier:
             data = os.pread(self._descriptor, min(_PORTION, self._plan.frontier - self._checked), self._checked)
             if not data:
@@ -253,7 +253,7 @@ class Spread:
             self._checked += len(data)
 
     async def is_right(self, end: int) -> bool:
-        """Return whether the content, now that all of it is in the file, up to byte `end`, is the one of its key."""
+        """Return whether the content, now complete in the file up to byte `end`, matches its key."""
         self._plan.frontier = end
         await anyio.to_thread.run_sync(self._check)
         return self._checksum.matches()

@@ -1,8 +1,8 @@
-"""Decide which stretch of a content to fetch from which node when several give it at the same time. Pure.
+"""Decide which stretch of a content to fetch from which node when several send it at once. Pure.
 
-GET has an offset but no end: a node is cut off at the end of its stretch, which costs a new connection and what was on
-its way. So stretches are large at first and get smaller as what is left gets less, and they are given out in order, so
-that little has to be kept that does not yet follow on what is in the file.
+GET has an offset but no end: a node is cut off at the end of its stretch, which costs a new connection and the data in
+flight. So stretches are large at first and shrink with what is left, and are given out in order, so that little early
+data has to be kept.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ __all__ = ["AHEAD", "LEAST", "Plan", "Stretch"]
 
 T = TypeVar("T")
 
-# Bytes and seconds that a stretch takes at the least, so that a new connection pays.
+# The smallest stretch, in bytes and seconds, that makes a new connection worthwhile.
 LEAST, _LEAST_SECONDS = 2 * 1024 * 1024, 2.0
-# Bytes of a stretch at the most, and of all that is fetched ahead of the first gap.
+# The largest stretch in bytes, and the most to fetch ahead of the first gap.
 _MOST, AHEAD = 64 * 1024 * 1024, 256 * 1024 * 1024
-# Part of its share that a node is given at first.
+# The part of its share that a node gets at first.
 _PART = 0.7
-# Seconds without a byte after which a stretch counts as stuck if another node has nothing to do.
+# Seconds without a byte after which a stretch counts as stuck if another node is idle.
 _STUCK = 3.0
 
 
 @dataclass(eq=False, slots=True)
 class Stretch(Generic[T]):
-    """Bytes `start` to `end` of a content, for one `node`; those before `position` have come."""
+    """Bytes `start` to `end` of a content, for one `node`; those before `position` have arrived."""
 
     node: T
     start: int
@@ -44,22 +44,22 @@ class Stretch(Generic[T]):
         return self.end - self.position
 
     def came(self, count: int, now: float) -> None:
-        """Note that the next `count` bytes have come."""
+        """Note that the next `count` bytes have arrived."""
         self.position += count
         self.moved = now
 
     def rate(self, now: float) -> float:
-        """Return the bytes a second so far; 0 if it is stuck."""
+        """Return the rate so far in bytes per second; 0 if it is stuck."""
         if now - self.moved > _STUCK or now <= self.began:
             return 0.0
         return (self.position - self.start) / (now - self.began)
 
 
 class Plan(Generic[T]):
-    """The stretches of a content from byte `frontier`, before which all is in the file, to `end`.
+    """The stretches of a content from byte `frontier`, up to which the file is complete, to `end`.
 
     Attributes:
-        stretches: in order, the ones that are not yet in the file; with what is to be given out they leave no gap.
+        stretches: those not in the file yet, in order; together with what is not given out yet they leave no gap.
     """
 
     def __init__(self, frontier: int, end: int) -> None:
@@ -70,9 +70,9 @@ class Plan(Generic[T]):
         self._given_back: list[tuple[int, int]] = []
 
     def take(self, node: T, rate: float, together: float, now: float) -> Stretch[T] | None:
-        """Give a stretch to a node of a `rate`, in bytes a second; `together` is that of all nodes.
+        """Give a stretch to a node with this `rate`, in bytes per second; `together` is the rate of all nodes.
 
-        None if there is nothing for it to do that would pay.
+        Returns None if there is nothing worthwhile for it to do.
         """
         if self._given_back:
             start, end = self._given_back[0]
@@ -96,21 +96,21 @@ class Plan(Generic[T]):
             + sum(end - start for start, end in self._given_back)
             + sum(each.left for each in self.stretches)
         )
-        # With this much each, all nodes would end at the same time.
+        # With this share each, all nodes would finish at the same time.
         share = missing * rate / max(together, rate, 1.0)
-        # What a node will give is not known for sure, so something is kept for later if that pays.
+        # A node's future rate is uncertain, so keep something for later if that pays.
         part = _PART * share if _PART * share > rate * _LEAST_SECONDS else share
         wanted = max(LEAST, int(min(_MOST, part)))
         return room if wanted + LEAST > room else wanted
 
     def _take_over(self, node: T, rate: float, now: float) -> Stretch[T] | None:
-        """Take the end of the stretch that will take longest otherwise; all of it if that is stuck."""
+        """Take the end of the stretch that would otherwise take longest; all of it if it is stuck."""
         slowest: Stretch[T] | None = None
         longest = _LEAST_SECONDS
         for stretch in self.stretches:
             theirs = stretch.rate(now)
             if not theirs and now - stretch.moved <= _STUCK:
-                # It has only just been asked.
+                # It has only just been requested.
                 continue
             seconds = stretch.left / theirs if theirs else now - stretch.moved
             if stretch.left and seconds > longest:
@@ -132,7 +132,7 @@ class Plan(Generic[T]):
         return stretch
 
     def go_on(self, stretch: Stretch[T]) -> bool:
-        """Lengthen a stretch that is complete if what follows it has been given to nobody: no new connection then."""
+        """Extend a complete stretch if nobody has what follows it: this needs no new connection."""
         end = min(self.end, self.frontier + AHEAD, stretch.end + LEAST)
         if self._given_back or stretch.end != self._next or end <= stretch.end:
             return False
@@ -140,14 +140,14 @@ class Plan(Generic[T]):
         return True
 
     def give_back(self, stretch: Stretch[T]) -> None:
-        """Let others fetch what a node has not given."""
+        """Let others fetch what a node has not sent."""
         if stretch.left:
             self._given_back.append((stretch.position, stretch.end))
             self._given_back.sort()
             stretch.end = stretch.position
 
     def first(self) -> Stretch[T] | None:
-        """Return the stretch that the file is to be continued from; None if nothing that follows has come."""
+        """Return the stretch that continues the file; None if nothing that follows has arrived."""
         while self.stretches:
             stretch = self.stretches[0]
             if stretch.end > self.frontier:

@@ -1,8 +1,8 @@
 """One upload to many nodes.
 
-In two steps, for a content that comes as a stream: the nodes are asked all at once from where on they want it, the
-lowest of these offsets is the cluster's answer, then each gets its share. In one step, for a file: each node's upload
-goes from the offer to the outcome by itself, and nobody waits for anybody.
+A stream takes two steps: all nodes are asked concurrently where to start, the lowest of these offsets is the cluster's
+answer, and then each gets its part. A file takes one step: each node's upload runs independently from the offer to the
+result.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from cluster_remote.p2p.session import Present, Progress, Source, Stored, Upload
 
 __all__ = ["Attempt", "ClusterUpload", "Offer", "StoreOne", "store_everywhere", "task_group"]
 
-# An upload to one node, as far as its offer.
+# An upload to one node, up to its offer.
 Offer = Callable[[Node], AbstractAsyncContextManager[Present | Upload]]
-# An upload to one node from the offer to the outcome.
+# A complete upload to one node.
 StoreOne = Callable[[Node, Progress], Awaitable[Present | Stored]]
 
 
 @asynccontextmanager
 async def task_group(wait: bool = False) -> AsyncIterator[TaskGroup]:
-    """A task group whose body's errors end the tasks and come out as they are, not in a group.
+    """A task group that raises the body's errors unwrapped, after cancelling its tasks.
 
-    At the end of the body the tasks are ended too, or waited for.
+    At the end of the body, the tasks are waited for or cancelled.
     """
     raised: Exception | None = None
     async with anyio.create_task_group() as tasks:
@@ -48,14 +48,14 @@ async def task_group(wait: bool = False) -> AsyncIterator[TaskGroup]:
 
 
 class Attempt:
-    """The upload to one node in two steps, in a task of its own: a session's contexts do not change tasks."""
+    """The two-step upload to one node, in a task of its own: a session's contexts must stay in one task."""
 
     def __init__(self, node: Node) -> None:
         self.node = node
         self.offset: int | None = None
-        """From where on the node wants the content, in bytes; None if it does not."""
+        """The offset that the node wants, in bytes; None if it does not want the content."""
         self.answer: UploadAnswer | None = None
-        """What came of it, once that is known."""
+        """The result, once known."""
         self.offered = anyio.Event()
         self.ended = anyio.Event()
         self._begin = anyio.Event()
@@ -65,7 +65,7 @@ class Attempt:
         self._progress: Progress | None = None
 
     async def run(self, offer: Offer) -> None:
-        """Asks the node, waits for `send`, and sends. All that can happen ends up in `answer`."""
+        """Ask the node, wait for `send`, and send. Every result ends up in `answer`."""
         try:
             with self._scope:
                 async with offer(self.node) as offered:
@@ -87,18 +87,18 @@ class Attempt:
             self.ended.set()
 
     def send(self, source: Source, progress: Progress) -> None:
-        """Lets the node have the content. To be called once, if it wants it."""
+        """Send the content to the node. Call this once, if it wants it."""
         self._source = source
         self._progress = progress
         self._begin.set()
 
     def look(self) -> None:
-        """Have the node look whether it has the content already. To be called once, in place of `send`."""
+        """Have the node check whether it already has the content. Call this once, instead of `send`."""
         self._looking = True
         self._begin.set()
 
     def give_up(self, reason: SessionError) -> None:
-        """Ends the attempt, unless it has ended."""
+        """Cancel the attempt, unless it has ended."""
         if self.answer is None:
             self.answer = reason
             self._scope.cancel()
@@ -110,10 +110,10 @@ class ClusterUpload(Upload):
     def __init__(
         self, failing: str, attempts: Sequence[tuple[Attempt, int]], conclude: Callable[[], Awaitable[Stored]]
     ) -> None:
-        """`attempts` come with the offsets that the nodes asked for, one at least.
+        """`attempts` is not empty and includes the offsets that the nodes requested.
 
-        `conclude` makes one outcome of what all nodes answered, and records it. `failing` begins the error that
-        names the reasons of all of them.
+        `conclude` combines the answers of all nodes and records the result. `failing` starts the error message that
+        lists all reasons.
         """
         self._failing = failing
         self.offset = min(offset for _, offset in attempts)
@@ -121,7 +121,7 @@ class ClusterUpload(Upload):
         self._conclude = conclude
 
     async def send(self, source: Source, progress: Progress | None = None) -> Stored:
-        """See Upload. Raises SessionError also when every node failed before a stream was read to its end."""
+        """See Upload. Raises SessionError also if every node failed before the end of a stream."""
         pace = SlowestProgress(progress)
         pace.begin((attempt.node.name, offset) for attempt, offset in self._attempts)
         try:
@@ -136,7 +136,7 @@ class ClusterUpload(Upload):
         return outcome
 
     async def look(self) -> Stored:
-        """See Upload. Every node looks for itself."""
+        """See Upload. Every node checks for itself."""
         for attempt, _ in self._attempts:
             attempt.look()
         for attempt, _ in self._attempts:
@@ -152,7 +152,7 @@ class ClusterUpload(Upload):
                 if isinstance(attempt.answer, SessionError):
                     pace.drop(attempt.node.name)
                 if isinstance(attempt.answer, SourceError):
-                    # What cannot be read for one cannot be read for any.
+                    # If it cannot be read for one node, it cannot be read for any.
                     tasks.cancel_scope.cancel()
 
             for attempt, _ in self._attempts:
@@ -163,7 +163,7 @@ class ClusterUpload(Upload):
         return True
 
     async def _send_stream(self, source: Source, pace: SlowestProgress) -> bool:
-        """Whether the source was read to its end."""
+        """Send the stream; return whether the source was read to its end."""
         async with source.read(self.offset) as reading:
             end = self.offset + reading.length
             shares: list[Share] = []
@@ -178,9 +178,7 @@ class ClusterUpload(Upload):
 
                 for attempt, offset in self._attempts:
                     if offset > end:
-                        attempt.give_up(
-                            Refused(f"it says that it has {offset} bytes of a content that has {end} bytes")
-                        )
+                        attempt.give_up(Refused(f"it claims to have {offset} bytes of a content of {end} bytes"))
                         pace.drop(attempt.node.name)
                         continue
                     shares.append(Share(offset, end))
@@ -197,7 +195,7 @@ class ClusterUpload(Upload):
 async def store_everywhere(
     nodes: Sequence[Node], store: StoreOne, progress: Progress | None
 ) -> tuple[list[tuple[Node, UploadAnswer]], SourceError | None]:
-    """Uploads to each node by itself. Gives what each answered, and the error of the source that ended it for all."""
+    """Upload to each node independently. Return each answer, and the source's error that ended it for all, if any."""
     pace = SlowestProgress(progress)
     pace.begin((node.name, 0) for node in nodes)
     answers: dict[str, UploadAnswer] = {}

@@ -1,7 +1,7 @@
-"""Sessions around sessions: what a user has told git-annex about a remote holds for it as a node.
+"""Sessions around sessions, which apply the user's git-annex settings for a remote to a node.
 
-Each is a session itself, so they go around each other, and nobody who asks a node knows of them. The settings are those
-of git-annex(1), `remote.<name>.*`.
+Each is a session itself, so they can be nested, and callers don't notice. The settings are those of git-annex(1),
+`remote.<name>.*`.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ __all__ = ["AskedDirectly", "Commands", "FirstThatAnswers", "OneAtATime", "Rates
 
 T = TypeVar("T")
 
-# Seconds that a start or stop command may take; a machine that is woken up takes a while.
+# Seconds for a start or stop command; waking up a machine takes a while.
 _COMMAND = 300.0
 
 
 class _Around(Session):
-    """Does what the session inside does."""
+    """Forwards everything to the session inside."""
 
     def __init__(self, inside: Session) -> None:
         self.inside = inside
@@ -55,7 +55,7 @@ class _Around(Session):
         return self.inside.version
 
     async def _before(self) -> None:
-        """Called before anything is asked. Raises SessionError."""
+        """Prepare for the first request. Raises SessionError."""
 
     async def open(self) -> UUID:
         await self._before()
@@ -109,21 +109,21 @@ class _Around(Session):
 
 
 class AskedDirectly(_Around):
-    """Asks a node itself whether it has many contents; all else goes by way of the proxy in front of it.
+    """Asks a node directly whether it has many contents; everything else goes through its proxy.
 
-    With many questions, the proxy is the slowest on the way. What comes and goes passes through it: it keeps the log.
+    The proxy slows down many questions. Changes go through it, since it keeps the log.
     """
 
     asks_ahead = True
 
     def __init__(self, inside: Session, direct: Callable[[], Session]) -> None:
-        """`direct` makes a session with the node. Raises ValueError."""
+        """`direct` creates a session with the node. Raises ValueError."""
         super().__init__(inside)
         self._make = direct
         self._direct: Session | None = None
 
     async def check_present(self, key: Key) -> bool:
-        # Whoever asks about one key at a time is likely to send or to get a content next.
+        # A caller that asks about a single key is likely to transfer it next.
         return await (self._direct or self.inside).check_present(key)
 
     async def check_all(self, keys: Sequence[Key]) -> list[bool | Refused]:
@@ -146,10 +146,10 @@ class AskedDirectly(_Around):
 
 @dataclass
 class Commands:
-    """What is run before a remote is used, and when nobody uses it any more. Shared by all sessions with it.
+    """The commands to run before a remote is used, and after its last use. Shared by all sessions with it.
 
-    As git-annex does it (observed with 10.20261026): the start command is run once a process, whoever else uses the
-    remote, and the stop command by the last process, which the lock file tells.
+    As in git-annex (observed with 10.20261026), the start command runs once per process, regardless of other users of
+    the remote, and the stop command in the last process, which the lock file determines.
     """
 
     repository: Repository
@@ -161,7 +161,7 @@ class Commands:
     _starting: anyio.Lock = field(default_factory=anyio.Lock)
 
     async def begin(self) -> None:
-        """Run the start command if this is the first use. Raises Unreachable if the lock file cannot be made."""
+        """Run the start command on first use. Raises Unreachable if the lock file cannot be created."""
         async with self._starting:
             self._users += 1
             if self._descriptor is None:
@@ -169,7 +169,7 @@ class Commands:
                 await self._run(self.start)
 
     async def end(self) -> None:
-        """Run the stop command if this was the last use, here and in other processes."""
+        """Run the stop command after the last use, here and in other processes."""
         async with self._starting:
             self._users -= 1
             if self._users or self._descriptor is None:
@@ -190,25 +190,25 @@ class Commands:
             file.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         except OSError as error:
-            raise Unreachable(f"{file} cannot be opened: {error.strerror}") from None
+            raise Unreachable(f"cannot open {file}: {error.strerror}") from None
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except OSError:
-            # Somebody is at the stop command just now. The start command, which comes next, may be run at any time.
+            # Another process is running the stop command. The start command, which comes next, may run at any time.
             pass
         return descriptor
 
     async def _run(self, command: str | None) -> None:
         if command is not None:
             try:
-                # As with git-annex, what becomes of the command decides nothing; the remote answers or does not.
+                # As in git-annex, the command's exit code does not matter; the remote answers or does not.
                 await self.repository.run("sh", "-c", command, timeout=_COMMAND, accept=range(256))
             except AnnexError as error:
                 raise Unreachable(str(error)) from None
 
 
 class Started(_Around):
-    """Runs the remote's start command before its first use, and the stop command after the last one."""
+    """Runs the remote's start command before its first use, and the stop command after its last."""
 
     def __init__(self, inside: Session, commands: Commands) -> None:
         super().__init__(inside)
@@ -232,14 +232,14 @@ class Started(_Around):
 
 @dataclass(frozen=True)
 class Rates:
-    """Bytes a second at most; None for no limit."""
+    """Maximum bytes per second; None for no limit."""
 
     up: float | None = None
     down: float | None = None
 
 
 class _Pacing:
-    """Waits so that what has passed since the beginning never exceeds the rate."""
+    """Waits so that the average since the start never exceeds the rate."""
 
     def __init__(self, rate: float) -> None:
         self._rate = rate
@@ -252,7 +252,7 @@ class _Pacing:
 
 
 class Throttled(_Around):
-    """Keeps to the bandwidth that the remote may have."""
+    """Applies the remote's bandwidth limits."""
 
     def __init__(self, inside: Session, rates: Rates) -> None:
         super().__init__(inside)
@@ -340,7 +340,7 @@ class _SlowDownload(Download):
 
 
 class OneAtATime(_Around):
-    """Lets one request at a time through to a repository whose git-annex has one lock for everything."""
+    """Runs one request at a time on a repository whose git-annex has one lock for everything."""
 
     def __init__(self, inside: Session, turn: anyio.Lock) -> None:
         super().__init__(inside)
@@ -380,10 +380,10 @@ class OneAtATime(_Around):
 
 
 class FirstThatAnswers(Session):
-    """One repository by several ways: the cheapest that can be reached. A way that was found is kept."""
+    """One repository through several remotes: the cheapest reachable one. Sticks to the one that was found."""
 
     def __init__(self, ways: Sequence[Callable[[], Session]]) -> None:
-        """Each of `ways` makes a session, the cheapest first; there is at least one."""
+        """`ways` create sessions, the cheapest first; there is at least one."""
         self._ways = ways
         self._sessions: list[Session | None] = [None] * len(ways)
         self._current = 0
@@ -403,7 +403,7 @@ class FirstThatAnswers(Session):
         return self._session(self._current).version
 
     async def _connected(self) -> Session:
-        """The session to be asked, which has a connection. Raises what the first way that was tried raised."""
+        """Return a connected session. Raises the error of the first one that was tried."""
         count = len(self._ways)
         failure: SessionError | None = None
         for place in [self._current, *(each for each in range(count) if each != self._current)]:
@@ -464,7 +464,7 @@ class FirstThatAnswers(Session):
 
 
 def pidlocked(directory: Path) -> bool:
-    """Whether the git-annex of a repository on this machine uses one lock for everything (annex.pidlock)."""
+    """Return whether git-annex uses one lock for everything in a repository on this machine (annex.pidlock)."""
     for file in (directory / ".git" / "config", directory / "config"):
         try:
             text = file.read_text("utf-8", "replace")

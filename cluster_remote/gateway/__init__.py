@@ -1,1 +1,1 @@
-"""Serving a session to others: listeners, tokens, and the way to the gateway's own git repository."""
+"""Serving a session to others: listeners, tokens, and access to the gateway's own git repository."""

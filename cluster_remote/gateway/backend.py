@@ -1,4 +1,4 @@
-"""What a gateway stands before: a cluster, each of the repositories that it is a proxy of, and its own."""
+"""What is behind a gateway: a cluster, the repositories that it is a proxy for, and its own repository."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from cluster_remote.transport.opening import Caller, session_at
 
 __all__ = ["Backend"]
 
-# Of the time that clients grant, what a node gets: if it got all of it, they would give up together with the node.
+# A node's share of the clients' timeout: with all of it, clients would time out together with the node.
 _FOR_A_NODE = 0.5
 
 
 class Backend:
-    """One gateway's repositories, for all its clients. To be closed in the end.
+    """One gateway's repositories, for all its clients. Close it at the end.
 
-    `own` is the UUID of the gateway's own repository, `cluster` what clients get who do not say otherwise; `timeout`
-    is what clients grant, in seconds without progress.
+    `own` is the UUID of the gateway's own repository, `cluster` what clients get by default; `timeout` is what clients
+    wait, in seconds without progress.
     """
 
     def __init__(self, repository: Repository, own: UUID, cluster: UUID, timeout: float = DEFAULT_TIMEOUT) -> None:
@@ -48,7 +48,7 @@ class Backend:
 
     @classmethod
     def at(cls, repository: Repository, cluster: str | None, timeout: float = DEFAULT_TIMEOUT) -> Backend:
-        """With the cluster of this name or UUID; None: the only one there is. Raises NoCluster, AnnexError."""
+        """Serve the cluster with this name or UUID; None: the only one. Raises NoCluster, AnnexError."""
         own = repository.uuid
         uuid, _name = chosen_cluster(repository.config(), cluster)
         return cls(repository, own, uuid, timeout)
@@ -62,10 +62,10 @@ class Backend:
         with_git: bool | None = None,
         note: Callable[[str], None] | None = None,
     ) -> Endpoint:
-        """What a client gets that wants this repository or cluster (None: the cluster). It may have no UUID itself.
+        """Return what a client gets that requests this repository or cluster (None: the cluster). It may lack a UUID.
 
-        `with_git` lets it have the gateway's own git repository too, by CONNECT; False tells it that its token does
-        not; None is for who has no token. Raises NotServed, AnnexError.
+        `with_git` also gives it the gateway's own git repository, through CONNECT; False means that its token does not
+        allow that, None that it has no token. Raises NotServed, AnnexError.
         """
         uuid = self.cluster if wanted is None else wanted
         clusters = set((await self.repository.current_config()).clusters().values())
@@ -75,13 +75,13 @@ class Backend:
         elif uuid == self.own or uuid in await self._proxied():
             session = partial(self._proxied_session, uuid, client or self.own)
         else:
-            raise NotServed(f"this gateway does not stand before {uuid}")
+            raise NotServed(f"{uuid} is not behind this gateway")
         denied = None if with_git else "this token gives no access to the git repository"
         connect = None if with_git is None else GitService(self.repository, self.log.commit, note, denied)
         return Endpoint(uuid, session, mode, connect)
 
     async def nodes(self) -> list[tuple[str, UUID, str]]:
-        """The nodes of the cluster: what each is called, its UUID, and whether it is left out at the moment."""
+        """Return the cluster's nodes: name, UUID, and whether each is in use or currently skipped."""
         return [
             (
                 member.description or member.name,
@@ -96,7 +96,7 @@ class Backend:
         return membership(config, logs, self.repository.place, self.cluster.text)
 
     async def size(self) -> int:
-        """How many nodes a session with a cluster may have connections to."""
+        """Return how many nodes a session with a cluster may connect to."""
         config = await self.repository.current_config()
         return sum(1 for remote in config.remotes() if config.remote(remote, "annex-cluster-node"))
 
@@ -109,7 +109,7 @@ class Backend:
         return replace(caller_of(self.repository, config, self.timeout * _FOR_A_NODE), uuid=uuid)
 
     async def _cluster_session(self, uuid: UUID, bypass: frozenset[UUID]) -> Session:
-        """As the cluster is now: nodes come and go while the gateway runs."""
+        """Open a session with the cluster as it is now: nodes come and go while the gateway runs."""
         try:
             return await open_cluster(
                 self.repository,
@@ -124,20 +124,20 @@ class Backend:
             raise Unreachable(str(error)) from None
 
     async def _proxied_session(self, uuid: UUID, client: UUID, bypass: frozenset[UUID]) -> Session:
-        """By git-annex's own proxy, which records in this repository what comes and goes."""
+        """Open a session through git-annex's own proxy, which records changes in this repository."""
         place = Directory(str(self.repository.place))
-        # The proxy asks the node in its turn, so it gets all the time.
+        # The proxy asks the node itself, so it gets the whole timeout.
         caller = replace(await self._caller(client), timeout=self.timeout)
         proxied = session_at(place, caller, server=uuid, bypass=bypass)
         try:
             nodes = (await self._membership()).nodes(await self._caller(self.own))
         except AnnexError:
-            # It is no gateway of a cluster any more, but still a proxy.
+            # It is no longer a gateway of a cluster, but still a proxy.
             return proxied
         direct = (node.session for node in nodes if node.uuid == uuid and node.kind in ("local", "ssh"))
         session = next(direct, None)
         return proxied if session is None else AskedDirectly(proxied, session)
 
     async def aclose(self) -> None:
-        """Commits what has been recorded. Takes at most about a minute."""
+        """Commit what was recorded. Takes at most about a minute."""
         await self.log.aclose()

@@ -1,10 +1,10 @@
-"""CONNECT: a client's git talks to the gateway's own git repository, by way of DATA messages in both directions.
+"""CONNECT: a client's git talks to the gateway's own git repository, through DATA messages in both directions.
 
-The client cannot close one direction alone, so the conversation ends when git has ended here: with CONNECTDONE and
-its exit code, after which the gateway hangs up.
+The client cannot close only one direction, so the conversation ends when git exits here: with CONNECTDONE and its exit
+code, after which the gateway hangs up.
 
-A client that may not have what it asks for is told so in git's own way: ERROR instead makes git-remote-p2p-annex wait
-for ever (observed with git-annex 10.20261026), while git shows its user what a server sends it in an ERR packet.
+A refusal is sent in git's own protocol: ERROR would make git-remote-p2p-annex wait forever (observed with git-annex
+10.20261026), while git shows its user an ERR packet from the server.
 """
 
 from __future__ import annotations
@@ -29,37 +29,37 @@ from cluster_remote.p2p.stream import MessageStream
 __all__ = ["SERVICES", "GitService"]
 
 SERVICES = {"git-upload-pack": "upload-pack", "git-receive-pack": "receive-pack"}
-"""What a client may ask for, and git's command for it."""
+"""What a client may request, and git's command for it."""
 
-# Seconds in which neither side says anything, after which both are given up. A hook may take its time.
+# Seconds of silence from both sides before both are stopped. A hook may take its time.
 _SILENCE = 3600.0
-# Seconds that git gets to end by itself once its client has gone, before it is told to, and before it is made to.
+# Seconds for git to exit by itself after its client has gone; then the same again after SIGTERM.
 _PATIENCE = 10.0
 _CHUNK = 64 * 1024
 
 
 @dataclass(frozen=True)
 class GitService:
-    """The way to a git repository. `note` is told what git said on its standard error, if it failed.
+    """Access to a git repository. `note` gets what git wrote to standard error, if it failed.
 
-    `before_fetch` brings the repository's branches up to date, before somebody fetches them.
+    `before_fetch` updates the repository's branches before a fetch.
     """
 
     repository: Repository
     before_fetch: Callable[[], Awaitable[None]]
     note: Callable[[str], None] | None = None
     denied: str | None = None
-    """Why this client may not have it at all."""
+    """Why this client has no access at all."""
     silence: float = _SILENCE
 
     async def __call__(self, stream: MessageStream, service: str, refusal: str | None) -> None:
-        """Carries a client's CONNECT to its end; with a `refusal`, all that it gets is that.
+        """Handle a client's CONNECT to its end; with a `refusal`, only send that.
 
         Raises ClientGone, ClientMisbehaved.
         """
         client = Client(stream)
         if service not in SERVICES:
-            raise ClientMisbehaved(f"{describe(Connect(service))[:100]}: there is no such service")
+            raise ClientMisbehaved(f"{describe(Connect(service))[:100]}: no such service")
         if (why := self.denied or refusal) is not None:
             await _refuse(client, why)
             return
@@ -67,14 +67,14 @@ class GitService:
             try:
                 await self.before_fetch()
             except AnnexError as error:
-                # What can be fetched is old, then, but not wrong.
+                # Then a fetch gets something old, but nothing wrong.
                 self._noted(str(error))
         command = ("git", SERVICES[service], str(self.repository.git_dir))
         try:
             process = await child.start(command, cwd=None, env=foreign_environment())
         except CommandFailed as error:
             self._noted(str(error))
-            await _refuse(client, f"{service} cannot be started on the gateway")
+            await _refuse(client, f"the gateway cannot start {service}")
             return
         tail = child.Tail()
         try:
@@ -83,7 +83,7 @@ class GitService:
             with anyio.CancelScope(shield=True):
                 await _end(process)
         if process.returncode:
-            self._noted(f"{service} ended with exit code {process.returncode}: {tail.text()}")
+            self._noted(f"{service} exited with code {process.returncode}: {tail.text()}")
 
     def _noted(self, text: str) -> None:
         if self.note is not None:
@@ -91,7 +91,7 @@ class GitService:
 
 
 class _Relay:
-    """Both directions of one conversation. Where one of them ends, all is over."""
+    """Both directions of one conversation. When one ends, the other does too."""
 
     def __init__(self, client: Client, process: Process, silence: float, tail: child.Tail) -> None:
         self._client = client
@@ -123,7 +123,7 @@ class _Relay:
         if self._failure is not None:
             raise self._failure
         if self._heard.cancelled_caught:
-            raise ClientMisbehaved(f"neither git nor its client said anything for {self._silence:.3g} seconds", None)
+            raise ClientMisbehaved(f"neither git nor its client sent anything for {self._silence:.3g} seconds", None)
 
     def _something_moved(self) -> None:
         self._heard.deadline = anyio.current_time() + self._silence
@@ -141,7 +141,7 @@ class _Relay:
                             try:
                                 await stdin.send(chunk)
                             except (anyio.BrokenResourceError, anyio.ClosedResourceError):
-                                # git has heard enough. What it says is still to be passed on.
+                                # git has stopped reading. Still pass on its output.
                                 listening = False
                 case other:
                     raise ClientMisbehaved(f"{describe(other)[:100]} in place of DATA")
@@ -178,7 +178,7 @@ class _Chunk(SourceReading):
 
 
 async def _end(process: Process) -> None:
-    """Ends git, which may be in the middle of taking a push: it is given time to finish, then to tidy up."""
+    """End git, which may be in the middle of receiving a push: give it time to finish, then to clean up."""
     if process.returncode is None:
         assert process.stdin is not None
         assert process.stdout is not None
@@ -186,7 +186,7 @@ async def _end(process: Process) -> None:
         await process.stdin.aclose()
         with anyio.move_on_after(_PATIENCE):
             async with anyio.create_task_group() as tasks:
-                # Nobody wants to hear it any more, but git must be able to say it.
+                # Nobody reads it any more, but git must not block on it.
                 tasks.start_soon(child.drain, process.stdout, child.Tail())
                 tasks.start_soon(child.drain, process.stderr, child.Tail())
                 await process.wait()

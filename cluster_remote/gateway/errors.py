@@ -8,15 +8,15 @@ __all__ = ["CannotListen", "GatewayError", "NotAllowed", "NotServed", "TokensUnu
 
 
 class GatewayError(AnnexError):
-    """The gateway cannot do what was asked of it."""
+    """The gateway cannot do what was requested."""
 
 
 class CannotListen(GatewayError):
-    """A socket could not be opened, or the one that was handed over is of no use."""
+    """A socket could not be opened, or the one passed to us is unusable."""
 
 
 class NotServed(GatewayError):
-    """There is no such repository or cluster behind this gateway."""
+    """No such repository or cluster is behind this gateway."""
 
 
 class TokensUnusable(GatewayError):
@@ -24,11 +24,11 @@ class TokensUnusable(GatewayError):
 
 
 class UnknownToken(GatewayError):
-    """There is no token with this id."""
+    """There is no token with this ID."""
 
 
 class NotAllowed(GatewayError):
-    """A request over HTTP that its sender may not make. `status` and `headers` are those of the answer."""
+    """An HTTP request that its sender may not make. `status` and `headers` are those of the response."""
 
     def __init__(self, words: str, status: int, headers: dict[str, str] | None = None) -> None:
         super().__init__(words)

@@ -1,6 +1,6 @@
-"""The gateway: lets clients in that have a token, and serves each of them for as long as it stays.
+"""The gateway: authenticates clients by token, and serves each of them until it hangs up.
 
-Each client has a session of its own. No client can keep others out: see `Places`.
+Each client has its own session. No client can lock out others: see `Places`.
 """
 
 from __future__ import annotations
@@ -40,19 +40,20 @@ if TYPE_CHECKING:
 
 __all__ = ["Gateway", "Limits"]
 
-# Seconds for a client to take in what it was told last, before the connection is closed.
+# Seconds for a client to read its last message before the connection is closed.
 _LINGER = 1.0
-# Seconds between two looks at whether a token was revoked or has expired.
+# Seconds between checks for revoked or expired tokens.
 _TOKENS_LOOK = 0.5
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How many `clients` may be connected, and besides how many `strangers`, who have not authenticated yet.
+    """How many `clients` may be connected, plus how many `strangers`, who have not authenticated yet.
 
-    Times are in seconds: `to_authenticate` is what a stranger may take, `after_wrong_token` how long its refusal takes
-    at first, which makes guessing slow; `to_finish` is for requests that are under way when the gateway is told to
-    stop. `dead_locks` is how many locks of one token outlast their connections, and of all tokens four times as many.
+    Times are in seconds: `to_authenticate` is a stranger's deadline; `after_wrong_token` is the initial delay of a
+    refusal, which slows down guessing; `to_finish` is for requests still running when the gateway is told to stop.
+    `dead_locks` is how many locks of one token may outlast their connections; for all tokens together it is four times
+    that.
     """
 
     clients: int = 64
@@ -68,7 +69,7 @@ class Limits:
 class Gateway:
     """`log` takes a line at a time; `timeout` is in seconds without progress within a request.
 
-    `public_read` lets anybody read over HTTP.
+    `public_read` allows reading over HTTP without a token.
     """
 
     backend: Backend
@@ -92,7 +93,7 @@ class Gateway:
         self._nobody_left = anyio.Event()
 
     async def run(self, listeners: Sequence[Listener], signals: AsyncIterator[signal.Signals]) -> None:
-        """Serve until there is a signal; then let requests finish, for some time; a second signal ends them.
+        """Serve until a signal arrives; then give requests time to finish; a second signal ends them.
 
         Closes the listeners. Raises CannotListen if one of them stops working.
         """
@@ -109,7 +110,7 @@ class Gateway:
                     for listener in listeners:
                         accepting.start_soon(self._accept, listener, webs, connections, failures, accepting)
                     async for received in signals:
-                        self.log(f"{signal.Signals(received).name}: finishing what is under way")
+                        self.log(f"{signal.Signals(received).name}: finishing running requests")
                         accepting.cancel_scope.cancel()
                         break
             finally:
@@ -131,7 +132,7 @@ class Gateway:
 
             async def hurry() -> None:
                 async for received in signals:
-                    self.log(f"{signal.Signals(received).name} again: stopping at once")
+                    self.log(f"{signal.Signals(received).name} again: stopping now")
                     break
                 waiting.cancel_scope.cancel()
 
@@ -139,11 +140,11 @@ class Gateway:
             with anyio.move_on_after(self.limits.to_finish) as deadline:
                 await self._nobody_left.wait()
             if deadline.cancelled_caught:
-                self.log(f"{self._connections} connections are cut off")
+                self.log(f"cutting off {self._connections} connections")
             waiting.cancel_scope.cancel()
 
     def _webs(self, listeners: Sequence[Listener], tasks: TaskGroup) -> dict[str, Web]:
-        """What serves HTTP, by the path it is served at."""
+        """Return the HTTP servers, by the path they serve."""
         paths = {listener.path for listener in listeners if listener.path is not None}
         if not paths:
             return {}
@@ -178,7 +179,7 @@ class Gateway:
             try:
                 accepted = await (listener.accept() if web is None else listener.accept_web())
             except CannotListen as failure:
-                # Better to end, and be started again, than to go on half deaf.
+                # Better to exit, and be restarted, than to go on with some listeners dead.
                 failures.append(failure)
                 accepting.cancel_scope.cancel()
                 return
@@ -200,7 +201,7 @@ class Gateway:
             connections.start_soon(self._connection, accepted, connection, talk)
 
     async def _end_those_without_token(self) -> None:
-        """End the connections of tokens that are revoked or expire, until this is cancelled."""
+        """End connections whose token is revoked or has expired, until cancelled."""
         seen: object = ()
         while True:
             try:
@@ -208,20 +209,20 @@ class Gateway:
                     seen, ids = version, frozenset(token.id for token in self.tokens.all())
                     self._places.end_those_without(partial(_is_one_of, ids), "its token was revoked")
             except AnnexError as error:
-                # They cannot be read at the moment; that is no reason to cut everybody off.
-                self._quiet.say("complaints about the tokens", str(error))
+                # The file is unreadable at the moment; that is no reason to cut everybody off.
+                self._quiet.say("problems with the token file", str(error))
             self._places.end_those_without(lambda token: not token.has_expired(), "its token has expired")
             await anyio.sleep(_TOKENS_LOOK)
 
     async def _connection(
         self, accepted: SocketConnection | Accepted, connection: Connection, talk: Callable[[], Awaitable[str]]
     ) -> None:
-        """One client from first to last, and its line in the log."""
+        """Serve one client, and write its line in the log."""
         story = "cut off"
         try:
             with connection.scope:
                 story = await talk()
-        except Exception as error:  # noqa: BLE001 -- a mistake in the program must not end the others' conversations
+        except Exception as error:  # noqa: BLE001 -- a bug must not end other clients' connections
             full = out_of_room(error)
             story = f"ended: no room: {full}" if full else f"internal error: {type(error).__name__}: {error}"
         finally:
@@ -230,7 +231,7 @@ class Gateway:
                 story = f"ended: {connection.ended}"
             line = f"{connection.name}: {printable(story, 2000)} ({time.monotonic() - connection.began:.1f} s)"
             if connection.token is None:
-                self._quiet.say("connections that did not get in", line)
+                self._quiet.say("rejected connections", line)
             else:
                 self.log(line)
             if isinstance(accepted, SocketConnection):
@@ -253,21 +254,21 @@ class Gateway:
                         await accepted.secured(self.certificate.context), self.limits.to_authenticate
                     )
             except (ConnectionLost, TimeoutError) as error:
-                return f"not let in: {error or 'no TLS in time'}"
+                return f"rejected: {error or 'no TLS in time'}"
         try:
             with self._closing.idle():
                 endpoint, who = await self._let_in(Client(stream), connection, partial(self._note, connection))
             if self._closing.begun:
                 return "closed: the gateway is stopping"
         except ClientGone as gone:
-            return f"not let in: {gone}"
+            return f"rejected: {gone}"
         except ClientMisbehaved as fault:
             await _say_last(stream, Error(fault.answer or "protocol error"))
-            return f"not let in: {fault}"
+            return f"rejected: {fault}"
         except _WrongToken as wrong:
             await anyio.sleep(self._guesses.wrong(connection.address))
             await _say_last(stream, AuthFailure())
-            return f"not let in: {wrong}"
+            return f"rejected: {wrong}"
         assert connection.token is not None
         stream.timeout = self.timeout
         with self._with_room(endpoint) as limited:
@@ -284,7 +285,7 @@ class Gateway:
 
     @contextmanager
     def _with_room(self, endpoint: Endpoint) -> Iterator[Endpoint]:
-        """An endpoint whose session is only opened if there is room for it."""
+        """Return an endpoint whose session is only opened if there is room for it."""
         taken = 0
 
         async def session(bypass: frozenset[UUID]) -> Session:
@@ -301,15 +302,15 @@ class Gateway:
     async def _let_in(
         self, client: Client, connection: Connection, note: Callable[[str], None]
     ) -> tuple[Endpoint, str]:
-        """What the client gets, and who it is. Raises ClientGone, ClientMisbehaved, _WrongToken."""
-        match await client.receive("waiting for AUTH"):
+        """Authenticate a client; return what it gets and its name. Raises ClientGone, ClientMisbehaved, _WrongToken."""
+        match await client.receive("authenticating"):
             case Auth(uuid, text):
                 claim = read_claim(text)
                 who = "a client without a UUID" if uuid is None else str(uuid)
                 try:
                     token = None if claim is None else self.tokens.check(claim.token)
                 except AnnexError as error:
-                    # Not a stranger's business.
+                    # None of a stranger's business.
                     raise ClientMisbehaved(str(error), "this gateway cannot check tokens; see its log") from None
                 if claim is None or token is None:
                     raise _WrongToken(f"wrong token from {who}")
@@ -324,15 +325,15 @@ class Gateway:
                     raise ClientMisbehaved(str(error), printable(str(error))) from None
                 return endpoint, f"{who} with {_named(token)}"
             case other:
-                raise ClientMisbehaved(f"{describe(other)[:100]} in place of AUTH", "expected AUTH")
+                raise ClientMisbehaved(f"{describe(other)[:100]} instead of AUTH", "expected AUTH")
 
 
 class _WrongToken(Exception):
-    """The client does not have what it takes."""
+    """The client's token is not valid."""
 
 
 class _Idleness(Closing):
-    """Tells for one connection whether it is idle; ends it when the gateway closes."""
+    """Tells whether one connection is idle; ends it when the gateway closes."""
 
     def __init__(self, closing: Closing, connection: Connection) -> None:
         self._closing = closing
@@ -353,7 +354,7 @@ class _Idleness(Closing):
 
 
 class _Locks(LockKeeper):
-    """The locks of one client. Once it is gone, they take no place."""
+    """The locks of one client. Once it has gone, they take no place."""
 
     def __init__(
         self, places: Places, dead_locks: DeadLocks, connection: Connection, token: Token, where: UUID
@@ -393,5 +394,5 @@ async def _say_last(stream: MessageStream, message: Error | AuthFailure) -> None
     try:
         await Client(stream).send(message)
     except ClientGone:
-        # It did not wait to hear it.
+        # It has hung up already.
         return

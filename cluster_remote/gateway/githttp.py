@@ -1,7 +1,7 @@
-"""The gateway's own git repository over git's smart HTTP, by `git http-backend`: clone, fetch and push.
+"""The gateway's own git repository over smart HTTP, using `git http-backend`: clone, fetch and push.
 
-And `config`, which git-annex reads from every repository that git reaches over HTTP (observed with git-annex
-10.20261026): from it a clone learns the repository's UUID and where its content is served.
+Also serves `config`, which git-annex reads from every repository that git reaches over HTTP (observed with git-annex
+10.20261026): it tells a clone the repository's UUID and where its content is served.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ if TYPE_CHECKING:
 
 __all__ = ["GitHttp"]
 
-# Seconds in which neither git nor its client says anything, after which both are given up. A hook may take its time.
+# Seconds of silence from both git and its client before both are stopped. A hook may take its time.
 _SILENCE = 3600.0
 _CHUNK = 64 * 1024
-# Bytes of the header lines that git http-backend prints.
+# Maximum bytes of the header lines that git http-backend prints.
 _LONGEST_HEADER = 64 * 1024
 
 
 class GitHttp:
-    """`admit` says who may have a service (git-upload-pack, git-receive-pack), and raises NotAllowed, which the
-    application answers; `before_fetch`
-    brings the repository's branches up to date; `config` is what is served under that name."""
+    """`admit` checks access to a service (git-upload-pack, git-receive-pack) and raises NotAllowed, which the
+    application handles; `before_fetch` updates the repository's branches; `config` is what is served under that name.
+    """
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class GitHttp:
         self._config = config
 
     def routes(self) -> list[Route]:
-        """Where requests come in, for Starlette."""
+        """The routes for Starlette."""
         return [
             Route("/config", self._answer_config),
             Route("/info/refs", self._answer_refs),
@@ -67,8 +67,8 @@ class GitHttp:
     async def _answer_refs(self, request: Request) -> Response:
         service = request.query_params.get("service", "")
         if service not in ("git-upload-pack", "git-receive-pack"):
-            # What git sends that does not speak smart HTTP.
-            return Response("this repository is served by git's smart HTTP only\n", 403, media_type="text/plain")
+            # Sent by a git that does not speak smart HTTP.
+            return Response("this repository is only available over git's smart HTTP\n", 403, media_type="text/plain")
         return await self._serve(request, service, "/info/refs")
 
     async def _answer_service(self, request: Request) -> Response:
@@ -81,7 +81,7 @@ class GitHttp:
             try:
                 await self._before_fetch()
             except AnnexError as error:
-                # What can be fetched is old then, but not wrong.
+                # Then a fetch gets something old, but nothing wrong.
                 note(request, str(error))
         environment = foreign_environment() | {
             "GIT_PROJECT_ROOT": str(self._repository.git_dir),
@@ -93,7 +93,7 @@ class GitHttp:
             "REMOTE_USER": user,
             "REMOTE_ADDR": request.client.host if request.client is not None else "",
             "GIT_PROTOCOL": request.headers.get("git-protocol", ""),
-            # Who may push has been decided; git's own switch for it would have to be set in the repository.
+            # Access has been checked already; otherwise git requires its own setting in the repository.
             "GIT_CONFIG_COUNT": "1",
             "GIT_CONFIG_KEY_0": "http.receivepack",
             "GIT_CONFIG_VALUE_0": "true",
@@ -106,12 +106,12 @@ class GitHttp:
             process = await child.start(("git", "http-backend"), cwd=None, env=environment)
         except CommandFailed as error:
             note(request, str(error))
-            return Response("git cannot be started on the gateway\n", 500, media_type="text/plain")
+            return Response("the gateway cannot start git\n", 500, media_type="text/plain")
         return await _Backend(process, request).response()
 
 
 class _Backend:
-    """One run of git http-backend: the request's body goes in, headers and the answer come out."""
+    """One run of git http-backend: the request's body goes in, headers and body of the response come out."""
 
     def __init__(self, process: Process, request: Request) -> None:
         self._process = process
@@ -121,8 +121,8 @@ class _Backend:
     async def response(self) -> Response:
         begun = False
         try:
-            # The body is read first: an answer that begins before the request has ended confuses proxies. git's
-            # requests are small but for a push, which git http-backend reads to the end before it answers.
+            # Read the body first: a response that begins before the end of the request confuses proxies. git's requests
+            # are small, except for a push, which git http-backend reads to the end before it responds.
             async with anyio.create_task_group() as tasks:
                 assert self._process.stderr is not None
                 tasks.start_soon(self._listen)
@@ -154,7 +154,7 @@ class _Backend:
                 try:
                     await stdin.send(chunk)
                 except (anyio.BrokenResourceError, anyio.ClosedResourceError):
-                    # git has heard enough; its answer says why.
+                    # git has stopped reading; its answer says why.
                     break
         await stdin.aclose()
 
@@ -163,7 +163,7 @@ class _Backend:
         data = b""
         while b"\r\n\r\n" not in data:
             if len(data) > _LONGEST_HEADER:
-                raise ValueError("its headers do not end")
+                raise ValueError("its headers are too long")
             try:
                 data += await self._process.stdout.receive(_CHUNK)
             except anyio.EndOfStream:

@@ -52,7 +52,7 @@ SINCE = {"putoffset": 1, "remove-before": since(RemoveBefore), "gettimestamp": s
 
 
 class Failure(Exception):
-    """A request that is answered with a status code and no more than words."""
+    """A request that fails with a status code and a message."""
 
     def __init__(self, status: int, words: str = "", headers: dict[str, str] | None = None) -> None:
         super().__init__(words)
@@ -119,7 +119,7 @@ def login_of(request: Request) -> tuple[str, str] | None:
     except ValueError:
         colon = ""
     if scheme.lower() != "basic" or not colon:
-        raise NotAllowed("Error parsing header Authorization failed: only Basic is understood", 400)
+        raise NotAllowed("Error parsing header Authorization failed: only Basic is supported", 400)
     return user, password
 
 

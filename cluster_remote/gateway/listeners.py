@@ -1,4 +1,4 @@
-"""Sockets that a gateway listens on: unix sockets, TCP, and those that systemd hands over."""
+"""The sockets that a gateway listens on: unix, TCP, and those passed by systemd."""
 
 from __future__ import annotations
 
@@ -39,18 +39,18 @@ __all__ = [
 _Socket: TypeAlias = socket.socket
 _BACKLOG = 1024
 _HTTP, _HTTPS = 80, 443
-# What Linux takes as the path of a unix socket, in bytes.
+# Longest path of a unix socket on Linux, in bytes.
 _MAX_PATH = 107
 # systemd's first descriptor (sd_listen_fds(3)).
 _FIRST_DESCRIPTOR = 3
-# Seconds until another connection is accepted after this machine had no room for one.
+# Seconds to wait before accepting again after this machine ran out of resources.
 _OUT_OF_ROOM_PAUSE = 0.2
 _OUT_OF_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
 @dataclass(frozen=True)
 class Accepted:
-    """A client's socket. `peer` is the client for people, `address` what strangers are counted by."""
+    """A client's socket. `peer` describes the client to people; strangers are counted by `address`."""
 
     socket: socket.socket
     peer: str
@@ -60,7 +60,7 @@ class Accepted:
 class SocketConnection(DescriptorConnection):
     """A client's connection. Owns the socket.
 
-    `peer` is the client for people: an address of the network, or a user; `address` what strangers are counted by.
+    `peer` describes the client to people: a network address or a user; strangers are counted by `address`.
     """
 
     def __init__(self, accepted: socket.socket) -> None:
@@ -70,7 +70,7 @@ class SocketConnection(DescriptorConnection):
         super().__init__(descriptor, descriptor)
 
     async def secured(self, context: ssl.SSLContext) -> ByteStreamConnection:
-        """Begin TLS with the client. Raises ConnectionLost. To be closed by closing this connection."""
+        """Begin TLS with the client. Raises ConnectionLost. Closing this connection closes the result too."""
         try:
             stream = await TLSStream.wrap(
                 ConnectionStream(self, self._socket), server_side=True, ssl_context=context, standard_compatible=False
@@ -80,9 +80,9 @@ class SocketConnection(DescriptorConnection):
         return ByteStreamConnection(stream)
 
     async def aclose(self, patience: float) -> None:
-        """Waits up to `patience` seconds for the client to close, so that what it was told last arrives.
+        """Close after waiting up to `patience` seconds for the client to close, so that our last message arrives.
 
-        To close a socket that bytes have come in on which nobody read makes the kernel take back what was sent.
+        Closing a socket with unread input makes the kernel discard what was sent.
         """
         try:
             self._socket.shutdown(socket.SHUT_WR)
@@ -108,20 +108,20 @@ def _peer(accepted: socket.socket) -> tuple[str, str]:
             return f"user {uid}, process {pid}", f"user {uid}"
         host, port = accepted.getpeername()[:2]
     except OSError:
-        # It has hung up again.
+        # It has already hung up.
         return "gone", "gone"
     ip = ipaddress.ip_address(host.partition("%")[0])
-    # A single machine has as many addresses of a /64 as it likes.
+    # A single machine may use as many addresses of a /64 as it likes.
     network = ipaddress.ip_network((ip, 64), strict=False) if ip.version == 6 else ip
     return str(Tcp(host, port)).removeprefix("tcp://"), str(network)
 
 
 @dataclass(frozen=True)
 class Listener:
-    """A socket that listens. `name` is its address; `in_the_clear`: what goes over it can be read on a network.
+    """A listening socket. `name` is its address; `in_the_clear`: traffic can be read on a network.
 
-    `path` is what the paths of requests over HTTP begin with (`/data`, or nothing); None where P2P is spoken. `file` is
-    the unix socket's own, to be removed at the end, as path and inode.
+    `path` is the prefix of request paths over HTTP (`/data`, or nothing); None for the P2P protocol. `file` is the path
+    and inode of a unix socket's file, to be removed at the end.
     """
 
     socket: socket.socket
@@ -132,7 +132,7 @@ class Listener:
     file: tuple[Path, int] | None = None
 
     async def accept(self) -> SocketConnection:
-        """Return the next client. Raises CannotListen when the socket has been closed by somebody else."""
+        """Return the next client. Raises CannotListen if something else has closed the socket."""
         while True:
             accepted = await self._next()
             try:
@@ -144,7 +144,7 @@ class Listener:
                 await anyio.sleep(_OUT_OF_ROOM_PAUSE)
 
     async def accept_web(self) -> Accepted:
-        """Return the next client over HTTP. Raises CannotListen like `accept`."""
+        """Return the next HTTP client. Raises CannotListen like `accept`."""
         accepted = await self._next()
         return Accepted(accepted, *_peer(accepted))
 
@@ -161,17 +161,18 @@ class Listener:
                 elif error.errno in (errno.EBADF, errno.EINVAL, errno.ENOTSOCK):
                     raise CannotListen(f"{self.name}: {error.strerror}") from None
                 else:
-                    # That client went away before we came to it (see accept(2)); there may be others.
+                    # That client hung up before we accepted it (see accept(2)); there may be others.
                     await anyio.lowlevel.checkpoint()
             else:
                 if accepted.family != socket.AF_UNIX:
-                    # Messages are small and waited for. Of a client whose machine died we would never hear otherwise.
+                    # Messages are small and urgent. Without keepalive, we would never notice that a client's machine
+                    # died.
                     accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                     accepted.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
                 return accepted
 
     def close(self) -> None:
-        """Stops listening, and removes the unix socket's file if it is still ours."""
+        """Stop listening, and remove the unix socket's file if it is still ours."""
         if self.file is not None:
             path, inode = self.file
             try:
@@ -184,7 +185,7 @@ class Listener:
 
 @dataclass(frozen=True)
 class WebAddress:
-    """Where to listen for HTTP. `path` is what the paths of all requests begin with: `/data`, or nothing."""
+    """Where to listen for HTTP. `path` is the prefix of all request paths: `/data`, or nothing."""
 
     tcp: Tcp
     path: str = ""
@@ -199,13 +200,13 @@ ListenAddress: TypeAlias = Unix | Tcp | Tls | WebAddress
 
 
 def parse_listen(text: str) -> ListenAddress:
-    """Read an address to listen on. Raises BadAddress."""
+    """Parse an address to listen on. Raises BadAddress."""
     scheme, colon, rest = text.partition("://")
     if colon and scheme.lower() in ("http", "https"):
         authority, slash, path = rest.partition("/")
         path = (slash + path).rstrip("/")
         if not re.fullmatch(r"(/[A-Za-z0-9._~-]+)*", path):
-            raise BadAddress(f"{text!r}: a path to serve at consists of letters, digits, and . _ ~ -")
+            raise BadAddress(f"{text!r}: the path may only contain letters, digits, and . _ ~ -")
         tls = scheme.lower() == "https"
         port = "" if re.search(r":[0-9]+$", authority) else f":{_HTTPS if tls else _HTTP}"
         address = parse_address(f"tcp://{authority}{port}")
@@ -221,7 +222,7 @@ def parse_listen(text: str) -> ListenAddress:
 
 
 def listen(address: ListenAddress) -> list[Listener]:
-    """Listen on an address; on all of them, where a host's name has several. Raises CannotListen."""
+    """Listen on an address, or on all of them if a host's name has several. Raises CannotListen."""
     if isinstance(address, WebAddress):
         return [
             replace(
@@ -244,8 +245,8 @@ def _listen_unix(address: Unix) -> Listener:
     excess = len(os.fsencode(path)) - _MAX_PATH
     if excess > 0:
         raise CannotListen(
-            f"cannot listen on {address}: the path of a unix socket has at most {_MAX_PATH} bytes; this one would do "
-            f"with {excess} fewer"
+            f"cannot listen on {address}: the path of a unix socket may have at most {_MAX_PATH} bytes; shorten it "
+            f"by {excess}"
         )
     made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     hidden = path.with_name(f".{secrets.token_hex(4)}")
@@ -254,7 +255,8 @@ def _listen_unix(address: Unix) -> Listener:
         _check_directory(path.parent, address)
         if len(os.fsencode(hidden)) > _MAX_PATH:
             hidden = path.with_name(secrets.token_hex(1))
-        # Of the socket itself, from which the file gets its mode (unix(7)): at no time may others connect.
+        # Set on the socket itself, from which the file gets its mode (unix(7)): others must not be able to connect,
+        # ever.
         os.fchmod(made.fileno(), 0o600)
         made.bind(os.fsencode(hidden))
         try:
@@ -262,7 +264,8 @@ def _listen_unix(address: Unix) -> Listener:
             hidden.chmod(0o600)
             made.listen(_BACKLOG)
             made.setblocking(False)
-            # It gets its name once it listens, and only if nobody has it: no lock is needed, which others could hold.
+            # Give it its name only once it listens, and only if the name is free: this needs no lock, which others
+            # could hold.
             try:
                 os.link(hidden, path)
             except FileExistsError:
@@ -280,12 +283,12 @@ def _listen_unix(address: Unix) -> Listener:
 
 
 def _check_directory(directory: Path, address: Unix) -> None:
-    """Refuse a directory in which others could put their socket in the place of ours. Raises CannotListen."""
+    """Refuse a directory where others could replace our socket. Raises CannotListen."""
     status = directory.stat()
     if status.st_uid not in (0, os.geteuid()):
         raise CannotListen(f"cannot listen on {address}: {directory} belongs to user {status.st_uid}")
     if status.st_mode & stat.S_IWOTH and not status.st_mode & stat.S_ISVTX:
-        raise CannotListen(f"cannot listen on {address}: every user can write to {directory}; use a directory of yours")
+        raise CannotListen(f"cannot listen on {address}: every user can write to {directory}; use a private directory")
 
 
 def _make_way(address: Unix) -> None:
@@ -295,7 +298,7 @@ def _make_way(address: Unix) -> None:
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(before.st_mode):
-        raise CannotListen(f"cannot listen on {address}: there is something else at that path, which is left alone")
+        raise CannotListen(f"cannot listen on {address}: something else exists at that path")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         result = probe.connect_ex(os.fsencode(address.path))
@@ -303,10 +306,8 @@ def _make_way(address: Unix) -> None:
         _remove(Path(address.path), before.st_ino)
         return
     if result in (0, errno.EAGAIN):
-        raise CannotListen(
-            f"cannot listen on {address}: somebody listens there already (another cluster-remote serve?)"
-        )
-    raise CannotListen(f"cannot listen on {address}: the socket there cannot be tried: {os.strerror(result)}")
+        raise CannotListen(f"cannot listen on {address}: already in use (by another cluster-remote serve?)")
+    raise CannotListen(f"cannot listen on {address}: cannot check the existing socket: {os.strerror(result)}")
 
 
 def _remove(path: Path, inode: int) -> None:
@@ -339,7 +340,7 @@ def _listen_tcp(address: Tcp) -> list[Listener]:
         try:
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6:
-                # IPv4 has a socket of its own, or none.
+                # IPv4 gets a socket of its own, or none.
                 made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             made.bind(where)
             made.listen(_BACKLOG)
@@ -364,14 +365,13 @@ def _named(listening: socket.socket) -> Listener:
             clear = not ipaddress.ip_address(host.partition("%")[0]).is_loopback
             return Listener(listening, str(Tcp(host, port)), in_the_clear=clear)
         case other:
-            raise CannotListen(f"a socket of {other.name} is of no use to a gateway")
+            raise CannotListen(f"cannot use a socket of {other.name}")
 
 
 def handed_over(environment: MutableMapping[str, str]) -> list[Listener]:
-    """The sockets that systemd listens on for us (LISTEN_FDS, LISTEN_PID, LISTEN_FDNAMES); often none.
+    """Return the sockets that systemd listens on for us (LISTEN_FDS, LISTEN_PID, LISTEN_FDNAMES); often none.
 
-    Takes the variables away, so that no child takes the sockets for its own. Raises CannotListen where what was
-    handed over cannot be used.
+    Removes the variables, so that no child process uses the sockets. Raises CannotListen if they are unusable.
     """
     count = environment.pop("LISTEN_FDS", "")
     pid = environment.pop("LISTEN_PID", "")
@@ -383,7 +383,7 @@ def handed_over(environment: MutableMapping[str, str]) -> list[Listener]:
     listeners: list[Listener] = []
     try:
         for number in range(int(count)):
-            name = names[number] if number < len(names) and names[number] else "without a name"
+            name = names[number] if number < len(names) and names[number] else "unnamed"
             listeners.append(_taken_over(_FIRST_DESCRIPTOR + number, name))
     except BaseException:
         for listener in listeners:
@@ -396,11 +396,11 @@ def _taken_over(descriptor: int, name: str) -> Listener:
     try:
         taken = socket.socket(fileno=descriptor)
     except OSError as error:
-        raise CannotListen(f"descriptor {descriptor} ({name}) is no socket: {error.strerror}") from None
+        raise CannotListen(f"descriptor {descriptor} ({name}) is not a socket: {error.strerror}") from None
     try:
         if taken.type != socket.SOCK_STREAM or not taken.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             raise CannotListen(
-                f"descriptor {descriptor} ({name}) does not listen for connections; the socket unit needs "
+                f"descriptor {descriptor} ({name}) is not a listening socket; the socket unit needs "
                 "ListenStream= and Accept=no (with Accept=yes, run cluster-remote serve --stdio)"
             )
         taken.set_inheritable(False)

@@ -1,8 +1,8 @@
-"""The P2P protocol over HTTP, in front of any session: what `git annex p2phttp` answers, for the same clients.
+"""The P2P protocol over HTTP, for any session: compatible with the clients of `git annex p2phttp`.
 
-Paths, parameters, answers and status codes are those observed with git-annex 10.20261026; docs/differences.md says
-where they are not. A server answers 404 to a version or an endpoint that it lacks, since that is what makes
-git-annex's own client try an older one.
+Paths, parameters, responses and status codes are those observed with git-annex 10.20261026, except for what
+docs/differences.md lists. Unsupported versions and endpoints get 404, since that makes git-annex's client try an older
+version.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ __all__ = ["Door", "P2pHttp", "Visitor", "challenge", "note", "visitor_of"]
 
 _CHALLENGE = {"WWW-Authenticate": 'Basic realm="git-annex", charset="UTF-8"'}
 _BINARY = "application/octet-stream"
-# Bytes of a line of keeplocked's body.
+# Maximum bytes of a line in keeplocked's body.
 _LONGEST_LINE = 1024
 _RANGE = re.compile(r"bytes=([0-9]{1,19})-([0-9]{1,19})?|bytes=-([0-9]{1,19})")
 
 
 @dataclass(frozen=True)
 class Visitor:
-    """Who makes a request: what it may do, and what it is called in the log. Nobody in particular may not lock."""
+    """Who makes a request: their permissions, and their name in the log. Anonymous visitors cannot lock."""
 
     mode: Mode
     name: str
@@ -70,20 +70,20 @@ class Visitor:
 
 
 class Door(Protocol):
-    """Who is let in, and to what."""
+    """Controls who has access, and to what."""
 
     @property
     def takes_logins(self) -> bool:
-        """Whether there is any login that would be accepted."""
+        """Whether any login could be accepted."""
 
     async def visitor(self, login: tuple[str, str] | None, connection: WebConnection) -> Visitor | None:
-        """Say who somebody is that gives this user and password, or none; None for who is not let in.
+        """Authenticate a visitor by user and password, if given; return None to deny access.
 
-        Raises NotAllowed if there is no room for it.
+        Raises NotAllowed if there is no room.
         """
 
     async def served(self, uuid: UUID, client: UUID | None, visitor: Visitor) -> Endpoint | None:
-        """Say what is served under a UUID, or a part of it that the visitor may use; None for nothing."""
+        """Return what is served under a UUID, as far as the visitor may use it; None if nothing is."""
 
 
 class _Json(JSONResponse):
@@ -94,9 +94,9 @@ class _Json(JSONResponse):
 
 @dataclass
 class _Lock:
-    """A content that is kept from being removed, until it is released or its time is over.
+    """Content locked against removal, until it is released or the lock times out.
 
-    `keepers` is how many requests keep it; while there is none, it counts as left behind by its `owner`.
+    `keepers` is the number of requests that keep it; without any, it counts as left behind by its `owner`.
     """
 
     owner: str
@@ -127,7 +127,7 @@ class P2pHttp:
         self._retention = lock_retention
 
     def routes(self) -> list[Route]:
-        """Where requests come in, for Starlette."""
+        """The routes for Starlette."""
         return [
             Route("/git-annex/{rest:path}", self._answer, methods=["GET", "HEAD", "POST", "PUT", "DELETE"]),
         ]
@@ -142,7 +142,7 @@ class P2pHttp:
             return Response(printable(str(error), 2000), 500, media_type="text/plain")
 
     async def _routed(self, request: Request) -> Response:
-        # The path as it was sent: a key may have an encoded slash in it.
+        # Use the raw path: a key may contain an encoded slash.
         raw = request.scope.get("raw_path", b"").partition(b"?")[0]
         _, _, rest = raw.rpartition(b"/git-annex/") if raw.count(b"/git-annex/") == 1 else raw.partition(b"/git-annex/")
         words = rest.split(b"/")
@@ -204,7 +204,7 @@ class P2pHttp:
         async def respond(sender: _Sender) -> None:
             async with self._downloading(request, served, asked) as download:
                 if download is None:
-                    # As git-annex does it: not 404, with which its client would try older versions.
+                    # As git-annex does; a 404 would make its client try older versions.
                     await sender.start(200, {DATA_LENGTH: "0"})
                     return
                 await sender.start(200, {DATA_LENGTH: str(download.length)})
@@ -215,7 +215,7 @@ class P2pHttp:
         return _Streamed(respond, request)
 
     async def _for_browsers(self, request: Request, uuid: UUID | None, key: Key) -> Response:
-        """A plain GET: 404 for what is not there, Range, and a length that holds."""
+        """Answer a plain GET: 404 for missing content, Range, and a reliable length."""
         served = await self._admitted(request, uuid, "key", Asked(key))
         etag = f'"{base64.urlsafe_b64encode(bytes(key)).decode()}"'
         headers = {"ETag": etag, "Accept-Ranges": "bytes", "Cache-Control": "private, immutable, max-age=31536000"}
@@ -255,11 +255,11 @@ class P2pHttp:
 
     @asynccontextmanager
     async def _downloading(self, request: Request, served: Endpoint, asked: Asked) -> AsyncIterator[Download | None]:
-        """Give a download that has begun; None if the content is not there. Raises SessionError."""
+        """Open a download; yield None if the content is not there. Raises SessionError."""
         size = asked.key.content_size
         expected = None if size is None else max(0, size - asked.offset)
         async with self._lending.lend(served, asked.bypass) as session:
-            # An empty answer does not say whether there is nothing, or nothing more.
+            # Empty content could mean that there is none, or no more of it.
             if not expected and not await session.check_present(asked.key):
                 yield None
                 return
@@ -347,13 +347,13 @@ class P2pHttp:
                 return {"locked": False}
 
     def _left_behind(self, name: str) -> None:
-        """Hold a lock for as long as a client may rely on it that is not heard of."""
+        """Hold a lock for as long as a client that went silent may rely on it."""
         lock = self._locks[name]
         lock.scope.deadline = anyio.current_time() + self._retention
         lock.forget = self._dead_locks.add(lock.owner, name, lock.scope.cancel)
 
     async def _keep_locked(self, request: Request, name: str) -> Response:
-        """Hold a lock for as long as the body goes on; the client says at its end that it may be released."""
+        """Hold a lock until the end of the body, where the client says whether to release it."""
         lock = self._locks.get(name)
         if lock is not None:
             lock.forget()
@@ -363,7 +363,7 @@ class P2pHttp:
             try:
                 released = await _says_unlock(request)
             except ClientDisconnect:
-                # The client may have relied on it.
+                # The client may rely on the lock.
                 pass
             finally:
                 lock.keepers -= 1
@@ -375,7 +375,7 @@ class P2pHttp:
 
 
 async def _says_unlock(request: Request) -> bool:
-    """Read JSON objects, one a line, until one of them says to unlock. False where the body ends without."""
+    """Read JSON objects, one per line, until one says to unlock. Return False if the body ends without that."""
     line = b""
     async for chunk in request.stream():
         line += chunk
@@ -393,7 +393,7 @@ async def _says_unlock(request: Request) -> bool:
 
 
 class _Sender:
-    """Sends one response, piece by piece."""
+    """Sends one response in pieces."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
@@ -409,9 +409,9 @@ class _Sender:
 
 
 class _Streamed(Response):
-    """A response that is made while it is sent, all in one task, since a session is left where it was entered.
+    """A response generated while it is sent, in one task, since a session must be exited in the task that entered it.
 
-    A client that hangs up ends it.
+    Ends if the client hangs up.
     """
 
     def __init__(self, respond: Callable[[_Sender], Awaitable[None]], request: Request) -> None:
@@ -437,12 +437,12 @@ class _Streamed(Response):
                 if not sender.started:
                     await sender.start(500, {}, "text/plain")
                     await sender.send(printable(str(error), 2000).encode(), more=False)
-                # Else the response stays unfinished, and the server cuts the connection.
+                # Otherwise the response stays unfinished, and the server cuts the connection.
             tasks.cancel_scope.cancel()
 
 
 async def _until_valid(download: Download) -> AsyncIterator[bytes]:
-    """The bytes of a download; without the last one if it turns out not to be valid, since there is no other word."""
+    """Yield a download, without its last byte if it proves invalid: there is no other way to signal that."""
     last = b""
     async for chunk in download.chunks():
         if chunk:
@@ -453,13 +453,13 @@ async def _until_valid(download: Download) -> AsyncIterator[bytes]:
 
 
 async def _exactly(download: Download, length: int) -> AsyncIterator[bytes]:
-    """The first bytes of a download, as many as were announced. Raises SourceError if they are not valid."""
+    """Yield the announced number of bytes of a download. Raises SourceError if they are invalid."""
     left = length
     async for chunk in download.chunks():
         part = bytes(chunk[:left])
         left -= len(part)
         if not left:
-            # Less than the whole cannot be judged; the rest of it is not waited for.
+            # A part cannot be verified; don't wait for the rest.
             if length == download.length and not await download.valid():
                 raise SourceError("the content is not valid")
             yield part
@@ -468,7 +468,7 @@ async def _exactly(download: Download, length: int) -> AsyncIterator[bytes]:
 
 
 class _BodySource(Source):
-    """The body of a PUT, which begins at the offset that the client has chosen."""
+    """The body of a PUT, starting at the client's offset."""
 
     repeatable = False
 
@@ -482,7 +482,9 @@ class _BodySource(Source):
     async def read(self, offset: int) -> AsyncIterator[SourceReading]:
         skipped = offset - self._offset
         if skipped < 0:
-            raise SourceError(f"the client sends the content from byte {self._offset} on; {offset} bytes are here")
+            raise SourceError(
+                f"the client sends the content from byte {self._offset} on, but only {offset} bytes are here"
+            )
         if skipped > self._length:
             raise SourceError(f"the content ends before byte {offset}")
         yield _BodyReading(self._request, skipped, self._length, self._timeout)
@@ -508,13 +510,13 @@ class _BodyReading(SourceReading):
                 raise SourceError(f"the client sent nothing for {self._timeout:.3g} seconds") from None
             self._left -= len(chunk)
             if self._left < 0:
-                raise SourceError("the client sent more than it had announced")
+                raise SourceError("the client sent more than it announced")
             part = chunk[self._skip :]
             self._skip -= len(chunk) - len(part)
             if part:
                 yield part
         if self._left:
-            # Which is also how a client says that the content has changed meanwhile.
+            # This is also how a client signals that the content changed meanwhile.
             raise SourceError(f"the client stopped {self._left} bytes before the end")
 
     async def valid(self) -> bool:
@@ -525,7 +527,7 @@ class _BodyReading(SourceReading):
 
 
 def challenge() -> dict[str, str]:
-    """The header that asks for a login."""
+    """Return the header that requests a login."""
     return dict(_CHALLENGE)
 
 
@@ -539,14 +541,14 @@ def _connection(request: Request) -> WebConnection:
 
 
 def note(request: Request, *lines: str) -> None:
-    """Write into the log what is to be known about a request."""
+    """Write lines about a request to the log."""
     for line in lines:
         _connection(request).say(line)
 
 
 async def visitor_of(request: Request, door: Door) -> Visitor | None:
-    """Say who makes a request; None for who is not let in.
+    """Identify who makes a request; None if access is denied.
 
-    Raises NotAllowed for a login that cannot be read, and if there is no room.
+    Raises NotAllowed for a malformed login, or if there is no room.
     """
     return await door.visitor(login_of(request), _connection(request))

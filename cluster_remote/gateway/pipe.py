@@ -1,11 +1,11 @@
-"""git-annex-p2p-cluster ADDRESS: standard input and output, connected to a gateway's socket.
+"""git-annex-p2p-cluster ADDRESS: connect standard input and output to a gateway's socket.
 
 This makes our gateways a network of git-annex's P2P transports: for a remote with the url p2p-annex::cluster:ADDRESS
-git-annex runs this program with ADDRESS and speaks the protocol with it, AUTH included. So it carries bytes and does
-not look at them.
+git-annex runs this program with ADDRESS and speaks the whole protocol through it, AUTH included. So it only copies
+bytes.
 
-`?node=UUID` in ADDRESS changes nothing here: git-annex keeps one token for each address, and remotes for different
-repositories behind the same gateway need different ones.
+`?node=UUID` in ADDRESS is ignored here: git-annex stores one token per address, and remotes for different repositories
+behind the same gateway need different ones.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from cluster_remote.transport.trust import Refusal, check_socket_owner
 __all__ = ["connect", "main", "relay"]
 
 _CHUNK = 256 * 1024
-# Seconds for the connection to be made.
+# Seconds to connect.
 _TIMEOUT = 60.0
 
 _USAGE = "usage: git-annex-p2p-cluster ADDRESS, where ADDRESS is unix:/path or tcp://host:port"
 
 
 def main() -> int:
-    """Gives the exit code: 0 when the gateway has closed the connection, 1 where there was none, 2 for wrong usage."""
+    """Return the exit code: 0 when the gateway closed the connection, 1 if it was unreachable, 2 for wrong usage."""
     if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
         print(_USAGE, file=sys.stderr)
         return 2
     if sys.argv[1] == "address":
-        # So git-annex asks a network for our addresses, when a repository is to be served by git-annex itself.
+        # This is how git-annex asks a network for our addresses, to serve a repository itself.
         print("git-annex-p2p-cluster: to serve, run cluster-remote serve --listen ADDRESS", file=sys.stderr)
         return 2
     try:
@@ -55,14 +55,14 @@ def main() -> int:
 
 
 def connect(text: str) -> socket.socket:
-    """Connect to a gateway. Raises BadAddress, OSError; Refusal where the other side runs as an unexpected user."""
+    """Connect to a gateway. Raises BadAddress, OSError; Refusal if the server runs as an unexpected user."""
     match parse_address(text):
         case Unix(path=path):
             gateway = socket.socket(socket.AF_UNIX)
             try:
                 gateway.settimeout(_TIMEOUT)
                 gateway.connect(os.fsencode(path))
-                # What git-annex sends next is the token.
+                # Next, git-annex sends the token.
                 check_socket_owner(os.fsencode(path), user_of_peer(gateway))
             except BaseException:
                 gateway.close()
@@ -72,13 +72,13 @@ def connect(text: str) -> socket.socket:
             gateway.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             gateway.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         case _:
-            raise BadAddress(f"{text!r} is not the address of a gateway's socket: unix:/path or tcp://host:port")
+            raise BadAddress(f"{text!r} is not the address of a gateway's socket; use unix:/path or tcp://host:port")
     gateway.settimeout(None)
     return gateway
 
 
 def relay(gateway: socket.socket, reading: int, writing: int) -> None:
-    """Carries bytes both ways until the gateway closes. The end of our input is the end of the gateway's."""
+    """Copy bytes both ways until the gateway closes. Forward the end of our input to the gateway."""
 
     def to_gateway() -> None:
         try:
@@ -86,10 +86,10 @@ def relay(gateway: socket.socket, reading: int, writing: int) -> None:
                 gateway.sendall(data)
             gateway.shutdown(socket.SHUT_WR)
         except OSError:
-            # It closed; the other direction sees that too, after what it said last.
+            # It closed; the other direction notices after the last message.
             return
 
-    # A daemon, for it may be waiting for input that never comes when the gateway has closed.
+    # A daemon, since it may wait for input that never comes after the gateway has closed.
     threading.Thread(target=to_gateway, daemon=True).start()
     with gateway:
         try:
@@ -98,5 +98,5 @@ def relay(gateway: socket.socket, reading: int, writing: int) -> None:
                 while view:
                     view = view[os.write(writing, view) :]
         except OSError:
-            # Either side broke off; git-annex sees the end of the conversation, which tells it so.
+            # Either side hung up; git-annex sees the end of the conversation.
             return

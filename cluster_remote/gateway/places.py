@@ -1,7 +1,7 @@
-"""Who is connected to a gateway, who gives way when it is full, and locks whose clients are gone.
+"""Who is connected to a gateway, who gives way when it is full, and locks of clients that are gone.
 
-What a client uses is counted against its token; what a stranger, who has not authenticated yet, uses is counted
-against its address. So nobody can keep others out: whoever has most gives way first.
+Clients are counted by token, and strangers, who have not authenticated yet, by address. So nobody can lock out others:
+the heaviest user gives way first.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from cluster_remote.gateway.tokens import Token
 
 __all__ = ["Connection", "DeadLocks", "Guesses", "Places"]
 
-# The share of all places that one token may have, and that all clients without a token may have together.
+# The largest share of all places for one token, and for all clients without a token together.
 _SHARE, _WITHOUT_TOKEN = 0.75, 0.5
-# Seconds without a request after which a connection gives way to another one of the same token.
+# Seconds without a request after which a connection gives way to another one with the same token.
 _LONG_IDLE = 60.0
-# Seconds for which a wrong token counts against its address, how often the delay doubles, and how many addresses are
-# remembered.
+# Seconds for which a wrong token counts against its address, how often the delay doubles, and how many addresses to
+# remember.
 _GUESS_MEMORY, _DOUBLINGS, _ADDRESSES = 600.0, 4, 1024
 
 
 @dataclass(eq=False)
 class Connection:
-    """A connection from first to last. Times are in seconds of the monotonic clock.
+    """A connection. Times are in seconds of the monotonic clock.
 
-    `address` is what clients without a token are counted by, `name` is for the log. `idle_since` is None during a
-    request; after `patience` seconds without one it gives way to another connection of the same token. `ended` says
-    why the gateway ended it.
+    Clients without a token are counted by `address`; `name` is for the log. `idle_since` is None during a request;
+    after `patience` seconds without one, it gives way to another connection with the same token. `ended` is why the
+    gateway ended it.
     """
 
     name: str
@@ -46,25 +46,25 @@ class Connection:
     ended: str | None = None
 
     def end(self, why: str) -> None:
-        """End it at once; its line in the log says why."""
+        """End it now; its line in the log says why."""
         if self.ended is None:
             self.ended = why
             self.scope.cancel()
 
 
 class Places:
-    """The places of a gateway: for so many clients, and besides for so many strangers."""
+    """The places of a gateway: some for clients, and others for strangers."""
 
     def __init__(self, clients: int, strangers: int) -> None:
         self._most_clients = clients
         self._most_strangers = strangers
-        # What each is counted as: its token, or its address.
+        # What each counts as: its token or its address.
         self._clients: dict[Connection, str] = {}
-        # In the order in which they came.
+        # In order of arrival.
         self._strangers: dict[Connection, None] = {}
 
     def arrive(self, stranger: Connection) -> None:
-        """Take a stranger in. Where there are too many, the oldest one of the address with most of them is ended."""
+        """Add a stranger. If there are too many, end the oldest one from the address with the most strangers."""
         if len(self._strangers) >= self._most_strangers:
             count = Counter(each.address for each in self._strangers)
             most = max(count.values())
@@ -74,11 +74,11 @@ class Places:
         self._strangers[stranger] = None
 
     def admit(self, connection: Connection, token: Token | None) -> str | None:
-        """Give a connection the place of a client, or say why there is none for it.
+        """Give a connection a client's place, or return why there is none.
 
-        Without a token, which is for whom anybody may read, it is counted by its address. When all places are taken,
-        the longest idle connection of who has most of them gives way. A connection whose next request has another
-        token, as behind a reverse proxy, is counted anew.
+        Without a token (public reading), it counts by address. When all places are taken, the longest idle connection
+        of the heaviest user gives way. A connection whose next request has another token, as behind a reverse proxy, is
+        counted anew.
         """
         owner = connection.address if token is None else f"token {token.id}"
         if self._clients.get(connection) == owner:
@@ -97,19 +97,19 @@ class Places:
             return refusal
         if giving_way is not None:
             del self._clients[giving_way]
-            giving_way.end("gave way to another client, having been idle")
+            giving_way.end("was idle and gave way to another client")
         self._strangers.pop(connection, None)
         connection.token = token
         self._clients[connection] = owner
         return None
 
     def leave(self, connection: Connection) -> None:
-        """Give its place back. Harmless for one that has none."""
+        """Give back its place. Harmless if it has none."""
         self._clients.pop(connection, None)
         self._strangers.pop(connection, None)
 
     def end_those_without(self, valid: Callable[[Token], bool], why: str) -> None:
-        """End the connections of all clients whose token is not valid any more."""
+        """End the connections of all clients whose token is no longer valid."""
         for connection in list(self._clients):
             if connection.token is not None and not valid(connection.token):
                 self.leave(connection)
@@ -117,7 +117,7 @@ class Places:
 
 
 def _room_among(clients: Mapping[Connection, str], most: int, owner: str) -> tuple[Connection | None, str | None]:
-    """Say who has to give way to one more connection of `owner`, if anybody, or why there is no room for it."""
+    """Return who must give way to one more connection of `owner`, if anybody, or why there is no room for it."""
     count = Counter(clients.values())
     mine, full = count[owner], len(clients) >= most
     if mine >= math.ceil(most * _SHARE) or (full and mine + 1 >= max(count.values())):
@@ -125,7 +125,7 @@ def _room_among(clients: Mapping[Connection, str], most: int, owner: str) -> tup
         refusal = f"{owner} has {mine} of the {most} places of this gateway"
     elif full:
         candidates = [each for each, whose in clients.items() if count[whose] > mine + 1 and _idle(each) >= 0]
-        refusal = f"this gateway has {len(clients)} clients already, and all are busy"
+        refusal = f"all {len(clients)} clients of this gateway are busy"
     else:
         return None, None
     if not candidates:
@@ -134,12 +134,12 @@ def _room_among(clients: Mapping[Connection, str], most: int, owner: str) -> tup
 
 
 def _idle(connection: Connection) -> float:
-    """Seconds since its last request; less than 0 during one."""
+    """Return the seconds since its last request; negative during one."""
     return -1 if connection.idle_since is None else time.monotonic() - connection.idle_since
 
 
 class DeadLocks:
-    """Locks that outlast the connection they were taken on, by token. They take no place, but may only be so many."""
+    """Locks that outlast their connection, by token. They take no place, but their number is limited."""
 
     def __init__(self, for_each_token: int, in_all: int) -> None:
         self._for_each_token = for_each_token
@@ -147,17 +147,17 @@ class DeadLocks:
         self._locks: dict[tuple[str, Hashable], Callable[[], None]] = {}
 
     def refusal(self, token: str) -> str | None:
-        """Say why this token gets no more locks for now, if it has left too many behind."""
+        """Return why this token gets no more locks for now, if it has left too many behind."""
         mine = sum(1 for owner, _ in self._locks if owner == token)
         if mine >= self._for_each_token or len(self._locks) >= self._in_all:
             return (
-                f"{mine} locks are still held for clients of this token whose connections broke off; each ends ten "
-                "minutes after that"
+                f"{mine} locks are still held for disconnected clients with this token; each ends ten "
+                "minutes after the disconnection"
             )
         return None
 
     def add(self, token: str, content: Hashable, release: Callable[[], None]) -> Callable[[], None]:
-        """Keep a lock whose client is gone, in place of an older one on the same content. Gives what forgets it."""
+        """Keep a lock whose client has gone, replacing an older one on the same content. Return how to forget it."""
         which = (token, content)
         older = self._locks.pop(which, None)
         if older is not None:
@@ -173,14 +173,14 @@ class DeadLocks:
 
 
 class Guesses:
-    """Wrong tokens, by address: each makes the next refusal take longer, on whatever connection it comes."""
+    """Wrong tokens, by address: each makes the next refusal take longer, on any connection."""
 
     def __init__(self, delay: float) -> None:
         self._delay = delay
         self._wrong: OrderedDict[str, tuple[int, float]] = OrderedDict()
 
     def wrong(self, address: str) -> float:
-        """Count one more. Return how many seconds its refusal has to take."""
+        """Count one more. Return how many seconds its refusal must take."""
         now = time.monotonic()
         before, last = self._wrong.pop(address, (0, now))
         if now - last > _GUESS_MEMORY:

@@ -1,4 +1,4 @@
-"""A log that a flood cannot fill: of each kind of event, the first few of a minute are written, the others counted."""
+"""A log that cannot be flooded: writes the first few events of a kind per minute, and counts the others."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LINES = 10
 
 
 class QuietLog:
-    """Writes lines by `log`, at most `lines` of a kind within `window` seconds, and how many more there were."""
+    """Writes lines with `log`, at most `lines` of a kind within `window` seconds, and how many more there were."""
 
     def __init__(self, log: Callable[[str], None], lines: int = _LINES, window: float = _WINDOW) -> None:
         self._log = log
@@ -25,7 +25,7 @@ class QuietLog:
         self._seen: Counter[str] = Counter()
 
     def say(self, kind: str, line: str) -> None:
-        """Write a line, unless there have been too many of its kind. `kind` reads as a plural: "refused strangers"."""
+        """Write a line, unless there were too many of its kind. `kind` reads as a plural: "refused strangers"."""
         if time.monotonic() - self._began >= self._window:
             self.sum_up()
         self._seen[kind] += 1
@@ -33,7 +33,7 @@ class QuietLog:
             self._log(line)
 
     def sum_up(self) -> None:
-        """Write what was left out, and begin another window."""
+        """Write how many were left out, and begin a new window."""
         for kind, number in self._seen.items():
             if number > self._lines:
                 self._log(f"{number - self._lines} more {kind} in {time.monotonic() - self._began:.0f} s")
@@ -41,7 +41,7 @@ class QuietLog:
         self._began = time.monotonic()
 
     async def sum_up_in_time(self) -> None:
-        """Sum up at the end of each window, until it is cancelled."""
+        """Sum up at the end of each window, until cancelled."""
         while True:
             await anyio.sleep(self._window)
             self.sum_up()

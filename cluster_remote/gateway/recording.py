@@ -1,8 +1,8 @@
-"""The gateway's location log, for all its clients together.
+"""The gateway's location log, shared by all its clients.
 
-What is recorded lies in the journal, where every git-annex in this repository sees it, but not whoever fetches the
-git-annex branch. Mostly the next git-annex command commits it. A gateway's repository may not see one for months, so
-the gateway has it committed itself, whenever there is a moment's rest.
+New records go to the journal: every git-annex in this repository sees them, but a fetch of the git-annex branch does
+not. Usually the next git-annex command commits them. A gateway's repository may not run one for months, so the gateway
+commits them itself whenever it is idle for a moment.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from cluster_remote.p2p.key import UUID, Key
 
 __all__ = ["SharedLog"]
 
-# Seconds without anything to record that count as a rest, and how long the branch may lag behind when there is none.
+# Seconds without new records before a commit, and the longest delay when there is no such pause.
 _REST, _LONGEST_LAG = 1.0, 30.0
 
 
@@ -50,8 +50,8 @@ class SharedLog:
             self._recorded.set()
 
     async def commit(self) -> None:
-        """Brings what has been recorded so far into the git-annex branch. Raises CommandFailed."""
-        # Also waits for a commit that is under way: it has what was recorded before.
+        """Commit what was recorded so far to the git-annex branch. Raises CommandFailed."""
+        # Also waits for a running commit, which includes earlier records.
         async with self._committing:
             if self._uncommitted:
                 self._uncommitted = False
@@ -62,7 +62,7 @@ class SharedLog:
                     raise
 
     async def commit_in_time(self, note: Callable[[str], None]) -> None:
-        """Commits whenever there is a rest, until it is cancelled. `note` is told in words what went wrong."""
+        """Commit during pauses, until cancelled. `note` gets error messages."""
         while True:
             await self._recorded.wait()
             with anyio.move_on_after(_LONGEST_LAG):
@@ -72,10 +72,10 @@ class SharedLog:
             try:
                 await self.commit()
             except AnnexError as error:
-                note(f"what was recorded could not be committed: {error}")
+                note(f"cannot commit the location log: {error}")
 
     async def aclose(self) -> None:
-        """Commits, and ends the children. Bounded in time. Raises CommandFailed where it could not commit."""
+        """Commit, and end the child processes, in bounded time. Raises CommandFailed if the commit failed."""
         try:
             await self.commit()
         finally:

@@ -1,6 +1,6 @@
-"""What one gateway has room for: descriptors and processes are few, and running out of them must cost one request.
+"""The resources of one gateway: descriptors and processes are scarce, and running out must only fail one request.
 
-Each client's session with a cluster has a process, and three descriptors, for every node.
+Each client's session with a cluster has one process and three descriptors per node.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _PER_NODE, _PER_SESSION = 4, 4
 
 
 class Room:
-    """The descriptors that sessions may use, shared by all clients of a gateway."""
+    """The descriptors for sessions, shared by all clients of a gateway."""
 
     def __init__(self, descriptors: int | None = None) -> None:
         if descriptors is None:
@@ -28,23 +28,23 @@ class Room:
         self._taken = 0
 
     def strangers(self, wanted: int) -> int:
-        """How many that have not authenticated may be connected: they get an eighth of the descriptors at most."""
+        """Return how many unauthenticated clients may connect: they get an eighth of the descriptors at most."""
         return min(wanted, max(self._all // 16, 2))
 
     def take(self, nodes: int) -> int:
-        """Set aside what a session with so many nodes needs. Give it back by `give_back`.
+        """Reserve what a session with that many nodes needs; free it with `give_back`.
 
-        Raises Unreachable where there is too little; the first session always gets what it wants.
+        Raises Unreachable if there is too little; the first session always gets what it wants.
         """
         needed = _PER_SESSION + _PER_NODE * nodes
         if self._taken and self._taken + needed > self._all - self._all // 8:
             raise Unreachable(
-                "this gateway has no descriptors left for one more client; try again later (its limit can be raised: "
+                "this gateway has no file descriptors left for another client; try again later (to raise its limit: "
                 "ulimit -n, or LimitNOFILE= in its systemd unit)"
             )
         self._taken += needed
         return needed
 
     def give_back(self, descriptors: int) -> None:
-        """Give back what `take` set aside."""
+        """Free what `take` reserved."""
         self._taken -= descriptors

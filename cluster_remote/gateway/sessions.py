@@ -1,4 +1,4 @@
-"""Sessions that are lent to one request at a time, for clients that have no connection of their own."""
+"""Sessions lent to one request at a time, for clients without a connection of their own."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from cluster_remote.p2p.session import Session
 
 __all__ = ["Lending"]
 
-# Seconds for which a session is kept that nobody has asked for again, and how many of them are kept at most.
+# Seconds to keep an unused session, and how many of them to keep at most.
 _IDLE, _MOST_IDLE = 30.0, 16
 
 _Kind: TypeAlias = tuple[UUID, frozenset[UUID]]
 
 
 class Lending:
-    """Lends sessions by what they lead to; keeps some that were given back for the next request.
+    """Lends sessions by what they lead to; keeps some returned ones for later requests.
 
-    `size` says how many nodes a session with a cluster may have connections to.
+    `size` returns how many nodes a session with a cluster may connect to.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Lending:
 
     @asynccontextmanager
     async def lend(self, served: Endpoint, bypass: frozenset[UUID]) -> AsyncIterator[Session]:
-        """Give a session for one request. Raises SessionError."""
+        """Lend a session for one request. Raises SessionError."""
         kind = served.uuid, bypass
         session = await self._taken(kind) or await self._opened(served, bypass)
         try:
@@ -68,7 +68,7 @@ class Lending:
 
     async def _taken(self, kind: _Kind) -> Session | None:
         await self._let_go(self._overdue())
-        # The one used last is the one most likely to be good still.
+        # The most recently used one is most likely still good.
         for place in reversed(range(len(self._idle))):
             if self._idle[place][1] == kind:
                 return self._idle.pop(place)[2]
@@ -80,11 +80,11 @@ class Lending:
             await self._close(self._idle.pop(0)[2])
 
     async def aclose(self) -> None:
-        """Close all that are idle."""
+        """Close all idle sessions."""
         await self._let_go(len(self._idle))
 
     async def let_go_in_time(self) -> None:
-        """Close those that nobody asks for again, until this is cancelled."""
+        """Close sessions that stay unused, until cancelled."""
         while True:
             await anyio.sleep(_IDLE)
             await self._let_go(self._overdue())

@@ -1,7 +1,7 @@
 """One client on standard input and output: for inetd, a socket unit with Accept=yes, or an ssh forced command.
 
-Whoever started this program has let the client in already, so there is no AUTH, and what the client may do is said
-by the environment, as for git-annex-shell.
+The program that started this one has authenticated the client, so there is no AUTH, and the environment limits what the
+client may do, as for git-annex-shell.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _STDIN, _STDOUT, _STDERR = 0, 1, 2
 
 
 def mode_from(environment: Mapping[str, str]) -> Mode:
-    """What the client may do. Any value but the empty one counts (observed with git-annex 10.20261026)."""
+    """Return what the client may do. Any value but an empty one counts (observed with git-annex 10.20261026)."""
     if environment.get("GIT_ANNEX_SHELL_READONLY"):
         return Mode.READ_ONLY
     if environment.get("GIT_ANNEX_SHELL_APPENDONLY"):
@@ -35,7 +35,7 @@ def mode_from(environment: Mapping[str, str]) -> Mode:
 
 
 def stderr_is_the_client() -> bool:
-    """Whether what is written to standard error goes to the client, as under inetd: it must not then."""
+    """Return whether standard error goes to the client, as under inetd: then nothing may be written to it."""
     try:
         error, output = os.fstat(_STDERR), os.fstat(_STDOUT)
     except OSError:
@@ -44,9 +44,9 @@ def stderr_is_the_client() -> bool:
 
 
 async def serve_stdio(served: Endpoint, timeout: float, to_finish: float, note: Callable[[str], None]) -> Ended:
-    """Serves until the client hangs up, or until SIGTERM or SIGINT and what is under way then has been finished.
+    """Serve until the client hangs up, or until a SIGTERM or SIGINT and the end of running requests.
 
-    A request may go on for `to_finish` seconds after the signal; what is cut off then is a fault like any other.
+    After the signal, a request has `to_finish` seconds left; cutting it off is a fault like any other.
     """
     closing = Closing()
     ended = Ended(0, "cut off")
@@ -71,13 +71,13 @@ async def serve_stdio(served: Endpoint, timeout: float, to_finish: float, note: 
 
 @contextmanager
 def a_place(directory: Path, most: int) -> Iterator[None]:
-    """Take one of so many places, which all processes that serve one client of this gateway share.
+    """Take one of a number of places, shared by all processes that serve one client of this gateway.
 
-    A place is a lock on a file in `directory`, so it is free again whatever way a process ends. Raises GatewayError.
+    A place is a lock on a file in `directory`, so it is freed however a process ends. Raises GatewayError.
     """
     descriptor = _free_place(directory, most)
     if descriptor is None:
-        raise GatewayError(f"this gateway serves {most} clients already; try again later")
+        raise GatewayError(f"this gateway already serves {most} clients; try again later")
     try:
         yield
     finally:
@@ -98,13 +98,13 @@ def _free_place(directory: Path, most: int) -> int | None:
             else:
                 return descriptor
     except OSError as error:
-        raise GatewayError(f"{directory} cannot be used to count clients: {error.strerror or error}") from None
+        raise GatewayError(f"cannot count clients in {directory}: {error.strerror or error}") from None
     return None
 
 
 @contextmanager
 def _without_blocking() -> Iterator[None]:
-    """Gives standard input and output back as they were: a terminal, or another process, may share them."""
+    """Make standard input and output non-blocking; restore them afterwards, since others may share them."""
     before = [(descriptor, os.get_blocking(descriptor)) for descriptor in (_STDIN, _STDOUT)]
     try:
         yield

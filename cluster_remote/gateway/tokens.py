@@ -1,8 +1,8 @@
-"""Tokens that let a client in, and what each of them allows.
+"""Access tokens of clients, and what each allows.
 
-Of a token only its SHA-256 is kept. It needs no salt and no slow hash: a token is 256 random bits, so there is nothing
-to guess and no two are the same. Lower case letters and digits, for git-annex's own client takes no others
-(observed with git-annex 10.20261026: it writes capitals in lower case and drops a token with any other character).
+Only a token's SHA-256 is stored. It needs no salt and no slow hash: a token is 256 random bits, so it cannot be guessed
+and no two are the same. Tokens consist of lower case letters and digits, since git-annex's own client takes no others
+(observed with git-annex 10.20261026: it lower-cases capitals and drops tokens with any other character).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from cluster_remote.p2p.server import Mode
 __all__ = ["MAX_TOKENS", "Claim", "Token", "Tokens", "for_node", "read_claim"]
 
 MAX_TOKENS = 1000
-"""How many tokens there may be: every one is compared with at each connection."""
+"""The maximum number of tokens: each connection is compared with every one."""
 
 _TOKEN_BYTES = 32
 _TOKEN_LENGTH = 52
@@ -40,16 +40,16 @@ _HASH = re.compile(r"[0-9a-f]{64}")
 # Far more than the largest number of tokens with the longest notes.
 _FILE_LIMIT = 4 * 1024 * 1024
 _NOTE_LIMIT = 200
-# Seconds to wait for another process that changes the tokens, and between two looks.
+# Seconds to wait for another process that is changing the tokens, and between attempts.
 _LOCK_WAIT, _LOCK_LOOK = 10.0, 0.02
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """What is known of a token: not the token itself. Times are in seconds since 1970; `expires` None: never.
+    """What is known about a token, without the token itself. Times are in seconds since 1970; `expires` None: never.
 
     `only` is the one repository or cluster that it gives access to; None: the clusters, and the nodes behind this
-    gateway. `own` adds the gateway's own repository, `git` fetching and pushing in that repository.
+    gateway. `own` adds the gateway's own repository; `git` adds fetching from and pushing to it.
     """
 
     id: str
@@ -63,13 +63,13 @@ class Token:
     own: bool = False
 
     def has_expired(self) -> bool:
-        """Whether its time is over."""
+        """Return whether the token has expired."""
         return self.expires is not None and time.time() >= self.expires
 
     def refusal(self, wanted: UUID, own: UUID) -> str | None:
-        """Say why it does not give access to this repository or cluster of the gateway whose own UUID is `own`."""
+        """Return why it gives no access to this repository or cluster behind the gateway whose own UUID is `own`."""
         if self.only is not None and wanted != self.only:
-            return f"this token gives access to {self.only} only"
+            return f"this token gives access only to {self.only}"
         if wanted == own and not self.own and self.only != own:
             return "this token gives no access to the gateway's own repository"
         return None
@@ -77,7 +77,7 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What a client presents: a token and, if it says so, the repository behind the gateway that it wants."""
+    """What a client presents: a token and optionally the repository that it wants behind the gateway."""
 
     token: str
     wanted: UUID | None = None
@@ -87,9 +87,9 @@ class Claim:
 
 
 def read_claim(text: str) -> Claim | None:
-    """Reads `TOKEN`, `TOKEN/UUID`, or the token followed by the UUID's 32 digits. None for what is none of these.
+    """Parse `TOKEN`, `TOKEN/UUID`, or the token followed by the UUID's 32 digits. Return None for anything else.
 
-    The last form is for git-annex's own client, whose tokens can hold neither a slash nor a dash.
+    The last form is for git-annex's own client, whose tokens can contain neither slashes nor dashes.
     """
     token, slash, uuid = text.partition("/")
     if not slash and len(text) == _TOKEN_LENGTH + _UUID_DIGITS:
@@ -102,7 +102,7 @@ def read_claim(text: str) -> Claim | None:
 
 
 def for_node(token: str, node: UUID) -> str:
-    """A token that asks for one repository behind the gateway, in the form that git-annex's own client can send."""
+    """Return a token that requests one repository behind the gateway, in the form that git-annex's client can send."""
     return token + node.text.replace("-", "")
 
 
@@ -118,7 +118,7 @@ class Tokens:
 
     @classmethod
     def of(cls, repository: Repository) -> Tokens:
-        """Those of the gateway that stands in this repository, for all of its work trees."""
+        """Return the tokens of the gateway in this repository, shared by all its work trees."""
         return cls(repository.common_dir / "cluster-remote" / "tokens")
 
     def create(
@@ -131,18 +131,18 @@ class Tokens:
         git: bool = True,
         own: bool = False,
     ) -> tuple[Token, str]:
-        """Make a token; give it and its text, which is kept nowhere. See Token.
+        """Create a token; return it and its text, which is not stored. See Token.
 
         Raises TokensUnusable; ValueError for a note that is too long or not printable.
         """
         if len(note) > _NOTE_LIMIT or not all(c.isprintable() for c in note):
-            raise ValueError(f"a note is at most {_NOTE_LIMIT} printable characters")
+            raise ValueError(f"a note may have at most {_NOTE_LIMIT} printable characters")
         text = base64.b32encode(secrets.token_bytes(_TOKEN_BYTES)).decode().rstrip("=").lower()
         with self._locked():
             tokens = self.all()
             if len(tokens) >= MAX_TOKENS:
                 raise TokensUnusable(
-                    f"there are {len(tokens)} tokens already; cluster-remote token revoke those that nobody uses"
+                    f"there are {len(tokens)} tokens already; revoke unused ones with cluster-remote token revoke"
                 )
             taken = {token.id for token in tokens}
             while (identity := secrets.token_hex(4)) in taken:
@@ -152,30 +152,30 @@ class Tokens:
         return token, text
 
     def revoke(self, identity: str) -> Token:
-        """Revoke a token, which ends the connections it is used on. Raises UnknownToken, TokensUnusable."""
+        """Revoke a token, which ends its connections. Raises UnknownToken, TokensUnusable."""
         with self._locked():
             tokens = self.all()
             for token in tokens:
                 if token.id == identity:
                     self._write([other for other in tokens if other is not token])
                     return token
-        raise UnknownToken(f"there is no token {identity!r}; cluster-remote token list shows those there are")
+        raise UnknownToken(f"there is no token {identity!r}; cluster-remote token list shows all tokens")
 
     def check(self, text: str) -> Token | None:
-        """Find the token that this is the text of. Takes as long for a wrong one as for any right one.
+        """Return the token with this text, in constant time whether it is right or wrong.
 
-        None also for one that has expired. Raises TokensUnusable.
+        Returns None for an expired one, too. Raises TokensUnusable.
         """
         presented = _hash(text)
         found: Token | None = None
         for token in self.all():
-            # No way out of the loop: how long it takes must not tell which one fits.
+            # Don't leave the loop early: the time it takes must not reveal which one matches.
             if hmac.compare_digest(token.sha256, presented):
                 found = token
         return None if found is None or found.has_expired() else found
 
     def version(self) -> tuple[int, int, int] | None:
-        """Give what is different after every change: a cheap way to see whether there was one."""
+        """Return a value that differs after every change: a cheap way to detect one."""
         try:
             status = self.file.stat()
         except OSError:
@@ -183,12 +183,12 @@ class Tokens:
         return status.st_ino, status.st_mtime_ns, status.st_size
 
     def all(self) -> list[Token]:
-        """Every token, oldest first. Read anew each time: what was revoked is gone at once. Raises TokensUnusable."""
+        """Return every token, oldest first. Read anew each time: revoking is immediate. Raises TokensUnusable."""
         try:
             with self.file.open("rb") as file:
                 if (fault := _not_private(os.fstat(file.fileno()))) is not None:
                     raise TokensUnusable(
-                        f"{self.file} {fault}, who could let anybody in: move it away and make new tokens with "
+                        f"{self.file} {fault}, who could give anyone access: move it away and create new tokens with "
                         "cluster-remote token create"
                     )
                 content = file.read(_FILE_LIMIT + 1)
@@ -196,8 +196,8 @@ class Tokens:
             return []
         except OSError as error:
             raise TokensUnusable(
-                f"{self.file} cannot be read: {error.strerror or error}; it belongs to whoever runs cluster-remote "
-                "serve and cluster-remote token"
+                f"{self.file} cannot be read: {error.strerror or error}; run cluster-remote "
+                "serve and cluster-remote token as its owner"
             ) from None
         try:
             if len(content) > _FILE_LIMIT:
@@ -205,14 +205,14 @@ class Tokens:
             return [_read_token(line) for line in content.splitlines() if line]
         except (AttributeError, ValueError, KeyError, TypeError) as error:
             raise TokensUnusable(
-                f"{self.file} is damaged ({type(error).__name__}): move it away and make new tokens with "
+                f"{self.file} is damaged ({type(error).__name__}): move it away and create new tokens with "
                 "cluster-remote token create"
             ) from None
 
     def _write(self, tokens: list[Token]) -> None:
         lines = "".join(_written(token) + "\n" for token in tokens)
         try:
-            # Made with mode 0600; whoever reads meanwhile sees either all of the old file or all of the new one.
+            # Created with mode 0600; concurrent readers see either the whole old file or the whole new one.
             descriptor, name = tempfile.mkstemp(prefix=".tokens-", dir=self.file.parent)
             try:
                 with os.fdopen(descriptor, "wb") as file:
@@ -231,7 +231,7 @@ class Tokens:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        """Keeps two changes from being made at once; the second would undo the first."""
+        """Lock out concurrent changes; the second one would undo the first."""
         try:
             self.file.parent.mkdir(mode=0o700, exist_ok=True)
             if (fault := _not_private(self.file.parent.stat())) is not None:
@@ -258,7 +258,7 @@ class Tokens:
 
 
 def _not_private(status: os.stat_result) -> str | None:
-    """Say what is wrong with a file or directory that only this user, or root, may change."""
+    """Return what is wrong with a file or directory that only this user, or root, should be able to change."""
     if status.st_uid not in (os.geteuid(), 0):
         return f"belongs to user {status.st_uid}"
     return "can be changed by other users" if status.st_mode & 0o022 else None
@@ -281,7 +281,7 @@ def _written(token: Token) -> str:
 
 
 def _read_token(line: bytes) -> Token:
-    """Raises AttributeError, ValueError, KeyError, TypeError."""
+    """Parse one line. Raises AttributeError, ValueError, KeyError, TypeError."""
     found = json.loads(line)
     expires, only = found.get("expires"), found.get("only")
     token = Token(

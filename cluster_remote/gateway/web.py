@@ -1,6 +1,6 @@
-"""The gateway over HTTP: the P2P protocol, the git repository, and a page for people, at one address.
+"""The gateway over HTTP: the P2P protocol, the git repository and a web page, at one address.
 
-`git clone https://host/data` gives the dataset, and git-annex finds the cluster from there. Starlette routes the
+`git clone https://host/data` clones the dataset, and git-annex finds the cluster from there. Starlette routes the
 requests.
 """
 
@@ -39,12 +39,12 @@ if TYPE_CHECKING:
 
 __all__ = ["TokenDoor", "Web"]
 
-# Seconds that a request waits for a place, and between two tries to get one.
+# Seconds that a request waits for a place, and between attempts.
 _PLACE_WAIT, _PLACE_LOOK = 10.0, 0.05
 
 
 class TokenDoor:
-    """Lets in who has a token, as the password of any user; with `public_read` anybody who only reads."""
+    """Requires a token, as the password of any user; with `public_read`, not for reading."""
 
     def __init__(
         self, behind: Backend, tokens: Tokens, places: Places, guesses: Guesses, *, public_read: bool = False
@@ -85,10 +85,10 @@ class TokenDoor:
 
 
 class Web:
-    """One gateway over HTTP, with locks and what closes idle sessions as tasks of `tasks`. To be closed in the end.
+    """One gateway over HTTP; its locks and the closing of idle sessions are tasks of `tasks`. Close it at the end.
 
-    `path` is what urls begin with (`/data`, or nothing). Times are in seconds: `timeout` is without progress,
-    `to_begin` what a client has for the head of its first request.
+    `path` is the prefix of urls (`/data`, or nothing). Times are in seconds: `timeout` is without progress, `to_begin`
+    is the deadline for the head of a client's first request.
     """
 
     def __init__(
@@ -113,13 +113,13 @@ class Web:
         self._server = WebServer(self._app(api), to_begin, timeout)
 
     async def talk(self, accepted: Accepted, connection: WebConnection, certificate: ServerCertificate | None) -> str:
-        """Serve a client until it hangs up; say what it was, for the log."""
+        """Serve a client until it hangs up; return a summary for the log."""
         if certificate is not None:
             certificate.context.set_alpn_protocols(["http/1.1"])
         try:
             await self._server.serve(accepted, connection, None if certificate is None else certificate.context)
         except OSError as error:
-            return f"not let in: {error}"
+            return f"rejected: {error}"
         who = "without a token" if connection.token is None else f"token {connection.token.id}"
         return f"{who}: {connection.requests} request{'' if connection.requests == 1 else 's'}"
 
@@ -140,25 +140,25 @@ class Web:
         )
 
     async def _admit(self, request: Request, wanted: Connect) -> str:
-        """Let a request for git in; give the name of who makes it. Raises NotAllowed."""
+        """Check access to git; return the user's name. Raises NotAllowed."""
         visitor = await visitor_of(request, self._door)
         if visitor is not None and visitor.token is not None and not visitor.token.git:
             raise NotAllowed("this token gives no access to the git repository", 403)
         if visitor is not None and visitor.may(wanted):
             return visitor.name
         if visitor is None or (visitor.anonymous and self._door.takes_logins):
-            raise NotAllowed("this gateway wants a token, as the password of any user", 401, challenge())
+            raise NotAllowed("this gateway requires a token, as the password of any user", 401, challenge())
         raise NotAllowed(visitor.mode.refusal(wanted) or "not allowed", 403)
 
     async def _git_annex_config(self, request: Request) -> str:
-        """The `config` file that git-annex reads over HTTP: who this is, and where contents are."""
+        """Serve the `config` file that git-annex reads over HTTP: the UUID, and where content is."""
         return (
             f"[annex]\n\tuuid = {self._behind.own}\n\tversion = 10\n"
             f"\turl = annex+{_base(request)}{self._path}/git-annex/\n"
         )
 
     async def _page(self, request: Request) -> Response:
-        """What a person sees with a browser."""
+        """Serve the page for people with a browser."""
         await self._admit(request, Connect("git-upload-pack"))
         try:
             state = await self._state()
@@ -182,23 +182,23 @@ class Web:
 
 
 async def _refused(request: Request, refusal: Exception) -> Response:
-    """The answer to any request, whatever it is for, that raises NotAllowed."""
+    """Answer any request that raises NotAllowed."""
     assert isinstance(refusal, NotAllowed)
     return Response(f"{refusal}\n", refusal.status, refusal.headers, "text/plain")
 
 
 async def _failed(request: Request, error: Exception) -> Response:
-    """The answer where something is wrong with the gateway, which is no business of its clients."""
+    """Answer a request that fails inside the gateway, without telling the client details."""
     note(request, f"{request.method} {request.url.path}: {type(error).__name__}: {error}")
     return Response("this gateway cannot answer; see its log\n", 500, None, "text/plain")
 
 
 def _base(request: Request) -> str:
-    """Scheme and host as the client used them; a reverse proxy says so in X-Forwarded-Proto. Raises NotAllowed."""
+    """Return scheme and host as the client used them; a reverse proxy sends X-Forwarded-Proto. Raises NotAllowed."""
     scheme = request.headers.get("x-forwarded-proto", request.url.scheme)
     host = request.headers.get("host", "localhost")
     if scheme not in ("http", "https") or not re.fullmatch(r"[A-Za-z0-9.\-:\[\]_]{1,255}", host):
-        raise NotAllowed("the Host and X-Forwarded-Proto headers do not make a url", 400)
+        raise NotAllowed("the Host and X-Forwarded-Proto headers do not form a url", 400)
     return f"{scheme}://{host}"
 
 

@@ -1,6 +1,6 @@
-"""Serve HTTP/1.1 on the gateway's connections, by Hypercorn, within the limits that hold for every client.
+"""Serve HTTP/1.1 on the gateway's connections with Hypercorn, within the limits of every client.
 
-The gateway accepts the connections itself, so that it can count them and end them. HTTP/2 is refused: it would be many
+The gateway accepts the connections itself, so that it can count and end them. HTTP/2 is refused: it would put many
 clients in one place.
 """
 
@@ -25,11 +25,11 @@ from cluster_remote.gateway.places import Connection
 
 __all__ = ["WebConnection", "WebServer"]
 
-# Seconds for which a connection stays open without a request, and without one while others of its client wait.
+# Seconds that a connection without a request stays open, normally and while other clients wait.
 _KEEP_ALIVE, _PATIENCE = 90.0, 1.0
-# Bytes of a request's headers.
+# Maximum bytes of a request's headers.
 _LONGEST_HEADERS = 64 * 1024
-# Seconds for a client to finish sending what nobody wants to hear before it gets the end of its answer.
+# Seconds for a client to finish sending unwanted data before it gets the end of its response.
 _LINGER = 2.0
 # Seconds between two looks at whether a client makes progress, and at whether the last bytes have gone.
 _LOOK, _FLUSH_LOOK = 1.0, 0.02
@@ -37,7 +37,7 @@ _LOOK, _FLUSH_LOOK = 1.0, 0.02
 
 @dataclass(eq=False)
 class WebConnection(Connection):
-    """A connection over HTTP. `say` writes what is to be known about it into the gateway's log."""
+    """A connection over HTTP. `say` writes to the gateway's log."""
 
     say: Callable[[str], None] = print
     patience: float = _PATIENCE
@@ -45,18 +45,18 @@ class WebConnection(Connection):
 
     def __post_init__(self) -> None:
         self.stream = anyio.CancelScope()
-        """Around all that is done with the connection."""
+        """Encloses everything done with the connection."""
         self._request: anyio.CancelScope | None = None
         self._gone = False
 
     def end(self, why: str) -> None:
-        """See Connection. A request gets to close what it has opened."""
+        """End it, see Connection. A running request can close what it has opened."""
         if self.ended is None:
             self.ended = why
             (self._request or self.stream).cancel()
 
     def gone(self) -> None:
-        """The client has hung up. Hypercorn would keep the connection for as long as it may be idle."""
+        """Note that the client has hung up. Hypercorn would keep the connection until its idle timeout."""
         self._gone = True
         if self._request is None:
             self.stream.cancel()
@@ -73,7 +73,7 @@ class WebConnection(Connection):
             self._request = None
             self.idle_since = time.monotonic()
             if self.ended is not None or self._gone or not body.ended:
-                # Who has more to say now would be waited for.
+                # The server would wait for a client that keeps sending.
                 self.stream.cancel()
 
 
@@ -94,7 +94,7 @@ class _Reader(asyncio.StreamReader):
 
 
 class _Body:
-    """The body of a request, and whether all of it has come."""
+    """The body of a request, and whether all of it has arrived."""
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
@@ -107,16 +107,16 @@ class _Body:
         return message
 
     async def rest(self) -> None:
-        """Read what nobody has read."""
+        """Read what is left."""
         while not self.ended:
             await self.receive()
 
 
 class _Answer:
-    """Keeps back the end of an answer for a while if the request has not ended.
+    """Holds back the end of a response for a while if the request has not ended.
 
-    Hypercorn cannot end it while parts of the request wait to be read; and a client that is hung up on while it sends
-    may not see the answer.
+    Hypercorn cannot end it while parts of the request are unread; and a client that is disconnected while sending may
+    not see the response.
     """
 
     def __init__(self, send: Send, body: _Body) -> None:
@@ -139,12 +139,12 @@ class _Answer:
 class WebServer:
     """Serves one application on any number of connections.
 
-    `to_begin` is the time that a client has for the head of its first request, `timeout` for taking something of an
-    answer, both in seconds.
+    `to_begin` is the deadline for the head of a client's first request, `timeout` for accepting a part of a response;
+    both in seconds.
     """
 
     def __init__(self, app: ASGIApp, to_begin: float, timeout: float) -> None:
-        # Starlette and Hypercorn have types of their own for the same interface.
+        # Starlette and Hypercorn have different types for the same interface.
         wrapped: Any = _on_connection(app)
         self._app = ASGIWrapper(wrapped)
         self._to_begin = to_begin
@@ -158,7 +158,7 @@ class WebServer:
         self._config.keep_alive_timeout = _KEEP_ALIVE
 
     async def serve(self, accepted: Accepted, connection: WebConnection, tls: ssl.SSLContext | None) -> None:
-        """Serve a connection to its end. Raises OSError, also for a client with which TLS cannot be agreed on."""
+        """Serve a connection to its end. Raises OSError, also if the TLS handshake fails."""
         loop = asyncio.get_running_loop()
         reader = _Reader(connection)
         protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
@@ -193,7 +193,7 @@ class WebServer:
         await self._context.terminated.set()
 
     async def _watch(self, connection: WebConnection, transport: asyncio.WriteTransport) -> None:
-        """End a connection whose client does not come to the point, or does not take what it has asked for."""
+        """End a connection whose client does not send a request, or does not read its response."""
         left, since = 0, time.monotonic()
         while True:
             await anyio.sleep(min(_LOOK, self._to_begin))

@@ -1,7 +1,7 @@
-"""Whether what a remote needs on this machine is there, so that `git annex sync` can pass over an unplugged disk.
+"""Whether what a remote needs on this machine is there, so that `git annex sync` can skip an unplugged disk.
 
-Only places are looked at: nothing is started, and nothing is connected to. A mount that hangs counts as there, since
-nobody can say that it is not.
+Only checks paths: starts nothing, and connects to nothing. A hung mount counts as there, since nobody can tell that it
+is not.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ _LOOK = 2.0
 
 
 def is_away(address: Address | None, git_dir: str, cluster: UUID) -> bool:
-    """Return whether the gateway at a local address is away; without one, all nodes of this repository's cluster.
+    """Return whether the gateway at a local address is missing; without one, all nodes of this repository's cluster.
 
-    Raises CommandFailed where git cannot be asked.
+    Raises CommandFailed if git cannot be asked.
     """
     if address is not None:
         from cluster_remote.transport.address import Directory, Unix
@@ -37,7 +37,7 @@ def is_away(address: Address | None, git_dir: str, cluster: UUID) -> bool:
         return isinstance(address, Directory) and _missing(_repositories(address.path))
     config = GitConfig.read(env={**os.environ, "GIT_DIR": git_dir})
     clusters = config.clusters()
-    # A remote with a UUID of its own does not say which; where there is but one, it is that.
+    # A remote with a UUID of its own does not say which cluster it is for; if there is only one, it is that.
     names = {name for name, uuid in clusters.items() if uuid == cluster or len(clusters) == 1}
     nodes = [
         remote
@@ -51,17 +51,17 @@ def is_away(address: Address | None, git_dir: str, cluster: UUID) -> bool:
 
 
 def _directory(config: GitConfig, remote: str, git_dir: str) -> str | None:
-    """The directory that a node is in; None for what is anywhere else, or only git-annex can reach."""
+    """Return a node's directory; None if it is elsewhere, or only git-annex can reach it."""
     url = config.remote(remote, "annexUrl") or config.remote(remote, "url")
     if not url or ":" in url.partition("/")[0] or url.startswith("~"):
-        # Not a plain path. A file:// url is one for all other purposes; here it counts as there.
+        # Not a plain path. A file:// url is handled like one elsewhere; here it counts as there.
         return None
     top = os.path.dirname(os.path.abspath(git_dir)) if os.path.basename(git_dir) == ".git" else git_dir  # noqa: PTH100, PTH119, PTH120
     return os.path.join(top, url)  # noqa: PTH118 -- nothing but what an idle remote has imported already
 
 
 def _repositories(place: str) -> list[str]:
-    """What is there of a repository: the mount point of an unplugged disk may stay behind, empty."""
+    """Return the paths that show a repository: the mount point of an unplugged disk may still exist, empty."""
     return [os.path.join(place, ".git"), os.path.join(place, "HEAD")]  # noqa: PTH118 -- as above
 
 

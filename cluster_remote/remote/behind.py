@@ -1,4 +1,4 @@
-"""The nodes behind a gateway, one by one: it answers for all of them together, and does not say which did what."""
+"""The nodes behind a gateway, individually: it answers for all of them together, and does not say which did what."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ __all__ = ["NodesBehind"]
 
 T = TypeVar("T")
 
-# How many nodes are asked at the same time: an ssh server may not take more connections at once.
+# How many nodes to ask at once: an ssh server may not accept more connections.
 _AT_ONCE = 8
 
 
 class NodesBehind:
-    """Sessions with single nodes, made when first needed. `make` makes one; the gateway is asked for the node."""
+    """Sessions with single nodes, created when first needed. `make` creates one, through the gateway."""
 
     def __init__(self, make: Callable[[UUID, Trace], Awaitable[Session]]) -> None:
         self._make = make
@@ -31,7 +31,7 @@ class NodesBehind:
 
     @asynccontextmanager
     async def session(self, node: UUID) -> AsyncIterator[Session]:
-        """A session with one node that nobody else has meanwhile."""
+        """Lend a session with one node exclusively."""
         pool = self._pools.setdefault(node, SessionPool(lambda trace: self._make(node, trace)))
         async with pool.lend(None) as session:
             yield session
@@ -39,7 +39,7 @@ class NodesBehind:
     async def each(
         self, nodes: Iterable[UUID], request: Callable[[Session], Awaitable[T]]
     ) -> dict[UUID, T | SessionError]:
-        """Asks several nodes at once; what each answered, or why it did not."""
+        """Ask several nodes at once; return each answer, or why there is none."""
         answers: dict[UUID, T | SessionError] = {}
         slots = anyio.Semaphore(_AT_ONCE)
 
@@ -56,7 +56,7 @@ class NodesBehind:
         return answers
 
     async def aclose(self) -> None:
-        """Closes all sessions at once. Bounded in time."""
+        """Close all sessions concurrently. Bounded in time."""
         async with anyio.create_task_group() as tasks:
             for pool in self._pools.values():
                 tasks.start_soon(pool.aclose)

@@ -1,13 +1,13 @@
-"""Why git-annex removes a content, which it does not say: what it asked for this content just before tells.
+"""Why git-annex removes content. It does not say, but its previous request about the same content shows it.
 
-* An upload is undone by a removal of the same key, where the file changed or was dropped while it was being sent.
-* `git annex fsck --from` has a damaged content removed that it has just fetched into a file of its own kind.
+* It undoes an upload by removing the same key, if the file changed or was dropped during the upload.
+* `git annex fsck --from` removes damaged content that it has just downloaded to a specially named file.
 
 Of a content in chunks each chunk is fetched into a file of the usual kind, but what they make up is such a file, which
 is still there when the chunks are removed, or has just been moved to where git-annex keeps damaged contents.
 
-Observed with git-annex 10.20261026. With several jobs the removal may come in another job than what it follows, so what
-counts is the last request about the key, whichever job made it. Any other removal follows neither.
+Observed with git-annex 10.20261026. With several jobs, the removal may come in another job than the request before it,
+so only the last request about the key counts, in whatever job. Any other removal follows neither.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from cluster_remote.p2p.key import UUID, Key
 
 __all__ = ["Cause", "Causes", "Fetched", "Uploaded", "is_for_fsck"]
 
-# Uploads and checks that are remembered: more than git-annex has jobs, each of which removes at once or not at all.
+# How many uploads and checks to remember: more than git-annex has jobs, each of which removes at once or not at all.
 _MOST = 1024
 
 # Seconds that the clock of a file system may be behind.
 _CLOCKS = 2.0
 
-# No key begins like this: the names of backends are in capitals.
+# No key starts like this: backend names are in capitals.
 _FOR_FSCK = re.compile(rb"fsck[0-9]+\..")
 
 
@@ -42,36 +42,36 @@ class Uploaded:
     """The last request stored the content."""
 
     added: frozenset[UUID]
-    """The repositories that had it only then."""
+    """The repositories that had not had it before."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """The last request fetched the content for fsck."""
+    """The last request downloaded the content for fsck."""
 
     origin: UUID | None
-    """The repository that gave it; None where that cannot be told."""
+    """The repository that sent it; None if unknown."""
 
 
 Cause: TypeAlias = Uploaded | Fetched
 
 
 class Causes:
-    """The last request about each of the keys that were asked for last."""
+    """The last request about each of the most recent keys."""
 
     def __init__(self) -> None:
         self._last: OrderedDict[Key, Cause] = OrderedDict()
         self._chunks: OrderedDict[Key, tuple[Path, float]] = OrderedDict()
 
     def remember(self, key: Key, cause: Cause) -> None:
-        """To be called when the request has succeeded."""
+        """Remember a request. Call this when it has succeeded."""
         self._last[key] = cause
         self._last.move_to_end(key)
         if len(self._last) > _MOST:
             self._last.popitem(last=False)
 
     def take(self, key: Key) -> Cause | None:
-        """What went before; to be called by every request about the key. From then on it is forgotten."""
+        """Return and forget the previous request. Every request about the key calls this."""
         return self._last.pop(key, None)
 
     def fetched_chunk(self, whole: Key, path: bytes) -> None:
@@ -94,5 +94,5 @@ class Causes:
 
 
 def is_for_fsck(path: bytes) -> bool:
-    """Whether a content is fetched into this file to be checked: `fsckPID.KEY`."""
+    """Return whether this is a file that fsck downloads content to: `fsckPID.KEY`."""
     return _FOR_FSCK.match(path.rpartition(b"/")[2]) is not None

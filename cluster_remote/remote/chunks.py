@@ -1,8 +1,8 @@
-"""Chunks that are not encrypted, in repositories that verify what they store.
+"""Unencrypted chunks, in repositories that verify what they store.
 
-A repository of git-annex checks that a content has the size and the checksum which its key says. A chunk's key says
-those of the whole file, so no repository would take it (observed with git-annex 10.20261026: `Verification of content
-failed`). Encrypted contents have keys that say neither.
+A git-annex repository checks that content has the size and checksum in its key. A chunk's key has those of the whole
+file, so no repository would accept it (observed with git-annex 10.20261026: `Verification of content failed`).
+Encrypted content has keys with neither.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ def whole_of(key: Key) -> Key:
 
 
 def stored_as(key: Key) -> Key:
-    """The key under which the content of `key` lies in a repository: `key` itself, unless it is a chunk's.
+    """Return the key under which a repository stores the content of `key`: `key` itself, unless it is a chunk.
 
-    A chunk's becomes a WORM key, which is verified by its size alone, with the chunk's own size and its key as name.
+    A chunk gets a WORM key, which is verified only by size: the chunk's own size, with its key as the name.
     """
     if not is_plain_chunk(key):
         return key
@@ -36,7 +36,7 @@ def stored_as(key: Key) -> Key:
 
 
 def _length(key: Key) -> int | None:
-    """How many bytes the chunk has, where its key tells: all chunks but the last are as long as each other."""
+    """Return the chunk's length in bytes, if its key tells: all chunks but the last have the same length."""
     _backend, *fields = key.text.partition("--")[0].split("-")
     numbers = {field[0]: int(field[1:]) for field in fields}
     if not {"s", "S", "C"} <= numbers.keys():

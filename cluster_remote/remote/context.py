@@ -1,4 +1,4 @@
-"""What a running remote works with: its sessions, the repository, its logs."""
+"""The context of a running remote: its sessions, the repository, its logs."""
 
 from __future__ import annotations
 
@@ -48,19 +48,19 @@ __all__ = ["Context"]
 
 
 class GivenUp(SessionError):
-    """Nobody is left who wants to know the answer."""
+    """Nobody is waiting for the answer any more."""
 
 
-# Large contents that were given last, for which it is noticed that git-annex asks again.
+# The most recent large downloads, to notice when git-annex asks for one again.
 _GIVEN = 100
-# Seconds for which a look at the location log is good.
+# Seconds for which a lookup in the location log stays valid.
 _A_MOMENT = 0.1
 
 
 class _Log(LocationLog):
-    """The location log; what it said of the last key that was looked up is remembered for a moment.
+    """The location log, which remembers its last lookup for a moment.
 
-    git-annex asks whether a content is there and has it stored right after that; each takes a look at the log.
+    git-annex asks whether content is there, and stores it right after that; each needs the log.
     """
 
     _last: tuple[Key, float, frozenset[UUID]] | None = None
@@ -73,7 +73,7 @@ class _Log(LocationLog):
                 return found
         before = self._records
         found = await super().locations(key, timeout)
-        # What was read while something was recorded may be older than that.
+        # A lookup during a recording may be older than that.
         if self._records == before:
             self._last = key, time.monotonic(), found
         return found
@@ -85,7 +85,7 @@ class _Log(LocationLog):
         try:
             await super().record(key, present, absent, timeout)
         finally:
-            # Somebody may have looked meanwhile.
+            # Others may have read the log meanwhile.
             self._forget()
 
     def _forget(self) -> None:
@@ -94,13 +94,13 @@ class _Log(LocationLog):
 
 
 class Context:
-    """Made by the first request that needs it, closed when git-annex hangs up. Any number of requests at once."""
+    """Created by the first request that needs it, closed when git-annex hangs up. Handles concurrent requests."""
 
     repository: Repository
     logs: BranchLogs
     config: GitConfig
     server: UUID | None
-    """The repository that is asked for behind the address; None for the one that is there."""
+    """The repository requested behind the address; None for the one at the address."""
 
     def __init__(self, settings: Settings, gitdir: str, token: str | None) -> None:
         self.settings = settings
@@ -120,7 +120,7 @@ class Context:
 
     @asynccontextmanager
     async def request(self, trace: Trace | None = None) -> AsyncIterator[Session]:
-        """A session for one request; `trace` is told what is said in it. It connects when it is first used."""
+        """Lend a session for one request; `trace` gets its messages. It connects on first use."""
         with anyio.CancelScope() as scope:
             self._requests.add(scope)
             try:
@@ -131,7 +131,7 @@ class Context:
             finally:
                 self._requests.discard(scope)
         if scope.cancelled_caught:
-            raise GivenUp("given up, because git-annex is gone")
+            raise GivenUp("aborted, because git-annex has exited")
 
     async def _get_ready(self) -> None:
         async with self._opening:
@@ -141,12 +141,12 @@ class Context:
                 self._ready = True
 
     def cancel_requests(self) -> None:
-        """Gives up every request that is under way."""
+        """Cancel every running request."""
         for scope in self._requests:
             scope.cancel()
 
     async def read_repository(self) -> None:
-        """Reads the configuration and the logs, without a session."""
+        """Read the configuration and the logs, without a session."""
         self.repository = Repository.of_remote(self._gitdir)
         self.config = await resolved(self.repository.config(), self.repository)
         self.logs = await BranchLogs.read(self.repository)
@@ -158,18 +158,18 @@ class Context:
 
     @cached_property
     def way(self) -> Way:
-        """The way to the remote's cluster. Raises NoCluster."""
+        """How to reach the remote's cluster. Raises NoCluster."""
         shared = not self.config.boolean(f"remote.{self.settings.name}.annex-private")
         caller = caller_of(self.repository, self.config, self.settings.timeout)
         return way_of(self.settings, caller, self.config, self.logs, self._token, shared=shared)
 
     async def session_with(self, server: UUID | None, trace: Trace | None = None) -> Session:
-        """A session with a repository behind the remote's address; None: with the one that is there."""
+        """Return a session with a repository behind the remote's address; None: the one at the address."""
         if not isinstance(self.way, Serverless):
             return self.way.session(server, trace)
-        # What a remote that counts as one copy has on which node, no log says.
+        # For a remote that counts as one copy, no log tracks which node has what.
         log = self._locations() if self.settings.tracking == "nodes" else None
-        # Uploads are recorded by the remote, at the last moment.
+        # The remote itself records uploads, at the last moment.
         return self.way.cluster_session(
             trace, locations=log, record=log, record_uploads=False, reachability=self._reachability
         )
@@ -189,21 +189,21 @@ class Context:
 
     @property
     def is_serverless(self) -> bool:
-        """Whether the cluster is one of this very repository."""
+        """Whether it is a cluster of this very repository."""
         return isinstance(self.way, Serverless)
 
     @property
     def is_cluster(self) -> bool:
-        """Whether it is a cluster that is asked, and not a single repository."""
+        """Whether it is a cluster, and not a single repository."""
         return self.is_serverless or (self.server is not None and self.server.is_cluster)
 
     def expect_to_record(self) -> None:
-        """Something will be recorded soon: what that takes is started meanwhile."""
+        """Prepare in the background for recording soon."""
         if self.settings.tracking == "nodes":
             self._locations().expect()
 
     async def record(self, key: Key, present: Collection[UUID] = (), absent: Collection[UUID] = ()) -> None:
-        """Records where the content is now, as far as that is this remote's to say. Raises LocationLogError."""
+        """Record where the content is now, as far as this remote may. Raises LocationLogError."""
         if self.settings.tracking == "nodes":
             await self._locations().record(key, present, absent)
 
@@ -223,7 +223,7 @@ class Context:
         return names_of(uuid, self.logs.descriptions)
 
     def cluster_name(self) -> str:
-        """The cluster by the name that its gateway has for it, or by its description."""
+        """Return the gateway's name for the cluster, or its description."""
         server = self.server
         if server is None:
             return "none: a single repository"
@@ -234,30 +234,30 @@ class Context:
         return self.name_of(server)
 
     def names_of(self, uuids: Iterable[UUID]) -> str:
-        """Their names, in a list for people."""
+        """Format their names as a list."""
         return ", ".join(sorted(map(self.name_of, uuids)))
 
     @property
     def nodes(self) -> frozenset[UUID]:
-        """The nodes of the cluster, by cluster.log; none where the cluster is not known here."""
+        """The nodes of the cluster in cluster.log; none if the cluster is not known here."""
         cluster = self.settings.uuid if self.counts_nodes else self.server
         return frozenset() if cluster is None else self.logs.clusters.nodes(cluster)
 
     @property
     def living_nodes(self) -> frozenset[UUID]:
-        """Those of the nodes that are not dead."""
+        """The nodes that are not dead."""
         return frozenset(node for node in self.nodes if self.logs.trust.get(node) != "dead")
 
     async def nodes_with(self, key: Key) -> frozenset[UUID]:
-        """The nodes that have the content, by the location log."""
+        """Return the nodes that have the content according to the location log."""
         return await self._locations().locations(key) & self.nodes
 
     async def file_of(self, key: Key) -> AssociatedFile:
-        """Return the file in this work tree that has the key, if a rule of a node may ask for it; otherwise none.
+        """Return the file in this work tree with this key, if a node's rules may depend on it; otherwise none.
 
-        Nothing is told of an encrypted content, nor of a chunk. Raises CommandFailed.
+        Reveals nothing about encrypted content or chunks. Raises CommandFailed.
         """
-        # Where the cluster is not known, only its gateway knows whether its nodes have rules.
+        # If the cluster is not known here, only its gateway knows whether its nodes have rules.
         nodes = self.living_nodes
         matters = self.is_cluster and (not nodes or self.logs.has_preferred_content(nodes))
         if not matters or key.is_chunk or key.is_encrypted:
@@ -271,9 +271,9 @@ class Context:
     async def fetch(
         self, session: Session, key: Key, path: bytes, progress: Progress, tell: Callable[[str], None]
     ) -> None:
-        """Retrieve a content; if what comes is damaged, from one node after the other until one gives a good copy.
+        """Download content; if it arrives damaged, try one node after the other until one sends a good copy.
 
-        `tell` is told of a damaged copy. Raises NotRetrieved, CannotWrite, SessionError.
+        `tell` gets a message about a damaged copy. Raises NotRetrieved, CannotWrite, SessionError.
         """
         stored = stored_as(key)
         if not stored.is_verifiable:
@@ -281,8 +281,8 @@ class Context:
             return
         remedy = f"to find and replace it: cluster-remote check {self.settings.name} --content --fix, then repair"
         if not can_be_looked_at(stored) and not (key in self._given and Checksum.of(stored) is not None):
-            # git-annex has hashed what it saw of the file, so a damaged content cannot be replaced now. It asks again,
-            # and who asks again for what it got does not like it: then each node is asked by itself.
+            # git-annex has hashed what it saw of the file, so damaged content cannot be replaced now. It will ask
+            # again, and a repeated request means that the content was wrong: then each node is asked individually.
             try:
                 await retrieve(session, stored, path, progress, spread=True)
             except Damaged as damaged:
@@ -296,7 +296,7 @@ class Context:
         except Damaged as damaged:
             failures: list[SessionError] = [damaged]
             where = session.name if damaged.origin is None else self.name_of(damaged.origin)
-            tell(f"{where} gave a damaged copy; {remedy}")
+            tell(f"{where} sent a damaged copy; {remedy}")
             first = damaged.origin
         known = await self.nodes_with(key) if self.counts_nodes else frozenset()
         for node in sorted(known - {first}, key=lambda node: (self.name_of(node), node)):
@@ -309,9 +309,9 @@ class Context:
         raise NotRetrieved("; ".join(map(str, failures)))
 
     async def fetch_from_one(self, session: Session, key: Key, path: bytes, progress: Progress) -> UUID | None:
-        """Retrieves a content to be checked, from one repository if possible, and gives that; None if it is not known.
+        """Download content to be checked, from one repository if possible, and return that; None if unknown.
 
-        Behind a gateway each node that has it by the log is asked by itself, in the order of their names.
+        Behind a gateway, asks each node that has it according to the log individually, in the order of their names.
         """
         known = await self.nodes_with(key) if self.counts_nodes and not self.is_serverless else frozenset()
         for node in sorted(known, key=lambda node: (self.name_of(node), node)):
@@ -319,13 +319,13 @@ class Context:
                 async with self.behind.session(node) as single:
                     await retrieve(single, stored_as(key), path, progress)
                     return node
-            # What one has begun, no other is to go on with.
+            # Don't resume one node's download from another.
             with suppress(FileNotFoundError):
                 os.truncate(path, 0)
         return await retrieve(session, stored_as(key), path, progress)
 
     async def aclose(self) -> None:
-        """Closes everything. Bounded in time."""
+        """Close everything. Bounded in time."""
         await self._sessions.aclose()
         await self.behind.aclose()
         if self._location_log is not None:

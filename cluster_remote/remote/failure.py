@@ -1,4 +1,4 @@
-"""Every way to fail, in words for people."""
+"""Turn any failure into a message for people."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _EXPECTED = (SessionError, BadAddress, BadSettings, AnnexError, CannotWrite)
 
 
 def in_words(error: BaseException) -> tuple[str, bool]:
-    """What went wrong, and whether it is one of the things that are known to go wrong."""
+    """Return a message, and whether the error is an expected one."""
     found = list(causes(error))
     expected = all(isinstance(cause, _EXPECTED) for cause in found)
     words = "; ".join(
@@ -29,7 +29,7 @@ def in_words(error: BaseException) -> tuple[str, bool]:
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
-    """The errors of tasks that ran side by side come as a group (ExceptionGroup, built in from Python 3.11 on)."""
+    """Yield the errors of concurrent tasks, which come as a group (ExceptionGroup, built in since Python 3.11)."""
     parts: tuple[BaseException, ...] | None = getattr(error, "exceptions", None)
     if parts is None:
         yield error

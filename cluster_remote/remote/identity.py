@@ -1,7 +1,7 @@
-"""Whether a remote is what it says: which repository is asked, and the refusals of INITREMOTE.
+"""Check that a remote is what it claims: which repository answers, and what INITREMOTE refuses.
 
-A remote with the wrong UUID makes the location log lie for everybody who shares the repository, so every mistake that
-can be seen when the remote is made is refused there, with the command that would be right.
+A remote with the wrong UUID makes the location log lie to everybody who shares the repository. So every detectable
+mistake is refused when the remote is made, with the command that would be right.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ __all__ = ["Commands", "check_server"]
 
 @dataclass(frozen=True)
 class Commands:
-    """The command lines that would be right where what was given is not."""
+    """The right command lines for when the given one is wrong."""
 
     settings: Settings
     private: bool = False
     """Whether the remote is made with --private."""
     exists: bool = False
-    """Whether git-annex knows the remote already, so that this is enableremote."""
+    """Whether git-annex already knows the remote, so that this is enableremote."""
 
     @classmethod
     def of(cls, settings: Settings, config: GitConfig, logs: BranchLogs) -> Commands:
-        """As far as the repository tells how git-annex was called."""
+        """Reconstruct how git-annex was called, as far as the repository shows."""
         names = {name for known in logs.remotes.values() for name in (known.get("name"), known.get("sameas-name"))}
         return cls(
             settings,
-            # git-annex sets it before it starts us.
+            # git-annex sets this before it starts us.
             private=config.boolean(f"remote.{settings.name}.annex-private"),
             exists=settings.name in names,
         )
 
     def initremote(self, sameas: UUID | None, **changes: str) -> str:
-        """Makes this remote with some parameters changed; an empty value leaves one out."""
+        """Return the command for this remote with some parameters changed; an empty value omits one."""
         given = {
             "type": "external",
             "externaltype": "cluster",
@@ -64,39 +64,39 @@ class Commands:
         return shlex.join(words)
 
     def again(self) -> str:
-        """The same once more, for when the fault is elsewhere."""
+        """Return the same command, for when the fault is elsewhere."""
         if self.exists:
             encryption = "encryption=none" if self.settings.sameas else ""
             return shlex.join(filter(None, ["git", "annex", "enableremote", self.settings.name, encryption]))
         return self.initremote(self.settings.uuid if self.settings.sameas else None, tracking=self.settings.given)
 
     def same_as(self, uuids: Iterable[UUID]) -> str:
-        """Makes the remote the same as one of these, whose nodes are then the copies."""
-        # Without chunks, for the nodes can only be copies of whole contents.
+        """Return the command for a remote that is the same as one of these, whose nodes are then the copies."""
+        # Without chunks, since nodes only count as copies of whole contents.
         return " or ".join(
             self.initremote(uuid, cluster="", encryption="none", chunk="", chunksize="") for uuid in uuids
         )
 
     def own_uuid(self, clusters: Iterable[UUID]) -> str:
-        """Makes the remote one with a UUID of its own that stores to one of these."""
+        """Return the command for a remote with a UUID of its own that stores to one of these."""
         return " or ".join(self.initremote(None, cluster=str(uuid)) for uuid in clusters)
 
 
 def check_server(commands: Commands, server: UUID, logs: BranchLogs) -> None:
-    """What is refused once `server` has said who it is. Raises BadSettings."""
+    """Refuse a wrong remote, once `server` has identified itself. Raises BadSettings."""
     settings = commands.settings
     if settings.encryption != "none":
         if settings.sameas or settings.given == "nodes":
             raise BadSettings(
-                f"with encryption={settings.encryption} the nodes hold something else than this repository's keys, so "
+                f"with encryption={settings.encryption} the nodes hold other keys than this repository, so "
                 f"they cannot be counted as copies; give the remote a UUID of its own: "
                 f"{commands.own_uuid([settings.uuid] if settings.sameas else candidates(server, logs))}"
             )
-        # Encrypted content is no copy of anything that the nodes are recorded to have.
+        # Encrypted content is not a copy of anything recorded for the nodes.
         return
     if settings.chunked and (settings.sameas or settings.given == "nodes"):
         raise BadSettings(
-            "with chunks the nodes hold something else than this repository's keys, so they cannot be counted as "
+            "with chunks the nodes hold other keys than this repository, so they cannot be counted as "
             f"copies; leave chunks out: {commands.same_as(_fitting(settings, server, logs))}"
         )
     if settings.tracking == "remote":
@@ -113,7 +113,7 @@ def _check_alias(settings: Settings, server: UUID, logs: BranchLogs) -> None:
     nodes = logs.clusters.nodes(server)
     if not nodes or logs.clusters.nodes(settings.uuid) != nodes:
         raise BadSettings(
-            f"cluster.log does not give {settings.uuid} the nodes that {names_of(server, logs.descriptions)} has: "
+            f"in cluster.log, {settings.uuid} lacks the nodes of {names_of(server, logs.descriptions)}: "
             f"cluster-remote setup {shlex.quote(settings.name)} {shlex.quote(settings.url)} --autoenable makes such a "
             "remote"
         )
@@ -127,8 +127,8 @@ def _check_not_counted_twice(commands: Commands, server: UUID, logs: BranchLogs)
         )
     if _known(server, logs) or logs.clusters.nodes(server) & logs.descriptions.keys():
         raise BadSettings(
-            f"this repository knows {names_of(server, logs.descriptions)} already; the same content would be counted "
-            f"twice, as a copy of the remote and of the nodes. Make it the same as what it reaches: "
+            f"this repository already knows {names_of(server, logs.descriptions)}; the same content would be counted "
+            f"twice, as a copy on the remote and on the nodes. Make the remote the same as what it reaches: "
             f"{commands.same_as(candidates(server, logs))}"
         )
 
@@ -138,7 +138,7 @@ def _known(server: UUID, logs: BranchLogs) -> bool:
 
 
 def _fitting(settings: Settings, server: UUID, logs: BranchLogs) -> list[UUID]:
-    """What the remote can be the same as, by preference what it was said to be."""
+    """Return what the remote can be the same as, preferably what the user gave."""
     if settings.sameas and settings.uuid in {server, *candidates(server, logs)}:
         return [settings.uuid]
     return candidates(server, logs)
@@ -153,7 +153,7 @@ def _wrong_uuid(commands: Commands, server: UUID, logs: BranchLogs) -> str:
     if settings.sameas:
         problem = f"at {settings.url} is {there}, not {names_of(settings.uuid, logs.descriptions)}"
         if commands.exists:
-            return f"{problem}; give the url where that is: git annex enableremote {settings.name} url=URL"
+            return f"{problem}; give its url: git annex enableremote {settings.name} url=URL"
     elif settings.uuid in logs.descriptions:
         problem = (
             f"uuid= would take the place of {names_of(settings.uuid, logs.descriptions)} and destroy its description "
@@ -163,13 +163,13 @@ def _wrong_uuid(commands: Commands, server: UUID, logs: BranchLogs) -> str:
         if settings.uuid in logs.proxied.get(server, {}).values():
             options = [settings.uuid]
     else:
-        problem = f"a remote that tracks the nodes has to be the same as the cluster it reaches (at {there})"
+        problem = f"a remote that tracks the nodes must be the same as the cluster that it reaches (at {there})"
     return f"{problem}: {commands.same_as(options)}"
 
 
 def _unknown(commands: Commands, server: UUID) -> str:
     settings = commands.settings
-    # A url that git understands too is the way to the git-annex branch.
+    # If git understands the url too, it leads to the git-annex branch.
     url = settings.url if isinstance(settings.address, Directory | Ssh) else "URL"
     fetch = (
         f"git remote add {shlex.quote(settings.name)}-gateway {shlex.quote(url)} && "
@@ -182,11 +182,11 @@ def _unknown(commands: Commands, server: UUID) -> str:
     return (
         f"this repository does not know {server}, which answers at {settings.url}: fetch the gateway's git-annex "
         f"branch first, so that the copies on the nodes can be counted: {fetch}; then {again}. Or, in a repository "
-        f"that shall never know the nodes, count all of them as one copy: "
+        f"that should never know the nodes, count all of them as one copy: "
         f"{commands.initremote(None, tracking='remote', cluster=_cluster_of(settings))}"
     )
 
 
 def _cluster_of(settings: Settings) -> str:
-    """The cluster that was meant, as the value of cluster=."""
+    """Return the requested cluster, as the value of cluster=."""
     return settings.cluster or (str(settings.uuid) if settings.uuid.is_cluster else "")

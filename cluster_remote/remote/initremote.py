@@ -1,4 +1,4 @@
-"""INITREMOTE: is the remote what it says, and does everything work that it will need?"""
+"""INITREMOTE: check that the remote is what it claims, and that everything it needs works."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ __all__ = ["initialise", "refuse_embedding"]
 
 
 def refuse_embedding(embedcreds: str) -> None:
-    """Refuse to have the token written into the git-annex branch, which everybody gets. Raises BadSettings.
+    """Refuse to store the token in the git-annex branch, which everybody gets. Raises BadSettings.
 
-    The parameter may have come by the branch: from somebody who wants to read the tokens of others there.
+    The parameter may have come through the branch, from somebody who wants to read others' tokens there.
     """
     if embedcreds not in {"", "no"}:
         raise BadSettings(
-            f"embedcreds={embedcreds} would put the token into the git-annex branch, for everybody to read; it "
-            "stays in .git/annex/creds. Say embedcreds=no"
+            f"embedcreds={embedcreds} would store the token in the git-annex branch, readable by everybody; it "
+            "belongs in .git/annex/creds: use embedcreds=no"
         )
 
 
 async def initialise(context: Context) -> str:
-    """Check the remote and keep its token; return what the user should know of it, if anything.
+    """Check the remote and store its token; return a message for the user, if any.
 
-    What has come by the git-annex branch and was never verified here is neither contacted nor given a token.
+    What came through the git-annex branch and was never verified here is neither contacted nor given a token.
     Raises BadSettings, SessionError, AnnexError.
     """
     settings = context.settings
@@ -44,20 +44,22 @@ async def initialise(context: Context) -> str:
     token = given_token() if settings.address is not None and settings.address.wants_token else None
     if awaits_verification(settings, context.logs, verified(context.repository)):
         words = (
-            f"nothing was contacted, because this configuration has come by the git-annex branch: look at it, and say "
-            f"whether it is safe: git annex verifyremote {as_argument(settings.name)}"
+            f"nothing was contacted, because this configuration came through the git-annex branch: check it, and "
+            f"confirm that it is safe: git annex verifyremote {as_argument(settings.name)}"
         )
-        return f"{words}. The token was not used; give it after that: {settings.new_token_command}" if token else words
+        return (
+            f"{words}. The token was not used; provide it after that: {settings.new_token_command}" if token else words
+        )
     await _check(context)
     if token is not None:
         assert settings.address is not None
-        # Not before it has been found to be right.
+        # Only after the check.
         store_token(context.repository, settings.uuid, settings.address, token)
     return ""
 
 
 async def _check(context: Context) -> None:
-    """Connects, and refuses what would make the location log wrong. Raises BadSettings, SessionError, AnnexError."""
+    """Connect, and refuse what would make the location log wrong. Raises BadSettings, SessionError, AnnexError."""
     settings = context.settings
     commands = Commands.of(settings, context.config, context.logs)
     if settings.address is None:
@@ -65,19 +67,17 @@ async def _check(context: Context) -> None:
         return
     wanted = wanted_server(settings, context.logs, context.config.clusters())
     if settings.tracking == "nodes" and not settings.sameas and not settings.is_alias:
-        # The UUID is one that git-annex has just made up, or one that is not to be taken over.
+        # Either git-annex has just made up the UUID, or the remote must not take it over.
         wanted = None
     try:
         server = await _who_is_there(context, wanted)
     except (AuthenticationFailed, BadAddress) as error:
-        # The address has been found to be right already; what can be wrong now is the token.
+        # The address is known to be right; only the token can be wrong now.
         raise BadSettings(f"{error}: {TOKEN}=… {commands.again()}") from None
     except WrongRepository:
         raise
     except SessionError as error:
-        raise BadSettings(
-            f"{error}. When the url is right and what it leads to can be reached: {commands.again()}"
-        ) from None
+        raise BadSettings(f"{error}. Once the url is right and reachable: {commands.again()}") from None
     check_server(commands, server, context.logs)
 
 
@@ -87,7 +87,7 @@ async def _who_is_there(context: Context, wanted: UUID | None) -> UUID:
     except (WrongRepository, ConnectionLost):
         if wanted is None:
             raise
-        # git-annex-shell ends when it is asked for a repository that it does not serve. Then who is there?
+        # git-annex-shell exits if it does not serve the requested repository. Then who is there?
         try:
             server = await _ask(context, None)
         except SessionError:
@@ -110,7 +110,7 @@ async def _check_serverless(commands: Commands, context: Context) -> None:
     clusters = context.config.clusters()
     if not clusters:
         raise BadSettings(
-            "there is no url, and this repository has no cluster of its own; give the url of a gateway, or make a "
+            "there is no url, and this repository has no cluster of its own; give the url of a gateway, or create a "
             "cluster of this repository's remotes: cluster-remote setup NAME --node REMOTE --node REMOTE"
         )
     own = set(clusters.values())
@@ -126,7 +126,7 @@ async def _check_serverless(commands: Commands, context: Context) -> None:
     fits = settings.uuid in own if settings.tracking == "nodes" else settings.encryption != "none"
     if not fits or settings.sameas != (settings.tracking == "nodes"):
         raise BadSettings(
-            "without a url the remote has to be the same as the cluster of this repository: "
+            "without a url, the remote must be the same as the cluster of this repository: "
             + commands.same_as(sorted(own))
         )
     session = await context.session_with(None if settings.tracking == "remote" else settings.uuid)

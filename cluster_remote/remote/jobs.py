@@ -1,10 +1,10 @@
 """git-annex's requests, from the first line to the last: one process, one event loop, any number of jobs.
 
-With the ASYNC extension every line in both directions begins with the number of a job (`J n …`); without it there is
-one job, whose lines have no beginning of their own. What moves, checks or removes content is answered in the event
-loop, which is where the sessions live. All else is answered by code that may ask git-annex in its turn and waits for
-the reply: by the main thread itself before the loop runs, by a thread for each such request from then on. The loop
-begins with the first request that needs it, since most runs of the program (LISTCONFIGS, GETCOST) do not.
+With the ASYNC extension, every line in both directions starts with a job number (`J n …`); without it there is one job,
+whose lines have no prefix. Requests that transfer, check or remove content are handled in the event loop, where the
+sessions live. Everything else is handled by code that may ask git-annex questions and wait for the reply: in the main
+thread before the loop runs, and in one thread per request from then on. The loop starts with the first request that
+needs it, since most runs of the program (LISTCONFIGS, GETCOST) don't.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 __all__ = ["Job", "JobMaster", "Service", "serve"]
 
 _CHUNK = 64 * 1024
-# Bytes of one line from git-annex; keys and paths are far shorter.
+# Maximum bytes of a line from git-annex; keys and paths are far shorter.
 _LONGEST_LINE = 1024 * 1024
 
 
 class _Input:
-    """Lines from git-annex, as text in which any byte survives."""
+    """Lines from git-annex, as text that preserves any byte."""
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
@@ -41,51 +41,51 @@ class _Input:
         self._ended = False
 
     def take(self) -> str:
-        """The next line with its newline; the empty text at the end. Waits, and everything with it."""
+        """Return the next line with its newline; empty at the end. Blocks the thread."""
         while not self.ready:
             self.read()
         return self._lines.popleft() if self._lines else ""
 
     def put_back(self, line: str) -> None:
-        """Makes a line the next one again."""
+        """Make a line the next one again."""
         self._lines.appendleft(line)
 
     @property
     def ready(self) -> bool:
-        """Whether there is a line, or the end, without waiting."""
+        """Return whether there is a line, or the end, without waiting."""
         return bool(self._lines) or self._ended
 
     def read(self) -> None:
-        """Reads what there is; waits where there is nothing yet."""
+        """Read what is available; wait if nothing is."""
         data = os.read(self.descriptor, _CHUNK)
         self._ended = not data
         *lines, self._rest = (self._rest + data).split(b"\n")
         if len(self._rest) > _LONGEST_LINE:
-            print(f"git-annex sent a line of more than {_LONGEST_LINE} bytes; this ends here", file=sys.stderr)
+            print(f"git-annex sent a line of more than {_LONGEST_LINE} bytes; exiting", file=sys.stderr)
             self._rest, self._ended = b"", True
         self._lines += [f"{line.decode('utf-8', 'surrogateescape')}\n" for line in lines]
 
 
 class Job:
-    """One of git-annex's jobs: what it asks comes one after the other."""
+    """One of git-annex's jobs, which sends its requests one after the other."""
 
     def __init__(self, master: AnnexMaster, replied: Callable[[Job], str]) -> None:
         self.master = master
         self.replies: queue.SimpleQueue[str] = queue.SimpleQueue()
-        """What git-annex replies to a thread that has asked it, once the loop runs; the empty text at the end."""
+        """git-annex's reply to a thread that asked it, once the loop runs; empty at the end."""
         self._replied = replied
         master.input = self
 
     def readline(self) -> str:
-        """What git-annex replies to a question; the empty text at the end. Raises RemoteError for an ERROR."""
+        """Return git-annex's reply to a question; empty at the end. Raises RemoteError for an ERROR."""
         reply = self._replied(self)
         if is_error(reply):
-            raise RemoteError(f"git-annex does not tell what it was asked: {reply[len('ERROR ') :].strip()}")
+            raise RemoteError(f"git-annex did not answer a question: {reply[len('ERROR ') :].strip()}")
         return reply
 
 
 class JobMaster(AnnexMaster):
-    """Speaks for one job over the line that all of them share. An ERROR is for all of them, and the end."""
+    """Speaks for one job over the shared line. An ERROR concerns all jobs, and is the end."""
 
     def __init__(self, whole: AnnexMaster, number: str, shared: Shared) -> None:
         super().__init__(whole.output, shared.questions)
@@ -93,7 +93,7 @@ class JobMaster(AnnexMaster):
         self._whole = whole
         self._prefix = f"J {number} "
         self.LinkRemote(ClusterRemote(self, shared))
-        # What git-annex offered was said before there were jobs.
+        # git-annex announced its extensions before there were jobs.
         self.protocol.extensions = whole.protocol.extensions
 
     def _write(self, lines: list[str]) -> None:
@@ -101,21 +101,21 @@ class JobMaster(AnnexMaster):
 
 
 class Service:
-    """Everything that is under way for one git-annex."""
+    """Everything that runs for one git-annex."""
 
     def __init__(self, stdin: int, stdout: io.TextIOWrapper) -> None:
         self.input = _Input(stdin)
         self.shared = Shared()
         self._whole = AnnexMaster(stdout, self.shared.questions)
         self._whole.LinkRemote(ClusterRemote(self._whole, self.shared))
-        # The only job there is, unless there are numbers.
+        # The only job, unless jobs have numbers.
         self._only = Job(self._whole, self._replied)
         self._numbered: dict[str, Job] = {}
         self.looping = False
         self.hung_up = False
 
     def answer_what_is_simple(self) -> bool:
-        """Answers requests until git-annex hangs up, or wants something that needs the event loop; whether it does."""
+        """Answer requests until git-annex hangs up or needs the event loop; return whether it does."""
         self._whole.greet()
         while line := self.input.take():
             job, request = self.job_of(line)
@@ -127,11 +127,11 @@ class Service:
         return False
 
     def job_of(self, line: str) -> tuple[Job, str]:
-        """Whose line it is, and the line as that job knows it."""
+        """Return the job of a line, and the line as that job expects it."""
         tag, _space, rest = line.partition(" ")
         number, space, request = rest.partition(" ")
         if is_error(line) and self.shared.questions.asking is not None:
-            # With ASYNC as well, it has no number.
+            # It has no number, even with ASYNC.
             return next(job for job in self.jobs() if job.master is self.shared.questions.asking), line
         if not (self._whole.asynchronous and tag == "J" and space):
             return self._only, line
@@ -159,10 +159,10 @@ class Service:
 
 
 def serve() -> None:
-    """Answers git-annex on standard input and output until it hangs up, then closes everything."""
+    """Answer git-annex on standard input and output until it hangs up, then close everything."""
     service = Service(*standard_streams())
     if service.answer_what_is_simple():
-        # A session is needed: this is where all that it takes is imported.
+        # A session is needed: this imports everything for it.
         from cluster_remote.remote.loop import run
 
         run(service)

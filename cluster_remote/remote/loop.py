@@ -1,4 +1,4 @@
-"""git-annex's requests once there is an event loop: many at once, until git-annex hangs up."""
+"""git-annex's requests once there is an event loop: concurrent, until git-annex hangs up."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from cluster_remote.transport.tracing import JOB
 
 __all__ = ["run"]
 
-# Seconds that requests get to notice that git-annex is gone.
+# Seconds for requests to notice that git-annex has exited.
 _PARTING = 10.0
-# Seconds that debug messages wait at most.
+# Maximum delay of debug messages, in seconds.
 _NOW_AND_THEN = 0.5
 
 
 def run(service: Service) -> None:
-    """Answers requests until git-annex hangs up, and closes everything."""
+    """Answer requests until git-annex hangs up, and close everything."""
     anyio.run(_Loop(service).answer_everything)
 
 
@@ -40,11 +40,11 @@ class _Loop:
                         with self._listening:
                             await self._listen(requests)
                     finally:
-                        # However it came to that: threads that wait for a reply would keep the program from ending.
+                        # In any case, release threads that wait for a reply: they would keep the program from exiting.
                         service.hung_up = True
                         for job in service.jobs():
                             job.replies.put("")
-                    # Nobody is left to hear how the requests under way end.
+                    # Nobody is left to hear how the running requests end.
                     requests.cancel_scope.deadline = anyio.current_time() + _PARTING
                     self._requests.abandon()
                 flushing.cancel_scope.cancel()
@@ -61,13 +61,13 @@ class _Loop:
                 requests.start_soon(self._answer, job, text)
 
     async def _take(self) -> str:
-        """The next line from git-annex; others go on meanwhile."""
+        """Return the next line from git-annex, without blocking the event loop."""
         lines = self._service.input
         while not lines.ready:
             try:
                 await anyio.wait_readable(lines.descriptor)
             except PermissionError:
-                # A file, in which all that there is can be read at any time.
+                # A regular file, which can always be read.
                 await anyio.lowlevel.checkpoint()
             lines.read()
         return lines.take()
@@ -79,7 +79,7 @@ class _Loop:
             if not await job.master.answer_in_the_loop(request, converse):
                 self._listening.cancel()
         except BrokenPipeError:
-            # git-annex is gone, which its end of our input may not show.
+            # git-annex has exited, which the end of our input may not show.
             self._listening.cancel()
 
     async def _flush_now_and_then(self) -> None:

@@ -1,4 +1,4 @@
-"""Sessions for as many requests as there are at once."""
+"""A pool of sessions that grows with the number of concurrent requests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["SessionPool"]
 
 
 class _Listener:
-    """A trace that goes to whoever has the session at the moment."""
+    """A trace that goes to the current user of the session."""
 
     def __init__(self) -> None:
         self.trace: Trace | None = None
@@ -29,9 +29,9 @@ class _Listener:
 
 
 class SessionPool:
-    """Lends each session to one request at a time, and makes a new one only when all are lent.
+    """Lends each session to one request at a time, and creates a new one only if all are lent.
 
-    There are never more sessions than there were requests at once.
+    So there are never more sessions than there were concurrent requests.
     """
 
     def __init__(self, make: Callable[[Trace], Awaitable[Session]]) -> None:
@@ -40,7 +40,7 @@ class SessionPool:
 
     @asynccontextmanager
     async def lend(self, trace: Trace | None) -> AsyncIterator[Session]:
-        """A session that nobody else has meanwhile. `trace` is told what is said in it."""
+        """Lend a session exclusively. `trace` gets its messages."""
         if self._idle:
             session, listener = self._idle.pop()
         else:
@@ -54,7 +54,7 @@ class SessionPool:
             self._idle.append((session, listener))
 
     async def aclose(self) -> None:
-        """Closes all sessions that are not lent, at once."""
+        """Close all sessions that are not lent, concurrently."""
         idle, self._idle = self._idle, []
         async with anyio.create_task_group() as tasks:
             for session, _listener in idle:

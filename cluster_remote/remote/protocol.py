@@ -1,7 +1,7 @@
-"""The external special remote protocol where annexremote is not exact enough for keys and files of any name.
+"""The external special remote protocol, where annexremote is not exact enough for arbitrary keys and file names.
 
-annexremote strips whitespace of every kind from what git-annex says, and a control character at the end of a file
-name with it; it also takes a TypeError of the program for a mistake of git-annex.
+annexremote strips any whitespace from git-annex's lines, including a control character at the end of a file name; and
+it mistakes a TypeError in the program for a protocol error by git-annex.
 """
 
 from __future__ import annotations
@@ -23,36 +23,36 @@ if TYPE_CHECKING:
     from typing import Any
 
     class Lines(typing.Protocol):
-        """Where a Master reads from."""
+        """What a Master reads from."""
 
         def readline(self) -> str:
-            """A line with its newline; the empty text at the end."""
+            """Return a line with its newline; empty at the end."""
 
 
 __all__ = ["AnnexMaster", "Questions", "is_error", "one_line", "standard_streams"]
 
 
 def one_line(text: str) -> str:
-    """Return a message as the protocol can carry it, and as git-annex may show it on a terminal."""
+    """Return a message that fits the protocol, and that git-annex can safely show on a terminal."""
     return printable(text, _LONGEST_MESSAGE) or "unknown error"
 
 
-# Characters of one message to git-annex: enough for what each node of a large cluster says.
+# Maximum characters of one message to git-annex: enough for every node of a large cluster.
 _LONGEST_MESSAGE = 16_000
-# How many debug messages wait for others at most.
+# The most debug messages to hold back.
 _HELD_MESSAGES = 64
 
-# What is answered in the event loop, and what is answered by code that only needs it.
+# What is handled in the event loop, and what is handled by code that only needs it.
 _IN_THE_LOOP = frozenset({"CHECKPRESENT", "REMOVE", "TRANSFER"})
 _WITH_SESSIONS = _IN_THE_LOOP | {"INITREMOTE", "WHEREIS"}
 
 
-# What is used of what git-annex offers.
+# The extensions of git-annex that we use.
 _EXTENSIONS = ("INFO", "ASYNC", "UNAVAILABLERESPONSE")
 
 
 def is_error(line: str) -> bool:
-    """Return whether a line is an ERROR, which has no job's number in either direction."""
+    """Return whether a line is an ERROR, which has no job number in either direction."""
     return line.startswith("ERROR ")
 
 
@@ -62,7 +62,7 @@ def _word(line: str) -> str:
 
 class _Protocol(Protocol):  # type: ignore[misc] # annexremote has no types
     def check_key(self, key: str) -> None:
-        # The key is checked where it is read, by the rules of git-annex rather than those of Python.
+        # The key is checked where it is parsed, by git-annex's rules rather than Python's.
         pass
 
     def do_EXTENSIONS(self, offered: str = "") -> str:
@@ -73,11 +73,11 @@ class _Protocol(Protocol):  # type: ignore[misc] # annexremote has no types
         return f"AVAILABILITY {self.remote.getavailability().upper()}"
 
     def do_GETORDERED(self) -> str:
-        # A file is written from its beginning to its end, or appears as a whole.
+        # Files are written from start to end, or appear as a whole.
         return "ORDERED"
 
     def do_ERROR(self, message: str = "") -> str:
-        raise ProtocolError(f"git-annex gave up: {message}")
+        raise ProtocolError(f"git-annex sent an error: {message}")
 
     def command(self, line: str) -> Any:
         word, _space, parameters = line.partition(" ")
@@ -85,7 +85,7 @@ class _Protocol(Protocol):  # type: ignore[misc] # annexremote has no types
         try:
             reply = method(parameters) if parameters else method()
         except TypeError as error:
-            # The call itself, not something that was called by it.
+            # Only the call itself, not something inside it.
             if error.__traceback__ is None or error.__traceback__.tb_next is not None:
                 raise
             raise ProtocolError(f"{word} came with {'too many' if parameters else 'no'} parameters") from None
@@ -94,13 +94,13 @@ class _Protocol(Protocol):  # type: ignore[misc] # annexremote has no types
         return reply
 
     async def transact(self, line: str) -> str:
-        """A request about a content. annexremote has the same ones for code that waits."""
+        """Handle a request about content; annexremote has blocking equivalents."""
         word, _space, parameters = line.partition(" ")
         first, _space, rest = parameters.partition(" ")
         key, _space, file = rest.partition(" ")
         remote = self.remote
         if not parameters:
-            raise ProtocolError(f"{word} came with no parameters")
+            raise ProtocolError(f"{word} came without parameters")
         try:
             match word.upper(), first:
                 case "CHECKPRESENT", _:
@@ -126,7 +126,7 @@ class _Protocol(Protocol):  # type: ignore[misc] # annexremote has no types
 
 
 class Questions:
-    """One question to git-annex at a time, whichever job asks it: an ERROR in reply does not say which it is for."""
+    """Allows one question to git-annex at a time, from any job: an ERROR in reply does not say which it is for."""
 
     def __init__(self) -> None:
         self._one = threading.Lock()
@@ -134,7 +134,7 @@ class Questions:
 
     @contextmanager
     def asked_by(self, master: AnnexMaster) -> Iterator[None]:
-        """Until the reply has come."""
+        """Hold until the reply has arrived."""
         with self._one:
             self.asking = master
             try:
@@ -151,7 +151,7 @@ class AnnexMaster(Master):  # type: ignore[misc] # annexremote has no types
     def __init__(self, output: io.TextIOWrapper, questions: Questions) -> None:
         super().__init__(output)
         self._questions = questions
-        # Most comes from the event loop, but not all: some requests are answered by threads.
+        # Most messages come from the event loop, but some requests are handled by threads.
         self._sending = threading.Lock()
         self._held: list[str] = []
         self._conversations = 0
@@ -163,7 +163,7 @@ class AnnexMaster(Master):  # type: ignore[misc] # annexremote has no types
 
     @property
     def talking(self) -> bool:
-        """Whether what git-annex says next to this job is a reply to what it was asked."""
+        """Whether git-annex's next message to this job is a reply to a question."""
         return self._conversations > 0
 
     def LinkRemote(self, remote: SpecialRemote) -> None:
@@ -175,37 +175,37 @@ class AnnexMaster(Master):  # type: ignore[misc] # annexremote has no types
             return super()._ask(request, keyword, count)
 
     def greet(self) -> None:
-        """The first line of the protocol."""
+        """Send the first line of the protocol."""
         self.say(self.protocol.version)
 
     def needs_sessions(self, line: str) -> bool:
-        """Whether a request cannot be answered without the event loop."""
+        """Return whether a request needs the event loop."""
         word = _word(line)
         if word == "GETINFO":
             try:
                 return bool(self.remote.info_needs_sessions())
             except RemoteError:
-                # Whatever it is, the answer will say it.
+                # If something is wrong, the answer will say so.
                 return True
         return word in _WITH_SESSIONS
 
     def answer(self, line: str) -> bool:
-        """Answers one request. False where nothing more can be said."""
+        """Answer one request. Return False if nothing more can be said."""
         return self._said(*self._reply_to(line))
 
     async def answer_in_the_loop(self, line: str, converse: Callable[..., Coroutine[Any, Any, Any]]) -> bool:
-        """The same, while others are answered; `converse` runs in a thread what may ask git-annex in its turn."""
+        """Do the same concurrently with others; `converse` runs what may ask git-annex questions in a thread."""
         if _word(line) not in _IN_THE_LOOP:
             return self._said(*await converse(self, self._reply_to, line))
         try:
             reply = await self.protocol.transact(line.removesuffix("\n"))
-        except Exception as error:  # noqa: BLE001 -- a job that ended without a word would leave git-annex waiting
+        except Exception as error:  # noqa: BLE001 -- a job that ended silently would leave git-annex waiting
             return self._said(*_last_reply(error))
         return self._said(reply, True)
 
     @contextmanager
     def conversation(self) -> Iterator[None]:
-        """Until its end, what git-annex says to this job is a reply to what it is asked."""
+        """Treat git-annex's messages to this job as replies, until the end of the context."""
         self._conversations += 1
         try:
             yield
@@ -216,7 +216,7 @@ class AnnexMaster(Master):  # type: ignore[misc] # annexremote has no types
         try:
             return self.protocol.command(line.removesuffix("\n")) or "", True
         except RemoteError as error:
-            # This kind of request cannot be answered with a failure.
+            # This kind of request has no way to report a failure.
             self.debug(one_line(str(error)))
             return "UNSUPPORTED-REQUEST", True
         except Exception as error:  # noqa: BLE001 -- see above
@@ -228,10 +228,10 @@ class AnnexMaster(Master):  # type: ignore[misc] # annexremote has no types
         return go_on
 
     def debug(self, *args: object) -> None:
-        """As in annexremote; but it may wait a little for the next message, and go out together with that.
+        """Send a debug message as annexremote does, but maybe a little later, together with the next message.
 
-        Most of git-annex's users never see these messages: they must not cost a turn of two processes each. Whoever
-        waits for a request flushes them now and then.
+        Most users never see these messages, so each must not cost a context switch. The code that waits for requests
+        flushes them periodically.
         """
         with self._sending:
             self._held.append(" ".join(["DEBUG", *map(str, args)]))
@@ -240,11 +240,11 @@ class AnnexMaster(Master):  # type: ignore[misc] # annexremote has no types
             self.flush()
 
     def flush(self) -> None:
-        """Sends the debug messages that wait."""
+        """Send the held debug messages."""
         self.say("")
 
     def say(self, line: str) -> None:
-        """One message, or several at once, each on a line of its own; after the debug messages that wait."""
+        """Send one message, or several on a line each, after the held debug messages."""
         with self._sending:
             lines = [*self._held, *(line.split("\n") if line else [])]
             self._held = []
@@ -260,24 +260,24 @@ class AnnexMaster(Master):  # type: ignore[misc] # annexremote has no types
 
 
 def _last_reply(error: Exception) -> tuple[str, bool]:
-    """What is said where a request was not answered, and whether others can be."""
+    """Return the reply to a request that failed unexpectedly, and whether to continue."""
     match error:
         case BrokenPipeError():
-            # git-annex is gone.
+            # git-annex has exited.
             raise error
         case UnsupportedRequest():
             return "UNSUPPORTED-REQUEST", True
         case AnnexError() | SyntaxError():
-            # Where git-annex does not keep to the protocol, only the end is left.
+            # If git-annex violates the protocol, we can only exit.
             return f"ERROR {one_line(str(error))}", False
         case _:
             return f"ERROR {one_line(f'internal error: {type(error).__name__}: {error}')}", False
 
 
 def standard_streams() -> tuple[int, io.TextIOWrapper]:
-    """Takes over standard input, as a descriptor, and standard output, as text in which any byte survives.
+    """Take over standard input as a descriptor, and standard output as text that preserves any byte.
 
-    What anything prints by mistake goes to standard error from now on.
+    Anything printed by mistake goes to standard error from now on.
     """
     output = io.TextIOWrapper(sys.stdout.buffer, encoding="utf-8", errors="surrogateescape", newline="\n")
     sys.stdout = sys.stderr

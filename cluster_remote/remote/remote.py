@@ -1,8 +1,8 @@
 """The special remote: git-annex's requests, answered by one session.
 
-It does not know what kind of session it holds; without a url it is the cluster of this very repository. What every
-request has in common: it has a session to itself, it records before it reports success, and every way to fail ends in
-one line of words.
+It does not know what kind of session it has; without a url it is the cluster of this very repository. All requests have
+in common that each has a session to itself, records before it reports success, and turns every failure into a one-line
+message.
 """
 
 from __future__ import annotations
@@ -33,25 +33,25 @@ class Shared:
     def __init__(self) -> None:
         self.settings: Settings | None = None
         self.requests: Requests
-        """What answers where a session is needed; there since the event loop is."""
+        """Handles requests that need a session; exists once the event loop does."""
         self.questions = Questions()
-        # Held while git-annex is asked for what all of them need.
+        # Held while asking git-annex what all of them need.
         self.asking = threading.RLock()
         # What the user has been told in this run.
         self.told: set[str] = set()
 
 
 class ClusterRemote(SpecialRemote):  # type: ignore[misc] # annexremote has no types
-    """One remote of one repository. Requests come one after the other; for more at once there are more of these."""
+    """One remote of one repository. Handles one request at a time; concurrent requests need several of these."""
 
     def __init__(self, annex: AnnexMaster, shared: Shared) -> None:
-        # Not by way of the parent class, which makes `info` a value; here it is asked for anew each time.
+        # Bypass the parent's constructor, which makes `info` a fixed value; here it is computed each time.
         self.annex = annex
         self.shared = shared
         self._clusters: Mapping[str, UUID] | None = None
         self._initialising = False
 
-    # What git-annex asks without a reason to connect
+    # What git-annex asks without a need to connect
 
     def listconfigs(self) -> dict[str, str]:
         from cluster_remote.access.settings import DESCRIPTIONS
@@ -97,7 +97,7 @@ class ClusterRemote(SpecialRemote):  # type: ignore[misc] # annexremote has no t
         await self.shared.requests.remove(self, key)
 
     def whereis(self, key: str) -> str:
-        # Both this and info have no way to fail but to end the program.
+        # Neither this nor info can report a failure without ending the program.
         try:
             where = self.shared.requests.whereis(self, key)
         except RemoteError as error:
@@ -126,11 +126,11 @@ class ClusterRemote(SpecialRemote):  # type: ignore[misc] # annexremote has no t
         return fields | found
 
     def info_needs_sessions(self) -> bool:
-        """Whether nothing is known of the remote without asking; the cluster of this very repository is known."""
+        """Whether information about the remote requires a session; not for the cluster of this very repository."""
         return self._own_cluster_name() is None
 
     def _own_cluster_name(self) -> str | None:
-        """What the remote's cluster is called here, where it is one of this very repository."""
+        """Return the name of the remote's cluster here, if it is one of this repository."""
         settings = self.settings()
         if settings.address is not None or settings.tracking != "nodes":
             return None
@@ -143,10 +143,10 @@ class ClusterRemote(SpecialRemote):  # type: ignore[misc] # annexremote has no t
                 raise RemoteError(one_line(str(error))) from None
         return next((name for name, uuid in self._clusters.items() if uuid == settings.uuid), None)
 
-    # What they share
+    # Shared code
 
     def settings(self) -> Settings:
-        """The remote's parameters, for which git-annex is asked once. Raises RemoteError."""
+        """Return the remote's parameters, asking git-annex once. Raises RemoteError."""
         with self.shared.asking:
             if self.shared.settings is None:
                 from cluster_remote.access.settings import BadSettings, Settings
@@ -160,7 +160,7 @@ class ClusterRemote(SpecialRemote):  # type: ignore[misc] # annexremote has no t
 
     def _remote_name(self) -> str:
         if self._initialising:
-            # Before 10.20260115 git-annex ends on GETGITREMOTENAME here; the configuration has the name.
+            # Before 10.20260115, GETGITREMOTENAME makes git-annex exit here; the configuration has the name.
             name = self.annex.getconfig("sameas-name") or self.annex.getconfig("name")
             if name:
                 return str(name)
@@ -168,12 +168,12 @@ class ClusterRemote(SpecialRemote):  # type: ignore[misc] # annexremote has no t
             try:
                 return str(self.annex.getgitremotename())
             except RemoteError:
-                # Before 10.20260115 git-annex answers with ERROR during INITREMOTE; the parameters have the name then.
+                # Before 10.20260115, git-annex replies with ERROR during INITREMOTE; the parameters have the name then.
                 return ""
         return ""
 
     def tell(self, text: str) -> None:
-        """Tell the user something, once in a run: an unplugged disk is not news for every file."""
+        """Tell the user something once per run: an unplugged disk is not news for every file."""
         if text in self.shared.told:
             self.annex.debug(one_line(text))
             return

@@ -1,6 +1,6 @@
-"""Removals: from every node, from those that an upload has reached, or from the one that gave a damaged content.
+"""Removals: from every node, from those that an upload reached, or from the one that sent damaged content.
 
-What became of each node is recorded, and found out where no answer says it.
+Records each node's result, and finds it out if no answer says it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["NotRemoved", "remove", "undo"]
 
-# Seconds for asking nodes what became of a removal; the second is for when nobody waits for the answer any more.
+# Seconds for asking nodes about the result of a removal; the second is for when nobody waits for it any more.
 _FINDING_OUT, _PARTING = 20.0, 6.0
 
 
@@ -31,7 +31,7 @@ class NotRemoved(SessionError):
 
 
 async def remove(context: Context, session: Session, key: Key, cause: Cause | None) -> None:
-    """Remove what `cause` says is to be removed. Raises NotRemoved, SessionError, LocationLogError."""
+    """Remove what `cause` implies. Raises NotRemoved, SessionError, LocationLogError."""
     context.expect_to_record()
     if not context.is_cluster:
         await _remove_from_the_only_one(context, session, key, cause)
@@ -48,21 +48,21 @@ async def remove(context: Context, session: Session, key: Key, cause: Cause | No
 
 
 async def undo(context: Context, session: Session, key: Key, added: frozenset[UUID]) -> Removal:
-    """Remove a content from the nodes that have it only by the last upload. Removed as a whole if no other may have it.
+    """Remove content from the nodes that got it in the last upload. Complete if no other node may have it.
 
-    The reasons say in words what was done, too. Raises SessionError, LocationLogError.
+    The reasons also describe what was done. Raises SessionError, LocationLogError.
     """
     outcome = await _remove_from(context, session, key, added)
     others = context.living_nodes - added
     done = f"removed again from {context.names_of(outcome.uuids)}" if outcome.uuids else "removed from no node"
-    kept = (f"the upload was none to {context.names_of(others)}",) if others else ()
+    kept = (f"the upload did not go to {context.names_of(others)}",) if others else ()
     complete = outcome.removed and not others and bool(context.living_nodes)
     return Removal(complete, outcome.uuids, (done, *outcome.reasons, *kept))
 
 
 async def _remove_from_the_only_one(context: Context, session: Session, key: Key, cause: Cause | None) -> None:
     if isinstance(cause, Uploaded) and not cause.added:
-        raise NotRemoved(f"{session.name} had it before the upload, and keeps it; drop it again to remove it")
+        raise NotRemoved(f"{session.name} had it before the upload and keeps it; drop it again to remove it")
     await session.open()
     try:
         outcome = await session.remove(stored_as(key))
@@ -79,21 +79,21 @@ async def _remove_damaged(context: Context, session: Session, key: Key, origin: 
     name = shlex.quote(context.settings.name)
     if origin is None:
         raise NotRemoved(
-            f"which node gave the damaged content cannot be told, so nothing was removed; find it with cluster-remote "
-            f"check {name} --content"
+            f"nothing was removed, because it is unknown which node sent the damaged content; find it with "
+            f"cluster-remote check {name} --content"
         )
     outcome = await _remove_from(context, session, key, frozenset({origin}))
     if not outcome.removed:
         raise NotRemoved("; ".join(outcome.reasons))
     others = await context.nodes_with(key) if context.counts_nodes else context.living_nodes - {origin}
     raise NotRemoved(
-        f"the damaged copy was that on {context.names_of({origin})}; it is removed, and no other"
+        f"the damaged copy on {context.names_of({origin})} was removed, and no other"
         + (f" (not from {context.names_of(others)}); cluster-remote repair {name} replaces it" if others else "")
     )
 
 
 async def _remove_from(context: Context, session: Session, key: Key, nodes: frozenset[UUID]) -> Removal:
-    """From these nodes of a cluster alone. What was removed is recorded."""
+    """Remove content only from these nodes of a cluster, and record that."""
     if isinstance(session, ClusterSession):
         return await session.remove_from(stored_as(key), nodes)
     answers = await context.behind.each(nodes, lambda single: single.remove(stored_as(key)))
@@ -110,34 +110,34 @@ async def _remove_from(context: Context, session: Session, key: Key, nodes: froz
 
 async def _remove_everywhere(context: Context, session: Session, key: Key) -> None:
     if context.is_serverless or not context.counts_nodes:
-        # A cluster of this repository records by itself; what a remote that counts as one copy has where, no log says.
+        # A cluster of this repository records by itself; for a remote that counts as one copy, no log tracks its nodes.
         outcome = await session.remove(stored_as(key))
         error, words = "", "; ".join(outcome.reasons) or f"{session.name} did not remove it"
     else:
         outcome, error, words = await _remove_behind_a_gateway(context, session, key)
     if not outcome.removed:
-        # Where the answer did not come, a node may have lost what this log did not know of.
+        # Without an answer, a node may have lost content that this log did not list.
         names = context.names_of(outcome.uuids) or ("" if error else "no node")
         where = f"removed from {names}" if context.counts_nodes and names else ""
         raise NotRemoved("; ".join(filter(None, [error, where, words])))
 
 
 async def _remove_behind_a_gateway(context: Context, session: Session, key: Key) -> tuple[Removal, str, str]:
-    """The outcome, the error that took the place of an answer, and what is left on which node."""
+    """Return the result, the error that replaced an answer, and what is left on which node."""
     outcome, broken = Removal(False), ""
-    # Where there is no connection, nothing has become of any node.
+    # Without a connection, nothing has happened on any node.
     await session.open()
     try:
         outcome = await session.remove(stored_as(key))
     except (ConnectionLost, TimedOut, ProtocolError) as error:
-        # git-annex's own gateway ends like this where a node is away, whatever it has removed by then.
+        # git-annex's own gateway ends like this if a node is unreachable, whatever it has removed by then.
         broken = str(error)
     except anyio.get_cancelled_exc_class():
         with anyio.move_on_after(_PARTING, shield=True):
             await _settle(context, key, outcome)
         raise
     with anyio.CancelScope(shield=True):
-        # Below version 2 no nodes are named, but a cluster's removal succeeds on every node or not at all.
+        # Before version 2 no nodes are named, but a cluster's removal succeeds on every node or not at all.
         named, _strangers = await context.believed(outcome.uuids)
         gone = named if outcome.uuids or not outcome.removed else await context.nodes_with(key)
         await context.record(key, absent=gone)
@@ -148,9 +148,9 @@ async def _remove_behind_a_gateway(context: Context, session: Session, key: Key)
 
 
 async def _settle(context: Context, key: Key, outcome: Removal) -> tuple[Removal, str]:
-    """Find out about the nodes that a gateway's answer does not name: each is asked, by way of the gateway.
+    """Find out about the nodes that a gateway's answer does not name, by asking each through the gateway.
 
-    Gives the outcome as it is then, and in words which nodes have the content still, and why.
+    Returns the updated result, and a message about which nodes still have the content, and why.
     """
     left = context.living_nodes - outcome.uuids
     if not left:
@@ -168,13 +168,13 @@ async def _settle(context: Context, key: Key, outcome: Removal) -> tuple[Removal
     absent = frozenset(node for node, answer in answers.items() if answer is False)
     present = frozenset(node for node, answer in answers.items() if answer is True)
     with anyio.CancelScope(shield=True):
-        # Nothing is said of nodes that never had it.
+        # Say nothing about nodes that never had it.
         await context.record(key, present - known, absent & known)
     words = [
         f"{context.name_of(node)} could not be asked ({answer})"
         if isinstance(answer, SessionError)
-        else f"{context.name_of(node)} still has it: it can be reached, but did not remove it (something has the "
-        "content locked, or the node may not be written to)"
+        else f"{context.name_of(node)} still has it: it is reachable, but did not remove it (the content is "
+        "locked, or the node is read-only)"
         for node, answer in answers.items()
         if answer is not False
     ]

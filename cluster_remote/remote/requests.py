@@ -1,4 +1,4 @@
-"""git-annex's requests that need a session, and all that they need; imported with the event loop."""
+"""git-annex's requests that need a session, and all their imports; imported with the event loop."""
 
 from __future__ import annotations
 
@@ -36,33 +36,33 @@ __all__ = ["Requests", "converse"]
 
 T = TypeVar("T")
 
-# Seconds between two PROGRESS messages; git-annex shows a few a second.
+# Seconds between two PROGRESS messages; git-annex shows a few per second.
 _PROGRESS_INTERVAL = 0.2
-# Seconds that git annex info waits for the server at most.
+# Seconds that git annex info waits for the server.
 _INFO_TIMEOUT = 10.0
 
 
 async def converse(master: AnnexMaster, function: Callable[..., T], *arguments: object) -> T:
-    """Runs in a thread what may ask git-annex. What git-annex says to this job meanwhile is the reply to that."""
+    """Run a function that may ask git-annex in a thread; meanwhile, messages to this job are replies."""
     with master.conversation():
-        # As many as there are jobs: those that wait for git-annex must not keep others waiting.
+        # One thread per job: those that wait for git-annex must not block others.
         limiter = anyio.CapacityLimiter(math.inf)
         return await anyio.to_thread.run_sync(function, *arguments, abandon_on_cancel=True, limiter=limiter)
 
 
 class Requests:
-    """Answers for all jobs of one process, with one context; `remote` is that of the job."""
+    """Handles requests for all jobs of one process, with one context; `remote` is the job's."""
 
     def __init__(self) -> None:
         self._context: Context | None = None
 
     def abandon(self) -> None:
-        """Cancels the requests that are under way."""
+        """Cancel the running requests."""
         if self._context is not None:
             self._context.cancel_requests()
 
     async def aclose(self) -> None:
-        """Closes the connections. What has been recorded is committed by git-annex at the latest then."""
+        """Close the connections. git-annex commits what was recorded then, at the latest."""
         if self._context is not None:
             await self._context.aclose()
             self._context = None
@@ -116,10 +116,10 @@ class Requests:
     def info(self, remote: ClusterRemote) -> dict[str, str]:
         return anyio.from_thread.run(self._ask, remote, _info)
 
-    # What they share
+    # Shared code
 
     async def _ask(self, remote: ClusterRemote, answer: Callable[..., Coroutine[Any, Any, T]], *arguments: object) -> T:
-        """Answers a request that needs a session."""
+        """Handle a request that needs a session."""
         context = await self._ready(remote)
 
         def debug(outgoing: bool, message: Message) -> None:
@@ -131,7 +131,7 @@ class Requests:
 
     async def _ready(self, remote: ClusterRemote, *, initialising: bool = False) -> Context:
         if self._context is None:
-            # git-annex is asked, which takes a thread.
+            # This asks git-annex, which takes a thread.
             with _in_words(remote):
                 await converse(remote.annex, self._make_context, remote, initialising)
         assert self._context is not None
@@ -152,7 +152,7 @@ async def _check_present(context: Context, session: Session, key: Key) -> bool:
 async def _remove(context: Context, session: Session, key: Key) -> None:
     cause = context.causes.take(key)
     if cause is None and is_plain_chunk(key) and context.causes.fsck_has_chunks(whole_of(key)):
-        # Which of the chunks is damaged nobody knows, nor which node gave it.
+        # Nobody knows which of the chunks is damaged, nor which node sent it.
         cause = Fetched(None)
     await remove(context, session, key, cause)
 
@@ -181,10 +181,10 @@ async def _info(context: Context, session: Session) -> dict[str, str]:
 
 
 def _token(settings: Settings, git_dir: str, initialising: bool) -> str | None:
-    """The remote's own token; the one of the environment only when it is made, or given another."""
+    """Return the remote's own token; the environment's only when the remote is made or gets a new one."""
     if settings.address is None or not settings.address.wants_token:
         return None
-    # git-annex is not asked: with --debug, all that it says is printed.
+    # Don't ask git-annex: with --debug, everything it says is printed.
     repository = Repository.of_remote(git_dir)
     return (given_token() if initialising else None) or stored_token(repository, settings.uuid, settings.address)
 
@@ -198,17 +198,17 @@ def _key(text: str) -> Key:
 
 @contextmanager
 def _in_words(remote: ClusterRemote) -> Iterator[None]:
-    """Whatever goes wrong becomes words for git-annex."""
+    """Turn any failure into a message for git-annex."""
     try:
         yield
     except RemoteError as error:
         raise RemoteError(one_line(str(error))) from None
     except CancelledError:
-        raise RemoteError("given up, because git-annex is gone") from None
-    except Exception as error:  # noqa: BLE001 -- a user is never shown a traceback; --debug shows it
+        raise RemoteError("aborted, because git-annex has exited") from None
+    except Exception as error:  # noqa: BLE001 -- users should not see a traceback; --debug shows it
         words, expected = in_words(error)
         if any(isinstance(cause, AuthenticationFailed) for cause in causes(error)):
-            words += f"; give the right one: {remote.settings().new_token_command}"
+            words += f"; set the right one: {remote.settings().new_token_command}"
         if not expected:
             for line in traceback.format_exc().splitlines():
                 remote.annex.debug(one_line(line))

@@ -1,10 +1,10 @@
-"""A file that a content is downloaded into, which may hold a part of it already.
+"""The file that content is downloaded into, which may already contain a part of it.
 
-Where git-annex is itself a gateway it passes on a file that grows, so nothing may be written twice. A content without
-a checksum, which is begun anew when its node fails, lies beside until it is whole and is renamed then. So does one that
-is not large and whose key names a checksum: it is checked before git-annex gets it, since a damaged copy on one node
-must not hide the good ones. Other contents go straight into the file, and git-annex checks them as they come; when it
-does not like what a node gave, it asks again, and another node is asked.
+If git-annex itself is a gateway, it forwards the file while it grows, so nothing may be written twice. Content without
+a checksum, which starts over when its node fails, is downloaded to a temporary file and renamed when complete. So is
+small content with a checksum: it is verified before git-annex gets it, since a damaged copy on one node must not hide
+the good ones. Other content goes straight into the file, and git-annex verifies it as it arrives; if it rejects one
+node's copy, it asks again, and another node is used.
 """
 
 from __future__ import annotations
@@ -22,32 +22,32 @@ from cluster_remote.p2p.session import Progress, Session
 
 __all__ = ["CannotWrite", "NotRetrieved", "can_be_looked_at", "retrieve", "retrieve_apart", "retrieve_whole"]
 
-# Bytes of a content up to which it is looked at here: reading it twice takes no time that anybody notices.
+# The largest content, in bytes, to verify here: reading it twice takes no noticeable time.
 _LOOKED_AT = 8 * 1024 * 1024
 
 
 class CannotWrite(Exception):
-    """The file that was to receive the content cannot be written."""
+    """The destination file cannot be written."""
 
 
 class NotRetrieved(SessionError):
-    """The server sent what it does not vouch for, or does not have the content."""
+    """The server sent content that it does not vouch for, or does not have it."""
 
 
 def can_be_looked_at(key: Key) -> bool:
-    """Whether a content is checked here before git-annex gets it."""
+    """Return whether content is verified here before git-annex gets it."""
     size = key.content_size
     return size is not None and size <= _LOOKED_AT and Checksum.of(key) is not None
 
 
 async def retrieve_whole(session: Session, key: Key, path: bytes, progress: Progress) -> None:
-    """Download a content whose key has a checksum beside the file at `path`, and rename it there if it is right.
+    """Download content whose key has a checksum to a temporary file, and rename it to `path` if it is right.
 
-    Raises Damaged, then nothing is left at `path`; NotRetrieved, CannotWrite, SessionError.
+    Raises Damaged, leaving nothing at `path`; NotRetrieved, CannotWrite, SessionError.
     """
     beside = _beside(path)
     try:
-        # That it can be written to shows now, not when all has come. An earlier download may have left a part in it.
+        # Find out now whether it is writable, not at the end. An earlier download may have left a part in it.
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666))
         os.replace(path, beside)  # noqa: PTH105 -- bytes
         while True:
@@ -61,13 +61,13 @@ async def retrieve_whole(session: Session, key: Key, path: bytes, progress: Prog
                 break
     except OSError as error:
         raise _cannot_write(path, error) from None
-    raise Damaged(f"{session.name} gave a damaged copy of {key}", origin)
+    raise Damaged(f"{session.name} sent a damaged copy of {key}", origin)
 
 
 async def retrieve_apart(session: Session, key: Key, path: bytes, progress: Progress) -> None:
-    """Download a content without a checksum beside the file at `path`, and rename it there when it is whole.
+    """Download content without a checksum to a temporary file, and rename it to `path` when it is complete.
 
-    When its node fails it is begun anew at another one, and git-annex may be passing on what is at `path` meanwhile.
+    If its node fails, it starts over with another one, and git-annex may be forwarding what is at `path` meanwhile.
     Raises NotRetrieved, CannotWrite, SessionError.
     """
     beside = _beside(path)
@@ -96,7 +96,7 @@ def _length(path: bytes) -> int:
 
 
 async def _kept(session: Session, key: Key, beside: bytes, path: bytes, progress: Progress) -> UUID | None:
-    """Download into `beside`; what has come of a download that breaks off is left at `path`, for the next one."""
+    """Download to `beside`; leave the part from a broken download at `path`, for the next one."""
     try:
         return await retrieve(session, key, beside, progress)
     except BaseException:
@@ -115,13 +115,13 @@ def _is_right(key: Key, path: bytes) -> bool:
 
 
 async def retrieve(session: Session, key: Key, path: bytes, progress: Progress, *, spread: bool = False) -> UUID | None:
-    """Download the content of `key` into the file at `path`, from where the file ends.
+    """Download the content of `key` into the file at `path`, resuming at its end.
 
-    With `spread` several nodes may give parts of it at the same time. Returns the repository that the whole file came
-    from; None where that cannot be told.
+    With `spread`, several nodes may send parts of it at once. Returns the repository that sent the whole file; None if
+    unknown.
 
-    On success the file has exactly the content's length. Where the server does not vouch for what it sent, the file is
-    left as long as it was before. git-annex verifies the content as a whole afterwards.
+    On success the file has exactly the content's length. If the server does not vouch for what it sent, the file is
+    truncated to its old length. git-annex verifies the complete content afterwards.
     Raises NotRetrieved, CannotWrite, SessionError.
     """
     try:
@@ -142,8 +142,8 @@ async def _retrieve(
     size = key.content_size
     offset = os.fstat(descriptor).st_size
     if size is None or offset > size or not key.is_verifiable:
-        # It is too long, or nothing tells whether it is; or nobody knows which node it came from, and no checksum
-        # would show that another node's content is not the same.
+        # It may be too long; or nobody knows which node it came from, and no checksum would show that another node's
+        # content is different.
         os.ftruncate(descriptor, 0)
         offset = 0
     async with session.download(key, AssociatedFile(), offset) as download:
@@ -156,7 +156,7 @@ async def _retrieve(
         raise NotRetrieved(
             f"{session.name} does not have the content of {key}"
             if download.length == 0 and size != 0
-            else f"{session.name} sent content of {key} that it says is not valid; it may have changed meanwhile"
+            else f"{session.name} sent content of {key} and then called it invalid; it may have changed meanwhile"
         )
     os.ftruncate(descriptor, offset + download.length)
     return None if offset else download.origin

@@ -1,7 +1,7 @@
 """Uploads: what was stored where, recorded at the last moment.
 
-git-annex undoes an upload whose file has changed, or was dropped here, while it was being sent. So nothing is recorded
-before the last node has answered, and nothing of a file that is not the same then.
+git-annex undoes an upload whose file changed, or was dropped here, during the upload. So nothing is recorded before the
+last node has answered, and nothing if the file has changed by then.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ __all__ = ["NotStored", "store"]
 
 
 class NotStored(SessionError):
-    """The content was not stored, or not so that its copies could be counted."""
+    """The content was not stored, or not in a way that its copies could be counted."""
 
 
 async def store(
     context: Context, session: Session, key: Key, path: bytes, progress: Progress, tell: Callable[[str], None]
 ) -> None:
-    """Store the file at `path`, and record who has it now. `tell` is given what people should know of a success.
+    """Store the file at `path`, and record who has it now. `tell` gets messages about a partial success.
 
     Raises NotStored, SessionError, LocationLogError.
     """
@@ -52,25 +52,25 @@ async def store(
     if strangers or others:
         tell(not_recorded(session.name, strangers | others))
     if not outcome.stored:
-        # A part of the nodes may have it all the same; what failed is not undone.
+        # Some nodes may have it all the same, and a failed upload is not undone.
         await _record(context, key, new | had)
         raise NotStored("; ".join(outcome.reasons) or f"{session.name} did not store it")
     if context.is_cluster:
-        # In doubt a good copy is kept: what the log knew before is not new. Without a checksum in its key nobody knows
-        # whether a copy is good, so there the answer counts.
+        # When in doubt, keep a good copy: what the log knew before is not new. Without a checksum nobody knows whether
+        # a copy is good, so the answer counts.
         added = new - known if key.has_checksum else new
     else:
         added = frozenset() if was_there else frozenset({context.settings.uuid})
     if _state_of(path) != before:
         undone = await undo(context, session, key, added)
-        raise NotStored(f"the file changed, or was dropped here, while it was sent: {'; '.join(undone.reasons)}")
+        raise NotStored(f"the file changed or was dropped here during the upload: {'; '.join(undone.reasons)}")
     for reason in outcome.reasons:
         tell(reason)
     if context.counts_nodes and not new | had:
         raise NotStored(
-            f"{session.name} says that the content is stored, but not on which nodes (it speaks version "
-            f"{session.version} of the protocol), so the copies cannot be counted; clusters need git-annex {NEEDED} "
-            "or newer on the gateway, and nodes that cluster.log does not have here git annex sync"
+            f"{session.name} says that the content is stored, but not on which nodes (it speaks protocol version "
+            f"{session.version}), so the copies cannot be counted; clusters need git-annex {NEEDED} "
+            "or newer on the gateway; if cluster.log lacks nodes here, run git annex sync"
         )
     await _record(context, key, new | had)
     context.causes.remember(key, Uploaded(added))
@@ -82,9 +82,9 @@ async def _record(context: Context, key: Key, present: frozenset[UUID]) -> None:
 
 
 def _state_of(path: bytes) -> tuple[int, int, int, int] | None:
-    """What tells that a file is the same as before, as git-annex sees it: its inode, size and time. None if it is gone.
+    """Return what identifies a file's state to git-annex: inode, size and time. None if it is gone.
 
-    That it is the same proves nothing: git-annex looks once more, and may undo the upload all the same.
+    An equal state proves nothing: git-annex checks once more, and may still undo the upload.
     """
     try:
         found = Path(os.fsdecode(path)).stat()

@@ -147,7 +147,7 @@ def test_a_node_may_read_from_later_than_it_announced(content: bytes, announced:
 
 
 async def test_a_node_with_more_bytes_than_the_content_gets_none() -> None:
-    with pytest.raises(SourceError, match="has 5 bytes; the node says it has 6"):
+    with pytest.raises(SourceError, match="has 5 bytes, but the node says that it has 6"):
         Share(6, 5)
 
 

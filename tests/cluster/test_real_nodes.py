@@ -251,9 +251,9 @@ async def test_without_a_node_a_removal_removes_from_the_rest_and_fails(cluster:
             assert (removal.removed, removal.uuids) == (False, present)
             assert removal.reasons[0].startswith("first disk (attic) [node1]")
             assert cluster.gateway.locations(SMALL_KEY.text) == {left}
-            with pytest.raises(SessionError, match=r"cannot be told: first disk \(attic\) \[node1\]"):
+            with pytest.raises(SessionError, match=r"cannot tell whether it has .*: first disk \(attic\) \[node1\]"):
                 await session.check_present(SMALL_KEY)
-            with pytest.raises(SessionError, match="no node gave"):
+            with pytest.raises(SessionError, match="no node sent"):
                 await fetch(session, SMALL_KEY)
         assert await session.remove(SMALL_KEY) == Removal(True, uuids(*cluster.nodes))
         assert cluster.gateway.locations(SMALL_KEY.text) == set()
@@ -266,7 +266,7 @@ async def test_a_disk_that_is_taken_away_between_two_requests_is_not_taken_for_a
         with gone(cluster.nodes[2]):
             cluster.nodes[2].path.mkdir()
             removal = await session.remove(SMALL_KEY)
-            with pytest.raises(SessionError, match="cannot be told"):
+            with pytest.raises(SessionError, match="cannot tell"):
                 await session.check_present(SMALL_KEY)
             cluster.nodes[2].path.rmdir()
         assert removal.uuids == uuids(cluster.nodes[0], cluster.nodes[1])
@@ -284,7 +284,7 @@ async def test_without_any_node_every_request_fails_with_the_reason_of_each(clus
             with pytest.raises(SessionError, match=r"node1\].*node2\].*node3\]"):
                 async with session.upload(SMALL_KEY, FILE):
                     pytest.fail("there is nothing to send to")
-            with pytest.raises(SessionError, match="cannot be told"):
+            with pytest.raises(SessionError, match="cannot tell"):
                 await session.check_present(ENCRYPTED)
 
 

@@ -170,7 +170,7 @@ async def test_a_node_that_says_it_has_more_than_there_is_is_left_out_of_a_strea
         assert isinstance(offer, Upload)
         stored = await offer.send(Content(CONTENT, repeatable=False))
     assert stored.uuids == uuids(1)
-    assert stored.reasons == ("disk 2 (shelf) [node2]: it says that it has 24 bytes of a content that has 20 bytes",)
+    assert stored.reasons == ("disk 2 (shelf) [node2]: it claims to have 24 bytes of a content of 20 bytes",)
 
 
 @both_kinds
@@ -196,7 +196,7 @@ async def test_an_offer_that_no_node_takes_is_an_error_with_the_reason_of_each()
         async with cluster(peers).upload(KEY, FILE):
             pytest.fail("there is nothing to send to")
     assert str(raised.value) == (
-        f"mycluster: no node took {KEY}: disk 1 (shelf) [node1]: no route; disk 2 (shelf) [node2]: read-only"
+        f"mycluster: no node accepted {KEY}: disk 1 (shelf) [node1]: no route; disk 2 (shelf) [node2]: read-only"
     )
 
 
@@ -222,7 +222,7 @@ async def test_a_stream_that_every_node_gives_up_is_not_read_further_and_an_erro
     key = key_of(content)
     source = Content(content, repeatable=False, chunks=(1000,))
     peers = [Peer(1, break_after=1500), Peer(2, stall_after=3000)]
-    with pytest.raises(SessionError, match=r"no node took .*node1\]: 1: broke off; .*node2\]: 2: no progress"):
+    with pytest.raises(SessionError, match=r"no node accepted .*node1\]: 1: broke off; .*node2\]: 2: no progress"):
         await cluster(peers).store(key, FILE, source)
 
 
@@ -371,7 +371,7 @@ async def test_an_upload_is_recorded_before_it_is_answered_and_fails_if_that_fai
         log.broken = True
 
     log.before_recording = broken
-    with pytest.raises(SessionError, match=r"stored on 0.* but that could not be recorded: the disk is full"):
+    with pytest.raises(SessionError, match=r"stored on 0.* but this could not be recorded: the disk is full"):
         await cluster(peers, log).store(KEY, FILE, Content(CONTENT, repeatable=repeatable))
     # That one could not be recorded keeps no other from getting it.
     assert [peer.contents for peer in peers] == [{KEY: CONTENT}] * 3
@@ -603,12 +603,12 @@ async def test_a_node_that_lacks_it_changes_nothing_where_another_has_it() -> No
 
 async def test_content_on_a_node_that_is_away_is_unknown() -> None:
     peers = [Peer(1), Peer(2, refuse=Unreachable("away"))]
-    with pytest.raises(SessionError, match=r"whether it has .* cannot be told: disk 2 \(shelf\) \[node2\]: away"):
+    with pytest.raises(SessionError, match=r"cannot tell whether it has .*: disk 2 \(shelf\) \[node2\]: away"):
         await cluster(peers, Log({KEY: [2]})).check_present(KEY)
 
 
 async def test_when_no_node_answers_presence_is_unknown() -> None:
-    with pytest.raises(Unreachable, match="cannot be told"):
+    with pytest.raises(Unreachable, match="cannot tell"):
         await cluster([Peer(1, refuse=Unreachable("away"))], Log({KEY: [1]})).check_present(KEY)
 
 
@@ -619,11 +619,11 @@ async def test_of_encrypted_content_the_log_knows_nothing_so_every_node_that_is_
     peers[1].refuse = Unreachable("away")
     assert not await cluster(peers, log).check_present(CHUNK_KEY), "an upload reaches every node that is there"
     peers[1].refuse = ConnectionLost("broke")
-    with pytest.raises(SessionError, match="cannot be told"):
+    with pytest.raises(SessionError, match="cannot tell"):
         await cluster(peers, log).check_present(CHUNK_KEY)
     for peer in peers:
         peer.refuse = Unreachable("away")
-    with pytest.raises(SessionError, match="cannot be told"):
+    with pytest.raises(SessionError, match="cannot tell"):
         await cluster(peers, log).check_present(CHUNK_KEY)
 
 
@@ -635,7 +635,7 @@ async def test_without_a_log_every_node_is_asked_and_has_to_answer() -> None:
     assert await session.store(KEY, FILE, Content(CONTENT, repeatable=True)) == Stored(True, uuids(1), present=uuids(2))
     peers[0].refuse = ConnectionLost("broke")
     peers[1].contents.clear()
-    with pytest.raises(SessionError, match="cannot be told"):
+    with pytest.raises(SessionError, match="cannot tell"):
         await session.check_present(KEY)
 
 
@@ -723,7 +723,7 @@ async def test_content_that_is_nowhere_is_an_error_with_the_reason_of_each_node(
     with pytest.raises(SessionError) as raised:
         await fetch(cluster(peers))
     assert str(raised.value) == (
-        f"mycluster: no node gave {KEY}: disk 1 (shelf) [node1]: does not have the content; "
+        f"mycluster: no node sent {KEY}: disk 1 (shelf) [node1]: does not have the content; "
         "disk 2 (shelf) [node2]: away"
     )
 

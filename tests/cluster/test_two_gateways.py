@@ -103,7 +103,7 @@ async def test_without_the_other_gateway_the_near_nodes_go_on(extended: Extended
         assert (removal.removed, removal.uuids) == (False, near)
         assert removal.reasons[0].startswith("far (desk) [far]: ")
         assert extended.near.gateway.locations(KEY.text) == {extended.far_node.uuid}
-        with pytest.raises(SessionError, match="cannot be told"):
+        with pytest.raises(SessionError, match="cannot tell"):
             await session.check_present(KEY)
         stored = await session.store(KEY, FILE, source)
         assert isinstance(stored, Stored)

@@ -120,7 +120,7 @@ async def test_an_unknown_service_is_a_protocol_error(repository: Repository) ->
 
     outcome = await relay(repository, "git-upload-archive", talk)
     assert isinstance(outcome, ClientMisbehaved)
-    assert "there is no such service" in str(outcome)
+    assert "no such service" in str(outcome)
 
 
 async def test_git_s_failure_reaches_the_client_and_the_log(repository: Repository) -> None:
@@ -133,7 +133,7 @@ async def test_git_s_failure_reaches_the_client_and_the_log(repository: Reposito
         assert code == 128
 
     assert await relay(repository, "git-upload-pack", talk, notes=notes) is None
-    assert notes[0].startswith("git-upload-pack ended with exit code 128: ")
+    assert notes[0].startswith("git-upload-pack exited with code 128: ")
 
 
 async def test_without_git_the_client_is_told_and_the_log_says_why(repository: Repository) -> None:
@@ -142,7 +142,7 @@ async def test_without_git_the_client_is_told_and_the_log_says_why(repository: R
 
     async def talk(client: Talk) -> None:
         said, code = await client.everything()
-        assert (said[4:], code) == (b"ERR git-receive-pack cannot be started on the gateway", 1)
+        assert (said[4:], code) == (b"ERR the gateway cannot start git-receive-pack", 1)
 
     # What git calls its own variables was asked for before.
     assert await relay(repository, "git-receive-pack", talk, notes=notes) is None
@@ -200,7 +200,7 @@ async def test_where_neither_side_says_anything_both_are_given_up(repository: Re
 
     outcome = await relay(repository, "git-upload-pack", talk, silence=1.0)
     assert isinstance(outcome, ClientMisbehaved)
-    assert "said anything for 1 seconds" in str(outcome)
+    assert "sent anything for 1 seconds" in str(outcome)
 
 
 async def test_a_git_that_does_not_end_is_made_to(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:

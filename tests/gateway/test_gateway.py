@@ -86,7 +86,7 @@ def test_a_token_with_a_uuid_lets_in_to_that_repository(gateway: Gateway) -> Non
 def test_a_repository_that_is_not_there_is_named_and_the_connection_closed(gateway: Gateway) -> None:
     with gateway.connect() as client:
         say(client, f"AUTH {CLIENT} {gateway.tokens[Mode.READ_WRITE]}/{NOBODY}")
-        assert hear(client) == f"ERROR this gateway does not stand before {NOBODY}\n"
+        assert hear(client) == f"ERROR {NOBODY} is not behind this gateway\n"
 
 
 def test_a_client_needs_no_uuid_of_its_own(gateway: Gateway) -> None:
@@ -268,7 +268,7 @@ async def test_a_stranger_that_says_anything_else_is_told_so_and_dropped(
         with server.connect() as client:
             client.sendall(said.encode())
             assert (await off_the_loop(hear, client)).startswith(told)
-    assert "not let in" in server.log[-1]
+    assert "rejected" in server.log[-1]
 
 
 @pytest.mark.parametrize("said", ["", "AUTH ", "AUTH c11e0000"])

@@ -155,4 +155,4 @@ async def test_a_failure_is_told_and_does_not_end_the_recording(
             while not in_branch(repository, key):
                 await anyio.sleep(0.05)
         tasks.cancel_scope.cancel()
-    assert told == ["what was recorded could not be committed: no room"]
+    assert told == ["cannot commit the location log: no room"]

@@ -368,7 +368,7 @@ NODE = "{node}"
 PROTOCOL_ERROR = ["ERROR protocol error", CLOSED]
 GARBAGE = "ERROR protocol error: …"
 REMOVED = "SUCCESS-PLUS …"
-REASON = "ERROR cluster mycluster: no node gave …"
+REASON = "ERROR cluster mycluster: no node sent …"
 
 DIFFERENCES = {
     "a node's removal names the node": Difference(

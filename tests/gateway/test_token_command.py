@@ -111,7 +111,7 @@ def test_a_link_to_one_repository_asks_for_it(site: Cluster, by: str) -> None:
         (("create", "--expires", "2001-01-31"), 2, "--expires: 2001-01-31 is in the past"),
         (("create", "--link", "--address", "ssh://nas/annex"), 2, "a gateway listens on unix:/path"),
         (("create", "--link", "--address", "unix:/run/gw", "--node", "node9"), 2, "choose from here, mycluster, node1"),
-        (("create", "--note", "two\nlines"), 2, "--note: a note is at most 200 printable characters"),
+        (("create", "--note", "two\nlines"), 2, "--note: a note may have at most 200 printable characters"),
         (("revoke", "0bad0bad"), 1, "there is no token '0bad0bad'"),
         (("revoke",), 2, "ID"),
         (("unknown",), 2, "unknown"),

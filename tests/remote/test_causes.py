@@ -59,7 +59,7 @@ def test_fsck_takes_a_damaged_copy_from_its_node_alone_and_names_it(site: Site) 
     path.write_bytes(b"rotten on three node")
     done = site.client.annex("fsck", "--from", "mycl", "rotten", check=False)
     assert done.returncode != 0
-    assert "the damaged copy was that on NAS: shelf 3" in text(done)
+    assert "the damaged copy on NAS: shelf 3 was removed" in text(done)
     assert site.cluster.holders(key) == [True, True, False]
     assert site.present(key) == {node.uuid for node in site.cluster.nodes[:2]}
 
@@ -81,7 +81,7 @@ def test_fsck_of_chunks_removes_none_for_it_cannot_be_told_which_is_damaged(own_
     path.write_bytes(bytes(path.stat().st_size))
     done = stranger.annex("fsck", "--from", "plain", "rotten", check=False)
     assert done.returncode != 0
-    assert "which node gave the damaged content cannot be told" in text(done)
+    assert "it is unknown which node sent the damaged content" in text(done)
     assert [objects(node) for node in cluster.nodes] == before
     # What is moved here has its chunks fetched and then removed, too.
     stranger.annex("move", "--from", "plain", "sound")

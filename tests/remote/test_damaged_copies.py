@@ -50,7 +50,7 @@ def test_without_a_server_and_the_node_is_named(environment: Environment) -> Non
     cluster.gateway.git("config", "remote.node2.annex-cost", "50")
     damage(cluster.nodes[1], key)
     said = _get(cluster.gateway, "own", content, key)
-    assert b"second disk (cellar) gave a damaged copy" in said
+    assert b"second disk (cellar) sent a damaged copy" in said
     assert b"cluster-remote check own --content" in said
 
 
@@ -78,7 +78,7 @@ def test_where_every_copy_is_damaged_nothing_is_got_and_each_is_said(environment
         damage(node, key)
     done = site.client.annex("get", "--from", "mycl", "photo.jpg", check=False)
     assert done.returncode == 1
-    assert (done.stdout + done.stderr).count(b"gave a damaged copy") >= 3
+    assert (done.stdout + done.stderr).count(b"sent a damaged copy") >= 3
     assert not site.client.has_object(key)
 
 

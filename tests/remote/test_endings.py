@@ -89,7 +89,7 @@ def test_git_annex_hangs_up_between_requests(site: Site, extensions: str) -> Non
 def test_a_line_without_end_is_not_collected_for_ever(site: Site, before: bytes) -> None:
     endless = before + b"x" * (2 * 1024 * 1024)
     done = site.environment.run("git-annex-remote-cluster", cwd=site.client.path, input=endless)
-    assert done.stderr == b"git-annex sent a line of more than 1048576 bytes; this ends here\n"
+    assert done.stderr == b"git-annex sent a line of more than 1048576 bytes; exiting\n"
 
 
 def test_connections_are_closed_and_what_is_behind_them_ends(site: Site) -> None:

@@ -81,7 +81,7 @@ def reaches(client: Repository, name: str, uuid: str) -> bool:
 
 def test_without_sameas_it_is_not_the_cluster(place: Place, name: str) -> None:
     said = refused(place.client, name, place.url, "timeout=17")
-    assert "has to be the same as the cluster it reaches (at gateway (hall))" in said
+    assert "must be the same as the cluster that it reaches (at gateway (hall))" in said
     obey(place.client, corrected(said))
     assert reaches(place.client, name, place.cluster.uuid)
     # What else was said is kept.
@@ -164,7 +164,7 @@ def test_a_cluster_that_this_repository_shall_never_know(environment: Environmen
 def test_encrypted_contents_cannot_be_counted_on_the_nodes(place: Place, name: str, tracking: tuple[str, ...]) -> None:
     sameas = None if tracking else place.cluster.uuid
     said = refused(place.client, name, place.url, "encryption=shared", "chunk=1MiB", *tracking, sameas=sameas)
-    assert "with encryption=shared the nodes hold something else than this repository's keys" in said
+    assert "with encryption=shared the nodes hold other keys than this repository" in said
     obey(place.client, corrected(said))
     key = place.client.add(name, name.encode())
     place.client.annex("copy", "--to", name, name)
@@ -182,7 +182,7 @@ def test_encrypted_contents_cannot_be_counted_on_the_nodes(place: Place, name: s
 def test_chunks_cannot_be_counted_on_the_nodes(place: Place, name: str, tracking: tuple[str, ...]) -> None:
     sameas = None if tracking else place.cluster.uuid
     said = refused(place.client, name, place.url, "chunk=1MiB", *tracking, sameas=sameas)
-    assert "with chunks the nodes hold something else than this repository's keys" in said
+    assert "with chunks the nodes hold other keys than this repository" in said
     obey(place.client, corrected(said))
     assert reaches(place.client, name, place.cluster.uuid)
 
@@ -194,7 +194,7 @@ def test_contents_in_the_clear_would_be_counted_twice(
 ) -> None:
     named = {"named": [f"cluster={place.cluster.name}"], "by UUID": [f"cluster={place.cluster.uuid}"], "not named": []}
     said = refused(place.client, name, place.url, "tracking=remote", *chunks, *named[cluster])
-    assert "already; the same content would be counted twice" in said
+    assert "; the same content would be counted twice" in said
     obey(place.client, corrected(said))
     assert reaches(place.client, name, place.cluster.uuid)
 
@@ -270,7 +270,7 @@ def test_a_socket_wants_a_token_and_the_right_one(environment: Environment) -> N
         for file in (client.path / ".git/annex/creds").iterdir():
             file.write_text(f"token\n{SECRET}\n")
         said = text(client.annex("fsck", "--from", "it", "f", check=False))
-        assert "the server did not accept the token; give the right one: " in said
+        assert "the server did not accept the token; set the right one: " in said
         command = re.search(r"CLUSTER_REMOTE_TOKEN=… (git annex enableremote it encryption=none)", said)
         assert command is not None
         obey(client, f"{TOKEN}={token} {command[1]}")
@@ -313,10 +313,7 @@ def test_enableremote_of_an_address_where_something_else_is(environment: Environ
     elsewhere = f"url={cluster.nodes[0].path}"
     done = client.annex("enableremote", "mycl", elsewhere, "encryption=none", check=False)
     assert done.returncode != 0
-    assert (
-        "is first disk (attic), not cluster mycluster; give the url where that is: git annex enableremote mycl"
-        in text(done)
-    )
+    assert "is first disk (attic), not cluster mycluster; give its url: git annex enableremote mycl" in text(done)
     key = client.add("f", b"as before")
     client.annex("copy", "--to", "mycl", "f")
     assert cluster.holders(key) == [True]

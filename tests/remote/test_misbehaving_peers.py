@@ -91,7 +91,7 @@ BEGINNINGS: dict[str, tuple[list[Step] | None, str]] = {
     "sends half a line": ([Send(b"AUTH-SUCC"), Stall()], f"{STALLED} while waiting to be let in"),
     "refuses the token": (
         [Send(b"AUTH-FAILURE\n"), Drain()],
-        "the server did not accept the token; give the",
+        "the server did not accept the token; set the",
     ),
     "refuses with words": ([Send(b"ERROR closed today\n"), Drain()], "would not let us in: closed today"),
     "is another": ([Send(f"AUTH-SUCCESS {WRONG}\n".encode()), Drain()], f"the server is repository {WRONG}, not "),
@@ -219,7 +219,7 @@ DOWNLOADS: dict[str, tuple[list[Step], str, int]] = {
     "announces an absurdity": ([Send(b"DATA 99999999999999999999\n"), Drain()], "bad message", 0),
     "closes amid DATA": ([Send(b"DATA 20\n" + CONTENT[:7]), Close()], f"{CUT} with 13 of 20 bytes still to come", 7),
     "stalls amid DATA": ([Send(b"DATA 20\n" + CONTENT[:7]), Stall()], f"{STALLED} while receiving content", 7),
-    "does not vouch for it": ([Send(b"DATA 20\n" + CONTENT + b"INVALID\n"), Drain()], "that it says is not valid", 0),
+    "does not vouch for it": ([Send(b"DATA 20\n" + CONTENT + b"INVALID\n"), Drain()], "and then called it invalid", 0),
     "says nothing at the end": ([Send(b"DATA 20\n" + CONTENT), Stall()], f"{STALLED} while waiting to hear", 20),
     "talks nonsense at the end": ([Send(b"DATA 20\n" + CONTENT + b"GOOD\n"), Drain()], "bad message", 20),
     "gives too little": ([Send(b"DATA 7\n" + CONTENT[:7] + b"VALID\n"), Drain()], "", 0),

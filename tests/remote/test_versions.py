@@ -82,7 +82,7 @@ def test_a_cluster_is_stored_to_only_where_its_nodes_are_named(older: tuple[int,
     done = site.client.annex("copy", "--to", "mycl", "everywhere", check=False)
     if version < 2:
         assert done.returncode != 0
-        assert f"not on which nodes (it speaks version {version} of the protocol)" in text(done)
+        assert f"not on which nodes (it speaks protocol version {version})" in text(done)
         assert site.present(key) == set()
     else:
         assert done.returncode == 0
