@@ -23,7 +23,7 @@ from cluster_remote.p2p.key import AssociatedFile, Key
 from cluster_remote.p2p.session import Present, Session
 from cluster_remote.remote.retrieval import NotRetrieved, retrieve
 
-__all__ = ["measure"]
+__all__ = ["make_content", "measure"]
 
 # Bytes that are made at once.
 _BLOCK = 1024 * 1024
@@ -38,7 +38,7 @@ async def measure(
     """Up, checked, down and dropped, in each round with other contents. Raises BenchFailed, SessionError."""
     for _ in range(rounds):
         with tempfile.TemporaryDirectory(prefix="cluster-remote-bench-", dir=directory) as place:
-            contents = [_make(Path(place), number, load.size) for number in range(load.files)]
+            contents = [make_content(Path(place), number, load.size) for number in range(load.files)]
             begun: list[Key] = []
             try:
                 await _round(session, label, load, contents, begun, results, tell)
@@ -89,7 +89,8 @@ async def _round(
         tell(f"{case}: {label} {seconds:.2f} s")
 
 
-def _make(place: Path, number: int, size: int) -> tuple[Key, Path]:
+def make_content(place: Path, number: int, size: int) -> tuple[Key, Path]:
+    """Make a file of `size` random bytes, and return its key and path."""
     path = place / str(number)
     digest = hashlib.sha256()
     with path.open("wb") as file:

@@ -263,8 +263,8 @@ class Site:
             case "remote":
                 self._initremote(path, f"url={self.gateway}")
             case "gateway":
-                token = self._serve_ours()
-                self._initremote(path, f"url=unix:{self.directory}/gateway.sock", token=token)
+                self.serve()
+                self._initremote(path, f"url=unix:{self.directory}/gateway.sock", token=self.token())
             case _:
                 raise ValueError(f"there is no way {way!r}")
         return Client(path, ("bench-remote",))
@@ -301,12 +301,15 @@ class Site:
         _wait_for(lambda: _listens(("127.0.0.1", port)), "git annex p2phttp")
         return port
 
-    def _serve_ours(self) -> str:
-        token = self.run(self.gateway, "cluster-remote", "token", "create").strip().split()[-1]
+    def token(self) -> str:
+        """Make a token for `cluster-remote serve`."""
+        return self.run(self.gateway, "cluster-remote", "token", "create").strip().split()[-1]
+
+    def serve(self) -> None:
+        """Have `cluster-remote serve` listen at gateway.sock."""
         path = self.directory / "gateway.sock"
         self._start("gateway", "cluster-remote", "serve", "--cluster", _CLUSTER, "--listen", f"unix:{path}")
         _wait_for(lambda: _listens(str(path)), "cluster-remote serve")
-        return token
 
     def server_pids(self, way: str) -> list[int]:
         """The servers that work for one of the ways."""

@@ -23,6 +23,7 @@ from cluster_remote.bench.cases import (
     run_transfers,
 )
 from cluster_remote.bench.given import measure
+from cluster_remote.bench.many import grows, run_clients, run_keys
 from cluster_remote.bench.report import as_json, chart, profiled, rows
 from cluster_remote.bench.site import WAYS, BenchFailed, Site
 from cluster_remote.cli.completion import remotes
@@ -33,7 +34,7 @@ from cluster_remote.cli.target import resolve
 
 __all__ = ["bench"]
 
-_ALL = ("large", "small", "limit", "start", "slow", "lines")
+_ALL = ("large", "small", "limit", "start", "slow", "lines", "keys", "clients")
 
 
 def _sizes(text: str) -> int:
@@ -59,6 +60,10 @@ def bench(
     nodes: list[int] = typer.Option([3], min=1, max=64, help="Number of nodes in the cluster. Can be repeated."),
     size: str = typer.Option("1G", help="Size of the large file."),
     files: int = typer.Option(1000, min=1, help="Number of small files (10 kB each)."),
+    keys: list[int] = typer.Option(
+        [100, 1000, 10_000, 100_000], min=1, help="Numbers of keys for --case keys. Can be repeated."
+    ),
+    clients: list[int] = typer.Option([1, 10, 50], min=1, help="Numbers of clients of serve. Can be repeated."),
     jobs: list[int] = typer.Option([1], "--jobs", "-J", min=1, help="git-annex's -J for the small files."),
     directory: Path = typer.Option(None, help="Where to create the repositories (default: a temporary directory)."),
     json_file: Path = typer.Option(None, "--json", help="Save all results as JSON."),
@@ -110,25 +115,39 @@ def bench(
             for number in nodes:
                 site = make_site(number)
                 try:
-                    clients = {way: site.client(way) for way in ways}
+                    by_way = {way: site.client(way) for way in ways}
                     if "large" in cases:
-                        run_transfers(site, clients, large, [1], rounds, results, _tell, ("up", "down"))
+                        run_transfers(site, by_way, large, [1], rounds, results, _tell, ("up", "down"))
                     if "small" in cases:
-                        run_transfers(site, clients, small, jobs, rounds, results, _tell)
+                        run_transfers(site, by_way, small, jobs, rounds, results, _tell)
                     if "limit" in cases:
                         for load, wanted in ((large, "large"), (small, "small")):
                             if wanted in cases:
                                 run_limit(site, load, rounds, results, _tell)
-                    some = next((clients[way] for way in ("serverless", "remote", "gateway") if way in clients), None)
+                    some = next((by_way[way] for way in ("serverless", "remote", "gateway") if way in by_way), None)
                     if "start" in cases and some is not None and number == nodes[0]:
                         run_start_up(site, some, rounds, results, _tell)
                 finally:
                     site.close()
+            if "small" in cases:
+                for step in ("up", "down", "check", "drop"):
+                    for job in jobs:
+                        cases_by_nodes = {n: f"{small.name} {step}, {n} nodes, -J{job}" for n in nodes}
+                        grows(results, "nodes", cases_by_nodes, _tell)
         if "slow" in cases:
             run_slow_node(make_site, Load("1 file of 64M", 1, 64 << 20), rounds, results, _tell)
         if "lines" in cases:
             load = large if large.size < 256 << 20 else Load("1 file of 256M", 1, 256 << 20)
             run_slow_lines(make_site, load, rounds, results, _tell)
+        if "keys" in cases:
+            run_keys(make_site, keys, nodes[0], ways, rounds, results, _tell)
+        if "clients" in cases:
+            site = make_site(nodes[0])
+            try:
+                site.serve()
+                run_clients(site, clients, small, results, _tell)
+            finally:
+                site.close()
     except BenchFailed as error:
         say(f"cluster-remote: {error}", err=True)
         raise typer.Exit(FAILED) from None

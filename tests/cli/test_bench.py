@@ -42,6 +42,24 @@ def test_every_way_and_the_limit_are_measured_and_nothing_is_left(environment: E
     assert not list(Path(environment.env["TMPDIR"]).iterdir())
 
 
+def test_many_keys_and_many_clients_are_measured_and_nothing_is_left(environment: Environment, tmp_path: Path) -> None:
+    figures = tmp_path / "figures.json"
+    done = environment.run(
+        "cluster-remote", "bench", "--case", "keys", "--keys", "3", "--keys", "6", "--way", "serverless",
+        "--case", "clients", "--clients", "2", "--files", "4", "--rounds", "1", "--nodes", "2", "--json", figures,
+        cwd=tmp_path, timeout=280,
+    )  # fmt: skip
+    measured = json.loads(figures.read_text())["figures"]
+    for number in (3, 6):
+        for command in ("status", "check --all", "repair --dry-run", "first transfer"):
+            assert measured[f"{command}, {number} keys, 2 nodes"]["serverless"]["seconds"][0] > 0
+    served = measured["4 files of 10 kB stored by 2 clients of serve"]["gateway"]
+    assert served["seconds"][0] > 0
+    assert served["longest wait, in medians"][0] >= 1
+    assert b"2 times as many keys take" in done.stderr
+    assert not list(Path(environment.env["TMPDIR"]).iterdir())
+
+
 @pytest.mark.parametrize(
     "arguments", [["--case", "nosuch"], ["--way", "nosuch"], ["--size", "big"], ["--size", "0"], ["--rounds", "0"]]
 )

@@ -1,0 +1,223 @@
+"""Measure how time and memory grow: with the number of keys, and with the number of clients of `serve`."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import anyio
+
+from cluster_remote.bench.cases import Load, Results
+from cluster_remote.bench.given import make_content
+from cluster_remote.bench.measure import timed
+from cluster_remote.bench.site import BenchFailed, Client, Site
+from cluster_remote.p2p.client import StreamSession
+from cluster_remote.p2p.errors import SessionError
+from cluster_remote.p2p.file import FileSource
+from cluster_remote.p2p.key import UUID, AssociatedFile
+from cluster_remote.p2p.session import Present
+from cluster_remote.transport.sockets import UnixTransport
+
+__all__ = ["grows", "make_keys", "run_clients", "run_keys"]
+
+_CONTENT = b"four"
+_CLIENT = UUID("00000000-0000-0000-0000-000000000001")
+# The first transfers of a process, of which the median counts.
+_FIRST = 5
+
+
+def make_keys(site: Site, count: int) -> None:
+    """Give all nodes `count` contents, and the location logs for them.
+
+    The nodes share one directory of contents, and git gets all logs at once: a git-annex that does the same would take
+    longer than all that is measured.
+    """
+    keys = [f"SHA256-s{len(_CONTENT)}--{hashlib.sha256(b'%d' % number).hexdigest()}" for number in range(count)]
+    now = int(time.time())
+    nodes = range(1, site.nodes + 1)
+    uuids = [site.run(site.node(number), "git", "config", "annex.uuid").strip() for number in nodes]
+    log = "".join(f"{now}s 1 {uuid}\n" for uuid in uuids)
+    with subprocess.Popen(
+        ["git", "fast-import", "--quiet"], cwd=site.gateway, env=site.environment(), stdin=subprocess.PIPE
+    ) as importing:
+        assert importing.stdin is not None
+        importing.stdin.write(
+            b"commit refs/heads/git-annex\ncommitter Bench <bench@example.com> %d +0000\ndata 0\n"
+            b"from refs/heads/git-annex^0\n" % now
+        )
+        for key in keys:
+            importing.stdin.write(f"M 100644 inline {_folder(key)}/{key}.log\ndata {len(log)}\n{log}\n".encode())
+    if importing.returncode:
+        raise BenchFailed(f"git fast-import ended with exit code {importing.returncode}")
+    first = site.node(1) / ".git/annex/objects"
+    content = site.directory / "content"
+    content.write_bytes(_CONTENT)
+    for key in keys:
+        folder = first / _folder(key) / key
+        folder.mkdir(parents=True)
+        (folder / key).write_bytes(_CONTENT)
+    for number in nodes[1:]:
+        objects = site.node(number) / ".git/annex/objects"
+        if objects.exists():
+            objects.rmdir()
+        objects.symlink_to(first)
+    # git-annex reads the new logs into its index once.
+    site.annex(site.gateway, "merge")
+
+
+def _folder(key: str) -> str:
+    digest = hashlib.md5(key.encode(), usedforsecurity=False).hexdigest()
+    return f"{digest[:3]}/{digest[3:6]}"
+
+
+def run_keys(
+    make_site: Callable[[int], Site], numbers: Sequence[int], nodes: int, ways: Sequence[str], rounds: int,
+    results: Results, tell: Callable[[str], None],
+) -> None:  # fmt: skip
+    """`status`, `check --all`, `repair --dry-run` and the first transfer, with so many keys in all repositories."""
+    commands = {
+        "status": ["cluster-remote", "status"],
+        "check --all": ["cluster-remote", "check", "--all"],
+        "repair --dry-run": ["cluster-remote", "repair", "--dry-run"],
+    }
+    for number in numbers:
+        site = make_site(nodes)
+        try:
+            make_keys(site, number)
+            clients = {way: site.client(way) for way in ways if way in ("serverless", "remote", "gateway")}
+            for client in clients.values():
+                # What git-annex has to do once after a clone.
+                site.annex(client.path, "merge")
+            for _ in range(rounds):
+                for way, client in clients.items():
+                    for name, argv in commands.items():
+                        case = _case(name, number, nodes)
+                        usage = timed(
+                            [*argv, client.remotes[0]], client.path, site.environment(), site.server_pids(way)
+                        )
+                        results.add(case, way, "seconds", usage.seconds)
+                        results.add(case, way, "our memory (bytes)", usage.memory)
+                        tell(f"{case}: {way} {usage.seconds:.2f} s, {usage.memory / 2**20:.0f} MiB")
+                    _first_transfer(site, way, client, number, results, tell)
+        finally:
+            site.close()
+    for name in (*commands, "first transfer"):
+        grows(results, "keys", {number: _case(name, number, nodes) for number in numbers}, tell)
+
+
+def _case(name: str, keys: int, nodes: int) -> str:
+    return f"{name}, {keys:,} keys, {nodes} nodes"
+
+
+def _first_transfer(
+    site: Site, way: str, client: Client, number: int, results: Results, tell: Callable[[str], None]
+) -> None:
+    case = _case("first transfer", number, site.nodes)
+    mark = f"first-{way}-{time.monotonic_ns()}"
+    folder = client.path / mark
+    folder.mkdir()
+    for file in range(_FIRST):
+        (folder / str(file)).write_bytes(os.urandom(10_000))
+    site.annex(client.path, "add", "-q", mark)
+    site.run(client.path, "git", "commit", "-q", "-m", mark)
+    seconds = [
+        timed(
+            ["git", "annex", "copy", "-q", "--to", client.remotes[0], f"{mark}/{file}"],
+            client.path, site.environment(), site.server_pids(way),
+        ).seconds
+        for file in range(_FIRST)
+    ]  # fmt: skip
+    results.add(case, way, "seconds", statistics.median(seconds))
+    tell(f"{case}: {way} {statistics.median(seconds):.2f} s")
+
+
+def grows(results: Results, what: str, cases: Mapping[int, str], tell: Callable[[str], None]) -> None:
+    """Tell for each way how many times as long the largest of several numbers takes as the smallest."""
+    if len(cases) < 2:
+        return
+    least, most = min(cases), max(cases)
+    for way in results.figures.get(cases[most], {}):
+        before, after = results.median(cases[least], way), results.median(cases[most], way)
+        if before and after:
+            name = cases[most].partition(",")[0]
+            tell(f"{name}: {way}: {most / least:,.0f} times as many {what} take {after / before:,.1f} times as long")
+
+
+def run_clients(site: Site, numbers: Sequence[int], load: Load, results: Results, tell: Callable[[str], None]) -> None:
+    """Have so many clients of `serve` store files at the same time, `load.files` in all."""
+    token = site.token()
+    cases = {number: f"{load.name} stored by {number} clients of serve" for number in numbers}
+    for number, case in cases.items():
+        (pid,) = site.server_pids("gateway")
+        before = _descriptors(pid)
+        started = time.perf_counter()
+        waits = anyio.run(_clients, site, token, number, load)
+        seconds = time.perf_counter() - started
+        # With its first file each client waits for its connection, and for processes that serve the nodes.
+        first = max(each[0] for each in waits)
+        later = [second for each in waits for second in each[1:] or each]
+        waited, typical = max(later), statistics.median(later)
+        results.add(case, "gateway", "seconds", seconds)
+        results.add(case, "gateway", "longest wait, in medians", waited / typical)
+        results.add(case, "gateway", "longest wait for the first file of a client (seconds)", first)
+        results.add(case, "gateway", "descriptors before", before)
+        results.add(case, "gateway", "descriptors after", _descriptors(pid))
+        results.add(case, "gateway", "our memory (bytes)", _memory(pid))
+        tell(
+            f"{case}: {seconds:.2f} s; a file took {typical:.3f} s (median), {waited:.3f} s at most "
+            f"({waited / typical:.1f} medians), the first of a client {first:.3f} s at most; "
+            f"serve has {_memory(pid) / 2**20:.0f} MiB and {_descriptors(pid)} descriptors, {before} before"
+        )
+    grows(results, "clients", cases, tell)
+
+
+async def _clients(site: Site, token: str, number: int, load: Load) -> list[list[float]]:
+    """Return for each client how long each of its files took, in seconds. Raises BenchFailed."""
+    waits: list[list[float]] = [[] for _ in range(number)]
+    failures: list[Exception] = []
+    each = max(load.files // number, 1)
+
+    async def store_all(session: StreamSession, place: Path, mine: list[float]) -> None:
+        for count in range(each):
+            key, path = make_content(place, count, load.size)
+            began = time.perf_counter()
+            outcome = await session.store(key, AssociatedFile(), FileSource(os.fsencode(path)))
+            mine.append(time.perf_counter() - began)
+            path.unlink()
+            if isinstance(outcome, Present) or not outcome.stored or len(outcome.uuids) != site.nodes:
+                raise BenchFailed(f"serve did not store a content on all nodes: {outcome}")
+
+    async def client(place: Path, mine: list[float]) -> None:
+        transport = UnixTransport(os.fsencode(site.directory / "gateway.sock"), token=token, name="serve")
+        session = StreamSession(transport, client=_CLIENT)
+        try:
+            await store_all(session, place, mine)
+        except (SessionError, BenchFailed) as error:
+            failures.append(error)
+            tasks.cancel_scope.cancel()
+        finally:
+            await session.aclose()
+
+    async with anyio.create_task_group() as tasks:
+        for count, mine in enumerate(waits):
+            place = site.directory / f"contents-{number}-{count}"
+            place.mkdir()
+            tasks.start_soon(client, place, mine)
+    if failures:
+        raise BenchFailed(str(failures[0]))
+    return waits
+
+
+def _descriptors(pid: int) -> int:
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
+def _memory(pid: int) -> int:
+    """Return the present resident size in bytes."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
