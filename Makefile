@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all test-failed lint soak fuzz faults docs clean
+.PHONY: demo test test-all test-failed lint soak fuzz killed-clients faults docs clean
 
 demo: $(VENV)/installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cluster-remote demo
@@ -36,6 +36,9 @@ soak: $(VENV)/installed
 
 fuzz: $(VENV)/installed
 	$(BIN)/python -m tests.proof.fuzz --inputs $(INPUTS) --seed $(SEED)
+
+killed-clients: $(VENV)/installed
+	$(BIN)/python -m tests.proof.killed_clients --clients 50 --minutes 5
 
 # The tables in docs/reliability.md.
 faults: $(VENV)/installed

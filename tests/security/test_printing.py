@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import io
 import json
 import os
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import httpcore
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -26,9 +28,14 @@ from cluster_remote.diagnosis.repairing import NodeRepair, Repair
 from cluster_remote.diagnosis.request import Downloaded, Dropped, Locked, Presence, Uploaded
 from cluster_remote.diagnosis.state import ClusterState, NodeState, Status
 from cluster_remote.diagnosis.transfer import Transfer
+from cluster_remote.gateway import web
+from cluster_remote.gateway.gateway import Gateway
+from cluster_remote.gateway.places import Connection
 from cluster_remote.p2p.errors import Unreachable
 from cluster_remote.p2p.key import UUID, Key
+from cluster_remote.p2p.text import printable
 from cluster_remote.remote.protocol import one_line
+from cluster_remote.transport.http import HttpSession, _Answer, _said
 
 ONE = UUID("11111111-2222-4333-8444-555555555555")
 # What a terminal obeys: escape sequences, C1 controls in both encodings, turned text, the end of a line.
@@ -139,6 +146,41 @@ def test_a_trace_is_told_and_drawn_without_control_characters(heading: Heading, 
 def test_messages_to_git_annex_are_one_printable_line(text: str) -> None:
     assert one_line(text).isprintable()
     assert one_line(text)
+
+
+@quick
+@given(st.binary(max_size=400), st.integers(100, 599), hostile)
+def test_what_a_server_over_http_says_comes_out_as_one_printable_line(body: bytes, status: int, text: str) -> None:
+    session = HttpSession("http://x", ONE, name="x", client=ONE, pool=httpcore.AsyncConnectionPool())
+    answer = _Answer(status, body + text.encode(errors="surrogateescape"))
+    assert str(session._failure(answer, "checking WORM--x")).isprintable()
+    assert answer.words().isprintable()
+    assert _said(httpcore.RemoteProtocolError(text)).isprintable()
+
+
+@quick
+@given(hostile | st.text("<>\"'&;/= \x1b", min_size=1))
+def test_text_in_the_page_for_browsers_is_neither_markup_nor_control_characters(text: str) -> None:
+    shown = web._shown(text)
+    assert shown.isprintable()
+    assert not set("<>\"'") & set(shown)
+    assert html.unescape(shown) == printable(text, 500)
+
+
+@pytest.mark.anyio
+async def test_what_the_gateway_notes_about_its_clients_is_one_printable_line() -> None:
+    """Also what git http-backend prints, and the names of tokens."""
+
+    @quick
+    @given(hostile)
+    def holds(text: str) -> None:
+        lines: list[str] = []
+        noting = Gateway(None, None, 1.0, lines.append)  # type: ignore[arg-type]
+        noting._note(Connection("client", "127.0.0.1"), text)
+        assert len(lines) == 1
+        assert lines[0].isprintable()
+
+    holds()
 
 
 def test_whatever_else_is_said_has_no_control_characters(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from cluster_remote.gateway.gateway import Limits
@@ -373,3 +374,46 @@ async def test_the_log_names_the_client_and_what_it_did(site: Cluster, tmp_path:
         await until(lambda: len(served.log) > 0)
         assert re.fullmatch(expected, served.log[0])
         assert text not in "".join(served.log)
+
+
+@pytest.mark.slow
+async def test_a_second_client_stores_and_gets_within_a_second_whatever_others_do(
+    site: Cluster, tmp_path: Path
+) -> None:
+    """1,000 connections of one token, each with a request, 1,000 silent strangers, and 100 locks left behind."""
+    node = site.nodes[0]
+    keys = [node.add(f"many{number}", f"many{number}".encode()) for number in range(100)]
+    async with gateway(site, tmp_path, Limits(dead_locks=100)) as served:
+        greedy, second = (served.tokens.create(Mode.READ_WRITE)[1] for _ in range(2))
+        locker = connected(served)
+        with ExitStack() as stack:
+            with locker.socket:
+                for key in keys:
+                    assert await told(locker.ask, "POST", api(node.uuid, f"lockcontent?key={key}"), greedy) == 200
+                    assert json.loads(locker.body)["locked"] is True
+            for number in range(2000):
+                client = connected(served)
+                stack.enter_context(client.socket)
+                if number % 2:
+                    client.begin("POST", api(site.uuid, "checkpresent?key=WORM-s1--x"), greedy)
+                if number % 50 == 0:
+                    await anyio.lowlevel.checkpoint()
+            await anyio.sleep(1)
+            took = []
+            for number in range(5):
+                key = f"WORM-s5--second{number}"
+                began = time.monotonic()
+                client = connected(served)
+                with client.socket:
+                    client.begin(
+                        "POST", api(site.uuid, f"put?key={key}"), second, X_git_annex_data_length=5, Content_Length=5
+                    )
+                    client.socket.sendall(b"hello")
+                    assert await told(client.answer) == 200
+                    assert json.loads(client.body)["stored"] is True
+                    assert await told(client.ask, "GET", api(site.uuid, f"key/{key}"), second) == 200
+                    assert client.body == b"hello"
+                took.append(time.monotonic() - began)
+            print("seconds to store and get:", " ".join(f"{each:.2f}" for each in took))
+            assert sorted(took)[2] < 1.0, took
+        assert len(served.log) < 2000

@@ -1,0 +1,238 @@
+"""What a server over HTTP can do to its client: lead it elsewhere, take its login, send too much or too little."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import anyio
+import pytest
+
+from cluster_remote.p2p.errors import SessionError
+from cluster_remote.p2p.key import UUID, AssociatedFile, Key
+from cluster_remote.p2p.session import Session
+from cluster_remote.transport.address import parse_address
+from cluster_remote.transport.opening import Caller, session_at
+from cluster_remote.transport.trust import Refusal
+from tests.remote.sites import Site, text
+from tests.support.sockets import free_port
+
+pytestmark = pytest.mark.anyio
+
+CLIENT = UUID("11111111-2222-4333-8444-555555555555")
+SERVER = UUID("11111111-2222-4333-8444-666666666666")
+SECRET = "verysecrettoken"
+KEY = Key("SHA256-s5--2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824")
+ENDLESS = 300
+"""Chunks of 64 KiB that a body has which does not end: far more than a client may take in."""
+
+Respond = Callable[[bytes], Iterator[bytes]]
+
+
+@contextmanager
+def server(respond: Respond, port: int | None = None) -> Iterator[tuple[int, list[bytes]]]:
+    """Answer every request on a port; give the port, and the requests as they come, without their bodies."""
+    heard: list[bytes] = []
+    with socket.create_server(("127.0.0.1", port or 0)) as listener:
+        ending = threading.Event()
+
+        def answer(connection: socket.socket) -> None:
+            with connection:
+                connection.settimeout(10)
+                try:
+                    request = b""
+                    while b"\r\n\r\n" not in request and (data := connection.recv(65536)):
+                        request += data
+                    if request:
+                        heard.append(request.partition(b"\r\n\r\n")[0])
+                        for part in respond(request):
+                            connection.sendall(part)
+                except OSError:
+                    return
+
+        def accept() -> None:
+            while not ending.is_set():
+                connection, _ = listener.accept()
+                answer(connection)
+
+        thread = threading.Thread(target=accept)
+        thread.start()
+        try:
+            yield listener.getsockname()[1], heard
+        finally:
+            ending.set()
+            socket.create_connection(listener.getsockname()).close()
+            thread.join(20)
+            assert not thread.is_alive()
+
+
+def answered(status: str, *headers: str, body: bytes = b"", length: int | None = None) -> Respond:
+    """The same answer to every request."""
+    lines = [f"HTTP/1.1 {status}", f"Content-Length: {len(body) if length is None else length}", *headers, "", ""]
+
+    def respond(_: bytes) -> Iterator[bytes]:
+        yield "\r\n".join(lines).encode() + body
+
+    return respond
+
+
+def session_with(port: int, allowed: str | None = None) -> Session:
+    address = parse_address(f"annex+http://127.0.0.1:{port}/git-annex/")
+    caller = Caller(CLIENT, 3.0)
+    return session_at(
+        address, caller if allowed is None else caller.restricted_to(allowed), server=SERVER, token=SECRET
+    )
+
+
+async def outcome(port: int) -> str:
+    """What comes of a question and of a download, in words."""
+    session = session_with(port)
+    said = ""
+    try:
+        for ask in (_checked, _fetched):
+            try:
+                with anyio.fail_after(60):
+                    said += f"{await ask(session)}; "
+            except SessionError as error:
+                said += f"{error}; "
+    finally:
+        await session.aclose()
+    return said
+
+
+async def _checked(session: Session) -> str:
+    return f"present: {await session.check_present(KEY)}"
+
+
+async def _fetched(session: Session) -> str:
+    async with session.download(KEY, AssociatedFile(), 0) as download:
+        content = b"".join([bytes(chunk) async for chunk in download.chunks()])
+        return f"fetched {content!r}, valid: {await download.valid()}"
+
+
+CHALLENGE = 'WWW-Authenticate: Basic realm="\x1b[31mgit-annex"'
+
+
+@pytest.mark.parametrize("status", ["301 Moved", "302 Found", "303 See Other", "307 Temporary", "308 Permanent"])
+async def test_a_redirect_is_followed_to_nobody_and_takes_no_login_along(status: str) -> None:
+    with server(answered("200 OK", body=b"{}")) as (elsewhere, heard_there):
+
+        def respond(request: bytes) -> Iterator[bytes]:
+            if b"Authorization" not in request:
+                yield from answered("401 Unauthorized", CHALLENGE)(request)
+            else:
+                yield from answered(status, f"Location: http://127.0.0.1:{elsewhere}/git-annex/")(request)
+
+        with server(respond) as (port, heard):
+            said = await outcome(port)
+    assert "redirects" in said
+    assert SECRET not in said
+    assert heard_there == []
+    login = base64.b64encode(f"git-annex:{SECRET}".encode())
+    assert any(b"Authorization: Basic" in request for request in heard)
+    assert login not in said.encode()
+
+
+async def test_a_redirect_to_itself_ends_at_once() -> None:
+    port = free_port()
+    with server(answered("302 Found", f"Location: http://127.0.0.1:{port}/"), port) as (_, heard):
+        assert "redirects" in await outcome(port)
+    assert len(heard) <= 4
+
+
+async def test_a_shared_url_into_a_private_network_is_connected_to_by_no_redirect_either() -> None:
+    with server(answered("200 OK", body=b'{"present":true}')) as (port, heard):
+        session = session_with(port, allowed="")
+        with pytest.raises(Refusal, match=r"allowed-ip-addresses"):
+            await session.check_present(KEY)
+        await session.aclose()
+    assert heard == []
+
+
+def _endless(head: bytes) -> Respond:
+    def respond(_: bytes) -> Iterator[bytes]:
+        yield head
+        for _number in range(ENDLESS):
+            yield b"10000\r\n" + b"x" * 0x10000 + b"\r\n"
+
+    return respond
+
+
+LENGTH = "X-git-annex-data-length"
+BODIES: dict[str, Respond] = {
+    "a truncated body": answered("200 OK", f"{LENGTH}: 5", body=b"hel", length=5),
+    "a padded body": answered("200 OK", f"{LENGTH}: 5", body=b"hello world"),
+    "less than announced": answered("200 OK", f"{LENGTH}: 5", body=b"hel"),
+    "a compressed body": answered(
+        "200 OK", f"{LENGTH}: 5", "Content-Encoding: gzip", body=gzip.compress(b"hello", mtime=0)
+    ),
+    "a bomb": answered("200 OK", f"{LENGTH}: 5", "Content-Encoding: gzip", body=gzip.compress(bytes(10_000_000))),
+    "an endless body": _endless(f"HTTP/1.1 200 OK\r\n{LENGTH}: 5\r\nTransfer-Encoding: chunked\r\n\r\n".encode()),
+    "an endless error": _endless(b"HTTP/1.1 500 No\r\nTransfer-Encoding: chunked\r\n\r\n"),
+    "an endless header": lambda _: iter([b"HTTP/1.1 200 OK\r\nX: " + b"y" * 10_000_000]),
+    "two lengths": answered("200 OK", f"{LENGTH}: 5", "Content-Length: 4", body=b"hello"),
+    "more than the key says": answered("200 OK", f"{LENGTH}: 6", body=b"hello!"),
+    "a length below zero": answered("200 OK", f"{LENGTH}: -5", body=b"hello"),
+    "two announcements": answered("200 OK", f"{LENGTH}: 5", f"{LENGTH}: 4", body=b"hello"),
+    "no HTTP": lambda _: iter([b"\x1b]0;PWNED\x07\x00\xff" * 1000]),
+    "nothing": lambda _: iter([]),
+    "an error with escape sequences": answered("500 \x1b[31m", body=b"\x1b]0;PWNED\x07\x9b31m"),
+}
+
+
+@pytest.mark.parametrize("name", BODIES)
+async def test_a_body_that_is_not_what_was_asked_for_is_an_error_and_no_file(name: str) -> None:
+    with server(BODIES[name]) as (port, _):
+        said = await outcome(port)
+    assert "valid: True" not in said
+    assert "present: True" not in said
+    assert said.isprintable()
+    assert len(said) < 2000
+    assert SECRET not in said
+
+
+def test_a_login_stands_in_no_log_error_trace_or_list_of_processes(own_site: Site) -> None:
+    """With a server that wants one and never takes it, and looks at our processes meanwhile."""
+    lists: list[bytes] = []
+
+    def respond(request: bytes) -> Iterator[bytes]:
+        for process in Path("/proc").glob("[0-9]*/cmdline"):
+            try:
+                lists.append(process.read_bytes())
+            except OSError:
+                continue
+        yield from answered("401 Unauthorized", CHALLENGE)(request)
+
+    client, uuid = own_site.client, own_site.cluster.uuid
+    said = ""
+    with server(respond) as (port, heard):
+        env = {"CLUSTER_REMOTE_TOKEN": SECRET, "GIT_TERMINAL_PROMPT": "0", "GIT_TRACE_CURL": "1"}
+        url = f"annex+http://127.0.0.1:{port}/git-annex/"
+        initremote = (
+            *("git", "annex", "initremote", "overhttp", f"--sameas={uuid}", "--private", "--debug"),
+            *("type=external", "externaltype=cluster", "encryption=none", f"url={url}"),
+        )
+        for command in (
+            initremote,
+            ("cluster-remote", "trace", "--", *initremote),
+            ("cluster-remote", "setup", "overhttp", url),
+            ("cluster-remote", "ping", url),
+            ("cluster-remote", "doctor"),
+        ):
+            done = own_site.environment.run(*command, cwd=client.path, check=False, env=env)
+            said += text(done)
+    sent = next(_coded_in(request).decode() for request in heard if b"Basic" in request)
+    assert SECRET.encode() in base64.b64decode(sent)
+    for secret in (SECRET, sent):
+        assert secret not in said
+        assert not any(secret.encode() in each for each in lists)
+    assert "\x1b" not in said
+
+
+def _coded_in(request: bytes) -> bytes:
+    return next(line for line in request.split(b"\r\n") if line.startswith(b"Authorization")).rpartition(b" ")[2]
