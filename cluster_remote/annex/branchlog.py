@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from cluster_remote.annex import logformat
+from cluster_remote.annex.catfile import read_blobs
 from cluster_remote.annex.clusterlog import ClusterLog
-from cluster_remote.annex.errors import BranchUnreadable
+from cluster_remote.annex.errors import BadAnswer, BranchUnreadable
 from cluster_remote.p2p.key import UUID, decode, encode
 
 if TYPE_CHECKING:
@@ -73,22 +74,11 @@ async def read_files(repository: Repository, paths: Collection[str]) -> dict[str
     Missing and corrupt files are empty, as in git-annex. Raises CommandFailed or BranchUnreadable.
     """
     journals = {path: journalled(repository.annex_dir, encode(path)) for path in paths}
-    request = b"".join(BRANCH + b":" + encode(path) + b"\n" for path in paths)
-    answer = (await repository.run("git", "cat-file", "--batch", input=request)).stdout
-    found: dict[str, bytes] = {}
-    for path in paths:
-        header, _, answer = answer.partition(b"\n")
-        content = b""
-        if not header.endswith(b" missing"):
-            try:
-                size = int(header.rsplit(b" ", 1)[1])
-            except (IndexError, ValueError):
-                raise BranchUnreadable(
-                    f"{path} of the git-annex branch cannot be read: git cat-file says {header[:200]!r}; try git fsck"
-                ) from None
-            content, answer = answer[:size], answer[size + 1 :]
-        found[path] = _whole_lines(content) + journals[path]
-    return found
+    try:
+        blobs = await read_blobs(repository, [BRANCH + b":" + encode(path) for path in paths])
+    except BadAnswer as error:
+        raise BranchUnreadable(f"the git-annex branch cannot be read: git cat-file {error}; try git fsck") from None
+    return {path: _whole_lines(blob or b"") + journals[path] for path, blob in zip(paths, blobs, strict=True)}
 
 
 @dataclass(frozen=True)

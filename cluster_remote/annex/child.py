@@ -11,9 +11,10 @@ import os
 import signal
 import subprocess
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from subprocess import PIPE
+from typing import NamedTuple
 
 import anyio
 from anyio.abc import ByteReceiveStream, Process
@@ -24,7 +25,20 @@ from cluster_remote.p2p.errors import ConnectionLost
 from cluster_remote.p2p.key import decode
 from cluster_remote.p2p.text import visible
 
-__all__ = ["Complaints", "PipedChild", "Tail", "drain", "kill", "pipes_of", "start", "until"]
+__all__ = [
+    "Completed",
+    "PipedChild",
+    "StderrTail",
+    "Tail",
+    "drain",
+    "end",
+    "kill",
+    "pipes_of",
+    "run",
+    "send_signal",
+    "start",
+    "until",
+]
 
 # Seconds to wait for a killed child. Only a process stuck in the kernel takes that long.
 _REAP = 10.0
@@ -36,6 +50,19 @@ _LAST_WORDS = 0.5
 _KEPT = 4096
 # Seconds between polls for a child's end: the first interval, doubled up to the second.
 _FIRST_LOOK, _LONGEST_LOOK = 0.001, 0.05
+
+
+# Bytes of output of a one-shot command that are taken before it is given up.
+_OUTPUT_LIMIT = 64 * 2**20
+
+
+class Completed(NamedTuple):
+    """A command that ended: its exit code and output. `complaint` is the end of its standard error."""
+
+    argv: tuple[str, ...]
+    returncode: int
+    stdout: bytes
+    complaint: str
 
 
 class Tail:
@@ -53,7 +80,7 @@ class Tail:
         return visible(decode(self._end)).strip()
 
 
-class Complaints:
+class StderrTail:
     """Read a child's standard error to its end and keep the tail.
 
     Uses a thread, so that a verbose child never blocks. The thread ends with the child, but is a daemon because a
@@ -120,7 +147,7 @@ class PipedChild:
         except OSError as e:
             raise CommandFailed(argv, None, f"cannot be started: {e.strerror or e}") from e
         self._pipes = DescriptorConnection(*pipes_of(self._child))
-        self._complaints = Complaints(self._child)
+        self._stderr = StderrTail(self._child)
 
     @property
     def pid(self) -> int:
@@ -133,7 +160,7 @@ class PipedChild:
 
     def complaint(self) -> str:
         """Return the tail of its standard error."""
-        return visible(decode(self._complaints.last)).strip()
+        return visible(decode(self._stderr.last)).strip()
 
     def send_at_once(self, data: bytes) -> memoryview:
         """Send as much as possible without waiting and return the rest.
@@ -167,7 +194,7 @@ class PipedChild:
     async def wait(self) -> None:
         """Wait until it has ended and its standard error has been read. Has no deadline."""
         await until(lambda: self._child.poll() is not None, math.inf)
-        await self._complaints.wait(_LAST_WORDS)
+        await self._stderr.wait(_LAST_WORDS)
 
     async def kill(self) -> None:
         """Kill the child and everything it started, and wait until they are gone. Shielded from cancellation.
@@ -212,3 +239,80 @@ async def kill(process: Process) -> None:
             except ProcessLookupError:
                 pass
         await process.aclose()
+
+
+async def end(process: Process, grace: float, *, group: bool) -> None:
+    """Ask a child to end, and kill it after `grace` seconds; with its process group, if it has one of its own.
+
+    For a child on our terminal, which kept our group: there it may ask the user. Shielded from cancellation.
+    """
+    with anyio.CancelScope(shield=True):
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            if process.returncode is None:
+                send_signal(process, number, group=group)
+                with anyio.move_on_after(grace):
+                    await process.wait()
+
+
+def send_signal(process: Process, number: int, *, group: bool) -> None:
+    """Send a signal to a child that may have ended, or to its process group."""
+    try:
+        os.killpg(process.pid, number) if group else os.kill(process.pid, number)
+    except ProcessLookupError:
+        return
+
+
+async def run(
+    argv: Sequence[str],
+    *,
+    cwd: Path | None = None,
+    env: Mapping[str, str],
+    input: bytes = b"",
+    timeout: float,
+    accept: Collection[int] | None = (0,),
+) -> Completed:
+    """Run a command to its end, at most `timeout` seconds, with `input`.
+
+    `argv` goes into errors as it is, so it must hold no secret. Raises CommandFailed where the command cannot be
+    started, does not end in time, ends with an exit code that is not in `accept` (None: all are), or writes more than
+    64 MiB.
+    """
+    tail = Tail()
+    output = bytearray()
+    process = await start(argv, cwd=cwd, env=env)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stderr is not None
+    stdin, stdout, stderr = process.stdin, process.stdout, process.stderr
+
+    async def feed() -> None:
+        try:
+            await stdin.send(input)
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError):
+            # It ended without reading all of it; its exit code says whether that is an error.
+            return
+        await stdin.aclose()
+
+    try:
+        with anyio.move_on_after(timeout) as deadline:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(feed)
+                tasks.start_soon(drain, stderr, tail)
+                async for chunk in stdout:
+                    output += chunk
+                    if len(output) > _OUTPUT_LIMIT:
+                        break
+                else:
+                    await process.wait()
+                if len(output) > _OUTPUT_LIMIT:
+                    tasks.cancel_scope.cancel()
+    finally:
+        returncode = process.returncode
+        await kill(process)
+    if len(output) > _OUTPUT_LIMIT:
+        raise CommandFailed(argv, None, f"wrote more than {_OUTPUT_LIMIT} bytes; given up", tail.text())
+    if deadline.cancelled_caught or returncode is None:
+        raise CommandFailed(argv, None, f"did not end within {timeout:g} seconds", tail.text())
+    if accept is not None and returncode not in accept:
+        raise CommandFailed(argv, returncode, f"ended with exit code {returncode}", tail.text())
+    return Completed(tuple(argv), returncode, bytes(output), tail.text())

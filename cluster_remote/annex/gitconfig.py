@@ -5,9 +5,8 @@ This is all that `git annex info` needs of this package for a serverless cluster
 
 from __future__ import annotations
 
-import subprocess
-
 from cluster_remote.annex.errors import CommandFailed
+from cluster_remote.annex.waiting import run_and_wait
 from cluster_remote.p2p.key import UUID, decode
 
 TYPE_CHECKING = False
@@ -124,12 +123,7 @@ def _canonical(name: str) -> str:
 def ask_git(*arguments: str, cwd: Path | None = None, env: Mapping[str, str]) -> bytes:
     """Return the output of a git command that only reads the repository. Raises CommandFailed."""
     argv = ("git", *arguments)
-    try:
-        done = subprocess.run(argv, cwd=cwd, env=env, capture_output=True, stdin=subprocess.DEVNULL, timeout=_QUICK)
-    except subprocess.TimeoutExpired as e:
-        raise CommandFailed(argv, None, f"did not end within {_QUICK:g} seconds") from e
-    except OSError as e:
-        raise CommandFailed(argv, None, f"cannot be started: {e.strerror or e}") from e
+    done = run_and_wait(argv, cwd=cwd, env=env, timeout=_QUICK)
     if done.returncode != 0:
         complaint = decode(done.stderr[-4096:]).strip()
         raise CommandFailed(argv, done.returncode, f"ended with exit code {done.returncode}", complaint)

@@ -22,6 +22,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 from cluster_remote.annex import child, logformat
 from cluster_remote.annex.batch import Answers, BatchProcess
 from cluster_remote.annex.branchlog import BRANCH, journalled
+from cluster_remote.annex.catfile import BLOB_LIMIT, Blobs
 from cluster_remote.annex.errors import BadAnswer, BatchFailed, BranchUnreadable, CommandFailed, NotAKey
 from cluster_remote.p2p.key import UUID, Key, decode, encode
 
@@ -40,9 +41,6 @@ _CHUNK = 64 * 1024
 # git's exit code for an unknown option.
 _USAGE = 129
 _JOURNALS = ("journal", "journal-private")
-
-# No log of a key is longer than this, in bytes: a line for each repository that ever had it.
-_LOG_LIMIT = 16 * 2**20
 _LOG = re.compile(rb"[0-9a-f]{3}/(?:[0-9a-f]{3}/)?([^/]+)\.log")
 _LISTED = re.compile(rb"[0-7]+ blob ([0-9a-f]+)\t([^\0]*)\0")
 # A log as git-annex writes it as a rule, which can be taken apart at its spaces.
@@ -123,33 +121,6 @@ def _key_of(path: bytes) -> Key | None:
 def _located(key: Key, raw: bytes, file: str | None = None) -> Located:
     holders, dead = read_log(raw)
     return Located(key, holders, dead, file)
-
-
-class _Blobs:
-    """An incremental parser for the output of `git cat-file --batch`."""
-
-    def __init__(self) -> None:
-        self._buffer = b""
-
-    def feed(self, chunk: bytes) -> Iterator[bytes | None]:
-        """Return the contents that are now complete, None for missing ones. Raises BadAnswer."""
-        buffer = self._buffer + chunk if self._buffer else chunk
-        position = 0
-        while (end := buffer.find(b"\n", position)) >= 0:
-            header = buffer[position:end]
-            if header.endswith(b" missing"):
-                position = end + 1
-                yield None
-                continue
-            kind, _, size = header[header.find(b" ") + 1 :].partition(b" ")
-            if kind != b"blob" or not size.isdigit() or int(size) > _LOG_LIMIT:
-                raise BadAnswer(f"answered with {header[:200]!r}, which is no log of at most {_LOG_LIMIT} bytes")
-            after = end + 1 + int(size)
-            if len(buffer) <= after:
-                break
-            yield buffer[end + 1 : after]
-            position = after + 1
-        self._buffer = buffer[position:]
 
 
 class LocationReader:
@@ -251,7 +222,7 @@ class LocationReader:
         async def answers(stream: Answers) -> list[bytes]:
             if read_first is not None:
                 await read_first(stream)
-            blobs = _Blobs()
+            blobs = Blobs()
             read: list[bytes] = []
             while len(read) < expected:
                 # What is not there or is damaged counts as empty, as with git-annex.
@@ -282,7 +253,7 @@ def _tree_of(header: bytes) -> tuple[bytes, int]:
         return b"", 0
     identity, _, rest = header.partition(b" ")
     kind, _, size = rest.partition(b" ")
-    if kind != b"tree" or not size.isdigit() or int(size) > _LOG_LIMIT:
+    if kind != b"tree" or not size.isdigit() or int(size) > BLOB_LIMIT:
         raise BadAnswer(f"answered with {header[:200]!r} where the git-annex branch was asked for")
     return identity, int(size)
 
@@ -439,7 +410,7 @@ async def _walk(repository: Repository, send: MemoryObjectSendStream[list[Locate
     ):
         tasks.start_soon(_ask_for, names, git, keys, journal)
         assert git.stdout is not None
-        blobs = _Blobs()
+        blobs = Blobs()
         async for chunk in git.stdout:
             for raw in blobs.feed(chunk):
                 key, recent = keys.popleft()

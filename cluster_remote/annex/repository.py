@@ -26,22 +26,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from anyio import Lock
 
-__all__ = ["Completed", "Repository", "foreign_environment", "utf8_locale", "without_token"]
+__all__ = ["Repository", "foreign_environment", "utf8_locale", "without_token"]
 
-# Bytes of output of a one-shot command that are taken before it is given up.
-_OUTPUT_LIMIT = 64 * 2**20
 # Seconds after which the configuration is read again although no file has changed, and that git may take for it.
 _CONFIG_AGE = 30.0
 _CONFIG_TIMEOUT = 30.0
-
-
-class Completed(NamedTuple):
-    """A command that ended: its exit code and output. `complaint` is the end of its standard error."""
-
-    argv: tuple[str, ...]
-    returncode: int
-    stdout: bytes
-    complaint: str
 
 
 @cache
@@ -250,53 +239,12 @@ class Repository:
         *argv: str,
         input: bytes = b"",
         timeout: float = 60.0,
-        accept: Collection[int] = (0,),
+        accept: Collection[int] | None = (0,),
         env: Mapping[str, str] | None = None,
-    ) -> Completed:
-        """Run a command in this repository to its end, at most `timeout` seconds; `env` adds to its environment.
-
-        `argv` goes into errors as it is, so it must hold no secret. Raises CommandFailed where the command cannot be
-        started, does not end in time, ends with an exit code that is not in `accept`, or writes more than 64 MiB.
-        """
-        tail = child.Tail()
-        output = bytearray()
-        process = await child.start(argv, cwd=self.cwd, env={**self.environment(), **(env or {})})
-        assert process.stdin is not None
-        assert process.stdout is not None
-        assert process.stderr is not None
-        stdin, stdout, stderr = process.stdin, process.stdout, process.stderr
-
-        async def feed() -> None:
-            try:
-                await stdin.send(input)
-            except (anyio.BrokenResourceError, anyio.ClosedResourceError):
-                # It ended without reading all of it; its exit code says whether that is an error.
-                return
-            await stdin.aclose()
-
-        try:
-            with anyio.move_on_after(timeout) as deadline:
-                async with anyio.create_task_group() as tasks:
-                    tasks.start_soon(feed)
-                    tasks.start_soon(child.drain, stderr, tail)
-                    async for chunk in stdout:
-                        output += chunk
-                        if len(output) > _OUTPUT_LIMIT:
-                            break
-                    else:
-                        await process.wait()
-                    if len(output) > _OUTPUT_LIMIT:
-                        tasks.cancel_scope.cancel()
-        finally:
-            returncode = process.returncode
-            await child.kill(process)
-        if len(output) > _OUTPUT_LIMIT:
-            raise CommandFailed(argv, None, f"wrote more than {_OUTPUT_LIMIT} bytes; given up", tail.text())
-        if deadline.cancelled_caught or returncode is None:
-            raise CommandFailed(argv, None, f"did not end within {timeout:g} seconds", tail.text())
-        if returncode not in accept:
-            raise CommandFailed(argv, returncode, f"ended with exit code {returncode}", tail.text())
-        return Completed(argv, returncode, bytes(output), tail.text())
+    ) -> child.Completed:
+        """Run a command in this repository to its end, see `child.run`; `env` adds to its environment."""
+        environment = {**self.environment(), **(env or {})}
+        return await child.run(argv, cwd=self.cwd, env=environment, input=input, timeout=timeout, accept=accept)
 
 
 def _line(raw: bytes) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from rich.table import Table
 
 from cluster_remote import __version__
 from cluster_remote.access.settings import BadSettings
+from cluster_remote.annex.waiting import run_and_wait
 from cluster_remote.bench.cases import (
     Load,
     Results,
@@ -31,6 +31,7 @@ from cluster_remote.cli.exitcodes import FAILED
 from cluster_remote.cli.interrupts import run
 from cluster_remote.cli.render import console, say
 from cluster_remote.cli.target import resolve
+from cluster_remote.p2p.key import decode
 
 __all__ = ["bench"]
 
@@ -205,5 +206,5 @@ def _show(results: Results) -> None:
 
 
 def _versions() -> dict[str, str]:
-    annex = subprocess.run(["git-annex", "version", "--raw"], capture_output=True, text=True, timeout=30, check=False)
-    return {"git-annex": annex.stdout.strip(), "git-annex-remote-cluster": __version__}
+    annex = run_and_wait(("git-annex", "version", "--raw"), timeout=30)
+    return {"git-annex": decode(annex.stdout).strip(), "git-annex-remote-cluster": __version__}

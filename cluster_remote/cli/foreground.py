@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
 
 import anyio
-from anyio.abc import Process
 
+from cluster_remote.annex import child
 from cluster_remote.cli.interrupts import keeping_handlers
 
 __all__ = ["CANNOT_RUN", "NOT_FOUND", "run_in_foreground", "until_interrupted"]
@@ -44,14 +43,13 @@ async def run_in_foreground(
                     async for number in signals:
                         # A terminal sends Ctrl-C to every program running on it, the command included.
                         if not (number == signal.SIGINT and sys.stdin.isatty()):
-                            _signal(process, number)
+                            child.send_signal(process, number, group=False)
 
                 tasks.start_soon(hand_on)
                 code = await process.wait()
                 tasks.cancel_scope.cancel()
         except BaseException:
-            with anyio.CancelScope(shield=True):
-                await _end(process)
+            await child.end(process, _GRACE, group=False)
             raise
     return code if code >= 0 else 128 - code
 
@@ -61,19 +59,3 @@ async def until_interrupted() -> None:
     with keeping_handlers(), anyio.open_signal_receiver(*_SIGNALS) as signals:
         async for _number in signals:
             return
-
-
-def _signal(process: Process, number: int) -> None:
-    try:
-        os.kill(process.pid, number)
-    except ProcessLookupError:
-        return
-
-
-async def _end(process: Process) -> None:
-    _signal(process, signal.SIGTERM)
-    with anyio.move_on_after(_GRACE):
-        await process.wait()
-        return
-    _signal(process, signal.SIGKILL)
-    await process.wait()

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
 import anyio
 
+from cluster_remote.annex import child
+from cluster_remote.annex.errors import CommandFailed
 from cluster_remote.annex.repository import Repository, foreign_environment
 from cluster_remote.cluster.node import Node
 from cluster_remote.p2p.checksum import Checksum
@@ -139,10 +141,7 @@ async def move_aside(place: Path, keys: Collection[Key]) -> None:
     This respects its locks, and makes that repository record that it no longer has them.
     """
     for key in keys:
-        with anyio.move_on_after(_FSCK):
-            # Its exit code only says that something was damaged, which is known.
-            await anyio.run_process(
-                ["git", "-C", str(place), "annex", "fsck", "--quiet", f"--key={key}"],
-                check=False,
-                env=foreign_environment(),
-            )
+        command = ("git", "-C", str(place), "annex", "fsck", "--quiet", f"--key={key}")
+        # Its exit code only says that something was damaged, which is known.
+        with suppress(CommandFailed):
+            await child.run(command, env=foreign_environment(), timeout=_FSCK, accept=None)

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 
 import anyio
 
+from cluster_remote.annex import child
+from cluster_remote.annex.errors import CommandFailed
 from cluster_remote.annex.gitconfig import GitConfig
 from cluster_remote.annex.repository import foreign_environment
 from cluster_remote.p2p.key import UUID
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
     from cluster_remote.diagnosis.nodes import View
 
 __all__ = ["free_space", "paths", "paths_of"]
+
+# Seconds for git to read a configuration.
+_CONFIG = 30.0
 
 
 async def free_space(places: Mapping[UUID, Path], timeout: float) -> dict[UUID, int]:
@@ -72,9 +77,11 @@ async def paths(view: View) -> dict[UUID, Path]:
     directory = view.gateway.directory
     if directory is None:
         return {}
-    listing = await anyio.run_process(
-        ["git", "-C", str(directory), "config", "--list", "-z"], check=False, env=foreign_environment()
-    )
+    command = ("git", "-C", str(directory), "config", "--list", "-z")
+    try:
+        listing = await child.run(command, env=foreign_environment(), timeout=_CONFIG)
+    except CommandFailed:
+        return {}
     config = GitConfig.parse(listing.stdout)
     found = paths_of(config, directory, view.uuids)
     own = config.get("annex.uuid")

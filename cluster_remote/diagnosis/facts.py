@@ -7,7 +7,6 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from subprocess import DEVNULL
 from typing import TYPE_CHECKING
 
 import anyio
@@ -15,10 +14,11 @@ import anyio.to_thread
 
 from cluster_remote.access.configuration import as_used
 from cluster_remote.access.settings import BadSettings, Settings
-from cluster_remote.annex import logformat
+from cluster_remote.annex import child, logformat
 from cluster_remote.annex.branchlog import BRANCH, BranchLogs
+from cluster_remote.annex.catfile import read_blobs
 from cluster_remote.annex.credentials import permissions_ok
-from cluster_remote.annex.errors import AnnexError
+from cluster_remote.annex.errors import AnnexError, CommandFailed
 from cluster_remote.annex.merge import refresh
 from cluster_remote.annex.verification import pending, verified
 from cluster_remote.diagnosis.checkup import Server
@@ -176,17 +176,9 @@ async def _earlier(repository: Repository, uuids: Collection[UUID], logs: Branch
         "git", "log", f"--max-count={_HISTORY}", "--format=%H", decode(BRANCH), "--", "uuid.log"
     )
     commits = decode(done.stdout).split()
-    request = "".join(f"{commit}:uuid.log\n" for commit in commits).encode()
-    blobs = (await repository.run("git", "cat-file", "--batch", input=request)).stdout
     found: dict[UUID, str] = {}
-    for _ in commits:
-        header, _, rest = blobs.partition(b"\n")
-        if header.endswith(b" missing"):
-            blobs = rest
-            continue
-        size = int(header.rsplit(b" ", 1)[1])
-        content, blobs = rest[:size], rest[size + 1 :]
-        for uuid, description in logformat.newest(logformat.annotated(content)).items():
+    for content in await read_blobs(repository, [f"{commit}:uuid.log".encode() for commit in commits]):
+        for uuid, description in logformat.newest(logformat.annotated(content or b"")).items():
             if uuid in uuids and description != logs.descriptions.get(uuid):
                 found.setdefault(uuid, description)
     return found
@@ -260,12 +252,11 @@ async def _annex_version(address: Ssh, config: GitConfig) -> str | None:
         config.get("ssh.variant"),
     )
     try:
-        with anyio.fail_after(_ASK_VERSION):
-            done = await anyio.run_process(command, stdin=DEVNULL, stderr=DEVNULL, check=False, env=ssh_environment())
-    except (OSError, TimeoutError):
+        done = await child.run(command, env=ssh_environment(), timeout=_ASK_VERSION)
+    except CommandFailed:
         return None
     text = decode(done.stdout).strip()
-    return printable(text, 100) if not done.returncode and text[:1].isdigit() else None
+    return printable(text, 100) if text[:1].isdigit() else None
 
 
 async def _all_of(names: Sequence[str], ask: Callable[[str], Awaitable[None]]) -> None:

@@ -7,7 +7,6 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 import sysconfig
 from collections.abc import Iterator, Mapping
@@ -16,7 +15,9 @@ from importlib import metadata
 from pathlib import Path
 
 from cluster_remote import __version__
+from cluster_remote.annex.errors import CommandFailed
 from cluster_remote.annex.version import NEEDED, OLDEST, version_number
+from cluster_remote.annex.waiting import run_and_wait
 from cluster_remote.diagnosis.checkup import Program
 from cluster_remote.diagnosis.problem import Problem
 
@@ -88,17 +89,10 @@ def _has(directory: Path, *names: str) -> bool:
 
 def _version(argv: tuple[str, ...]) -> str | None:
     try:
-        done = subprocess.run(
-            argv,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            timeout=_QUICK,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
+        done = run_and_wait(argv, timeout=_QUICK)
+    except CommandFailed:
         return None
-    found = _VERSION.search(done.stdout.decode("utf-8", "replace"))
+    found = _VERSION.search((done.stdout + done.stderr).decode("utf-8", "replace"))
     return found[0].rstrip(",;") if found and not done.returncode else None
 
 

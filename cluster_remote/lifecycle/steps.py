@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import signal
 import subprocess
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -15,9 +14,9 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import anyio
-from anyio.abc import Process
 
 from cluster_remote.access.settings import BadSettings
+from cluster_remote.annex import child
 from cluster_remote.annex.branchlog import BranchLogs
 from cluster_remote.annex.branchwrite import record_nodes
 from cluster_remote.annex.errors import AnnexError, CommandFailed
@@ -117,20 +116,8 @@ class Runner:
             with anyio.move_on_after(timeout):
                 return await process.wait()
         finally:
-            with anyio.CancelScope(shield=True):
-                await _end(process, alone)
+            await child.end(process, _END, group=alone)
         raise CommandFailed(argv, None, f"did not finish within {timeout:g} seconds")
-
-
-async def _end(process: Process, alone: bool) -> None:
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        if process.returncode is None:
-            try:
-                os.killpg(process.pid, number) if alone else process.send_signal(number)
-            except ProcessLookupError:
-                pass
-            with anyio.move_on_after(_END):
-                await process.wait()
 
 
 class Step(ABC):

@@ -13,7 +13,7 @@ from pathlib import Path
 import anyio
 import anyio.to_thread
 
-from cluster_remote.annex.child import Complaints, pipes_of, until
+from cluster_remote.annex.child import StderrTail, pipes_of, until
 from cluster_remote.p2p.client import Transport
 from cluster_remote.p2p.descriptor import DescriptorConnection
 from cluster_remote.p2p.errors import Unreachable
@@ -86,7 +86,7 @@ class _ProcessConnection(DescriptorConnection):
         self._watch = watch
         super().__init__(*pipes_of(child))
         self._child = child
-        self._complaints = Complaints(child)
+        self._stderr = StderrTail(child)
 
     def ended(self) -> bool:
         # If the disk was unmounted, a newly started program finds no repository and says so. If a mount does not
@@ -95,8 +95,8 @@ class _ProcessConnection(DescriptorConnection):
 
     async def last_words(self) -> str:
         # Standard error is another pipe, so a child's reason may arrive after the end of its output.
-        await self._complaints.wait(_LAST_WORDS)
-        return printable(self._complaints.last)
+        await self._stderr.wait(_LAST_WORDS)
+        return printable(self._stderr.last)
 
     async def aclose(self, patience: float) -> None:
         if self._watch is not None:

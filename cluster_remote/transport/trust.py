@@ -10,11 +10,12 @@ from __future__ import annotations
 import ipaddress
 import os
 import shlex
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cluster_remote.annex.errors import CommandFailed
+from cluster_remote.annex.waiting import run_and_wait
 from cluster_remote.p2p.errors import Unreachable
 
 if TYPE_CHECKING:
@@ -72,16 +73,10 @@ def _all_ours(path: str) -> bool:
 
 def _dubious(path: str, environment: Mapping[str, str]) -> bool:
     """Return whether git refuses a directory because of its owner (see safe.directory)."""
+    command = ("git", "-C", path, "rev-parse", "--git-dir")
     try:
-        done = subprocess.run(
-            ["git", "-C", path, "rev-parse", "--git-dir"],
-            env={**environment, "LC_ALL": "C"},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=_GIT,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
+        done = run_and_wait(command, env={**environment, "LC_ALL": "C"}, timeout=_GIT)
+    except CommandFailed:
         return True
     # If there is no repository, let git-annex-shell report that.
     return done.returncode != 0 and b"safe.directory" in done.stderr

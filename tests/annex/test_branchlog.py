@@ -185,7 +185,7 @@ async def test_an_answer_that_cannot_be_understood_is_an_error(real: RealReposit
         f'#!{sys.executable}\nimport os, sys\nif "cat-file" in sys.argv:\n    print("what?")\n'
         f'else:\n    os.execv("{git}", sys.argv)\n',
     )
-    with pytest.raises(BranchUnreadable, match=r"uuid\.log .*'what\?'"):
+    with pytest.raises(BranchUnreadable, match=r"'what\?'"):
         await read_files(here, ["uuid.log"])
 
 

@@ -14,9 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cluster_remote.annex.child import Completed
 from cluster_remote.annex.errors import CommandFailed, NotARepository, NotInitialised
 from cluster_remote.annex.gitconfig import GitConfig
-from cluster_remote.annex.repository import Completed, Repository, foreign_environment
+from cluster_remote.annex.repository import Repository, foreign_environment
 from cluster_remote.p2p.key import UUID, encode
 from tests.support.environment import Environment
 from tests.support.repositories import Cluster, make_repository

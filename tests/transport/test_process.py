@@ -298,7 +298,7 @@ async def test_of_what_a_child_says_a_bounded_amount_is_kept(environment: Enviro
     connection = await transport.connect()
     assert isinstance(connection, _ProcessConnection)
     await connection.receive(1)
-    assert 0 < len(connection._complaints.last) <= 8192
+    assert 0 < len(connection._stderr.last) <= 8192
     await connection.aclose(1.0)
 
 

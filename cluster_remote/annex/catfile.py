@@ -1,0 +1,56 @@
+"""Parse the output of `git cat-file --batch`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from cluster_remote.annex.errors import BadAnswer
+
+if TYPE_CHECKING:
+    from cluster_remote.annex.repository import Repository
+
+__all__ = ["BLOB_LIMIT", "Blobs", "read_blobs"]
+
+BLOB_LIMIT = 16 * 2**20
+"""Bytes of one log: far more than a line for each repository that ever had a key, or for each that is known."""
+
+
+class Blobs:
+    """An incremental parser."""
+
+    def __init__(self) -> None:
+        self._buffer = b""
+
+    def feed(self, chunk: bytes) -> Iterator[bytes | None]:
+        """Return the contents that are now complete, None for missing ones. Raises BadAnswer."""
+        buffer = self._buffer + chunk if self._buffer else chunk
+        position = 0
+        while (end := buffer.find(b"\n", position)) >= 0:
+            header = buffer[position:end]
+            if header.endswith(b" missing"):
+                position = end + 1
+                yield None
+                continue
+            kind, _, size = header[header.find(b" ") + 1 :].partition(b" ")
+            if kind != b"blob" or not size.isdigit() or int(size) > BLOB_LIMIT:
+                raise BadAnswer(f"answered with {header[:200]!r}, which is no log of at most {BLOB_LIMIT} bytes")
+            after = end + 1 + int(size)
+            if len(buffer) <= after:
+                break
+            yield buffer[end + 1 : after]
+            position = after + 1
+        self._buffer = buffer[position:]
+
+
+async def read_blobs(repository: Repository, names: Sequence[bytes]) -> list[bytes | None]:
+    """Return contents by their names (`branch:path`), with one command; None for what is missing.
+
+    Raises CommandFailed, BadAnswer.
+    """
+    request = b"".join(name + b"\n" for name in names)
+    done = await repository.run("git", "cat-file", "--batch", input=request)
+    found = list(Blobs().feed(done.stdout))
+    if len(found) != len(names):
+        raise BadAnswer(f"answered with {len(found)} contents where {len(names)} were asked for")
+    return found
