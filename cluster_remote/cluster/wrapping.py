@@ -57,39 +57,43 @@ class _Around(Session):
     async def _before(self) -> None:
         """Prepare for the first request. Raises SessionError."""
 
+    @asynccontextmanager
+    async def _use(self) -> AsyncIterator[Session]:
+        """Open while a request about a content is answered; gives the session inside. Raises SessionError."""
+        await self._before()
+        yield self.inside
+
     async def open(self) -> UUID:
         await self._before()
         return await self.inside.open()
 
     async def check_present(self, key: Key) -> bool:
-        await self._before()
-        return await self.inside.check_present(key)
+        async with self._use() as inside:
+            return await inside.check_present(key)
 
     async def check_all(self, keys: Sequence[Key]) -> list[bool | Refused]:
-        await self._before()
-        return await self.inside.check_all(keys)
+        async with self._use() as inside:
+            return await inside.check_all(keys)
 
     @asynccontextmanager
     async def upload(self, key: Key, file: AssociatedFile) -> AsyncIterator[Present | Upload]:
-        await self._before()
-        async with self.inside.upload(key, file) as offer:
+        async with self._use() as inside, inside.upload(key, file) as offer:
             yield offer
 
     async def store(
         self, key: Key, file: AssociatedFile, source: Source, progress: Progress | None = None
     ) -> Present | Stored:
-        await self._before()
-        return await self.inside.store(key, file, source, progress)
+        async with self._use() as inside:
+            return await inside.store(key, file, source, progress)
 
     @asynccontextmanager
     async def download(self, key: Key, file: AssociatedFile, offset: int = 0) -> AsyncIterator[Download]:
-        await self._before()
-        async with self.inside.download(key, file, offset) as download:
+        async with self._use() as inside, inside.download(key, file, offset) as download:
             yield download
 
     async def remove(self, key: Key, before: int | None = None) -> Removal:
-        await self._before()
-        return await self.inside.remove(key, before)
+        async with self._use() as inside:
+            return await inside.remove(key, before)
 
     async def timestamp(self) -> int:
         await self._before()
@@ -97,8 +101,7 @@ class _Around(Session):
 
     @asynccontextmanager
     async def lock(self, key: Key) -> AsyncIterator[bool]:
-        await self._before()
-        async with self.inside.lock(key) as locked:
+        async with self._use() as inside, inside.lock(key) as locked:
             yield locked
 
     async def aclose(self) -> None:
@@ -346,34 +349,10 @@ class OneAtATime(_Around):
         super().__init__(inside)
         self._turn = turn
 
-    async def check_present(self, key: Key) -> bool:
-        async with self._turn:
-            return await self.inside.check_present(key)
-
-    async def remove(self, key: Key, before: int | None = None) -> Removal:
-        async with self._turn:
-            return await self.inside.remove(key, before)
-
-    async def store(
-        self, key: Key, file: AssociatedFile, source: Source, progress: Progress | None = None
-    ) -> Present | Stored:
-        async with self._turn:
-            return await self.inside.store(key, file, source, progress)
-
     @asynccontextmanager
-    async def upload(self, key: Key, file: AssociatedFile) -> AsyncIterator[Present | Upload]:
-        async with self._turn, self.inside.upload(key, file) as offer:
-            yield offer
-
-    @asynccontextmanager
-    async def download(self, key: Key, file: AssociatedFile, offset: int = 0) -> AsyncIterator[Download]:
-        async with self._turn, self.inside.download(key, file, offset) as download:
-            yield download
-
-    @asynccontextmanager
-    async def lock(self, key: Key) -> AsyncIterator[bool]:
-        async with self._turn, self.inside.lock(key) as locked:
-            yield locked
+    async def _use(self) -> AsyncIterator[Session]:
+        async with self._turn, super()._use() as inside:
+            yield inside
 
 
 # Several remotes for one repository
