@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cluster_remote.annex import TOKEN_VARIABLE as TOKEN
 from cluster_remote.p2p.key import UUID
+from cluster_remote.transport import FORMS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,8 +20,8 @@ __all__ = ["DESCRIPTIONS", "TOKEN", "BadSettings", "Settings", "as_argument"]
 DEFAULT_TIMEOUT = 60.0
 
 DESCRIPTIONS = {
-    "url": "address of the cluster's gateway: /dir, ssh://[user@]host[:port]/dir, [user@]host:dir, unix:/path or "
-    "tcp://host:port; leave it out for the cluster that is configured in this very repository",
+    "url": f"address of the cluster's gateway: {FORMS}; leave it out for the cluster that is configured in this very "
+    "repository",
     "cluster": "the cluster's name or UUID, where there are several without a server, or where the remote has a UUID "
     "of its own (tracking=remote) and has to say whom to ask for behind the gateway",
     "tracking": "nodes: the remote is the cluster (--sameas) and each node that stores a file counts as a copy; "

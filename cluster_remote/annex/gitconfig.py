@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-__all__ = ["GitConfig", "ask_git"]
+__all__ = ["GitConfig", "ask_git", "is_path"]
 
 # Seconds for a git command that only reads files of the repository.
 _QUICK = 30.0
@@ -85,6 +85,19 @@ class GitConfig:
         """Return the UUID of a remote's repository; None where git-annex has not found it out."""
         return UUID.if_valid(self.remote(name, "annex-uuid"))
 
+    def url_of(self, name: str) -> str:
+        """Return where a remote's repository is: its annexUrl, or else its url, rewritten; empty if it has none."""
+        return self.rewritten(self.remote(name, "annexUrl") or self.remote(name, "url") or "")
+
+    def rewritten(self, url: str) -> str:
+        """Return what git makes of a url by `url.BASE.insteadOf`: the longest beginning that fits is replaced."""
+        longest, replacement = "", ""
+        for base in self.subsections("url"):
+            for beginning in self.all(f"url.{base}.insteadOf"):
+                if len(beginning) > len(longest) and url.startswith(beginning):
+                    longest, replacement = beginning, base
+        return replacement + url.removeprefix(longest) if longest else url
+
     def clusters_of(self, name: str) -> list[str]:
         """Return the names of the clusters that a remote is a node of (`annex-cluster-node`), in lower case."""
         return (self.remote(name, "annex-cluster-node") or "").lower().split()
@@ -112,6 +125,11 @@ class GitConfig:
             if first == section and separator:
                 found[subsection] = None
         return list(found)
+
+
+def is_path(url: str) -> bool:
+    """Return whether a url is a path for git, which has no colon before its first slash."""
+    return ":" not in url.partition("/")[0]
 
 
 def _canonical(name: str) -> str:

@@ -70,7 +70,7 @@ def cluster_and_files(target: str, files: Sequence[str]) -> tuple[str, list[str]
     names = our_remotes(config)
     if target in names or (target and not _is_file_here(target, repository.work_tree)):
         return target, list(files)
-    clusters = [name for name in names if (config.remote(name, "annex-uuid") or "").startswith("ac")]
+    clusters = [name for name in names if (uuid := config.remote_uuid(name)) is not None and uuid.is_cluster]
     found = clusters or names
     if not found:
         raise BadSettings("this repository has no cluster remote; cluster-remote setup NAME URL makes one")

@@ -14,6 +14,7 @@ from cluster_remote.cli.interrupts import run
 from cluster_remote.lifecycle.serverless import Request
 from cluster_remote.lifecycle.setting_up import plan_setup, prepare
 from cluster_remote.lifecycle.steps import Runner
+from cluster_remote.transport import FORMS
 
 __all__ = ["setup"]
 
@@ -28,7 +29,7 @@ def setup(
     url: str = typer.Argument(
         "",
         metavar="[URL]",
-        help="The gateway: /dir, ssh://host/dir, host:dir, unix:/path, tcp://host:port, or a git remote.",
+        help=f"The gateway: {FORMS}, or a git remote.",
     ),
     node: list[str] = typer.Option(
         [],

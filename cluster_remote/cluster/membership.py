@@ -21,7 +21,7 @@ import anyio
 
 from cluster_remote.annex.branchlog import BranchLogs
 from cluster_remote.annex.errors import AnnexError, NotInitialised
-from cluster_remote.annex.gitconfig import GitConfig
+from cluster_remote.annex.gitconfig import GitConfig, is_path
 from cluster_remote.annex.repository import Repository
 from cluster_remote.cluster.node import Kind, Node
 from cluster_remote.cluster.reachability import Reachability
@@ -45,6 +45,7 @@ __all__ = [
     "cost_of",
     "live_nodes",
     "membership",
+    "special_settings",
     "way_to",
 ]
 
@@ -426,15 +427,12 @@ def _gateways(config: GitConfig, logs: BranchLogs, place: Path, cluster: UUID, n
 
 def way_to(config: GitConfig, remote: str, place: Path, *, special: bool = False) -> Way:
     """Return how to reach a node: its annexUrl, or else its url. Relative paths start at `place`. Pure."""
-    url = config.remote(remote, "annexUrl") or config.remote(remote, "url")
+    url = config.url_of(remote)
     # Only git-annex may decide about a remote that it enabled from the git-annex branch.
     unverified = config.remote(remote, "annex-verified") not in (None, "verified")
     if special or unverified or not url:
         return Proxied()
-    url = _rewritten(config, url)
-    before, colon, _ = url.partition(":")
-    if not colon or "/" in before:
-        # Like git: a path has no colon before its first slash.
+    if is_path(url):
         return Direct(Directory(str(place / url)))
     try:
         address = parse_address(url)
@@ -455,20 +453,10 @@ def _way_to_gateway(config: GitConfig, remote: str, place: Path) -> Way:
     way = way_to(config, remote, place)
     if isinstance(way, Proxied):
         try:
-            return Direct(parse_address(_rewritten(config, config.remote(remote, "url") or "")))
+            return Direct(parse_address(config.rewritten(config.remote(remote, "url") or "")))
         except BadAddress:
             return way
     return way
-
-
-def _rewritten(config: GitConfig, url: str) -> str:
-    """Rewrite a url as git does with `url.BASE.insteadOf`: the longest matching prefix is replaced."""
-    longest, replacement = "", ""
-    for base in config.subsections("url"):
-        for beginning in config.all(f"url.{base}.insteadOf"):
-            if len(beginning) > len(longest) and url.startswith(beginning):
-                longest, replacement = beginning, base
-    return replacement + url.removeprefix(longest) if longest else url
 
 
 def cost_of(config: GitConfig, remote: str, way: Way, logs: BranchLogs) -> float:
@@ -485,7 +473,7 @@ def cost_of(config: GitConfig, remote: str, way: Way, logs: BranchLogs) -> float
             return _LOCAL
         case Direct():
             return _NETWORK
-    settings = _special_settings(config, remote, logs)
+    settings = special_settings(config, remote, logs)
     kind = settings.get("type", "git")
     if kind == "git" and (config.remote(remote, "url") or "").startswith(("p2p-annex::", "tor-annex::")):
         return _HIDDEN
@@ -501,10 +489,10 @@ def _place_of(remote: Remote) -> str:
 
 def _is_special(config: GitConfig, remote: str, logs: BranchLogs) -> bool:
     # A special remote of type git is a git repository with its url in remote.log.
-    return _special_settings(config, remote, logs).get("type", "git") != "git"
+    return special_settings(config, remote, logs).get("type", "git") != "git"
 
 
-def _special_settings(config: GitConfig, remote: str, logs: BranchLogs) -> dict[str, str]:
+def special_settings(config: GitConfig, remote: str, logs: BranchLogs) -> dict[str, str]:
     """Return what remote.log says about a remote; nothing for a plain git remote."""
     for setting in ("annex-config-uuid", "annex-uuid"):
         uuid = UUID.if_valid(config.remote(remote, setting))

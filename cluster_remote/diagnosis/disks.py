@@ -20,12 +20,14 @@ from cluster_remote.annex import child
 from cluster_remote.annex.errors import CommandFailed
 from cluster_remote.annex.gitconfig import GitConfig
 from cluster_remote.annex.repository import foreign_environment
+from cluster_remote.cluster.membership import Direct, way_to
 from cluster_remote.p2p.key import UUID
+from cluster_remote.transport.address import Directory
 
 if TYPE_CHECKING:
     from cluster_remote.diagnosis.nodes import View
 
-__all__ = ["free_space", "paths", "paths_of"]
+__all__ = ["free_space", "paths"]
 
 # Seconds for git to read a configuration.
 _CONFIG = 30.0
@@ -73,7 +75,7 @@ async def paths(view: View) -> dict[UUID, Path]:
     """Return the nodes' directories on this machine, as far as configurations readable from here tell."""
     if view.gateway is None:
         base = view.repository.work_tree or view.repository.git_dir if view.repository else Path.cwd()
-        return paths_of(view.config, base, view.uuids)
+        return _paths_of(view.config, base, view.uuids)
     directory = view.gateway.directory
     if directory is None:
         return {}
@@ -83,18 +85,19 @@ async def paths(view: View) -> dict[UUID, Path]:
     except CommandFailed:
         return {}
     config = GitConfig.parse(listing.stdout)
-    found = paths_of(config, directory, view.uuids)
+    found = _paths_of(config, directory, view.uuids)
     own = config.get("annex.uuid")
     return found | {uuid: directory for uuid in view.uuids if uuid.text == own}
 
 
-def paths_of(config: GitConfig, base: Path, wanted: Collection[UUID]) -> dict[UUID, Path]:
+def _paths_of(config: GitConfig, base: Path, wanted: Collection[UUID]) -> dict[UUID, Path]:
     """Return the directories of a repository's remotes on this machine; `base` is the repository's own."""
     found: dict[UUID, Path] = {}
     for remote in config.remotes():
-        uuid = next((each for each in wanted if each.text == config.remote(remote, "annex-uuid")), None)
-        place = config.remote(remote, "annex-directory") or config.remote(remote, "url") or ""
-        place = place.removeprefix("file://")
-        if uuid is not None and place and ("/" in place.partition(":")[0] or ":" not in place):
-            found[uuid] = base / place
+        uuid = config.remote_uuid(remote)
+        if uuid is None or uuid not in wanted:
+            continue
+        match config.remote(remote, "annex-directory"), way_to(config, remote, base):
+            case (str(place), _) | (None, Direct(Directory(place))):
+                found[uuid] = base / place
     return found

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster_remote.access.settings import BadSettings
-from cluster_remote.cluster.membership import Direct, way_to
+from cluster_remote.cluster.membership import Direct, special_settings, way_to
 from cluster_remote.lifecycle.alias import aliases
 from cluster_remote.lifecycle.facts import Facts
 from cluster_remote.lifecycle.names import checked_remote
@@ -44,7 +44,7 @@ def check_node(facts: Facts, remote: str) -> UUID:
         raise BadSettings(
             f"--node {remote}: this repository was declared dead; if it is not: git annex semitrust {name}"
         )
-    settings = _special(facts, remote)
+    settings = special_settings(facts.config, remote, facts.logs)
     if settings.get("exporttree") == "yes" and settings.get("annexobjects") != "yes":
         raise BadSettings(
             f"--node {remote}: git-annex accepts a special remote with exporttree=yes only if it has annexobjects=yes "
@@ -52,15 +52,6 @@ def check_node(facts: Facts, remote: str) -> UUID:
         )
     _check_way(facts, remote, settings)
     return uuid
-
-
-def _special(facts: Facts, remote: str) -> Mapping[str, str]:
-    for key in ("annex-config-uuid", "annex-uuid"):
-        text = facts.config.remote(remote, key)
-        for uuid, settings in facts.logs.remotes.items():
-            if uuid.text == text:
-                return settings
-    return {}
 
 
 def _check_way(facts: Facts, remote: str, settings: Mapping[str, str]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 
-from cluster_remote.annex.gitconfig import GitConfig
+from cluster_remote.annex.gitconfig import GitConfig, is_path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -52,8 +52,8 @@ def is_away(address: Address | None, git_dir: str, cluster: UUID) -> bool:
 
 def _directory(config: GitConfig, remote: str, git_dir: str) -> str | None:
     """Return a node's directory; None if it is elsewhere, or only git-annex can reach it."""
-    url = config.remote(remote, "annexUrl") or config.remote(remote, "url")
-    if not url or ":" in url.partition("/")[0] or url.startswith("~"):
+    url = config.url_of(remote)
+    if not url or not is_path(url) or url.startswith("~"):
         # Not a plain path. A file:// url is handled like one elsewhere; here it counts as there.
         return None
     top = os.path.dirname(os.path.abspath(git_dir)) if os.path.basename(git_dir) == ".git" else git_dir  # noqa: PTH100, PTH119, PTH120

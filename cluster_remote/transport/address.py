@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from urllib.parse import unquote
 
 from cluster_remote.p2p.key import UUID
+from cluster_remote.transport import FORMS
 
 __all__ = [
     "Address",
@@ -31,11 +32,6 @@ __all__ = [
     "gateway_of",
     "parse_address",
 ]
-
-FORMS = (
-    "/dir, file:///dir, ssh://[user@]host[:port]/dir, [user@]host:dir, unix:/path, tcp://host:port, tls://host:port, "
-    "annex+http[s]://host[:port]/git-annex/, tor-annex::onion:port, p2p-annex::NET:ADDRESS"
-)
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 # Text that looks like a scheme or a git remote helper (`ext::sh -c …`) is never taken for a host name.
