@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from textwrap import indent
 
 import pytest
 
@@ -15,6 +16,34 @@ from tests.support.repositories import make_repository
 
 UUIDS = [UUID.parse(f"{n:08x}-1111-4111-8111-111111111111") for n in range(1, 10)]
 """UUIDs of repositories that nobody knows anything else about."""
+
+
+_SPECIAL_REMOTE = """#!{python}
+import sys
+{first}
+
+def say(line):
+    sys.stdout.write(line + "\\n")
+    sys.stdout.flush()
+
+say("VERSION 1")
+for line in sys.stdin:
+    match line.split():
+        case ["EXTENSIONS", *_]:
+            say("EXTENSIONS")
+        case ["INITREMOTE"]:
+{initremote}
+            say("INITREMOTE-SUCCESS")
+        case ["PREPARE"]:
+            say("PREPARE-SUCCESS")
+        case _:
+            say("UNSUPPORTED-REQUEST")
+"""
+
+
+def special_remote(initremote: str = "pass", first: str = "") -> str:
+    """A special remote that does nothing but some Python when it starts, and when it is made."""
+    return _SPECIAL_REMOTE.format(python=sys.executable, first=first, initremote=indent(initremote, " " * 12))
 
 
 # A git that lets git-annex commit its journal after the branch was read, but before the reader hears of it.

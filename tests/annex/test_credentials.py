@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
 
 from cluster_remote.annex.credentials import credentials_file, permissions_ok, read_credentials
@@ -12,29 +10,10 @@ from cluster_remote.annex.repository import Repository
 from cluster_remote.p2p.key import UUID
 from tests.support.repositories import Repository as RealRepository
 
-from .conftest import UUIDS
+from .conftest import UUIDS, special_remote
 
 # A special remote that stores credentials and does nothing else.
-STORING = f"""#!{sys.executable}
-import sys
-
-def say(line):
-    sys.stdout.write(line + "\\n")
-    sys.stdout.flush()
-
-say("VERSION 1")
-for line in sys.stdin:
-    match line.split():
-        case ["EXTENSIONS", *_]:
-            say("EXTENSIONS")
-        case ["INITREMOTE"]:
-            say("SETCREDS token someuser p&ss wo%rd \\u00e9")
-            say("INITREMOTE-SUCCESS")
-        case ["PREPARE"]:
-            say("PREPARE-SUCCESS")
-        case _:
-            say("UNSUPPORTED-REQUEST")
-"""
+STORING = special_remote('say("SETCREDS token someuser p&ss wo%rd \\u00e9")')
 
 
 def store(real: RealRepository, name: str, *more: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 
 import anyio
 import pytest
@@ -20,33 +19,14 @@ from tests.support.processes import descendants
 from tests.support.repositories import Cluster
 from tests.support.repositories import Repository as RealRepository
 
-from .conftest import UUIDS
+from .conftest import UUIDS, special_remote
 from .test_logformat import ODD_NAMES, commit_file
 
 A, B, C = UUIDS[:3]
 CLUSTER = UUID.parse("ac111111-1111-8111-8111-111111111111")
 
 # Starting it at all leaves a trace, whatever it is asked.
-TRACE = f"""#!{sys.executable}
-import os, pathlib, sys
-pathlib.Path(os.environ["STARTED"]).touch()
-
-def say(line):
-    sys.stdout.write(line + "\\n")
-    sys.stdout.flush()
-
-say("VERSION 1")
-for line in sys.stdin:
-    match line.split():
-        case ["EXTENSIONS", *_]:
-            say("EXTENSIONS")
-        case ["INITREMOTE"]:
-            say("INITREMOTE-SUCCESS")
-        case ["PREPARE"]:
-            say("PREPARE-SUCCESS")
-        case _:
-            say("UNSUPPORTED-REQUEST")
-"""
+TRACE = special_remote(first='import os, pathlib; pathlib.Path(os.environ["STARTED"]).touch()')
 
 
 def known(real: RealRepository, key: Key) -> set[UUID]:

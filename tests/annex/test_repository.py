@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,32 +22,19 @@ from tests.support.environment import Environment
 from tests.support.repositories import Cluster, make_repository
 from tests.support.repositories import Repository as RealRepository
 
+from .conftest import special_remote
+
 # A special remote that says what cluster_remote makes of the place where git-annex starts it.
-PROBE = f"""#!{sys.executable}
-import json, os, sys
-from cluster_remote.annex.repository import Repository
-
-def say(line):
-    sys.stdout.write(line + "\\n")
-    sys.stdout.flush()
-
-say("VERSION 1")
-for line in sys.stdin:
-    match line.split():
-        case ["EXTENSIONS", *_]:
-            say("EXTENSIONS")
-        case ["INITREMOTE"]:
-            say("GETGITDIR")
-            answer = sys.stdin.readline().rstrip("\\n").partition(" ")[2]
-            found = Repository.of_remote(answer)
-            with open(os.environ["PROBE_ANSWER"], "w") as f:
-                json.dump([str(found.uuid), str(found.annex_dir), str(found.work_tree), found.environment()], f)
-            say("INITREMOTE-SUCCESS")
-        case ["PREPARE"]:
-            say("PREPARE-SUCCESS")
-        case _:
-            say("UNSUPPORTED-REQUEST")
-"""
+PROBE = special_remote(
+    """\
+say("GETGITDIR")
+answer = sys.stdin.readline().rstrip("\\n").partition(" ")[2]
+found = Repository.of_remote(answer)
+with open(os.environ["PROBE_ANSWER"], "w") as f:
+    json.dump([str(found.uuid), str(found.annex_dir), str(found.work_tree), found.environment()], f)
+""",
+    first="import json, os\nfrom cluster_remote.annex.repository import Repository",
+)
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
@@ -9,7 +11,7 @@ from contextlib import asynccontextmanager
 import anyio
 
 from cluster_remote.p2p.client import Transport
-from cluster_remote.p2p.key import UUID
+from cluster_remote.p2p.key import UUID, Key
 from cluster_remote.p2p.messages import AuthSuccess, Version, serialise
 from cluster_remote.p2p.session import Source, SourceReading
 from cluster_remote.p2p.stream import Connection
@@ -136,3 +138,15 @@ class _Reading(SourceReading):
 
     async def valid(self) -> bool:
         return self._source.is_valid
+
+
+class Content:
+    """Bytes that no repository has seen before, and their key."""
+
+    def __init__(self, size: int) -> None:
+        self.bytes = os.urandom(size)
+        self.key = Key(f"SHA256-s{size}--{hashlib.sha256(self.bytes).hexdigest()}")
+
+    def source(self, offset: int = 0) -> Pieces:
+        step = 65536
+        return Pieces(*(self.bytes[at : at + step] for at in range(offset, len(self.bytes), step)))

@@ -20,7 +20,7 @@ from cluster_remote.p2p.messages import AuthSuccess, Message
 from cluster_remote.p2p.session import Present, Removal, Stored, Upload
 from cluster_remote.transport.address import Directory
 from cluster_remote.transport.opening import Caller, stream_session, transport_to
-from tests.p2p.memory import Pieces
+from tests.p2p.memory import Content, Pieces
 from tests.p2p.strategies import file_names, keys
 from tests.support.environment import Environment
 from tests.support.peers import limit_version
@@ -33,21 +33,6 @@ pytestmark = pytest.mark.anyio
 CLIENT = UUID("c11e0000-0000-4000-8000-000000000002")
 FILE = AssociatedFile("dir/a file")
 VERSIONS = [4, 3, 2, 1, 0]
-
-
-class Content:
-    """Bytes that no repository has seen before, and their key."""
-
-    def __init__(self, size: int) -> None:
-        self.bytes = os.urandom(size)
-        self.key = Key(f"SHA256-s{size}--{hashlib.sha256(self.bytes).hexdigest()}")
-
-    def source(self) -> Pieces:
-        step = 65536
-        return Pieces(*(self.bytes[at : at + step] for at in range(0, len(self.bytes), step)))
-
-    def rest(self, offset: int) -> Pieces:
-        return Pieces(self.bytes[offset:])
 
 
 @pytest.fixture(scope="module")
@@ -244,7 +229,7 @@ async def test_an_upload_that_was_broken_off_goes_on_where_it_was(repository: Re
         async with session.upload(content.key, FILE) as upload:
             assert isinstance(upload, Upload)
             assert 0 < upload.offset <= 600_000
-            assert await upload.send(content.rest(upload.offset)) == Stored(True)
+            assert await upload.send(content.source(upload.offset)) == Stored(True)
         assert repository.object_bytes(str(content.key)) == content.bytes
 
 
@@ -258,7 +243,7 @@ async def test_only_what_is_missing_is_sent(repository: Repository, version: int
         async with session.upload(content.key, FILE) as upload:
             assert isinstance(upload, Upload)
             assert upload.offset == already
-            assert await upload.send(content.rest(already)) == Stored(True)
+            assert await upload.send(content.source(already)) == Stored(True)
         assert await fetched(session, content.key) == (content.bytes, True)
 
 
@@ -535,7 +520,7 @@ async def test_an_upload_to_a_cluster_goes_on_from_the_lowest_offset(gateway: Cl
         async with session.upload(content.key, FILE) as upload:
             assert isinstance(upload, Upload)
             assert upload.offset == 200
-            outcome = await upload.send(content.rest(200))
+            outcome = await upload.send(content.source(200))
         assert outcome == Stored(True, frozenset(UUID(node.uuid) for node in gateway.nodes))
     assert all(node.object_bytes(str(content.key)) == content.bytes for node in gateway.nodes)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager
@@ -18,7 +17,7 @@ from cluster_remote.p2p.server import Mode
 from cluster_remote.p2p.session import Present, Removal, Stored, Upload
 from cluster_remote.transport.http import HttpSession
 from tests.gateway.test_web import web_of
-from tests.p2p.memory import Pieces
+from tests.p2p.memory import Content, Pieces
 from tests.support.environment import Environment
 from tests.support.repositories import Cluster, Repository, make_cluster, make_repository
 from tests.support.slow import only_in_all
@@ -29,18 +28,6 @@ pytestmark = pytest.mark.anyio
 CLIENT = UUID("c11e0000-0000-4000-8000-000000000002")
 FILE = AssociatedFile("dir/a file")
 VERSIONS = [4, 3, 2, 1, 0]
-
-
-class Content:
-    """Bytes that no repository has seen before, and their key."""
-
-    def __init__(self, size: int) -> None:
-        self.bytes = os.urandom(size)
-        self.key = Key(f"SHA256-s{size}--{hashlib.sha256(self.bytes).hexdigest()}")
-
-    def source(self, offset: int = 0) -> Pieces:
-        step = 65536
-        return Pieces(*(self.bytes[at : at + step] for at in range(offset, len(self.bytes), step)))
 
 
 class Endpoint:
