@@ -114,6 +114,9 @@ def _use_words(command: Any) -> None:
         if parameter.param_type_name == "argument":
             # Newer versions of typer show the type even next to a metavar.
             parameter.display_type_rich = lambda ctx: None
+            if parameter.metavar is not None:
+                # And put brackets around it that it has already.
+                parameter.get_usage_pieces = lambda ctx, own=parameter.metavar: [own]
         elif parameter.metavar is None:
             parameter.metavar = _WORDS.get(parameter.name, parameter.name.upper())
 

@@ -265,6 +265,8 @@ def test_help_has_an_example_and_all_options(name: str, common: Site, inside: In
     shown = inside(common.environment, common.environment.directory, *name.split(), "--help").out
     assert f"Example: cluster-remote {name}" in re.sub(r"\s+", " ", shown)
     assert "\x1b" not in shown
+    # Optional arguments are in one pair of brackets, required ones in none.
+    assert not re.search(r"\[\[|\{", shown.partition("\n\n")[0])
     for option in COMMANDS[name].params:
         if getattr(option, "help", None) is not None and option.opts[0].startswith("--"):
             assert option.opts[0] in shown
