@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from typing import IO, Any, ClassVar, TypeAlias, TypeVar
 
 import typer
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.measure import Measurement
 from rich.segment import Segment
@@ -59,6 +61,29 @@ class _Console(Console):
         # rich would exit here; the caller decides what a broken pipe means.
         raise BrokenPipeError
 
+    def print(self, *objects: Any, soft_wrap: bool | None = None, **options: Any) -> None:
+        """Break lines between words only: a path or a key that is longer than a line stays in one piece."""
+        if not soft_wrap:
+            objects = tuple(_wrapped(each, self.width) if isinstance(each, str | Text) else each for each in objects)
+        super().print(*objects, soft_wrap=True, **options)
+
+
+def _wrapped(words: str | Text, width: int) -> Text:
+    lines: list[Text] = []
+    for line in (Text(words) if isinstance(words, str) else words).split("\n", allow_blank=True):
+        starts, column = [], 0
+        for word in re.finditer(r"\s*(\S+)", line.plain):
+            if column and column + cell_len(word[0]) > width:
+                starts.append(word.start(1))
+                column = cell_len(word[1])
+            else:
+                column += cell_len(word[0])
+        *full, last = line.divide(starts)
+        for each in full:
+            each.rstrip()
+        lines += [*full, last]
+    return Text("\n").join(lines)
+
 
 def console(*, stderr: bool = False) -> Console:
     """Return a console for tables and words: plain text without a terminal, or with NO_COLOR.
@@ -77,7 +102,6 @@ def console(*, stderr: bool = False) -> Console:
         markup=False,
         highlight=False,
         emoji=False,
-        soft_wrap=True,
     )
 
 
@@ -238,7 +262,7 @@ def show_problems(problems: Sequence[Problem], console: Console) -> None:
     """Print problems, each with its remedy and commands below it."""
     for number, problem in enumerate(problems):
         words = Text.assemble(("✗ ", "bold red"), printable(problem.words, 2000))
-        console.print(words, soft_wrap=False)
+        console.print(words)
         following = problems[number + 1] if number + 1 < len(problems) else None
         if following and (following.remedy, following.commands) == (problem.remedy, problem.commands):
             # The next problem has the same remedy.
@@ -247,7 +271,7 @@ def show_problems(problems: Sequence[Problem], console: Console) -> None:
             console.print(f"  {line.plain.rstrip()}")
         for command in problem.commands:
             # On one line, so that it can be copied.
-            console.print(Text(f"    {printable(command, 2000)}", style="bold"))
+            console.print(Text(f"    {printable(command, 2000)}", style="bold"), soft_wrap=True)
 
 
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
