@@ -23,6 +23,7 @@ from cluster_remote.diagnosis.disks import paths
 from cluster_remote.diagnosis.problem import Problem
 from cluster_remote.diagnosis.problems import many, not_verified, unreachable
 from cluster_remote.diagnosis.recording import Recorded, look_again, record
+from cluster_remote.diagnosis.replaced import problems_of_missing
 from cluster_remote.diagnosis.survey import unverified
 from cluster_remote.p2p.key import UUID, Key
 
@@ -258,6 +259,7 @@ class _Check:
         name = shlex.quote(self.view.label)
         again = f"cluster-remote check {name} {_words(self.selection)}--fix"
         problems = [] if waiting is None else [not_verified(self.view.label, waiting)]
+        problems += problems_of_missing(self.view)
         for node in nodes:
             if node.unknown:
                 problems.append(unreachable(node.uuid, node.title, node.error, name))

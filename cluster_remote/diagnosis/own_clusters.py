@@ -72,7 +72,7 @@ def _own_cluster(facts: Snapshot, name: str, cluster: UUID, configured: Mapping[
                 about=others[0],
             )
         elif not replaced:
-            yield node_without_remote(uuid, facts.name_of(uuid))
+            yield node_without_remote(uuid, facts.name_of(uuid), name)
 
 
 def _unknown(facts: Snapshot, name: str, remote: str) -> Problem:

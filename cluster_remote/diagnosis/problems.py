@@ -141,14 +141,16 @@ def node_replaced(remote: str, now: str, titles: str, name: str, node: UUID | No
     )
 
 
-def node_without_remote(uuid: UUID, title: str) -> Problem:
-    """Describe a node in cluster.log that no remote of this repository leads to."""
+def node_without_remote(uuid: UUID, title: str, name: str) -> Problem:
+    """Describe a node in cluster.log that no remote here leads to. `name` is the cluster or its remote."""
+    cluster = shlex.quote(name)
     return Problem(
         "node-without-remote",
         f"no remote of this repository leads to the node {title}, so nothing is stored there from here, and no drop is "
         "complete",
-        "Add a remote for it (git remote add), and configure it as a node (remote.REMOTE.annex-cluster-node). If it "
-        "has left the cluster, run git annex updatecluster in a repository that has remotes for all other nodes.",
+        # To take it out concerns everybody, so that is no command to be copied without a thought.
+        f"Make a remote for it (git remote add NAME PATH, then cluster-remote node add {cluster} NAME); if it has left "
+        f"the cluster for good, take it out (cluster-remote node remove {cluster} {uuid}).",
         (),
         node=uuid,
     )
@@ -159,7 +161,7 @@ def _node_problems(state: ClusterState, node: NodeState, name: str, *, gateway_d
     if contact is None:
         return
     if not node.remote:
-        yield node_without_remote(node.uuid, node.title)
+        # See problems_of_missing.
         return
     if contact.stranger and state.gateway is not None:
         yield node_removed(node, state.name if state.uuid == node.uuid else None)

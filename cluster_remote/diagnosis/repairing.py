@@ -22,6 +22,7 @@ from cluster_remote.diagnosis.checking import comparable
 from cluster_remote.diagnosis.problem import Problem, Verdict
 from cluster_remote.diagnosis.problems import many, unreachable
 from cluster_remote.diagnosis.recording import record
+from cluster_remote.diagnosis.replaced import problems_of_missing
 from cluster_remote.diagnosis.transfer import Carrier, Task, Transfer, task_for
 from cluster_remote.p2p.key import UUID, Key
 
@@ -217,7 +218,8 @@ class _Repair:
 
     def _problems(self, nodes: Sequence[NodeRepair]) -> list[Problem]:
         name = shlex.quote(self.view.label)
-        problems: list[Problem] = []
+        # By the log alone, what is there is filled, whatever else is missing.
+        problems = [] if self.trusting else problems_of_missing(self.view)
         for node in nodes:
             if node.unknown:
                 problems.append(unreachable(node.uuid, node.title, node.error, name))

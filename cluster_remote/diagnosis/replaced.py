@@ -9,15 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from cluster_remote.diagnosis.problems import node_replaced
+from cluster_remote.diagnosis.problems import node_replaced, node_without_remote
 from cluster_remote.p2p.key import UUID
 
 if TYPE_CHECKING:
+    from cluster_remote.access.view import View
     from cluster_remote.annex.branchlog import BranchLogs
     from cluster_remote.annex.gitconfig import GitConfig
     from cluster_remote.diagnosis.problem import Problem
 
-__all__ = ["replaced_nodes", "strangers", "without_remote"]
+__all__ = ["problems_of_missing", "replaced_nodes", "strangers", "unled", "without_remote"]
 
 
 def strangers(config: GitConfig, logs: BranchLogs, cluster: UUID) -> dict[str, UUID]:
@@ -51,3 +52,18 @@ def replaced_nodes(config: GitConfig, logs: BranchLogs, cluster: UUID, name: str
     for remote, uuid in strangers(config, logs, cluster).items():
         now = logs.descriptions.get(uuid) or uuid.text
         yield node_replaced(remote, now, titles, name, missing[0] if len(missing) == 1 else None)
+
+
+def unled(view: View) -> list[UUID]:
+    """Return the nodes of a cluster without a server that nothing here leads to."""
+    if view.repository is None or view.gateway is not None or not view.uuid.is_cluster:
+        return []
+    return [uuid for uuid in without_remote(view.config, view.logs, view.uuid) if uuid not in view.uuids]
+
+
+def problems_of_missing(view: View) -> list[Problem]:
+    """Describe the nodes of a cluster without a server that nothing here leads to, as `status` does."""
+    missing = unled(view)
+    replaced = list(replaced_nodes(view.config, view.logs, view.uuid, view.label)) if missing else []
+    names = view.logs.descriptions
+    return replaced or [node_without_remote(uuid, names.get(uuid) or uuid.text, view.label) for uuid in missing]

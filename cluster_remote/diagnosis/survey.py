@@ -24,7 +24,7 @@ from cluster_remote.diagnosis.disks import free_space, paths
 from cluster_remote.diagnosis.log_statistics import LogStatistics
 from cluster_remote.diagnosis.nodes import Gateway, Unusable, View, costs_of
 from cluster_remote.diagnosis.problems import find_problems, unusable
-from cluster_remote.diagnosis.replaced import replaced_nodes, without_remote
+from cluster_remote.diagnosis.replaced import problems_of_missing, unled
 from cluster_remote.diagnosis.state import ClusterState, Contact, GatewayState, NodeState, Sample, Status
 from cluster_remote.p2p.errors import SessionError, WrongRepository
 from cluster_remote.p2p.key import UUID, Key
@@ -91,7 +91,7 @@ async def survey(views: Sequence[View], broken: Sequence[Unusable] = (), *, time
     """
     statistics = [
         LogStatistics(
-            view.uuids | _without_remote(view),
+            view.uuids.union(unled(view)),
             sample if view.legible else 0,
             view.uuids - {node.uuid for node in view.living},
         )
@@ -194,7 +194,7 @@ def _state(view: View, statistics: LogStatistics, found: _Findings) -> ClusterSt
     inside = _inside(view)
     costs = costs_of(view.config) if view.gateway else {node.uuid: node.cost for node in (*view.nodes, *inside)}
     known = view.repository is not None
-    unreached = [_unreached(view, uuid) for uuid in sorted(_without_remote(view))]
+    unreached = [_unreached(view, uuid) for uuid in unled(view)]
     nodes = tuple(
         _node_state(view, node, statistics if known else None, found, costs) for node in [*view.nodes, *unreached]
     ) + tuple(_node_state(view, node, None, found, costs) for node in inside)
@@ -216,10 +216,7 @@ def _state(view: View, statistics: LogStatistics, found: _Findings) -> ClusterSt
         problems=(),
     )
     problems = find_problems(state, found.unverified)
-    if view.gateway is None and view.repository is not None:
-        replaced = list(replaced_nodes(view.config, view.logs, view.uuid, view.label))
-        if replaced:
-            problems = [*replaced, *(each for each in problems if each.kind != "node-without-remote")]
+    problems = [*problems_of_missing(view), *problems]
     return replace(state, problems=tuple(problems))
 
 
@@ -229,13 +226,6 @@ def _inside(view: View) -> tuple[Node, ...]:
         return ()
     nodes = view.way.nodes(view.way.membership.cluster)
     return tuple(node for node in nodes if view.trust(node.uuid) != "dead" and node.uuid not in view.uuids)
-
-
-def _without_remote(view: View) -> frozenset[UUID]:
-    """Return the nodes in cluster.log that nothing here leads to."""
-    if view.repository is None or view.gateway is not None or not view.uuid.is_cluster:
-        return frozenset()
-    return frozenset(without_remote(view.config, view.logs, view.uuid)) - view.uuids
 
 
 def _unreached(view: View, uuid: UUID) -> Node:

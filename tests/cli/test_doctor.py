@@ -423,6 +423,7 @@ def test_a_node_whose_remote_was_removed(cluster: Cluster) -> None:
     assert DESCRIPTIONS[1] in finding["words"]
     # To take it out of the cluster concerns everybody, so that no command is offered for it.
     assert finding["commands"] == []
+    assert f"cluster-remote node remove {cluster.name} {cluster.nodes[1].uuid}" in finding["remedy"]
     gateway.annex("updatecluster")
     healthy(gateway)
     assert DESCRIPTIONS[1] not in gateway.annex("info", cluster.uuid, check=False).stdout.decode()

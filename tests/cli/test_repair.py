@@ -12,7 +12,7 @@ import pytest
 from tests.cli.ailing import away, carry_out, empty, lose, spoil, stock, store, unverified
 from tests.cli.command import cluster_remote, told
 from tests.remote.sites import Site, initremote
-from tests.support.repositories import DESCRIPTIONS, Repository
+from tests.support.repositories import DESCRIPTIONS, Cluster, Repository
 
 
 def brought(said: dict[str, Any]) -> dict[str, tuple[str | None, list[str], list[str]]]:
@@ -361,3 +361,17 @@ def test_what_cannot_be_repaired_is_said(own_site: Site) -> None:
         done = cluster_remote(own_site.client, "repair", "mycl", "--json", *arguments, code=code)
         assert arguments[-1] in done.err
         assert json.loads(done.out)["exit_code"] == code
+
+
+def test_a_node_without_a_remote_is_named_by_status_check_and_repair(cluster: Cluster) -> None:
+    gateway = cluster.gateway
+    initremote(gateway, "own", sameas=cluster.uuid)
+    gateway.add("f", b"content")
+    gateway.annex("copy", "--quiet", "--to", "own", "f")
+    gateway.git("remote", "remove", "node2")
+    for command in ("check", "repair"):
+        (problem,) = told(gateway, command, "own", code=1)["problems"]
+        assert (problem["kind"], problem["node"]) == ("node-without-remote", cluster.nodes[1].uuid)
+    assert told(gateway, "status", "own", code=1)["clusters"][0]["problems"] == [problem]
+    # By the log, which is how a new node is filled, the others get what they lack.
+    assert told(gateway, "repair", "own", "--trust-log")["healthy"]
