@@ -144,8 +144,8 @@ class Serverless(Way):
             if each.uuid == uuid:
                 return each.session()
         raise BadSettings(
-            f"{self.logs.descriptions.get(uuid, uuid.text)} is no node of the cluster {self.membership.name} of this "
-            f"repository; its nodes are {', '.join(each.name for each in nodes)}"
+            f"{self.logs.descriptions.get(uuid, uuid.text)} is not a node of the cluster {self.membership.name} of "
+            f"this repository; its nodes are {', '.join(each.name for each in nodes)}"
         )
 
     def nodes(self, cluster: UUID) -> tuple[Node, ...]:

@@ -21,7 +21,7 @@ async def key_of(repository: Repository, path: str) -> Key:
     done = await repository.run("git", "annex", "lookupkey", "--batch", "-z", input=encode(path) + b"\0")
     text = decode(done.stdout.strip(b"\n\0"))
     if not text:
-        raise NotAKey(f"{path!r} is no annexed file of this repository (git annex add would make it one)")
+        raise NotAKey(f"{path!r} is not an annexed file of this repository (git annex add makes it one)")
     return Key.parse(text)
 
 

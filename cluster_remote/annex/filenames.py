@@ -91,7 +91,7 @@ def _blobs(key: Key, depth: int, algorithm: str) -> Iterator[bytes]:
 
 
 def _folders(key: Key) -> Iterator[bytes]:
-    """Yield the directories that an object may lie in: git-annex's usual ones first, then those it can be tuned to."""
+    """Yield the directories that may contain an object: git-annex's usual ones first, then those of other tunings."""
     digest = hashlib.md5(bytes(key), usedforsecurity=False).digest()
     number = int.from_bytes(digest[:4], "little")
     a, b, c, d = (_LETTERS[number >> 6 * place & 31] for place in range(4))

@@ -245,7 +245,7 @@ class LocationReader:
 
 
 def _tree_of(header: bytes) -> tuple[bytes, int]:
-    """The identity and the size in bytes of the tree that an answer is about; empty where there is no branch.
+    """The identity and the size in bytes of the tree that an answer is about; empty if there is no branch.
 
     Raises BadAnswer.
     """
@@ -338,7 +338,7 @@ async def _keys_of_files(
         answers = done.stdout.split(b"\n")
         for file, answer in zip(plain, answers, strict=False):
             if not answer:
-                raise NotAKey(f"{file!r} is no annexed file of this repository (git annex add would make it one)")
+                raise NotAKey(f"{file!r} is not an annexed file of this repository (git annex add makes it one)")
             found.append((Key.parse(decode(answer)), file))
     return found, directories
 

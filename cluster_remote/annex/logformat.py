@@ -127,7 +127,7 @@ def _character(match: re.Match[str]) -> str:
 
 
 def branch_path(key: Key, *, levels: int = 2) -> bytes:
-    """Where a key's location log lies on the git-annex branch.
+    """Return the path of a key's location log on the git-annex branch.
 
     `levels` is 2, or 1 in a repository that was made with annex.tune.branchhash1.
     """

@@ -48,7 +48,7 @@ class GitCredentials:
         self._token = None if token is None else Login("token", token)
 
     async def login(self, refused: Sequence[Login]) -> Login | None:
-        """Give the next login to try; None if there is no other. `refused` are those that the server did not take."""
+        """Return the next login to try; None if there are no more. `refused` are those that the server rejected."""
         if self._token is not None and self._token not in refused:
             return self._token
         filled = await self._git("fill", self._description)

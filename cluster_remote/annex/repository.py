@@ -129,7 +129,7 @@ class Repository:
     def of_remote(cls, gitdir: str, cwd: Path | None = None) -> Repository:
         """The repository that git-annex means by its answer to GETGITDIR, which is relative to the working directory.
 
-        Raises NotARepository where there is no such directory.
+        Raises NotARepository if there is no such directory.
         """
         base = (cwd or Path.cwd()).resolve()
         git_dir = (base / gitdir).resolve()

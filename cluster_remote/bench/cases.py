@@ -1,4 +1,4 @@
-"""What is measured: transfers of one large file and of many small ones, start-up, and slow lines."""
+"""The measurements: transfers of one large file and of many small ones, start-up, and slow connections."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Load:
 
 @dataclass
 class Results:
-    """Seconds (or bytes, or counts, as the name of the figure says) by case, way and figure: one for each round."""
+    """Seconds (or bytes, or counts, depending on the figure) by case, way and figure: one value per round."""
 
     figures: dict[str, dict[str, dict[str, list[float]]]] = field(default_factory=dict)
 
@@ -40,7 +40,7 @@ class Results:
 
 
 def _make_files(client: Client, site: Site, load: Load, mark: str) -> list[str]:
-    """A directory of new files of random content in a client, added and committed. Gives their keys."""
+    """Add and commit a directory of new files with random content in a client. Return their keys."""
     directory = client.path / mark
     directory.mkdir()
     for number in range(load.files):
@@ -59,7 +59,7 @@ def run_transfers(
     site: Site, clients: dict[str, Client], load: Load, jobs: Sequence[int], rounds: int, results: Results,
     tell: Callable[[str], None], steps: Sequence[str] = ("up", "down", "check", "drop"),
 ) -> None:  # fmt: skip
-    """Up, down, checked and dropped, by every way in turn, so that what the machine does meanwhile hits all alike."""
+    """Upload, download, check and drop, with every way in turn, so that other load on the machine affects all alike."""
     for round_number in range(rounds):
         for job in jobs:
             for way, client in clients.items():
@@ -78,14 +78,14 @@ def run_transfers(
 
 
 def _step(site: Site, way: str, client: Client, step: str, jobs: int, mark: str) -> Usage:
-    """Run what a user would type for one step; in the way `plain` that is a command for each node."""
+    """Run what a user would type for one step; for the way `plain`, one command per node."""
     verb = {
         "up": ["copy", "--to"],
         "down": ["get", "--from"],
         "check": ["fsck", "--fast", "--from"],
         "drop": ["drop", "--from"],
     }[step]
-    # A content is fetched once, from wherever git-annex likes.
+    # Content is downloaded once, from wherever git-annex likes.
     remotes = client.remotes[:1] if step == "down" else client.remotes
     usages = [
         timed(["git", "annex", *verb, remote, "-q", f"-J{jobs}", mark], client.path, site.environment(), servers)
@@ -100,7 +100,7 @@ def _step(site: Site, way: str, client: Client, step: str, jobs: int, mark: str)
 
 
 def run_limit(site: Site, load: Load, rounds: int, results: Results, tell: Callable[[str], None]) -> None:
-    """What the nodes can take: a prepared conversation, straight into each node's git-annex-shell, at once."""
+    """Measure the nodes' limit: a prepared conversation directly with each node's git-annex-shell, at once."""
     for round_number in range(rounds):
         client = Client(site.gateway, ())
         mark = f"{load.name}-limit-{round_number}".replace(" ", "-")
@@ -120,7 +120,7 @@ def run_limit(site: Site, load: Load, rounds: int, results: Results, tell: Calla
 
 
 def _feed(site: Site, number: int, mark: str, size: int) -> subprocess.Popen[bytes]:
-    # A shell does it, so that no code of ours is part of the limit.
+    # A shell does this, so that none of our code is part of the limit.
     names = site.annex(site.gateway, "find", "--format", "${key} ${file}\\n", mark).splitlines()
     script = ["printf 'VERSION 4\\n'"]
     for line in names:
@@ -145,7 +145,7 @@ def _script(text: str) -> int:
 
 
 def run_start_up(site: Site, client: Client, rounds: int, results: Results, tell: Callable[[str], None]) -> None:
-    """From start to the first line, and `git annex info NAME`, beside a special remote that does next to nothing."""
+    """Measure from start to the first line, and `git annex info NAME`, next to a trivial special remote."""
     environment = site.environment()
     site.init_bare(client.path, "nothing")
     nothing = str(site.directory / "bin" / BARE)
@@ -177,7 +177,7 @@ def run_slow_node(
     results: Results,
     tell: Callable[[str], None],
 ) -> None:
-    """Two fast nodes alone, and the same two beside one that takes 5 MB/s: when do the fast ones have the file?"""
+    """Measure when two fast nodes have the file, alone and next to one that accepts 5 MB/s."""
     case = f"{load.name} up, until the 2 fast nodes have it"
     beside: Mapping[int, float] = {3: 5.0}
     for nodes, lines, way in ((2, {}, "alone"), (3, beside, "beside a slow node")):
@@ -199,7 +199,7 @@ def run_slow_lines(
     make_site: Callable[[int, Mapping[int, float]], Site], load: Load, rounds: int, results: Results,
     tell: Callable[[str], None], nodes: int = 3, line: float = 10.0,
 ) -> None:  # fmt: skip
-    """One file from a cluster whose nodes are on lines of so many MB/s each, and from one of these nodes alone."""
+    """Download a file from a cluster whose nodes have connections of so many MB/s each, and from one node alone."""
     case = f"{load.name} down, {nodes} nodes on lines of {line:g} MB/s"
     site = make_site(nodes, dict.fromkeys(range(1, nodes + 1), line))
     try:
@@ -221,7 +221,7 @@ def run_slow_lines(
 
 
 def _until_fast_nodes_have(site: Site, client: Client, mark: str, keys: Iterable[str]) -> float:
-    """Seconds from the start of the copy until both fast nodes hold all contents."""
+    """Return the seconds from the start of the copy until both fast nodes hold all contents."""
     argv = ["git", "annex", "copy", "-q", "--to", client.remotes[0], mark]
     started = time.perf_counter()
     with subprocess.Popen(
@@ -234,7 +234,7 @@ def _until_fast_nodes_have(site: Site, client: Client, mark: str, keys: Iterable
                 time.sleep(0.01)
             seconds = time.perf_counter() - started
             if copy.wait(1800):
-                raise BenchFailed(f"{' '.join(argv)} ended with exit code {copy.returncode}")
+                raise BenchFailed(f"{' '.join(argv)} exited with code {copy.returncode}")
         finally:
             if copy.poll() is None:
                 copy.kill()

@@ -1,7 +1,7 @@
-"""Measures a remote or an address that there is already: the same requests as git-annex makes, without git-annex.
+"""Measure an existing remote or address: the same requests as git-annex makes, without git-annex.
 
-What is stored are random contents under keys of their own. Each is removed again, also when something goes wrong;
-nothing is recorded here, though a gateway may note in its own log that the contents came and went.
+Stores random contents under unique keys, and removes each again even after errors. Nothing is recorded here, though a
+gateway may record the changes in its own log.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from cluster_remote.remote.retrieval import NotRetrieved, retrieve
 
 __all__ = ["make_content", "measure"]
 
-# Bytes that are made at once.
+# Bytes to generate at once.
 _BLOCK = 1024 * 1024
-# Seconds that removing what was stored may take when the measurement was broken off.
+# Seconds for removing what was stored after an aborted measurement.
 _CLEANING = 10.0
 
 
@@ -35,7 +35,7 @@ async def measure(
     session: Session, label: str, load: Load, rounds: int, results: Results, tell: Callable[[str], None],
     directory: Path | None = None,
 ) -> None:  # fmt: skip
-    """Up, checked, down and dropped, in each round with other contents. Raises BenchFailed, SessionError."""
+    """Upload, check, download and drop, with new contents in each round. Raises BenchFailed, SessionError."""
     for _ in range(rounds):
         with tempfile.TemporaryDirectory(prefix="cluster-remote-bench-", dir=directory) as place:
             contents = [make_content(Path(place), number, load.size) for number in range(load.files)]
@@ -54,18 +54,18 @@ async def _round(
     session: Session, label: str, load: Load, contents: list[tuple[Key, Path]], begun: list[Key], results: Results,
     tell: Callable[[str], None],
 ) -> None:  # fmt: skip
-    """One round; `begun` comes to hold the keys that may be there."""
+    """Run one round; `begun` collects the keys that may exist."""
     target = contents[0][1].with_name("down")
 
     async def up(key: Key, path: Path) -> None:
         begun.append(key)
         outcome = await session.store(key, AssociatedFile(), FileSource(os.fsencode(path)))
         if isinstance(outcome, Present) or not outcome.stored:
-            raise BenchFailed(f"{label} did not store a content: {getattr(outcome, 'reasons', 'it has it already')}")
+            raise BenchFailed(f"{label} did not store content: {getattr(outcome, 'reasons', 'it has it already')}")
 
     async def check(key: Key, path: Path) -> None:
         if not await session.check_present(key):
-            raise BenchFailed(f"{label} does not have a content that it has just stored")
+            raise BenchFailed(f"{label} lacks content that it has just stored")
 
     async def down(key: Key, path: Path) -> None:
         try:
@@ -77,7 +77,7 @@ async def _round(
     async def drop(key: Key, path: Path) -> None:
         outcome = await session.remove(key)
         if not outcome.removed:
-            raise BenchFailed(f"{label} did not remove a content: {'; '.join(outcome.reasons)}")
+            raise BenchFailed(f"{label} did not remove content: {'; '.join(outcome.reasons)}")
 
     for step in (up, check, down, drop):
         started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""One measurement: how long a command takes, and what its processes need."""
+"""One measurement: how long a command takes, and the resources of its processes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cluster_remote.bench.site import BenchFailed
 
 __all__ = ["Usage", "timed"]
 
-# Seconds between two looks at the processes.
+# Seconds between looks at the processes.
 _LOOK = 0.25
 _TIMEOUT = 3600.0
 _OURS = (b"git-annex-remote-cluster", b"cluster-remote")
@@ -21,7 +21,7 @@ _OURS = (b"git-annex-remote-cluster", b"cluster-remote")
 
 @dataclass(frozen=True)
 class Usage:
-    """`seconds` from start to end; `memory` is the peak of our own processes in bytes, `processes` the most at once."""
+    """`seconds` is the duration; `memory` is the peak of our own processes in bytes, `processes` the most at once."""
 
     seconds: float
     memory: int
@@ -29,7 +29,7 @@ class Usage:
 
 
 def timed(argv: Sequence[str], where: Path, environment: Mapping[str, str], servers: Sequence[int] = ()) -> Usage:
-    """Runs a command to its end. `servers` are processes that work for it besides its own. Raises BenchFailed."""
+    """Run a command to its end. `servers` are other processes that work for it. Raises BenchFailed."""
     started = time.perf_counter()
     with subprocess.Popen(
         argv, cwd=where, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -40,18 +40,18 @@ def timed(argv: Sequence[str], where: Path, environment: Mapping[str, str], serv
             output, _ = child.communicate(timeout=_TIMEOUT)
         except subprocess.TimeoutExpired:
             child.kill()
-            raise BenchFailed(f"{' '.join(argv)} did not end within {_TIMEOUT:.0f} seconds") from None
+            raise BenchFailed(f"{' '.join(argv)} did not finish within {_TIMEOUT:.0f} seconds") from None
         finally:
             seconds = time.perf_counter() - started
             watch.stop()
     if child.returncode:
-        raise BenchFailed(f"{' '.join(argv)} ended with exit code {child.returncode}: {output.decode()[-500:]}")
+        raise BenchFailed(f"{' '.join(argv)} exited with code {child.returncode}: {output.decode()[-500:]}")
     return Usage(seconds, watch.memory, watch.processes)
 
 
 class _Watch(threading.Thread):
-    """Looks at the descendants of some processes again and again; peaks between two looks go unseen but for memory,
-    whose high-water mark the kernel keeps."""
+    """Watches the descendants of some processes. Short peaks go unseen, except for memory, whose high-water mark the
+    kernel keeps."""
 
     def __init__(self, roots: Sequence[int]) -> None:
         super().__init__(daemon=True)
@@ -88,7 +88,7 @@ def _family(roots: Sequence[int]) -> set[int]:
 
 
 def _high_water(pid: int) -> int:
-    """The peak resident size in bytes of one of our processes; 0 for any other."""
+    """Return the peak resident size in bytes of one of our processes; 0 for any other."""
     try:
         # The program, or the script that an interpreter runs.
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[:2]

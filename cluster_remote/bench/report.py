@@ -1,4 +1,4 @@
-"""What was measured, as a table, as JSON and as a chart. All three come from the same figures."""
+"""The results as a table, as JSON and as a chart, all from the same figures."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ _COLOURS = {
 class Row:
     """One case: medians in seconds by way. `native` is the faster of git-annex's own ways through its gateway.
 
-    `floor` is what no special remote can go below: git-annex's own share (`bare`) and the nodes' (`limit`), one after
-    the other, as they are with small files; None where one of them was not measured.
+    `floor` is the minimum for any special remote: git-annex's own share (`bare`) plus the nodes' (`limit`), which
+    happen one after the other for small files; None if one of them was not measured.
     """
 
     case: str
@@ -43,13 +43,13 @@ class Row:
     floor: float | None
 
     def ratio(self, way: str) -> float | None:
-        """How many times as fast as git-annex's own client and gateway."""
+        """Return the speed relative to git-annex's own client and gateway."""
         seconds = self.seconds.get(way)
         return None if self.native is None or not seconds else self.native / seconds
 
 
 def rows(results: Results) -> list[Row]:
-    """The cases in the order in which they were measured."""
+    """Return the cases in the order of measurement."""
     found = []
     for case, ways in results.figures.items():
         seconds = {way: median for way in ways if (median := results.median(case, way)) is not None}
@@ -60,7 +60,7 @@ def rows(results: Results) -> list[Row]:
 
 
 def as_json(results: Results, versions: dict[str, str]) -> str:
-    """Every figure of every round, the medians, and how many times as fast as git-annex each way is."""
+    """Return all results of every round, the medians, and each way's speed relative to git-annex."""
     return json.dumps(
         {
             "machine": {"cores": os.cpu_count(), "system": platform.platform(), "python": platform.python_version()},
@@ -83,17 +83,17 @@ def as_json(results: Results, versions: dict[str, str]) -> str:
 
 
 def profiled(files: Sequence[Path], most: int = 30) -> str:
-    """Add up the profiles of several processes, as a table of the functions that took the most time themselves."""
+    """Sum up the profiles of several processes, as a table of the functions that took the most time themselves."""
     if not files:
-        return "no process of ours ended in good order, so there is no profile"
+        return "no process of ours exited cleanly, so there is no profile"
     text = io.StringIO()
     pstats.Stats(*map(str, files), stream=text).strip_dirs().sort_stats("tottime").print_stats(most)
-    # Before the table stand the names of all files, one a line.
+    # The table is preceded by the names of all files, one per line.
     return f"{len(files)} processes: " + text.getvalue().partition("\n\n")[2].strip()
 
 
 def chart(results: Results) -> str:
-    """Bars of the medians, each case on its own scale, as SVG."""
+    """Draw the medians as bars, each case on its own scale, as SVG."""
     width, label, bar = 900, 300, 16
     parts: list[str] = []
     y = 10

@@ -1,6 +1,6 @@
-"""The repositories that are measured: nodes, a gateway, and a client for each way to the cluster.
+"""The repositories to measure: nodes, a gateway, and a client for each way to the cluster.
 
-The ways are those of the table in docs/benchmark.md. Beside them stands the limit: the same bytes straight into each
+The ways are those of the table in docs/benchmark.md. In addition there is the limit: the same bytes directly to each
 node's git-annex-shell.
 """
 
@@ -32,12 +32,12 @@ WAYS = {
     "bare": "(f) a special remote that copies one file: git-annex's own share",
 }
 
-# Seconds for one command: a run that takes longer tells nothing more.
+# Seconds for one command: a run that takes longer is useless.
 _TIMEOUT = 1800
 _CLUSTER = "bench"
 
-# Runs the command on this very machine: neither side is charged for encryption. Options may stand before the host and
-# after it; what is left is the command.
+# Runs the command on this very machine, so that neither side pays for encryption. Options may come before and after the
+# host; what is left is the command.
 _SSH = """#!/bin/sh
 host=
 while [ $# -gt 0 ]; do
@@ -50,7 +50,7 @@ done
 exec sh -c "$*"
 """
 
-# A node on a slow line, whose rate in MB/s is part of the host's name: what goes either way keeps to it.
+# A node on a slow connection, whose rate in MB/s is part of the host's name and applies in both directions.
 _SLOW_SSH = """#!{python}
 import os, subprocess, sys, threading, time
 words, plain = sys.argv[1:], []
@@ -87,7 +87,7 @@ os._exit(child.wait())
 """
 
 
-# What git-annex needs for a special remote at the least: one file copied, whatever the number of nodes.
+# The minimum that git-annex needs for a special remote: one file copied, regardless of the number of nodes.
 _BARE = """#!{python}
 import os
 import shutil
@@ -126,19 +126,19 @@ master.LinkRemote(Bare(master))
 master.Listen()
 """
 
-# Runs our program with a profiler in it.
+# Runs our program with a profiler.
 _PROFILED = """#!/bin/sh
 exec '{python}' -m cProfile -o '{directory}'/$$.profile -m cluster_remote "$@"
 """
 
 
 class BenchFailed(Exception):
-    """A command that was to be measured did not succeed; measuring it would be a lie."""
+    """A measured command failed, so its figures would be meaningless."""
 
 
 @dataclass(frozen=True)
 class Client:
-    """A repository and the remotes in it that stand for the cluster: one, or in the way `plain` one for each node."""
+    """A repository and its remotes for the cluster: one, or for the way `plain` one per node."""
 
     path: Path
     remotes: tuple[str, ...]
@@ -146,11 +146,11 @@ class Client:
 
 @dataclass
 class Site:
-    """One cluster of `nodes` nodes below `directory`, with a HOME and a git configuration of its own.
+    """One cluster of `nodes` nodes below `directory`, with its own HOME and git configuration.
 
-    `lines` are nodes on slow lines, by number, and the rates of these in MB/s.
+    `lines` are the nodes with slow connections, by number, and their rates in MB/s.
 
-    Our special remote leaves a profile of each of its processes in `profiles`, if that is given.
+    If `profiles` is given, our special remote saves a profile of each of its processes there.
     """
 
     directory: Path
@@ -164,11 +164,11 @@ class Site:
         return self.directory / "gateway"
 
     def node(self, number: int) -> Path:
-        """From 1 on."""
+        """Return the directory of a node, counted from 1."""
         return self.directory / f"node{number}"
 
     def environment(self) -> dict[str, str]:
-        """Nothing of the user's configuration; the stand-in for ssh. Python keeps what it has compiled, as ever."""
+        """Return an environment without the user's configuration, and with the stand-in for ssh."""
         ours = ("GIT_", "XDG_", "PYTHON")
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
         return {
@@ -188,14 +188,14 @@ class Site:
                 stderr=subprocess.STDOUT, timeout=_TIMEOUT, check=False,
             )  # fmt: skip
         except subprocess.TimeoutExpired:
-            raise BenchFailed(f"{line} did not end within {_TIMEOUT} seconds") from None
+            raise BenchFailed(f"{line} did not finish within {_TIMEOUT} seconds") from None
         output = done.stdout.decode("utf-8", "replace")
         if done.returncode:
-            raise BenchFailed(f"{line} ended with exit code {done.returncode}: {output.strip()[-500:]}")
+            raise BenchFailed(f"{line} exited with code {done.returncode}: {output.strip()[-500:]}")
         return output
 
     def annex(self, where: Path, *argv: str | Path) -> str:
-        """`git annex …`. Raises BenchFailed."""
+        """Run `git annex …`. Raises BenchFailed."""
         return self.run(where, "git", "annex", *argv)
 
     def build(self) -> None:
@@ -236,7 +236,7 @@ class Site:
         return self.run(self.gateway, "git", "config", f"annex.cluster.{_CLUSTER}").strip()
 
     def client(self, way: str) -> Client:
-        """A client that reaches the cluster in one of the WAYS; starts the server that it needs."""
+        """Create a client that reaches the cluster in one of the WAYS; start its server if needed."""
         if way == "serverless":
             self._initremote(self.gateway)
             return Client(self.gateway, ("bench-remote",))
@@ -312,11 +312,11 @@ class Site:
         _wait_for(lambda: _listens(str(path)), "cluster-remote serve")
 
     def server_pids(self, way: str) -> list[int]:
-        """The servers that work for one of the ways."""
+        """Return the server processes of one of the ways."""
         return [server.pid for name, server in self._servers if name == way]
 
     def forget(self, keys: Sequence[str]) -> None:
-        """Takes contents away from every repository, so that the disk does not fill up with what was measured."""
+        """Delete contents from every repository, so that the disk does not fill up."""
         gone = frozenset(keys)
         for repository in self.directory.iterdir():
             objects = repository / ".git" / "annex" / "objects"

@@ -225,13 +225,13 @@ class StreamSession(Session):
     async def _introduce(self, stream: MessageStream) -> None:
         if self.transport.token is not None:
             await stream.send(Auth(self._client, self.transport.token))
-        match await stream.receive("waiting to be let in"):
+        match await stream.receive("authenticating"):
             case AuthSuccess(uuid):
                 pass
             case AuthFailure():
                 raise AuthenticationFailed("the server did not accept the token")
             case Error(text):
-                raise AuthenticationFailed(f"the server would not let us in: {self._said(text)}")
+                raise AuthenticationFailed(f"the server refused access: {self._said(text)}")
             case other:
                 raise _unexpected(other, "AUTH-SUCCESS")
         if self.expected is not None and uuid != self.expected:

@@ -54,7 +54,7 @@ class NotReached(Unreachable, ConnectionLost):
 
 
 class NotTried(Unreachable):
-    """The peer could not be reached a moment ago. The text is complete: it names the peer and what happened."""
+    """The peer was unreachable recently. The text is complete: it names the peer and what happened."""
 
 
 class NotTheProtocol(Unreachable, ProtocolError):
@@ -69,7 +69,7 @@ class WrongRepository(Unreachable):
     """The peer is not the expected repository."""
 
     def __init__(self, words: str, found: UUID | None = None) -> None:
-        """`found` is who it is, where it says so."""
+        """`found` is who answered, if it said so."""
         super().__init__(words)
         self.found = found
 
@@ -79,10 +79,10 @@ class Refused(SessionError):
 
 
 class Damaged(SessionError):
-    """The content that came is not the one that its key names."""
+    """The content does not match its key."""
 
     def __init__(self, words: str, origin: UUID | None = None) -> None:
-        """`origin` gave it, as far as that can be told."""
+        """`origin` sent it, as far as known."""
         super().__init__(words)
         self.origin = origin
 

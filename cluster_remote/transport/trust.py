@@ -41,7 +41,7 @@ def check_directory(path: str, here: Repository | None, environment: Mapping[str
         )
     if not _all_ours(path) and _dubious(path, environment):
         raise Refusal(
-            f"{path} belongs to somebody else, whose hooks would be run: if you trust its owner, git config --global "
+            f"{path} belongs to another user, whose hooks would be run: if you trust its owner, git config --global "
             f"--add safe.directory {shlex.quote(path)}"
         )
 

@@ -210,7 +210,7 @@ class TestWithGitAnnex:
 
     async def test_what_is_no_annexed_file_is_an_error(self, real: RealRepository, here: Repository) -> None:
         real.write("plain", b"plain")
-        for name, words in (("nothing", "there is no file"), ("plain", "no annexed file")):
+        for name, words in (("nothing", "there is no file"), ("plain", "not an annexed file")):
             with pytest.raises(NotAKey, match=words):
                 await read(here, Selection(files=(name,)))
 

@@ -75,7 +75,7 @@ def test_single_keys_can_be_asked_about(in_order: Site) -> None:
     ("arguments", "code", "words"),
     [
         (("nothing",), 1, "there is no file 'nothing'"),
-        (("plain",), 1, "no annexed file"),
+        (("plain",), 1, "not an annexed file"),
         (("--key", "nonsense"), 2, "not a key"),
         (("--all", "one"), 2, "--all"),
         (("--jobs", "0"), 2, "--jobs"),

@@ -78,7 +78,7 @@ def test_what_one_node_answers_can_be_recorded_and_what_a_cluster_answers_cannot
 def test_a_word_that_is_neither_a_file_nor_a_key_is_wrong_usage(site: Site) -> None:
     assert "there is no file 'nothing'" in cluster_remote(site.client, "present", "mycl", "nothing", code=2).err
     site.client.write("plain", b"not annexed\n")
-    assert "no annexed file" in cluster_remote(site.client, "present", "mycl", "plain", code=1).err
+    assert "not an annexed file" in cluster_remote(site.client, "present", "mycl", "plain", code=1).err
 
 
 # put

@@ -83,19 +83,19 @@ def nothing_happened(place: tuple[Site, Path], *said: str) -> None:
 
 BEGINNINGS: dict[str, tuple[list[Step] | None, str]] = {
     "is not there": (None, "cannot connect: No such file or directory"),
-    "never answers": ([Stall()], f"{STALLED} while waiting to be let in"),
+    "never answers": ([Stall()], f"{STALLED} while authenticating"),
     "closes at once": ([Close()], "the connection "),
-    "closes after AUTH": ([Expect(re.compile(b"AUTH .*")), Close()], f"{CUT} while waiting to be let in"),
-    "sends garbage": ([Send(b"\xff\0HTTP/1.1 400 \n"), Drain()], "bad message while waiting to be let in"),
+    "closes after AUTH": ([Expect(re.compile(b"AUTH .*")), Close()], f"{CUT} while authenticating"),
+    "sends garbage": ([Send(b"\xff\0HTTP/1.1 400 \n"), Drain()], "bad message while authenticating"),
     "sends an endless line": ([Send(b"x" * 1_000_000), Drain()], "a line of more than 65536 bytes"),
-    "sends half a line": ([Send(b"AUTH-SUCC"), Stall()], f"{STALLED} while waiting to be let in"),
+    "sends half a line": ([Send(b"AUTH-SUCC"), Stall()], f"{STALLED} while authenticating"),
     "refuses the token": (
         [Send(b"AUTH-FAILURE\n"), Drain()],
         "the server did not accept the token; set the",
     ),
-    "refuses with words": ([Send(b"ERROR closed today\n"), Drain()], "would not let us in: closed today"),
+    "refuses with words": ([Send(b"ERROR closed today\n"), Drain()], "refused access: closed today"),
     "is another": ([Send(f"AUTH-SUCCESS {WRONG}\n".encode()), Drain()], f"the server is repository {WRONG}, not "),
-    "has no UUID": ([Send(b"AUTH-SUCCESS nobody\n"), Drain()], "bad message while waiting to be let in"),
+    "has no UUID": ([Send(b"AUTH-SUCCESS nobody\n"), Drain()], "bad message while authenticating"),
     "says something else": ([Send(b"SUCCESS\n"), Drain()], "expected AUTH-SUCCESS, got 'SUCCESS'"),
 }
 

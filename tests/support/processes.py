@@ -71,7 +71,7 @@ def with_variable(name: str, value: str) -> list[Process]:
     for process in every_process():
         try:
             variables = (PROC / str(process.pid) / "environ").read_bytes().split(b"\0")
-        except OSError:  # it ended meanwhile, or belongs to somebody else: not ours in either case
+        except OSError:  # it ended meanwhile, or belongs to another user: not ours in either case
             continue
         if wanted in variables and process.pid != os.getpid():
             found.append(process)

@@ -157,7 +157,7 @@ async def test_no_token_is_ever_an_argument(environment: Environment) -> None:
 async def test_the_last_words_of_a_child_are_in_the_error(environment: Environment) -> None:
     error = await failure(child(environment, "echo 'the disk is not mounted' >&2; exit 1"))
     assert isinstance(error, ConnectionLost)
-    assert str(error).endswith("closed while waiting to be let in: the disk is not mounted")
+    assert str(error).endswith("closed while authenticating: the disk is not mounted")
 
 
 async def test_the_last_words_inside_a_request_are_in_the_error(environment: Environment) -> None:
@@ -194,7 +194,7 @@ async def test_a_child_that_speaks_another_language_is_a_protocol_error(environm
 async def test_a_child_that_falls_silent_is_given_up_with_what_it_said(environment: Environment) -> None:
     error = await failure(child(environment, "echo 'password?' >&2; exec sleep 60", timeout=0.3))
     assert isinstance(error, TimedOut)
-    assert str(error).endswith("no progress for 0.3 seconds while waiting to be let in: password?")
+    assert str(error).endswith("no progress for 0.3 seconds while authenticating: password?")
     environment.assert_no_process_left(0)
 
 

@@ -333,7 +333,7 @@ async def test_an_ssh_that_hangs_is_given_up_and_ended_and_what_it_waits_for_is_
     environment.env["GIT_SSH_COMMAND"] = f"'{script}'"
     error = await _failure(environment, "host:dir", _caller(timeout=0.5))
     assert isinstance(error, TimedOut)
-    assert "no progress for 0.5 seconds while waiting to be let in" in str(error)
+    assert "no progress for 0.5 seconds while authenticating" in str(error)
     assert "waiting for a password" in str(error)
 
 
