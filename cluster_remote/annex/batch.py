@@ -25,7 +25,7 @@ _LINE_LIMIT = 2**20
 # Bytes read at once.
 _CHUNK = 2**16
 # Seconds for a child that has closed its output to exit and say why.
-_LAST_WORDS = 2.0
+_EXIT = 2.0
 
 
 class _Ended(Exception):
@@ -88,7 +88,7 @@ class BatchProcess:
         self._lock = anyio.Lock(fast_acquire=True)
         self._child: PipedChild | None = None
         self._answers: Answers | None = None
-        self._last_words = ""
+        self._stderr_tail = ""
         self._closed = False
 
     async def __aenter__(self) -> BatchProcess:
@@ -107,7 +107,7 @@ class BatchProcess:
     def start(self) -> None:
         """Start the child in advance, so that it is ready for the first question. Raises CommandFailed."""
         if self._child is None and not self._closed:
-            self._last_words = ""
+            self._stderr_tail = ""
             self._child = PipedChild(self._argv, cwd=self._cwd, env=self._env)
             self._answers = Answers(self._child)
 
@@ -149,7 +149,7 @@ class BatchProcess:
                 # It had answered before, so it probably died while idle; retry with a new child.
                 return await self._converse_once(request, read)
         assert deadline.cancelled_caught
-        raise BatchFailed(self._argv, None, f"gave no answer within {timeout:g} seconds", self._last_words)
+        raise BatchFailed(self._argv, None, f"gave no answer within {timeout:g} seconds", self._stderr_tail)
 
     async def _converse_once(self, request: bytes, read: Callable[[Answers], Awaitable[T]]) -> T:
         self.start()
@@ -163,7 +163,7 @@ class BatchProcess:
             answer.append(await (_while_sending(child, rest, answers, read) if rest else read(answers)))
         except _Ended:
             failure = "ended instead of answering"
-            with anyio.move_on_after(_LAST_WORDS):
+            with anyio.move_on_after(_EXIT):
                 await child.wait()
             code = child.returncode
         except BadAnswer as error:
@@ -179,7 +179,7 @@ class BatchProcess:
     async def _discard(self) -> None:
         child, self._child, self._answers = self._child, None, None
         if child is not None:
-            self._last_words = child.complaint()
+            self._stderr_tail = child.complaint()
             await child.kill()
 
     async def aclose(self, grace: float = 60.0) -> None:

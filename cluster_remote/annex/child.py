@@ -43,7 +43,7 @@ __all__ = [
 # Seconds to wait for a killed child. Only a process stuck in the kernel takes that long.
 _REAP = 10.0
 # Seconds to wait for the rest of a child's standard error after it has ended: its own children may hold the pipe open.
-_LAST_WORDS = 0.5
+_STDERR_REST = 0.5
 
 
 # Bytes to keep from the end of a child's standard error for error messages.
@@ -123,10 +123,10 @@ def pipes_of(child: subprocess.Popen[bytes]) -> tuple[int, int]:
     return descriptors
 
 
-async def until(condition: Callable[[], bool], patience: float) -> bool:
-    """Poll a condition for at most `patience` seconds and return whether it became true."""
+async def until(condition: Callable[[], bool], seconds: float) -> bool:
+    """Poll a condition for at most this many seconds and return whether it became true."""
     pause = _FIRST_LOOK
-    with anyio.move_on_after(patience):
+    with anyio.move_on_after(seconds):
         while not condition():
             await anyio.sleep(pause)
             pause = min(2 * pause, _LONGEST_LOOK)
@@ -194,7 +194,7 @@ class PipedChild:
     async def wait(self) -> None:
         """Wait until it has ended and its standard error has been read. Has no deadline."""
         await until(lambda: self._child.poll() is not None, math.inf)
-        await self._stderr.wait(_LAST_WORDS)
+        await self._stderr.wait(_STDERR_REST)
 
     async def kill(self) -> None:
         """Kill the child and everything it started, and wait until they are gone. Shielded from cancellation.

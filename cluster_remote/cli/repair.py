@@ -170,8 +170,8 @@ async def _repair(
 
 def _show(outcome: Repair, first: list[Transfer], hidden: int, console: Console) -> None:
     titles = {node.uuid: node.title for node in outcome.nodes}
-    for delivery in first:
-        console.print(_in_words(delivery, titles, outcome.dry_run))
+    for transfer in first:
+        console.print(_in_words(transfer, titles, outcome.dry_run))
     if hidden:
         console.print(f"… and {hidden:,} more; --json shows all of them")
     if first:
@@ -199,10 +199,10 @@ def _show(outcome: Repair, first: list[Transfer], hidden: int, console: Console)
         console.print("Nothing has been done (--dry-run).")
 
 
-def _in_words(delivery: Transfer, titles: Mapping[UUID, str], dry_run: bool) -> str:
-    left = [printable(titles[uuid]) for uuid in delivery.lacking if uuid not in delivery.stored]
-    name = printable(delivery.file or delivery.key.text)
-    if dry_run and delivery.source is not None:
-        where = "here" if delivery.source == "here" else "the nodes that have it"
-        return f"{name}: {size(delivery.key.content_size)} would go from {where} to {', '.join(left)}"
-    return f"{name}: still lacking on {', '.join(left)}: {'; '.join(map(printable, delivery.reasons)) or 'not stored'}"
+def _in_words(transfer: Transfer, titles: Mapping[UUID, str], dry_run: bool) -> str:
+    left = [printable(titles[uuid]) for uuid in transfer.lacking if uuid not in transfer.stored]
+    name = printable(transfer.file or transfer.key.text)
+    if dry_run and transfer.source is not None:
+        where = "here" if transfer.source == "here" else "the nodes that have it"
+        return f"{name}: {size(transfer.key.content_size)} would go from {where} to {', '.join(left)}"
+    return f"{name}: still lacking on {', '.join(left)}: {'; '.join(map(printable, transfer.reasons)) or 'not stored'}"

@@ -119,7 +119,7 @@ def _nodes_table(cluster: ClusterState) -> object:
     columns = ["node", "state", "latency", "version", "keys", "size", "free", "cost"]
     # Columns without information are left out, to fit a terminal of 80 columns.
     graded = any(node.trust != "semitrusted" for node in cluster.nodes)
-    choosy = any(node.preferred or node.required for node in cluster.nodes)
+    preferring = any(node.preferred or node.required for node in cluster.nodes)
     rows: list[list[object]] = []
     for node in cluster.nodes:
         contact = node.contact
@@ -135,11 +135,11 @@ def _nodes_table(cluster: ClusterState) -> object:
         ]
         if graded:
             row.append(node.trust)
-        if choosy:
+        if preferring:
             wanted = [f"wants {node.preferred}"] if node.preferred else []
             row.append("; ".join([*wanted, *([f"requires {node.required}"] if node.required else [])]))
         rows.append(row)
-    columns += [*(["trust"] if graded else []), *(["preferred content"] if choosy else [])]
+    columns += [*(["trust"] if graded else []), *(["preferred content"] if preferring else [])]
     return table(columns, rows, right=("latency", "version", "keys", "size", "free", "cost"))
 
 

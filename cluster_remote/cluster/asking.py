@@ -149,9 +149,9 @@ class NodeSessions:
     # Asking
 
     @contextmanager
-    def deadline(self, patience: float = 0.0) -> Iterator[None]:
-        """Raise TimedOut after the timeout plus `patience` seconds."""
-        seconds = self.timeout + patience
+    def deadline(self, extra_timeout: float = 0.0) -> Iterator[None]:
+        """Raise TimedOut after the timeout plus `extra_timeout` seconds."""
+        seconds = self.timeout + extra_timeout
         try:
             with anyio.fail_after(seconds):
                 yield
@@ -159,11 +159,11 @@ class NodeSessions:
             raise TimedOut(f"no answer within {seconds:.3g} seconds") from None
 
     async def caught(
-        self, node: Node, request: Callable[[Session], Awaitable[T]], patience: float = 0.0
+        self, node: Node, request: Callable[[Session], Awaitable[T]], extra_timeout: float = 0.0
     ) -> T | SessionError:
         """Return a node's answer to one request, or why there is none."""
         try:
-            with self.observed(node), self.deadline(patience):
+            with self.observed(node), self.deadline(extra_timeout):
                 return await request(self.session(node))
         except SessionError as error:
             return error

@@ -306,12 +306,12 @@ class ClusterDownload(Download):
         asked: list[_Giver] = []
         try:
             while asked or self._nodes:
-                patience = math.inf
+                seconds = math.inf
                 if self._nodes:
                     asked.append(self._ask(self._nodes.popleft()))
                     if self._nodes:
-                        patience = self._head_start(asked[-1].node)
-                giver = await self._answered(asked, patience)
+                        seconds = self._head_start(asked[-1].node)
+                giver = await self._answered(asked, seconds)
                 if giver is None:
                     self._silent(asked[-1].node)
                     continue
@@ -336,9 +336,9 @@ class ClusterDownload(Download):
         self._tasks.start_soon(giver.run, self._fetch, self._given_up.pop(node, None))
         return giver
 
-    async def _answered(self, asked: list[_Giver], patience: float) -> _Giver | None:
-        """Return a node that has answered; None if none does within `patience` seconds."""
-        with anyio.move_on_after(patience):
+    async def _answered(self, asked: list[_Giver], seconds: float) -> _Giver | None:
+        """Return a node that has answered; None if none does within this many seconds."""
+        with anyio.move_on_after(seconds):
             while True:
                 for giver in asked:
                     if giver.has_answered:

@@ -141,8 +141,8 @@ class Member:
 class Membership:
     """A cluster as seen by one repository, which is a gateway of it or needs none.
 
-    `place` and `own` are this repository's directory and UUID. `choosy` says whether any node has preferred or required
-    content; then git-annex's own gateway does the uploads, since these are its rules.
+    `place` and `own` are this repository's directory and UUID. `has_preferred_content` says whether any node has
+    preferred or required content; then git-annex's own gateway does the uploads, since these are its rules.
     """
 
     cluster: UUID
@@ -150,7 +150,7 @@ class Membership:
     place: Directory
     own: UUID
     members: tuple[Member, ...]
-    choosy: bool = False
+    has_preferred_content: bool = False
     hidden: Mapping[str, str] = field(default_factory=dict)
     """git settings that hide all nodes and gateways from git-annex's own gateway code."""
     is_gateway: bool = True
@@ -229,7 +229,7 @@ class Membership:
             record_uploads=record_uploads,
             # A gateway that was asked before answers for the cluster as a whole.
             missing={} if bypass else self.missing,
-            uploader=partial(self._uploader, caller, bypass) if self.choosy else None,
+            uploader=partial(self._uploader, caller, bypass) if self.has_preferred_content else None,
             timeout=caller.timeout,
             reachability=reachability,
         )
@@ -318,7 +318,7 @@ def membership(config: GitConfig, logs: BranchLogs, place: Path, wanted: str | N
     gateways = list(_gateways(config, logs, place, cluster, set(nodes)))
     if not nodes and not gateways:
         raise NoCluster(_no_nodes(name, missing))
-    choosy = logs.has_preferred_content(nodes)
+    preferring = logs.has_preferred_content(nodes)
     reached = frozenset(nodes).union(*(gateway.behind for gateway in gateways))
     members = (*nodes.values(), *gateways)
     unknown = {uuid: logs.descriptions.get(uuid, uuid.text) for uuid in sorted(listed - reached)}
@@ -329,7 +329,7 @@ def membership(config: GitConfig, logs: BranchLogs, place: Path, wanted: str | N
         if config.remote(remote, setting)
     }
     is_gateway = cluster in logs.proxied.get(own, {}).values()
-    return Membership(cluster, name, Directory(str(place)), own, members, choosy, hidden, is_gateway, unknown)
+    return Membership(cluster, name, Directory(str(place)), own, members, preferring, hidden, is_gateway, unknown)
 
 
 def _named_but_not_listed(config: GitConfig, logs: BranchLogs, cluster: UUID) -> list[str]:

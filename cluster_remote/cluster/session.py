@@ -29,7 +29,7 @@ from cluster_remote.cluster.routing import UploadAnswer
 from cluster_remote.cluster.upload import Attempt, ClusterUpload, store_everywhere, task_group
 from cluster_remote.p2p import MAX_VERSION
 from cluster_remote.p2p.checksum import Checksum
-from cluster_remote.p2p.client import DEFAULT_TIMEOUT, patience_for, reading_time
+from cluster_remote.p2p.client import DEFAULT_TIMEOUT, extra_timeout_for, reading_time
 from cluster_remote.p2p.errors import ConnectionLost, ProtocolError, Refused, SessionError, TimedOut, Unreachable
 from cluster_remote.p2p.key import UUID, AssociatedFile, Key
 from cluster_remote.p2p.session import Download, Present, Progress, Removal, Session, Source, Stored, Upload
@@ -195,16 +195,18 @@ class ClusterSession(Session):
             order = routing.reading_order(self.nodes, await self._holders(key), self._pick)
             awake, resting = self._ask.rested(self._ask.others_first(key, [*order.logged, *order.others]))
 
-            def patience(node: Node) -> float:
+            def extra_timeout(node: Node) -> float:
                 # Local content comes at once; git-annex has to fetch the rest first.
-                return (reading_time if node.kind in ("local", "ssh") else patience_for)(key.size)
+                return (reading_time if node.kind in ("local", "ssh") else extra_timeout_for)(key.size)
 
             @asynccontextmanager
             async def fetch(node: Node, position: int) -> AsyncIterator[Download]:
                 async with AsyncExitStack() as stack:
                     with self._ask.observed(node):
                         download = self._ask.session(node).download(key, file, position)
-                        given = await stack.enter_async_context(within(self._ask.timeout + patience(node), download))
+                        given = await stack.enter_async_context(
+                            within(self._ask.timeout + extra_timeout(node), download)
+                        )
                     self._ask.gives(key, node)
                     yield given
 
@@ -226,7 +228,7 @@ class ClusterSession(Session):
                     self._ask.broke_off,
                     self._ask.silent,
                     tasks=tasks,
-                    head_start=lambda node: self._ask.head_start + patience(node),
+                    head_start=lambda node: self._ask.head_start + extra_timeout(node),
                     alike=key.is_verifiable,
                     helpers=Helpers(direct, fetch, self._ask.traffic, partial(Checksum.of, key)),
                 )

@@ -199,8 +199,8 @@ def _node_problems(state: ClusterState, node: NodeState, name: str, *, gateway_d
             (f"cluster-remote check {name} --all --fix",),
             node=node.uuid,
         )
-    choosy = node.preferred is not None or node.required is not None
-    if node.lacking and not choosy and not (sample and (sample.missing or sample.unlogged)) and contact.reachable:
+    preferring = node.preferred is not None or node.required is not None
+    if node.lacking and not preferring and not (sample and (sample.missing or sample.unlogged)) and contact.reachable:
         yield Problem(
             "lagging",
             f"{node.title} lacks {many(node.lacking, 'content')} that other nodes have",

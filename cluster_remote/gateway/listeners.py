@@ -79,16 +79,16 @@ class SocketConnection(DescriptorConnection):
             raise ConnectionLost(f"no TLS: {getattr(error, 'reason', None) or 'the client hung up'}") from None
         return ByteStreamConnection(stream)
 
-    async def aclose(self, patience: float) -> None:
-        """Close after waiting up to `patience` seconds for the client to close, so that our last message arrives.
+    async def aclose(self, grace: float) -> None:
+        """Close after waiting up to `grace` seconds for the client to close, so that our last message arrives.
 
         Closing a socket with unread input makes the kernel discard what was sent.
         """
         try:
             self._socket.shutdown(socket.SHUT_WR)
         except OSError:
-            patience = 0
-        with anyio.CancelScope(shield=True), anyio.move_on_after(patience):
+            grace = 0
+        with anyio.CancelScope(shield=True), anyio.move_on_after(grace):
             try:
                 while await self.receive(65536):
                     pass

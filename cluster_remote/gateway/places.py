@@ -32,7 +32,7 @@ class Connection:
     """A connection. Times are in seconds of the monotonic clock.
 
     Clients without a token are counted by `address`; `name` is for the log. `idle_since` is None during a request;
-    after `patience` seconds without one, it gives way to another connection with the same token. `ended` is why the
+    after `longest_idle` seconds without one, it gives way to another connection with the same token. `ended` is why the
     gateway ended it.
     """
 
@@ -42,7 +42,7 @@ class Connection:
     began: float = field(default_factory=time.monotonic)
     token: Token | None = None
     idle_since: float | None = None
-    patience: float = _LONG_IDLE
+    longest_idle: float = _LONG_IDLE
     ended: str | None = None
 
     def end(self, why: str) -> None:
@@ -121,7 +121,7 @@ def _room_among(clients: Mapping[Connection, str], most: int, owner: str) -> tup
     count = Counter(clients.values())
     mine, full = count[owner], len(clients) >= most
     if mine >= math.ceil(most * _SHARE) or (full and mine + 1 >= max(count.values())):
-        candidates = [each for each, whose in clients.items() if whose == owner and _idle(each) >= each.patience]
+        candidates = [each for each, whose in clients.items() if whose == owner and _idle(each) >= each.longest_idle]
         refusal = f"{owner} has {mine} of the {most} places of this gateway"
     elif full:
         candidates = [each for each, whose in clients.items() if count[whose] > mine + 1 and _idle(each) >= 0]

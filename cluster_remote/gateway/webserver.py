@@ -40,7 +40,7 @@ class WebConnection(Connection):
     """A connection over HTTP. `say` writes to the gateway's log."""
 
     say: Callable[[str], None] = print
-    patience: float = _PATIENCE
+    longest_idle: float = _PATIENCE
     requests: int = 0
 
     def __post_init__(self) -> None:

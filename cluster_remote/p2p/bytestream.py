@@ -66,11 +66,11 @@ class ByteStreamConnection(Connection):
         descriptor = self._stream.extra(SocketAttribute.raw_socket).fileno()
         return descriptor < 0 or is_hung_up(descriptor)
 
-    async def aclose(self, patience: float) -> None:
+    async def aclose(self, grace: float) -> None:
         self._open = False
         with anyio.CancelScope(shield=True):
             try:
-                with anyio.move_on_after(patience):
+                with anyio.move_on_after(grace):
                     await self._stream.aclose()
                     return
             except (anyio.BrokenResourceError, anyio.EndOfStream, OSError):

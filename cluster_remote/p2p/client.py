@@ -73,7 +73,7 @@ from cluster_remote.p2p.session import (
 from cluster_remote.p2p.stream import Connection, MessageStream, Trace
 from cluster_remote.p2p.text import printable
 
-__all__ = ["DEFAULT_TIMEOUT", "StreamSession", "Transport", "patience_for", "reading_time"]
+__all__ = ["DEFAULT_TIMEOUT", "StreamSession", "Transport", "extra_timeout_for", "reading_time"]
 
 DEFAULT_TIMEOUT = 60.0
 # A peer that has received everything may still have to hash it, or upload it to a bucket over a home connection,
@@ -89,7 +89,7 @@ _AHEAD, _QUESTION = 8 * 1024, 16
 _LONGEST_WORDS = 500
 
 
-def patience_for(size: int | None) -> float:
+def extra_timeout_for(size: int | None) -> float:
     """Return the extra seconds allowed for a peer to process a whole content of `size` bytes.
 
     It may have to move it to or from other storage, such as a bucket.
@@ -207,7 +207,7 @@ class StreamSession(Session):
             await self._introduce(stream)
         except BaseException as error:
             with anyio.CancelScope(shield=True):
-                words = await _last_words(stream, error)
+                words = await _stderr_tail(stream, error)
                 await connection.aclose(_SHORT_GRACE)
             match error:
                 case Unreachable():
@@ -292,7 +292,7 @@ class StreamSession(Session):
             if before is not None:
                 self._require(RemoveBefore)
             request = Remove(key) if before is None else RemoveBefore(before, key)
-            answer = await exchange.ask(request, patience=reading_time(key.size))
+            answer = await exchange.ask(request, extra_timeout=reading_time(key.size))
             match answer:
                 case Success():
                     return Removal(True)
@@ -333,7 +333,7 @@ class StreamSession(Session):
         async with self._request(f"uploading {key}") as exchange:
             offer: Present | Upload
             async with exchange.named():
-                answer = await exchange.ask(Put(file, key), patience=reading_time(key.size))
+                answer = await exchange.ask(Put(file, key), extra_timeout=reading_time(key.size))
                 if isinstance(answer, PutFrom) and answer.offset > 0 and key.is_encrypted:
                     await exchange.start_over(key)
                     answer = await exchange.put_anew(file, key)
@@ -360,7 +360,7 @@ class StreamSession(Session):
                 unclear = self._version == 0 and (size is None or offset >= size)
                 if unclear and isinstance(await exchange.ask(CheckPresent(key)), Failure):
                     raise Refused("the server does not have the content")
-                answer = await exchange.ask(Get(offset, file, key), patience=patience_for(size))
+                answer = await exchange.ask(Get(offset, file, key), extra_timeout=extra_timeout_for(size))
                 assert isinstance(answer, Data)
                 length = answer.length
                 if size is not None and length > max(0, size - offset):
@@ -397,11 +397,11 @@ class _Exchange:
         """Add context to session errors: the session's name, the operation and the peer's standard error, if any."""
         return _Named(self)
 
-    async def ask(self, request: Message, patience: float = 0) -> Message:
+    async def ask(self, request: Message, extra_timeout: float = 0) -> Message:
         """Send a request and return its answer. Raises Refused for ERROR, ProtocolError for an unexpected message."""
         self.settled = False
         await self.stream.send(request)
-        return self.answered(type(request), await self.stream.receive(patience=patience))
+        return self.answered(type(request), await self.stream.receive(extra_timeout=extra_timeout))
 
     def answered(self, request: type[Message], answer: Message) -> Message:
         """Check an answer against the table of answers, which also says whether it ends the request, and return it.
@@ -518,7 +518,7 @@ class _Named:
     ) -> None:
         if isinstance(error, SessionError):
             exchange = self._exchange
-            words = "" if exchange.settled else await _last_words(exchange.stream, error)
+            words = "" if exchange.settled else await _stderr_tail(exchange.stream, error)
             raise type(error)(f"{exchange.session.name}: {exchange.doing}: {error}{words}") from None
 
 
@@ -574,7 +574,7 @@ class _StreamUpload(Upload):
             version = exchange.session.version
             assert version is not None
             if version >= since(DataPresent):
-                return exchange.stored(await exchange.ask(DataPresent(), patience_for(self._key.content_size)))
+                return exchange.stored(await exchange.ask(DataPresent(), extra_timeout_for(self._key.content_size)))
             # An older peer is still waiting for the content; it can only be asked on a new connection.
             exchange.stream = await exchange.session._reconnect()
             present = isinstance(await exchange.ask(CheckPresent(self._key)), Success)
@@ -600,7 +600,7 @@ class _StreamUpload(Upload):
 
             valid = await exchange.stream.send_data(counted, after)
         answer = await exchange.stream.receive(
-            "waiting to hear whether it was stored", patience_for(self.offset + reading.length)
+            "waiting to hear whether it was stored", extra_timeout_for(self.offset + reading.length)
         )
         exchange.answered(Valid if with_validity else Data, answer)
         return exchange.stored(answer, () if valid else ("the content changed while it was sent",))
@@ -675,9 +675,9 @@ class _StreamDownload(Download):
                 raise _unexpected(other, "VALID or INVALID")
 
 
-async def _last_words(stream: MessageStream, error: BaseException) -> str:
+async def _stderr_tail(stream: MessageStream, error: BaseException) -> str:
     """Return the peer's standard error, formatted to be appended to an error about a lost or silent connection."""
-    words = await stream.connection.last_words() if isinstance(error, ConnectionLost | TimedOut) else ""
+    words = await stream.connection.stderr_tail() if isinstance(error, ConnectionLost | TimedOut) else ""
     return f": {words}" if words else ""
 
 

@@ -178,7 +178,7 @@ class DescriptorConnection(Connection):
             os.close(self._writing)
             self._writing = self._reading
 
-    async def aclose(self, patience: float) -> None:
+    async def aclose(self, grace: float) -> None:
         if self._open:
             self._open = False
             for descriptor in {self._reading, self._writing}:

@@ -94,10 +94,10 @@ class Connection(ABC):
         return False
 
     @abstractmethod
-    async def aclose(self, patience: float) -> None:
-        """Close the connection and end what is behind it, by force after `patience` seconds. Never raises."""
+    async def aclose(self, grace: float) -> None:
+        """Close the connection and end what is behind it, by force after `grace` seconds. Never raises."""
 
-    async def last_words(self) -> str:
+    async def stderr_tail(self) -> str:
         """Return what the peer wrote outside the protocol (standard error) as one line; often empty."""
         return ""
 
@@ -156,8 +156,8 @@ class MessageStream:
         # Bytes already searched for a newline, so that reading a line takes linear time.
         self._searched = 0
 
-    def _deadline(self, doing: str, patience: float = 0) -> _Deadline:
-        return _Deadline(self.timeout + patience, doing)
+    def _deadline(self, doing: str, extra_timeout: float = 0) -> _Deadline:
+        return _Deadline(self.timeout + extra_timeout, doing)
 
     async def send(self, *messages: Message) -> None:
         """Send messages in one write. Raises TimedOut, ConnectionLost."""
@@ -172,8 +172,8 @@ class MessageStream:
                 sent += await self.connection.send_some(data[sent:])
                 scope.deadline = anyio.current_time() + self.timeout
 
-    async def receive(self, doing: str = "waiting for an answer", patience: float = 0) -> Message:
-        """Return the next message, allowing `patience` seconds on top of the timeout.
+    async def receive(self, doing: str = "waiting for an answer", extra_timeout: float = 0) -> Message:
+        """Return the next message, allowing `extra_timeout` seconds on top of the timeout.
 
         Raises TimedOut, ConnectionLost (also at the end of the stream), ProtocolError.
         """
@@ -181,7 +181,7 @@ class MessageStream:
             # The line is already buffered: setting a deadline would cost several times as much as reading it.
             line = await self._line(doing)
         else:
-            with self._deadline(doing, patience):
+            with self._deadline(doing, extra_timeout):
                 line = await self._line(doing)
         try:
             message = parse(line)

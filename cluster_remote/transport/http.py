@@ -22,7 +22,7 @@ import httpcore
 
 from cluster_remote.annex.logins import Login
 from cluster_remote.p2p import MAX_VERSION
-from cluster_remote.p2p.client import DEFAULT_TIMEOUT, patience_for, reading_time
+from cluster_remote.p2p.client import DEFAULT_TIMEOUT, extra_timeout_for, reading_time
 from cluster_remote.p2p.errors import (
     AuthenticationFailed,
     ConnectionLost,
@@ -185,14 +185,16 @@ class HttpSession(Session):
     async def remove(self, key: Key, before: int | None = None) -> Removal:
         doing = f"removing {key}"
         parameters = {"key": _coded(bytes(key))}
-        patience = reading_time(key.size)
+        extra_timeout = reading_time(key.size)
         if before is None:
             self._log(Remove(key))
-            answer = await self._ask("remove", parameters, doing, patience=patience)
+            answer = await self._ask("remove", parameters, doing, extra_timeout=extra_timeout)
         else:
             self._log(RemoveBefore(before, key))
             parameters["timestamp"] = str(before)
-            answer = await self._ask("remove-before", parameters, doing, patience=patience, lowest=since(RemoveBefore))
+            answer = await self._ask(
+                "remove-before", parameters, doing, extra_timeout=extra_timeout, lowest=since(RemoveBefore)
+            )
         removed, uuids = self._field(answer, "removed", bool, doing), self._uuids(answer, doing)
         self._heard(SuccessPlus(uuids) if removed else FailurePlus(uuids))
         return Removal(removed, uuids, () if removed else (f"{self.name} did not remove it everywhere",))
@@ -211,7 +213,12 @@ class HttpSession(Session):
         doing = f"uploading {key}"
         try:
             answer = await self._ask(
-                "putoffset", {"key": _coded(bytes(key))}, doing, patience=reading_time(key.size), again=True, lowest=1
+                "putoffset",
+                {"key": _coded(bytes(key))},
+                doing,
+                extra_timeout=reading_time(key.size),
+                again=True,
+                lowest=1,
             )
         except _TooOld:
             # Version 0 restarts every upload, and does not say whether the content is already present.
@@ -237,7 +244,9 @@ class HttpSession(Session):
         size = key.content_size
         parameters = self._with_file({"offset": str(offset)} if offset else {}, file)
         endpoint = f"key/{quote(_coded(bytes(key)), safe='')}"
-        async with self._send("GET", endpoint, parameters, doing, patience=patience_for(size), again=True) as response:
+        async with self._send(
+            "GET", endpoint, parameters, doing, extra_timeout=extra_timeout_for(size), again=True
+        ) as response:
             length = self._data_length(response, doing)
             expected = None if size is None else max(0, size - offset)
             if expected is not None and length > expected:
@@ -270,7 +279,7 @@ class HttpSession(Session):
         async def keep() -> None:
             try:
                 async with self._send(
-                    "POST", "keeplocked", {"lockid": lock}, doing, body=held(), type=_JSON, patience=math.inf
+                    "POST", "keeplocked", {"lockid": lock}, doing, body=held(), type=_JSON, extra_timeout=math.inf
                 ) as response:
                     await self._in_words(_read(response), doing)
             except SessionError as error:
@@ -302,13 +311,13 @@ class HttpSession(Session):
         parameters: Mapping[str, str],
         doing: str,
         *,
-        patience: float = 0,
+        extra_timeout: float = 0,
         again: bool = False,
         lowest: int = 0,
     ) -> dict[str, Any]:
         """Send a request that is answered with JSON. `lowest` is the first version that has it."""
         async with self._send(
-            "POST", endpoint, parameters, doing, patience=patience, again=again, lowest=lowest
+            "POST", endpoint, parameters, doing, extra_timeout=extra_timeout, again=again, lowest=lowest
         ) as response:
             return await self._json(response, doing)
 
@@ -332,7 +341,7 @@ class HttpSession(Session):
         body: AsyncIterator[bytes] | None = None,
         headers: Mapping[str, str] | None = None,
         type: str = "application/octet-stream",
-        patience: float = 0,
+        extra_timeout: float = 0,
         again: bool = False,
         lowest: int = 0,
     ) -> AsyncIterator[httpcore.Response]:
@@ -353,7 +362,7 @@ class HttpSession(Session):
                 f"{self._base}v{self._version}/{endpoint}?{urlencode(query)}".encode(),
                 headers=self._headers(body is not None, type, headers or {}),
                 content=body if body is not None else b"",
-                extensions={"timeout": self._deadlines(patience)},
+                extensions={"timeout": self._deadlines(extra_timeout)},
             )
             try:
                 response = await self._in_words(self._pool.handle_async_request(request), doing)
@@ -435,8 +444,8 @@ class HttpSession(Session):
             headers.append((b"Authorization", self._login.header))
         return headers + [(name.encode(), value.encode()) for name, value in more.items()]
 
-    def _deadlines(self, patience: float) -> dict[str, float | None]:
-        reading = self._timeout + patience
+    def _deadlines(self, extra_timeout: float) -> dict[str, float | None]:
+        reading = self._timeout + extra_timeout
         return {
             "connect": self._timeout,
             "pool": self._timeout,
@@ -517,7 +526,7 @@ class _HttpUpload(Upload):
                 doing,
                 body=body.chunks(),
                 headers={DATA_LENGTH: str(reading.length)},
-                patience=patience_for(self.offset + reading.length),
+                extra_timeout=extra_timeout_for(self.offset + reading.length),
             ) as response:
                 answer = await session._json(response, doing)
         if body.error is not None:
@@ -543,7 +552,7 @@ class _HttpUpload(Upload):
             session._with_file({"key": _coded(bytes(self._key)), "data-present": "true"}, self._file),
             doing,
             headers={DATA_LENGTH: "0"},
-            patience=patience_for(self._key.content_size),
+            extra_timeout=extra_timeout_for(self._key.content_size),
         ) as response:
             answer = await session._json(response, doing)
         return self._outcome(answer, absent)

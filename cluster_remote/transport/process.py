@@ -18,12 +18,12 @@ from cluster_remote.p2p.client import Transport
 from cluster_remote.p2p.descriptor import DescriptorConnection
 from cluster_remote.p2p.errors import Unreachable
 from cluster_remote.p2p.text import printable
-from cluster_remote.transport.watch import Watch
+from cluster_remote.transport.mountcheck import MountCheck
 
 __all__ = ["ProcessTransport"]
 
 # Seconds to wait for the end of a child's standard error.
-_LAST_WORDS = 0.5
+_STDERR_REST = 0.5
 
 
 class ProcessTransport(Transport):
@@ -53,17 +53,17 @@ class ProcessTransport(Transport):
         self._check = check
 
     async def connect(self) -> DescriptorConnection:
-        watch = None if self._place is None else Watch(self._place)
+        mount_check = None if self._place is None else MountCheck(self._place)
         try:
-            if watch is not None:
-                await watch.begin()
+            if mount_check is not None:
+                await mount_check.begin()
             if self._check is not None:
                 # In a thread, because it may wait for a disk.
                 await anyio.to_thread.run_sync(self._check, abandon_on_cancel=True)
-            return _ProcessConnection(self._start(), watch)
+            return _ProcessConnection(self._start(), mount_check)
         except BaseException:
-            if watch is not None:
-                watch.end()
+            if mount_check is not None:
+                mount_check.end()
             raise
 
     def _start(self) -> subprocess.Popen[bytes]:
@@ -82,8 +82,8 @@ class ProcessTransport(Transport):
 
 
 class _ProcessConnection(DescriptorConnection):
-    def __init__(self, child: subprocess.Popen[bytes], watch: Watch | None) -> None:
-        self._watch = watch
+    def __init__(self, child: subprocess.Popen[bytes], mount_check: MountCheck | None) -> None:
+        self._mount_check = mount_check
         super().__init__(*pipes_of(child))
         self._child = child
         self._stderr = StderrTail(child)
@@ -91,18 +91,18 @@ class _ProcessConnection(DescriptorConnection):
     def ended(self) -> bool:
         # If the disk was unmounted, a newly started program finds no repository and says so. If a mount does not
         # answer, only that program waits for it.
-        return super().ended() or (self._watch is not None and not self._watch.shows_the_same())
+        return super().ended() or (self._mount_check is not None and not self._mount_check.shows_the_same())
 
-    async def last_words(self) -> str:
+    async def stderr_tail(self) -> str:
         # Standard error is another pipe, so a child's reason may arrive after the end of its output.
-        await self._stderr.wait(_LAST_WORDS)
+        await self._stderr.wait(_STDERR_REST)
         return printable(self._stderr.last)
 
-    async def aclose(self, patience: float) -> None:
-        if self._watch is not None:
-            self._watch.end()
-        await super().aclose(patience)
-        if await self._ended(patience):
+    async def aclose(self, grace: float) -> None:
+        if self._mount_check is not None:
+            self._mount_check.end()
+        await super().aclose(grace)
+        if await self._ended(grace):
             return
         with _Offspring() as offspring:
             for blow in (signal.SIGTERM, signal.SIGKILL):
@@ -111,15 +111,15 @@ class _ProcessConnection(DescriptorConnection):
                 self._child.send_signal(blow)
                 offspring.send_signal(blow)
                 # Only a process stuck in the kernel survives SIGKILL; do not wait for it.
-                if await self._ended(patience, offspring):
+                if await self._ended(grace, offspring):
                     break
 
-    async def _ended(self, patience: float, offspring: _Offspring | None = None) -> bool:
+    async def _ended(self, grace: float, offspring: _Offspring | None = None) -> bool:
         def over() -> bool:
             return self._child.poll() is not None and (offspring is None or offspring.ended())
 
         with anyio.CancelScope(shield=True):
-            await until(over, patience)
+            await until(over, grace)
         return over()
 
 

@@ -138,6 +138,6 @@ class _SocketConnection(DescriptorConnection):
         descriptor = os.dup(stream.extra(SocketAttribute.raw_socket).fileno())
         super().__init__(descriptor, descriptor)
 
-    async def aclose(self, patience: float) -> None:
-        await super().aclose(patience)
+    async def aclose(self, grace: float) -> None:
+        await super().aclose(grace)
         await anyio.aclose_forcefully(self._stream)

@@ -126,7 +126,7 @@ async def test_a_child_that_died_while_idle_is_started_again(directory: Path) ->
     assert answer[2] != first
 
 
-async def test_a_child_that_dies_of_the_question_is_an_error_with_its_last_words(directory: Path) -> None:
+async def test_a_child_that_dies_of_the_question_is_an_error_with_the_end_of_its_stderr(directory: Path) -> None:
     async with echo(directory) as batch:
         await batch.ask(b"q", 10)
         with pytest.raises(BatchFailed, match="exit code 3") as caught:

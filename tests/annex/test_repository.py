@@ -289,7 +289,7 @@ class TestRun:
     async def test_a_command_that_reads_no_input_is_no_error(self, cats: Repository) -> None:
         assert (await cats.run("true", input=b"x" * 1_000_000)).stdout == b""
 
-    async def test_failure_carries_command_exit_code_and_last_words(self, cats: Repository) -> None:
+    async def test_failure_carries_command_exit_code_and_end_of_stderr(self, cats: Repository) -> None:
         with pytest.raises(CommandFailed) as caught:
             await cats.run("sh", "-c", "echo it broke >&2; exit 7")
         assert caught.value.returncode == 7

@@ -106,7 +106,7 @@ def test_at_a_socket_the_token_is_used_and_not_shown(environment: Environment) -
         assert token not in done.out + done.err
 
 
-def test_trust_groups_and_preferred_content_are_shown_and_a_choosy_node_does_not_lag(own_site: Site) -> None:
+def test_trust_groups_and_preferred_content_are_shown_and_a_preferring_node_does_not_lag(own_site: Site) -> None:
     client, (first, second, third) = own_site.client, own_site.cluster.nodes
     keys = store(own_site, ["one"])
     client.annex("untrust", first.uuid)

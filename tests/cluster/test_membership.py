@@ -345,14 +345,14 @@ def test_each_node_is_asked_for_by_its_uuid_directly_or_through_this_repository(
 
 
 @pytest.mark.parametrize("log", ["preferred_content", "required_content"])
-async def test_where_a_node_is_choosy_git_annex_itself_does_the_uploads(log: str) -> None:
+async def test_where_a_node_has_preferred_content_git_annex_itself_does_the_uploads(log: str) -> None:
     lines = [*remote("disk1", 1, "/nowhere/disk1"), *remote("disk2", 2, "/nowhere/disk2")]
     easy = membership(config(*lines), logs([1, 2], **{log: f"{uuid(7)} include=*.mp3 timestamp=1s\n"}), PLACE)
-    choosy = membership(config(*lines), logs([1, 2], **{log: f"{uuid(2)} include=*.mp3 timestamp=1s\n"}), PLACE)
-    assert not easy.choosy
-    assert choosy.choosy
+    preferring = membership(config(*lines), logs([1, 2], **{log: f"{uuid(2)} include=*.mp3 timestamp=1s\n"}), PLACE)
+    assert not easy.has_preferred_content
+    assert preferring.has_preferred_content
     # The error says what was tried: git-annex is asked for nothing while no node is there.
-    session: Session = choosy.session(CALLER, locations=Log())
+    session: Session = preferring.session(CALLER, locations=Log())
     with pytest.raises(Exception, match=r"^cluster mycluster: no node is reachable: .*disk1 is not there"):
         async with session.upload(Key("WORM-s1--x"), AssociatedFile()):
             pytest.fail("there is no such repository")

@@ -73,10 +73,10 @@ def test_what_is_wrong_with_a_node_names_it_and_a_command(change: dict[str, obje
         assert "all of it" not in command or "all of it" in shlex.split(command)
 
 
-def test_a_dead_node_and_a_choosy_one_that_lacks_something_are_no_problem() -> None:
+def test_a_dead_node_and_a_preferring_one_that_lacks_something_are_no_problem() -> None:
     dead = replace(STATE, contact=None, trust="dead", lacking=9)
-    choosy = replace(STATE, preferred="include=*.jpg", lacking=9)
-    assert find_problems(replace(CLUSTER, nodes=(dead, choosy))) == []
+    preferring = replace(STATE, preferred="include=*.jpg", lacking=9)
+    assert find_problems(replace(CLUSTER, nodes=(dead, preferring))) == []
 
 
 def test_a_disk_that_was_swapped_before_git_annex_looked_is_named_as_replaced() -> None:

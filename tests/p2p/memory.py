@@ -75,7 +75,7 @@ class MemoryConnection(Connection):
     def ended(self) -> bool:
         return not self.incoming and not self._stalls
 
-    async def aclose(self, patience: float) -> None:
+    async def aclose(self, grace: float) -> None:
         self.closed += 1
 
 

@@ -307,12 +307,12 @@ async def test_every_connection_that_failed_has_been_closed() -> None:
 class Talkative(MemoryConnection):
     """Like a program that says why it ended."""
 
-    async def last_words(self) -> str:
+    async def stderr_tail(self) -> str:
         return "no such repository"
 
 
 @pytest.mark.parametrize("said", [b"", f"AUTH-SUCCESS {SERVER}\nVERSION 4\n".encode()])
-async def test_the_last_words_of_a_program_are_in_the_error(said: bytes) -> None:
+async def test_the_end_of_a_programs_stderr_is_in_the_error(said: bytes) -> None:
     session = StreamSession(InMemory(Talkative([said, 0.01])), client=CLIENT)
     with pytest.raises(
         ConnectionLost, match=r"^memory: checking .*: the connection was closed .*: no such repository$"

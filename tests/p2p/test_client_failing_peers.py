@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster_remote.p2p.client import StreamSession, Transport, patience_for
+from cluster_remote.p2p.client import StreamSession, Transport, extra_timeout_for
 from cluster_remote.p2p.errors import (
     ConnectionLost,
     ProtocolError,
@@ -178,9 +178,9 @@ async def test_whatever_a_peer_says_a_request_has_an_outcome_or_a_session_error(
 # Patience
 
 
-def test_patience_grows_with_the_content() -> None:
-    assert patience_for(None) == patience_for(0) == 0
-    assert patience_for(600 * 1024 * 1024) == 600
+def test_extra_timeout_grows_with_the_content() -> None:
+    assert extra_timeout_for(None) == extra_timeout_for(0) == 0
+    assert extra_timeout_for(600 * 1024 * 1024) == 600
 
 
 @pytest.mark.parametrize("word", ["REMOVE", "PUT", "GET"])

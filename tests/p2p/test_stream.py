@@ -182,9 +182,9 @@ async def test_a_line_has_to_be_there_as_a_whole_within_the_deadline() -> None:
         await a_stream(*pieces, stalls=True, timeout=BRIEF).receive()
 
 
-async def test_patience_is_granted_on_top_of_the_deadline() -> None:
+async def test_extra_timeout_is_granted_on_top_of_the_deadline() -> None:
     stream = a_stream(BRIEF + 0.1, b"SUCCESS\n", timeout=BRIEF)
-    assert await stream.receive(patience=1.0) == Success()
+    assert await stream.receive(extra_timeout=1.0) == Success()
 
 
 async def test_a_stall_inside_content_is_given_up() -> None:

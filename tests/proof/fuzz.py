@@ -150,7 +150,7 @@ class Bytes(Connection):
     def ended(self) -> bool:
         return False
 
-    async def aclose(self, patience: float) -> None:
+    async def aclose(self, grace: float) -> None:
         return
 
 

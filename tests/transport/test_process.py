@@ -154,19 +154,19 @@ async def test_no_token_is_ever_an_argument(environment: Environment) -> None:
 # What a child says
 
 
-async def test_the_last_words_of_a_child_are_in_the_error(environment: Environment) -> None:
+async def test_the_end_of_a_childs_stderr_is_in_the_error(environment: Environment) -> None:
     error = await failure(child(environment, "echo 'the disk is not mounted' >&2; exit 1"))
     assert isinstance(error, ConnectionLost)
     assert str(error).endswith("closed while authenticating: the disk is not mounted")
 
 
-async def test_the_last_words_inside_a_request_are_in_the_error(environment: Environment) -> None:
+async def test_the_end_of_stderr_inside_a_request_is_in_the_error(environment: Environment) -> None:
     error = await failure(child(environment, f"{HELLO}; read request; echo 'killed by the cat' >&2"))
     assert isinstance(error, ConnectionLost)
     assert str(error).endswith("closed while waiting for an answer: killed by the cat")
 
 
-async def test_last_words_become_one_line_that_a_terminal_does_not_obey(environment: Environment) -> None:
+async def test_the_end_of_stderr_becomes_one_line_that_a_terminal_does_not_obey(environment: Environment) -> None:
     said = r"first\n\n  \033[31msecond\r\n\tthird\033]0;title\007 \302\233 \377\n"
     error = await failure(child(environment, f"printf '{said}' >&2"))
     assert str(error).endswith(r": first; \x1b[31msecond; third\x1b]0;title\x07 \x9b \xff")
@@ -222,9 +222,7 @@ async def test_a_child_that_falls_silent_is_given_up_with_what_it_said(environme
         "that is stopped",
     ],
 )
-async def test_a_child_ends_with_its_connection_within_thrice_the_patience(
-    environment: Environment, script: str
-) -> None:
+async def test_a_child_ends_with_its_connection_within_thrice_the_grace(environment: Environment, script: str) -> None:
     before = descriptors()
     transport = ProcessTransport(["sh", "-c", f"echo; {script}"], name="a child", environment=environment.env)
     connection = await transport.connect()
@@ -349,8 +347,8 @@ class Mount:
 @pytest.fixture
 def mount(monkeypatch: pytest.MonkeyPatch) -> Iterator[Mount]:
     made = Mount()
-    monkeypatch.setattr("cluster_remote.transport.watch._identity", made.identity)
-    monkeypatch.setattr("cluster_remote.transport.watch._mounts", lambda: "1 0 0:1 / / rw - nfs4 nas:/ rw\n")
+    monkeypatch.setattr("cluster_remote.transport.mountcheck._identity", made.identity)
+    monkeypatch.setattr("cluster_remote.transport.mountcheck._mounts", lambda: "1 0 0:1 / / rw - nfs4 nas:/ rw\n")
     yield made
     made.answers.set()
 

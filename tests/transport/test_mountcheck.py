@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster_remote.transport import watch
-from cluster_remote.transport.watch import Watch, is_at_hand
+from cluster_remote.transport import mountcheck
+from cluster_remote.transport.mountcheck import MountCheck, is_at_hand
 
 pytestmark = pytest.mark.anyio
 
@@ -51,10 +51,10 @@ def test_where_nothing_is_known_of_mounts_it_may_have_to_wait(mounts: str) -> No
 async def test_another_directory_in_its_place_is_not_the_same(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watch, "_mounts", lambda: f"1 0 0:1 / / rw - {kind} somewhere rw\n")
+    monkeypatch.setattr(mountcheck, "_mounts", lambda: f"1 0 0:1 / / rw - {kind} somewhere rw\n")
     place = tmp_path / "disk"
     place.mkdir()
-    looking = Watch(str(place))
+    looking = MountCheck(str(place))
     await looking.begin()
     if kind == "ext4":
         looking._thread.join(10)
@@ -76,7 +76,7 @@ async def test_a_link_that_leads_elsewhere_is_noticed(tmp_path: Path, place: str
     for disk in ("one", "other"):
         (tmp_path / disk / "below").mkdir(parents=True)
     (tmp_path / "link").symlink_to("one")
-    looking = Watch(str(tmp_path / place))
+    looking = MountCheck(str(tmp_path / place))
     await looking.begin()
     assert looking.shows_the_same()
     (tmp_path / "link").unlink()

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from cluster_remote.annex.child import until
 
-__all__ = ["Watch", "is_at_hand"]
+__all__ = ["MountCheck", "is_at_hand"]
 
 # Seconds that checking a directory may block everything else. After that it counts as gone.
 _AT_ONCE = 0.5
@@ -30,7 +30,7 @@ _ESCAPED = re.compile(r"\\([0-7]{3})")
 _Identity = tuple[int, int]
 
 
-class Watch:
+class MountCheck:
     """Check which directory is at `place`.
 
     If that may take long, use a daemon thread, so that it cannot keep the program from ending.
@@ -62,7 +62,7 @@ class Watch:
     def shows_the_same(self) -> bool:
         """Return whether it is still the recorded directory.
 
-        False if that cannot be determined in time; this watch is then unusable.
+        False if that cannot be determined in time; this mountcheck is then unusable.
         """
         if self._at_hand:
             return _identity(self._place) == self._first
