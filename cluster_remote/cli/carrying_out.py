@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
 
 import typer
 
@@ -15,10 +14,7 @@ from cluster_remote.lifecycle.facts import Facts
 from cluster_remote.lifecycle.steps import Plan, Runner, carry_out
 from cluster_remote.p2p.text import visible
 
-__all__ = ["DryRun", "Yes", "execute", "facts_of", "here", "in_repository"]
-
-DryRun = Annotated[bool, typer.Option("--dry-run", "-n", help="Show what would be done, without doing it.")]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]
+__all__ = ["execute", "facts_of", "here", "in_repository"]
 
 
 def here() -> Runner:

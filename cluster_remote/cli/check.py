@@ -11,7 +11,6 @@ from rich.text import Text
 
 from cluster_remote.access.settings import BadSettings
 from cluster_remote.annex.locations import Selection
-from cluster_remote.cli.completion import remotes
 from cluster_remote.cli.exitcodes import FAILED, UNREACHABLE
 from cluster_remote.cli.keywise import (
     Shown,
@@ -22,6 +21,7 @@ from cluster_remote.cli.keywise import (
     progress_of,
     selection_of,
 )
+from cluster_remote.cli.options import Json, NodeTimeout, OnlyCluster
 from cluster_remote.cli.progress import progress
 from cluster_remote.cli.render import console, duration, show_problems, size, table
 from cluster_remote.cli.viewing import view_of
@@ -35,15 +35,7 @@ __all__ = ["check"]
 
 
 def check(
-    target: Annotated[
-        str,
-        typer.Argument(
-            metavar="[NAME]",
-            help="A cluster remote; optional if this repository has only one.",
-            autocompletion=remotes,
-            show_default=False,
-        ),
-    ] = "",
+    target: OnlyCluster = "",
     files: Annotated[
         list[str] | None,
         typer.Argument(
@@ -68,11 +60,8 @@ def check(
         ),
     ] = False,
     jobs: Annotated[int, typer.Option("--jobs", "-J", min=1, max=100, help="Sessions per node.")] = 2,
-    timeout: Annotated[
-        float | None,
-        typer.Option(min=0.1, help="Seconds to wait for a node (default: the remote's).", show_default=False),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object (docs/json.md).")] = False,
+    timeout: NodeTimeout = None,
+    as_json: Json = False,
 ) -> None:
     """Ask every node what it has, and compare that with the location log.
 

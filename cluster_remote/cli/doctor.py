@@ -15,6 +15,7 @@ from cluster_remote.annex.repository import Repository
 from cluster_remote.cli.completion import remotes
 from cluster_remote.cli.exitcodes import FAILED, NOT_USABLE
 from cluster_remote.cli.interrupts import run
+from cluster_remote.cli.options import Json
 from cluster_remote.cli.render import emit, show_problems, table
 from cluster_remote.cli.target import view_named
 from cluster_remote.cli.viewing import every_view, view_of
@@ -51,7 +52,7 @@ def doctor(
         ),
     ] = "",
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for each server.")] = 10,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object (docs/json.md).")] = False,
+    as_json: Json = False,
 ) -> None:
     """Find mistakes in the installation and in the setup of cluster remotes, each with the command that fixes it.
 

@@ -8,9 +8,10 @@ from typing import Annotated
 import typer
 
 from cluster_remote.access.settings import BadSettings
-from cluster_remote.cli.carrying_out import DryRun, Yes, execute, facts_of, here
+from cluster_remote.cli.carrying_out import execute, facts_of, here
 from cluster_remote.cli.completion import candidates, nodes, remotes
 from cluster_remote.cli.interrupts import run
+from cluster_remote.cli.options import DryRun, Yes
 from cluster_remote.lifecycle.changing import Own, node_called, own_cluster, plan_add, plan_remove, remote_of
 from cluster_remote.lifecycle.facts import Facts
 from cluster_remote.lifecycle.steps import Runner

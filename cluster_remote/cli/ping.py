@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 
 import typer
 
-from cluster_remote.cli.completion import remotes
 from cluster_remote.cli.interrupts import run
+from cluster_remote.cli.options import Json, NameOrUrl, Timeout
 from cluster_remote.cli.render import say
 from cluster_remote.cli.target import resolve
 from cluster_remote.p2p.key import Key
@@ -53,11 +53,9 @@ async def measure(text: str, timeout: float | None) -> Pong:
 
 
 def ping(
-    target: str = typer.Argument(
-        ..., metavar="NAME|URL", help="A remote of this repository or an address.", autocompletion=remotes
-    ),
-    timeout: float = typer.Option(None, help="Seconds to wait (default: the remote's, else 60)."),
-    as_json: bool = typer.Option(False, "--json", help="Print a JSON object."),
+    target: NameOrUrl,
+    timeout: Timeout = None,
+    as_json: Json = False,
 ) -> None:
     """Connect to a cluster's gateway; show who answers, the protocol version and the speed.
 

@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
-from cluster_remote.cli.carrying_out import DryRun, Yes, execute, facts_of, here
+from cluster_remote.cli.carrying_out import execute, facts_of, here
 from cluster_remote.cli.completion import remotes
+from cluster_remote.cli.options import DryRun, Yes
 from cluster_remote.lifecycle.changing import plan_rename, plan_take_down
 
 __all__ = ["remove", "rename"]

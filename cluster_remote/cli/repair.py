@@ -12,7 +12,6 @@ from rich.text import Text
 
 from cluster_remote.annex.locations import Selection, located
 from cluster_remote.annex.repository import Repository
-from cluster_remote.cli.completion import remotes
 from cluster_remote.cli.exitcodes import FAILED, UNREACHABLE
 from cluster_remote.cli.interrupts import run
 from cluster_remote.cli.keywise import (
@@ -24,6 +23,7 @@ from cluster_remote.cli.keywise import (
     progress_of,
     selection_of,
 )
+from cluster_remote.cli.options import DryRun, Json, NodeTimeout, OnlyCluster
 from cluster_remote.cli.progress import Lines, progress
 from cluster_remote.cli.render import console, duration, show_problems, size, table
 from cluster_remote.cli.viewing import view_of
@@ -45,15 +45,7 @@ class Incomplete(Shown["Transfer"]):
 
 
 def repair(
-    target: Annotated[
-        str,
-        typer.Argument(
-            metavar="[NAME]",
-            help="A cluster remote; optional if this repository has only one.",
-            autocompletion=remotes,
-            show_default=False,
-        ),
-    ] = "",
+    target: OnlyCluster = "",
     files: Annotated[
         list[str] | None,
         typer.Argument(
@@ -69,15 +61,10 @@ def repair(
     trust_log: Annotated[
         bool, typer.Option("--trust-log", help="Trust the location log instead of asking every node about every key.")
     ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", "-n", help="Show what would be done, without doing it.")
-    ] = False,
+    dry_run: DryRun = False,
     jobs: Annotated[int, typer.Option("--jobs", "-J", min=1, max=100, help="Simultaneous transfers.")] = 2,
-    timeout: Annotated[
-        float | None,
-        typer.Option(min=0.1, help="Seconds to wait for a node (default: the remote's).", show_default=False),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object (docs/json.md).")] = False,
+    timeout: NodeTimeout = None,
+    as_json: Json = False,
 ) -> None:
     """Copy content to the nodes that lack it, and record the new copies.
 

@@ -19,10 +19,11 @@ from cluster_remote.access.identity import not_recorded
 from cluster_remote.access.settings import BadSettings
 from cluster_remote.annex.contents import associated_file, content_of, key_of
 from cluster_remote.annex.repository import Repository, without_token
-from cluster_remote.cli.completion import nodes, remotes
+from cluster_remote.cli.completion import nodes
 from cluster_remote.cli.exitcodes import FAILED, INTERRUPTED
 from cluster_remote.cli.foreground import run_in_foreground, until_interrupted
 from cluster_remote.cli.interrupts import run
+from cluster_remote.cli.options import Json, NameOrUrl, Timeout
 from cluster_remote.cli.progress import Lines, progress
 from cluster_remote.cli.render import duration, emit, say, size
 from cluster_remote.cli.target import Target, resolve
@@ -35,15 +36,6 @@ __all__ = ["drop", "get", "lock", "present", "put"]
 
 T = TypeVar("T")
 
-_TargetName = Annotated[
-    str,
-    typer.Argument(
-        metavar="NAME|URL",
-        help="A remote of this repository or an address.",
-        autocompletion=remotes,
-        show_default=False,
-    ),
-]
 _KeyOrFile = Annotated[
     str, typer.Argument(metavar="KEY|FILE", help="A key or an annexed file of this repository.", show_default=False)
 ]
@@ -60,11 +52,6 @@ _Node = Annotated[
 _Record = Annotated[
     bool, typer.Option("--record", help="Record in the location log what the answer says about NAME's nodes.")
 ]
-_Timeout = Annotated[
-    float | None,
-    typer.Option(help="Seconds to wait without progress (default: the remote's, else 60).", show_default=False),
-]
-_Json = Annotated[bool, typer.Option("--json", help="Print a JSON object (docs/json.md).")]
 
 
 @asynccontextmanager
@@ -108,12 +95,12 @@ def _recorded(uuids: Collection[UUID], descriptions: Mapping[str, str], console:
 
 
 def present(
-    target: _TargetName,
+    target: NameOrUrl,
     key: _KeyOrFile,
     node: _Node = "",
     record: _Record = False,
-    timeout: _Timeout = None,
-    as_json: _Json = False,
+    timeout: Timeout = None,
+    as_json: Json = False,
 ) -> None:
     """Ask a server, or one node behind it, whether it has some content.
 
@@ -164,7 +151,7 @@ def _show_presence(outcome: Presence, console: Console) -> None:
 
 
 def put(
-    target: _TargetName,
+    target: NameOrUrl,
     file: Annotated[
         str, typer.Argument(metavar="[FILE]", help="An annexed file of this repository.", show_default=False)
     ] = "",
@@ -180,8 +167,8 @@ def put(
     ] = "",
     node: _Node = "",
     record: _Record = False,
-    timeout: _Timeout = None,
-    as_json: _Json = False,
+    timeout: Timeout = None,
+    as_json: Json = False,
 ) -> None:
     """Store content on a server, or on one node behind it. Usually you want git annex copy, which also records it.
 
@@ -267,7 +254,7 @@ def _show_upload(outcome: Uploaded, console: Console) -> None:
 
 
 def get(
-    target: _TargetName,
+    target: NameOrUrl,
     key: _KeyOrFile,
     to: Annotated[
         str,
@@ -280,8 +267,8 @@ def get(
     ] = "",
     resume: Annotated[bool, typer.Option("--continue", help="Resume where the file at PATH ends.")] = False,
     node: _Node = "",
-    timeout: _Timeout = None,
-    as_json: _Json = False,
+    timeout: Timeout = None,
+    as_json: Json = False,
 ) -> None:
     """Download content from a server, or from one node behind it, into a file, and verify its checksum.
 
@@ -351,15 +338,15 @@ def _show_download(outcome: Downloaded, console: Console) -> None:
 
 
 def drop(
-    target: _TargetName,
+    target: NameOrUrl,
     key: _KeyOrFile,
     force: Annotated[
         bool, typer.Option("--force", help="Confirm removing it without checking for other copies. Required.")
     ] = False,
     node: _Node = "",
     record: _Record = False,
-    timeout: _Timeout = None,
-    as_json: _Json = False,
+    timeout: Timeout = None,
+    as_json: Json = False,
 ) -> None:
     """Remove content from a server, or from one node behind it, WITHOUT checking that other copies exist.
 
@@ -408,7 +395,7 @@ def _show_removal(outcome: Dropped, console: Console) -> None:
 
 
 def lock(
-    target: _TargetName,
+    target: NameOrUrl,
     key: _KeyOrFile,
     command: Annotated[
         list[str] | None,
@@ -417,8 +404,8 @@ def lock(
         ),
     ] = None,
     node: _Node = "",
-    timeout: _Timeout = None,
-    as_json: _Json = False,
+    timeout: Timeout = None,
+    as_json: Json = False,
 ) -> None:
     """Lock content against removal while COMMAND runs, or until Ctrl-C.
 

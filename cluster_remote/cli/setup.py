@@ -8,9 +8,10 @@ from cluster_remote.access.settings import BadSettings
 from cluster_remote.annex.errors import AnnexError, NotInitialised
 from cluster_remote.annex.gitconfig import ask_git
 from cluster_remote.annex.repository import Repository
-from cluster_remote.cli.carrying_out import DryRun, Yes, execute, facts_of, here, in_repository
+from cluster_remote.cli.carrying_out import execute, facts_of, here, in_repository
 from cluster_remote.cli.completion import candidates, clusters, remotes
 from cluster_remote.cli.interrupts import run
+from cluster_remote.cli.options import DryRun, Yes
 from cluster_remote.lifecycle.serverless import Request
 from cluster_remote.lifecycle.setting_up import plan_setup, prepare
 from cluster_remote.lifecycle.steps import Runner

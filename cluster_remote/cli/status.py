@@ -13,6 +13,7 @@ from cluster_remote.access.place import looks_like_address
 from cluster_remote.cli.completion import remotes
 from cluster_remote.cli.exitcodes import FAILED, UNREACHABLE
 from cluster_remote.cli.interrupts import run
+from cluster_remote.cli.options import Json
 from cluster_remote.cli.render import duration, emit, show_problems, size, table
 from cluster_remote.cli.viewing import every_view, one_view, views_at
 from cluster_remote.diagnosis.nodes import Unusable
@@ -35,7 +36,7 @@ def status(
     ] = "",
     sample: Annotated[int, typer.Option(min=0, help="Number of random keys to ask each node about.")] = 100,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for each node.")] = 10,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object (docs/json.md).")] = False,
+    as_json: Json = False,
 ) -> None:
     """Show a cluster's state: who answers and how fast, what each node holds, what is wrong and how to fix it.
 

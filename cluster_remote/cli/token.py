@@ -16,6 +16,7 @@ from cluster_remote.annex.branchlog import BranchLogs
 from cluster_remote.annex.repository import Repository
 from cluster_remote.cli.completion import behind
 from cluster_remote.cli.interrupts import run
+from cluster_remote.cli.options import Json
 from cluster_remote.cli.render import emit, table
 from cluster_remote.cli.target import annex_repository
 from cluster_remote.gateway.listeners import parse_listen
@@ -91,7 +92,7 @@ def create(
         False, "--own-repository", help="Also give access to the contents in the gateway's own repository."
     ),
     expires: str = typer.Option("", metavar="TIME", help="When it expires: 30d (m, h, d, w) or 2027-01-31."),
-    as_json: bool = typer.Option(False, "--json", help="Print a JSON object."),
+    as_json: Json = False,
 ) -> None:
     """Create a token and print it. Only a hash of it is stored, so it cannot be shown again.
 
@@ -128,7 +129,7 @@ def create(
 
 
 @app.command("list")
-def list_tokens(as_json: bool = typer.Option(False, "--json", help="Print a JSON object.")) -> None:
+def list_tokens(as_json: Json = False) -> None:
     """List the tokens: ID, permissions, creation time and note. The tokens themselves are not stored.
 
     Example: cluster-remote token list
@@ -140,7 +141,7 @@ def list_tokens(as_json: bool = typer.Option(False, "--json", help="Print a JSON
 @app.command()
 def revoke(
     token: str = typer.Argument(..., metavar="ID", help="The ID that token list shows."),
-    as_json: bool = typer.Option(False, "--json", help="Print a JSON object."),
+    as_json: Json = False,
 ) -> None:
     """Revoke a token. Clients connected with it are disconnected within a second.
 

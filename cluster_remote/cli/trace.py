@@ -23,6 +23,7 @@ from cluster_remote.annex.repository import Repository
 from cluster_remote.cli.exitcodes import OK
 from cluster_remote.cli.foreground import run_in_foreground
 from cluster_remote.cli.interrupts import run
+from cluster_remote.cli.options import Json
 from cluster_remote.cli.render import JsonStream
 from cluster_remote.diagnosis.conversation import (
     BadTrace,
@@ -67,7 +68,7 @@ def trace(
     svg: Annotated[
         Path | None, typer.Option("--svg", metavar="FILE", help="Draw it in FILE as SVG.", show_default=False)
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object (docs/json.md).")] = False,
+    as_json: Json = False,
 ) -> None:
     """Run COMMAND and show the P2P protocol messages of its cluster remotes, or show a saved trace.
 
