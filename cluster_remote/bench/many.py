@@ -13,7 +13,7 @@ from pathlib import Path
 import anyio
 
 from cluster_remote.bench.cases import Load, Results
-from cluster_remote.bench.given import make_content
+from cluster_remote.bench.existing import make_content
 from cluster_remote.bench.measure import timed
 from cluster_remote.bench.site import BenchFailed, Client, Site
 from cluster_remote.p2p.client import StreamSession

@@ -22,7 +22,7 @@ from cluster_remote.bench.cases import (
     run_start_up,
     run_transfers,
 )
-from cluster_remote.bench.given import measure
+from cluster_remote.bench.existing import measure
 from cluster_remote.bench.many import grows, run_clients, run_keys
 from cluster_remote.bench.report import as_json, chart, profiled, rows
 from cluster_remote.bench.site import WAYS, BenchFailed, Site
