@@ -21,7 +21,7 @@ from cluster_remote.lifecycle.serverless import Request
 from cluster_remote.lifecycle.steps import Optional, Plan, Runner, Step, TakeOut
 from cluster_remote.p2p.key import UUID
 from cluster_remote.p2p.text import printable
-from cluster_remote.transport.address import Address, BadAddress, Directory, Ssh, at_node, parse_address
+from cluster_remote.transport.address import Address, BadAddress, Directory, Http, Ssh, at_node, parse_address
 from cluster_remote.transport.opening import session_at
 
 __all__ = ["address_of", "fetch_logs", "gateways", "known", "plan_gateway", "plan_nodes", "server_at"]
@@ -72,18 +72,30 @@ def gateways(facts: Facts, cluster: UUID | None = None) -> Iterator[str]:
             yield remote
 
 
-async def server_at(facts: Facts, name: str, address: Address) -> UUID:
-    """Return which repository answers at an address. Raises BadSettings, SessionError, AnnexError."""
+async def server_at(facts: Facts, name: str, address: Address, cluster: str | None = None) -> UUID:
+    """Return which repository answers at an address. Raises BadSettings, SessionError, AnnexError.
+
+    Over HTTP a server does not say so; it is asked for the `cluster` if one is named.
+    """
     caller = caller_of(facts.repository, facts.config)
     token = given_token() or _kept_token(facts, name, address)
     try:
-        session = session_at(address, caller, token=token)
+        session = session_at(address, caller, server=_asked_for(facts, address, cluster), token=token)
     except BadAddress as error:
         raise BadSettings(str(error)) from None
     try:
         return await session.open()
     finally:
         await session.aclose()
+
+
+def _asked_for(facts: Facts, address: Address, cluster: str | None) -> UUID | None:
+    if cluster is None or not isinstance(address, Http):
+        return None
+    if (uuid := UUID.if_valid(cluster)) is not None:
+        return uuid
+    found = facts.clusters_called(cluster.lower())
+    return next(iter(found)) if len(found) == 1 else None
 
 
 def _kept_token(facts: Facts, name: str, address: Address) -> str | None:

@@ -68,7 +68,7 @@ async def plan_setup(facts: Facts, request: Request, runner: Runner) -> Plan:
         if request.cluster:
             parameters["cluster"] = request.cluster
         return Plan((facts.guard(),)) + plan_remote(facts, Wanted(request.name, None, parameters, False))
-    server = await server_at(facts, request.name, address)
+    server = await server_at(facts, request.name, address, request.cluster)
     if not known(facts, server):
         if await fetch_logs(facts, server, address, runner):
             facts = await Facts.read(facts.repository)

@@ -74,6 +74,10 @@ class WrongRepository(Unreachable):
         self.found = found
 
 
+class NotServed(Unreachable):
+    """There is a server, but it does not serve the repository asked for."""
+
+
 class Refused(SessionError):
     """The peer answered ERROR: it understood the request but refused it."""
 

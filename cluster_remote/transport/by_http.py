@@ -5,6 +5,7 @@ from __future__ import annotations
 import select
 import ssl
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import anyio
@@ -12,9 +13,13 @@ import httpcore
 from anyio.abc import ByteStream, SocketAttribute
 from anyio.streams.tls import TLSStream
 
+from cluster_remote.annex.branchlog import BranchLogs
+from cluster_remote.annex.errors import AnnexError
 from cluster_remote.annex.logins import GitCredentials
+from cluster_remote.annex.repository import Repository
+from cluster_remote.p2p.errors import Unreachable
 from cluster_remote.p2p.key import UUID
-from cluster_remote.transport.address import BadAddress, Http
+from cluster_remote.transport.address import Http
 from cluster_remote.transport.http import HttpSession
 from cluster_remote.transport.network import Network, proxy_for
 from cluster_remote.transport.opening import Caller
@@ -26,8 +31,6 @@ __all__ = ["http_session"]
 def http_session(
     address: Http, caller: Caller, server: UUID | None, token: str | None, bypass: frozenset[UUID]
 ) -> HttpSession:
-    if server is None:
-        raise BadAddress(f"{address}: a server over HTTP does not say who it is; name the cluster by its UUID")
     scheme = "https" if address.tls else "http"
     network = Network(caller.allowed_ips, proxy_for(scheme, address.host, caller.http_proxy))
     context = caller.tls.context() if address.tls else None
@@ -42,7 +45,21 @@ def http_session(
         timeout=caller.timeout,
         bypass=bypass,
         trace=recorded(caller.trace, str(address), server, token),
+        candidates=partial(_candidates, caller.repository),
     )
+
+
+async def _candidates(repository: Repository | None) -> list[UUID]:
+    """Return who may be meant by a url: the clusters that are known here, then gateways, then everybody else."""
+    if repository is None:
+        return []
+    try:
+        logs = await BranchLogs.read(repository, ["uuid.log", "cluster.log", "proxy.log"])
+    except AnnexError as error:
+        raise Unreachable(str(error)) from None
+    proxied = {uuid for names in logs.proxied.values() for uuid in names.values() if uuid.is_cluster}
+    clusters = sorted(logs.clusters.clusters() | proxied)
+    return list(dict.fromkeys([*clusters, *sorted(logs.proxied), *sorted(logs.descriptions)]))
 
 
 class Backend(httpcore.AsyncNetworkBackend):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import json
 import math
-from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
@@ -26,6 +26,7 @@ from cluster_remote.p2p.client import DEFAULT_TIMEOUT, extra_timeout_for, readin
 from cluster_remote.p2p.errors import (
     AuthenticationFailed,
     ConnectionLost,
+    NotServed,
     ProtocolError,
     Refused,
     SessionError,
@@ -81,6 +82,8 @@ DATA_LENGTH = "X-git-annex-data-length"
 _LONGEST_ANSWER = 1024 * 1024
 # Maximum characters of a server's text to quote.
 _LONGEST_WORDS = 300
+# How many known repositories to ask a server for that does not say who it is.
+_MOST_CANDIDATES = 30
 # Seconds to wait before retrying a query.
 _PAUSE = 0.5
 # Seconds for the server to confirm an unlock; by then it has happened.
@@ -119,13 +122,14 @@ class _TooOld(Refused):
 class HttpSession(Session):
     """Implement Session over HTTP. The pool keeps connections open between requests.
 
-    `server` must be known beforehand, because no request tells who answers.
+    No request tells who answers. Without a `server` the first request asks for each of the `candidates`, and the one
+    cluster that is served there is meant, or else the first repository.
     """
 
     def __init__(
         self,
         base: str,
-        server: UUID,
+        server: UUID | None,
         *,
         name: str,
         client: UUID,
@@ -134,9 +138,11 @@ class HttpSession(Session):
         timeout: float = DEFAULT_TIMEOUT,
         bypass: frozenset[UUID] = frozenset(),
         trace: Trace | None = None,
+        candidates: Callable[[], Awaitable[Sequence[UUID]]] | None = None,
     ) -> None:
         """Create a session; `base` is the url without the final /git-annex/. Closing the session closes `pool`."""
-        self._base = f"{base.rstrip('/')}/git-annex/{server}/"
+        self._base = f"{base.rstrip('/')}/git-annex/"
+        self._candidates = candidates
         self._host = urlsplit(base).netloc.encode()
         self._server = server
         self._name = name
@@ -161,10 +167,48 @@ class HttpSession(Session):
         return self._version if self._known else None
 
     async def open(self) -> UUID:
-        if not self._known:
-            # Any query will do; the smallest one is about a key that nobody has.
-            await self._present(Key("WORM-s0--"), "connecting")
+        if self._server is None:
+            await self._find()
+        elif not self._known:
+            await self._knock()
+        assert self._server is not None
         return self._server
+
+    async def _knock(self) -> None:
+        # Any query will do; the smallest one is about a key that nobody has.
+        await self._present(Key("WORM-s0--"), "connecting")
+
+    async def _find(self) -> None:
+        """Find out which of the candidates is served. Raises SessionError."""
+        candidates = [] if self._candidates is None else list(await self._candidates())[:_MOST_CANDIDATES]
+        found: list[UUID] = []
+        for uuid in candidates:
+            if found and not uuid.is_cluster:
+                break
+            self._server, self._version = uuid, MAX_VERSION if not self._known else self._version
+            try:
+                await self._knock()
+            except NotServed:
+                continue
+            except BaseException:
+                self._server = None
+                raise
+            found.append(uuid)
+        self._server = found[0] if len(found) == 1 else None
+        if not found:
+            if not candidates:
+                raise NotServed(
+                    f"{self.name}: a server over HTTP does not say who it is, and no cluster is known here: fetch the "
+                    "git-annex branch of its repository (git fetch --all; git annex merge)"
+                )
+            raise NotServed(
+                f"{self.name}: none of the {len(candidates)} repositories that are known here is served there: check "
+                "the url, which ends in /git-annex/, or fetch the git-annex branch of its repository (git fetch --all; "
+                "git annex merge)"
+            )
+        if len(found) > 1:
+            names = ", ".join(map(str, found))
+            raise Refused(f"{self.name}: the server has several clusters: {names}; choose one of them")
 
     async def aclose(self) -> None:
         with anyio.move_on_after(self._timeout, shield=True):
@@ -352,6 +396,8 @@ class HttpSession(Session):
         """
         refused: list[Login] = []
         retried = False
+        if self._server is None:
+            await self._find()
         while True:
             if self._version < lowest:
                 raise _TooOld(f"{self.name}: {doing}: the server speaks version {self._version}; this needs {lowest}")
@@ -359,7 +405,7 @@ class HttpSession(Session):
             query += [("bypass", str(uuid)) for uuid in sorted(self._bypass)]
             request = httpcore.Request(
                 method,
-                f"{self._base}v{self._version}/{endpoint}?{urlencode(query)}".encode(),
+                f"{self._base}{self._server}/v{self._version}/{endpoint}?{urlencode(query)}".encode(),
                 headers=self._headers(body is not None, type, headers or {}),
                 content=body if body is not None else b"",
                 extensions={"timeout": self._deadlines(extra_timeout)},
@@ -427,7 +473,7 @@ class HttpSession(Session):
             case 403:
                 return Refused(f"{self.name}: {doing}: the server does not allow it")
             case 404:
-                return Unreachable(f"{self.name}: {doing}: the server does not serve repository {self._server} there")
+                return NotServed(f"{self.name}: {doing}: the server does not serve repository {self._server} there")
             case status if 300 <= status < 400:
                 # Never send a login to the target of a redirect.
                 return Unreachable(f"{self.name}: {doing}: the server redirects; use the url it redirects to")

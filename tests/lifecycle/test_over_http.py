@@ -1,0 +1,162 @@
+"""Setting up a cluster behind HTTP: as the page of the gateway says, and what can be wrong with a url."""
+
+from __future__ import annotations
+
+import html
+import http.server
+import re
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from cluster_remote.p2p.server import Mode
+from tests.gateway.test_web import Web, cloned, web_of
+from tests.support.environment import Environment
+from tests.support.repositories import Cluster, Repository, make_cluster
+from tests.support.sockets import free_port, serve_p2phttp
+
+
+@pytest.fixture(scope="module")
+def web(make_environment: Callable[[], Environment]) -> Iterator[Web]:
+    environment = make_environment()
+    with web_of(make_cluster(environment, environment.directory), "--public-read") as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def clone(web: Web) -> Repository:
+    """A clone over HTTP whose git has no login."""
+    return cloned(web, None, "reader")
+
+
+def setup(
+    repository: Repository, *arguments: str, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[bytes]:
+    return repository.environment.run(
+        "cluster-remote", "setup", *arguments, cwd=repository.path, check=False, env={"NO_COLOR": "1", **(env or {})}
+    )
+
+
+def test_the_commands_on_the_gateways_page_give_the_dataset_to_somebody_new(
+    web: Web, make_environment: Callable[[], Environment]
+) -> None:
+    gateway = web.cluster.gateway
+    content = b"measured\n"
+    key = gateway.add("values.txt", content)
+    gateway.git("commit", "--quiet", "--message", "values")
+    gateway.git("push", "--quiet", ".", "HEAD:refs/heads/main", check=False)
+    for node in web.cluster.nodes:
+        node.set_key(key, content)
+        gateway.annex("setpresentkey", key, node.uuid, "1")
+    gateway.annex("merge", "--quiet")
+    gateway.annex("drop", "--force", "--quiet", "values.txt")
+    found = re.search(rb"<pre>(.*?)</pre>", web.ask("GET", "/").body, re.DOTALL)
+    assert found is not None
+    commands = html.unescape(found[1].decode())
+    assert f"git clone {web.url} data" in commands
+    # Another HOME, with no more in it than git wants; and this test's server is at an address of this machine.
+    newcomer = make_environment()
+    newcomer.run("git", "config", "--global", "annex.security.allowed-ip-addresses", "all")
+    done = newcomer.run("bash", "-e", "-c", commands, check=False)
+    assert done.returncode == 0, (done.stdout + done.stderr).decode()
+    assert (newcomer.directory / "data/values.txt").read_bytes() == content
+    assert b"initremote mycluster ok" in done.stdout
+    assert b"from mycluster" in done.stdout
+
+
+@pytest.mark.parametrize("server", ["ours", "p2phttp"])
+def test_a_url_over_http_is_asked_which_of_the_known_clusters_it_serves(cluster: Cluster, server: str) -> None:
+    client = cluster.clone("client")
+    if server == "ours":
+        with web_of(cluster) as served:
+            url = f"annex+http://127.0.0.1:{served.port}/data/git-annex/"
+            _is_set_up(client, cluster, url, {"CLUSTER_REMOTE_TOKEN": served.tokens[Mode.READ_WRITE]})
+    else:
+        with serve_p2phttp(cluster.gateway) as port:
+            # The end of the url may be left out.
+            _is_set_up(client, cluster, f"annex+http://127.0.0.1:{port}", {})
+
+
+def _is_set_up(client: Repository, cluster: Cluster, url: str, env: dict[str, str]) -> None:
+    done = setup(client, "cloud", url, env=env)
+    assert done.returncode == 0, (done.stdout + done.stderr).decode()
+    assert client.config("remote.cloud.annex-uuid") == cluster.uuid
+    key = client.add("f", b"f")
+    client.annex("copy", "--quiet", "--to", "cloud", "f")
+    assert cluster.holders(key) == [True] * 3
+    client.annex("drop", "--quiet", "f")
+    client.annex("get", "--quiet", "--from", "cloud", "f")
+
+
+@contextmanager
+def other_server(status: int) -> Iterator[int]:
+    """A web server that knows nothing of git-annex."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(b"<h1>\x1b[31mHello</h1>")
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield server.server_port
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def refused(clone: Repository, url: str, *arguments: str) -> str:
+    """The one line in which setup refuses a url, after which there is no remote."""
+    done = setup(clone, "wrong", url, *arguments)
+    assert done.returncode in (1, 2, 3), done.stdout.decode()
+    (line,) = done.stderr.decode().splitlines()
+    assert line.startswith("cluster-remote: ")
+    assert line.isprintable()
+    assert clone.config("remote.wrong.annex-uuid") is None
+    return line
+
+
+def test_a_url_that_leads_to_nothing_of_ours_is_refused_in_a_line(web: Web, clone: Repository) -> None:
+    base = f"annex+http://127.0.0.1:{web.port}"
+    assert "none of the" in refused(clone, f"{base}/git-annex/")
+    assert "none of the" in refused(clone, f"{base}/data/elsewhere/git-annex/")
+    stranger = "ac111111-1111-8111-8111-111111111111"
+    assert stranger in refused(clone, f"{base}/data/git-annex/", "--cluster", stranger)
+    assert "cannot connect" in refused(clone, f"annex+http://127.0.0.1:{free_port()}/git-annex/")
+    for status, words in ((404, "none of the"), (200, "not JSON"), (500, "answered 500"), (403, "does not allow it")):
+        with other_server(status) as port:
+            assert words in refused(clone, f"annex+http://127.0.0.1:{port}/git-annex/")
+
+
+def test_a_login_that_is_missing_is_said_in_a_line(cluster: Cluster) -> None:
+    with web_of(cluster) as served:
+        client = cluster.clone("client")
+        url = f"annex+http://127.0.0.1:{served.port}/data/git-annex/"
+        assert "wants a login" in refused(client, url)
+
+
+def test_a_certificate_that_nobody_vouches_for_is_refused_in_a_line(cluster: Cluster) -> None:
+    environment = cluster.gateway.environment
+    certificate, key = environment.directory / "cert.pem", environment.directory / "key.pem"
+    environment.run(
+        "openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost",
+        "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate,
+    )  # fmt: skip
+    port = free_port()
+    https = ("--listen", f"https://127.0.0.1:{port}/", "--certificate", str(certificate), "--key", str(key))
+    with web_of(cluster, "--public-read", *https):
+        client = cluster.clone("client")
+        url = f"annex+https://127.0.0.1:{port}/git-annex/"
+        assert "certificate" in refused(client, url)
+        client.git("config", "http.sslCAInfo", str(certificate))
+        done = setup(client, "cloud", url)
+        assert done.returncode == 0, (done.stdout + done.stderr).decode()
