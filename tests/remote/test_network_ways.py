@@ -164,6 +164,41 @@ def test_many_files_at_once_with_jobs(way: tuple[Site, dict[str, str]]) -> None:
 
 
 @pytest.mark.slow
+def test_transfers_that_are_killed_go_on_both_ways(way: tuple[Site, dict[str, str]]) -> None:
+    site, _ = way
+    content = os.urandom(80_000_000)
+    key = site.client.add("film", content)
+
+    def kill_when(part: Path, *command: str) -> bool:
+        """Kill a transfer once some of it has come; whether it was in time."""
+        transfer = site.environment.popen(
+            *("git", "annex", *command), cwd=site.client.path, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        )
+        begun = wait_until(lambda: transfer.poll() is not None or _size(part) > 4_000_000, 60)
+        end_group(transfer.pid)
+        transfer.wait(20)
+        return begun and 4_000_000 < _size(part) < len(content)
+
+    part = site.cluster.nodes[0].path / ".git/annex/tmp" / key
+    assert kill_when(part, "copy", "--to", "mycl", "film")
+    assert site.cluster.holders(key) == [False] * 3
+    site.client.annex("copy", "--quiet", "--to", "mycl", "film")
+    assert site.cluster.holders(key) == [True] * 3
+    assert all(node.object_bytes(key) == content for node in site.cluster.nodes)
+    site.client.annex("drop", "--quiet", "--force", "film")
+    assert kill_when(site.client.path / ".git/annex/tmp" / key, "get", "--from", "mycl", "film")
+    site.client.annex("get", "--quiet", "--from", "mycl", "film")
+    assert site.client.object_bytes(key) == content
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+@pytest.mark.slow
 def test_git_annex_tests_it(way: tuple[Site, dict[str, str]]) -> None:
     site, _ = way
     done = site.client.annex("testremote", "--fast", "mycl", "--size=99", timeout=280, check=False)
