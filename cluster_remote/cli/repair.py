@@ -28,6 +28,7 @@ from cluster_remote.cli.progress import Lines, progress
 from cluster_remote.cli.render import console, duration, show_problems, size, table
 from cluster_remote.cli.viewing import view_of
 from cluster_remote.diagnosis import repairing
+from cluster_remote.diagnosis.encrypted import node_by_node
 from cluster_remote.diagnosis.repairing import Repair
 from cluster_remote.diagnosis.transfer import Transfer
 from cluster_remote.p2p.key import UUID, Key
@@ -138,7 +139,7 @@ async def _repair(
     shown: bool,
     tell: Callable[[Transfer], None],
 ) -> Repair:
-    view = await view_of(target, timeout, writing=not dry_run)
+    view, cipher = node_by_node(await view_of(target, timeout, writing=not dry_run))
     with progress(unit="keys", shown=shown) as lines:
         await progress_of(view, selection, lines)
 
@@ -152,6 +153,7 @@ async def _repair(
             tell=tell,
             advance=lambda node, count, answers: advanced(lines, node, count, answers),
             moved=brought.moved,
+            cipher=cipher,
         )
 
 

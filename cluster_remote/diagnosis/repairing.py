@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
     from cluster_remote.annex.repository import Repository
+    from cluster_remote.diagnosis.encrypted import Cipher
     from cluster_remote.diagnosis.nodes import View
 
 __all__ = ["NodeRepair", "Repair", "repair"]
@@ -91,6 +92,7 @@ class _Repair:
         *,
         trusting: bool,
         dry_run: bool,
+        encrypted: bool,
     ) -> None:
         assert view.repository is not None
         self.view = view
@@ -103,6 +105,7 @@ class _Repair:
         self.moved = moved
         self.trusting = trusting
         self.dry_run = dry_run
+        self.encrypted = encrypted
         self.reachability = Reachability()
         self.keys = self.recorded = self.homeless = 0
         self.lacked: Counter[UUID] = Counter()
@@ -118,7 +121,7 @@ class _Repair:
     async def find(self, batches: Batches, jobs: int, tasks: MemoryObjectSendStream[Task]) -> None:
         """Put the work to do into `tasks`, which is closed at the end."""
         async with tasks:
-            if self.trusting:
+            if self.trusting and not self.encrypted:
                 async for keys in batches:
                     for each in keys:
                         await self._consider(each, None, tasks)
@@ -134,7 +137,7 @@ class _Repair:
         self.keys += 1
         for uuid, answer in (answers or {}).items():
             self.unknown[uuid] += answer is None
-        task = task_for(self.view, each, answers, whole=self.selection.everything)
+        task = task_for(self.view, each, answers, whole=self.selection.everything and not self.encrypted)
         if task is not None:
             await tasks.send(task)
 
@@ -221,7 +224,7 @@ class _Repair:
         # By the log alone, what is there is filled, whatever else is missing.
         problems = [] if self.trusting else problems_of_missing(self.view)
         for node in nodes:
-            if node.unknown:
+            if node.unknown and not self.trusting:
                 problems.append(unreachable(node.uuid, node.title, node.error, name))
             elif node.uuid in self.reasons:
                 left = many(node.lacked - node.stored, "content")
@@ -275,16 +278,20 @@ async def repair(
     tell: Callable[[Transfer], None],
     advance: Advance,
     moved: Moved,
+    cipher: Cipher | None = None,
 ) -> Repair:
     """Copy to nodes what they lack, `jobs` contents at once. `tell` gets each transfer; the result contains none.
 
-    With `trusting`, the location log says who lacks what; otherwise every node is asked. `dry_run` changes nothing.
+    With `trusting`, the location log says who lacks what; otherwise every node is asked, as always if the contents are
+    encrypted with `cipher`. `dry_run` changes nothing.
     Raises BadSettings, AnnexError; errors during the repair arrive as a group.
     """
     repository = comparable(view)
     started = anyio.current_time()
     async with AsyncExitStack() as stack:
         batches = await stack.enter_async_context(located(repository, selection))
+        if cipher is not None:
+            batches = await stack.enter_async_context(cipher.named(repository, batches))
         nodes = await stack.enter_async_context(asked(view.living, jobs, advance))
         reader = await stack.enter_async_context(LocationReader(repository))
         log = await stack.enter_async_context(LocationLog(repository))
@@ -295,7 +302,10 @@ async def repair(
                 env=repository.environment(),
             )
         )
-        work = _Repair(view, selection, nodes, reader, log, tell, moved, trusting=trusting, dry_run=dry_run)
+        encrypted = cipher is not None
+        work = _Repair(
+            view, selection, nodes, reader, log, tell, moved, trusting=trusting, dry_run=dry_run, encrypted=encrypted
+        )
         sending, receiving = anyio.create_memory_object_stream[Task](jobs)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(work.find, batches, jobs, sending)

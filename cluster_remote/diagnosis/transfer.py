@@ -69,7 +69,8 @@ def task_for(view: View, each: Located, answers: Answers | None, *, whole: bool)
     if whole and not (holders or each.holders & view.uuids):
         return None
     lacking = tuple(node for node in living if answers.get(node.uuid) is False and view.wants_all(node))
-    learnt = holders - each.holders
+    # No log knows of an encrypted content.
+    learnt = frozenset[UUID]() if each.key.is_encrypted else holders - each.holders
     return Task(each, lacking, holders, learnt) if lacking or learnt else None
 
 

@@ -1,0 +1,61 @@
+"""A new node of an encrypted cluster is filled from the others, with the bytes as they are."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tests.cli.command import cluster_remote, told
+from tests.remote.sites import initremote, objects
+from tests.support.repositories import Cluster
+
+
+@pytest.mark.parametrize("parameters", [[], ["chunk=1KiB"], ["mac=HMACSHA256"]], ids=["whole", "chunks", "other mac"])
+def test_what_an_encrypted_cluster_holds_is_copied_to_a_node_that_lacks_it(
+    cluster: Cluster, parameters: list[str]
+) -> None:
+    gateway, nodes = cluster.gateway, cluster.nodes
+    initremote(gateway, "vault", f"cluster={cluster.uuid}", "tracking=remote", "encryption=shared", *parameters)
+    contents = {name: os.urandom(size) for name, size in (("f", 2500), ("empty", 0), ("g", 1000))}
+    keys = {name: gateway.add(name, content) for name, content in contents.items()}
+    gateway.add("elsewhere", b"not in the vault")
+    away = nodes[1].path.with_name("unplugged")
+    nodes[1].path.rename(away)
+    gateway.annex("copy", "--quiet", "--to", "vault", *keys)
+    away.rename(nodes[1].path)
+    held = {key for key in objects(nodes[0]) if key.startswith("GPG")}
+    assert held
+    # With no node away, nor a file named: what the vault holds by the location log.
+    planned = told(gateway, "repair", "vault", "--dry-run", code=1)
+    assert {delivery["key"] for delivery in planned["deliveries"]} == held
+    assert objects(nodes[1]) == {}
+    assert told(gateway, "repair", "vault")["recorded"] == 0
+    assert objects(nodes[1]).keys() == held
+    # It is good for something where all others are gone.
+    for node in (nodes[0], nodes[2]):
+        node.path.rename(node.path.with_name(f"{node.path.name} (lost)"))
+    gateway.annex("drop", "--quiet", "--force", *keys)
+    gateway.annex("get", "--quiet", "--from", "vault", *keys)
+    assert {name: gateway.object_bytes(key) for name, key in keys.items()} == contents
+    assert told(gateway, "repair", "vault", code=1)["problems"][0]["kind"] == "node-unreachable"
+
+
+def test_a_lost_node_of_an_encrypted_cluster_is_replaced(cluster: Cluster) -> None:
+    gateway, (lost, new, _) = cluster.gateway, cluster.nodes
+    gateway.git("config", "--unset", "remote.node2.annex-cluster-node")
+    gateway.annex("updatecluster")
+    initremote(gateway, cluster.name, f"cluster={cluster.uuid}", "tracking=remote", "encryption=shared")
+    gateway.add("f", b"content")
+    gateway.annex("copy", "--quiet", "--to", cluster.name, "f")
+    lost.path.rename(lost.path.with_name("lost"))
+    cluster_remote(gateway, "node", "replace", cluster.name, "node1", "node2", "--yes")
+    assert [key.partition("-")[0] for key in objects(new)] == ["GPGHMACSHA1"]
+    assert told(gateway, "status", cluster.name)["healthy"]
+
+
+def test_behind_a_gateway_it_is_left_to_git_annex(cluster: Cluster) -> None:
+    client = cluster.clone()
+    url = f"url={cluster.gateway.path}"
+    initremote(client, "vault", url, f"cluster={cluster.uuid}", "tracking=remote", "encryption=shared")
+    assert "git annex fsck --fast --from vault" in cluster_remote(client, "repair", "vault", code=2).err
