@@ -222,7 +222,7 @@ def test_without_anything_to_listen_on_it_says_what_there_is(site: Cluster) -> N
         (("--listen", "ssh://nas/annex"), 2, "a gateway listens on unix:/path"),
         (("--listen", "unix:relative"), 2, "absolute"),
         (("--listen", "unix:/proc/nowhere/gw"), 1, "cannot listen on unix:/proc/nowhere/gw"),
-        (("--cluster", "other", "--listen", "unix:/tmp/x"), 2, "there is mycluster"),
+        (("--cluster", "other", "--listen", "unix:/tmp/x"), 2, "it has mycluster"),
         (("--timeout", "0", "--listen", "unix:/tmp/x"), 2, "timeout"),
         (("--max-clients", "0", "--listen", "unix:/tmp/x"), 2, "max-clients"),
     ],

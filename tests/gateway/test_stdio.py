@@ -224,7 +224,7 @@ def test_outside_of_a_gateway_s_repository_it_says_what_to_do(site: Cluster, tmp
     said = cluster_remote(site.nodes[0], "serve", "--stdio", code=1).err
     assert "git annex initcluster" in said
     said = cluster_remote(site.gateway, "serve", "--stdio", "--cluster", "other", code=2).err
-    assert "there is mycluster" in said
+    assert "it has mycluster" in said
     named = site.gateway.environment.run(*SERVE, "--cluster", "mycluster", cwd=site.gateway.path, input=b"")
     assert named.stdout.decode() == f"AUTH-SUCCESS {site.uuid}\n"
 
