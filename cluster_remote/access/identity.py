@@ -71,8 +71,9 @@ def believed(
 
 def not_recorded(name: str, others: Collection[UUID]) -> str:
     """Return a warning that a remote named repositories that it cannot speak for."""
-    return f"{name} names repositories that are no nodes of it by cluster.log; they are not recorded: " + ", ".join(
-        sorted(map(str, others))
+    return (
+        f"{name} names repositories that are not its nodes according to cluster.log; they are not recorded: "
+        + ", ".join(sorted(map(str, others)))
     )
 
 

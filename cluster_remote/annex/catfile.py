@@ -34,7 +34,7 @@ class Blobs:
                 continue
             kind, _, size = header[header.find(b" ") + 1 :].partition(b" ")
             if kind != b"blob" or not size.isdigit() or int(size) > BLOB_LIMIT:
-                raise BadAnswer(f"answered with {header[:200]!r}, which is no log of at most {BLOB_LIMIT} bytes")
+                raise BadAnswer(f"answered with {header[:200]!r}, which is not a log of at most {BLOB_LIMIT} bytes")
             after = end + 1 + int(size)
             if len(buffer) <= after:
                 break

@@ -53,7 +53,7 @@ _MEANT = {"&a": "&", "&s": "%", "&c": ":", "%": "/"}
 class Located:
     """A key, and who has its content by the location log. `file` is a file of the work tree, where one was asked for.
 
-    `dead` is a key that nobody has and that nobody is to be warned about any more (`git annex dead --key`).
+    `dead` is a key that nobody has and that needs no more warnings (`git annex dead --key`).
     """
 
     key: Key
@@ -332,7 +332,7 @@ async def _keys_of_files(
     plain, directories = _sorted_out(repository.cwd or Path.cwd(), files)
     found: list[tuple[Key, str | None]] = []
     if plain:
-        # In batch mode, for git-annex hands arguments on to git without the bytes that are not UTF-8.
+        # In batch mode, since git-annex drops non-UTF-8 bytes from arguments that it passes to git.
         question = b"".join(encode(file) + b"\0" for file in plain)
         done = await repository.run("git", "annex", "lookupkey", "--batch", "-z", input=question, timeout=600)
         answers = done.stdout.split(b"\n")

@@ -44,7 +44,7 @@ _KEY_FILE = str.maketrans({"&": "&a", "%": "&s", ":": "&c", "/": "%"})
 def picoseconds(text: str) -> int | None:
     """Reads a time of a log, `1795358606s` or `1795358606.25s`: picoseconds since 1970; None for anything else.
 
-    Exact, where floats would take different times for equal; git-annex too goes by twelve decimal places.
+    Exact, where floats would make different times equal; git-annex, too, uses twelve decimal places.
     """
     match = _TIME.fullmatch(text)
     if match is None:

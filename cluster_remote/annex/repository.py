@@ -1,7 +1,7 @@
 """Where git-annex's repository is, its configuration, and commands run in it.
 
 git-annex starts a special remote with GIT_DIR and GIT_WORK_TREE set. A child that works in this repository needs
-them (made absolute, for it may run in another directory); a child that works in another one must not see them, or it
+them (made absolute, since it may run in another directory); a child that works in another one must not see them, or it
 would look at the wrong repository. So nothing here starts a child with the environment as it happens to be.
 """
 
@@ -191,7 +191,7 @@ class Repository:
             read = self._last_read
             if read is None or self._read_from is None or not self._read_from.still_holds():
                 began = time.monotonic()
-                # Looked at before git reads them: what is changed while it does is read again the next time.
+                # Checked before git reads them, so that a change in between is noticed the next time.
                 known = self._usual_files() if self._read_from is None else self._read_from.files
                 before = {file: _looks(file) for file in known}
                 done = await self.run("git", "config", "--list", "--show-origin", "-z", timeout=_CONFIG_TIMEOUT)

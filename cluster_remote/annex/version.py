@@ -10,7 +10,7 @@ OLDEST = (10, 20250605)
 """Older ones were not tried, or failed: clusters are there since 10.20240731."""
 
 NEEDED = ".".join(map(str, OLDEST))
-"""The same in words, for messages."""
+"""The same as text, for messages."""
 
 
 def version_number(version: str) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""Run a child where there is no event loop, or in a thread. In an event loop it is `child.run`."""
+"""Run a child process without an event loop, or in a thread. In an event loop, use `child.run`."""
 
 from __future__ import annotations
 

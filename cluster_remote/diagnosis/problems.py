@@ -148,7 +148,7 @@ def node_without_remote(uuid: UUID, title: str, name: str) -> Problem:
         "node-without-remote",
         f"no remote of this repository leads to the node {title}, so nothing is stored there from here, and no drop is "
         "complete",
-        # To take it out concerns everybody, so that is no command to be copied without a thought.
+        # Removing it affects everybody, so it is not a command to copy without thinking.
         f"Make a remote for it (git remote add NAME PATH, then cluster-remote node add {cluster} NAME); if it has left "
         f"the cluster for good, take it out (cluster-remote node remove {cluster} {uuid}).",
         (),

@@ -1,7 +1,7 @@
-"""Read a request of the P2P protocol over HTTP: its parameters, its login, and what it asks for in general.
+"""Read a request of the P2P protocol over HTTP: its parameters, its login, and what it requires.
 
-Names, formats and error texts are those observed with git-annex 10.20261026. As there, parameters are read before it is
-looked at who asks.
+Names, formats and error texts are those observed with git-annex 10.20261026. As there, parameters are parsed before
+authentication.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from cluster_remote.p2p.messages import (
 __all__ = ["DATA_LENGTH", "NEEDS", "SINCE", "Asked", "Failure", "login_of", "path_key", "unbracketed"]
 
 DATA_LENGTH = "X-git-annex-data-length"
-# For requests that are about no key.
+# For requests without a key.
 _ANY_KEY = Key("WORM-s0--")
 NEEDS: dict[str, Message] = {
     "checkpresent": CheckPresent(_ANY_KEY),
@@ -46,9 +46,9 @@ NEEDS: dict[str, Message] = {
     "lockcontent": LockContent(_ANY_KEY),
     "keeplocked": LockContent(_ANY_KEY),
 }
-"""What each endpoint needs, going by what a mode refuses."""
+"""A request for each endpoint, to find out whether a mode refuses it."""
 SINCE = {"putoffset": 1, "remove-before": since(RemoveBefore), "gettimestamp": since(GetTimestamp)}
-"""The first version that has an endpoint; the others have been there from the start."""
+"""The version that introduced an endpoint; the others have always existed."""
 
 
 class Failure(Exception):
@@ -62,10 +62,10 @@ class Failure(Exception):
 
 @dataclass(frozen=True)
 class Asked:
-    """What a request asks for; what an endpoint has no use for is as if it had not been said.
+    """The parameters of a request; those that its endpoint does not use are ignored.
 
-    `client` is None for one that names itself by something else. `length` is of the body, in bytes; `is_present` says
-    that the content has reached the nodes some other way.
+    `client` is None for one that does not identify itself by UUID. `length` is that of the body, in bytes; `is_present`
+    says that the content has reached the nodes some other way.
     """
 
     key: Key
@@ -80,7 +80,7 @@ class Asked:
 
     @classmethod
     def read(cls, request: Request, endpoint: str, version: int, key: Key | None = None) -> Asked:
-        """Read the parameters; `key` is the one in the path. Raises Failure."""
+        """Parse the parameters; `key` is the one in the path. Raises Failure."""
         query = _query(request)
         if key is None:
             needs_key = endpoint not in ("gettimestamp", "keeplocked")
@@ -102,14 +102,14 @@ class Asked:
 
 
 def path_key(word: bytes) -> Key:
-    """Read the key in a path, its percent-encoding undone. Raises Failure."""
+    """Parse the key in a path, after percent-decoding. Raises Failure."""
     if not word:
         raise Failure(404)
     return _key(word, "key")
 
 
 def login_of(request: Request) -> tuple[str, str] | None:
-    """Read the user and the password of a request. Raises NotAllowed for what is not basic authentication."""
+    """Return the user and password of a request. Raises NotAllowed for anything but basic authentication."""
     header = request.headers.get("authorization")
     if header is None:
         return None
@@ -124,7 +124,7 @@ def login_of(request: Request) -> tuple[str, str] | None:
 
 
 def unbracketed(word: bytes) -> bytes:
-    """Undo the encoding of what is not UTF-8, which comes as [base64]. Raises ValueError."""
+    """Decode a non-UTF-8 value, which arrives as [base64]. Raises ValueError."""
     if len(word) > 1 and word.startswith(b"[") and word.endswith(b"]"):
         return base64.b64decode(word[1:-1], altchars=b"-_", validate=True)
     return word
@@ -135,7 +135,7 @@ def _unreadable(what: str, why: str) -> Failure:
 
 
 def _query(request: Request) -> dict[str, list[str]]:
-    """Read the parameters byte by byte: a key may be anything but UTF-8."""
+    """Parse the parameters as bytes: a key need not be UTF-8."""
     raw: bytes = request.scope.get("query_string", b"")
     return parse_qs(raw.decode("latin-1"), keep_blank_values=True, encoding="utf-8", errors="surrogateescape")
 

@@ -87,7 +87,7 @@ class Door(Protocol):
 
 
 class _Json(JSONResponse):
-    """An answer with the content type that git-annex gives it."""
+    """A JSON response with git-annex's content type."""
 
     media_type = "application/json;charset=utf-8"
 
@@ -185,7 +185,7 @@ class P2pHttp:
             return _Json(_with_uuids({"removed": removal.removed}, removal.uuids, version))
 
     async def _admitted(self, request: Request, uuid: UUID | None, endpoint: str, asked: Asked) -> Endpoint:
-        """Let a request in. Raises Failure: 404 comes before 401, as with git-annex."""
+        """Check access to a request's endpoint. Raises Failure: 404 takes precedence over 401, as in git-annex."""
         visitor = await visitor_of(request, self._door)
         needs = NEEDS[endpoint]
         known = visitor or Visitor(Mode.READ_ONLY, "nobody", anonymous=True)

@@ -78,7 +78,7 @@ class Places:
 
         Without a token (public reading), it counts by address. When all places are taken, the longest idle connection
         of the heaviest user gives way. A connection whose next request has another token, as behind a reverse proxy, is
-        counted anew.
+        counted again.
         """
         owner = connection.address if token is None else f"token {token.id}"
         if self._clients.get(connection) == owner:

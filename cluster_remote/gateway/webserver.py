@@ -31,7 +31,7 @@ _KEEP_ALIVE, _PATIENCE = 90.0, 1.0
 _LONGEST_HEADERS = 64 * 1024
 # Seconds for a client to finish sending unwanted data before it gets the end of its response.
 _LINGER = 2.0
-# Seconds between two looks at whether a client makes progress, and at whether the last bytes have gone.
+# Seconds between checks whether a client makes progress, and whether the last bytes have been sent.
 _LOOK, _FLUSH_LOOK = 1.0, 0.02
 
 
@@ -182,7 +182,7 @@ class WebServer:
                     await server.run()
                     tasks.cancel_scope.cancel()
             with anyio.move_on_after(_LINGER):
-                # What it was told last is still to leave.
+                # Its last message still has to be sent.
                 while connection.ended is None and transport.get_write_buffer_size():
                     await anyio.sleep(_FLUSH_LOOK)
         finally:
@@ -214,7 +214,7 @@ def _on_connection(app: ASGIApp) -> ASGIApp:
         elif scope["http_version"] not in ("1.0", "1.1"):
             await _refused(send, 505)
         elif {b"content-length", b"transfer-encoding"} <= {name.lower() for name, _ in scope["headers"]}:
-            # Who is between may have taken another one of the two for the length (RFC 9112, 6.1).
+            # A proxy in between may have used the other of the two as the length (RFC 9112, 6.1).
             await _refused(send, 400)
         else:
             connection: WebConnection = scope["state"]["connection"]

@@ -428,8 +428,8 @@ class _Exchange:
         if server is not None and server.is_cluster:
             # Its nodes may have partial uploads of different lengths; only the smallest is known here.
             raise Refused(
-                "a node has kept the beginning of an earlier upload of this encrypted content, with which this one "
-                "cannot go on; in every node, remove the file .git/annex/tmp/KEY (git annex unused lists it, git annex "
+                "a node has kept the beginning of an earlier upload of this encrypted content, which cannot be "
+                "resumed; in every node, remove the file .git/annex/tmp/KEY (git annex unused lists it, git annex "
                 f"dropunused removes it), where KEY is {key}"
             )
         finished: list[Message] = [Data(0)] if self.session.version == 0 else [Data(0), Valid()]
@@ -440,7 +440,7 @@ class _Exchange:
             if isinstance(self.answered(Remove, await self.stream.receive()), Failure | FailurePlus):
                 raise Refused(
                     "the beginning of an earlier upload of this encrypted content is there and cannot be removed; "
-                    f"what there is of {key} now is of no use, remove it with git annex drop --from"
+                    f"what is there of {key} is useless; remove it with git annex drop --from"
                 )
 
     async def end_overlong(self) -> None:
