@@ -27,6 +27,8 @@ __all__ = ["grows", "make_keys", "run_clients", "run_keys"]
 
 _CONTENT = b"four"
 _CLIENT = UUID("00000000-0000-0000-0000-000000000001")
+# Clients that use the same token, at the most.
+_CLIENTS_OF_A_TOKEN = 16
 # The first transfers of a process, of which the median counts.
 _FIRST = 5
 
@@ -150,13 +152,14 @@ def grows(results: Results, what: str, cases: Mapping[int, str], tell: Callable[
 
 def run_clients(site: Site, numbers: Sequence[int], load: Load, results: Results, tell: Callable[[str], None]) -> None:
     """Have so many clients of `serve` store files at the same time, `load.files` in all."""
-    token = site.token()
+    # One token may hold only part of the gateway's places.
+    tokens = [site.token() for _ in range(max(numbers) // _CLIENTS_OF_A_TOKEN + 1)]
     cases = {number: f"{load.name} stored by {number} clients of serve" for number in numbers}
     for number, case in cases.items():
         (pid,) = site.server_pids("gateway")
         before = _descriptors(pid)
         started = time.perf_counter()
-        waits = anyio.run(_clients, site, token, number, load)
+        waits = anyio.run(_clients, site, tokens, number, load)
         seconds = time.perf_counter() - started
         # With its first file each client waits for its connection, and for processes that serve the nodes.
         first = max(each[0] for each in waits)
@@ -176,7 +179,7 @@ def run_clients(site: Site, numbers: Sequence[int], load: Load, results: Results
     grows(results, "clients", cases, tell)
 
 
-async def _clients(site: Site, token: str, number: int, load: Load) -> list[list[float]]:
+async def _clients(site: Site, tokens: Sequence[str], number: int, load: Load) -> list[list[float]]:
     """Return for each client how long each of its files took, in seconds. Raises BenchFailed."""
     waits: list[list[float]] = [[] for _ in range(number)]
     failures: list[Exception] = []
@@ -192,7 +195,7 @@ async def _clients(site: Site, token: str, number: int, load: Load) -> list[list
             if isinstance(outcome, Present) or not outcome.stored or len(outcome.uuids) != site.nodes:
                 raise BenchFailed(f"serve did not store a content on all nodes: {outcome}")
 
-    async def client(place: Path, mine: list[float]) -> None:
+    async def client(place: Path, mine: list[float], token: str) -> None:
         transport = UnixTransport(os.fsencode(site.directory / "gateway.sock"), token=token, name="serve")
         session = StreamSession(transport, client=_CLIENT)
         try:
@@ -207,7 +210,7 @@ async def _clients(site: Site, token: str, number: int, load: Load) -> list[list
         for count, mine in enumerate(waits):
             place = site.directory / f"contents-{number}-{count}"
             place.mkdir()
-            tasks.start_soon(client, place, mine)
+            tasks.start_soon(client, place, mine, tokens[count % len(tokens)])
     if failures:
         raise BenchFailed(str(failures[0]))
     return waits
