@@ -147,8 +147,8 @@ async def test_a_token_s_scope_means_what_it_says(site: Cluster, tmp_path: Path)
             f"{plain}/{node}": f"AUTH-SUCCESS {node}",
             f"{plain}/{site.gateway.uuid}": "ERROR this token gives no access to the gateway's own repository",
             narrow: f"AUTH-SUCCESS {node}",
-            f"{narrow}/{other}": f"ERROR this token gives access to {node} only",
-            f"{narrow}/{site.uuid}": f"ERROR this token gives access to {node} only",
+            f"{narrow}/{other}": f"ERROR this token gives access only to {node}",
+            f"{narrow}/{site.uuid}": f"ERROR this token gives access only to {node}",
             f"{wide}/{site.gateway.uuid}": f"AUTH-SUCCESS {site.gateway.uuid}",
         }
         for claim, said in expected.items():

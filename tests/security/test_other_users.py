@@ -87,7 +87,7 @@ def test_processes_for_one_client_each_share_the_places_of_the_gateway(tmp_path:
     with ExitStack() as places:
         for _ in range(2):
             places.enter_context(a_place(tmp_path, 2))
-        with pytest.raises(GatewayError, match="2 clients already"):
+        with pytest.raises(GatewayError, match="already serves 2 clients"):
             places.enter_context(a_place(tmp_path, 2))
     with a_place(tmp_path, 1):
         pass
