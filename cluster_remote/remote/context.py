@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from contextlib import asynccontextmanager, suppress
 from functools import cached_property
@@ -32,6 +31,7 @@ from cluster_remote.p2p.stream import Trace
 from cluster_remote.remote.behind import NodesBehind
 from cluster_remote.remote.causes import Causes
 from cluster_remote.remote.chunks import stored_as
+from cluster_remote.remote.fetched import FetchedBefore
 from cluster_remote.remote.pool import SessionPool
 from cluster_remote.remote.retrieval import (
     NotRetrieved,
@@ -51,8 +51,6 @@ class GivenUp(SessionError):
     """Nobody is waiting for the answer any more."""
 
 
-# The most recent large downloads, to notice when git-annex asks for one again.
-_GIVEN = 100
 # Seconds for which a lookup in the location log stays valid.
 _A_MOMENT = 0.1
 
@@ -109,7 +107,6 @@ class Context:
         self._sessions = SessionPool(lambda trace: self.session_with(self.server, trace))
         self.behind = NodesBehind(self._session_with_node)
         self.causes = Causes()
-        self._given: deque[Key] = deque(maxlen=_GIVEN)
         self._read_again = False
         self._location_log: _Log | None = None
         self._file_names: FileNames | None = None
@@ -150,6 +147,7 @@ class Context:
         self.repository = Repository.of_remote(self._gitdir)
         self.config = await resolved(self.repository.config(), self.repository)
         self.logs = await BranchLogs.read(self.repository)
+        self._fetched = FetchedBefore(self.repository.common_dir / "cluster-remote" / "fetched")
 
     @property
     def accepted(self) -> bool:
@@ -280,15 +278,15 @@ class Context:
             await retrieve_apart(session, stored, path, progress)
             return
         remedy = f"to find and replace it: cluster-remote check {self.settings.name} --content --fix, then repair"
-        if not can_be_looked_at(stored) and not (key in self._given and Checksum.of(stored) is not None):
+        if not can_be_looked_at(stored) and not (key in self._fetched and Checksum.of(stored) is not None):
             # git-annex has hashed what it saw of the file, so damaged content cannot be replaced now. It will ask
             # again, and a repeated request means that the content was wrong: then each node is asked individually.
             try:
                 await retrieve(session, stored, path, progress, spread=True)
             except Damaged as damaged:
-                self._given.append(key)
+                self._fetched.add(key)
                 raise Damaged(f"{damaged}; {remedy}") from None
-            self._given.append(key)
+            self._fetched.add(key)
             return
         try:
             await retrieve_whole(session, stored, path, progress)

@@ -90,3 +90,23 @@ def test_a_wrong_part_that_was_left_here_is_no_nodes_fault(environment: Environm
     site.client.annex("drop", "--quiet", "--force", "photo.jpg")
     site.client.leave_partial(key, b"x" * 2000)
     assert b"damaged" not in _get(site.client, "mycl", content, key)
+
+
+@pytest.mark.parametrize("way", ["without a server", "through git-annex's gateway"])
+def test_a_large_content_that_git_annex_did_not_like_comes_from_a_good_node_the_next_time(
+    environment: Environment, way: str
+) -> None:
+    site = make_site(environment)
+    client = site.client if way != "without a server" else site.cluster.gateway
+    if client is not site.client:
+        initremote(client, "mycl", sameas=site.cluster.uuid)
+    content = os.urandom(9_000_000)
+    key = client.add("film", content)
+    client.annex("move", "--quiet", "--to", "mycl", "film")
+    for number in (1, 2):
+        site.cluster.gateway.git("config", f"remote.node{number}.annex-cost", "50")
+        damage(site.cluster.nodes[number - 1], key)
+    client.annex("get", "--from", "mycl", "film", check=False)
+    client.annex("get", "--from", "mycl", "film")
+    assert client.object_bytes(key) == content
+    assert site.cluster.holders(key) == [True] * 3

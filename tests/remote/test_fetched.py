@@ -1,0 +1,34 @@
+"""What is remembered of large downloads from one run to the next."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from cluster_remote.p2p.key import Key
+from cluster_remote.remote.fetched import FetchedBefore
+
+KEY, OTHER = Key("SHA256-s1--ab"), Key("SHA256-s1--c\udce4")
+
+
+def test_another_run_knows_what_was_fetched_within_a_day(tmp_path: Path) -> None:
+    file = tmp_path / "cluster-remote" / "fetched"
+    first = FetchedBefore(file)
+    assert KEY not in first
+    first.add(KEY)
+    first.add(OTHER)
+    second = FetchedBefore(file)
+    assert KEY in second
+    assert OTHER in second
+    file.write_bytes(b"%d %b\nnonsense\n\n" % (int(time.time()) - 25 * 3600, bytes(KEY)))
+    assert KEY not in FetchedBefore(file)
+
+
+def test_the_file_stays_small_and_need_not_be_there(tmp_path: Path) -> None:
+    file = tmp_path / "fetched"
+    file.write_bytes(b"".join(b"%d WORM-s1--%d\n" % (int(time.time()), number) for number in range(3000)))
+    assert Key("WORM-s1--2999") in FetchedBefore(file)
+    assert len(file.read_bytes().splitlines()) == 1000
+    unwritable = FetchedBefore(Path("/proc/nothing/fetched"))
+    unwritable.add(KEY)
+    assert KEY in unwritable
