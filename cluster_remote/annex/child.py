@@ -44,14 +44,10 @@ __all__ = [
 _REAP = 10.0
 # Seconds to wait for the rest of a child's standard error after it has ended: its own children may hold the pipe open.
 _STDERR_REST = 0.5
-
-
 # Bytes to keep from the end of a child's standard error for error messages.
 _KEPT = 4096
 # Seconds between polls for a child's end: the first interval, doubled up to the second.
 _FIRST_LOOK, _LONGEST_LOOK = 0.001, 0.05
-
-
 # Bytes of output of a one-shot command that are taken before it is given up.
 _OUTPUT_LIMIT = 64 * 2**20
 
@@ -70,14 +66,14 @@ class Tail:
 
     def __init__(self, limit: int = _KEPT) -> None:
         self._limit = limit
-        self._end = b""
+        self.last = b""
 
     def feed(self, chunk: bytes) -> None:
-        self._end = (self._end + chunk)[-self._limit :]
+        self.last = (self.last + chunk)[-self._limit :]
 
     def text(self) -> str:
         """Return the kept text, with the characters that a terminal might obey escaped."""
-        return visible(decode(self._end)).strip()
+        return visible(decode(self.last)).strip()
 
 
 class StderrTail:
@@ -89,14 +85,18 @@ class StderrTail:
 
     def __init__(self, child: subprocess.Popen[bytes]) -> None:
         self._child = child
-        self._words = bytearray()
+        self._tail = Tail()
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
 
     @property
     def last(self) -> bytes:
         """Return the last 4096 bytes."""
-        return bytes(self._words)
+        return self._tail.last
+
+    def text(self) -> str:
+        """Return the same as text, see Tail."""
+        return self._tail.text()
 
     async def wait(self, seconds: float) -> None:
         """Wait for the end of the stream, with a deadline in seconds."""
@@ -109,8 +109,7 @@ class StderrTail:
         assert stderr is not None
         with stderr:
             while data := stderr.read(_KEPT):
-                self._words += data
-                del self._words[:-_KEPT]
+                self._tail.feed(data)
 
 
 def pipes_of(child: subprocess.Popen[bytes]) -> tuple[int, int]:
@@ -160,7 +159,7 @@ class PipedChild:
 
     def complaint(self) -> str:
         """Return the tail of its standard error."""
-        return visible(decode(self._stderr.last)).strip()
+        return self._stderr.text()
 
     def send_at_once(self, data: bytes) -> memoryview:
         """Send as much as possible without waiting and return the rest.
@@ -203,10 +202,7 @@ class PipedChild:
         """
         with anyio.CancelScope(shield=True):
             if self._child.poll() is None:
-                try:
-                    os.killpg(self._child.pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    pass
+                send_signal(self._child.pid, signal.SIGKILL)
             await self._pipes.aclose(0)
             await until(lambda: self._child.poll() is not None, _REAP)
 
@@ -234,10 +230,7 @@ async def kill(process: Process) -> None:
     """
     with anyio.CancelScope(shield=True), anyio.move_on_after(_REAP):
         if process.returncode is None:
-            try:
-                os.killpg(process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
+            send_signal(process.pid, signal.SIGKILL)
         await process.aclose()
 
 
@@ -249,15 +242,15 @@ async def end(process: Process, grace: float, *, group: bool) -> None:
     with anyio.CancelScope(shield=True):
         for number in (signal.SIGTERM, signal.SIGKILL):
             if process.returncode is None:
-                send_signal(process, number, group=group)
+                send_signal(process.pid, number, group=group)
                 with anyio.move_on_after(grace):
                     await process.wait()
 
 
-def send_signal(process: Process, number: int, *, group: bool) -> None:
-    """Send a signal to a child that may have ended, or to its process group."""
+def send_signal(pid: int, number: int, *, group: bool = True) -> None:
+    """Send a signal to the process group of a child that may have ended, or to the child alone."""
     try:
-        os.killpg(process.pid, number) if group else os.kill(process.pid, number)
+        os.killpg(pid, number) if group else os.kill(pid, number)
     except ProcessLookupError:
         return
 

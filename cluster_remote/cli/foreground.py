@@ -43,7 +43,7 @@ async def run_in_foreground(
                     async for number in signals:
                         # A terminal sends Ctrl-C to every program running on it, the command included.
                         if not (number == signal.SIGINT and sys.stdin.isatty()):
-                            child.send_signal(process, number, group=False)
+                            child.send_signal(process.pid, number, group=False)
 
                 tasks.start_soon(hand_on)
                 code = await process.wait()

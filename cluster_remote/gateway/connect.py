@@ -9,7 +9,6 @@ A refusal is sent in git's own protocol: ERROR would make git-remote-p2p-annex w
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
@@ -192,10 +191,7 @@ async def _end(process: Process) -> None:
                 await process.wait()
                 tasks.cancel_scope.cancel()
     if process.returncode is None:
-        try:
-            os.killpg(process.pid, signal.SIGTERM)
-        except ProcessLookupError:
-            pass
+        child.send_signal(process.pid, signal.SIGTERM)
         with anyio.move_on_after(_PATIENCE):
             await process.wait()
     await child.kill(process)
