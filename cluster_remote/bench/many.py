@@ -12,6 +12,7 @@ from pathlib import Path
 
 import anyio
 
+from cluster_remote.annex.logformat import branch_path
 from cluster_remote.bench.cases import Load, Results
 from cluster_remote.bench.existing import make_content
 from cluster_remote.bench.measure import timed
@@ -19,7 +20,7 @@ from cluster_remote.bench.site import BenchFailed, Client, Site
 from cluster_remote.p2p.client import StreamSession
 from cluster_remote.p2p.errors import SessionError
 from cluster_remote.p2p.file import FileSource
-from cluster_remote.p2p.key import UUID, AssociatedFile
+from cluster_remote.p2p.key import UUID, AssociatedFile, Key, decode
 from cluster_remote.p2p.session import Present
 from cluster_remote.transport.sockets import UnixTransport
 
@@ -53,14 +54,14 @@ def make_keys(site: Site, count: int) -> None:
             b"from refs/heads/git-annex^0\n" % now
         )
         for key in keys:
-            importing.stdin.write(f"M 100644 inline {_folder(key)}/{key}.log\ndata {len(log)}\n{log}\n".encode())
+            importing.stdin.write(f"M 100644 inline {_log_of(key)}\ndata {len(log)}\n{log}\n".encode())
     if importing.returncode:
         raise BenchFailed(f"git fast-import ended with exit code {importing.returncode}")
     first = site.node(1) / ".git/annex/objects"
     content = site.directory / "content"
     content.write_bytes(_CONTENT)
     for key in keys:
-        folder = first / _folder(key) / key
+        folder = first / _log_of(key).removesuffix(".log")
         folder.mkdir(parents=True)
         (folder / key).write_bytes(_CONTENT)
     for number in nodes[1:]:
@@ -72,9 +73,8 @@ def make_keys(site: Site, count: int) -> None:
     site.annex(site.gateway, "merge")
 
 
-def _folder(key: str) -> str:
-    digest = hashlib.md5(key.encode(), usedforsecurity=False).hexdigest()
-    return f"{digest[:3]}/{digest[3:6]}"
+def _log_of(key: str) -> str:
+    return decode(branch_path(Key(key)))
 
 
 def run_keys(
