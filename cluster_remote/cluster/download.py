@@ -120,7 +120,7 @@ class ClusterDownload(Download):
 
         `failed` is called with a node that failed after it had started to send; `silent` with one that did not answer
         within its `head_start`, in seconds, after which the next one is asked as well. `tasks` runs the tasks that ask
-        ask the nodes. `helpers` are those that several may be taken from at once, see `may_spread`.
+        the nodes. `helpers` are those that several may be taken from at once, see `may_spread`.
         """
         self._doing = doing
         self._nodes = deque(nodes)

@@ -5,12 +5,11 @@ git-annex verifies these itself as they arrive. If it asks for one again, the co
 
 from __future__ import annotations
 
-import os
 import time
 from contextlib import suppress
 from pathlib import Path
 
-from cluster_remote.p2p.key import Key
+from cluster_remote.p2p.key import Key, decode
 
 __all__ = ["FetchedBefore"]
 
@@ -47,7 +46,7 @@ class FetchedBefore:
                 lines = self._file.read_bytes().splitlines()
             since = time.time() - _MEMORY
             recent = [line for line in lines[-_MOST:] if _time(line) >= since]
-            self._keys = {os.fsdecode(line.partition(b" ")[2]) for line in recent}
+            self._keys = {decode(line.partition(b" ")[2]) for line in recent}
             if len(lines) > _MOST:
                 with suppress(OSError):
                     self._file.write_bytes(b"".join(line + b"\n" for line in recent))
