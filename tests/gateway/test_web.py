@@ -19,6 +19,7 @@ import pytest
 
 from cluster_remote.gateway.tokens import Tokens
 from cluster_remote.p2p.server import Mode
+from tests.support.certificates import make_certificate
 from tests.support.processes import end_group, wait_until
 from tests.support.repositories import Cluster, Repository
 from tests.support.sockets import free_port
@@ -346,11 +347,7 @@ def test_https_needs_a_certificate_that_can_be_used(cluster: Cluster) -> None:
 
 def test_over_https_everything_is_as_over_http(cluster: Cluster) -> None:
     environment = cluster.gateway.environment
-    certificate, key = environment.directory / "cert.pem", environment.directory / "key.pem"
-    environment.run(
-        "openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost",
-        "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout", key, "-out", certificate,
-    )  # fmt: skip
+    certificate, key = make_certificate(environment)
     port = free_port()
     process = environment.popen(
         "cluster-remote", "serve", "--listen", f"https://127.0.0.1:{port}/", "--public-read",

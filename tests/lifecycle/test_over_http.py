@@ -14,6 +14,7 @@ import pytest
 
 from cluster_remote.p2p.server import Mode
 from tests.gateway.test_web import Web, cloned, web_of
+from tests.support.certificates import make_certificate
 from tests.support.environment import Environment
 from tests.support.repositories import Cluster, Repository, make_cluster
 from tests.support.sockets import free_port, serve_p2phttp
@@ -146,11 +147,7 @@ def test_a_login_that_is_missing_is_said_in_a_line(cluster: Cluster) -> None:
 
 def test_a_certificate_that_nobody_vouches_for_is_refused_in_a_line(cluster: Cluster) -> None:
     environment = cluster.gateway.environment
-    certificate, key = environment.directory / "cert.pem", environment.directory / "key.pem"
-    environment.run(
-        "openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost",
-        "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate,
-    )  # fmt: skip
+    certificate, key = make_certificate(environment)
     port = free_port()
     https = ("--listen", f"https://127.0.0.1:{port}/", "--certificate", str(certificate), "--key", str(key))
     with web_of(cluster, "--public-read", *https):

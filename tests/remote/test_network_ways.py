@@ -17,6 +17,7 @@ from cluster_remote.p2p.server import Mode
 from tests.gateway.served import gateway_of
 from tests.gateway.test_web import web_of
 from tests.remote.sites import Site, initremote
+from tests.support.certificates import make_certificate
 from tests.support.environment import Environment
 from tests.support.processes import end_group, wait_until
 from tests.support.repositories import Cluster, Repository, make_cluster
@@ -113,16 +114,6 @@ WAYS: dict[str, Callable[[Cluster], contextlib.AbstractContextManager[tuple[str,
     "tls": _by_tls,
     "p2p-annex": _by_network,
 }
-
-
-def make_certificate(environment: Environment) -> tuple[Path, Path]:
-    """A certificate for localhost that signs itself, and its key."""
-    certificate, key = environment.directory / "cert.pem", environment.directory / "key.pem"
-    environment.run(
-        "openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost",
-        "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout", key, "-out", certificate,
-    )  # fmt: skip
-    return certificate, key
 
 
 @pytest.fixture(params=["our-http", *only_in_all(*(way for way in WAYS if way != "our-http"))])
