@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid as random_uuids
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from cluster_remote.access.configuration import Configuration, our_remotes
 from cluster_remote.access.identity import candidates, node_named, wanted_server
@@ -43,6 +43,7 @@ def caller_of(repository: Repository, config: GitConfig, timeout: float = DEFAUL
         timeout,
         ssh_command=config.get("core.sshCommand"),
         ssh_variant=config.get("ssh.variant"),
+        share_ssh=config.boolean("annex.sshcaching", True),
         repository=repository,
         tls=TlsSettings.of(config),
         http_proxy=config.get("http.proxy"),
@@ -60,6 +61,7 @@ def way_of(
         assert caller.repository is not None
         wanted = settings.cluster or (settings.uuid.text if settings.uuid.is_cluster else None)
         return Serverless(membership(config, logs, caller.repository.place, wanted), caller, logs)
+    caller = replace(caller, ssh_options=config.ssh_options(settings.name))
     if shared:
         # Like git-annex: settings that others can change must not make us connect to hosts only this machine can reach.
         caller = caller.restricted_to(config.get(_ALLOWED_IPS) or "")

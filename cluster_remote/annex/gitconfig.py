@@ -85,6 +85,10 @@ class GitConfig:
         """Return the UUID of a remote's repository; None where git-annex has not found it out."""
         return UUID.if_valid(self.remote(name, "annex-uuid"))
 
+    def ssh_options(self, name: str) -> tuple[str, ...]:
+        """Return the user's options for ssh to a remote, as git-annex splits them."""
+        return tuple((self.remote(name, "annex-ssh-options") or self.get("annex.ssh-options") or "").split())
+
     def url_of(self, name: str) -> str:
         """Return where a remote's repository is: its annexUrl, or else its url, rewritten; empty if it has none."""
         return self.rewritten(self.remote(name, "annexUrl") or self.remote(name, "url") or "")

@@ -185,6 +185,7 @@ class Membership:
         # The request must not come back here, nor go to the gateways that are asked from here.
         gateways = {other.gateway for other in self.members if other.gateway is not None}
         beyond = bypass | {self.own} | gateways - {member.gateway}
+        caller = replace(caller, ssh_options=member.way.ssh_options)
         return session_at(member.way.address, caller, server=member.uuid, bypass=beyond)
 
     def _by_remote(self, uuid: UUID, remote: Remote, caller: Caller) -> Session:
@@ -442,8 +443,7 @@ def way_to(config: GitConfig, remote: str, place: Path, *, special: bool = False
         case Directory() | Http():
             return Direct(address)
         case Ssh() if not config.remote(remote, "annex-shell"):
-            options = config.remote(remote, "annex-ssh-options") or config.get("annex.ssh-options") or ""
-            return Direct(address, tuple(options.split()))
+            return Direct(address, config.ssh_options(remote))
         case _:
             return Proxied()
 

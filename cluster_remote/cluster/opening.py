@@ -48,7 +48,14 @@ async def resolved(config: GitConfig, repository: Repository) -> GitConfig:
         way = way_to(config, remote, repository.place)
         if not isinstance(way, Direct):
             return
-        caller = Caller(repository.uuid, _ANSWER, config.get("core.sshCommand"), config.get("ssh.variant"))
+        caller = Caller(
+            repository.uuid,
+            _ANSWER,
+            config.get("core.sshCommand"),
+            config.get("ssh.variant"),
+            config.boolean("annex.sshcaching", True),
+            ssh_options=way.ssh_options,
+        )
         try:
             session = session_at(way.address, caller)
             try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from cluster_remote.annex.repository import foreign_environment
 from cluster_remote.p2p.client import Transport
@@ -11,7 +11,7 @@ from cluster_remote.p2p.key import UUID
 from cluster_remote.transport.address import Directory, P2pAnnex, Ssh
 from cluster_remote.transport.opening import Caller, token_for
 from cluster_remote.transport.process import ProcessTransport
-from cluster_remote.transport.ssh import SshTransport, ssh_command
+from cluster_remote.transport.ssh import SshTransport, can_share, ssh_command
 from cluster_remote.transport.trust import check_directory
 
 __all__ = ["by_program", "shell_in_directory", "shell_over_ssh", "ssh_environment"]
@@ -41,16 +41,26 @@ def _as_variables(settings: Mapping[str, str]) -> dict[str, str]:
 
 def shell_over_ssh(address: Ssh, caller: Caller, server: UUID | None, token: str | None) -> Transport:
     # Like for git, a relative path is relative to the remote home directory.
-    command = ssh_command(
-        address,
-        _shell_command(address.path, caller.uuid, server),
-        os.environ,
-        caller.ssh_command,
-        caller.ssh_variant,
-        caller.ssh_options,
+    shell = _shell_command(address.path, caller.uuid, server)
+
+    def command(options: Sequence[str], *remote_command: str) -> list[str]:
+        return ssh_command(
+            address,
+            remote_command,
+            os.environ,
+            caller.ssh_command,
+            caller.ssh_variant,
+            (*options, *caller.ssh_options),
+        )
+
+    shares = caller.share_ssh and can_share(os.environ, caller.ssh_command, caller.ssh_variant, caller.ssh_options)
+    return SshTransport(
+        lambda options: command(options, *shell),
+        name=str(address),
+        environment=ssh_environment(),
+        login=tuple(command(())),
+        closing=command(("-S", "", "-O", "exit")) if shares else None,
     )
-    where = f"{address.destination} {address.port or ''}"
-    return SshTransport(command, name=str(address), environment=ssh_environment(), destination=where)
 
 
 def by_program(address: P2pAnnex, caller: Caller, server: UUID | None, token: str | None) -> Transport:

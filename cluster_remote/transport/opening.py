@@ -29,8 +29,8 @@ class Caller:
     """Who opens sessions, and the user's settings for them.
 
     `uuid` is the asking repository; `timeout` is in seconds without progress; `ssh_command` and `ssh_variant` are git's
-    core.sshCommand and ssh.variant; `repository` is None outside of one. `allowed_ips` is
-    annex.security.allowed-ip-addresses if the address may be a stranger's, None if this user gave it; `tls` and
+    core.sshCommand and ssh.variant, `share_ssh` is annex.sshcaching; `repository` is None outside of one. `allowed_ips`
+    is annex.security.allowed-ip-addresses if the address may be a stranger's, None if this user gave it; `tls` and
     `http_proxy` are git's settings for https, `ssh_options` the user's for this remote. `settings` go to the git of a
     repository on this machine, before those in its configuration.
     """
@@ -39,6 +39,7 @@ class Caller:
     timeout: float = DEFAULT_TIMEOUT
     ssh_command: str | None = None
     ssh_variant: str | None = None
+    share_ssh: bool = False
     trace: Trace | None = None
     repository: Repository | None = None
     allowed_ips: str | None = None

@@ -11,43 +11,61 @@ import os
 import random
 import re
 import shlex
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
-
-from anyio import CapacityLimiter
-from anyio.lowlevel import RunVar
+import subprocess
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 
 from cluster_remote.transport.address import BadAddress, Ssh
 from cluster_remote.transport.process import ProcessTransport
+from cluster_remote.transport.sharedssh import SharedConnection, server_of
 
-__all__ = ["SshTransport", "ssh_command"]
+__all__ = ["SshTransport", "can_share", "ssh_command"]
 
-# Concurrent logins per server: sshd starts refusing at ten (sshd_config(5), MaxStartups), and other programs log in
-# there too.
-_LOGINS = 4
 # Seconds before retrying a refused login, by attempt.
 _PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)
 # What ssh prints if the server closes the connection before login.
 _REFUSED = re.compile("kex_exchange_identification|Connection (closed|reset) by|MaxStartups")
 
-_limiters: RunVar[dict[str, CapacityLimiter]] = RunVar("cluster_remote_ssh_logins")
+# Options with which a user shares connections in another way.
+_SHARING = re.compile("-S|.*Control(Master|Path|Persist)", re.IGNORECASE)
 
 
 class SshTransport(ProcessTransport):
-    """A program run on another machine through ssh. `destination` is the server whose logins are limited."""
+    """git-annex-shell on another machine, through ssh.
 
-    def __init__(self, command: Sequence[str], *, name: str, environment: Mapping[str, str], destination: str) -> None:
-        super().__init__(command, name=name, environment=environment)
-        self._destination = destination
+    `command` makes the command line from options for ssh; `login` has all that ssh is told about the connection, whose
+    logins are limited. `closing` is the command that closes a shared connection, with an empty word for the path of its
+    socket; None if connections must not be shared.
+    """
 
-    def turn(self) -> AbstractAsyncContextManager[None]:
+    def __init__(
+        self,
+        command: Callable[[Sequence[str]], list[str]],
+        *,
+        name: str,
+        environment: Mapping[str, str],
+        login: tuple[str, ...],
+        closing: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__(command(()), name=name, environment=environment)
+        self._with_options = command
+        self._login = login
+        self._closing = closing
+        self._shared: SharedConnection | None = None
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
         """See Transport."""
-        try:
-            limiters = _limiters.get()
-        except LookupError:
-            limiters = {}
-            _limiters.set(limiters)
-        return limiters.setdefault(self._destination, CapacityLimiter(_LOGINS))
+        async with server_of(self._login).turn(self._closing, self._environment) as self._shared:
+            yield
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        shared = self._shared
+        self.command = self._with_options(() if shared is None else shared.options)
+        child = super()._start()
+        if shared is not None:
+            shared.sessions.append(child)
+        return child
 
     def again_in(self, attempts: int, complaint: str) -> float | None:
         """See Transport. The delay is randomised so that refused logins do not retry at the same moment."""
@@ -69,23 +87,10 @@ def ssh_command(
     `remote_command` is quoted here for the remote login shell; `options` are the user's for this ssh. Raises BadAddress
     if the ssh program cannot do what the address requires.
     """
-    line = environment.get("GIT_SSH_COMMAND") or core_ssh_command
-    if line:
-        # Like git: the command is the user's and may contain options and quotes; "$@" is what we add.
-        start = ["sh", "-c", f'{line} "$@"', line]
-        words = _words(line)
-        program = next((word for word in words if "=" not in word), "ssh")
-    else:
-        program = environment.get("GIT_SSH") or "ssh"
-        start = [program]
-    variant = environment.get("GIT_SSH_VARIANT") or variant or "auto"
-    if variant == "auto":
-        name = os.path.basename(program).lower().removesuffix(".exe")  # noqa: PTH119 -- a word, not a file
-        # git recognises these by name; "putty" and "simple" only as a variant.
-        variant = name if name in {"plink", "tortoiseplink"} else "ssh"
+    start, words = _program(environment, core_ssh_command)
     port: list[str] = []
     if address.port is not None:
-        match variant:
+        match _variant(words, environment, variant):
             case "plink" | "putty":
                 port = ["-P", str(address.port)]
             case "tortoiseplink":
@@ -94,7 +99,44 @@ def ssh_command(
                 raise BadAddress(f"{address}: the ssh program in use (variant simple) cannot be given a port")
             case _:
                 port = ["-p", str(address.port)]
-    return [*start, *options, *port, address.destination, " ".join(map(_quoted, remote_command))]
+    last = [" ".join(map(_quoted, remote_command))] if remote_command else []
+    return [*start, *options, *port, address.destination, *last]
+
+
+def can_share(
+    environment: Mapping[str, str],
+    core_ssh_command: str | None = None,
+    variant: str | None = None,
+    options: Sequence[str] = (),
+) -> bool:
+    """Return whether the ssh program is OpenSSH, and the user's options do not share connections in another way."""
+    _start, words = _program(environment, core_ssh_command)
+    # Of other programs only the user knows what they understand.
+    named = environment.get("GIT_SSH_VARIANT") or variant or "auto"
+    openssh = named == "ssh" or (named == "auto" and _name(words) == "ssh")
+    return openssh and not any(_SHARING.match(word) for word in (*words, *options))
+
+
+def _program(environment: Mapping[str, str], core_ssh_command: str | None) -> tuple[list[str], list[str]]:
+    """Return the start of a command line that runs the user's ssh program, and the words that the user wrote."""
+    if line := environment.get("GIT_SSH_COMMAND") or core_ssh_command:
+        # Like git: the command is the user's and may contain options and quotes; "$@" is what we add.
+        return ["sh", "-c", f'{line} "$@"', line], _words(line)
+    program = environment.get("GIT_SSH") or "ssh"
+    return [program], [program]
+
+
+def _name(words: Sequence[str]) -> str:
+    program = next((word for word in words if "=" not in word), "ssh")
+    return os.path.basename(program).lower().removesuffix(".exe")  # noqa: PTH119 -- a word, not a file
+
+
+def _variant(words: Sequence[str], environment: Mapping[str, str], variant: str | None) -> str:
+    variant = environment.get("GIT_SSH_VARIANT") or variant or "auto"
+    if variant != "auto":
+        return variant
+    # git recognises these by name; "putty" and "simple" only as a variant.
+    return name if (name := _name(words)) in {"plink", "tortoiseplink"} else "ssh"
 
 
 def _quoted(word: str) -> str:

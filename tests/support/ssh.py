@@ -53,6 +53,7 @@ class SshServer:
         client_command: a value for GIT_SSH_COMMAND.
         variables: what git and git-annex need in their environment to reach this server.
         connections: how many clients have connected so far.
+        sessions: how many commands one connection may run at the same time.
     """
 
     host = "gateway.test"
@@ -63,6 +64,7 @@ class SshServer:
         self.user = getpass.getuser()
         self.port = 0
         self.connections = 0
+        self.sessions = 10
         self._directory = environment.directory / "ssh"
         self._directory.mkdir()
         self._host_key = asyncssh.generate_private_key("ssh-ed25519")
@@ -138,7 +140,20 @@ class SshServer:
             def connection_made(self, connection: asyncssh.SSHServerConnection) -> None:
                 outer.connections += 1
                 self._connection = connection
+                self._commands = 0
                 open_connections.add(connection)
+
+            def session_requested(self) -> Any:
+                if self._commands >= outer.sessions:
+                    raise asyncssh.ChannelOpenError(asyncssh.OPEN_ADMINISTRATIVELY_PROHIBITED, "too many sessions")
+                self._commands += 1
+                return asyncssh.SSHServerProcess(self._run, None, 3, False)
+
+            async def _run(self, process: asyncssh.SSHServerProcess[bytes]) -> None:
+                try:
+                    await command(process)
+                finally:
+                    self._commands -= 1
 
             def connection_lost(self, error: Exception | None) -> None:
                 open_connections.discard(self._connection)
@@ -160,7 +175,6 @@ class SshServer:
             authorized_client_keys=asyncssh.import_authorized_keys(
                 self._client_key.export_public_key("openssh").decode()
             ),
-            process_factory=command,
             encoding=None,
             compression_algs=None,
             reuse_address=True,

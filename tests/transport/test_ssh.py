@@ -18,7 +18,7 @@ from cluster_remote.p2p.key import UUID, Key
 from cluster_remote.transport.address import BadAddress, Ssh, parse_address
 from cluster_remote.transport.by_process import ssh_environment
 from cluster_remote.transport.opening import Caller, stream_session
-from cluster_remote.transport.ssh import SshTransport, ssh_command
+from cluster_remote.transport.ssh import SshTransport, can_share, ssh_command
 from tests.support.environment import Environment
 from tests.support.processes import wait_until
 from tests.support.repositories import Repository, make_repository
@@ -145,6 +145,29 @@ def test_a_program_that_cannot_be_given_a_port_is_refused_one() -> None:
     with pytest.raises(BadAddress, match=r"ssh://host:22/dir: .*variant simple.* cannot be given a port"):
         ssh_command(Ssh("host", "/dir", port=22), ["true"], {"GIT_SSH_VARIANT": "simple"})
     assert ssh_command(Ssh("host", "/dir"), ["true"], {"GIT_SSH_VARIANT": "simple"})[-2:] == ["host", "true"]
+
+
+@pytest.mark.parametrize(
+    ("environment", "variant", "options", "shared"),
+    [
+        ({}, None, (), True),
+        ({"GIT_SSH_COMMAND": "ssh -F x"}, None, (), True),
+        ({"GIT_SSH": "/usr/bin/ssh"}, None, (), True),
+        ({"GIT_SSH": "wrapper"}, None, (), False),
+        ({"GIT_SSH": "wrapper"}, "ssh", (), True),
+        ({"GIT_SSH": "wrapper", "GIT_SSH_VARIANT": "ssh"}, "simple", (), True),
+        ({"GIT_SSH": "plink"}, None, (), False),
+        ({}, "putty", (), False),
+        ({"GIT_SSH_COMMAND": "ssh -o ControlPath=x"}, None, (), False),
+        ({}, None, ("-S", "none"), False),
+        ({}, None, ("-oControlMaster=no",), False),
+        ({}, None, ("-o", "controlpersist=yes"), False),
+    ],
+)
+def test_only_openssh_shares_and_not_against_the_users_options(
+    environment: dict[str, str], variant: str | None, options: tuple[str, ...], shared: bool
+) -> None:
+    assert can_share(environment, None, variant, options) is shared
 
 
 HOW = ["GIT_SSH_COMMAND", "core.sshCommand", "GIT_SSH"]
@@ -361,7 +384,7 @@ def test_the_programs_environment_keeps_what_is_said_about_ssh(environment: Envi
 
 
 def test_a_login_that_the_server_refused_is_tried_again_a_few_times() -> None:
-    transport = SshTransport(["ssh"], name="nas", environment={}, destination="nas")
+    transport = SshTransport(lambda options: ["ssh"], name="nas", environment={}, login=("nas",))
     refused = "the peer closed the connection: kex_exchange_identification: Connection closed by remote host"
     pauses = [transport.again_in(attempt, refused) for attempt in range(1, 7)]
     assert all(pause is not None and pause > 0 for pause in pauses[:5])
@@ -375,7 +398,7 @@ async def test_only_a_few_log_in_at_one_server_at_the_same_time() -> None:
 
     async def log_in(destination: str) -> None:
         nonlocal inside, most
-        async with SshTransport(["ssh"], name="nas", environment={}, destination=destination).turn():
+        async with SshTransport(lambda _: ["ssh"], name="nas", environment={}, login=(destination,)).turn():
             inside += 1
             most = max(most, inside)
             await anyio.sleep(0.01)
