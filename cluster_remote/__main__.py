@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 
 from cluster_remote.limits import guard_this_process
 
 __all__ = ["command_line", "main"]
+
+# New objects before Python looks for garbage. With its own 700 it looks again and again while modules are imported, and
+# once more through all of them at exit unless they are frozen: a fifth of the time that a short run takes.
+_GARBAGE = 20_000
 
 
 def main() -> int:
@@ -27,11 +32,14 @@ def special_remote() -> int:
         )
         return 2
     guard_this_process()
+    gc.set_threshold(_GARBAGE)
     try:
         serve()
     except (BrokenPipeError, KeyboardInterrupt):
         # git-annex is gone, or the user wants it to be.
         return 1
+    finally:
+        gc.freeze()
     return 0
 
 
@@ -41,10 +49,13 @@ def command_line() -> int:
         from cluster_remote.cli.app import run
 
         guard_this_process()
+        gc.set_threshold(_GARBAGE)
         return run()
     except KeyboardInterrupt:  # while the program was still being read
         print("cluster-remote: interrupted", file=sys.stderr)
         return 130
+    finally:
+        gc.freeze()
 
 
 if __name__ == "__main__":

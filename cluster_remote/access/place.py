@@ -88,12 +88,13 @@ class Place:
 
         Raises NotARepository, NotInitialised, CommandFailed, BranchUnreadable.
         """
-        repository = Repository.here()
+        repository = await Repository.find()
+        await repository.current_config()
         # Check this first: git annex would initialise any git repository that it runs in.
         uuid = repository.uuid
         if merge:
             await refresh(repository)
-        config = await resolved(repository.config(), repository)
+        config = await resolved(await repository.current_config(), repository)
         return cls(uuid, repository, config, await BranchLogs.read(repository), verified(repository))
 
     @classmethod

@@ -14,19 +14,18 @@ import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from subprocess import PIPE
-from typing import NamedTuple
 
 import anyio
 from anyio.abc import ByteReceiveStream, Process
 
 from cluster_remote.annex.errors import CommandFailed
+from cluster_remote.annex.waiting import KEPT, Completed
 from cluster_remote.p2p.descriptor import DescriptorConnection
 from cluster_remote.p2p.errors import ConnectionLost
 from cluster_remote.p2p.key import decode
 from cluster_remote.p2p.text import visible
 
 __all__ = [
-    "Completed",
     "PipedChild",
     "StderrTail",
     "Tail",
@@ -44,27 +43,16 @@ __all__ = [
 _REAP = 10.0
 # Seconds to wait for the rest of a child's standard error after it has ended: its own children may hold the pipe open.
 _STDERR_REST = 0.5
-# Bytes to keep from the end of a child's standard error for error messages.
-_KEPT = 4096
 # Seconds between polls for a child's end: the first interval, doubled up to the second.
 _FIRST_LOOK, _LONGEST_LOOK = 0.001, 0.05
 # Bytes of output of a one-shot command that are taken before it is given up.
 _OUTPUT_LIMIT = 64 * 2**20
 
 
-class Completed(NamedTuple):
-    """A command that ended: its exit code and output. `complaint` is the end of its standard error."""
-
-    argv: tuple[str, ...]
-    returncode: int
-    stdout: bytes
-    complaint: str
-
-
 class Tail:
     """The last `limit` bytes of a stream, for quoting in an error."""
 
-    def __init__(self, limit: int = _KEPT) -> None:
+    def __init__(self, limit: int = KEPT) -> None:
         self._limit = limit
         self.last = b""
 
@@ -108,7 +96,7 @@ class StderrTail:
         stderr = self._child.stderr
         assert stderr is not None
         with stderr:
-            while data := stderr.read(_KEPT):
+            while data := stderr.read(KEPT):
                 self._tail.feed(data)
 
 
@@ -308,4 +296,4 @@ async def run(
         raise CommandFailed(argv, None, f"did not end within {timeout:g} seconds", tail.text())
     if accept is not None and returncode not in accept:
         raise CommandFailed(argv, returncode, f"ended with exit code {returncode}", tail.text())
-    return Completed(tuple(argv), returncode, bytes(output), tail.text())
+    return Completed(argv, returncode, bytes(output), tail.text())

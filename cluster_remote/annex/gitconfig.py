@@ -29,7 +29,7 @@ class GitConfig:
 
     @classmethod
     def read(cls, *, cwd: Path | None = None, env: Mapping[str, str]) -> GitConfig:
-        """Read the configuration for a directory and environment. Raises CommandFailed."""
+        """Read the configuration for a directory and environment; not in an event loop. Raises CommandFailed."""
         return cls.parse(ask_git("config", "--list", "-z", cwd=cwd, env=env))
 
     @classmethod
@@ -143,10 +143,9 @@ def _canonical(name: str) -> str:
 
 
 def ask_git(*arguments: str, cwd: Path | None = None, env: Mapping[str, str]) -> bytes:
-    """Return the output of a git command that only reads the repository. Raises CommandFailed."""
+    """Return the output of a git command that only reads the repository; not in an event loop. Raises CommandFailed."""
     argv = ("git", *arguments)
     done = run_and_wait(argv, cwd=cwd, env=env, timeout=_QUICK)
     if done.returncode != 0:
-        complaint = decode(done.stderr[-4096:]).strip()
-        raise CommandFailed(argv, done.returncode, f"ended with exit code {done.returncode}", complaint)
+        raise CommandFailed(argv, done.returncode, f"ended with exit code {done.returncode}", done.complaint)
     return done.stdout

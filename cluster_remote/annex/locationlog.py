@@ -42,10 +42,10 @@ class LocationLog:
     May be used by several tasks at once.
     """
 
-    def __init__(self, repository: Repository, own: UUID | None = None, *, under_git_annex: bool = False) -> None:
-        """`under_git_annex` says that this program is a child of git-annex, which waits for it."""
+    def __init__(self, repository: Repository, own: UUID | None = None, *, locked: bool = False) -> None:
+        """`locked` says that git-annex, which waits for this program, holds its lock for everything (annex.pidlock)."""
         self._repository = repository
-        self._under_git_annex = under_git_annex
+        self._locked = locked
         self._own = own
         self._writer: BatchProcess | None = None
         self._reader: LocationReader | None = None
@@ -131,12 +131,12 @@ class LocationLog:
         return self._writer
 
     def _lock(self) -> dict[str, str]:
-        """What git-annex tells its own children where it has one lock for everything (annex.pidlock).
+        """Return what git-annex tells its own children while it holds its lock for everything.
 
-        It holds that lock while it waits for us, so that a child of ours that did not know would wait for it in vain
-        (variable and value as observed with git-annex 10.20261026).
+        A child of ours that did not know would wait for that lock in vain (variable and value as observed with
+        git-annex 10.20261026).
         """
-        if not self._under_git_annex or not self._repository.config().boolean("annex.pidlock"):
+        if not self._locked:
             return {}
         paths = {self._repository.annex_dir / "pidlock", (self._repository.annex_dir / "pidlock").resolve()}
         return {f"PIDLOCK_{re.sub('[^A-Za-z0-9_]', '', str(path))}": "1" for path in paths}

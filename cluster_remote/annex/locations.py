@@ -132,7 +132,6 @@ class LocationReader:
 
     def __init__(self, repository: Repository) -> None:
         self._repository = repository
-        self._levels = repository.log_levels
         self._git = self._cat_file("--batch-command")
         self._old = False
         self._lock = anyio.Lock(fast_acquire=True)
@@ -159,10 +158,11 @@ class LocationReader:
     async def read(self, keys: Sequence[Key], timeout: float = 60.0) -> list[Located]:
         """Return what the log currently says about each key. Raises BatchFailed, BranchUnreadable."""
         found: list[Located] = []
+        levels = await self._repository.log_levels()
         # In portions whose questions fit into a pipe.
         for start in range(0, len(keys), BATCH):
             portion = keys[start : start + BATCH]
-            paths = [logformat.branch_path(key, levels=self._levels) for key in portion]
+            paths = [logformat.branch_path(key, levels=levels) for key in portion]
             # First the journal: git-annex moves what is there to the branch, never back.
             recent = [journalled(self._repository.annex_dir, path) for path in paths]
             async with self._lock:

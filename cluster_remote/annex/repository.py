@@ -18,25 +18,50 @@ from typing import NamedTuple
 import anyio
 
 from cluster_remote.annex import TOKEN_VARIABLE, child
-from cluster_remote.annex.errors import CommandFailed, NotARepository, NotInitialised
-from cluster_remote.annex.gitconfig import GitConfig, ask_git
+from cluster_remote.annex.errors import NotARepository, NotInitialised
+from cluster_remote.annex.gitconfig import GitConfig
+from cluster_remote.annex.waiting import Completed, run_and_wait
 from cluster_remote.p2p.key import UUID, decode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from anyio import Lock
 
-__all__ = ["Repository", "foreign_environment", "utf8_locale", "without_token"]
+__all__ = ["LOCAL_VARIABLES", "Repository", "foreign_environment", "utf8_locale", "without_token"]
 
-# Seconds after which the configuration is read again although no file has changed, and that git may take for it.
+# Seconds after which the configuration is read again although no file has changed.
 _CONFIG_AGE = 30.0
-_CONFIG_TIMEOUT = 30.0
+# Seconds for a git command that only reads files of the repository.
+_QUICK = 30.0
+# Where the git directory is, and the work tree.
+_WHERE = ("git", "rev-parse", "--absolute-git-dir"), ("git", "rev-parse", "--show-toplevel")
 
 
-@cache
-def _local_variables() -> frozenset[str]:
-    """Return the environment variables that tie git to one repository, as listed by git."""
-    return frozenset(decode(ask_git("rev-parse", "--local-env-vars", env=dict(os.environ))).split())
+LOCAL_VARIABLES = frozenset(
+    {
+        "GIT_ALTERNATE_OBJECT_DIRECTORIES",
+        "GIT_COMMON_DIR",
+        "GIT_CONFIG",
+        "GIT_CONFIG_COUNT",
+        "GIT_CONFIG_PARAMETERS",
+        "GIT_DIR",
+        "GIT_GRAFT_FILE",
+        "GIT_IMPLICIT_WORK_TREE",
+        "GIT_INDEX_FILE",
+        "GIT_INTERNAL_SUPER_PREFIX",
+        "GIT_NO_REPLACE_OBJECTS",
+        "GIT_OBJECT_DIRECTORY",
+        "GIT_PREFIX",
+        "GIT_REFERENCE_BACKEND",
+        "GIT_REPLACE_REF_BASE",
+        "GIT_SHALLOW_FILE",
+        "GIT_WORK_TREE",
+    }
+)
+"""The environment variables that tie git to one repository: `git rev-parse --local-env-vars`, of any version.
+
+A test compares them with those of the git that is installed.
+"""
 
 
 @cache
@@ -58,12 +83,11 @@ def without_token() -> dict[str, str]:
 
 def foreign_environment() -> dict[str, str]:
     """Return the environment for a child that works in ANOTHER repository, without references to this one."""
-    local = _local_variables()
     # The numbered variables carry what GIT_CONFIG_COUNT announces, and git does not list them.
     return {
         name: value
         for name, value in without_token().items()
-        if name not in local and not name.startswith(("GIT_CONFIG_KEY_", "GIT_CONFIG_VALUE_"))
+        if name not in LOCAL_VARIABLES and not name.startswith(("GIT_CONFIG_KEY_", "GIT_CONFIG_VALUE_"))
     }
 
 
@@ -103,27 +127,34 @@ class Repository:
 
     @classmethod
     def here(cls, cwd: Path | None = None) -> Repository:
-        """The repository that git finds from `cwd` (None: the working directory), GIT_DIR included.
+        """Find the repository that git uses in `cwd` (None: the working directory), before an event loop runs.
 
-        Raises NotARepository.
+        GIT_DIR counts. Raises NotARepository, CommandFailed.
         """
         base = (cwd or Path.cwd()).resolve()
         environment = dict(os.environ)
-        try:
-            git_dir = ask_git("rev-parse", "--absolute-git-dir", cwd=base, env=environment)
-        except CommandFailed as e:
-            if e.returncode is None:
-                raise
+        return cls._found(base, *(run_and_wait(argv, cwd=base, env=environment, timeout=_QUICK) for argv in _WHERE))
+
+    @classmethod
+    async def find(cls, cwd: Path | None = None) -> Repository:
+        """Do the same as `here` in an event loop. Raises NotARepository, CommandFailed."""
+        base = (cwd or Path.cwd()).resolve()
+        environment = dict(os.environ)
+        return cls._found(
+            base,
+            *[await child.run(argv, cwd=base, env=environment, timeout=_QUICK, accept=None) for argv in _WHERE],
+        )
+
+    @classmethod
+    def _found(cls, base: Path, git_dir: Completed, work_tree: Completed) -> Repository:
+        if git_dir.returncode != 0:
             raise NotARepository(
                 f"there is no usable git repository at {base}: run this inside one "
-                f"(git init && git annex init makes one). git says: {e.complaint}"
-            ) from e
-        try:
-            work_tree = Path(_line(ask_git("rev-parse", "--show-toplevel", cwd=base, env=environment)))
-        except CommandFailed:
-            # A bare repository, or a place inside the git directory itself.
-            work_tree = None
-        return cls(Path(_line(git_dir)), base, work_tree)
+                f"(git init && git annex init makes one). git says: {git_dir.complaint}"
+            )
+        # There is no work tree in a bare repository, and in the git directory itself.
+        tree = Path(_line(work_tree.stdout)) if work_tree.returncode == 0 else None
+        return cls(Path(_line(git_dir.stdout)), base, tree)
 
     @classmethod
     def of_remote(cls, gitdir: str, cwd: Path | None = None) -> Repository:
@@ -175,15 +206,14 @@ class Repository:
         return self.common_dir / "annex"
 
     def config(self) -> GitConfig:
-        """The configuration as it is now, in one command; keep the answer rather than asking again."""
+        """Return the configuration as it is now, before an event loop runs. Raises CommandFailed."""
         self._last_read = GitConfig.read(cwd=self.cwd, env=self.environment())
         return self._last_read
 
     async def current_config(self) -> GitConfig:
-        """Return the configuration as it is now, and ask git only where one of its files has changed.
+        """Return the configuration as it is now; git is only asked if one of its files has changed.
 
-        For a program that runs for long: nobody else waits while git is asked, and callers at the same time share
-        one answer. Raises CommandFailed.
+        Other tasks go on meanwhile, and callers at the same time share one answer. Raises CommandFailed.
         """
         if self._reading is None:
             self._reading = anyio.Lock()
@@ -194,7 +224,7 @@ class Repository:
                 # Checked before git reads them, so that a change in between is noticed the next time.
                 known = self._usual_files() if self._read_from is None else self._read_from.files
                 before = {file: _looks(file) for file in known}
-                done = await self.run("git", "config", "--list", "--show-origin", "-z", timeout=_CONFIG_TIMEOUT)
+                done = await self.run("git", "config", "--list", "--show-origin", "-z", timeout=_QUICK)
                 read, files = GitConfig.parse_with_origins(done.stdout)
                 self._last_read = read
                 found = {file: _looks(file) for file in map(self._absolute, files)}
@@ -218,9 +248,11 @@ class Repository:
 
     @cached_property
     def uuid(self) -> UUID:
-        """Return the repository's git-annex UUID, which never changes. Raises NotInitialised."""
-        read = self._last_read
-        text = (read and read.get("annex.uuid")) or self.config().get("annex.uuid") or ""
+        """Return the repository's git-annex UUID, which never changes. Raises NotInitialised.
+
+        In an event loop, read the configuration first.
+        """
+        text = (self._last_read or self.config()).get("annex.uuid") or ""
         try:
             return UUID.parse(text)
         except ValueError:
@@ -229,10 +261,9 @@ class Repository:
                 f"{self.place} is not a repository of git-annex ({what}): run git annex init in it"
             ) from None
 
-    @property
-    def log_levels(self) -> int:
+    async def log_levels(self) -> int:
         """Return the directory depth of a key's logs in the git-annex branch, which never changes."""
-        return 1 if (self._last_read or self.config()).boolean("annex.tune.branchhash1") else 2
+        return 1 if (self._last_read or await self.current_config()).boolean("annex.tune.branchhash1") else 2
 
     async def run(
         self,
@@ -241,7 +272,7 @@ class Repository:
         timeout: float = 60.0,
         accept: Collection[int] | None = (0,),
         env: Mapping[str, str] | None = None,
-    ) -> child.Completed:
+    ) -> Completed:
         """Run a command in this repository to its end, see `child.run`; `env` adds to its environment."""
         environment = {**self.environment(), **(env or {})}
         return await child.run(argv, cwd=self.cwd, env=environment, input=input, timeout=timeout, accept=accept)

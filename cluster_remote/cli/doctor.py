@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import anyio.to_thread
 import typer
 from rich.console import Console
 from rich.text import Text
@@ -74,12 +73,13 @@ def doctor(
 
 
 async def _doctor(name: str, timeout: float) -> Checkup:
-    programs = await anyio.to_thread.run_sync(find_programs)
+    programs = await find_programs()
     broken = [each for each in problems_of_programs(programs, needs_ssh=False) if each.kind == "program-missing"]
     try:
         if programs.paths["git"] is None:
             raise NotARepository
-        repository = Repository.here()
+        repository = await Repository.find()
+        await repository.current_config()
         _ = repository.uuid
     except (NotARepository, NotInitialised):
         if name:

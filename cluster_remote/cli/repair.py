@@ -100,7 +100,7 @@ async def _with_files(transfers: Sequence[Transfer]) -> list[Transfer]:
     """Add the names of files to transfers that are known by their keys alone."""
     nameless = {transfer.key for transfer in transfers if transfer.file is None}
     names: dict[Key, str] = {}
-    repository = Repository.here()
+    repository = await Repository.find()
     if nameless and repository.work_tree is not None:
         async with located(repository, Selection()) as batches:
             async for batch in batches:

@@ -67,7 +67,7 @@ async def _reach(text: str, node: str, timeout: float | None, *, writing: bool =
 async def _key(text: str) -> tuple[Key, Repository | None]:
     """Return the key that a word means, and the repository if the word is the name of a file there."""
     if _exists(text):
-        repository = Repository.here()
+        repository = await Repository.find()
         return await key_of(repository, text), repository
     try:
         return Key.parse(text), None
@@ -205,7 +205,7 @@ async def _put(
             key = Key.parse(key_text)
         except ValueError as error:
             raise BadSettings(f"--key: {error}") from None
-        path = os.fsencode(source) if source else await content_of(Repository.here(), key)
+        path = os.fsencode(source) if source else await content_of(await Repository.find(), key)
     async with _reach(text, node, timeout, writing=True) as target:
         settings = target.settings
         if settings is not None and settings.encryption != "none":

@@ -260,7 +260,7 @@ def _without_token(command: list[str]) -> tuple[str, ...]:
 async def _names() -> dict[str, str]:
     """Return this repository's names for others; none outside a repository, where tracing works too."""
     try:
-        logs = await BranchLogs.read(Repository.here(), ("uuid.log",))
+        logs = await BranchLogs.read(await Repository.find(), ("uuid.log",))
     except AnnexError:
         return {}
     return {uuid.text: name for uuid, name in logs.descriptions.items()}

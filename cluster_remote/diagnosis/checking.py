@@ -43,7 +43,7 @@ async def numcopies(repository: Repository) -> int:
     """
     log = (await read_files(repository, ["numcopies.log"]))["numcopies.log"]
     newest = logformat.newest((clock, "numcopies", rest) for clock, rest in logformat.dated(log))
-    for text in (newest.get("numcopies"), repository.config().get("annex.numcopies")):
+    for text in (newest.get("numcopies"), (await repository.current_config()).get("annex.numcopies")):
         if text and _NUMBER.fullmatch(text):
             return int(text)
     return 1

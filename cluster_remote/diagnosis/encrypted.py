@@ -90,7 +90,8 @@ def node_by_node(view: View) -> tuple[View, Cipher | None]:
 
 
 async def _chunk_logs(repository: Repository, keys: list[Located]) -> list[bytes]:
-    paths = [decode(logformat.branch_path(each.key, levels=repository.log_levels)) + ".cnk" for each in keys]
+    levels = await repository.log_levels()
+    paths = [decode(logformat.branch_path(each.key, levels=levels)) + ".cnk" for each in keys]
     files = await read_files(repository, paths) if paths else {}
     return [files[path] for path in paths]
 

@@ -57,9 +57,10 @@ async def gather(repository: Repository, only: str = "") -> Snapshot:
 
     Raises NotInitialised, CommandFailed, BranchUnreadable, BadSettings if there is no remote called `only`.
     """
+    await repository.current_config()
     own = repository.uuid
     await refresh(repository)
-    config = repository.config()
+    config = await repository.current_config()
     logs = await BranchLogs.read(repository)
     ours = _ours(config, logs, verified(repository) or {})
     if only:

@@ -15,9 +15,9 @@ from importlib import metadata
 from pathlib import Path
 
 from cluster_remote import __version__
+from cluster_remote.annex import child
 from cluster_remote.annex.errors import CommandFailed
 from cluster_remote.annex.version import NEEDED, OLDEST, version_number
-from cluster_remote.annex.waiting import run_and_wait
 from cluster_remote.diagnosis.checkup import Program
 from cluster_remote.diagnosis.problem import Problem
 
@@ -62,13 +62,13 @@ def _text(path: Path | None) -> str | None:
     return None if path is None else str(path)
 
 
-def find_programs() -> Programs:
+async def find_programs() -> Programs:
     """Look for the programs on PATH, and ask each for its version."""
     own = Path(sys.executable).parent
     paths = {name: Path(found) if (found := shutil.which(name)) else None for name in _NAMES}
     versions = {"Python": ".".join(map(str, sys.version_info[:3]))}
     for name, argv in _VERSIONS.items():
-        if paths[name] is not None and (version := _version(argv)):
+        if paths[name] is not None and (version := await _version(argv)):
             versions[name] = version
     for library in _LIBRARIES:
         versions[library] = metadata.version(library)
@@ -87,13 +87,13 @@ def _has(directory: Path, *names: str) -> bool:
     return all(os.access(directory / name, os.X_OK) for name in names)
 
 
-def _version(argv: tuple[str, ...]) -> str | None:
+async def _version(argv: tuple[str, ...]) -> str | None:
     try:
-        done = run_and_wait(argv, timeout=_QUICK)
+        done = await child.run(argv, env=os.environ, timeout=_QUICK)
     except CommandFailed:
         return None
-    found = _VERSION.search((done.stdout + done.stderr).decode("utf-8", "replace"))
-    return found[0].rstrip(",;") if found and not done.returncode else None
+    found = _VERSION.search(done.stdout.decode("utf-8", "replace") + done.complaint)
+    return found[0].rstrip(",;") if found else None
 
 
 def problems_of_programs(programs: Programs, *, needs_ssh: bool) -> Iterator[Problem]:

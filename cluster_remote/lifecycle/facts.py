@@ -59,11 +59,13 @@ class Facts:
     async def read(cls, repository: Repository) -> Facts:
         """Read everything, after having git-annex merge what was fetched. Raises AnnexError."""
         # Raises NotInitialised here rather than later.
+        await repository.current_config()
         uuid = repository.uuid
         await refresh(repository)
         logs = await BranchLogs.read(repository)
         accepted = verified(repository) or {}
-        return cls(repository, uuid, repository.config(), logs, tuple(_stored(repository, logs, accepted)), accepted)
+        config = await repository.current_config()
+        return cls(repository, uuid, config, logs, tuple(_stored(repository, logs, accepted)), accepted)
 
     def remote_uuid(self, remote: str) -> UUID | None:
         """Return the UUID of a remote's repository; None if git-annex does not know it yet."""

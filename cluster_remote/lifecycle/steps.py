@@ -214,8 +214,8 @@ def _words(argv: Collection[Word]) -> str:
     return " ".join(str(word) if isinstance(word, Later) else shlex.quote(word) for word in argv)
 
 
-def _resolved(argv: Collection[Word], runner: Runner) -> list[str]:
-    clusters = runner.repository.config().clusters()
+async def _resolved(argv: Collection[Word], runner: Runner) -> list[str]:
+    clusters = (await runner.repository.current_config()).clusters()
     found: list[str] = []
     for word in argv:
         if isinstance(word, Later):
@@ -237,7 +237,7 @@ class Command(Step):
         return _words(self.argv)
 
     async def do(self, runner: Runner) -> None:
-        await runner.run(*_resolved(self.argv, runner))
+        await runner.run(*await _resolved(self.argv, runner))
 
 
 @dataclass(frozen=True)
@@ -257,10 +257,10 @@ class Setting(Step):
         return ("git", "config", self.key, self.value)
 
     async def do(self, runner: Runner) -> None:
-        await runner.run(*_resolved(self._argv(), runner))
+        await runner.run(*await _resolved(self._argv(), runner))
 
     async def undo(self, runner: Runner) -> None:
-        now = runner.repository.config().all(self.key)
+        now = (await runner.repository.current_config()).all(self.key)
         if now == self.before:
             return
         if len(now) == len(self.before) == 1:
@@ -288,7 +288,7 @@ class InitCluster(Step):
 
     async def undo(self, runner: Runner) -> None:
         # Its description stays in uuid.log; the next setup with this name reuses this cluster.
-        if self.name in runner.repository.config().clusters():
+        if self.name in (await runner.repository.current_config()).clusters():
             await runner.attempt("git", "config", "--unset-all", f"annex.cluster.{self.name}")
 
 
@@ -354,7 +354,7 @@ class Record(Step):
         runner.say(self.shown())
         cluster = self.cluster
         if isinstance(cluster, Later):
-            cluster = UUID.parse(_resolved([cluster], runner)[0])
+            cluster = UUID.parse((await _resolved([cluster], runner))[0])
         await record_nodes(runner.repository, cluster, self.nodes)
 
 
@@ -371,7 +371,7 @@ class Check(Step):
     async def do(self, runner: Runner) -> None:
         await refresh(runner.repository)
         logs = await BranchLogs.read(runner.repository)
-        config = runner.repository.config()
+        config = await runner.repository.current_config()
         uuid = config.clusters().get(self.cluster)
         listed = frozenset[UUID]() if uuid is None else logs.clusters.nodes(uuid)
         if listed == self.nodes:
@@ -433,7 +433,7 @@ async def _take_out(name: str, runner: Runner) -> None:
 
     git-annex never forgets the names of verified configurations, so the remote is renamed first.
     """
-    config = runner.repository.config()
+    config = await runner.repository.current_config()
     if name not in config.remotes():
         return
     uuid = config.remote(name, "annex-config-uuid") or config.remote(name, "annex-uuid")
@@ -443,9 +443,9 @@ async def _take_out(name: str, runner: Runner) -> None:
         try:
             await runner.run("git", "annex", "disableremote", name)
         except CommandFailed:
-            if name not in runner.repository.config().remotes():
+            if name not in (await runner.repository.current_config()).remotes():
                 raise
-    if name in runner.repository.config().remotes():
+    if name in (await runner.repository.current_config()).remotes():
         # Left by a refused initremote, or by an older git-annex, which has no disableremote.
         await runner.run("git", "config", "--remove-section", f"remote.{name}")
 
@@ -503,7 +503,7 @@ class TakeOut(Step):
         await _take_out(self.name, runner)
 
     async def undo(self, runner: Runner) -> None:
-        if self.name not in runner.repository.config().remotes():
+        if self.name not in (await runner.repository.current_config()).remotes():
             for step in self.again:
                 await step.do(runner)
 
@@ -528,7 +528,7 @@ class Rename(Step):
             await runner.run(*argv)
 
     async def undo(self, runner: Runner) -> None:
-        if self.new in runner.repository.config().remotes():
+        if self.new in (await runner.repository.current_config()).remotes():
             for argv in self._commands(self.new, self.old):
                 await runner.attempt(*argv)
         else:

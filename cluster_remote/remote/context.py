@@ -145,7 +145,7 @@ class Context:
     async def read_repository(self) -> None:
         """Read the configuration and the logs, without a session."""
         self.repository = Repository.of_remote(self._gitdir)
-        self.config = await resolved(self.repository.config(), self.repository)
+        self.config = await resolved(await self.repository.current_config(), self.repository)
         self.logs = await BranchLogs.read(self.repository)
         self._fetched = FetchedBefore(self.repository.common_dir / "cluster-remote" / "fetched")
 
@@ -177,7 +177,9 @@ class Context:
 
     def _locations(self) -> _Log:
         if self._location_log is None:
-            self._location_log = _Log(self.repository, self.settings.uuid, under_git_annex=True)
+            # git-annex, which waits for us, then holds the lock.
+            locked = self.config.boolean("annex.pidlock")
+            self._location_log = _Log(self.repository, self.settings.uuid, locked=locked)
         return self._location_log
 
     @property

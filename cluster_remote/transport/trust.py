@@ -79,7 +79,7 @@ def _dubious(path: str, environment: Mapping[str, str]) -> bool:
     except CommandFailed:
         return True
     # If there is no repository, let git-annex-shell report that.
-    return done.returncode != 0 and b"safe.directory" in done.stderr
+    return done.returncode != 0 and "safe.directory" in done.complaint
 
 
 def check_socket_owner(path: bytes, peer: int) -> None:

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster_remote.annex.child import Completed
 from cluster_remote.annex.errors import CommandFailed, NotARepository, NotInitialised
 from cluster_remote.annex.gitconfig import GitConfig
-from cluster_remote.annex.repository import Repository, foreign_environment
+from cluster_remote.annex.repository import LOCAL_VARIABLES, Repository, foreign_environment
+from cluster_remote.annex.waiting import Completed
 from cluster_remote.p2p.key import UUID, encode
 from tests.support.environment import Environment
 from tests.support.repositories import Cluster, make_repository
@@ -209,6 +209,11 @@ def test_children_in_other_repositories_do_not_see_ours(
     assert "GIT_EXEC_PATH" in foreign
     assert foreign["HOME"] == str(real.environment.home)
     assert not [name for name in foreign if name.startswith(("GIT_CONFIG_KEY", "GIT_CONFIG_VALUE"))]
+
+
+def test_every_variable_that_ties_this_git_to_a_repository_is_known(environment: Environment) -> None:
+    listed = environment.run("git", "rev-parse", "--local-env-vars").stdout.decode().split()
+    assert set(listed) <= LOCAL_VARIABLES
 
 
 def test_the_configuration_is_what_git_says_it_is(real: RealRepository) -> None:

@@ -1,4 +1,4 @@
-"""An environment for child processes that shares nothing with whoever runs the tests.
+"""An environment for child processes that shares nothing with the user who runs the tests.
 
 Its directory is short (git-annex puts unix sockets deep into a repository, and their paths are limited to
 107 bytes) and is removed with everything in it, read-only objects included.
@@ -7,6 +7,7 @@ Its directory is short (git-annex puts unix sockets deep into a repository, and 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shutil
 import stat
@@ -43,6 +44,13 @@ GIT_CONFIG = """\
 \tallowed-ip-addresses = all
 """
 
+GPG_CONFIG = "s2k-count 65536\n"
+"""Without it gpg starts an agent, which spends a quarter of a second to find out how many rounds a password needs."""
+
+MEMORY = Path("/dev/shm")
+ENOUGH = 4 * 2**30
+"""Bytes that have to be free in memory for the tests to keep their repositories there."""
+
 
 class Environment:
     """A home directory, a git configuration and a PATH of its own, below `directory`.
@@ -68,6 +76,8 @@ class Environment:
         for name in ANNEX_NAMES:
             (self.annex / name).symlink_to(ANNEX_PROGRAM)
         (self.home / ".gitconfig").write_text(GIT_CONFIG)
+        (self.home / ".gnupg").mkdir(mode=0o700)
+        (self.home / ".gnupg" / "gpg.conf").write_text(GPG_CONFIG)
         self.env: dict[str, str] = {
             "HOME": str(self.home),
             "PATH": os.pathsep.join((str(self.bin), str(self.annex), str(Path(sys.executable).parent), SYSTEM_PATH)),
@@ -195,8 +205,8 @@ class Environment:
 
     def assert_no_process_left(self, within: float = 5.0) -> None:
         """Raise AssertionError, and kill them, if processes of this environment outlast so many seconds."""
-        if (self.directory / "home" / ".gnupg").exists():
-            # gpg, which git-annex encrypts with, leaves an agent running for as long as its home is there.
+        if (self.home / ".gnupg" / "S.gpg-agent").exists():
+            # gpg, which git-annex encrypts with, leaves its agent running for as long as its home is there.
             self.run("gpgconf", "--kill", "all", cwd=self.directory)
         assert_none_left(self.processes, within)
 
@@ -207,7 +217,7 @@ def _replace_variables(variables: Mapping[str, str]) -> None:
 
 
 def _account(argv: Sequence[str | bytes | Path], cwd: Path, what: str, out: bytes, err: bytes) -> str:
-    """What happened to a command, for whoever reads the failed test."""
+    """What happened to a command, for the message of a failed test."""
     command = " ".join(repr(os.fsdecode(argument)) for argument in argv)
     texts = (f"{name}:\n{text.decode(errors='backslashreplace')}" for name, text in (("stdout", out), ("stderr", err)))
     return f"{command} {what}, in {cwd}\n" + "\n".join(texts)
@@ -215,12 +225,29 @@ def _account(argv: Sequence[str | bytes | Path], cwd: Path, what: str, out: byte
 
 def remove_tree(directory: Path) -> None:
     """Remove a directory with everything in it, also what git-annex made read-only."""
+    with contextlib.suppress(PermissionError):
+        shutil.rmtree(directory)
+        return
     for parent, below, _ in os.walk(directory):
         for name in below:
             path = Path(parent, name)
             if not path.is_symlink():
                 path.chmod(stat.S_IRWXU)
     shutil.rmtree(directory)
+
+
+@functools.cache
+def _fast_place() -> Path | None:
+    """Memory, if it has room and may hold programs; None: the usual place for temporary files.
+
+    On a disk, git and git-annex spend as much time waiting for it and looking for free inodes as on their work.
+    """
+    try:
+        found = os.statvfs(MEMORY)
+    except OSError:
+        return None
+    usable = os.access(MEMORY, os.W_OK) and not found.f_flag & os.ST_NOEXEC
+    return MEMORY if usable and found.f_bavail * found.f_frsize >= ENOUGH else None
 
 
 @contextlib.contextmanager
@@ -234,7 +261,7 @@ def temporary_environment(within: float = 5.0) -> Iterator[Environment]:
         AssertionError: at the end, if processes were left; they are killed first.
     """
     # Resolved, since git-annex prints and compares real paths.
-    directory = Path(tempfile.mkdtemp(prefix="cr-")).resolve()
+    directory = Path(tempfile.mkdtemp(prefix="cr-", dir=_fast_place())).resolve()
     try:
         environment = Environment(directory)
         yield environment

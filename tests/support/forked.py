@@ -21,8 +21,9 @@ import threading
 import traceback
 import types
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import cluster_remote
 from cluster_remote.__main__ import command_line
@@ -80,6 +81,7 @@ def _be(argv: list[str], variables: Mapping[str, str]) -> None:
         sys.stdout = _stream(1)
         sys.stderr = _stream(2)
         asyncio._set_running_loop(None)
+        subprocess.run = _outside_event_loops(subprocess.run)
         code = contextvars.Context().run(command_line)
         for thread in threading.enumerate():
             if thread is not threading.current_thread() and not thread.daemon:
@@ -92,6 +94,19 @@ def _be(argv: list[str], variables: Mapping[str, str]) -> None:
         code = 1
     finally:
         os._exit(code)
+
+
+def _outside_event_loops(run: Callable[..., Any]) -> Callable[..., Any]:
+    """Waiting for a child as before, but the end of the program where an event loop would stand still meanwhile."""
+
+    def checked(*args: Any, **keywords: Any) -> Any:
+        if asyncio._get_running_loop() is not None:
+            os.write(2, b"Traceback: an event loop was blocked by a child\n")
+            traceback.print_stack()
+            os._exit(70)
+        return run(*args, **keywords)
+
+    return checked
 
 
 def _stream(descriptor: int) -> io.TextIOWrapper:

@@ -68,14 +68,16 @@ def with_variable(name: str, value: str) -> list[Process]:
     """The living processes that were started with the environment variable `name` set to `value`."""
     wanted = os.fsencode(f"{name}={value}")
     found = []
-    for process in every_process():
+    for entry in PROC.iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
         try:
-            variables = (PROC / str(process.pid) / "environ").read_bytes().split(b"\0")
+            variables = (entry / "environ").read_bytes()
         except OSError:  # it ended meanwhile, or belongs to another user: not ours in either case
             continue
-        if wanted in variables and process.pid != os.getpid():
-            found.append(process)
-    return found
+        if wanted in variables and wanted in variables.split(b"\0"):
+            found.append(_look(int(entry.name)))
+    return [process for process in found if process is not None]
 
 
 def wait_until(condition: Callable[[], bool], within: float = 5.0) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import glob
+import hashlib
 import os
 import select
 import shutil
@@ -60,7 +62,7 @@ class Repository:
         done = self.git("config", "--get", name, check=False)
         return os.fsdecode(done.stdout).removesuffix("\n") if done.returncode == 0 else None
 
-    @property
+    @functools.cached_property
     def uuid(self) -> str:
         """The UUID of this repository.
 
@@ -110,11 +112,12 @@ class Repository:
 
     def object_path(self, key: str) -> Path | None:
         """Where the content of a key lies in this repository; None if it is not there."""
-        done = self.annex("contentlocation", key, check=False)
-        if done.returncode != 0:
-            return None
-        path = self.path / os.fsdecode(done.stdout).removesuffix("\n")
-        return path if path.is_file() else None
+        name = glob.escape(_file_name(key))
+        for top in (self.path / ".git/annex/objects", self.path / "annex/objects"):
+            for path in top.glob(f"*/*/{name}/{name}"):
+                if path.is_file():
+                    return path
+        return None
 
     def has_object(self, key: str) -> bool:
         """Whether the content of a key lies in annex/objects of this repository, whatever the log says."""
@@ -152,11 +155,9 @@ class Repository:
 
         Branches fetched from elsewhere are merged first, as any git-annex command would do it.
         """
-        # Any command that reads a log merges fetched branches; this one touches nothing else.
-        self.annex("readpresentkey", key, self.uuid, check=False)
-        paths = self.annex("examinekey", "--format=${hashdirlower}\\n${objectpath}\\n", key)
-        directory, object_path, _ = os.fsdecode(paths.stdout).split("\n")
-        log = self._log(f"{directory}{Path(object_path).name}.log")
+        self._merge()
+        folders = hashlib.md5(os.fsencode(key), usedforsecurity=False).hexdigest()
+        log = self._log(f"{folders[:3]}/{folders[3:6]}/{_file_name(key)}.log")
         newest: dict[str, tuple[Decimal, str]] = {}
         for line in log.splitlines():
             stamp, status, uuid = line.split(" ")
@@ -166,7 +167,7 @@ class Repository:
 
     def descriptions(self) -> dict[str, str]:
         """What uuid.log calls each repository and cluster it knows, by UUID."""
-        self.annex("readpresentkey", "WORM--any", self.uuid, check=False)
+        self._merge()
         newest: dict[str, tuple[Decimal, str]] = {}
         for line in self._log("uuid.log").splitlines():
             uuid, rest = line.split(" ", 1)
@@ -174,6 +175,13 @@ class Repository:
             entry = (Decimal(stamp.removesuffix("s")), description)
             newest[uuid] = max(newest.get(uuid, entry), entry)
         return {uuid: description for uuid, (_, description) in newest.items()}
+
+    def _merge(self) -> None:
+        """Have git-annex merge what was fetched, if anything is left to merge."""
+        left = self.git("for-each-ref", "--no-merged=git-annex", "--format=%(refname)").stdout
+        if any(ref.endswith(b"/git-annex") for ref in left.splitlines()):
+            # Any command that reads a log merges fetched branches; this one touches nothing else.
+            self.annex("readpresentkey", "WORM--any", self.uuid, check=False)
 
     def _log(self, path: str) -> str:
         """A file of the git-annex branch as git-annex sees it: what the journals hold counts too."""
@@ -186,6 +194,11 @@ class Repository:
             branch = self.git("cat-file", "blob", f"git-annex:{path}", check=False)
             found.append(os.fsdecode(branch.stdout) if branch.returncode == 0 else "")
         return "".join(found)
+
+
+def _file_name(key: str) -> str:
+    """What git-annex calls a key's content and its logs."""
+    return key.replace("&", "&a").replace("%", "&s").replace(":", "&c").replace("/", "%")
 
 
 @dataclass(frozen=True)
