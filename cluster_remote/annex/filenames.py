@@ -18,6 +18,7 @@ import anyio.to_thread
 
 from cluster_remote.annex.locations import output_of
 from cluster_remote.annex.logformat import key_file
+from cluster_remote.annex.objects import folders_of
 from cluster_remote.p2p.key import AssociatedFile, Key, decode
 
 if TYPE_CHECKING:
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 __all__ = ["FileNames"]
 
 _ENTRY = re.compile(rb"(?:100644|100755|120000) ([0-9a-f]+) 0\t([^\0]*)\0")
-# What git-annex writes five bits as in the names of the directories for objects.
-_LETTERS = "0123456789zqjxkmvwgpfZQJXKMVWGPF"
 
 
 class FileNames:
@@ -85,20 +84,9 @@ def _blobs(key: Key, depth: int, algorithm: str) -> Iterator[bytes]:
     """Yield the hashes of all blobs that stand for a key: its pointer, and its symlinks down to a depth."""
     name = key_file(key)
     yield _hash(b"/annex/objects/" + name + b"\n", algorithm)
-    for folders in _folders(key):
+    for folders in folders_of(key):
         for level in range(depth + 1):
             yield _hash(b"../" * level + b".git/annex/objects/" + folders + name + b"/" + name, algorithm)
-
-
-def _folders(key: Key) -> Iterator[bytes]:
-    """Yield the directories that may contain an object: git-annex's usual ones first, then those of other tunings."""
-    digest = hashlib.md5(bytes(key), usedforsecurity=False).digest()
-    number = int.from_bytes(digest[:4], "little")
-    a, b, c, d = (_LETTERS[number >> 6 * place & 31] for place in range(4))
-    lower = digest.hex()
-    for first, second in ((b + a, d + c), (lower[:3], lower[3:6])):
-        yield f"{first}/{second}/".encode()
-        yield f"{first}/".encode()
 
 
 def _hash(content: bytes, algorithm: str) -> bytes:

@@ -26,7 +26,16 @@ from cluster_remote.annex.repository import Repository
 from cluster_remote.cluster.node import Kind, Node
 from cluster_remote.cluster.reachability import Reachability
 from cluster_remote.cluster.session import ClusterSession, Locations, Recorder
-from cluster_remote.cluster.wrapping import Commands, FirstThatAnswers, OneAtATime, Rates, Started, Throttled, pidlocked
+from cluster_remote.cluster.wrapping import (
+    AtHand,
+    Commands,
+    FirstThatAnswers,
+    OneAtATime,
+    Rates,
+    Started,
+    Throttled,
+    pidlocked,
+)
 from cluster_remote.p2p.errors import Refused
 from cluster_remote.p2p.key import UUID
 from cluster_remote.p2p.session import Session
@@ -193,8 +202,10 @@ class Membership:
         if isinstance(remote.way, Direct):
             caller = replace(caller, ssh_options=remote.way.ssh_options)
             session = session_at(remote.way.address, caller, server=uuid, token=remote.token)
-            if isinstance(remote.way.address, Directory) and pidlocked(Path(remote.way.address.path)):
-                session = OneAtATime(session, _turn(uuid))
+            if isinstance(remote.way.address, Directory):
+                directory = remote.way.address.path
+                locked = pidlocked(Path(directory))
+                session = OneAtATime(session, _turn(uuid)) if locked else AtHand(session, directory)
         else:
             session = session_at(self.place, caller, server=uuid)
         if remote.rates != Rates():

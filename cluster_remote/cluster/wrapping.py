@@ -11,12 +11,14 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
 import anyio
 
 from cluster_remote.annex.errors import AnnexError
+from cluster_remote.annex.objects import Objects
 from cluster_remote.annex.repository import Repository
 from cluster_remote.p2p.errors import Refused, SessionError, Unreachable
 from cluster_remote.p2p.key import UUID, AssociatedFile, Key
@@ -31,11 +33,24 @@ from cluster_remote.p2p.session import (
     Stored,
     Upload,
 )
+from cluster_remote.transport.mountcheck import is_local
 
-__all__ = ["AskedDirectly", "Commands", "FirstThatAnswers", "OneAtATime", "Rates", "Started", "Throttled", "pidlocked"]
+__all__ = [
+    "AskedDirectly",
+    "AtHand",
+    "Commands",
+    "FirstThatAnswers",
+    "OneAtATime",
+    "Rates",
+    "Started",
+    "Throttled",
+    "pidlocked",
+]
 
 T = TypeVar("T")
 
+# The largest content, in bytes, that is read at once.
+_SMALL = 1024 * 1024
 # Seconds for a start or stop command; waking up a machine takes a while.
 _COMMAND = 300.0
 
@@ -45,6 +60,7 @@ class _Around(Session):
 
     def __init__(self, inside: Session) -> None:
         self.inside = inside
+        self.asks_ahead = inside.asks_ahead
 
     @property
     def name(self) -> str:
@@ -117,11 +133,10 @@ class AskedDirectly(_Around):
     The proxy slows down many questions. Changes go through it, since it keeps the log.
     """
 
-    asks_ahead = True
-
     def __init__(self, inside: Session, direct: Callable[[], Session]) -> None:
         """`direct` creates a session with the node. Raises ValueError."""
         super().__init__(inside)
+        self.asks_ahead = True
         self._make = direct
         self._direct: Session | None = None
 
@@ -142,6 +157,30 @@ class AskedDirectly(_Around):
         if direct is not None:
             await direct.aclose()
         await super().aclose()
+
+
+# A node on a local disk
+
+
+class AtHand(_Around):
+    """Reads small contents from the node's directory, as git-annex does with a remote on a local disk.
+
+    Only once git-annex-shell has been started there: then it is the right repository, and the user trusts it.
+    """
+
+    def __init__(self, inside: Session, directory: str) -> None:
+        super().__init__(inside)
+        self._directory = directory
+        self._objects = Objects(directory)
+
+    async def at_hand(self, key: Key) -> bytes | None:
+        if self.inside.version is None or not self._never_waits:
+            return None
+        return self._objects.read(key, _SMALL)
+
+    @cached_property
+    def _never_waits(self) -> bool:
+        return is_local(self._directory)
 
 
 # annex-start-command, annex-stop-command

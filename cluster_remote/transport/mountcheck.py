@@ -16,7 +16,7 @@ from pathlib import Path
 
 from cluster_remote.annex.child import until
 
-__all__ = ["MountCheck", "is_at_hand"]
+__all__ = ["MountCheck", "is_at_hand", "is_local"]
 
 # Seconds that checking a directory may block everything else. After that it counts as gone.
 _AT_ONCE = 0.5
@@ -54,8 +54,7 @@ class MountCheck:
         await until(lambda: not self._found.empty(), math.inf)
         self._first = self._found.get()
         # It has just answered, but a symlink may point anywhere at any time.
-        place = os.path.abspath(self._place)  # noqa: ASYNC240, PTH100
-        self._at_hand = os.path.realpath(place) == place and is_at_hand(place, _mounts())  # noqa: ASYNC240
+        self._at_hand = is_local(self._place)
         if self._at_hand:
             self.end()
 
@@ -83,6 +82,12 @@ def _identity(place: str) -> _Identity | None:
     except OSError:
         return None
     return found.st_dev, found.st_ino
+
+
+def is_local(place: str) -> bool:
+    """Return whether checking a directory cannot block. It has just answered: this may wait for its disk."""
+    place = os.path.abspath(place)  # noqa: PTH100 -- links are not followed
+    return os.path.realpath(place) == place and is_at_hand(place, _mounts())
 
 
 def _mounts() -> str:

@@ -20,7 +20,7 @@ from cluster_remote.cluster.membership import (
     membership,
     way_to,
 )
-from cluster_remote.cluster.wrapping import FirstThatAnswers, Rates
+from cluster_remote.cluster.wrapping import AtHand, FirstThatAnswers, Rates
 from cluster_remote.p2p.client import StreamSession
 from cluster_remote.p2p.key import UUID, AssociatedFile, Key
 from cluster_remote.p2p.session import Session
@@ -296,6 +296,8 @@ def sessions(found: Membership, bypass: frozenset[UUID] = frozenset()) -> dict[s
     made: dict[str, StreamSession] = {}
     for node in found.nodes(CALLER, bypass):
         session = node.session()
+        if isinstance(session, AtHand):
+            session = session.inside
         assert isinstance(session, StreamSession)
         made[node.name] = session
     return made

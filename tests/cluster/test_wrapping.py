@@ -5,8 +5,12 @@ from __future__ import annotations
 import anyio
 import pytest
 
-from cluster_remote.cluster.wrapping import OneAtATime
-from cluster_remote.p2p.key import AssociatedFile
+from cluster_remote.cluster import wrapping
+from cluster_remote.cluster.wrapping import AtHand, OneAtATime
+from cluster_remote.p2p.key import UUID, AssociatedFile, Key
+from cluster_remote.transport.address import Directory
+from cluster_remote.transport.opening import Caller, session_at
+from tests.support.repositories import Cluster
 
 from .fakes import Content, FakeSession, Peer, key_of
 
@@ -36,3 +40,24 @@ async def test_a_repository_with_one_lock_gets_one_request_of_any_kind_at_a_time
         for name in ("one", "other"):
             tasks.start_soon(ask_everything, name)
     assert sorted(done) == ["one", "other"]
+
+
+@pytest.mark.parametrize("local", [True, False])
+async def test_a_content_on_a_local_disk_is_read_once_the_node_has_answered(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, local: bool
+) -> None:
+    monkeypatch.setattr(wrapping, "is_local", lambda place: local)
+    node = cluster.nodes[0]
+    key = Key(node.add("file", b"content"))
+    place = str(node.path)
+    with node.environment.applied(cluster.gateway.path):
+        session = AtHand(session_at(Directory(place), Caller(UUID(cluster.gateway.uuid))), place)
+        assert session.asks_ahead
+        assert await session.at_hand(key) is None
+        try:
+            await session.open()
+            assert await session.at_hand(key) == (b"content" if local else None)
+            assert await session.at_hand(Key("SHA256--0")) is None
+        finally:
+            await session.aclose()
+        assert await session.at_hand(key) is None
