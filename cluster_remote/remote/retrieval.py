@@ -97,7 +97,12 @@ async def _copied(session: Session, key: Key, beside: bytes) -> bool:
     checksum.update(content)
     if not checksum.matches():
         return False
-    _write(beside, content)
+    try:
+        _write(beside, content)
+    except OSError:
+        with suppress(OSError):
+            os.unlink(beside)  # noqa: PTH108 -- bytes
+        raise
     return True
 
 
