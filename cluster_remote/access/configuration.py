@@ -131,12 +131,21 @@ def awaits_verification(settings: Settings, logs: BranchLogs, verified: Verified
     """Return whether INITREMOTE concerns a configuration from the git-annex branch that was never verified here.
 
     git-annex does not say whether it runs initremote, enableremote or autoenable. A remote being enabled is already in
-    remote.log; a new one is not.
+    remote.log; a new one is not. Only the configurations of sameas remotes share a UUID and need to be told apart by
+    name, of which git-annex passes on no control characters.
     """
     for identity, parameters in logs.remotes.items():
-        sameas = parameters.get("sameas-uuid")
-        name = parameters.get("name" if sameas is None else "sameas-name")
-        if settings.uuid.text == (identity.text if sameas is None else sameas) and settings.name == name:
-            # A git-annex that does not verify enables a remote no other way; an autoenabled one says so.
-            return parameters.get("autoenable") == "true" if verified is None else identity not in verified
+        sameas = UUID.if_valid(parameters.get("sameas-uuid"))
+        if settings.uuid not in (identity, sameas):
+            continue
+        names = {_bare(parameters[name]) for name in ("name", "sameas-name") if name in parameters}
+        if settings.uuid == sameas and _bare(settings.name) not in names:
+            continue
+        # A git-annex that does not verify enables a remote no other way; an autoenabled one says so.
+        if parameters.get("autoenable") == "true" if verified is None else identity not in verified:
+            return True
     return False
+
+
+def _bare(name: str) -> str:
+    return "".join(c for c in name if c.isprintable() and not c.isspace())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -103,6 +104,33 @@ def test_no_program_is_started(environment: Environment, way: str) -> None:
     assert not [each for each in caught if each.exists()]
 
 
+CLUSTER = "ac222222-1111-8111-8111-111111111111"
+NAMES = [
+    "name=evil sameas-name=other",
+    "name=ev&10;il",
+    "name=evil&9;",
+    "name=evil&32;",
+    "name=",
+    "name=ev&56450;il",
+    f"sameas-uuid={CLUSTER} name=evil",
+    f"sameas-uuid={CLUSTER.upper()} sameas-name=evil",
+    f"sameas-uuid={CLUSTER} name=evil sameas-name=other",
+    f"sameas-uuid={CLUSTER} sameas-name=&10;evil&9;",
+]
+
+
+def test_no_name_makes_an_autoenabled_remote_look_like_a_new_one(environment: Environment) -> None:
+    caught = trap(environment, "ssh")
+    source = make_repository(environment, environment.directory / "source", "source")
+    parameters = "type=external externaltype=cluster encryption=none autoenable=true url=ssh://evil.example/x"
+    lines = [f"{uuid.uuid4()} {parameters} {name} timestamp=1700000000s" for name in NAMES]
+    commit(source, "remote.log", *(f"{line.replace('name=evil', f'name=evil{n}')}" for n, line in enumerate(lines)))
+    environment.run("git", "clone", "-q", source.path, environment.directory / "victim")
+    done = Repository(environment.directory / "victim", environment).annex("init", "victim", env={TOKEN: SECRET})
+    assert text(done).count("nothing was contacted") >= len(NAMES) - 1
+    assert not caught.exists()
+
+
 def test_nobody_is_connected_to_and_no_token_is_sent(environment: Environment) -> None:
     path = environment.directory / "evil.sock"
     with listener(path) as heard:
@@ -152,8 +180,7 @@ def test_what_was_verified_stays_in_use_when_the_branch_says_otherwise(own_site:
 def test_the_token_of_the_environment_is_for_no_remote_that_there_is(own_site: Site) -> None:
     client = own_site.client
     with serve_p2p(own_site.cluster.nodes[0]) as (path, token):
-        uuid = own_site.cluster.nodes[0].uuid
-        initremote(client, "sock", f"url=unix:{path}", sameas=uuid, env={TOKEN: token})
+        initremote(client, "sock", f"url=unix:{path}", sameas=own_site.cluster.nodes[0].uuid, env={TOKEN: token})
         cluster_remote(client, "ping", "sock")
         # Whatever is exported, the remote has its own.
         cluster_remote(client, "ping", "sock", env={TOKEN: SECRET})
