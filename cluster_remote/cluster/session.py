@@ -188,24 +188,12 @@ class ClusterSession(Session):
                 raise routing.failure_of_all(f"{self.name}: cannot tell whether it has {key}", failures)
             return present
 
-    async def _sources(self, key: Key) -> tuple[routing.ReadingOrder, list[Node], list[Node]]:
-        """Return the order to read in, and its nodes again: those to ask first, and those to skip for now."""
-        order = routing.reading_order(self.nodes, await self._holders(key), self._pick)
-        return order, *self._ask.rested(self._ask.others_first(key, [*order.logged, *order.others]))
-
-    async def at_hand(self, key: Key) -> bytes | None:
-        """See Session. Only the node that a download would begin with is looked at."""
-        with self._request():
-            order, awake, _ = await self._sources(key)
-            if not awake or awake[0] not in order.logged or awake[0].kind != "local":
-                return None
-            return await self._ask.session(awake[0]).at_hand(key)
-
     @asynccontextmanager
     async def download(self, key: Key, file: AssociatedFile, offset: int = 0) -> AsyncIterator[Download]:
         """See Session. The sending node may change on the way, at any byte."""
         with self._request():
-            order, awake, resting = await self._sources(key)
+            order = routing.reading_order(self.nodes, await self._holders(key), self._pick)
+            awake, resting = self._ask.rested(self._ask.others_first(key, [*order.logged, *order.others]))
 
             def extra_timeout(node: Node) -> float:
                 # Local content comes at once; git-annex has to fetch the rest first.

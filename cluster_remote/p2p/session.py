@@ -263,13 +263,6 @@ class Session(ABC):
         Leaving the context early aborts the download and closes the connection.
         """
 
-    async def at_hand(self, key: Key) -> bytes | None:
-        """Return a small content that can be read from a local disk without asking the peer; None if it cannot.
-
-        Nobody vouches for it: verify its checksum.
-        """
-        return None
-
     @abstractmethod
     async def remove(self, key: Key, before: int | None = None) -> Removal:
         """Remove the content; removing absent content succeeds too.

@@ -49,9 +49,6 @@ async def retrieve_whole(session: Session, key: Key, path: bytes, progress: Prog
     """
     beside = _beside(path)
     try:
-        if await _copied(session, key, beside):
-            os.replace(beside, path)  # noqa: PTH105 -- bytes
-            return
         # Find out now whether it is writable, not at the end. An earlier download may have left a part in it.
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666))
         os.replace(path, beside)  # noqa: PTH105 -- bytes
@@ -86,29 +83,6 @@ async def retrieve_apart(session: Session, key: Key, path: bytes, progress: Prog
     finally:
         with suppress(OSError):
             os.unlink(beside)  # noqa: PTH108 -- bytes
-
-
-async def _copied(session: Session, key: Key, beside: bytes) -> bool:
-    """Write the content to `beside` if it is on a local disk, and right."""
-    content = await session.at_hand(key)
-    checksum = Checksum.of(key)
-    if content is None or checksum is None:
-        return False
-    checksum.update(content)
-    if not checksum.matches():
-        return False
-    try:
-        _write(beside, content)
-    except OSError:
-        with suppress(OSError):
-            os.unlink(beside)  # noqa: PTH108 -- bytes
-        raise
-    return True
-
-
-def _write(path: bytes, content: bytes) -> None:
-    with open(path, "wb") as file:
-        file.write(content)
 
 
 def _beside(path: bytes) -> bytes:

@@ -8,8 +8,10 @@ import pytest
 from cluster_remote.cluster import wrapping
 from cluster_remote.cluster.wrapping import AtHand, OneAtATime
 from cluster_remote.p2p.key import UUID, AssociatedFile, Key
+from cluster_remote.p2p.messages import Get, Message
 from cluster_remote.transport.address import Directory
 from cluster_remote.transport.opening import Caller, session_at
+from tests.remote.test_damaged_copies import damage
 from tests.support.repositories import Cluster
 
 from .fakes import Content, FakeSession, Peer, key_of
@@ -43,21 +45,38 @@ async def test_a_repository_with_one_lock_gets_one_request_of_any_kind_at_a_time
 
 
 @pytest.mark.parametrize("local", [True, False])
-async def test_a_content_on_a_local_disk_is_read_once_the_node_has_answered(
+async def test_a_small_content_on_a_local_disk_is_read_once_the_node_has_answered(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch, local: bool
 ) -> None:
     monkeypatch.setattr(wrapping, "is_local", lambda place: local)
-    node = cluster.nodes[0]
-    key = Key(node.add("file", b"content"))
+    node, asked = cluster.nodes[0], list[Message]()
     place = str(node.path)
+    backends = ("SHA256", "WORM", "MD5E")
+    keys = [node.add(f"file {n}", b"content %d" % n, backend) for n, backend in enumerate(backends)]
+    good, odd, damaged = map(Key, keys)
+    damage(node, keys[2])
+    caller = Caller(UUID(cluster.gateway.uuid), trace=lambda outgoing, message: asked.append(message))
+
+    async def got(key: Key, offset: int = 0) -> tuple[bytes, bool]:
+        async with session.download(key, AssociatedFile(), offset) as download:
+            return b"".join([bytes(chunk) async for chunk in download.chunks()]), await download.valid()
+
+    def gets() -> int:
+        return sum(isinstance(message, Get) for message in asked)
+
     with node.environment.applied(cluster.gateway.path):
-        session = AtHand(session_at(Directory(place), Caller(UUID(cluster.gateway.uuid))), place)
+        session = AtHand(session_at(Directory(place), caller), place)
         assert session.asks_ahead
-        assert await session.at_hand(key) is None
         try:
-            await session.open()
-            assert await session.at_hand(key) == (b"content" if local else None)
-            assert await session.at_hand(Key("SHA256--0")) is None
+            assert await got(good) == (b"content 0", True)
+            assert gets() == 1
+            assert await got(good, 3) == (b"tent 0", True)
+            assert await got(good, 9) == (b"", True)
+            assert gets() == (1 if local else 3)
+            # Nobody can tell here whether these are right, so the node is asked.
+            before = gets()
+            assert await got(odd) == (b"content 1", True)
+            assert (await got(damaged))[0] != b"content 2"
+            assert gets() == before + 2
         finally:
             await session.aclose()
-        assert await session.at_hand(key) is None
