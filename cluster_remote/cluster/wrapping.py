@@ -17,6 +17,7 @@ from typing import TypeVar
 
 import anyio
 
+from cluster_remote.annex.disk import ask_disk
 from cluster_remote.annex.errors import AnnexError
 from cluster_remote.annex.objects import Objects
 from cluster_remote.annex.repository import Repository
@@ -176,25 +177,28 @@ class AtHand(_Around):
 
     @asynccontextmanager
     async def download(self, key: Key, file: AssociatedFile, offset: int = 0) -> AsyncIterator[Download]:
-        content = self._read(key)
+        content = await self._read(key)
         if content is None or offset > len(content):
             async with super().download(key, file, offset) as download:
                 yield download
         else:
             yield _InMemory(memoryview(content)[offset:])
 
-    def _read(self, key: Key) -> bytes | None:
-        checksum = Checksum.of(key)
-        if checksum is None or self.inside.version is None or not self._never_waits:
+    async def _read(self, key: Key) -> bytes | None:
+        # Only what has a checksum, and where git-annex-shell, too, would only wait for a disk and not for a server.
+        if Checksum.of(key) is None or self.inside.version is None or not self._is_local:
             return None
-        content = self._objects.read(key, _SMALL)
-        if content is None:
+        return await ask_disk(self._verified, key)
+
+    def _verified(self, key: Key) -> bytes | None:
+        content, checksum = self._objects.read(key, _SMALL), Checksum.of(key)
+        if content is None or checksum is None:
             return None
         checksum.update(content)
         return content if checksum.matches() else None
 
     @cached_property
-    def _never_waits(self) -> bool:
+    def _is_local(self) -> bool:
         return is_local(self._directory)
 
 

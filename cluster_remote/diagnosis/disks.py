@@ -1,22 +1,16 @@
-"""Where nodes are on this machine, and how much space their disks have.
-
-A hung disk must not make anyone wait, not even at exit: calls to a hung disk cannot be cancelled, so the thread that
-asks for its free space is a daemon.
-"""
+"""Where nodes are on this machine, and how much space their disks have."""
 
 from __future__ import annotations
 
-import asyncio
 import os
-import threading
 from collections.abc import Collection, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import anyio
 
 from cluster_remote.annex import child
+from cluster_remote.annex.disk import ask_disk
 from cluster_remote.annex.errors import CommandFailed
 from cluster_remote.annex.gitconfig import GitConfig
 from cluster_remote.annex.repository import foreign_environment
@@ -38,7 +32,7 @@ async def free_space(places: Mapping[UUID, Path], timeout: float) -> dict[UUID, 
     found: dict[UUID, int] = {}
 
     async def look(uuid: UUID, path: Path) -> None:
-        free = await _free(path)
+        free = await ask_disk(_free, path)
         if free is not None:
             found[uuid] = free
 
@@ -49,26 +43,12 @@ async def free_space(places: Mapping[UUID, Path], timeout: float) -> dict[UUID, 
     return found
 
 
-async def _free(path: Path) -> int | None:
-    loop = asyncio.get_running_loop()
-    answer: asyncio.Future[int | None] = loop.create_future()
-
-    def settle(free: int | None) -> None:
-        if not answer.done():
-            answer.set_result(free)
-
-    def ask() -> None:
-        try:
-            disk = os.statvfs(path)
-            free = disk.f_bavail * disk.f_frsize
-        except OSError:
-            free = None
-        # The loop may be closed by the time a disk answers.
-        with suppress(RuntimeError):
-            loop.call_soon_threadsafe(settle, free)
-
-    threading.Thread(target=ask, daemon=True, name=f"free space of {path}").start()
-    return await answer
+def _free(path: Path) -> int | None:
+    try:
+        disk = os.statvfs(path)
+    except OSError:
+        return None
+    return disk.f_bavail * disk.f_frsize
 
 
 async def paths(view: View) -> dict[UUID, Path]:

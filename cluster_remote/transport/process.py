@@ -11,9 +11,9 @@ from contextlib import suppress
 from pathlib import Path
 
 import anyio
-import anyio.to_thread
 
 from cluster_remote.annex.child import StderrTail, pipes_of, until
+from cluster_remote.annex.disk import ask_disk
 from cluster_remote.p2p.client import Transport
 from cluster_remote.p2p.descriptor import DescriptorConnection
 from cluster_remote.p2p.errors import Unreachable
@@ -58,8 +58,7 @@ class ProcessTransport(Transport):
             if mount_check is not None:
                 await mount_check.begin()
             if self._check is not None:
-                # In a thread, because it may wait for a disk.
-                await anyio.to_thread.run_sync(self._check, abandon_on_cancel=True)
+                await ask_disk(self._check)
             return _ProcessConnection(self._start(), mount_check)
         except BaseException:
             if mount_check is not None:

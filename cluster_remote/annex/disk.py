@@ -1,0 +1,43 @@
+"""Ask a disk without waiting for it: one that hangs must block neither the event loop nor the program's end."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TypeVar
+
+__all__ = ["ask_disk"]
+
+T = TypeVar("T")
+
+
+async def ask_disk(function: Callable[..., T], *arguments: object) -> T:
+    """Return what a function returns that may wait for a disk; cancel this to stop waiting.
+
+    It runs in a daemon thread, which does not keep the program from ending. Raises what the function raises.
+    """
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[T] = loop.create_future()
+
+    def settle(value: T | None, error: Exception | None) -> None:
+        if answer.done():
+            return
+        if error is not None:
+            answer.set_exception(error)
+        else:
+            answer.set_result(value)  # type: ignore[arg-type]
+
+    def ask() -> None:
+        value, failure = None, None
+        try:
+            value = function(*arguments)
+        except Exception as error:  # noqa: BLE001 -- raised to the caller
+            failure = error
+        # The loop may be closed by the time a disk answers.
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(settle, value, failure)
+
+    threading.Thread(target=ask, daemon=True).start()
+    return await answer
