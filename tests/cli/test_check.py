@@ -20,6 +20,7 @@ from tests.remote.sites import Site, initremote, make_site
 from tests.support.environment import Environment
 from tests.support.processes import wait_until
 from tests.support.repositories import DESCRIPTIONS, make_repository
+from tests.support.slow import only_in_all
 
 
 @pytest.fixture(scope="module")
@@ -317,7 +318,7 @@ def waiting(in_order: Site) -> Iterator[Path]:
     file.unlink()
 
 
-@pytest.mark.parametrize("command", ["check", "repair", "status"])
+@pytest.mark.parametrize("command", ["check", *only_in_all("repair", "status")])
 def test_an_interrupt_ends_it_with_a_line_and_leaves_no_process(in_order: Site, waiting: Path, command: str) -> None:
     process = in_order.environment.popen(
         "cluster-remote", command, "mycl", cwd=in_order.client.path, stderr=subprocess.PIPE
@@ -359,7 +360,7 @@ def test_a_repository_that_knows_no_node_is_told_to_fetch(environment: Environme
     assert "there is none yet" in done.err
 
 
-@pytest.mark.parametrize("serverless", [True, False])
+@pytest.mark.parametrize("serverless", [True, *only_in_all(False)])
 def test_damaged_copies_are_found_by_reading_them_recorded_with_fix_and_moved_aside_when_asked(
     own_site: Site, serverless: bool
 ) -> None:

@@ -33,6 +33,7 @@ from tests.cli.test_doctor import careless
 from tests.remote.sites import Site, initremote, make_site
 from tests.support.environment import Environment
 from tests.support.processes import end_group, wait_until
+from tests.support.slow import representatives
 
 NOBODYS = "SHA256E-s5--0000000000000000000000000000000000000000000000000000000000000000"
 COLOUR = re.compile(r"\x1b\[(?:[0-9;]*;)?(?:3[0-8]|4[0-8]|9[0-7]|10[0-7])[0-9;]*m")
@@ -241,11 +242,10 @@ def inside(capsys: pytest.CaptureFixture[str]) -> Inside:
     return Inside(capsys)
 
 
-def with_case(situation: str) -> pytest.MarkDecorator:
-    """For every command that can be in a situation."""
-    return pytest.mark.parametrize(
-        "name", [name for name, case in CASES.items() if getattr(case, situation) is not None]
-    )
+def with_case(situation: str, *chosen: str) -> pytest.MarkDecorator:
+    """For every command that can be in a situation; `make test` only tries those chosen to stand for the rest."""
+    names = [name for name, case in CASES.items() if getattr(case, situation) is not None]
+    return pytest.mark.parametrize("name", representatives(names, *(chosen or names)))
 
 
 # All of them
@@ -410,7 +410,7 @@ def test_outside_of_a_repository_the_exit_code_says_so(
         assert not (tmp_path / "new").exists()
 
 
-@with_case("works")
+@with_case("works", "status", "check", "token list", "get", "trace")
 def test_a_reader_that_goes_away_is_no_mistake_of_the_program(name: str, common: Site, tmp_path: Path) -> None:
     case = CASES[name]
     assert case.works is not None
@@ -465,7 +465,7 @@ def stalling(common: Site) -> dict[str, str]:
     return {"PATH": f"{directory}{os.pathsep}{common.environment.env['PATH']}"}
 
 
-@with_case("waits")
+@with_case("waits", "status", "check", "put", "lock", "trace")
 def test_an_interrupt_ends_it_at_once_and_is_told(
     name: str, common: Site, stalling: dict[str, str], tmp_path: Path
 ) -> None:

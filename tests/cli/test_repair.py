@@ -13,6 +13,7 @@ from tests.cli.ailing import away, carry_out, empty, lose, spoil, stock, store, 
 from tests.cli.command import cluster_remote, told
 from tests.remote.sites import Site, initremote
 from tests.support.repositories import DESCRIPTIONS, Cluster, Repository
+from tests.support.slow import only_in_all
 
 
 def brought(said: dict[str, Any]) -> dict[str, tuple[str | None, list[str], list[str]]]:
@@ -258,7 +259,7 @@ def test_without_a_server_content_goes_from_node_to_node_through_here(own_site: 
     assert not gateway.has_object(key)
 
 
-@pytest.mark.parametrize("serverless", [True, False])
+@pytest.mark.parametrize("serverless", [True, *only_in_all(False)])
 def test_a_damaged_copy_is_followed_by_the_next_source_and_named(own_site: Site, serverless: bool) -> None:
     keys = store(own_site, ["one"], keep=False)
     where, name = own_site.client, "mycl"

@@ -17,6 +17,7 @@ from tests.support.peers import Expect, ScriptedPeer, Send, Step, opening
 from tests.support.processes import wait_until
 from tests.support.repositories import DESCRIPTIONS, Repository, locked
 from tests.support.shells import scripted_shell
+from tests.support.slow import only_in_all
 from tests.support.sockets import serve_p2p
 
 NOBODYS = "SHA256E-s5--0000000000000000000000000000000000000000000000000000000000000000"
@@ -238,7 +239,7 @@ def test_drop_that_a_node_cannot_do_fails_and_tells_which_did(site: Site) -> Non
     assert log(site, key) == {first.uuid}
 
 
-@pytest.mark.parametrize("command", ["put", "drop"])
+@pytest.mark.parametrize("command", ["put", *only_in_all("drop")])
 def test_only_nodes_of_the_cluster_are_recorded_whatever_a_gateway_says(own_site: Site, command: str) -> None:
     client, (first, *_) = own_site.client, own_site.cluster.nodes
     key = client.add("claimed", b"claimed\n")
@@ -304,7 +305,7 @@ def test_lock_with_a_command_that_cannot_be_run_says_so_as_shells_do(site: Site)
     assert "no-such-command" in done.err
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, *only_in_all(signal.SIGTERM)])
 def test_lock_without_a_command_holds_until_it_is_interrupted(site: Site, number: signal.Signals) -> None:
     name = f"until {number.name}"
     key = site.client.add(name, name.encode())

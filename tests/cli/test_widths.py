@@ -11,6 +11,7 @@ from tests.cli.ailing import on_a_terminal
 from tests.remote.sites import initremote
 from tests.support.environment import Environment
 from tests.support.repositories import Repository, make_cluster
+from tests.support.slow import only_in_all
 
 COMMANDS = [
     "setup other --node node1 --node node2 --dry-run",
@@ -54,7 +55,7 @@ def _words(lines: list[str]) -> set[str]:
     return set(re.findall(r"(?<![\w.])[A-Za-z][\w.=*-]+", "\n".join(lines)))
 
 
-@pytest.mark.parametrize("columns", [80, 60])
+@pytest.mark.parametrize("columns", [60, *only_in_all(80)])
 @pytest.mark.parametrize("command", COMMANDS)
 def test_all_words_of_a_wide_terminal_are_on_a_narrow_one_whole(
     narrowed: Repository, command: str, columns: int

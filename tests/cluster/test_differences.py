@@ -17,6 +17,7 @@ from cluster_remote.transport.address import Directory
 from cluster_remote.transport.opening import Caller, stream_session
 from tests.cluster.real import FILE, content, gone, key_of, serving, stopped, uuids, write
 from tests.support.repositories import Cluster, locked
+from tests.support.slow import only_in_all
 
 pytestmark = pytest.mark.anyio
 
@@ -35,7 +36,7 @@ exec {real} "$@"
 """
 
 
-@pytest.fixture(params=[False, True], ids=["git-annex", "ours"])
+@pytest.fixture(params=[*only_in_all(False), True], ids=["git-annex", "ours"])
 def ours(request: pytest.FixtureRequest, cluster: Cluster) -> bool:
     """Whether the gateway is ours; else it is git-annex's."""
     if request.param:

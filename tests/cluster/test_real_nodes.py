@@ -92,6 +92,7 @@ async def put(session: ClusterSession, environment: Environment, data: bytes = S
 
 
 both_kinds = pytest.mark.parametrize("kind", ["file", "stream"])
+either_kind = pytest.mark.parametrize("kind", ["stream", *only_in_all("file")])
 
 
 @both_kinds
@@ -116,7 +117,7 @@ async def test_content_goes_to_all_nodes_is_recorded_read_back_and_removed(clust
         assert await session.check_present(MEGABYTES_KEY) is False
 
 
-@both_kinds
+@either_kind
 async def test_an_empty_content_is_a_content(cluster: Cluster, kind: str) -> None:
     empty = key_of(b"")
     async with opened(cluster.gateway) as session:
@@ -136,7 +137,7 @@ async def test_an_upload_finds_and_records_content_that_the_log_does_not_know_of
         assert cluster.gateway.locations(SMALL_KEY.text) == {node.uuid for node in cluster.nodes}
 
 
-@both_kinds
+@either_kind
 async def test_each_node_gets_what_it_lacks_and_no_more(cluster: Cluster, kind: str) -> None:
     have = [0, 1_000_000, len(MEGABYTES)]
     for node, part in zip(cluster.nodes, have, strict=True):
@@ -177,7 +178,7 @@ async def test_a_node_with_a_wrong_part_does_not_store_and_is_named(cluster: Clu
         assert await put(session, cluster.gateway.environment) == Stored(True, uuids(cluster.nodes[1]))
 
 
-@both_kinds
+@either_kind
 async def test_wrong_bytes_are_stored_nowhere(cluster: Cluster, kind: str) -> None:
     wrong = b"?" + SMALL[1:]
     async with opened(cluster.gateway) as session:
@@ -288,7 +289,7 @@ async def test_without_any_node_every_request_fails_with_the_reason_of_each(clus
                 await session.check_present(ENCRYPTED)
 
 
-@both_kinds
+@either_kind
 async def test_a_node_that_stands_still_before_an_upload_is_left_out(cluster: Cluster, kind: str) -> None:
     async with opened(cluster.gateway, timeout=2.0) as session:
         assert await session.check_present(ENCRYPTED) is False
@@ -300,7 +301,7 @@ async def test_a_node_that_stands_still_before_an_upload_is_left_out(cluster: Cl
             assert "2 seconds" in stored.reasons[0]
 
 
-@both_kinds
+@either_kind
 async def test_a_node_that_stands_still_during_an_upload_is_left_out(cluster: Cluster, kind: str) -> None:
     environment = cluster.gateway.environment
     said: list[tuple[bool, Message]] = []
@@ -473,7 +474,7 @@ async def test_nodes_of_old_versions_take_part_but_are_not_trusted_with_a_time_l
         assert (await session.remove(SMALL_KEY)).removed
 
 
-@both_kinds
+@either_kind
 async def test_where_a_node_has_preferred_content_set_its_rules_decide(cluster: Cluster, kind: str) -> None:
     gateway = cluster.gateway
     gateway.annex("wanted", "node2", "exclude=*")
@@ -503,7 +504,7 @@ async def test_a_session_has_a_log_of_its_own_where_none_is_given(cluster: Clust
     cluster.gateway.environment.assert_no_process_left()
 
 
-@both_kinds
+@either_kind
 async def test_an_encrypted_upload_goes_on_with_none_that_broke_off(cluster: Cluster, kind: str) -> None:
     key = Key(f"GPGHMACSHA1--{kind.encode().hex():0>40}")
     for node, have in zip(cluster.nodes, (0, 70_000, 200_000), strict=True):

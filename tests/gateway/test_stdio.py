@@ -17,6 +17,7 @@ from tests.cli.command import cluster_remote
 from tests.support.environment import Environment
 from tests.support.processes import end_group, wait_until
 from tests.support.repositories import Cluster, Repository, make_cluster
+from tests.support.slow import only_in_all
 from tests.support.ssh import SshServer
 
 ANSWER_SECONDS = 30.0
@@ -62,7 +63,7 @@ def test_the_client_is_let_in_at_once_and_served(site: Cluster) -> None:
     assert answers == [f"AUTH-SUCCESS {site.uuid}", "SUCCESS"]
 
 
-@pytest.mark.parametrize("value", ["1", "0", "false"])
+@pytest.mark.parametrize("value", ["0", *only_in_all("1", "false")])
 def test_the_environment_says_what_the_client_may_do(site: Cluster, value: str) -> None:
     said = f"PUT  {ABSENT}\nREMOVE {ABSENT}\n"
     read_only = "ERROR this repository is read-only; write access denied"
@@ -146,7 +147,7 @@ def test_standard_input_and_output_are_given_back_as_they_were(site: Cluster) ->
         os.close(reading)
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("signum", [signal.SIGTERM, *only_in_all(signal.SIGINT)])
 def test_a_signal_ends_an_idle_conversation_in_good_order(site: Cluster, signum: int) -> None:
     with serving(site) as (process, _stdin, stdout):
         process.send_signal(signum)

@@ -7,6 +7,7 @@ import pytest
 from tests.lifecycle.conftest import cluster_remote, failing, members, second_computer, state
 from tests.support.environment import remove_tree
 from tests.support.repositories import Cluster, Repository
+from tests.support.slow import only_in_all
 
 
 @pytest.fixture
@@ -55,7 +56,7 @@ def test_the_last_node_is_not_taken_out(cluster: Cluster, two: Repository) -> No
     assert "cluster-remote remove disks --cluster" in cluster_remote(two, "node", "remove", "disks", "node1", code=2)
 
 
-@pytest.mark.parametrize("dead", [False, True])
+@pytest.mark.parametrize("dead", [True, *only_in_all(False)])
 def test_a_lost_disk_is_replaced_by_another(cluster: Cluster, two: Repository, dead: bool) -> None:
     lost = cluster.nodes[1].uuid
     remove_tree(cluster.nodes[1].path)
@@ -111,7 +112,7 @@ def test_a_rename_that_fails_leaves_the_old_name(two: Repository) -> None:
     assert state(two) == before
 
 
-@pytest.mark.parametrize("again", ["--node=node1", "--node=node3"])
+@pytest.mark.parametrize("again", ["--node=node3", *only_in_all("--node=node1")])
 def test_a_cluster_is_taken_down_and_its_name_is_free_again(cluster: Cluster, two: Repository, again: str) -> None:
     cluster_remote(two, "remove", "disks", "--cluster")
     assert two.config("annex.cluster.disks") is None

@@ -17,6 +17,7 @@ from tests.gateway.test_web import Web, cloned, web_of
 from tests.support.certificates import make_certificate
 from tests.support.environment import Environment
 from tests.support.repositories import Cluster, Repository, make_cluster
+from tests.support.slow import only_in_all
 from tests.support.sockets import free_port, serve_p2phttp
 
 
@@ -68,7 +69,7 @@ def test_the_commands_on_the_gateways_page_give_the_dataset_to_somebody_new(
     assert b"from mycluster" in done.stdout
 
 
-@pytest.mark.parametrize("server", ["ours", "p2phttp"])
+@pytest.mark.parametrize("server", ["ours", *only_in_all("p2phttp")])
 def test_a_url_over_http_is_asked_which_of_the_known_clusters_it_serves(cluster: Cluster, server: str) -> None:
     client = cluster.clone("client")
     if server == "ours":

@@ -6,11 +6,12 @@ import pytest
 
 from tests.proof.soak import chosen_for, episode
 from tests.proof.world import WAYS, worlds
+from tests.support.slow import representatives
 
 STEPS = 18
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", representatives(WAYS, "served"))
 def test_no_step_loses_a_copy_or_makes_the_log_lie(way: str) -> None:
     with worlds(way) as fresh:
         violation = episode(next(fresh), chosen_for(2, 0, count=STEPS))

@@ -8,6 +8,7 @@ from cluster_remote.p2p.key import UUID, Key
 from cluster_remote.remote.causes import Causes, Fetched, Uploaded, is_for_fsck
 from tests.remote.sites import Site, initremote, objects, text
 from tests.support.repositories import make_repository
+from tests.support.slow import only_in_all
 
 KEY, OTHER = Key("SHA256-s1--ab"), Key("SHA256-s1--cd")
 NODE = UUID("11111111-2222-4333-8444-555555555555")
@@ -64,7 +65,7 @@ def test_fsck_takes_a_damaged_copy_from_its_node_alone_and_names_it(site: Site) 
     assert site.present(key) == {node.uuid for node in site.cluster.nodes[:2]}
 
 
-@pytest.mark.parametrize("here", [True, False], ids=["here", "not here"])
+@pytest.mark.parametrize("here", [*only_in_all(True), False], ids=["here", "not here"])
 def test_fsck_of_chunks_removes_none_for_it_cannot_be_told_which_is_damaged(own_site: Site, here: bool) -> None:
     cluster = own_site.cluster
     cluster.gateway.git("config", "remote.node1.annex-cost", "50")

@@ -11,6 +11,7 @@ from tests.gateway.served import gateway_of
 from tests.remote.sites import Site, initremote, make_site
 from tests.support.environment import Environment
 from tests.support.repositories import Repository, make_cluster
+from tests.support.slow import only_in_all
 
 
 def damage(node: Repository, key: str) -> None:
@@ -28,7 +29,7 @@ def _get(client: Repository, name: str, content: bytes, key: str) -> bytes:
     return done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("size", [1000, 300_000])
+@pytest.mark.parametrize("size", [300_000, *only_in_all(1000)])
 def test_through_git_annexs_gateway(environment: Environment, size: int) -> None:
     site = make_site(environment)
     content = os.urandom(size)
@@ -92,7 +93,7 @@ def test_a_wrong_part_that_was_left_here_is_no_nodes_fault(environment: Environm
     assert b"damaged" not in _get(site.client, "mycl", content, key)
 
 
-@pytest.mark.parametrize("way", ["without a server", "through git-annex's gateway"])
+@pytest.mark.parametrize("way", ["without a server", *only_in_all("through git-annex's gateway")])
 def test_a_large_content_that_git_annex_did_not_like_comes_from_a_good_node_the_next_time(
     environment: Environment, way: str
 ) -> None:

@@ -17,6 +17,7 @@ from tests.support.peers import Expect, ScriptedPeer, Send, Stall, opening
 from tests.support.processes import wait_until
 from tests.support.repositories import make_cluster
 from tests.support.shells import scripted_shell
+from tests.support.slow import only_in_all
 
 PUT = Expect(re.compile(rb"PUT  \S+"))
 CHECK = Expect(re.compile(rb"CHECKPRESENT \S+"))
@@ -35,7 +36,7 @@ def stalling(environment: Environment) -> tuple[Site, Path]:
     return site, path
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, *only_in_all(signal.SIGINT, signal.SIGHUP)])
 def test_git_annex_is_killed_amid_an_upload(stalling: tuple[Site, Path], how: signal.Signals) -> None:
     site, path = stalling
     node = site.cluster.nodes[0]

@@ -18,6 +18,7 @@ from tests.support.peers import Close, Drain, Expect, Read, Reset, Script, Scrip
 from tests.support.processes import wait_until
 from tests.support.repositories import make_cluster
 from tests.support.shells import scripted_shell
+from tests.support.slow import only_in_all, representatives
 from tests.support.ssh import SshServer
 
 TOKEN = "CLUSTER_REMOTE_TOKEN"
@@ -100,7 +101,12 @@ BEGINNINGS: dict[str, tuple[list[Step] | None, str]] = {
 }
 
 
-@pytest.mark.parametrize("how", BEGINNINGS)
+@pytest.mark.parametrize(
+    "how",
+    representatives(
+        BEGINNINGS, "is not there", "never answers", "sends an endless line", "refuses the token", "is another"
+    ),
+)
 def test_a_peer_that_lets_nobody_in(place: tuple[Site, Path], how: str) -> None:
     script, complaint = BEGINNINGS[how]
     site, path = place
@@ -193,7 +199,18 @@ UPLOADS: dict[str, tuple[list[Step], str]] = {
 }
 
 
-@pytest.mark.parametrize("how", UPLOADS)
+@pytest.mark.parametrize(
+    "how",
+    representatives(
+        UPLOADS,
+        "stalls amid DATA",
+        "resets amid DATA",
+        "has more than there is, and keeps it",
+        "does not store it",
+        "fails with words",
+        "names nobody",
+    ),
+)
 def test_an_upload_that_goes_wrong(place: tuple[Site, Path], tmp_path: Path, how: str) -> None:
     steps, complaint = UPLOADS[how]
     (tmp_path / "file").write_bytes(CONTENT)
@@ -222,7 +239,18 @@ DOWNLOADS: dict[str, tuple[list[Step], str]] = {
 }
 
 
-@pytest.mark.parametrize("how", DOWNLOADS)
+@pytest.mark.parametrize(
+    "how",
+    representatives(
+        DOWNLOADS,
+        "stalls amid DATA",
+        "closes amid DATA",
+        "refuses",
+        "has nothing",
+        "announces too much",
+        "does not vouch for it",
+    ),
+)
 def test_a_download_that_goes_wrong(place: tuple[Site, Path], tmp_path: Path, how: str) -> None:
     steps, complaint = DOWNLOADS[how]
     with driver(place) as annex, ScriptedPeer(let_in(place, GET, *steps), unix=place[1]):
@@ -357,7 +385,7 @@ def test_nobody_sees_the_token_while_a_peer_stalls(place: tuple[Site, Path]) -> 
     nothing_happened(place)
 
 
-@pytest.mark.parametrize("kind", ["tcp", "directory", "ssh"])
+@pytest.mark.parametrize("kind", ["ssh", *only_in_all("tcp", "directory")])
 def test_peers_by_other_ways_may_stall_and_break_off_too(environment: Environment, kind: str) -> None:
     cluster = make_cluster(environment, environment.directory, nodes=1)
     client, node = cluster.clone(), cluster.nodes[0]

@@ -14,6 +14,7 @@ from tests.remote.driver import Driver
 from tests.remote.sites import initremote, messages, text
 from tests.support.environment import Environment
 from tests.support.repositories import Cluster, Repository, make_cluster
+from tests.support.slow import only_in_all, representatives
 from tests.support.ssh import SshServer
 
 WAYS = ["serverless", "served", "native"]
@@ -37,7 +38,7 @@ def client_of(cluster: Cluster, way: str) -> Iterator[Repository]:
         yield client
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", representatives(WAYS, "served"))
 def test_rules_that_name_files_see_the_file(cluster: Cluster, way: str) -> None:
     cluster.gateway.annex("wanted", "node2", "include=Fotos/M*")
     cluster.gateway.annex("required", "node3", "exclude=*/tmp/* and exclude=tmp/*")
@@ -71,7 +72,7 @@ def _back(node: Repository) -> None:
     node.path.with_name(f"{node.path.name} (unplugged)").rename(node.path)
 
 
-@pytest.mark.parametrize("way", ["serverless", "served"])
+@pytest.mark.parametrize("way", ["serverless", *only_in_all("served")])
 def test_with_a_node_away_the_rules_decide_among_the_others(cluster: Cluster, way: str) -> None:
     cluster.gateway.annex("wanted", "node2", "include=*.jpg")
     with client_of(cluster, way) as client:

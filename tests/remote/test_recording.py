@@ -11,6 +11,7 @@ from tests.remote.sites import Site, initremote, make_site, objects, text
 from tests.support.environment import temporary_environment
 from tests.support.processes import end_group
 from tests.support.repositories import make_repository
+from tests.support.slow import representatives
 
 FAILING = """\
 #!/bin/sh
@@ -34,7 +35,7 @@ def place() -> Iterator[Site]:
         yield make_site(environment)
 
 
-@pytest.fixture(params=FAILURES)
+@pytest.fixture(params=representatives(FAILURES, "it says no"))
 def complaint(place: Site, request: pytest.FixtureRequest) -> Iterator[str]:
     """Makes setpresentkey fail in some way meanwhile; what is to be read of it."""
     failure, complaint = FAILURES[request.param]

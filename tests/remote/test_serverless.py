@@ -14,6 +14,7 @@ import pytest
 from tests.remote.sites import messages, text
 from tests.support.environment import Environment
 from tests.support.repositories import Repository, make_repository
+from tests.support.slow import only_in_all
 from tests.support.ssh import SshServer
 
 
@@ -191,7 +192,7 @@ def test_what_is_recorded_is_recorded_once(home: Home) -> None:
     assert len({line.split()[-1] for line in lines}) == 4
 
 
-@pytest.mark.parametrize("away", ["disk", "nas", "bucket"])
+@pytest.mark.parametrize("away", ["disk", *only_in_all("nas"), "bucket"])
 def test_a_node_that_is_away_is_left_out_and_filled_when_it_is_back(home: Home, away: str) -> None:
     name = f"away-{away}"
     key = home.laptop.add(name, f"without {away}".encode())

@@ -22,6 +22,7 @@ from cluster_remote.transport.ssh import SshTransport, can_share, ssh_command
 from tests.support.environment import Environment
 from tests.support.processes import wait_until
 from tests.support.repositories import Repository, make_repository
+from tests.support.slow import representatives
 from tests.support.ssh import SshServer
 
 HOST = Ssh("host", "/dir", "me")
@@ -175,7 +176,7 @@ NAMES = ["ssh", "plink", "tortoiseplink.exe", "other"]
 VARIANTS = [None, "ssh", "plink", "putty", "tortoiseplink", "auto"]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", representatives(NAMES, NAMES[0], NAMES[-1]))
 @pytest.mark.parametrize("how", HOW)
 def test_the_program_gets_the_arguments_that_git_would_give_it(environment: Environment, how: str, name: str) -> None:
     program = environment.bin / "a directory" / name
