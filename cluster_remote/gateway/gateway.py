@@ -51,7 +51,8 @@ class Limits:
     """How many `clients` may be connected, plus how many `strangers`, who have not authenticated yet.
 
     Times are in seconds: `to_authenticate` is a stranger's deadline; `after_wrong_token` is the initial delay of a
-    refusal, which slows down guessing; `to_finish` is for requests still running when the gateway is told to stop.
+    refusal, which slows down guessing; `to_finish` is for requests still running when the gateway is told to stop;
+    `place_wait` is how long a request over HTTP waits for a place (clients wait for a minute without progress).
     `dead_locks` is how many locks of one token may outlast their connections; for all tokens together it is four times
     that.
     """
@@ -63,6 +64,7 @@ class Limits:
     to_finish: float = 10.0
     lock_retention: float = LOCK_RETENTION
     dead_locks: int = 64
+    place_wait: float = 30.0
 
 
 @dataclass
@@ -150,7 +152,14 @@ class Gateway:
             return {}
         from cluster_remote.gateway.web import TokenDoor, Web
 
-        door = TokenDoor(self.backend, self.tokens, self._places, self._guesses, public_read=self.public_read)
+        door = TokenDoor(
+            self.backend,
+            self.tokens,
+            self._places,
+            self._guesses,
+            place_wait=self.limits.place_wait,
+            public_read=self.public_read,
+        )
         return {
             path: Web(
                 self.backend,

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import anyio
@@ -57,11 +58,14 @@ class Places:
 
     def __init__(self, clients: int, strangers: int) -> None:
         self._most_clients = clients
+        self._share = math.ceil(clients * _SHARE)
         self._most_strangers = strangers
         # What each counts as: its token or its address.
         self._clients: dict[Connection, str] = {}
         # In order of arrival.
         self._strangers: dict[Connection, None] = {}
+        # Whose token is known and who wait for a place, by what they count as, in the order in which they get one.
+        self._waiting: dict[Connection, str] = {}
 
     def arrive(self, stranger: Connection) -> None:
         """Add a stranger. If there are too many, end the oldest one from the address with the most strangers."""
@@ -73,6 +77,24 @@ class Places:
             oldest.end("gave way to newer strangers")
         self._strangers[stranger] = None
 
+    @contextmanager
+    def queue(self, connection: Connection, token: Token | None) -> Iterator[Callable[[], bool]]:
+        """Have a connection wait for a place; yield a function that says whether it is its turn to try.
+
+        While it waits, a connection with a token does not give way to strangers, within the share of its token.
+        """
+        owner = _owner(connection, token)
+        queued = list(self._waiting.values())
+        if token is not None and len(queued) < self._most_clients and queued.count(owner) < self._share:
+            self._strangers.pop(connection, None)
+        self._waiting[connection] = owner
+        try:
+            yield lambda: next(each for each, whose in self._waiting.items() if whose == owner) is connection
+        finally:
+            del self._waiting[connection]
+            if connection not in self._clients:
+                self._strangers[connection] = None
+
     def admit(self, connection: Connection, token: Token | None) -> str | None:
         """Give a connection a client's place, or return why there is none.
 
@@ -80,7 +102,7 @@ class Places:
         of the heaviest user gives way. A connection whose next request has another token, as behind a reverse proxy, is
         counted again.
         """
-        owner = connection.address if token is None else f"token {token.id}"
+        owner = _owner(connection, token)
         if self._clients.get(connection) == owner:
             return None
         if self._clients.pop(connection, None) is not None:
@@ -114,6 +136,11 @@ class Places:
             if connection.token is not None and not valid(connection.token):
                 self.leave(connection)
                 connection.end(why)
+
+
+def _owner(connection: Connection, token: Token | None) -> str:
+    """Return what a connection counts as."""
+    return connection.address if token is None else f"token {token.id}"
 
 
 def _room_among(clients: Mapping[Connection, str], most: int, owner: str) -> tuple[Connection | None, str | None]:

@@ -49,7 +49,7 @@ class Lending:
             await self._close(session)
             raise
         self._idle.append((self._clock(), kind, session))
-        await self._let_go(len(self._idle) - _MOST_IDLE)
+        await self._let_go(lambda: len(self._idle) > _MOST_IDLE)
 
     async def _opened(self, served: Endpoint, bypass: frozenset[UUID]) -> Session:
         nodes = await self._size() if served.uuid.is_cluster else 1
@@ -67,31 +67,30 @@ class Lending:
         return session
 
     async def _taken(self, kind: _Kind) -> Session | None:
-        await self._let_go(self._overdue())
+        await self._let_go(self._overdue)
         # The most recently used one is most likely still good.
         for place in reversed(range(len(self._idle))):
             if self._idle[place][1] == kind:
                 return self._idle.pop(place)[2]
         return None
 
-    async def _let_go(self, count: int) -> None:
-        """Close the sessions that have been idle the longest."""
-        for _ in range(count):
+    async def _let_go(self, too_many: Callable[[], bool]) -> None:
+        """Close sessions, those that have been idle the longest first; others may do the same meanwhile."""
+        while self._idle and too_many():
             await self._close(self._idle.pop(0)[2])
 
     async def aclose(self) -> None:
         """Close all idle sessions."""
-        await self._let_go(len(self._idle))
+        await self._let_go(lambda: True)
 
     async def let_go_in_time(self) -> None:
         """Close sessions that stay unused, until cancelled."""
         while True:
             await anyio.sleep(_IDLE)
-            await self._let_go(self._overdue())
+            await self._let_go(self._overdue)
 
-    def _overdue(self) -> int:
-        now = self._clock()
-        return sum(since < now - _IDLE for since, _, _ in self._idle)
+    def _overdue(self) -> bool:
+        return self._idle[0][0] < self._clock() - _IDLE
 
     async def _close(self, session: Session) -> None:
         with anyio.CancelScope(shield=True):

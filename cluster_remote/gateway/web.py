@@ -24,7 +24,7 @@ from cluster_remote.gateway.githttp import GitHttp
 from cluster_remote.gateway.p2phttp import P2pHttp, Visitor, challenge, note, visitor_of
 from cluster_remote.gateway.places import DeadLocks, Guesses, Places
 from cluster_remote.gateway.sessions import Lending
-from cluster_remote.gateway.tokens import Tokens, read_claim
+from cluster_remote.gateway.tokens import Token, Tokens, read_claim
 from cluster_remote.gateway.webserver import WebConnection, WebServer
 from cluster_remote.p2p.key import UUID
 from cluster_remote.p2p.messages import Connect
@@ -39,16 +39,27 @@ if TYPE_CHECKING:
 
 __all__ = ["TokenDoor", "Web"]
 
-# Seconds that a request waits for a place, and between attempts.
-_PLACE_WAIT, _PLACE_LOOK = 10.0, 0.05
+# Seconds between attempts to get a place.
+_PLACE_LOOK = 0.05
 
 
 class TokenDoor:
-    """Requires a token, as the password of any user; with `public_read`, not for reading."""
+    """Requires a token, as the password of any user; with `public_read`, not for reading.
+
+    A request waits at most `place_wait` seconds for a place.
+    """
 
     def __init__(
-        self, behind: Backend, tokens: Tokens, places: Places, guesses: Guesses, *, public_read: bool = False
+        self,
+        behind: Backend,
+        tokens: Tokens,
+        places: Places,
+        guesses: Guesses,
+        *,
+        place_wait: float,
+        public_read: bool = False,
     ) -> None:
+        self._place_wait = place_wait
         self._behind = behind
         self._tokens = tokens
         self._places = places
@@ -66,14 +77,24 @@ class TokenDoor:
             await anyio.sleep(self._guesses.wrong(connection.address))
         if token is None and not self._public_read:
             return None
-        deadline = time.monotonic() + _PLACE_WAIT
-        while (full := self._places.admit(connection, token)) is not None:
-            if time.monotonic() > deadline:
-                raise NotAllowed(f"{full}; try again later", 503, {"Retry-After": "10"})
-            await anyio.sleep(_PLACE_LOOK)
+        await self._place(connection, token)
         if token is None:
             return Visitor(Mode.READ_ONLY, f"somebody at {connection.address}", anonymous=True)
         return Visitor(token.mode, f"token {token.id} at {connection.address}", token=token)
+
+    async def _place(self, connection: WebConnection, token: Token | None) -> None:
+        """Wait for a place. Raises NotAllowed if there is none in time."""
+        full = self._places.admit(connection, token)
+        if full is None:
+            return
+        deadline = time.monotonic() + self._place_wait
+        with self._places.queue(connection, token) as is_next:
+            while full is not None:
+                if time.monotonic() > deadline:
+                    raise NotAllowed(f"{full}; try again later", 503, {"Retry-After": "10"})
+                await anyio.sleep(_PLACE_LOOK)
+                if is_next():
+                    full = self._places.admit(connection, token)
 
     async def served(self, uuid: UUID, client: UUID | None, visitor: Visitor) -> Endpoint | None:
         if visitor.token is not None and visitor.token.refusal(uuid, self._behind.own) is not None:

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import resource
 import subprocess
 import sys
+from typing import cast
 
+import anyio
 import pytest
 
 from cluster_remote.gateway.room import Room
+from cluster_remote.gateway.sessions import Lending
 from cluster_remote.p2p.errors import Unreachable
+from cluster_remote.p2p.key import UUID
 from cluster_remote.p2p.noroom import NoRoom, no_room_is_a_session_error
+from cluster_remote.p2p.server import Endpoint
+from cluster_remote.p2p.session import Session
 
 
 def test_sessions_there_are_no_descriptors_for_are_refused_and_the_first_never() -> None:
@@ -39,6 +46,46 @@ def test_no_room_is_an_error_of_the_request_also_within_a_group(error: Exception
         raise error
     with pytest.raises(NoRoom), no_room_is_a_session_error():
         raise _group(error)
+
+
+@pytest.mark.anyio
+async def test_idle_sessions_are_closed_once_whoever_finds_them_overdue() -> None:
+    closed: list[int] = []
+    now = 0.0
+
+    class Slow:
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        async def aclose(self) -> None:
+            await anyio.sleep(0.01)
+            closed.append(self.number)
+
+    opened = itertools.count()
+
+    async def session(bypass: frozenset[UUID]) -> Session:
+        return cast(Session, Slow(next(opened)))
+
+    async def size() -> int:
+        return 1
+
+    lending = Lending(Room(1024), size, clock=lambda: now)
+    endpoint = Endpoint(UUID("11111111-2222-4333-8444-555555555555"), session)
+
+    async def request() -> None:
+        async with lending.lend(endpoint, frozenset()):
+            await anyio.sleep(0.01)
+
+    async with anyio.create_task_group() as tasks:
+        # More than are kept, and then all of them overdue at once.
+        for _ in range(30):
+            tasks.start_soon(request)
+    now = 1000.0
+    async with anyio.create_task_group() as tasks:
+        for _ in range(10):
+            tasks.start_soon(request)
+    await lending.aclose()
+    assert sorted(closed) == list(range(40))
 
 
 def _group(error: Exception) -> Exception:
