@@ -13,8 +13,8 @@ __all__ = ["refresh"]
 async def refresh(repository: Repository, timeout: float = 120.0) -> None:
     """Make git-annex merge every fetched git-annex branch into its own, and commit its journal.
 
-    Any command of git-annex that reads the branch does so first. `git annex group here` only prints the groups of this
-    repository, and its exit code tells a failure from an empty answer, which `git annex numcopies` does not;
+    Any command of git-annex that reads the branch does so first. `git annex groupwanted` only prints a group's
+    expression, and does not look at the remotes: most others wait for ever if one of these is on a disk that hangs.
     `git annex merge` would merge the checked out branch too. Raises CommandFailed.
     """
-    await repository.run("git", "annex", "group", "here", timeout=timeout)
+    await repository.run("git", "annex", "groupwanted", "--", "nobody", timeout=timeout)

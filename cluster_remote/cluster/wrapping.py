@@ -11,7 +11,7 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,6 +19,7 @@ import anyio
 
 from cluster_remote.annex.disk import ask_disk
 from cluster_remote.annex.errors import AnnexError
+from cluster_remote.annex.looking import look
 from cluster_remote.annex.objects import Objects
 from cluster_remote.annex.repository import Repository
 from cluster_remote.p2p.checksum import Checksum
@@ -55,6 +56,8 @@ T = TypeVar("T")
 _SMALL = 1024 * 1024
 # Seconds for a start or stop command; waking up a machine takes a while.
 _COMMAND = 300.0
+# Seconds for a repository's configuration to be read; nothing else happens meanwhile.
+_AT_ONCE = 0.5
 
 
 class _Around(Session):
@@ -517,7 +520,14 @@ class FirstThatAnswers(Session):
 
 
 def pidlocked(directory: Path) -> bool:
-    """Return whether git-annex uses one lock for everything in a repository on this machine (annex.pidlock)."""
+    """Return whether git-annex uses one lock for everything in a repository on this machine (annex.pidlock).
+
+    False if the disk does not answer; its session will say so.
+    """
+    return bool(look(str(directory), partial(_says_pidlock, directory), _AT_ONCE))
+
+
+def _says_pidlock(directory: Path) -> bool:
     for file in (directory / ".git" / "config", directory / "config"):
         try:
             text = file.read_text("utf-8", "replace")

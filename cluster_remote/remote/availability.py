@@ -7,9 +7,9 @@ is not.
 from __future__ import annotations
 
 import os
-import threading
 
 from cluster_remote.annex.gitconfig import GitConfig, is_path
+from cluster_remote.annex.looking import look
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -67,8 +67,4 @@ def _repositories(place: str) -> list[str]:
 
 def _missing(paths: Sequence[str]) -> bool:
     """Return whether none of the paths exists."""
-    found: list[bool] = []
-    look = threading.Thread(target=lambda: found.append(any(map(os.path.lexists, paths))), daemon=True)
-    look.start()
-    look.join(_LOOK)
-    return found == [False]
+    return look(paths[0], lambda: any(map(os.path.lexists, paths)), _LOOK) is False
