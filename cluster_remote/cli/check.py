@@ -28,6 +28,7 @@ from cluster_remote.cli.viewing import view_of
 from cluster_remote.diagnosis import checking
 from cluster_remote.diagnosis.comparison import Check, Finding
 from cluster_remote.diagnosis.content import Options
+from cluster_remote.diagnosis.encrypted import node_by_node
 from cluster_remote.p2p.key import UUID
 from cluster_remote.p2p.text import printable
 
@@ -68,7 +69,9 @@ def check(
     Reports what nodes lack although the log says they have it, what they have although the log does not say so, and
     what has fewer copies than git annex numcopies requires (.gitattributes is ignored). A node that cannot be asked
     counts as unknown; nothing is recorded about it. --content also reads every copy, which takes as long as
-    downloading it, and verifies its checksum; a damaged copy is recorded as missing only with --fix.
+    downloading it, and verifies its checksum; a damaged copy is recorded as missing only with --fix. The nodes of a
+    remote with shared encryption and without a server are asked for their encrypted keys, which all of them should
+    have; these have no checksum, so only git annex fsck --from verifies their content.
 
     Exit codes: 0 the log is right or was corrected, 1 it is wrong, 2 wrong usage, 3 no node answers,
     4 not in a repository, 130 interrupted.
@@ -106,7 +109,7 @@ async def _check(
     shown: bool,
     tell: Callable[[Finding], None],
 ) -> Check:
-    view = await view_of(target, timeout, writing=options.fix)
+    view, cipher = node_by_node(await view_of(target, timeout, writing=options.fix))
     with progress(unit="keys", shown=shown) as lines:
         await progress_of(view, selection, lines)
         return await checking.check(
@@ -116,6 +119,7 @@ async def _check(
             tell=tell,
             advance=lambda node, count, answers: advanced(lines, node, count, answers),
             read=lambda node, note: lines.note(str(node), note),
+            cipher=cipher,
         )
 
 
@@ -147,13 +151,15 @@ def _show(outcome: Check, first: list[Finding], hidden: int, console: Console) -
     if outcome.problems:
         show_problems(outcome.problems, console)
     else:
-        console.print(Text("The location log is right.", style="green"))
+        right = "Every node has everything." if outcome.encrypted else "The location log is right."
+        console.print(Text(right, style="green"))
 
 
 def _in_words(finding: Finding, titles: Mapping[UUID, str], needed: int) -> str:
     words: list[str] = []
     if finding.missing:
-        words.append(f"not on {_names(finding.missing, titles)}, though the location log says so")
+        said = "" if finding.key.is_encrypted else ", though the location log says so"
+        words.append(f"not on {_names(finding.missing, titles)}{said}")
     if finding.unlogged:
         words.append(f"on {_names(finding.unlogged, titles)}, but not in the location log")
     if finding.damaged:

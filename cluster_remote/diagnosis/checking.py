@@ -17,7 +17,7 @@ from cluster_remote.annex.branchlog import read_files
 from cluster_remote.annex.locationlog import LocationLog
 from cluster_remote.annex.locations import Located, LocationReader, Selection, located
 from cluster_remote.diagnosis.asking import Advance, Answered, Nodes, asked, pipelined
-from cluster_remote.diagnosis.comparison import Answers, Check, Comparison, Finding, NodeCount, compare
+from cluster_remote.diagnosis.comparison import Answers, Check, Comparison, Finding, NodeCount, compare, compare_nodes
 from cluster_remote.diagnosis.content import Options, Read, Reader, Verified, move_aside
 from cluster_remote.diagnosis.disks import paths
 from cluster_remote.diagnosis.problem import Problem
@@ -29,6 +29,7 @@ from cluster_remote.p2p.key import UUID, Key
 
 if TYPE_CHECKING:
     from cluster_remote.annex.repository import Repository
+    from cluster_remote.diagnosis.encrypted import Cipher
     from cluster_remote.diagnosis.nodes import View
 
 __all__ = ["check", "comparable", "numcopies"]
@@ -95,6 +96,8 @@ class _Check:
         needed: int,
         options: Options,
         contents: Reader | None,
+        *,
+        encrypted: bool,
     ) -> None:
         self.view = view
         self.selection = selection
@@ -104,6 +107,7 @@ class _Check:
         self.needed = needed
         self.options = options
         self.contents = contents
+        self.encrypted = encrypted
         self.damaged: Counter[UUID] = Counter()
         self.moved: Counter[UUID] = Counter()
         self.counts = _Counts()
@@ -171,7 +175,7 @@ class _Check:
         return damaged, moved
 
     def _compare(self, each: Located, answers: Answers) -> Comparison:
-        return compare(each, answers, self.is_copy)
+        return compare_nodes(answers) if self.encrypted else compare(each, answers, self.is_copy)
 
     def _judge(
         self,
@@ -246,6 +250,7 @@ class _Check:
             few=counts.few,
             gone=counts.gone,
             recorded=counts.recorded,
+            encrypted=self.encrypted,
             content=self.contents is not None,
             read=self.contents.copies if self.contents else 0,
             read_size=self.contents.size if self.contents else 0,
@@ -278,7 +283,17 @@ class _Check:
                         node=node.uuid,
                     )
                 )
-            if node.missing and self.log is None:
+            if node.missing and self.encrypted:
+                problems.append(
+                    Problem(
+                        "content-missing",
+                        f"{node.title} does not have {many(node.missing, 'encrypted key')} of this remote's content",
+                        "Copy what other nodes have to it:",
+                        (f"cluster-remote repair {name}",),
+                        node=node.uuid,
+                    )
+                )
+            elif node.missing and self.log is None:
                 problems.append(
                     Problem(
                         "content-missing",
@@ -308,7 +323,16 @@ class _Check:
                     (f"cluster-remote repair {name}",),
                 )
             )
-        if counts.lost:
+        if counts.lost and self.encrypted:
+            problems.append(
+                Problem(
+                    "lost",
+                    f"no node has {many(counts.lost, 'encrypted key')} of content that {self.view.label} should have",
+                    "Have git-annex correct the location log, which then shows who else has the content:",
+                    (f"git annex fsck --fast --all --from {name}",),
+                )
+            )
+        elif counts.lost:
             problems.append(
                 Problem(
                     "lost",
@@ -351,18 +375,27 @@ async def check(
     tell: Callable[[Finding], None],
     advance: Advance,
     read: Read = lambda _node, _words: None,
+    cipher: Cipher | None = None,
 ) -> Check:
     """Ask every node about every key. `tell` gets each finding at once; the result contains none of them.
 
+    With `cipher`, the keys are those under which the nodes have the encrypted content of a remote; no log lists them.
     Raises BadSettings, AnnexError; errors during the check arrive as a group.
     """
     repository = comparable(view)
-    needed = await numcopies(repository)
+    if cipher is not None and options.fix:
+        raise BadSettings(
+            f"--fix: no log lists what the nodes of an encrypted remote have; git annex fsck --fast --from "
+            f"{shlex.quote(view.label)} corrects what is recorded about the remote as a whole"
+        )
+    needed = await numcopies(repository) if cipher is None else 1
     started = time.monotonic()
     jobs = options.jobs
     verified = Verified(repository, view.uuid, resume=options.resume) if options.content else None
     async with AsyncExitStack() as stack:
         batches = await stack.enter_async_context(located(repository, selection))
+        if cipher is not None:
+            batches = await stack.enter_async_context(cipher.named(repository, batches))
         nodes = await stack.enter_async_context(asked(view.living, jobs, advance))
         reader = await stack.enter_async_context(LocationReader(repository))
         log = await stack.enter_async_context(LocationLog(repository)) if options.fix else None
@@ -372,7 +405,7 @@ async def check(
             contents = Reader(view.living, jobs, verified, read)
             stack.push_async_callback(contents.aclose)
         complete = await stack.enter_async_context(pipelined(batches, nodes, 2 * jobs + 1))
-        work = _Check(view, selection, nodes, reader, log, needed, options, contents)
+        work = _Check(view, selection, nodes, reader, log, needed, options, contents, encrypted=cipher is not None)
         async for batch in complete:
             for finding in await work.examine(batch):
                 tell(finding)

@@ -13,7 +13,7 @@ from cluster_remote.annex.locations import Located
 from cluster_remote.diagnosis.problem import Problem, Verdict
 from cluster_remote.p2p.key import UUID, Key
 
-__all__ = ["Answers", "Check", "Comparison", "Finding", "NodeCount", "compare"]
+__all__ = ["Answers", "Check", "Comparison", "Finding", "NodeCount", "compare", "compare_nodes"]
 
 Answers = Mapping[UUID, bool | None]
 """What each node said about one key; None if it gave no answer."""
@@ -25,7 +25,9 @@ class Finding:
 
     key: Key
     file: Annotated[str | None, "a file with this content, if files were selected"]
-    missing: Annotated[tuple[UUID, ...], "nodes that lack it although the location log lists them"]
+    missing: Annotated[
+        tuple[UUID, ...], "nodes that lack it although the location log lists them; encrypted keys: all that lack it"
+    ]
     unlogged: Annotated[tuple[UUID, ...], "nodes that have it although the location log does not list them"]
     damaged: Annotated[tuple[UUID, ...], "nodes whose copy has the wrong checksum; with --content"]
     moved: Annotated[tuple[UUID, ...], "those of them that moved it aside"]
@@ -66,6 +68,9 @@ class Check(Verdict):
     few: Annotated[int, "keys with fewer copies than that"]
     gone: Annotated[int, "keys that are on no node and logged on none: dropped everywhere, or never stored"]
     recorded: Annotated[int, "keys whose locations were corrected in the location log"]
+    encrypted: Annotated[
+        bool, "whether these are keys of encrypted content, which no log lists and all nodes should have"
+    ]
     content: Annotated[bool, "whether the nodes' copies were read"]
     read: Annotated[int, "copies that were read"]
     read_size: Annotated[int, "bytes of these"]
@@ -96,3 +101,9 @@ def compare(each: Located, answers: Answers, counts: Callable[[UUID], bool]) -> 
     unlogged = frozenset(uuid for uuid, answer in answers.items() if answer is True and uuid not in each.holders)
     holders = each.holders - missing | unlogged
     return Comparison(missing, unlogged, sum(map(counts, holders)), not holders and not each.holders)
+
+
+def compare_nodes(answers: Answers) -> Comparison:
+    """Compare the nodes' answers about an encrypted key, which every node should have; a silent node may have it."""
+    missing = frozenset(uuid for uuid, answer in answers.items() if answer is False)
+    return Comparison(missing, frozenset(), len(answers) - len(missing), False)

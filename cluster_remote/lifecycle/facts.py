@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 from cluster_remote.annex import logformat
 from cluster_remote.annex.branchlog import BranchLogs
 from cluster_remote.annex.errors import AnnexError
-from cluster_remote.annex.gitconfig import GitConfig
+from cluster_remote.annex.gitconfig import GitConfig, is_path
+from cluster_remote.annex.looking import look
 from cluster_remote.annex.merge import refresh
 from cluster_remote.annex.repository import Repository
 from cluster_remote.annex.verification import verified
 from cluster_remote.annex.version import NEEDED, OLDEST, version_number
 from cluster_remote.lifecycle.steps import Guard, Setting, Step
+from cluster_remote.p2p.errors import Unreachable
 from cluster_remote.p2p.key import UUID, decode
 
 __all__ = ["HARMLESS", "Facts", "Stored"]
 
 
+# Seconds for a disk to answer.
+_LOOK = 2.0
 HARMLESS = frozenset({"autoenable", "cipher", "cipherkeys", "embedcreds"})
 """Parameters that affect neither where contents go nor how they are stored there."""
 
@@ -57,10 +65,11 @@ class Facts:
 
     @classmethod
     async def read(cls, repository: Repository) -> Facts:
-        """Read everything, after having git-annex merge what was fetched. Raises AnnexError."""
+        """Read everything, after having git-annex merge what was fetched. Raises AnnexError, Unreachable."""
         # Raises NotInitialised here rather than later.
         await repository.current_config()
         uuid = repository.uuid
+        _check_disks(repository.config(), repository.place)
         await refresh(repository)
         logs = await BranchLogs.read(repository)
         accepted = verified(repository) or {}
@@ -145,6 +154,18 @@ class Facts:
         version = decode(done.stdout).strip()
         if version_number(version) < OLDEST:
             raise AnnexError(f"git-annex here is version {version}, but this program needs {NEEDED} or newer")
+
+
+def _check_disks(config: GitConfig, place: Path) -> None:
+    """Raise Unreachable if a remote is on a disk that hangs: git-annex, which makes the changes, waits for it."""
+    for remote in config.remotes():
+        url = config.url_of(remote)
+        path = None if not url or not is_path(url) or url.startswith("~") else str(place / url)
+        if path is not None and look(path, partial(os.path.lexists, f"{path}/.git"), _LOOK) is None:
+            raise Unreachable(
+                f"{remote}: {path} does not answer, and git-annex would wait for it: bring it back or unmount it "
+                f"(umount -l {shlex.quote(path)}), then try again"
+            )
 
 
 def _stored(repository: Repository, logs: BranchLogs, accepted: Mapping[UUID, Mapping[str, str]]) -> Iterator[Stored]:

@@ -64,3 +64,36 @@ def test_behind_a_gateway_it_is_left_to_git_annex(cluster: Cluster) -> None:
     url = f"url={cluster.gateway.path}"
     initremote(client, "vault", url, f"cluster={cluster.uuid}", "tracking=remote", "encryption=shared")
     assert "git annex fsck --fast --from vault" in cluster_remote(client, "repair", "vault", code=2).err
+
+
+def test_check_tells_which_nodes_lack_what_an_encrypted_cluster_holds(cluster: Cluster) -> None:
+    gateway, nodes = cluster.gateway, cluster.nodes
+    initremote(gateway, "vault", f"cluster={cluster.uuid}", "tracking=remote", "encryption=shared", "chunk=1KiB")
+    gateway.add("f", os.urandom(2500))
+    gateway.annex("copy", "--quiet", "--to", "vault", "f")
+    held = {key for key in objects(nodes[0]) if key.startswith("GPG")}
+    checked = told(gateway, "check", "vault", "--content")
+    assert (checked["healthy"], checked["encrypted"], checked["keys"]) == (True, True, len(held))
+    assert checked["unverifiable"] == len(held) * len(nodes)
+    # One node has lost everything.
+    for key in held:
+        nodes[1].annex("drop", "--quiet", "--force", f"--key={key}")
+    checked = told(gateway, "check", "vault", "--all", code=1)
+    assert {finding["key"] for finding in checked["findings"]} == held
+    assert {node["missing"] for node in checked["nodes"]} == {0, len(held)}
+    assert [problem["kind"] for problem in checked["problems"]] == ["content-missing"]
+    (remedy,) = checked["problems"][0]["commands"]
+    cluster_remote(gateway, *remedy.split()[1:])
+    assert told(gateway, "check", "vault")["healthy"]
+    # All of them have: git-annex corrects the log, as the remedy says.
+    for node in nodes:
+        for key in held:
+            node.annex("drop", "--quiet", "--force", f"--key={key}")
+    (lost,) = [each for each in told(gateway, "check", "vault", code=1)["problems"] if each["kind"] == "lost"]
+    gateway.annex(*lost["commands"][0].split()[2:], check=False)
+    assert told(gateway, "check", "vault")["keys"] == 0
+
+
+def test_no_log_is_corrected_for_the_nodes_of_an_encrypted_cluster(cluster: Cluster) -> None:
+    initremote(cluster.gateway, "vault", f"cluster={cluster.uuid}", "tracking=remote", "encryption=shared")
+    assert "git annex fsck" in cluster_remote(cluster.gateway, "check", "vault", "--fix", code=2).err
