@@ -385,7 +385,7 @@ async def _says_unlock(request: Request) -> bool:
         for complete in lines:
             try:
                 said = json.loads(complete or b"{}")
-            except ValueError:
+            except (ValueError, RecursionError):
                 return False
             if isinstance(said, dict) and said.get("unlock") is True:
                 return True

@@ -8,6 +8,7 @@ and no two are the same. Tokens consist of lower case letters and digits, since 
 from __future__ import annotations
 
 import base64
+import errno
 import fcntl
 import hashlib
 import hmac
@@ -15,6 +16,7 @@ import json
 import os
 import re
 import secrets
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
@@ -185,12 +187,18 @@ class Tokens:
     def all(self) -> list[Token]:
         """Return every token, oldest first. Read anew each time: revoking is immediate. Raises TokensUnusable."""
         try:
-            with self.file.open("rb") as file:
-                if (fault := _not_private(os.fstat(file.fileno()))) is not None:
+            # A link could lead to a file that a client has stored, and a pipe would never end.
+            descriptor = os.open(self.file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            with open(descriptor, "rb") as file:
+                status = os.fstat(descriptor)
+                fault = _not_private(self.file.parent.stat()) or _not_private(status)
+                if fault is not None:
                     raise TokensUnusable(
                         f"{self.file} {fault}, who could give anyone access: move it away and create new tokens with "
                         "cluster-remote token create"
                     )
+                if not stat.S_ISREG(status.st_mode):
+                    raise OSError(errno.EINVAL, "it is not a regular file")
                 content = file.read(_FILE_LIMIT + 1)
         except FileNotFoundError:
             return []

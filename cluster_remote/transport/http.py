@@ -363,12 +363,12 @@ class HttpSession(Session):
         async with self._send(
             "POST", endpoint, parameters, doing, extra_timeout=extra_timeout, again=again, lowest=lowest
         ) as response:
-            return await self._json(response, doing)
+            return await self._json(response, doing, extra_timeout)
 
-    async def _json(self, response: httpcore.Response, doing: str) -> dict[str, Any]:
+    async def _json(self, response: httpcore.Response, doing: str, extra_timeout: float = 0) -> dict[str, Any]:
         try:
-            answer = json.loads(await self._in_words(_read(response), doing))
-        except ValueError:
+            answer = json.loads(await self._whole(response, doing, extra_timeout))
+        except (ValueError, RecursionError):
             raise ProtocolError(f"{self.name}: {doing}: the answer is not JSON") from None
         if not isinstance(answer, dict):
             raise ProtocolError(f"{self.name}: {doing}: the answer is not a JSON object")
@@ -403,15 +403,18 @@ class HttpSession(Session):
                 raise _TooOld(f"{self.name}: {doing}: the server speaks version {self._version}; this needs {lowest}")
             query = [("clientuuid", str(self._client)), *parameters.items()]
             query += [("bypass", str(uuid)) for uuid in sorted(self._bypass)]
+            # The answer must begin in time, whatever comes before it; an upload counts from its last part.
+            patience = self._timeout + extra_timeout
+            waiting = anyio.CancelScope(deadline=anyio.current_time() + patience)
             request = httpcore.Request(
                 method,
                 f"{self._base}{self._server}/v{self._version}/{endpoint}?{urlencode(query)}".encode(),
                 headers=self._headers(body is not None, type, headers or {}),
-                content=body if body is not None else b"",
+                content=_extending(waiting, patience, body) if body is not None else b"",
                 extensions={"timeout": self._deadlines(extra_timeout)},
             )
             try:
-                response = await self._in_words(self._pool.handle_async_request(request), doing)
+                response = await self._within(waiting, self._pool.handle_async_request(request), doing)
             except (ConnectionLost, TimedOut):
                 if not again or retried:
                     raise
@@ -426,7 +429,7 @@ class HttpSession(Session):
                         await self._authentication.accepted(self._login)
                     yield response
                     return
-                answer = _Answer(response.status, await self._in_words(_read(response), doing))
+                answer = _Answer(response.status, await self._whole(response, doing, extra_timeout))
             finally:
                 with anyio.CancelScope(shield=True), anyio.move_on_after(_UNLOCKING):
                     await response.aclose()
@@ -501,6 +504,18 @@ class HttpSession(Session):
 
     def _with_file(self, parameters: Mapping[str, str], file: AssociatedFile) -> dict[str, str]:
         return {**parameters, "associatedfile": _coded(encode(file.text))} if file.text else dict(parameters)
+
+    async def _whole(self, response: httpcore.Response, doing: str, extra_timeout: float) -> bytes:
+        """Read an answer without content, which must arrive as a whole in time."""
+        waiting = anyio.CancelScope(deadline=anyio.current_time() + self._timeout + extra_timeout)
+        body: bytes = await self._within(waiting, _read(response), doing)
+        return body
+
+    async def _within(self, scope: anyio.CancelScope, waiting: Awaitable[Any], doing: str) -> Any:
+        """Wait until a deadline. Raises SessionError."""
+        with scope:
+            return await self._in_words(waiting, doing)
+        raise TimedOut(f"{self.name}: {doing}: the answer did not arrive in time")
 
     async def _in_words(self, waiting: Awaitable[Any], doing: str) -> Any:
         """Turn network errors into SessionErrors."""
@@ -684,6 +699,14 @@ class _HttpDownload(Download):
 
     async def valid(self) -> bool:
         return not self._missing and not self._left and self._expected in (None, self.length)
+
+
+async def _extending(scope: anyio.CancelScope, patience: float, body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Yield a body, and move the deadline of what waits for its answer to `patience` seconds after its last part."""
+    async for part in body:
+        scope.deadline = anyio.current_time() + patience
+        yield part
+    scope.deadline = anyio.current_time() + patience
 
 
 class _TooLong(Exception):

@@ -103,6 +103,7 @@ def test_other_errors_are_left_as_they_are() -> None:
 def test_the_soft_limit_of_descriptors_is_raised_and_there_are_no_core_files() -> None:
     script = (
         "import resource as r; r.setrlimit(r.RLIMIT_NOFILE, (64, 2000));"
+        "hard = r.getrlimit(r.RLIMIT_CORE)[1]; r.setrlimit(r.RLIMIT_CORE, (hard, hard));"
         "from cluster_remote.limits import guard_this_process; guard_this_process();"
         "print(r.getrlimit(r.RLIMIT_NOFILE), r.getrlimit(r.RLIMIT_CORE)[0])"
     )

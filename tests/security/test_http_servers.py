@@ -6,8 +6,10 @@ import base64
 import gzip
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -81,9 +83,9 @@ def answered(status: str, *headers: str, body: bytes = b"", length: int | None =
     return respond
 
 
-def session_with(port: int, allowed: str | None = None) -> Session:
+def session_with(port: int, allowed: str | None = None, timeout: float = 3.0) -> Session:
     address = parse_address(f"annex+http://127.0.0.1:{port}/git-annex/")
-    caller = Caller(CLIENT, 3.0)
+    caller = Caller(CLIENT, timeout)
     return session_at(
         address, caller if allowed is None else caller.restricted_to(allowed), server=SERVER, token=SECRET
     )
@@ -194,6 +196,73 @@ async def test_a_body_that_is_not_what_was_asked_for_is_an_error_and_no_file(nam
     assert said.isprintable()
     assert len(said) < 2000
     assert SECRET not in said
+
+
+def _dripping(head: bytes, drop: bytes, pause: float = 0.1) -> Respond:
+    def respond(_: bytes) -> Iterator[bytes]:
+        yield head
+        while True:
+            time.sleep(pause)
+            yield drop
+
+    return respond
+
+
+DRIPS: dict[str, Respond] = {
+    "a head": _dripping(b"HTTP/1.1 200 OK\r\n", b"X: y\r\n"),
+    "answers that come before the answer": _dripping(b"", b"HTTP/1.1 102 Processing\r\n\r\n", 0),
+    "an answer": _dripping(b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{"\r\n', b"1\r\n \r\n"),
+    "an error": _dripping(b"HTTP/1.1 403 No\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n"),
+}
+
+
+@pytest.mark.parametrize("name", DRIPS)
+async def test_an_answer_that_drips_is_given_up_in_time(name: str) -> None:
+    with server(DRIPS[name]) as (port, _):
+        session = session_with(port, timeout=1.0)
+        began = time.monotonic()
+        with pytest.raises(SessionError):
+            await session.lock(KEY).__aenter__()
+        await session.aclose()
+        assert time.monotonic() - began < 8
+
+
+ANSWERS = [
+    b'{"present":' + b"[" * 200_000,
+    b'{"present":' + b'{"a":' * 100_000,
+    b'{"present":true,"present":"\x1b[31m"}',
+    b'{"present":1}',
+    b'{"present":NaN}',
+    b"null",
+    b'"' + b"\\ud800" * 1000 + b'"',
+    b'{"timestamp":' + b"9" * 400 + b"}",
+    b'{"timestamp":' + b"9" * 5000 + b"}",
+    b'{"timestamp":-1e999}',
+    b'{"removed":true,"plusuuids":[["' + b"x" * 1000 + b'"]]}',
+    b'{"removed":true,"plusuuids":{"11111111-2222-4333-8444-555555555555\\n":1}}',
+    b'{"locked":true,"lockid":"\\r\\nX: y"}',
+]
+
+
+@pytest.mark.parametrize("answer", ANSWERS, ids=range(len(ANSWERS)))
+async def test_an_odd_answer_is_an_error_of_the_session_or_none(answer: bytes) -> None:
+    with server(answered("200 OK", body=answer)) as (port, heard):
+        session = session_with(port, timeout=1.0)
+
+        async def lock() -> None:
+            async with session.lock(KEY):
+                pass
+
+        for ask in (partial(session.check_present, KEY), partial(session.remove, KEY), session.timestamp, lock):
+            said = ""
+            try:
+                await ask()
+            except SessionError as error:
+                said = str(error)
+            assert said.isprintable()
+            assert len(said) < 2000
+        await session.aclose()
+        assert not any(b"\nX: y" in request for request in heard)
 
 
 def test_a_login_stands_in_no_log_error_trace_or_list_of_processes(own_site: Site) -> None:

@@ -73,6 +73,23 @@ def test_tokens_that_others_can_change_let_nobody_in(tmp_path: Path) -> None:
     tokens.file.parent.chmod(0o777)
     with pytest.raises(TokensUnusable, match="can be changed by other users"):
         tokens.create(Mode.READ_WRITE)
+    with pytest.raises(TokensUnusable, match="can be changed by other users"):
+        tokens.check(text)
+
+
+def test_tokens_behind_a_link_or_in_a_pipe_let_nobody_in(tmp_path: Path) -> None:
+    """A link could lead to a file of ours that says what a client wants, such as a content it has stored."""
+    stored = Tokens(tmp_path / "elsewhere" / "tokens")
+    _, text = stored.create(Mode.READ_WRITE)
+    (tmp_path / "own").mkdir(mode=0o700)
+    tokens = Tokens(tmp_path / "own" / "tokens")
+    tokens.file.symlink_to(stored.file)
+    with pytest.raises(TokensUnusable):
+        tokens.check(text)
+    tokens.file.unlink()
+    os.mkfifo(tokens.file, 0o600)
+    with pytest.raises(TokensUnusable, match="not a regular file"):
+        tokens.check(text)
 
 
 def test_a_link_in_the_place_of_a_lock_is_not_followed(tmp_path: Path) -> None:
@@ -80,6 +97,9 @@ def test_a_link_in_the_place_of_a_lock_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "own" / "tokens.lock").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(TokensUnusable):
         Tokens(tmp_path / "own" / "tokens").create(Mode.READ_WRITE)
+    (tmp_path / "own" / "place-0").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(GatewayError), a_place(tmp_path / "own", 1):
+        pass
     assert not (tmp_path / "elsewhere").exists()
 
 
