@@ -8,7 +8,8 @@ from typing import TypeVar
 
 import anyio
 
-from cluster_remote.p2p.errors import SessionError
+from cluster_remote.cluster.reachability import Reachability
+from cluster_remote.p2p.errors import NotTried, SessionError, TimedOut, Unreachable
 from cluster_remote.p2p.key import UUID
 from cluster_remote.p2p.session import Session
 from cluster_remote.p2p.stream import Trace
@@ -28,6 +29,7 @@ class NodesBehind:
     def __init__(self, make: Callable[[UUID, Trace], Awaitable[Session]]) -> None:
         self._make = make
         self._pools: dict[UUID, SessionPool] = {}
+        self._reachability = Reachability()
 
     @asynccontextmanager
     async def session(self, node: UUID) -> AsyncIterator[Session]:
@@ -54,6 +56,38 @@ class NodesBehind:
             for node in nodes:
                 tasks.start_soon(one, node)
         return answers
+
+    async def first(
+        self, nodes: Iterable[UUID], request: Callable[[Session], Awaitable[bool]]
+    ) -> tuple[UUID | None, dict[UUID, SessionError]]:
+        """Ask several nodes at once; return the first that says yes, or None and why some gave no answer.
+
+        Skips nodes that were unreachable a moment ago.
+        """
+        found: UUID | None = None
+        failures: dict[UUID, SessionError] = {}
+        slots = anyio.Semaphore(_AT_ONCE)
+
+        async def one(node: UUID) -> None:
+            nonlocal found
+            resting, began = self._reachability.resting(node.text), self._reachability.clock()
+            if resting is not None:
+                failures[node] = NotTried(resting)
+                return
+            try:
+                async with slots, self.session(node) as session:
+                    if await request(session) and found is None:
+                        found = node
+                        tasks.cancel_scope.cancel()
+            except SessionError as error:
+                failures[node] = error
+                if isinstance(error, Unreachable | TimedOut):
+                    self._reachability.failed(node.text, self._reachability.clock() - began, str(error))
+
+        async with anyio.create_task_group() as tasks:
+            for node in nodes:
+                tasks.start_soon(one, node)
+        return found, failures
 
     async def aclose(self) -> None:
         """Close all sessions concurrently. Bounded in time."""

@@ -23,8 +23,9 @@ from cluster_remote.annex.repository import Repository
 from cluster_remote.annex.verification import verified
 from cluster_remote.cluster.opening import resolved
 from cluster_remote.cluster.reachability import Reachability
+from cluster_remote.cluster.routing import absent_where_reachable
 from cluster_remote.p2p.checksum import Checksum
-from cluster_remote.p2p.errors import Damaged, SessionError
+from cluster_remote.p2p.errors import Damaged, SessionError, TimedOut, Unreachable
 from cluster_remote.p2p.key import UUID, AssociatedFile, Key
 from cluster_remote.p2p.session import Progress, Session
 from cluster_remote.p2p.stream import Trace
@@ -173,7 +174,10 @@ class Context:
         )
 
     async def _session_with_node(self, node: UUID, trace: Trace) -> Session:
-        return self.way.node(node, trace)
+        try:
+            return self.way.node(node, trace)
+        except ValueError as error:
+            raise Unreachable(str(error)) from None
 
     def _locations(self) -> _Log:
         if self._location_log is None:
@@ -268,6 +272,38 @@ class Context:
             self._file_names = FileNames(self.repository)
         return await self._file_names.of(key)
 
+    async def _holders(self, key: Key) -> frozenset[UUID]:
+        """Return the living nodes that should have content; all of them if no log tracks it."""
+        return self.living_nodes & (await self.nodes_with(key) if self.counts_nodes else self.nodes)
+
+    async def is_present(self, session: Session, key: Key) -> bool:
+        """Return whether any node that should have content has it. Raises SessionError if that is unknown.
+
+        git-annex's own gateway asks only one node. If it does not say yes, the others are asked through it.
+        """
+        stored = stored_as(key)
+        failure: SessionError | None = None
+        try:
+            if await session.check_present(stored):
+                return True
+        except SessionError as error:
+            if self.is_serverless or isinstance(error, Unreachable):
+                raise
+            failure = error
+        if self.is_serverless:
+            return False
+        found, failures = await self.behind.first(await self._holders(key), lambda node: node.check_present(stored))
+        if found is not None:
+            return True
+        if failure is not None:
+            raise failure
+        if failures and (self.counts_nodes or not absent_where_reachable([False, *failures.values()])):
+            reasons = "; ".join(sorted(f"{self.name_of(node)}: {error}" for node, error in failures.items()))
+            raise SessionError(
+                f"{session.name} does not have {key}, but cannot tell whether other nodes have it: {reasons}"
+            )
+        return False
+
     async def fetch(
         self, session: Session, key: Key, path: bytes, progress: Progress, tell: Callable[[str], None]
     ) -> None:
@@ -276,44 +312,66 @@ class Context:
         `tell` gets a message about a damaged copy. Raises NotRetrieved, CannotWrite, SessionError.
         """
         stored = stored_as(key)
-        if not stored.is_verifiable:
-            await retrieve_apart(session, stored, path, progress)
-            return
+        # If git-annex asks for a content again, the first one was wrong.
+        by_git_annex = (
+            stored.is_verifiable
+            and not can_be_looked_at(stored)
+            and not (key in self._fetched and Checksum.of(stored) is not None)
+        )
         remedy = f"to find and replace it: cluster-remote check {self.settings.name} --content --fix, then repair"
-        if not can_be_looked_at(stored) and not (key in self._fetched and Checksum.of(stored) is not None):
-            # git-annex has hashed what it saw of the file, so damaged content cannot be replaced now. It will ask
-            # again, and a repeated request means that the content was wrong: then each node is asked individually.
-            try:
+
+        async def get(session: Session) -> None:
+            if not stored.is_verifiable:
+                await retrieve_apart(session, stored, path, progress)
+            elif not by_git_annex:
+                await retrieve_whole(session, stored, path, progress)
+            else:
                 await retrieve(session, stored, path, progress, spread=True)
-            except Damaged as damaged:
                 self._fetched.add(key)
-                raise Damaged(f"{damaged}; {remedy}") from None
-            self._fetched.add(key)
-            return
+
+        origin: UUID | None = None
         try:
-            await retrieve_whole(session, stored, path, progress)
+            await get(session)
             return
         except Damaged as damaged:
+            if by_git_annex:
+                # git-annex has hashed what it saw of the file, so damaged content cannot be replaced now. It will ask
+                # again, and then each node is asked individually.
+                self._fetched.add(key)
+                raise Damaged(f"{damaged}; {remedy}") from None
             failures: list[SessionError] = [damaged]
-            where = session.name if damaged.origin is None else self.name_of(damaged.origin)
+            origin = damaged.origin
+            where = session.name if origin is None else self.name_of(origin)
             tell(f"{where} sent a damaged copy; {remedy}")
-            first = damaged.origin
-        known = await self.nodes_with(key) if self.counts_nodes else frozenset()
-        for node in sorted(known - {first}, key=lambda node: (self.name_of(node), node)):
+        except SessionError as error:
+            if self.is_serverless or isinstance(error, Unreachable):
+                raise
+            # git-annex's own gateway asks only one node.
+            failures = [error]
+        left = await self._holders(key) - {origin}
+        while left:
+            node, _ = await self.behind.first(left, lambda single: single.check_present(stored))
+            if node is None:
+                break
+            left -= {node}
             try:
                 async with self.behind.session(node) as single:
-                    await retrieve_whole(single, stored, path, progress)
+                    await get(single)
                     return
             except SessionError as error:
                 failures.append(error)
+                if isinstance(error, TimedOut):
+                    break
+        if len(failures) == 1:
+            raise failures[0]
         raise NotRetrieved("; ".join(map(str, failures)))
 
     async def fetch_from_one(self, session: Session, key: Key, path: bytes, progress: Progress) -> UUID | None:
         """Download content to be checked, from one repository if possible, and return that; None if unknown.
 
-        Behind a gateway, asks each node that has it according to the log individually, in the order of their names.
+        Behind a gateway, asks each node that should have it individually, in the order of their names.
         """
-        known = await self.nodes_with(key) if self.counts_nodes and not self.is_serverless else frozenset()
+        known = frozenset() if self.is_serverless else await self._holders(key)
         for node in sorted(known, key=lambda node: (self.name_of(node), node)):
             with suppress(SessionError):
                 async with self.behind.session(node) as single:

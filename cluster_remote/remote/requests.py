@@ -23,7 +23,7 @@ from cluster_remote.p2p.key import Key
 from cluster_remote.p2p.messages import Message, describe
 from cluster_remote.p2p.session import Session
 from cluster_remote.remote.causes import Fetched, is_for_fsck
-from cluster_remote.remote.chunks import is_plain_chunk, stored_as, whole_of
+from cluster_remote.remote.chunks import is_plain_chunk, whole_of
 from cluster_remote.remote.context import Context
 from cluster_remote.remote.failure import causes, in_words
 from cluster_remote.remote.initremote import initialise, refuse_embedding
@@ -146,7 +146,7 @@ class Requests:
 
 async def _check_present(context: Context, session: Session, key: Key) -> bool:
     context.causes.take(key)
-    return await session.check_present(stored_as(key))
+    return await context.is_present(session, key)
 
 
 async def _remove(context: Context, session: Session, key: Key) -> None:

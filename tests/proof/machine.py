@@ -57,6 +57,7 @@ class Outcome:
         code: its exit code.
         disturbed: whether something was killed or stopped meanwhile.
         killed: whether that was the command itself or its special remote, so that nobody was left to record.
+        fast: whether git-annex is not to ask whether the content is there already.
     """
 
     verb: str
@@ -69,6 +70,7 @@ class Outcome:
     code: int = 0
     disturbed: bool = False
     killed: bool = False
+    fast: bool = False
 
     def __str__(self) -> str:
         key = "" if self.key is None else f" {self.key[:24]}"
@@ -345,6 +347,7 @@ def arguments(outcome: Outcome) -> list[str]:
         return [*outcome.verb.split(" "), *([outcome.remote] if outcome.remote else [])]
     verb, _, direction = outcome.verb.partition(" ")
     argv = ["git-annex", verb, "--json", "--json-error-messages"]
+    argv += ["--fast"] if outcome.fast else []
     argv += ["--force"] if outcome.checked == 0 else [f"--numcopies={outcome.checked}"]
     if outcome.remote:
         argv += [direction or "--from", outcome.remote]
@@ -404,7 +407,8 @@ def _ask(machine: Machine, deed: Deed, choose: random.Random) -> None:
     machine.finish(machine.begin(asked), deed)
     reach = world.remotes[about.remote]
     holders = {uuid for uuid in reach if (uuid, about.key) in machine.now.objects and not world.places[uuid].away}
-    log = about.actor if world.way == "serverless" else world.gateway
+    # git-annex's gateway asks one node that its log names; then we ask those that ours names.
+    log = world.gateway if world.way == "served" else about.actor
     if about.remote == REMOTE:
         logged = {uuid for uuid in holders if (log.uuid, uuid, about.key) in machine.now.lines}
     else:
@@ -621,7 +625,8 @@ def _change(machine: Machine, deed: Deed, choose: random.Random) -> None:
     had = [node for node in world.nodes if not node.away and choose.random() < 0.4]
     for node in had:
         if world.way == "native":
-            # By the gateway, which could not tell else that it is not this upload that brings it there.
+            # By the gateway, which could not tell else that it is not this upload that brings it there. So it would say
+            # that it is there, and nothing would be sent.
             other = next(each for each in world.clients if each is not place)
             other.repository.set_key(key, data)
             other.repository.annex("copy", "--quiet", "--key", key, "--to", node.name)
@@ -630,6 +635,7 @@ def _change(machine: Machine, deed: Deed, choose: random.Random) -> None:
     deed.before = world.look()
     how = choose.choice(["write", "touch", "drop"])
     outcome = Outcome("copy --to", place, key, choose.choice([REMOTE, REMOTE, "node2"]), 1, disturbed=True)
+    outcome.fast = world.way == "native"
     with slow(machine, choose) as name:
         running = machine.begin(outcome)
         under_way = [node.annex / "tmp" / key for node in world.nodes]

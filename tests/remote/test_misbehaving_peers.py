@@ -305,10 +305,7 @@ def test_a_request_that_failed_does_not_spoil_the_next(place: tuple[Site, Path])
             place, CHECK, *([Close()] if connection == 0 else [Send(b"SUCCESS\n"), CHECK, Send(b"FAILURE\n")])
         )
 
-    site, path = place
-    for node in site.cluster.nodes:
-        site.client.annex("setpresentkey", f"{KEY}2", node.uuid, "1")
-    with driver(place) as annex, ScriptedPeer(script, unix=path) as peer:
+    with driver(place) as annex, ScriptedPeer(script, unix=place[1]) as peer:
         annex.prepare()
         assert annex.ask(f"CHECKPRESENT {KEY}2").startswith("CHECKPRESENT-UNKNOWN")
         assert annex.ask(f"CHECKPRESENT {KEY}2").startswith("CHECKPRESENT-SUCCESS")
@@ -357,7 +354,7 @@ def test_what_git_annex_says_when_a_peer_stalls(place: tuple[Site, Path]) -> Non
     ]
     for command, steps, code in commands:
         script = let_in(place, *steps)
-        with ScriptedPeer(only_once(script) if "drop" in command else script, unix=path):
+        with ScriptedPeer(only_once(script) if "away" in command else script, unix=path):
             # By itself, git-annex tries again what made progress.
             done = client.annex(*command, "-c", "annex.forward-retry=0", "--debug", check=False)
         assert done.returncode == code, text(done)

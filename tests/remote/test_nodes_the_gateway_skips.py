@@ -1,0 +1,89 @@
+"""If the node that git-annex's own gateway asks does not have the content, the others are asked through the gateway."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.remote.sites import initremote, make_site
+from tests.support.environment import Environment
+from tests.support.repositories import Repository
+
+
+def _lose(node: Repository, path: Path) -> None:
+    path.parent.chmod(0o755)
+    path.unlink()
+
+
+def _cut(node: Repository, path: Path) -> None:
+    path.parent.chmod(0o755)
+    path.chmod(0o644)
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def _unmount(node: Repository, path: Path) -> None:
+    node.path.rename(node.path.with_name("unmounted"))
+
+
+@pytest.mark.parametrize("fault", [_lose, _cut, _unmount])
+@pytest.mark.parametrize("backend", ["SHA256", "WORM"])
+def test_content_is_found_on_another_node(
+    environment: Environment, backend: str, fault: Callable[[Repository, Path], None]
+) -> None:
+    site = make_site(environment)
+    client, content = site.client, os.urandom(20_000)
+    client.git("config", "annex.security.allow-unverified-downloads", "ACKTHPPT")
+    site.cluster.gateway.git("config", "remote.node1.annex-cost", "50")
+    client.write("photo", content)
+    client.annex("add", "--quiet", f"--backend={backend}", "photo")
+    key = client.key("photo")
+    client.annex("move", "--quiet", "--to", "mycl", "photo")
+    path = site.cluster.nodes[0].object_path(key)
+    assert path is not None
+    fault(site.cluster.nodes[0], path)
+    client.annex("checkpresentkey", key, "mycl")
+    client.annex("get", "--from", "mycl", "photo")
+    assert client.object_bytes(key) == content
+
+
+def test_it_is_absent_only_if_no_node_that_should_have_it_does(environment: Environment) -> None:
+    site = make_site(environment)
+    client, nodes = site.client, site.cluster.nodes
+    key = client.add("photo", b"x" * 1000)
+    client.annex("copy", "--quiet", "--to", "mycl", "photo")
+    for node in nodes[:2]:
+        node.lose_object(key)
+    assert client.annex("checkpresentkey", key, "mycl", check=False).returncode == 0
+    away = nodes[2].path.rename(nodes[2].path.with_name("away"))
+    assert client.annex("checkpresentkey", key, "mycl", check=False).returncode == 100
+    away.rename(nodes[2].path)
+    nodes[2].lose_object(key)
+    assert client.annex("checkpresentkey", key, "mycl", check=False).returncode == 1
+
+
+@pytest.mark.parametrize("chunks", [(), ("chunk=8KiB",)], ids=["whole", "chunks"])
+def test_encrypted_content_is_found_on_another_node(environment: Environment, chunks: tuple[str, ...]) -> None:
+    site = make_site(environment)
+    client = site.client
+    site.cluster.gateway.git("config", "remote.node1.annex-cost", "50")
+    initremote(
+        client,
+        "vault",
+        f"url={site.cluster.gateway.path}",
+        f"cluster={site.cluster.uuid}",
+        "tracking=remote",
+        "encryption=shared",
+        *chunks,
+    )
+    content = os.urandom(20_000)
+    key = client.add("photo", content)
+    client.annex("move", "--quiet", "--to", "vault", "photo")
+    annex = site.cluster.nodes[0].path / ".git/annex"
+    (annex / "objects").rename(annex / "elsewhere")
+    client.annex("checkpresentkey", key, "vault")
+    client.annex("fsck", "--from", "vault", "photo")
+    client.annex("get", "--from", "vault", "photo")
+    assert client.object_bytes(key) == content
