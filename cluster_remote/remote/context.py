@@ -29,6 +29,7 @@ from cluster_remote.p2p.errors import Damaged, SessionError, TimedOut, Unreachab
 from cluster_remote.p2p.key import UUID, AssociatedFile, Key
 from cluster_remote.p2p.session import Progress, Session
 from cluster_remote.p2p.stream import Trace
+from cluster_remote.remote.agreement import retrieve_agreed
 from cluster_remote.remote.behind import NodesBehind
 from cluster_remote.remote.causes import Causes
 from cluster_remote.remote.chunks import stored_as
@@ -312,12 +313,14 @@ class Context:
         `tell` gets a message about a damaged copy. Raises NotRetrieved, CannotWrite, SessionError.
         """
         stored = stored_as(key)
-        # If git-annex asks for a content again, the first one was wrong.
-        by_git_annex = (
-            stored.is_verifiable
-            and not can_be_looked_at(stored)
-            and not (key in self._fetched and Checksum.of(stored) is not None)
-        )
+        holders = await self._holders(key)
+        again = self._fetched.times(key)
+        has_checksum = Checksum.of(stored) is not None
+        if again and not has_checksum and self.is_cluster:
+            self._fetched.add(key)
+            if await retrieve_agreed(self.behind, holders, stored, again - 1, path, progress):
+                return
+        by_git_annex = stored.is_verifiable and not can_be_looked_at(stored) and not (has_checksum and again)
         remedy = f"to find and replace it: cluster-remote check {self.settings.name} --content --fix, then repair"
 
         async def get(session: Session) -> None:
@@ -327,6 +330,7 @@ class Context:
                 await retrieve_whole(session, stored, path, progress)
             else:
                 await retrieve(session, stored, path, progress, spread=True)
+            if by_git_annex or key.is_encrypted:
                 self._fetched.add(key)
 
         origin: UUID | None = None
@@ -336,7 +340,7 @@ class Context:
         except Damaged as damaged:
             if by_git_annex:
                 # git-annex has hashed what it saw of the file, so damaged content cannot be replaced now. It will ask
-                # again, and then each node is asked individually.
+                # again: that means that the content was wrong, and then each node is asked individually.
                 self._fetched.add(key)
                 raise Damaged(f"{damaged}; {remedy}") from None
             failures: list[SessionError] = [damaged]
@@ -348,7 +352,7 @@ class Context:
                 raise
             # git-annex's own gateway asks only one node.
             failures = [error]
-        left = await self._holders(key) - {origin}
+        left = holders - {origin}
         while left:
             node, _ = await self.behind.first(left, lambda single: single.check_present(stored))
             if node is None:

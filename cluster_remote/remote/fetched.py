@@ -1,11 +1,12 @@
-"""Remember which large contents git-annex has fetched, across runs.
+"""Remember which contents git-annex has fetched that it verifies itself, across runs.
 
-git-annex verifies these itself as they arrive. If it asks for one again, the content was wrong.
+These are large contents, chunks and encrypted contents. If it asks for one again, the content was wrong.
 """
 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,7 +16,7 @@ __all__ = ["FetchedBefore"]
 
 # Seconds for which a content is remembered, and the most entries in the file.
 _MEMORY = 24 * 3600
-_MOST = 1000
+_MOST = 10_000
 
 
 class FetchedBefore:
@@ -23,30 +24,31 @@ class FetchedBefore:
 
     def __init__(self, file: Path) -> None:
         self._file = file
-        self._keys: set[str] | None = None
+        self._keys: Counter[str] | None = None
 
     def __contains__(self, key: Key) -> bool:
         return key.text in self._loaded()
 
+    def times(self, key: Key) -> int:
+        """Return how often a key was added."""
+        return self._loaded()[key.text]
+
     def add(self, key: Key) -> None:
         """Remember a key."""
-        known = self._loaded()
-        if key.text in known:
-            return
-        known.add(key.text)
+        self._loaded()[key.text] += 1
         with suppress(OSError):
             self._file.parent.mkdir(mode=0o700, exist_ok=True)
             with self._file.open("ab") as file:
                 file.write(f"{int(time.time())} ".encode() + bytes(key) + b"\n")
 
-    def _loaded(self) -> set[str]:
+    def _loaded(self) -> Counter[str]:
         if self._keys is None:
             lines: list[bytes] = []
             with suppress(OSError):
                 lines = self._file.read_bytes().splitlines()
             since = time.time() - _MEMORY
             recent = [line for line in lines[-_MOST:] if _time(line) >= since]
-            self._keys = {decode(line.partition(b" ")[2]) for line in recent}
+            self._keys = Counter(decode(line.partition(b" ")[2]) for line in recent)
             if len(lines) > _MOST:
                 with suppress(OSError):
                     self._file.write_bytes(b"".join(line + b"\n" for line in recent))

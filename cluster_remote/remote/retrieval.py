@@ -10,6 +10,7 @@ node's copy, it asks again, and another node is used.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -66,10 +67,13 @@ async def retrieve_whole(session: Session, key: Key, path: bytes, progress: Prog
     raise Damaged(f"{session.name} sent a damaged copy of {key}", origin)
 
 
-async def retrieve_apart(session: Session, key: Key, path: bytes, progress: Progress) -> None:
+async def retrieve_apart(
+    session: Session, key: Key, path: bytes, progress: Progress, is_wanted: Callable[[Path], bool] = lambda file: True
+) -> bool:
     """Download content without a checksum to a temporary file, and rename it to `path` when it is complete.
 
-    If its node fails, it starts over with another one, and git-annex may be forwarding what is at `path` meanwhile.
+    Returns False, leaving nothing, if the downloaded file is not wanted. If its node fails, it starts over with
+    another one, and git-annex may be forwarding what is at `path` meanwhile.
     Raises NotRetrieved, CannotWrite, SessionError.
     """
     beside = _beside(path)
@@ -77,7 +81,10 @@ async def retrieve_apart(session: Session, key: Key, path: bytes, progress: Prog
         with suppress(FileNotFoundError):
             os.unlink(path)  # noqa: PTH108 -- bytes
         await retrieve(session, key, beside, progress)
+        if not await anyio.to_thread.run_sync(is_wanted, Path(os.fsdecode(beside))):
+            return False
         os.replace(beside, path)  # noqa: PTH105 -- bytes
+        return True
     except OSError as error:
         raise _cannot_write(path, error) from None
     finally:

@@ -20,15 +20,17 @@ def test_another_run_knows_what_was_fetched_within_a_day(tmp_path: Path) -> None
     second = FetchedBefore(file)
     assert KEY in second
     assert OTHER in second
+    second.add(KEY)
+    assert (second.times(KEY), FetchedBefore(file).times(KEY), second.times(OTHER)) == (2, 2, 1)
     file.write_bytes(b"%d %b\nnonsense\n\n" % (int(time.time()) - 25 * 3600, bytes(KEY)))
     assert KEY not in FetchedBefore(file)
 
 
 def test_the_file_stays_small_and_need_not_be_there(tmp_path: Path) -> None:
     file = tmp_path / "fetched"
-    file.write_bytes(b"".join(b"%d WORM-s1--%d\n" % (int(time.time()), number) for number in range(3000)))
-    assert Key("WORM-s1--2999") in FetchedBefore(file)
-    assert len(file.read_bytes().splitlines()) == 1000
+    file.write_bytes(b"".join(b"%d WORM-s1--%d\n" % (int(time.time()), number) for number in range(20_000)))
+    assert Key("WORM-s1--19999") in FetchedBefore(file)
+    assert len(file.read_bytes().splitlines()) == 10_000
     unwritable = FetchedBefore(Path("/proc/nothing/fetched"))
     unwritable.add(KEY)
     assert KEY in unwritable

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.remote.sites import initremote, make_site
+from tests.remote.sites import initremote, make_site, objects
 from tests.support.environment import Environment
 from tests.support.repositories import Repository
 
@@ -86,4 +86,30 @@ def test_encrypted_content_is_found_on_another_node(environment: Environment, ch
     client.annex("checkpresentkey", key, "vault")
     client.annex("fsck", "--from", "vault", "photo")
     client.annex("get", "--from", "vault", "photo")
+    assert client.object_bytes(key) == content
+
+
+@pytest.mark.parametrize("way", ["without a server", "through git-annex's gateway"])
+@pytest.mark.parametrize("bad", [1, 2], ids=["one damaged node", "two damaged nodes"])
+def test_a_damaged_chunk_is_replaced_by_what_other_nodes_have(environment: Environment, way: str, bad: int) -> None:
+    """Nothing but the whole file shows the damage. Each node has it in a chunk of its own."""
+    site = make_site(environment)
+    gateway = site.cluster.gateway
+    client = gateway if way == "without a server" else site.client
+    url = [] if client is gateway else [f"url={gateway.path}"]
+    gateway.git("config", "remote.node1.annex-cost", "50")
+    initremote(
+        client, "vault", *url, f"cluster={site.cluster.uuid}", "tracking=remote", "encryption=shared", "chunk=8KiB"
+    )
+    content = os.urandom(20_000)
+    key = client.add("photo", content)
+    client.annex("move", "--quiet", "--to", "vault", "photo")
+    for number, node in enumerate(site.cluster.nodes[:bad]):
+        path = sorted(objects(node).values())[number]
+        path.chmod(0o644)
+        damaged = bytearray(path.read_bytes())
+        damaged[1000] ^= 0xFF
+        path.write_bytes(damaged)
+    for _ in range(2):
+        client.annex("get", "--from", "vault", "photo", check=False)
     assert client.object_bytes(key) == content
