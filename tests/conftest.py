@@ -55,6 +55,13 @@ def cluster(environment: Environment) -> Cluster:
     return make_cluster(environment, environment.directory)
 
 
+@pytest.fixture(scope="module")
+def shared(make_environment: Callable[[], Environment]) -> Cluster:
+    """The same for all tests of a module, each of which uses contents of its own."""
+    environment = make_environment()
+    return make_cluster(environment, environment.directory)
+
+
 @pytest.fixture
 def client(cluster: Cluster) -> Repository:
     """A clone of the gateway that knows the cluster, but has no remote save origin."""

@@ -342,7 +342,7 @@ def test_ssh_commands_run_in_the_environment(environment: Environment, ssh_serve
     assert done.stdout.decode().split() == [str(environment.home)] * 2
 
 
-def test_ssh_refuses_who_has_no_key(environment: Environment, ssh_server: SshServer) -> None:
+def test_ssh_refuses_clients_without_a_key(environment: Environment, ssh_server: SshServer) -> None:
     done = environment.run(
         *("ssh", "-F", "/dev/null", "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=no"),
         *("-o", "UserKnownHostsFile=/dev/null", "-o", "IdentityFile=/nowhere", "-o", "IdentityAgent=none"),

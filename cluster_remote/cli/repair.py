@@ -176,7 +176,7 @@ def _show(outcome: Repair, first: list[Transfer], hidden: int, console: Console)
     if outcome.recorded:
         console.print(f"recorded in the location log: {outcome.recorded:,} copies that nodes already had")
     for node in outcome.nodes:
-        if node.choosy:
+        if node.has_preferred_content:
             console.print(
                 f"{printable(node.title)} has preferred or required content; git annex sync --content brings it "
                 "what it wants"

@@ -54,7 +54,7 @@ class NodeRepair:
     lacked_size: Annotated[int, "bytes of the contents that it lacked, as far as their keys say"]
     size: Annotated[int, "bytes of those it has now, as far as their keys say"]
     unknown: Annotated[int, "contents about which it gave no answer, and which were not copied there"]
-    choosy: Annotated[bool, "whether it has preferred or required content, so that git-annex decides"]
+    has_preferred_content: Annotated[bool, "whether it has preferred or required content, so that git-annex decides"]
     error: Annotated[str | None, "why it gave no answer: the first reason"]
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cluster_remote.annex.errors import AnnexError
 
-__all__ = ["CannotListen", "GatewayError", "NotAllowed", "NotServed", "TokensUnusable", "UnknownToken"]
+__all__ = ["CannotListen", "GatewayError", "HttpFailure", "NotServed", "TokensUnusable", "UnknownToken"]
 
 
 class GatewayError(AnnexError):
@@ -27,10 +27,10 @@ class UnknownToken(GatewayError):
     """There is no token with this ID."""
 
 
-class NotAllowed(GatewayError):
-    """An HTTP request that its sender may not make. `status` and `headers` are those of the response."""
+class HttpFailure(GatewayError):
+    """An HTTP request that fails. `status` and `headers` are those of the response, whose body is the message."""
 
-    def __init__(self, words: str, status: int, headers: dict[str, str] | None = None) -> None:
+    def __init__(self, status: int, words: str = "", headers: dict[str, str] | None = None) -> None:
         super().__init__(words)
         self.status = status
         self.headers = headers

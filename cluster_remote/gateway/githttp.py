@@ -35,7 +35,7 @@ _LONGEST_HEADER = 64 * 1024
 
 
 class GitHttp:
-    """`admit` checks access to a service (git-upload-pack, git-receive-pack) and raises NotAllowed, which the
+    """`admit` checks access to a service (git-upload-pack, git-receive-pack) and raises HttpFailure, which the
     application handles; `before_fetch` updates the repository's branches; `config` is what is served under that name.
     """
 

@@ -15,7 +15,7 @@ from urllib.parse import parse_qs
 
 from starlette.requests import Request
 
-from cluster_remote.gateway.errors import NotAllowed
+from cluster_remote.gateway.errors import HttpFailure
 from cluster_remote.p2p.key import UUID, AssociatedFile, Key, decode, encode
 from cluster_remote.p2p.messages import (
     CheckPresent,
@@ -30,7 +30,7 @@ from cluster_remote.p2p.messages import (
     since,
 )
 
-__all__ = ["DATA_LENGTH", "NEEDS", "SINCE", "Asked", "Failure", "login_of", "path_key", "unbracketed"]
+__all__ = ["DATA_LENGTH", "NEEDS", "SINCE", "Asked", "login_of", "path_key", "unbracketed"]
 
 DATA_LENGTH = "X-git-annex-data-length"
 # For requests without a key.
@@ -49,15 +49,6 @@ NEEDS: dict[str, Message] = {
 """A request for each endpoint, to find out whether a mode refuses it."""
 SINCE = {"putoffset": 1, "remove-before": since(RemoveBefore), "gettimestamp": since(GetTimestamp)}
 """The version that introduced an endpoint; the others have always existed."""
-
-
-class Failure(Exception):
-    """A request that fails with a status code and a message."""
-
-    def __init__(self, status: int, words: str = "", headers: dict[str, str] | None = None) -> None:
-        super().__init__(words)
-        self.status = status
-        self.headers = headers
 
 
 @dataclass(frozen=True)
@@ -80,7 +71,7 @@ class Asked:
 
     @classmethod
     def read(cls, request: Request, endpoint: str, version: int, key: Key | None = None) -> Asked:
-        """Parse the parameters; `key` is the one in the path. Raises Failure."""
+        """Parse the parameters; `key` is the one in the path. Raises HttpFailure."""
         query = _query(request)
         if key is None:
             needs_key = endpoint not in ("gettimestamp", "keeplocked")
@@ -102,14 +93,14 @@ class Asked:
 
 
 def path_key(word: bytes) -> Key:
-    """Parse the key in a path, after percent-decoding. Raises Failure."""
+    """Parse the key in a path, after percent-decoding. Raises HttpFailure."""
     if not word:
-        raise Failure(404)
+        raise HttpFailure(404)
     return _key(word, "key")
 
 
 def login_of(request: Request) -> tuple[str, str] | None:
-    """Return the user and password of a request. Raises NotAllowed for anything but basic authentication."""
+    """Return the user and password of a request. Raises HttpFailure for anything but basic authentication."""
     header = request.headers.get("authorization")
     if header is None:
         return None
@@ -119,7 +110,7 @@ def login_of(request: Request) -> tuple[str, str] | None:
     except ValueError:
         colon = ""
     if scheme.lower() != "basic" or not colon:
-        raise NotAllowed("Error parsing header Authorization failed: only Basic is supported", 400)
+        raise HttpFailure(400, "Error parsing header Authorization failed: only Basic is supported")
     return user, password
 
 
@@ -130,8 +121,8 @@ def unbracketed(word: bytes) -> bytes:
     return word
 
 
-def _unreadable(what: str, why: str) -> Failure:
-    return Failure(400, f"Error parsing {what} failed: {why}")
+def _unreadable(what: str, why: str) -> HttpFailure:
+    return HttpFailure(400, f"Error parsing {what} failed: {why}")
 
 
 def _query(request: Request) -> dict[str, list[str]]:
@@ -142,7 +133,7 @@ def _query(request: Request) -> dict[str, list[str]]:
 
 def _parameter(query: Mapping[str, list[str]], name: str) -> str:
     if name not in query:
-        raise Failure(400, f"Query parameter {name} is required")
+        raise HttpFailure(400, f"Query parameter {name} is required")
     return query[name][0]
 
 
@@ -165,7 +156,7 @@ def _flag(query: Mapping[str, list[str]], name: str) -> bool:
 def _data_length(request: Request) -> int:
     text = request.headers.get(DATA_LENGTH)
     if text is None:
-        raise Failure(400, f"Header {DATA_LENGTH} is required")
+        raise HttpFailure(400, f"Header {DATA_LENGTH} is required")
     if not re.fullmatch(r"[0-9]{1,19}", text):
         raise _unreadable(f"header {DATA_LENGTH}", f"{DATA_LENGTH} parse error")
     return int(text)

@@ -25,12 +25,12 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from cluster_remote.gateway.errors import HttpFailure
 from cluster_remote.gateway.httprequests import (
     DATA_LENGTH,
     NEEDS,
     SINCE,
     Asked,
-    Failure,
     login_of,
     path_key,
     unbracketed,
@@ -79,7 +79,7 @@ class Door(Protocol):
     async def visitor(self, login: tuple[str, str] | None, connection: WebConnection) -> Visitor | None:
         """Authenticate a visitor by user and password, if given; return None to deny access.
 
-        Raises NotAllowed if there is no room.
+        Raises HttpFailure if there is no room.
         """
 
     async def served(self, uuid: UUID, client: UUID | None, visitor: Visitor) -> Endpoint | None:
@@ -135,8 +135,6 @@ class P2pHttp:
     async def _answer(self, request: Request) -> Response:
         try:
             return await self._routed(request)
-        except Failure as failure:
-            return Response(str(failure), failure.status, failure.headers, "text/plain")
         except SessionError as error:
             note(request, f"{request.method} {request.url.path}: {error}")
             return Response(printable(str(error), 2000), 500, media_type="text/plain")
@@ -154,13 +152,13 @@ class P2pHttp:
         if len(words) == 3 and words[1] == b"key" and reads:
             return await self._for_browsers(request, uuid, path_key(unquote_to_bytes(words[2])))
         if len(words) < 3 or not re.fullmatch(rb"v[0-9]{1,3}", words[1]) or int(words[1][1:]) > MAX_VERSION:
-            raise Failure(404)
+            raise HttpFailure(404)
         version, endpoint = int(words[1][1:]), decode(words[2])
         if endpoint not in NEEDS or version < SINCE.get(endpoint, 0):
-            raise Failure(404)
+            raise HttpFailure(404)
         in_path = endpoint == "key"
         if len(words) != (4 if in_path else 3) or reads != in_path or request.method not in ("GET", "HEAD", "POST"):
-            raise Failure(404)
+            raise HttpFailure(404)
         asked = Asked.read(request, endpoint, version, path_key(unquote_to_bytes(words[3])) if in_path else None)
         served = await self._admitted(request, uuid, endpoint, asked)
         match endpoint:
@@ -185,17 +183,17 @@ class P2pHttp:
             return _Json(_with_uuids({"removed": removal.removed}, removal.uuids, version))
 
     async def _admitted(self, request: Request, uuid: UUID | None, endpoint: str, asked: Asked) -> Endpoint:
-        """Check access to a request's endpoint. Raises Failure: 404 takes precedence over 401, as in git-annex."""
+        """Check access to a request's endpoint. Raises HttpFailure: 404 takes precedence over 401, as in git-annex."""
         visitor = await visitor_of(request, self._door)
         needs = NEEDS[endpoint]
         known = visitor or Visitor(Mode.READ_ONLY, "nobody", anonymous=True)
         served = None if uuid is None else await self._door.served(uuid, asked.client, known)
         if served is None:
-            raise Failure(404)
+            raise HttpFailure(404)
         if visitor is None or not visitor.may(needs):
             if visitor is None or (visitor.anonymous and self._door.takes_logins):
-                raise Failure(401, headers=challenge())
-            raise Failure(403)
+                raise HttpFailure(401, headers=challenge())
+            raise HttpFailure(403)
         return served
 
     # Content to the client
@@ -295,7 +293,7 @@ class P2pHttp:
         except SourceError as error:
             outcome = Stored(False, reasons=(str(error),))
         except ClientDisconnect:
-            raise Failure(400, "the client went away") from None
+            raise HttpFailure(400, "the client went away") from None
         match outcome:
             case Present(uuids):
                 return _Json(_with_uuids({"stored": True}, uuids, version))
@@ -549,6 +547,6 @@ def note(request: Request, *lines: str) -> None:
 async def visitor_of(request: Request, door: Door) -> Visitor | None:
     """Identify who makes a request; None if access is denied.
 
-    Raises NotAllowed for a malformed login, or if there is no room.
+    Raises HttpFailure for a malformed login, or if there is no room.
     """
     return await door.visitor(login_of(request), _connection(request))

@@ -19,7 +19,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Mount, Route
 
 from cluster_remote.annex.errors import AnnexError
-from cluster_remote.gateway.errors import NotAllowed, NotServed
+from cluster_remote.gateway.errors import HttpFailure, NotServed
 from cluster_remote.gateway.githttp import GitHttp
 from cluster_remote.gateway.p2phttp import P2pHttp, Visitor, challenge, note, visitor_of
 from cluster_remote.gateway.places import DeadLocks, Guesses, Places
@@ -83,7 +83,7 @@ class TokenDoor:
         return Visitor(token.mode, f"token {token.id} at {connection.address}", token=token)
 
     async def _place(self, connection: WebConnection, token: Token | None) -> None:
-        """Wait for a place. Raises NotAllowed if there is none in time."""
+        """Wait for a place. Raises HttpFailure if there is none in time."""
         full = self._places.admit(connection, token)
         if full is None:
             return
@@ -91,7 +91,7 @@ class TokenDoor:
         with self._places.queue(connection, token) as is_next:
             while full is not None:
                 if time.monotonic() > deadline:
-                    raise NotAllowed(f"{full}; try again later", 503, {"Retry-After": "10"})
+                    raise HttpFailure(503, f"{full}; try again later", {"Retry-After": "10"})
                 await anyio.sleep(_PLACE_LOOK)
                 if is_next():
                     full = self._places.admit(connection, token)
@@ -135,8 +135,6 @@ class Web:
 
     async def talk(self, accepted: Accepted, connection: WebConnection, certificate: ServerCertificate | None) -> str:
         """Serve a client until it hangs up; return a summary for the log."""
-        if certificate is not None:
-            certificate.context.set_alpn_protocols(["http/1.1"])
         try:
             await self._server.serve(accepted, connection, None if certificate is None else certificate.context)
         except OSError as error:
@@ -157,19 +155,19 @@ class Web:
         routes = [*api.routes(), *git.routes(), Route("/", self._page)]
         return Starlette(
             routes=[Mount(self._path, routes=routes)] if self._path else routes,
-            exception_handlers={NotAllowed: _refused, AnnexError: _failed, Exception: _failed},
+            exception_handlers={HttpFailure: _refused, AnnexError: _failed, Exception: _failed},
         )
 
     async def _admit(self, request: Request, wanted: Connect) -> str:
-        """Check access to git; return the user's name. Raises NotAllowed."""
+        """Check access to git; return the user's name. Raises HttpFailure."""
         visitor = await visitor_of(request, self._door)
         if visitor is not None and visitor.token is not None and not visitor.token.git:
-            raise NotAllowed("this token gives no access to the git repository", 403)
+            raise HttpFailure(403, "this token gives no access to the git repository")
         if visitor is not None and visitor.may(wanted):
             return visitor.name
         if visitor is None or (visitor.anonymous and self._door.takes_logins):
-            raise NotAllowed("this gateway requires a token, as the password of any user", 401, challenge())
-        raise NotAllowed(visitor.mode.refusal(wanted) or "not allowed", 403)
+            raise HttpFailure(401, "this gateway requires a token, as the password of any user", challenge())
+        raise HttpFailure(403, visitor.mode.refusal(wanted) or "not allowed")
 
     async def _git_annex_config(self, request: Request) -> str:
         """Serve the `config` file that git-annex reads over HTTP: the UUID, and where content is."""
@@ -203,9 +201,9 @@ class Web:
 
 
 async def _refused(request: Request, refusal: Exception) -> Response:
-    """Answer any request that raises NotAllowed."""
-    assert isinstance(refusal, NotAllowed)
-    return Response(f"{refusal}\n", refusal.status, refusal.headers, "text/plain")
+    """Answer any request that raises HttpFailure; without a line break, as git-annex does."""
+    assert isinstance(refusal, HttpFailure)
+    return Response(str(refusal), refusal.status, refusal.headers, "text/plain")
 
 
 async def _failed(request: Request, error: Exception) -> Response:
@@ -215,11 +213,11 @@ async def _failed(request: Request, error: Exception) -> Response:
 
 
 def _base(request: Request) -> str:
-    """Return scheme and host as the client used them; a reverse proxy sends X-Forwarded-Proto. Raises NotAllowed."""
+    """Return scheme and host as the client used them; a reverse proxy sends X-Forwarded-Proto. Raises HttpFailure."""
     scheme = request.headers.get("x-forwarded-proto", request.url.scheme)
     host = request.headers.get("host", "localhost")
     if scheme not in ("http", "https") or not re.fullmatch(r"[A-Za-z0-9.\-:\[\]_]{1,255}", host):
-        raise NotAllowed("the Host and X-Forwarded-Proto headers do not form a url", 400)
+        raise HttpFailure(400, "the Host and X-Forwarded-Proto headers do not form a url")
     return f"{scheme}://{host}"
 
 

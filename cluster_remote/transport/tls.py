@@ -71,6 +71,8 @@ class ServerCertificate:
         self.certificate = certificate
         self.key = key
         self.context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        # Of HTTP only this version is served. Clients of tls:// ask for no protocol.
+        self.context.set_alpn_protocols(["http/1.1"])
         self.reload()
 
     def reload(self) -> None:

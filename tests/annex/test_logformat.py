@@ -85,7 +85,7 @@ def test_times_are_compared_exactly(one: str, other: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "s", "5.s", ".5s", "5e3s", "5 s", "５s", "5ss", "1" * 5000])
-def test_what_is_no_time_is_none(text: str) -> None:
+def test_an_invalid_time_is_none(text: str) -> None:
     assert logformat.picoseconds(text) is None
 
 

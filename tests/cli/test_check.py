@@ -299,7 +299,7 @@ def test_help_has_an_example(environment: Environment) -> None:
         assert "Exit codes: 0" in shown
 
 
-def test_who_closes_the_pipe_is_not_told_about_it(in_order: Site) -> None:
+def test_a_closed_pipe_is_not_reported(in_order: Site) -> None:
     for command in ("check", "repair", "status"):
         for option in ("", "--json"):
             # The reader is gone before there is anything to be read.

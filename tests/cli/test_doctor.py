@@ -102,7 +102,7 @@ def test_nothing_is_found_where_all_is_as_it_should_be(full_site: Site) -> None:
     healthy(full_site.cluster.gateway)
 
 
-def test_a_name_that_is_no_cluster_remote_is_wrong_usage(site: Site) -> None:
+def test_a_name_that_is_not_a_cluster_remote_is_wrong_usage(site: Site) -> None:
     done = cluster_remote(site.client, "doctor", "origin", code=2)
     assert "'origin' is not a cluster remote" in done.err
 
@@ -143,7 +143,7 @@ def test_a_special_remote_in_the_place_of_a_cluster(full_site: Site) -> None:
     assert 'it\'s the "family" photos [mycl]' in client.annex("info", "--fast").stdout.decode()
 
 
-def test_a_remote_in_the_place_of_a_cluster_is_made_anew(cluster: Cluster) -> None:
+def test_a_remote_in_the_place_of_a_cluster_is_replaced(cluster: Cluster) -> None:
     client = cluster.clone()
     with careless(client.environment):
         initremote(client, "bad", f"url={cluster.gateway.path}", f"uuid={cluster.uuid}", private=False)
@@ -156,7 +156,7 @@ def test_a_remote_in_the_place_of_a_cluster_is_made_anew(cluster: Cluster) -> No
     assert cluster.holders(client.key("stored")) == [True] * 3
 
 
-def test_a_remote_in_the_place_of_a_node_is_made_anew(full_site: Site) -> None:
+def test_a_remote_in_the_place_of_a_node_is_replaced(full_site: Site) -> None:
     client, node = full_site.client, full_site.cluster.nodes[1]
     with careless(client.environment):
         initremote(client, "bad", f"url={full_site.url}", f"uuid={node.uuid}", private=False)

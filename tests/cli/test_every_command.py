@@ -372,7 +372,7 @@ def test_help_shows_the_commands_in_groups_and_no_types(common: Site, inside: In
 
 
 @with_case("down")
-def test_an_unreachable_server_is_told_in_words(name: str, common: Site, inside: Inside, tmp_path: Path) -> None:
+def test_an_unreachable_server_is_reported_in_words(name: str, common: Site, inside: Inside, tmp_path: Path) -> None:
     down = CASES[name].down
     assert down is not None
     arguments, code = down
@@ -411,7 +411,7 @@ def test_outside_of_a_repository_the_exit_code_says_so(
 
 
 @with_case("works", "status", "check", "token list", "get", "trace")
-def test_a_reader_that_goes_away_is_no_mistake_of_the_program(name: str, common: Site, tmp_path: Path) -> None:
+def test_a_closed_output_is_not_a_fault_of_the_program(name: str, common: Site, tmp_path: Path) -> None:
     case = CASES[name]
     assert case.works is not None
     arguments = filled(case.works, common, tmp_path / "new")
@@ -466,7 +466,7 @@ def stalling(common: Site) -> dict[str, str]:
 
 
 @with_case("waits", "status", "check", "put", "lock", "trace")
-def test_an_interrupt_ends_it_at_once_and_is_told(
+def test_an_interrupt_ends_it_at_once_and_is_reported(
     name: str, common: Site, stalling: dict[str, str], tmp_path: Path
 ) -> None:
     case = CASES[name]
@@ -511,7 +511,7 @@ def test_an_interrupt_leaves_nothing_behind(name: str, arguments: tuple[str, ...
     assert {file for file in set(temporary.iterdir()) - before if file.is_dir()} == set()
 
 
-def test_an_interrupt_stops_serving_in_good_order(common: Site, tmp_path: Path) -> None:
+def test_an_interrupt_stops_serving_cleanly(common: Site, tmp_path: Path) -> None:
     socket = tmp_path / "socket"
     gateway = Site(common.cluster, common.cluster.gateway)
     with running("serve", ["--listen", f"unix:{socket}"], gateway) as process:

@@ -203,7 +203,8 @@ def test_a_node_with_preferred_content_is_left_to_git_annex(own_site: Site) -> N
     own_site.client.annex("wanted", first.uuid, "include=*.jpg")
     said = told(own_site.client, "repair", "mycl")
     assert brought(said) == {keys["one"]: ("here", [second.uuid], [second.uuid])}
-    assert [node["choosy"] for node in sorted(said["nodes"], key=lambda node: node["name"])] == [True, False, False]
+    nodes = sorted(said["nodes"], key=lambda node: node["name"])
+    assert [node["has_preferred_content"] for node in nodes] == [True, False, False]
     assert own_site.cluster.holders(keys["one"]) == [False, True, True]
     assert "git annex sync --content" in cluster_remote(own_site.client, "repair", "mycl").out
 

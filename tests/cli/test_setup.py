@@ -174,7 +174,7 @@ def test_which_of_several_clusters_has_to_be_said(cluster: Cluster, client: Repo
         (["mycl", "--node", "nosuch"], 2, "no such remote"),
     ],
 )
-def test_what_cannot_be_done_is_said_and_nothing_is_made(
+def test_impossible_requests_are_refused_and_nothing_is_made(
     client: Repository, gateway: str, arguments: list[str], code: int, said: str
 ) -> None:
     before = client.git("config", "--list", "--local").stdout

@@ -91,7 +91,7 @@ def test_at_an_address_the_clusters_known_here_are_shown(stocked: Site) -> None:
     assert {node["keys"] for node in nodes_of(said).values()} == {3}
 
 
-def test_at_an_address_outside_of_any_repository_whoever_answers_is_shown(stocked: Site) -> None:
+def test_at_an_address_outside_of_any_repository_the_server_is_shown(stocked: Site) -> None:
     said = told(stocked.environment, "status", stocked.url)
     (cluster,) = said["clusters"]
     assert (cluster["uuid"], cluster["keys"]) == (stocked.cluster.gateway.uuid, None)
@@ -202,7 +202,7 @@ def test_when_nobody_answers_the_exit_code_is_that_of_unreachable_servers(own_si
     assert said["clusters"][0]["keys"] == 0
 
 
-def test_who_says_nothing_is_given_up_after_the_timeout(own_site: Site) -> None:
+def test_a_silent_server_is_given_up_after_the_timeout(own_site: Site) -> None:
     path = own_site.environment.directory / "stalled"
     with ScriptedPeer([Stall()], unix=path):
         scripted_shell(own_site.environment, path)
@@ -250,7 +250,7 @@ def test_colours_are_for_terminals_and_not_for_those_who_do_not_want_them(stocke
     assert "All is well." in plain
 
 
-def test_names_that_would_play_tricks_with_a_terminal_are_shown_harmlessly(own_site: Site) -> None:
+def test_control_characters_in_names_are_escaped(own_site: Site) -> None:
     first = own_site.cluster.nodes[0]
     own_site.client.annex("describe", first.uuid, "red\x1b[31m [bold]disk")
     shown = cluster_remote(own_site.client, "status", "mycl").out

@@ -290,7 +290,7 @@ async def test_without_any_node_every_request_fails_with_the_reason_of_each(clus
 
 
 @either_kind
-async def test_a_node_that_stands_still_before_an_upload_is_left_out(cluster: Cluster, kind: str) -> None:
+async def test_a_node_that_stalls_before_an_upload_is_left_out(cluster: Cluster, kind: str) -> None:
     async with opened(cluster.gateway, timeout=2.0) as session:
         assert await session.check_present(ENCRYPTED) is False
         with stopped(serving(cluster.nodes[2])):
@@ -302,7 +302,7 @@ async def test_a_node_that_stands_still_before_an_upload_is_left_out(cluster: Cl
 
 
 @either_kind
-async def test_a_node_that_stands_still_during_an_upload_is_left_out(cluster: Cluster, kind: str) -> None:
+async def test_a_node_that_stalls_during_an_upload_is_left_out(cluster: Cluster, kind: str) -> None:
     environment = cluster.gateway.environment
     said: list[tuple[bool, Message]] = []
     async with opened(cluster.gateway, timeout=2.0, said=said) as session:
@@ -350,7 +350,7 @@ async def test_a_node_that_is_killed_during_an_upload_is_left_out_and_gets_the_r
     assert cluster.holders(MEGABYTES_KEY.text) == [True] * 3
 
 
-async def test_a_node_that_stands_still_makes_a_removal_partial(cluster: Cluster) -> None:
+async def test_a_node_that_stalls_makes_a_removal_partial(cluster: Cluster) -> None:
     async with opened(cluster.gateway, timeout=2.0) as session:
         await put(session, cluster.gateway.environment)
         with stopped(serving(cluster.nodes[0])):
@@ -380,7 +380,7 @@ async def test_a_download_goes_on_from_another_node_at_the_same_byte_when_its_no
         assert await fetch(session, MEGABYTES_KEY) == MEGABYTES
 
 
-async def test_a_download_goes_on_from_another_node_when_its_node_stands_still(cluster: Cluster) -> None:
+async def test_a_download_continues_from_another_node_when_its_node_stalls(cluster: Cluster) -> None:
     cluster.gateway.git("config", "remote.node3.annex-cost", "50")
     async with opened(cluster.gateway, timeout=2.0) as session:
         await put(session, cluster.gateway.environment, MEGABYTES)

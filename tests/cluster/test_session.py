@@ -306,7 +306,7 @@ async def test_leaving_without_sending_gives_up_the_upload_on_every_node() -> No
     assert await session.check_present(KEY) is False
 
 
-async def test_an_error_of_whoever_uploads_comes_out_as_it_is() -> None:
+async def test_an_error_of_the_uploader_is_passed_through() -> None:
     peers = three()
     with pytest.raises(ZeroDivisionError):
         async with cluster(peers).upload(KEY, FILE):
@@ -552,7 +552,7 @@ async def test_a_node_whose_clock_cannot_be_asked_does_not_remove() -> None:
     assert peers[1].contents == {KEY: CONTENT}
 
 
-async def test_the_clusters_clock_runs_whoever_is_away() -> None:
+async def test_the_clusters_clock_runs_without_some_nodes() -> None:
     peers = [Peer(1, refuse=Unreachable("no route"))]
     assert await cluster(peers).timestamp() == 5000
     assert peers[0].requests == []
@@ -766,7 +766,7 @@ async def test_two_nodes_are_not_stitched_together_where_no_checksum_tells(
         return
     with pytest.raises(SessionError, match="broke off"):
         await fetch(session, key)
-    # Whoever asks again gets it from the other one.
+    # A second request gets it from the other one.
     assert await fetch(session, key) == (20, b"b" * 20, True)
 
 

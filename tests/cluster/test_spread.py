@@ -118,7 +118,7 @@ async def test_a_node_that_dies_on_the_way_leaves_its_stretch_to_the_others(file
 
 
 @pytest.mark.parametrize("stuck", [1, 2, 3])
-async def test_a_node_that_stands_still_loses_its_stretch_to_the_others(file: _File, stuck: int) -> None:
+async def test_a_node_that_stalls_loses_its_stretch_to_the_others(file: _File, stuck: int) -> None:
     peers = _peers(3)
     peers[stuck - 1].stuck_after = 15_000
     with anyio.fail_after(4.0):

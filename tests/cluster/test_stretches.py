@@ -25,7 +25,7 @@ def _continue(plan: Plan[str], content: list[tuple[int, int]]) -> None:
     size=st.integers(1, 3000).map(lambda number: number * 100_000),
     seed=st.integers(0, 2**32),
 )
-def test_every_byte_comes_once_and_in_order_whatever_fails_or_stands_still(nodes: int, size: int, seed: int) -> None:
+def test_every_byte_comes_once_and_in_order_whatever_fails_or_stalls(nodes: int, size: int, seed: int) -> None:
     chance = random.Random(seed)
     plan = Plan[str](0, size)
     rates = {f"node{number}": chance.choice([0.0, 1e5, 3e6, 1e7, 3e7]) for number in range(nodes)}
@@ -89,7 +89,7 @@ def test_nothing_is_taken_over_from_a_node_that_is_about_to_end_or_has_only_begu
 
 
 @pytest.mark.parametrize("came", [0, MIB])
-def test_all_is_taken_from_a_node_that_stands_still(came: int) -> None:
+def test_all_is_taken_from_a_node_that_stalls(came: int) -> None:
     plan = Plan[str](0, 8 * MIB)
     stuck = plan.take("stuck", 1e7, 1e7, 0.0)
     assert stuck is not None

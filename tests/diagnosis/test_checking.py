@@ -90,7 +90,7 @@ async def test_content_that_is_dropped_while_the_node_is_asked_is_no_finding(
     real: RealRepository, here: Repository
 ) -> None:
     def drop(_asked: int, _key: Key) -> SessionError | bool | None:
-        # Whoever drops it records that, after the log was read here and before the node answers.
+        # The dropping client records that after the log was read here and before the node answers.
         setpresentkey(real, place.node.uuid, "0")
         return False
 

@@ -1,4 +1,4 @@
-"""Who is let in to a gateway, to what, and how nobody can keep others out."""
+"""Who gets access to a gateway, to what, and that no client can keep others out."""
 
 from __future__ import annotations
 
@@ -272,9 +272,7 @@ async def test_a_stranger_that_says_anything_else_is_told_so_and_dropped(
 
 
 @pytest.mark.parametrize("said", ["", "AUTH ", "AUTH c11e0000"])
-async def test_a_stranger_that_does_not_come_to_the_point_is_dropped(
-    behind: Backend, tmp_path: Path, said: str
-) -> None:
+async def test_a_client_that_does_not_authenticate_is_dropped(behind: Backend, tmp_path: Path, said: str) -> None:
     async with in_process(behind, tmp_path, Limits(to_authenticate=0.3)) as server:
         with server.connect() as client:
             client.sendall(said.encode())
@@ -282,7 +280,7 @@ async def test_a_stranger_that_does_not_come_to_the_point_is_dropped(
     assert "no progress" in server.log[-1]
 
 
-async def test_strangers_do_not_keep_out_for_long_who_has_a_token(behind: Backend, tmp_path: Path) -> None:
+async def test_strangers_do_not_keep_token_holders_out_for_long(behind: Backend, tmp_path: Path) -> None:
     async with in_process(behind, tmp_path, Limits(strangers=3)) as server:
         strangers = [server.connect() for _ in range(30)]
         with server.connect() as client:

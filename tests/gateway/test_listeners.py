@@ -181,7 +181,7 @@ def test_a_port_can_be_listened_on_again_at_once() -> None:
         with listening(Tcp("127.0.0.1", port)) as listener:
             client = socket.create_connection(("127.0.0.1", port))
             accepted, _ = listener.socket.accept()
-            # Whoever closes first keeps the port in TIME_WAIT.
+            # The side that closes first keeps the port in TIME_WAIT.
             accepted.close()
             client.close()
 

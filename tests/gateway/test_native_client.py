@@ -153,7 +153,7 @@ def test_sync_carries_branches_and_content(gateway: Gateway, native: Repository)
     assert "synced" in there.splitlines()
 
 
-def test_git_annex_tests_no_remote_of_a_p2p_transport_whoever_serves_it(gateway: Gateway, native: Repository) -> None:
+def test_testremote_refuses_p2p_transports_with_any_server(gateway: Gateway, native: Repository) -> None:
     node = gateway.cluster.nodes[0]
     with serve_p2p(node) as (path, token):
         add_native_remote(native, "theirs", f"unix:{path}", node.uuid, token)

@@ -132,7 +132,7 @@ def test_wrong_usage_is_answered_with_the_right_one(arguments: tuple[str, ...]) 
 
 
 @pytest.mark.parametrize("address", ["/srv/annex", "ssh://nas/annex", "unix:relative", "tcp://nas", "nas:annex", "x y"])
-def test_an_address_that_is_no_socket_s_is_refused(address: str) -> None:
+def test_an_address_that_is_not_a_socket_is_refused(address: str) -> None:
     done = run(address)
     assert (done.returncode, done.stdout) == (2, "")
     assert "Traceback" not in done.stderr

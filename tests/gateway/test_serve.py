@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,20 +18,13 @@ from cluster_remote.p2p.server import Mode
 from tests.cli.command import cluster_remote
 from tests.gateway.served import Gateway, gateway_of
 from tests.gateway.test_gateway import CLIENT, answer, hear, say
-from tests.support.environment import Environment
 from tests.support.processes import end_group, wait_until
-from tests.support.repositories import Cluster, make_cluster
+from tests.support.repositories import Cluster
 from tests.support.sockets import free_port
 
 SECONDS = 30.0
 SIZE = 4_000_000
 KEY = f"WORM-s{SIZE}--under-way"
-
-
-@pytest.fixture(scope="module")
-def site(make_environment: Callable[[], Environment]) -> Cluster:
-    environment = make_environment()
-    return make_cluster(environment, environment.directory)
 
 
 def admitted(gateway: Gateway) -> socket.socket:
@@ -53,18 +46,18 @@ def refuses(gateway: Gateway) -> bool:
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_it_and_idle_clients_in_good_order(site: Cluster, signum: int) -> None:
-    with gateway_of(site) as gateway, admitted(gateway) as client, gateway.connect() as stranger:
+def test_a_signal_ends_it_and_idle_clients_cleanly(shared: Cluster, signum: int) -> None:
+    with gateway_of(shared) as gateway, admitted(gateway) as client, gateway.connect() as stranger:
         assert gateway.stop(signum) == 0
         assert hear(client) == ""
         assert hear(stranger) == ""
         assert refuses(gateway)
         assert "Traceback" not in gateway.log.read_text()
-    assert wait_until(lambda: not site.gateway.environment.processes())
+    assert wait_until(lambda: not shared.gateway.environment.processes())
 
 
-def test_a_transfer_that_is_under_way_is_finished_first(site: Cluster) -> None:
-    with gateway_of(site) as gateway, admitted(gateway) as client:
+def test_a_transfer_that_is_under_way_is_finished_first(shared: Cluster) -> None:
+    with gateway_of(shared) as gateway, admitted(gateway) as client:
         content = os.urandom(SIZE)
         assert answer(client, f"PUT  {KEY}") == "PUT-FROM 0"
         say(client, f"DATA {SIZE}")
@@ -76,25 +69,25 @@ def test_a_transfer_that_is_under_way_is_finished_first(site: Cluster) -> None:
         assert answer(client, "VALID").startswith("SUCCESS-PLUS ")
         assert hear(client) == ""
         assert gateway.process.wait(SECONDS) == 0
-    assert [node.object_bytes(KEY) == content for node in site.nodes] == [True, True, True]
-    with gateway_of(site) as gateway, admitted(gateway) as client:
+    assert [node.object_bytes(KEY) == content for node in shared.nodes] == [True, True, True]
+    with gateway_of(shared) as gateway, admitted(gateway) as client:
         assert answer(client, f"REMOVE {KEY}").startswith("SUCCESS-PLUS ")
 
 
-def test_a_transfer_that_does_not_come_to_an_end_is_cut_off(site: Cluster) -> None:
-    with gateway_of(site) as gateway, admitted(gateway) as client:
+def test_a_transfer_that_never_ends_is_cut_off(shared: Cluster) -> None:
+    with gateway_of(shared) as gateway, admitted(gateway) as client:
         assert answer(client, f"PUT  {KEY}") == "PUT-FROM 0"
         say(client, f"DATA {SIZE}")
         began = time.monotonic()
         assert gateway.stop(within=40) == 0
         assert time.monotonic() - began > 9
         assert "cutting off 1 connections" in gateway.log.read_text()
-    assert wait_until(lambda: not site.gateway.environment.processes())
-    assert site.holders(KEY) == [False, False, False]
+    assert wait_until(lambda: not shared.gateway.environment.processes())
+    assert shared.holders(KEY) == [False, False, False]
 
 
-def test_a_second_signal_ends_it_at_once(site: Cluster) -> None:
-    with gateway_of(site) as gateway, admitted(gateway) as client:
+def test_a_second_signal_ends_it_at_once(shared: Cluster) -> None:
+    with gateway_of(shared) as gateway, admitted(gateway) as client:
         assert answer(client, f"PUT  {KEY}") == "PUT-FROM 0"
         gateway.process.send_signal(signal.SIGTERM)
         assert wait_until(lambda: refuses(gateway), SECONDS)
@@ -102,27 +95,27 @@ def test_a_second_signal_ends_it_at_once(site: Cluster) -> None:
         assert gateway.stop() == 0
         assert time.monotonic() - began < 9
         assert "again" in gateway.log.read_text()
-    assert wait_until(lambda: not site.gateway.environment.processes())
+    assert wait_until(lambda: not shared.gateway.environment.processes())
 
 
-def test_it_can_be_started_again_after_it_was_killed(site: Cluster) -> None:
-    with gateway_of(site) as gateway:
+def test_it_can_be_started_again_after_it_was_killed(shared: Cluster) -> None:
+    with gateway_of(shared) as gateway:
         gateway.process.kill()
         gateway.process.wait(SECONDS)
         assert gateway.path.exists()
-    with gateway_of(site) as gateway, admitted(gateway):
+    with gateway_of(shared) as gateway, admitted(gateway):
         assert gateway.stop() == 0
 
 
-def test_it_goes_on_where_nobody_reads_its_log_any_more(site: Cluster) -> None:
-    environment = site.gateway.environment
+def test_it_goes_on_where_nobody_reads_its_log_any_more(shared: Cluster) -> None:
+    environment = shared.gateway.environment
     path = environment.directory / "unread"
     process = environment.popen(
         "cluster-remote",
         "serve",
         "--listen",
         f"unix:{path}",
-        cwd=site.gateway.path,
+        cwd=shared.gateway.path,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -148,27 +141,27 @@ def test_it_goes_on_where_nobody_reads_its_log_any_more(site: Cluster) -> None:
 
 
 @pytest.fixture(scope="module")
-def impatient(site: Cluster) -> Iterator[Gateway]:
+def impatient(shared: Cluster) -> Iterator[Gateway]:
     """A gateway that gives up a stalled request soon."""
-    with gateway_of(site, "--timeout", "5", name="impatient") as gateway:
+    with gateway_of(shared, "--timeout", "5", name="impatient") as gateway:
         yield gateway
 
 
-def test_a_stalled_upload_is_given_up_and_stored_nowhere(site: Cluster, impatient: Gateway) -> None:
+def test_a_stalled_upload_is_given_up_and_stored_nowhere(shared: Cluster, impatient: Gateway) -> None:
     with admitted(impatient) as client:
         assert answer(client, f"PUT  {KEY}") == "PUT-FROM 0"
         say(client, f"DATA {SIZE}")
         client.sendall(bytes(1000))
         assert hear(client) == ""
-    assert site.holders(KEY) == [False, False, False]
+    assert shared.holders(KEY) == [False, False, False]
     assert "no progress for 5 seconds" in impatient.log.read_text()
 
 
-def test_a_client_that_reads_nothing_is_given_up(site: Cluster, impatient: Gateway) -> None:
+def test_a_client_that_reads_nothing_is_given_up(shared: Cluster, impatient: Gateway) -> None:
     content = os.urandom(SIZE)
-    for node in site.nodes:
+    for node in shared.nodes:
         node.set_key(KEY, content)
-        site.gateway.annex("setpresentkey", KEY, node.uuid, "1")
+        shared.gateway.annex("setpresentkey", KEY, node.uuid, "1")
     with admitted(impatient) as client:
         say(client, f"GET 0  {KEY}")
         assert wait_until(lambda: "while sending content" in impatient.log.read_text(), SECONDS)
@@ -191,7 +184,7 @@ def test_garbage_after_authentication_ends_the_conversation_alone(impatient: Gat
         assert answer(other, f"CHECKPRESENT {KEY}") == "FAILURE"
 
 
-def test_many_that_come_and_go_leave_nothing_behind(site: Cluster, impatient: Gateway) -> None:
+def test_many_that_come_and_go_leave_nothing_behind(shared: Cluster, impatient: Gateway) -> None:
     descriptors = Path(f"/proc/{impatient.process.pid}/fd")
     with admitted(impatient) as client:
         # What the gateway opens once and keeps is open from here on.
@@ -210,8 +203,8 @@ def test_many_that_come_and_go_leave_nothing_behind(site: Cluster, impatient: Ga
 # The command line
 
 
-def test_without_anything_to_listen_on_it_says_what_there_is(site: Cluster) -> None:
-    said = cluster_remote(site.gateway, "serve", code=2).err
+def test_without_anything_to_listen_on_it_says_what_there_is(shared: Cluster) -> None:
+    said = cluster_remote(shared.gateway, "serve", code=2).err
     assert "--listen unix:/path" in said
     assert "--stdio" in said
 
@@ -228,26 +221,26 @@ def test_without_anything_to_listen_on_it_says_what_there_is(site: Cluster) -> N
     ],
 )
 def test_what_cannot_be_served_is_said_in_words(
-    site: Cluster, arguments: tuple[str, ...], code: int, words: str
+    shared: Cluster, arguments: tuple[str, ...], code: int, words: str
 ) -> None:
-    assert words in cluster_remote(site.gateway, "serve", *arguments, code=code).err
+    assert words in cluster_remote(shared.gateway, "serve", *arguments, code=code).err
 
 
-def test_a_second_gateway_on_the_same_socket_is_refused_and_the_first_stays(site: Cluster) -> None:
-    with gateway_of(site) as gateway:
-        said = cluster_remote(site.gateway, "serve", "--listen", gateway.unix, code=1).err
+def test_a_second_gateway_on_the_same_socket_is_refused_and_the_first_stays(shared: Cluster) -> None:
+    with gateway_of(shared) as gateway:
+        said = cluster_remote(shared.gateway, "serve", "--listen", gateway.unix, code=1).err
         assert "already in use" in said
         # Nor does it leave the sockets behind that it could have.
-        other = site.gateway.environment.directory / "other"
-        cluster_remote(site.gateway, "serve", "--listen", f"unix:{other}", "--listen", gateway.tcp, code=1)
+        other = shared.gateway.environment.directory / "other"
+        cluster_remote(shared.gateway, "serve", "--listen", f"unix:{other}", "--listen", gateway.tcp, code=1)
         assert not other.exists()
         with admitted(gateway):
             pass
 
 
-def test_it_warns_of_what_can_be_read_on_the_network_and_of_having_no_tokens(site: Cluster) -> None:
-    environment = site.gateway.environment
-    tokens = site.gateway.path / ".git/cluster-remote"
+def test_it_warns_of_what_can_be_read_on_the_network_and_of_having_no_tokens(shared: Cluster) -> None:
+    environment = shared.gateway.environment
+    tokens = shared.gateway.path / ".git/cluster-remote"
     kept = tokens.rename(tokens.with_name("kept")) if tokens.exists() else None
     log = environment.directory / "warnings"
     with log.open("wb") as err:
@@ -256,7 +249,7 @@ def test_it_warns_of_what_can_be_read_on_the_network_and_of_having_no_tokens(sit
             "serve",
             "--listen",
             f"tcp://0.0.0.0:{free_port()}",
-            cwd=site.gateway.path,
+            cwd=shared.gateway.path,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=err.fileno(),
@@ -282,16 +275,16 @@ os.execvp(sys.argv[2], sys.argv[2:])
 """
 
 
-def test_a_socket_from_systemd_is_served_and_left_to_it(site: Cluster, tmp_path: Path) -> None:
-    environment = site.gateway.environment
-    _, token = Tokens(site.gateway.path / ".git/cluster-remote/tokens").create(Mode.READ_ONLY)
+def test_a_socket_from_systemd_is_served_and_left_to_it(shared: Cluster, tmp_path: Path) -> None:
+    environment = shared.gateway.environment
+    _, token = Tokens(shared.gateway.path / ".git/cluster-remote/tokens").create(Mode.READ_ONLY)
     path = environment.directory / "handed"
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(path))
         listening.listen()
         process = subprocess.Popen(
             [sys.executable, "-c", HAND_OVER, str(listening.fileno()), "cluster-remote", "serve"],
-            cwd=site.gateway.path,
+            cwd=shared.gateway.path,
             env=environment.env,
             pass_fds=[listening.fileno()],
             start_new_session=True,
@@ -300,7 +293,7 @@ def test_a_socket_from_systemd_is_served_and_left_to_it(site: Cluster, tmp_path:
             with socket.socket(socket.AF_UNIX) as client:
                 client.settimeout(SECONDS)
                 client.connect(str(path))
-                assert answer(client, f"AUTH {CLIENT} {token}") == f"AUTH-SUCCESS {site.uuid}"
+                assert answer(client, f"AUTH {CLIENT} {token}") == f"AUTH-SUCCESS {shared.uuid}"
                 assert answer(client, f"CHECKPRESENT {KEY}") == "FAILURE"
             process.send_signal(signal.SIGTERM)
             assert process.wait(SECONDS) == 0

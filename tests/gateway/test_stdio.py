@@ -1,4 +1,4 @@
-"""`cluster-remote serve --stdio`: one client, let in by whoever started the program."""
+"""`cluster-remote serve --stdio`: one client, authenticated by the program's starter."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -14,9 +14,8 @@ from typing import IO
 import pytest
 
 from tests.cli.command import cluster_remote
-from tests.support.environment import Environment
 from tests.support.processes import end_group, wait_until
-from tests.support.repositories import Cluster, Repository, make_cluster
+from tests.support.repositories import Cluster, Repository
 from tests.support.slow import only_in_all
 from tests.support.ssh import SshServer
 
@@ -25,28 +24,22 @@ ABSENT = "SHA256E-s5--2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e7304336293
 SERVE = ("cluster-remote", "serve", "--stdio")
 
 
-@pytest.fixture(scope="module")
-def site(make_environment: Callable[[], Environment]) -> Cluster:
-    environment = make_environment()
-    return make_cluster(environment, environment.directory)
-
-
-def talk(site: Cluster, said: str, code: int = 0, **env: str) -> tuple[list[str], str]:
+def talk(shared: Cluster, said: str, code: int = 0, **env: str) -> tuple[list[str], str]:
     """What the server answers to a whole conversation, and what it says on standard error."""
-    done = site.gateway.environment.run(*SERVE, cwd=site.gateway.path, input=said.encode(), env=env, check=False)
+    done = shared.gateway.environment.run(*SERVE, cwd=shared.gateway.path, input=said.encode(), env=env, check=False)
     assert done.returncode == code, done
     return done.stdout.decode().splitlines(), done.stderr.decode()
 
 
 @contextmanager
-def serving(site: Cluster) -> Iterator[tuple[subprocess.Popen[bytes], IO[bytes], IO[bytes]]]:
+def serving(shared: Cluster) -> Iterator[tuple[subprocess.Popen[bytes], IO[bytes], IO[bytes]]]:
     """A server that has let its client in."""
-    process = site.gateway.environment.popen(*SERVE, cwd=site.gateway.path, stderr=subprocess.PIPE)
+    process = shared.gateway.environment.popen(*SERVE, cwd=shared.gateway.path, stderr=subprocess.PIPE)
     assert process.stdin is not None
     assert process.stdout is not None
     try:
         with process:
-            assert process.stdout.readline() == f"AUTH-SUCCESS {site.uuid}\n".encode()
+            assert process.stdout.readline() == f"AUTH-SUCCESS {shared.uuid}\n".encode()
             yield process, process.stdin, process.stdout
             process.stdin.close()
             process.wait(ANSWER_SECONDS)
@@ -54,71 +47,78 @@ def serving(site: Cluster) -> Iterator[tuple[subprocess.Popen[bytes], IO[bytes],
         end_group(process.pid)
 
 
-def test_the_client_is_let_in_at_once_and_served(site: Cluster) -> None:
-    answers, said = talk(site, f"VERSION 4\nCHECKPRESENT {ABSENT}\nPUT  {ABSENT}\nDATA 5\nhelloVALID\n")
-    assert answers[:4] == [f"AUTH-SUCCESS {site.uuid}", "VERSION 4", "FAILURE", "PUT-FROM 0"]
-    assert set(answers[4].split(" ")) == {"SUCCESS-PLUS", *(node.uuid for node in site.nodes)}
+def test_the_client_is_served_without_authentication(shared: Cluster) -> None:
+    answers, said = talk(shared, f"VERSION 4\nCHECKPRESENT {ABSENT}\nPUT  {ABSENT}\nDATA 5\nhelloVALID\n")
+    assert answers[:4] == [f"AUTH-SUCCESS {shared.uuid}", "VERSION 4", "FAILURE", "PUT-FROM 0"]
+    assert set(answers[4].split(" ")) == {"SUCCESS-PLUS", *(node.uuid for node in shared.nodes)}
     assert said == ""
-    answers, _ = talk(site, f"REMOVE {ABSENT}\n")
-    assert answers == [f"AUTH-SUCCESS {site.uuid}", "SUCCESS"]
+    answers, _ = talk(shared, f"REMOVE {ABSENT}\n")
+    assert answers == [f"AUTH-SUCCESS {shared.uuid}", "SUCCESS"]
 
 
 @pytest.mark.parametrize("value", ["0", *only_in_all("1", "false")])
-def test_the_environment_says_what_the_client_may_do(site: Cluster, value: str) -> None:
+def test_the_environment_says_what_the_client_may_do(shared: Cluster, value: str) -> None:
     said = f"PUT  {ABSENT}\nREMOVE {ABSENT}\n"
     read_only = "ERROR this repository is read-only; write access denied"
-    assert talk(site, said, GIT_ANNEX_SHELL_READONLY=value)[0][1:] == [read_only, read_only]
-    answers = talk(site, f"REMOVE {ABSENT}\nCHECKPRESENT {ABSENT}\n", GIT_ANNEX_SHELL_APPENDONLY=value)[0]
+    assert talk(shared, said, GIT_ANNEX_SHELL_READONLY=value)[0][1:] == [read_only, read_only]
+    answers = talk(shared, f"REMOVE {ABSENT}\nCHECKPRESENT {ABSENT}\n", GIT_ANNEX_SHELL_APPENDONLY=value)[0]
     assert answers[1:] == ["ERROR this repository is append-only; removal denied", "FAILURE"]
-    both = talk(site, said, GIT_ANNEX_SHELL_APPENDONLY=value, GIT_ANNEX_SHELL_READONLY=value)
+    both = talk(shared, said, GIT_ANNEX_SHELL_APPENDONLY=value, GIT_ANNEX_SHELL_READONLY=value)
     assert both[0][1:] == [read_only, read_only]
 
 
-def test_what_is_said_of_the_client_is_not_said_of_us(site: Cluster) -> None:
+def test_what_is_said_of_the_client_is_not_said_of_us(shared: Cluster) -> None:
     """An ssh forced command may restrict git-annex-shell to the gateway's directory; the nodes are elsewhere."""
     answers, said = talk(
-        site,
+        shared,
         f"PUT  {ABSENT}\nDATA 5\nhelloREMOVE {ABSENT}\n",
-        GIT_ANNEX_SHELL_DIRECTORY=str(site.gateway.path),
+        GIT_ANNEX_SHELL_DIRECTORY=str(shared.gateway.path),
         GIT_ANNEX_SHELL_LIMITED="1",
     )
     assert (answers[1:], said) == (["PUT-FROM 0", "SUCCESS", "SUCCESS"], "")
 
 
-def test_an_empty_variable_says_nothing(site: Cluster) -> None:
-    answers, _ = talk(site, f"REMOVE {ABSENT}\n", GIT_ANNEX_SHELL_READONLY="", GIT_ANNEX_SHELL_APPENDONLY="")
+def test_an_empty_variable_says_nothing(shared: Cluster) -> None:
+    answers, _ = talk(shared, f"REMOVE {ABSENT}\n", GIT_ANNEX_SHELL_READONLY="", GIT_ANNEX_SHELL_APPENDONLY="")
     assert answers[1:] == ["SUCCESS"]
 
 
-def test_git_is_not_to_be_had_as_with_git_annex_shell(site: Cluster) -> None:
+def test_git_is_not_to_be_had_as_with_git_annex_shell(shared: Cluster) -> None:
     conversation = "VERSION 4\nCONNECT git-upload-pack\n"
-    theirs = site.gateway.environment.run(
-        *("git-annex-shell", "p2pstdio", site.gateway.path, site.nodes[0].uuid, "--uuid", site.uuid),
+    theirs = shared.gateway.environment.run(
+        *(
+            "git-annex-shell",
+            "p2pstdio",
+            shared.gateway.path,
+            shared.nodes[0].uuid,
+            "--uuid",
+            shared.uuid,
+        ),
         input=conversation.encode(),
         check=False,
     )
-    assert theirs.stdout.decode().splitlines() == [f"AUTH-SUCCESS {site.uuid}", "VERSION 4"]
+    assert theirs.stdout.decode().splitlines() == [f"AUTH-SUCCESS {shared.uuid}", "VERSION 4"]
     assert b"not supported" in theirs.stderr
-    answers, said = talk(site, conversation, code=1)
-    assert answers == [f"AUTH-SUCCESS {site.uuid}", "VERSION 4"]
+    answers, said = talk(shared, conversation, code=1)
+    assert answers == [f"AUTH-SUCCESS {shared.uuid}", "VERSION 4"]
     assert said == "cluster-remote: relaying to git is not supported on this connection\n"
 
 
-def test_a_client_that_misbehaves_makes_an_exit_code_of_1(site: Cluster) -> None:
-    answers, said = talk(site, "NOTIFYCHANGE\n", code=1)
-    assert answers == [f"AUTH-SUCCESS {site.uuid}", "ERROR protocol error"]
+def test_a_client_that_misbehaves_makes_an_exit_code_of_1(shared: Cluster) -> None:
+    answers, said = talk(shared, "NOTIFYCHANGE\n", code=1)
+    assert answers == [f"AUTH-SUCCESS {shared.uuid}", "ERROR protocol error"]
     assert said == "cluster-remote: unexpected NOTIFYCHANGE\n"
 
 
-def test_under_inetd_nothing_but_the_protocol_reaches_the_client(site: Cluster) -> None:
+def test_under_inetd_nothing_but_the_protocol_reaches_the_client(shared: Cluster) -> None:
     ours, theirs = socket.socketpair()
     ours.settimeout(ANSWER_SECONDS)
     with ours:
         with theirs:
             process = subprocess.Popen(
                 SERVE,
-                cwd=site.gateway.path,
-                env=site.gateway.environment.env,
+                cwd=shared.gateway.path,
+                env=shared.gateway.environment.env,
                 stdin=theirs.fileno(),
                 stdout=theirs.fileno(),
                 stderr=theirs.fileno(),
@@ -128,18 +128,18 @@ def test_under_inetd_nothing_but_the_protocol_reaches_the_client(site: Cluster) 
         while data := ours.recv(1000):
             answers += data
         assert process.wait(ANSWER_SECONDS) == 1
-    assert answers.decode().splitlines() == [f"AUTH-SUCCESS {site.uuid}", "VERSION 4", "ERROR protocol error"]
+    assert answers.decode().splitlines() == [f"AUTH-SUCCESS {shared.uuid}", "VERSION 4", "ERROR protocol error"]
 
 
-def test_standard_input_and_output_are_given_back_as_they_were(site: Cluster) -> None:
+def test_standard_input_and_output_are_given_back_as_they_were(shared: Cluster) -> None:
     reading, writing = os.pipe()
     os.write(writing, b"VERSION 4\n")
     os.close(writing)
     try:
-        process = site.gateway.environment.popen(*SERVE, cwd=site.gateway.path, stdin=reading)
+        process = shared.gateway.environment.popen(*SERVE, cwd=shared.gateway.path, stdin=reading)
         with process:
             assert process.stdout is not None
-            assert process.stdout.read().decode().splitlines() == [f"AUTH-SUCCESS {site.uuid}", "VERSION 4"]
+            assert process.stdout.read().decode().splitlines() == [f"AUTH-SUCCESS {shared.uuid}", "VERSION 4"]
             assert process.wait(ANSWER_SECONDS) == 0
         # What one process does to a pipe, all who share it see.
         assert os.get_blocking(reading)
@@ -148,15 +148,15 @@ def test_standard_input_and_output_are_given_back_as_they_were(site: Cluster) ->
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, *only_in_all(signal.SIGINT)])
-def test_a_signal_ends_an_idle_conversation_in_good_order(site: Cluster, signum: int) -> None:
-    with serving(site) as (process, _stdin, stdout):
+def test_a_signal_ends_an_idle_conversation_cleanly(shared: Cluster, signum: int) -> None:
+    with serving(shared) as (process, _stdin, stdout):
         process.send_signal(signum)
         assert stdout.read() == b""
         assert process.wait(ANSWER_SECONDS) == 0
 
 
-def test_a_signal_lets_a_request_finish(site: Cluster) -> None:
-    with serving(site) as (process, stdin, stdout):
+def test_a_signal_lets_a_request_finish(shared: Cluster) -> None:
+    with serving(shared) as (process, stdin, stdout):
         stdin.write(f"PUT  {ABSENT}\n".encode())
         stdin.flush()
         assert stdout.readline() == b"PUT-FROM 0\n"
@@ -166,12 +166,12 @@ def test_a_signal_lets_a_request_finish(site: Cluster) -> None:
         assert stdout.readline() == b"SUCCESS\n"
         assert stdout.read() == b""
         assert process.wait(ANSWER_SECONDS) == 0
-    assert site.holders(ABSENT) == [True, True, True]
-    assert talk(site, f"REMOVE {ABSENT}\n")[0][1:] == ["SUCCESS"]
+    assert shared.holders(ABSENT) == [True, True, True]
+    assert talk(shared, f"REMOVE {ABSENT}\n")[0][1:] == ["SUCCESS"]
 
 
-def test_stdio_and_listen_do_not_go_together(site: Cluster) -> None:
-    said = cluster_remote(site.gateway, "serve", "--stdio", "--listen", "unix:/tmp/never", code=2).err
+def test_stdio_and_listen_do_not_go_together(shared: Cluster) -> None:
+    said = cluster_remote(shared.gateway, "serve", "--stdio", "--listen", "unix:/tmp/never", code=2).err
     assert "leave out --listen" in said
 
 
@@ -212,22 +212,22 @@ def test_git_annex_tests_the_cluster_behind_a_forced_command_and_is_content(
     assert wait_until(lambda: not any("serve --stdio" in each.command for each in native.environment.processes()))
 
 
-def test_the_log_of_the_gateway_s_repository_knows_what_came(site: Cluster) -> None:
-    talk(site, f"PUT  {ABSENT}\nDATA 5\nhello")
-    assert site.gateway.locations(ABSENT) == {node.uuid for node in site.nodes}
-    talk(site, f"REMOVE {ABSENT}\n")
-    assert site.gateway.locations(ABSENT) == set()
+def test_the_log_of_the_gateway_s_repository_knows_what_came(shared: Cluster) -> None:
+    talk(shared, f"PUT  {ABSENT}\nDATA 5\nhello")
+    assert shared.gateway.locations(ABSENT) == {node.uuid for node in shared.nodes}
+    talk(shared, f"REMOVE {ABSENT}\n")
+    assert shared.gateway.locations(ABSENT) == set()
 
 
-def test_outside_of_a_gateway_s_repository_it_says_what_to_do(site: Cluster, tmp_path: Path) -> None:
-    environment = site.gateway.environment
+def test_outside_of_a_gateway_s_repository_it_says_what_to_do(shared: Cluster, tmp_path: Path) -> None:
+    environment = shared.gateway.environment
     assert "git annex init" in cluster_remote(environment, "serve", "--stdio", cwd=tmp_path, code=4).err
-    said = cluster_remote(site.nodes[0], "serve", "--stdio", code=1).err
+    said = cluster_remote(shared.nodes[0], "serve", "--stdio", code=1).err
     assert "git annex initcluster" in said
-    said = cluster_remote(site.gateway, "serve", "--stdio", "--cluster", "other", code=2).err
+    said = cluster_remote(shared.gateway, "serve", "--stdio", "--cluster", "other", code=2).err
     assert "it has mycluster" in said
-    named = site.gateway.environment.run(*SERVE, "--cluster", "mycluster", cwd=site.gateway.path, input=b"")
-    assert named.stdout.decode() == f"AUTH-SUCCESS {site.uuid}\n"
+    named = shared.gateway.environment.run(*SERVE, "--cluster", "mycluster", cwd=shared.gateway.path, input=b"")
+    assert named.stdout.decode() == f"AUTH-SUCCESS {shared.uuid}\n"
 
 
 def test_of_several_clusters_the_named_one_is_served(cluster: Cluster) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,20 +13,13 @@ from cluster_remote.gateway.tokens import Tokens, read_claim
 from cluster_remote.p2p.key import UUID
 from cluster_remote.p2p.server import Mode
 from tests.cli.command import cluster_remote
-from tests.support.environment import Environment
-from tests.support.repositories import Cluster, make_cluster
+from tests.support.repositories import Cluster
 
 TOKEN = re.compile("[a-z2-7]{52}")
 
 
-@pytest.fixture(scope="module")
-def site(make_environment: Callable[[], Environment]) -> Cluster:
-    environment = make_environment()
-    return make_cluster(environment, environment.directory)
-
-
-def tokens(site: Cluster) -> Tokens:
-    return Tokens(site.gateway.path / ".git" / "cluster-remote" / "tokens")
+def tokens(shared: Cluster) -> Tokens:
+    return Tokens(shared.gateway.path / ".git" / "cluster-remote" / "tokens")
 
 
 @pytest.mark.parametrize(
@@ -35,63 +27,68 @@ def tokens(site: Cluster) -> Tokens:
     [((), Mode.READ_WRITE), (("--read-only",), Mode.READ_ONLY), (("--append-only",), Mode.APPEND_ONLY)],
 )
 def test_a_new_token_is_printed_once_and_allows_what_was_said(
-    site: Cluster, option: tuple[str, ...], mode: Mode
+    shared: Cluster, option: tuple[str, ...], mode: Mode
 ) -> None:
-    (text,) = cluster_remote(site.gateway, "token", "create", *option, "--note", "for the café").out.splitlines()
+    (text,) = cluster_remote(shared.gateway, "token", "create", *option, "--note", "for the café").out.splitlines()
     assert TOKEN.fullmatch(text)
-    token = tokens(site).check(text)
+    token = tokens(shared).check(text)
     assert token is not None
     assert (token.mode, token.note) == (mode, "for the café")
-    listed = cluster_remote(site.gateway, "token", "list").out
+    listed = cluster_remote(shared.gateway, "token", "list").out
     assert text not in listed
     (line,) = [line for line in listed.splitlines() if token.id in line]
     assert mode.value in line
     assert "for the café" in line
 
 
-def test_a_revoked_token_is_no_longer_listed_and_lets_nobody_in(site: Cluster) -> None:
-    text = cluster_remote(site.gateway, "token", "create", "--note", "the old laptop").out.strip()
-    token = tokens(site).check(text)
+def test_a_revoked_token_is_neither_listed_nor_accepted(shared: Cluster) -> None:
+    text = cluster_remote(shared.gateway, "token", "create", "--note", "the old laptop").out.strip()
+    token = tokens(shared).check(text)
     assert token is not None
-    said = cluster_remote(site.gateway, "token", "revoke", token.id).out
+    said = cluster_remote(shared.gateway, "token", "revoke", token.id).out
     assert said == f"{token.id} is revoked (the old laptop)\n"
-    assert tokens(site).check(text) is None
-    assert token.id not in cluster_remote(site.gateway, "token", "list").out
+    assert tokens(shared).check(text) is None
+    assert token.id not in cluster_remote(shared.gateway, "token", "list").out
 
 
-def test_without_tokens_the_list_says_how_to_make_one(site: Cluster) -> None:
-    assert "token create" in cluster_remote(site.nodes[0], "token", "list").out
+def test_without_tokens_the_list_says_how_to_make_one(shared: Cluster) -> None:
+    assert "token create" in cluster_remote(shared.nodes[0], "token", "list").out
 
 
-def test_as_json_there_is_the_same_in_fields(site: Cluster) -> None:
+def test_as_json_there_is_the_same_in_fields(shared: Cluster) -> None:
     before = int(time.time())
-    new = json.loads(cluster_remote(site.gateway, "token", "create", "--read-only", "--note", "n", "--json").out)
+    new = json.loads(cluster_remote(shared.gateway, "token", "create", "--read-only", "--note", "n", "--json").out)
     assert set(new) == {"token", "text", "link"}
     assert TOKEN.fullmatch(new["text"])
     assert new["link"] is None
     assert {name: new["token"][name] for name in ("mode", "note")} == {"mode": "read-only", "note": "n"}
     assert before <= new["token"]["created"] <= time.time()
-    listed = json.loads(cluster_remote(site.gateway, "token", "list", "--json").out)["tokens"]
+    listed = json.loads(cluster_remote(shared.gateway, "token", "list", "--json").out)["tokens"]
     assert listed[-1] == new["token"]
-    gone = json.loads(cluster_remote(site.gateway, "token", "revoke", new["token"]["id"], "--json").out)
+    gone = json.loads(cluster_remote(shared.gateway, "token", "revoke", new["token"]["id"], "--json").out)
     assert gone == new["token"]
-    assert json.loads(cluster_remote(site.gateway, "token", "list", "--json").out)["tokens"] == listed[:-1]
+    assert json.loads(cluster_remote(shared.gateway, "token", "list", "--json").out)["tokens"] == listed[:-1]
 
 
-def test_a_link_holds_the_address_and_the_token(site: Cluster) -> None:
+def test_a_link_holds_the_address_and_the_token(shared: Cluster) -> None:
     address = "tcp://gateway.example:9419"
-    link = cluster_remote(site.gateway, "token", "create", "--link", "--address", address).out.strip()
+    link = cluster_remote(shared.gateway, "token", "create", "--link", "--address", address).out.strip()
     start, _, text = link.rpartition(":")
     assert start == f"p2p-annex::cluster:{address}"
-    assert tokens(site).check(text)
+    assert tokens(shared).check(text)
 
 
 @pytest.mark.parametrize("by", ["name", "uuid", "cluster", "here"])
-def test_a_link_to_one_repository_asks_for_it(site: Cluster, by: str) -> None:
-    uuid = {"name": site.nodes[1].uuid, "uuid": site.nodes[1].uuid, "cluster": site.uuid, "here": site.gateway.uuid}[by]
+def test_a_link_to_one_repository_asks_for_it(shared: Cluster, by: str) -> None:
+    uuid = {
+        "name": shared.nodes[1].uuid,
+        "uuid": shared.nodes[1].uuid,
+        "cluster": shared.uuid,
+        "here": shared.gateway.uuid,
+    }[by]
     node = {"name": "node2", "uuid": uuid, "cluster": "mycluster", "here": "here"}[by]
     created = cluster_remote(
-        site.gateway, "token", "create", "--link", "--address", "unix:/run/gw", "--node", node, "--json"
+        shared.gateway, "token", "create", "--link", "--address", "unix:/run/gw", "--node", node, "--json"
     )
     new = json.loads(created.out)
     start, _, presented = new["link"].rpartition(":")
@@ -118,31 +115,31 @@ def test_a_link_to_one_repository_asks_for_it(site: Cluster, by: str) -> None:
     ],
 )
 def test_what_cannot_be_done_is_said_in_words_and_makes_no_token(
-    site: Cluster, arguments: tuple[str, ...], code: int, words: str
+    shared: Cluster, arguments: tuple[str, ...], code: int, words: str
 ) -> None:
-    before = tokens(site).all()
-    done = cluster_remote(site.gateway, "token", *arguments, code=code)
+    before = tokens(shared).all()
+    done = cluster_remote(shared.gateway, "token", *arguments, code=code)
     assert words in done.err
     assert done.out == ""
-    assert tokens(site).all() == before
+    assert tokens(shared).all() == before
 
 
 @pytest.mark.parametrize("command", [("create",), ("list",), ("revoke", "0bad0bad")])
-def test_outside_of_a_repository_it_says_so(site: Cluster, command: tuple[str, ...], tmp_path: Path) -> None:
-    said = cluster_remote(site.gateway.environment, "token", *command, cwd=tmp_path, code=4).err
+def test_outside_of_a_repository_it_says_so(shared: Cluster, command: tuple[str, ...], tmp_path: Path) -> None:
+    said = cluster_remote(shared.gateway.environment, "token", *command, cwd=tmp_path, code=4).err
     assert "git annex init" in said
 
 
-def test_from_a_subdirectory_it_is_the_same_repository(site: Cluster) -> None:
-    below = site.gateway.path / "below" / "this"
+def test_from_a_subdirectory_it_is_the_same_repository(shared: Cluster) -> None:
+    below = shared.gateway.path / "below" / "this"
     below.mkdir(parents=True)
-    text = cluster_remote(site.gateway, "token", "create", cwd=below).out.strip()
-    assert tokens(site).check(text)
+    text = cluster_remote(shared.gateway, "token", "create", cwd=below).out.strip()
+    assert tokens(shared).check(text)
 
 
 @pytest.mark.parametrize(
     "command", [("serve",), ("token",), ("token", "create"), ("token", "list"), ("token", "revoke")]
 )
-def test_help_has_an_example(site: Cluster, command: tuple[str, ...]) -> None:
-    said = cluster_remote(site.gateway, *command, "--help").out
+def test_help_has_an_example(shared: Cluster, command: tuple[str, ...]) -> None:
+    said = cluster_remote(shared.gateway, *command, "--help").out
     assert "Example: cluster-remote" in said or command == ("token",)

@@ -180,7 +180,7 @@ def test_an_upload_with_a_node_away_is_stored_on_the_others(web: Web) -> None:
     assert [uuid in alice.locations(key) for uuid in uuids] == [True, False, True]
 
 
-def test_whoever_has_no_token_gets_nothing(web: Web) -> None:
+def test_without_a_token_there_is_no_access(web: Web) -> None:
     key = web.cluster.nodes[0].add("x", b"x")
     for path in ("/", "/config", "/info/refs?service=git-upload-pack"):
         answer = web.ask("GET", path)
@@ -192,7 +192,7 @@ def test_whoever_has_no_token_gets_nothing(web: Web) -> None:
     assert web.ask("GET", f"/git-annex/{web.cluster.uuid}/key/{key}").status == 401
 
 
-def test_a_repository_that_is_not_served_is_not_found_whoever_asks(web: Web) -> None:
+def test_no_client_finds_a_repository_that_is_not_served(web: Web) -> None:
     stranger = "11111111-1111-4111-8111-111111111111"
     assert web.api("checkpresent?key=WORM-s1--x", uuid=stranger).status == 404
     assert web.api("checkpresent?key=WORM-s1--x", uuid=stranger, token=web.tokens[Mode.READ_WRITE]).status == 404
@@ -231,7 +231,7 @@ def test_in_public_anybody_reads_and_nobody_writes_or_locks(public: Web) -> None
 @pytest.mark.parametrize(
     "path", ["v5/checkpresent?key=WORM-s1--x", "v4/nosuch", "v2/gettimestamp", "v0/putoffset?key=WORM-s1--x"]
 )
-def test_versions_and_endpoints_that_there_are_not_are_not_found(public: Web, path: str) -> None:
+def test_unknown_versions_and_endpoints_are_not_found(public: Web, path: str) -> None:
     assert public.ask("POST", f"/git-annex/{public.cluster.uuid}/{path}").status == 404
 
 
@@ -326,7 +326,7 @@ def test_the_page_says_how_to_get_the_dataset_and_shows_no_markup_of_strangers(c
         assert "default-src 'none'" in page.headers["content-security-policy"]
 
 
-def test_a_signal_ends_the_gateway_in_good_order(public: Web) -> None:
+def test_a_signal_ends_the_gateway_cleanly(public: Web) -> None:
     public.process.send_signal(signal.SIGTERM)
     assert public.process.wait(START_SECONDS) == 0
 

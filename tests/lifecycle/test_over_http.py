@@ -127,7 +127,7 @@ def refused(clone: Repository, url: str, *arguments: str) -> str:
     return line
 
 
-def test_a_url_that_leads_to_nothing_of_ours_is_refused_in_a_line(web: Web, clone: Repository) -> None:
+def test_a_url_that_leads_to_another_server_is_refused_in_one_line(web: Web, clone: Repository) -> None:
     base = f"annex+http://127.0.0.1:{web.port}"
     assert "none of the" in refused(clone, f"{base}/git-annex/")
     assert "none of the" in refused(clone, f"{base}/data/elsewhere/git-annex/")
@@ -139,14 +139,14 @@ def test_a_url_that_leads_to_nothing_of_ours_is_refused_in_a_line(web: Web, clon
             assert words in refused(clone, f"annex+http://127.0.0.1:{port}/git-annex/")
 
 
-def test_a_login_that_is_missing_is_said_in_a_line(cluster: Cluster) -> None:
+def test_a_missing_login_is_reported_in_one_line(cluster: Cluster) -> None:
     with web_of(cluster) as served:
         client = cluster.clone("client")
         url = f"annex+http://127.0.0.1:{served.port}/data/git-annex/"
         assert "wants a login" in refused(client, url)
 
 
-def test_a_certificate_that_nobody_vouches_for_is_refused_in_a_line(cluster: Cluster) -> None:
+def test_an_untrusted_certificate_is_refused_in_one_line(cluster: Cluster) -> None:
     environment = cluster.gateway.environment
     certificate, key = make_certificate(environment)
     port = free_port()

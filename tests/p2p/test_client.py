@@ -146,7 +146,7 @@ async def test_a_wrong_answer_to_the_version_is_a_protocol_error(answer: bytes, 
     ],
     ids=["stall", "close", "reset", "garbage", "wrong message", "half a line"],
 )
-async def test_a_peer_that_fails_while_connecting_is_given_up_and_tried_anew_for_the_next_request(
+async def test_a_peer_that_fails_while_connecting_is_given_up_and_retried_for_the_next_request(
     said: Sequence[Step], end: Sequence[Step], error: type[SessionError]
 ) -> None:
     async with conversation([*said, *end], [*HELLO, *PRESENT], timeout=BRIEF) as (session, _):

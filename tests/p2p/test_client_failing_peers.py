@@ -136,7 +136,7 @@ class NoWayThere(Transport):
         raise AssertionError
 
 
-async def test_a_connection_that_does_not_come_about_is_given_up() -> None:
+async def test_a_connection_that_cannot_be_made_is_given_up() -> None:
     session = StreamSession(NoWayThere(), client=CLIENT, timeout=BRIEF)
     with pytest.raises(TimedOut, match=r"^the moon: checking .*: no connection within 0\.3 seconds"):
         await session.check_present(KEY)

@@ -206,7 +206,7 @@ async def test_a_peer_that_has_all_the_bytes_already_gets_an_empty_rest() -> Non
         assert await session.check_present(KEY)
 
 
-async def test_what_a_peer_has_beyond_the_end_is_ended_and_the_content_sent_anew() -> None:
+async def test_a_partial_file_longer_than_the_content_is_finished_and_the_content_sent_again() -> None:
     ended: Script = [Send(b"PUT-FROM 7\n"), Expect(b"DATA 0"), Expect(b"VALID"), Send(b"FAILURE\n")]
     anew: Script = [request_of("PUT"), Send(b"PUT-FROM 6\n"), Stall()]
     async with conversation([*HELLO, request_of("PUT"), *ended, *anew]) as (session, _):

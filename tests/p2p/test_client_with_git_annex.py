@@ -448,7 +448,7 @@ async def _download_from_a_server_that_is_killed(
             pass
 
 
-async def test_a_server_killed_while_idle_is_started_anew_for_the_next_request(repository: Repository) -> None:
+async def test_a_server_killed_while_idle_is_restarted_for_the_next_request(repository: Repository) -> None:
     content = Content(1000)
     async with spoken_with(repository, connections=2) as session:
         await session.store(content.key, FILE, content.source())

@@ -167,7 +167,7 @@ def test_an_empty_list_is_read_with_and_without_its_space(word: bytes, end: byte
         (b"CONNECTDONE 99999999999", "out of range"),
     ],
 )
-def test_a_line_that_is_no_message_is_refused_with_the_reason(line: bytes, complaint: str) -> None:
+def test_an_invalid_message_is_refused_with_the_reason(line: bytes, complaint: str) -> None:
     with pytest.raises(MalformedMessage, match=complaint):
         parse(line)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import anyio
@@ -16,8 +16,7 @@ from cluster_remote.p2p.server import Closing, Endpoint, Mode
 from cluster_remote.p2p.session import Download, Present, Progress, Removal, Session, Source, Stored, Upload
 from tests.cluster.fakes import Peer
 from tests.p2p.conversation import ANSWER_SECONDS, Conversation, behind_shell, conversation
-from tests.support.environment import Environment
-from tests.support.repositories import Cluster, Repository, make_cluster
+from tests.support.repositories import Cluster, Repository
 from tests.support.slow import only_in_all
 
 pytestmark = pytest.mark.anyio
@@ -33,17 +32,11 @@ def key_of(content: bytes) -> str:
 KEY = key_of(CONTENT)
 
 
-@pytest.fixture(scope="module")
-def site(make_environment: Callable[[], Environment]) -> Cluster:
-    environment = make_environment()
-    return make_cluster(environment, environment.directory)
-
-
 @pytest.fixture
-def node(site: Cluster) -> Repository:
+def node(shared: Cluster) -> Repository:
     """A node that has the content of KEY and not that of ABSENT."""
-    site.nodes[0].set_key(KEY, CONTENT)
-    return site.nodes[0]
+    shared.nodes[0].set_key(KEY, CONTENT)
+    return shared.nodes[0]
 
 
 async def put(talk: Conversation, content: bytes, validity: str | None = "VALID") -> str | None:
@@ -76,23 +69,23 @@ async def test_a_node_is_served_in_every_version(node: Repository, version: int)
 
 
 @pytest.mark.parametrize("version", [1, 2, *only_in_all(0, 3, 4)])
-async def test_a_cluster_names_its_nodes_from_version_2_on(site: Cluster, version: int) -> None:
+async def test_a_cluster_names_its_nodes_from_version_2_on(shared: Cluster, version: int) -> None:
     content = b"cluster, version %d" % version
     key = key_of(content)
-    nodes = {node.uuid for node in site.nodes}
+    nodes = {node.uuid for node in shared.nodes}
 
     def names_nodes(answer: str | None, word: str) -> bool:
         assert answer is not None
         first, *uuids = answer.split(" ")
         return (first, set(uuids)) == ((f"{word}-PLUS", nodes) if version >= 2 else (word, set()))
 
-    async with conversation(behind_shell(site.gateway, site.uuid), version=version or None) as talk:
+    async with conversation(behind_shell(shared.gateway, shared.uuid), version=version or None) as talk:
         assert names_nodes(await put(talk, content, "VALID" if version else None), "SUCCESS")
-        assert site.holders(key) == [True, True, True]
+        assert shared.holders(key) == [True, True, True]
         assert names_nodes(await talk.ask(f"PUT  {key}"), "ALREADY-HAVE")
         assert await talk.ask(f"LOCKCONTENT {key}") == "FAILURE"
         assert names_nodes(await talk.ask(f"REMOVE {key}"), "SUCCESS")
-    assert site.holders(key) == [False, False, False]
+    assert shared.holders(key) == [False, False, False]
 
 
 async def test_a_client_that_speaks_a_later_version_gets_the_last_one_there_is(node: Repository) -> None:
@@ -305,7 +298,7 @@ async def test_garbage_ends_the_conversation_with_an_error_that_says_why(node: R
     assert talk.ended.fault
 
 
-async def test_a_client_that_says_error_is_let_go_without_a_word(node: Repository) -> None:
+async def test_a_client_that_sends_error_is_disconnected_silently(node: Repository) -> None:
     async with conversation(behind_shell(node, node.uuid)) as talk:
         await talk.say("ERROR I am lost")
         assert await talk.hear() is None
@@ -556,7 +549,7 @@ async def test_a_source_that_fails_for_the_session_alone_is_a_failed_upload() ->
     assert notes == ["there is less than announced"]
 
 
-async def test_content_that_was_promised_and_does_not_come_closes_the_connection() -> None:
+async def test_promised_content_that_never_arrives_closes_the_connection() -> None:
     # More than goes out in one write together with its DATA.
     session = Failing(ConnectionLost("node1: gone"), length=1_000_000, bytes_first=400_000)
     async with conversation(behind(session)) as talk:
@@ -603,7 +596,7 @@ async def test_invalid_content_is_cut_off_in_version_0_which_cannot_say_so() -> 
 # The session's life
 
 
-async def test_the_session_is_closed_with_the_conversation_and_made_anew_for_other_bypasses() -> None:
+async def test_the_session_is_closed_with_the_conversation_and_reopened_for_other_bypasses() -> None:
     made: list[tuple[frozenset[UUID], Failing]] = []
 
     async def session(bypass: frozenset[UUID]) -> Session:

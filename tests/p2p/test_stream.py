@@ -203,7 +203,7 @@ async def test_content_that_trickles_is_received_for_as_long_as_it_takes() -> No
     assert time.monotonic() - start > BRIEF
 
 
-async def test_whoever_takes_the_content_may_take_longer_than_the_deadline() -> None:
+async def test_the_consumer_of_content_may_take_longer_than_the_deadline() -> None:
     stream = a_stream(b"DATA 6\n", b"abc", b"def", timeout=BRIEF)
     await stream.receive()
     got = b""

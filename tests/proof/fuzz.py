@@ -336,7 +336,7 @@ async def feed_client(request: str, data: bytes, piece: int) -> str:
 
 
 async def feed(seed: int, first: int, count: int) -> tuple[Counter[str], list[str]]:
-    """Feed some of the inputs of a seed; what came of them, and what should not have come."""
+    """Feed some of the inputs of a seed; their outcomes, and violations."""
     counts: Counter[str] = Counter()
     crashes: list[str] = []
     server_says = [said for _, said in SERVERS]

@@ -84,7 +84,7 @@ class Deed:
     """What a step did.
 
     Attributes:
-        words: for whoever reads the trail.
+        words: for the reader of the trail.
         taken: copies that were touched behind git-annex's back.
         outcomes: of its commands.
         spread: whether the clients exchanged their logs.

@@ -230,19 +230,19 @@ def test_a_cluster_by_a_name_that_nobody_knows(place: Place, name: str) -> None:
         ("unix:/path?node=everything", "after ?node= comes a repository's UUID"),
     ],
 )
-def test_a_url_that_is_none(place: Place, name: str, url: str, complaint: str) -> None:
+def test_an_invalid_url(place: Place, name: str, url: str, complaint: str) -> None:
     said = refused(place.client, name, f"url={url}", sameas=place.cluster.uuid)
     assert complaint in said
     assert SECRET not in said
 
 
 @pytest.mark.parametrize("timeout", ["soon", "0", "-1", "nan", "inf", "1e9"])
-def test_a_timeout_that_is_none(place: Place, name: str, timeout: str) -> None:
+def test_an_invalid_timeout(place: Place, name: str, timeout: str) -> None:
     said = refused(place.client, name, place.url, f"timeout={timeout}", sameas=place.cluster.uuid)
     assert f"timeout={timeout}: it is a number of seconds, such as timeout=60" in said
 
 
-def test_a_tracking_that_is_none(place: Place, name: str) -> None:
+def test_an_invalid_tracking(place: Place, name: str) -> None:
     said = refused(place.client, name, place.url, "tracking=both", sameas=place.cluster.uuid)
     assert "tracking=both: it can be tracking=nodes or tracking=remote" in said
 

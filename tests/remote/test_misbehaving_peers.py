@@ -107,7 +107,7 @@ BEGINNINGS: dict[str, tuple[list[Step] | None, str]] = {
         BEGINNINGS, "is not there", "never answers", "sends an endless line", "refuses the token", "is another"
     ),
 )
-def test_a_peer_that_lets_nobody_in(place: tuple[Site, Path], how: str) -> None:
+def test_a_peer_that_authenticates_nobody(place: tuple[Site, Path], how: str) -> None:
     script, complaint = BEGINNINGS[how]
     site, path = place
     with driver(place) as annex:

@@ -106,7 +106,7 @@ def test_information_is_about_the_cluster_of_this_repository(home: Home) -> None
 
 
 def test_information_is_given_without_what_only_transfers_need(home: Home) -> None:
-    # git-annex starts the program anew for each of its commands, also where nothing is transferred.
+    # git-annex starts the program again for each of its commands, also where nothing is transferred.
     told = {"PYTHONPROFILEIMPORTTIME": "1"}
     imported = imports(home.laptop.annex("info", "--fast", "all", env=told).stderr)
     assert "cluster_remote.remote.jobs" in imported

@@ -61,7 +61,7 @@ def test_a_content_is_passed_on_while_it_comes_if_a_checksum_tells_what_it_is(ow
             process.stdin.write(f"GET 0 f {key}\n".encode())
             process.stdin.flush()
             if backend == "WORM":
-                # Not before it is whole: when its node failed, it would be begun anew at another one.
+                # Not before it is whole: when its node failed, it would start over at another one.
                 gate.write_bytes(b"")
             assert process.stdout.readline() == f"DATA {len(content)}\n".encode()
             received = process.stdout.read(HALF // 2)

@@ -11,7 +11,7 @@ from tests.support.repositories import Repository
 
 
 def commit(repository: Repository, file: str, *lines: str) -> None:
-    """Add lines to a file of the git-annex branch, as whoever can push to it."""
+    """Add lines to a file of the git-annex branch, as anybody who can push to it could."""
     before = repository.git("show", f"git-annex:{file}", check=False).stdout
     text = before + "".join(f"{line}\n" for line in lines).encode()
     environment = repository.environment

@@ -24,17 +24,10 @@ from cluster_remote.p2p.key import UUID
 from cluster_remote.p2p.server import Mode
 from cluster_remote.transport.address import Tcp
 from tests.gateway.test_gateway import CLIENT, _no_signals, answer, hear, say
-from tests.support.environment import Environment
-from tests.support.repositories import Cluster, make_cluster
+from tests.support.repositories import Cluster
 from tests.support.sockets import free_port
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture(scope="module")
-def site(make_environment: Callable[[], Environment]) -> Cluster:
-    environment = make_environment()
-    return make_cluster(environment, environment.directory)
 
 
 @dataclass
@@ -57,12 +50,12 @@ class Served:
 
 @asynccontextmanager
 async def gateway(
-    site: Cluster, directory: Path, limits: Limits, timeout: float = 20.0, *, public_read: bool = False
+    shared: Cluster, directory: Path, limits: Limits, timeout: float = 20.0, *, public_read: bool = False
 ) -> AsyncIterator[Served]:
-    with site.gateway.environment.applied(site.gateway.path):
-        repository = AnnexRepository(site.gateway.path / ".git", site.gateway.path, site.gateway.path)
-        backend = Backend(repository, UUID(site.gateway.uuid), UUID(site.uuid), timeout)
-        served = Served(free_port(), free_port(), Tokens(directory / "tokens" / "tokens"), [], site)
+    with shared.gateway.environment.applied(shared.gateway.path):
+        repository = AnnexRepository(shared.gateway.path / ".git", shared.gateway.path, shared.gateway.path)
+        backend = Backend(repository, UUID(shared.gateway.uuid), UUID(shared.uuid), timeout)
+        served = Served(free_port(), free_port(), Tokens(directory / "tokens" / "tokens"), [], shared)
         served.tokens.create(Mode.READ_ONLY, "makes the directory")
         try:
             async with anyio.create_task_group() as tasks:
@@ -95,11 +88,11 @@ async def put(client: socket.socket, key: str, content: str) -> str:
 # What a token allows
 
 
-async def test_an_append_only_client_replaces_nothing_and_stores_what_is_new(site: Cluster, tmp_path: Path) -> None:
-    async with gateway(site, tmp_path, Limits()) as served:
+async def test_an_append_only_client_replaces_nothing_and_stores_what_is_new(shared: Cluster, tmp_path: Path) -> None:
+    async with gateway(shared, tmp_path, Limits()) as served:
         writer, appender = (served.tokens.create(mode)[1] for mode in (Mode.READ_WRITE, Mode.APPEND_ONLY))
         # On one node only: the others would take another content for the same key.
-        with served.connect(f"{writer}/{site.nodes[0].uuid}") as one, served.connect(appender) as other:
+        with served.connect(f"{writer}/{shared.nodes[0].uuid}") as one, served.connect(appender) as other:
             for client in (one, other):
                 assert (await greeting(client)).startswith("AUTH-SUCCESS")
                 await off(answer, client, "VERSION 4")
@@ -110,9 +103,9 @@ async def test_an_append_only_client_replaces_nothing_and_stores_what_is_new(sit
 
 
 @pytest.mark.parametrize("mode", Mode)
-async def test_content_that_the_client_calls_invalid_is_never_kept(site: Cluster, tmp_path: Path, mode: Mode) -> None:
+async def test_content_that_the_client_calls_invalid_is_never_kept(shared: Cluster, tmp_path: Path, mode: Mode) -> None:
     key = f"WORM-s5--invalid-{mode.value}"
-    async with gateway(site, tmp_path, Limits()) as served:
+    async with gateway(shared, tmp_path, Limits()) as served:
         with served.connect(served.tokens.create(mode)[1]) as client:
             await greeting(client)
             await off(answer, client, "VERSION 4")
@@ -120,14 +113,14 @@ async def test_content_that_the_client_calls_invalid_is_never_kept(site: Cluster
                 client.sendall(b"DATA 5\nhelloINVALID\n")
                 assert not (await off(answer, client)).startswith("SUCCESS")
             assert await off(answer, client, f"CHECKPRESENT {key}") == "FAILURE"
-    assert site.holders(key) == [False, False, False]
+    assert shared.holders(key) == [False, False, False]
 
 
 @pytest.mark.parametrize("name", ["../../../../evil", "/etc/passwd", "a/../../b", "%2e%2e%2fx", ".."])
-async def test_a_key_is_no_path_out_of_the_repositories(site: Cluster, tmp_path: Path, name: str) -> None:
-    top = site.gateway.path.parent
+async def test_a_key_is_no_path_out_of_the_repositories(shared: Cluster, tmp_path: Path, name: str) -> None:
+    top = shared.gateway.path.parent
     before = {path.name for path in top.iterdir()}
-    async with gateway(site, tmp_path, Limits()) as served:
+    async with gateway(shared, tmp_path, Limits()) as served:
         with served.connect(served.tokens.create(Mode.READ_WRITE)[1]) as client:
             await greeting(client)
             await off(answer, client, "VERSION 4")
@@ -136,20 +129,20 @@ async def test_a_key_is_no_path_out_of_the_repositories(site: Cluster, tmp_path:
     assert all((top / each / ".git").exists() for each in before if (top / each).is_dir() and each == "gateway")
 
 
-async def test_a_token_s_scope_means_what_it_says(site: Cluster, tmp_path: Path) -> None:
-    node, other = (UUID(each.uuid) for each in site.nodes[:2])
-    async with gateway(site, tmp_path, Limits()) as served:
+async def test_a_token_s_scope_means_what_it_says(shared: Cluster, tmp_path: Path) -> None:
+    node, other = (UUID(each.uuid) for each in shared.nodes[:2])
+    async with gateway(shared, tmp_path, Limits()) as served:
         create = served.tokens.create
         plain, narrow = create(Mode.READ_WRITE)[1], create(Mode.READ_WRITE, only=node, git=False)[1]
         wide = create(Mode.READ_WRITE, own=True)[1]
         expected = {
-            plain: f"AUTH-SUCCESS {site.uuid}",
+            plain: f"AUTH-SUCCESS {shared.uuid}",
             f"{plain}/{node}": f"AUTH-SUCCESS {node}",
-            f"{plain}/{site.gateway.uuid}": "ERROR this token gives no access to the gateway's own repository",
+            f"{plain}/{shared.gateway.uuid}": "ERROR this token gives no access to the gateway's own repository",
             narrow: f"AUTH-SUCCESS {node}",
             f"{narrow}/{other}": f"ERROR this token gives access only to {node}",
-            f"{narrow}/{site.uuid}": f"ERROR this token gives access only to {node}",
-            f"{wide}/{site.gateway.uuid}": f"AUTH-SUCCESS {site.gateway.uuid}",
+            f"{narrow}/{shared.uuid}": f"ERROR this token gives access only to {node}",
+            f"{wide}/{shared.gateway.uuid}": f"AUTH-SUCCESS {shared.gateway.uuid}",
         }
         for claim, said in expected.items():
             with served.connect(claim) as client:
@@ -160,8 +153,8 @@ async def test_a_token_s_scope_means_what_it_says(site: Cluster, tmp_path: Path)
             assert "ERR this token gives no access to the git repository" in await off(hear, client)
 
 
-async def test_a_token_that_has_expired_is_a_wrong_one_and_its_connections_end(site: Cluster, tmp_path: Path) -> None:
-    async with gateway(site, tmp_path, Limits(after_wrong_token=0)) as served:
+async def test_a_token_that_has_expired_is_a_wrong_one_and_its_connections_end(shared: Cluster, tmp_path: Path) -> None:
+    async with gateway(shared, tmp_path, Limits(after_wrong_token=0)) as served:
         text = served.tokens.create(Mode.READ_WRITE, expires=int(time.time()) + 2)[1]
         with served.connect(text) as client:
             assert (await greeting(client)).startswith("AUTH-SUCCESS")
@@ -170,8 +163,8 @@ async def test_a_token_that_has_expired_is_a_wrong_one_and_its_connections_end(s
             assert await greeting(client) == "AUTH-FAILURE"
 
 
-async def test_revoking_a_token_ends_its_connections_and_no_others(site: Cluster, tmp_path: Path) -> None:
-    async with gateway(site, tmp_path, Limits()) as served:
+async def test_revoking_a_token_ends_its_connections_and_no_others(shared: Cluster, tmp_path: Path) -> None:
+    async with gateway(shared, tmp_path, Limits()) as served:
         (token, text), (_, kept) = served.tokens.create(Mode.READ_WRITE), served.tokens.create(Mode.READ_WRITE)
         with served.connect(text) as client, served.connect(kept) as other:
             await greeting(client)
@@ -187,8 +180,8 @@ async def test_revoking_a_token_ends_its_connections_and_no_others(site: Cluster
 # What one client leaves to the others
 
 
-async def test_one_token_gets_a_share_and_its_idle_connections_give_way(site: Cluster, tmp_path: Path) -> None:
-    async with gateway(site, tmp_path, Limits(clients=8)) as served:
+async def test_one_token_gets_a_share_and_its_idle_connections_give_way(shared: Cluster, tmp_path: Path) -> None:
+    async with gateway(shared, tmp_path, Limits(clients=8)) as served:
         greedy, second, third = (served.tokens.create(Mode.READ_ONLY)[1] for _ in range(3))
         with ExitStack() as stack:
 
@@ -201,10 +194,10 @@ async def test_one_token_gets_a_share_and_its_idle_connections_give_way(site: Cl
         assert sum("gave way to another client" in line for line in served.log) == 2
 
 
-async def test_locks_of_clients_that_are_gone_take_no_place_and_are_limited(site: Cluster, tmp_path: Path) -> None:
-    async with gateway(site, tmp_path, Limits(clients=2, dead_locks=3)) as served:
+async def test_locks_of_clients_that_are_gone_take_no_place_and_are_limited(shared: Cluster, tmp_path: Path) -> None:
+    async with gateway(shared, tmp_path, Limits(clients=2, dead_locks=3)) as served:
         text = served.tokens.create(Mode.READ_WRITE)[1]
-        node = site.nodes[0].uuid
+        node = shared.nodes[0].uuid
         keys = [f"WORM-s1--lock{number}" for number in range(4)]
         with served.connect(text) as client:
             await greeting(client)
@@ -225,8 +218,8 @@ async def test_locks_of_clients_that_are_gone_take_no_place_and_are_limited(site
             assert (await off(answer, client, f"REMOVE {keys[0]}")).startswith("FAILURE")
 
 
-async def test_guessing_is_slowed_across_connections(site: Cluster, tmp_path: Path) -> None:
-    async with gateway(site, tmp_path, Limits(after_wrong_token=0.1)) as served:
+async def test_guessing_is_slowed_across_connections(shared: Cluster, tmp_path: Path) -> None:
+    async with gateway(shared, tmp_path, Limits(after_wrong_token=0.1)) as served:
         took = []
         for _ in range(4):
             with served.connect("wrong") as client:
@@ -251,10 +244,13 @@ def test_a_flood_does_not_fill_the_log() -> None:
 
 @pytest.mark.slow
 async def test_a_second_client_stores_and_gets_within_a_second_whatever_others_do(
-    site: Cluster, tmp_path: Path
+    shared: Cluster, tmp_path: Path
 ) -> None:
-    async with gateway(site, tmp_path, Limits(dead_locks=100)) as served:
-        (greedy, second), node = (served.tokens.create(Mode.READ_WRITE)[1] for _ in range(2)), site.nodes[0].uuid
+    async with gateway(shared, tmp_path, Limits(dead_locks=100)) as served:
+        (greedy, second), node = (
+            (served.tokens.create(Mode.READ_WRITE)[1] for _ in range(2)),
+            shared.nodes[0].uuid,
+        )
         with ExitStack() as stack:
             with served.connect(greedy) as client:
                 await greeting(client)

@@ -188,7 +188,7 @@ BODIES: dict[str, Respond] = {
 
 
 @pytest.mark.parametrize("name", BODIES)
-async def test_a_body_that_is_not_what_was_asked_for_is_an_error_and_no_file(name: str) -> None:
+async def test_an_unexpected_body_is_an_error_and_leaves_no_file(name: str) -> None:
     with server(BODIES[name]) as (port, _):
         said = await outcome(port)
     assert "valid: True" not in said

@@ -63,7 +63,7 @@ def test_a_directory_of_somebody_else_is_no_place_for_a_socket_or_tokens(tmp_pat
         Tokens(tmp_path / "tokens").create(Mode.READ_WRITE)
 
 
-def test_tokens_that_others_can_change_let_nobody_in(tmp_path: Path) -> None:
+def test_tokens_that_others_can_change_are_refused(tmp_path: Path) -> None:
     tokens = Tokens(tmp_path / "own" / "tokens")
     _, text = tokens.create(Mode.READ_WRITE)
     tokens.file.chmod(0o666)

@@ -21,17 +21,10 @@ from cluster_remote.gateway.gateway import Limits
 from cluster_remote.p2p.server import Mode
 from tests.gateway.test_gateway import CLIENT
 from tests.security.test_clients import Served, gateway, greeting, off
-from tests.support.environment import Environment
-from tests.support.repositories import Cluster, make_cluster
+from tests.support.repositories import Cluster
 
 pytestmark = pytest.mark.anyio
 MIB = 1024 * 1024
-
-
-@pytest.fixture(scope="module")
-def site(make_environment: Callable[[], Environment]) -> Cluster:
-    environment = make_environment()
-    return make_cluster(environment, environment.directory)
 
 
 @dataclass
@@ -132,9 +125,9 @@ async def until(holds: Callable[[], bool], seconds: float = 10) -> None:
 # Places
 
 
-async def test_connections_over_http_count_with_those_over_sockets(site: Cluster, tmp_path: Path) -> None:
-    path = api(site.uuid, "checkpresent?key=WORM-s1--x")
-    async with gateway(site, tmp_path, Limits(clients=8, place_wait=0.5)) as served:
+async def test_connections_over_http_count_with_those_over_sockets(shared: Cluster, tmp_path: Path) -> None:
+    path = api(shared.uuid, "checkpresent?key=WORM-s1--x")
+    async with gateway(shared, tmp_path, Limits(clients=8, place_wait=0.5)) as served:
         greedy, second = (served.tokens.create(Mode.READ_ONLY)[1] for _ in range(2))
         with ExitStack() as stack:
             for _ in range(6):
@@ -152,8 +145,8 @@ async def test_connections_over_http_count_with_those_over_sockets(site: Cluster
         assert sum("gave way to another client" in line for line in served.log) == 1
 
 
-async def test_idle_connections_give_way_to_others_of_the_same_token(site: Cluster, tmp_path: Path) -> None:
-    async with gateway(site, tmp_path, Limits(clients=4)) as served:
+async def test_idle_connections_give_way_to_others_of_the_same_token(shared: Cluster, tmp_path: Path) -> None:
+    async with gateway(shared, tmp_path, Limits(clients=4)) as served:
         token = served.tokens.create(Mode.READ_ONLY)[1]
         with ExitStack() as stack:
             clients = [connected(served) for _ in range(9)]
@@ -163,10 +156,12 @@ async def test_idle_connections_give_way_to_others_of_the_same_token(site: Clust
             assert await off(hung_up, clients[0]) == "yes"
 
 
-async def test_who_waits_for_a_place_with_a_token_does_not_give_way_to_strangers(site: Cluster, tmp_path: Path) -> None:
-    node = site.nodes[0]
+async def test_a_token_holder_that_waits_for_a_place_does_not_give_way_to_strangers(
+    shared: Cluster, tmp_path: Path
+) -> None:
+    node = shared.nodes[0]
     key = node.add("waiting", os.urandom(32 * MIB))
-    async with gateway(site, tmp_path, Limits(clients=2, strangers=4)) as served:
+    async with gateway(shared, tmp_path, Limits(clients=2, strangers=4)) as served:
         token = served.tokens.create(Mode.READ_ONLY)[1]
         with ExitStack() as stack:
 
@@ -191,15 +186,15 @@ async def test_who_waits_for_a_place_with_a_token_does_not_give_way_to_strangers
                 assert await told(client.answer) == 200
 
 
-async def test_who_has_no_token_is_counted_by_address_and_leaves_places(site: Cluster, tmp_path: Path) -> None:
-    async with gateway(site, tmp_path, Limits(clients=4, place_wait=1), public_read=True) as served:
+async def test_clients_without_a_token_are_counted_by_address_and_leave_places(shared: Cluster, tmp_path: Path) -> None:
+    async with gateway(shared, tmp_path, Limits(clients=4, place_wait=1), public_read=True) as served:
         token = served.tokens.create(Mode.READ_ONLY)[1]
-        key = site.nodes[0].add("large", os.urandom(32 * MIB))
+        key = shared.nodes[0].add("large", os.urandom(32 * MIB))
         with ExitStack() as stack:
             readers = [connected(served) for _ in range(2)]
             for reader in readers:
                 stack.enter_context(reader.socket)
-                reader.begin("GET", api(site.nodes[0].uuid, f"key/{key}"))
+                reader.begin("GET", api(shared.nodes[0].uuid, f"key/{key}"))
             await anyio.sleep(1)
             late = connected(served)
             stack.enter_context(late.socket)
@@ -210,9 +205,9 @@ async def test_who_has_no_token_is_counted_by_address_and_leaves_places(site: Cl
                 assert await told(client.ask, "GET", "/config", token) == 200
 
 
-async def test_one_connection_is_counted_for_whose_request_it_carries(site: Cluster, tmp_path: Path) -> None:
+async def test_one_connection_is_counted_for_whose_request_it_carries(shared: Cluster, tmp_path: Path) -> None:
     """As behind a reverse proxy."""
-    async with gateway(site, tmp_path, Limits(clients=8)) as served:
+    async with gateway(shared, tmp_path, Limits(clients=8)) as served:
         tokens = [served.tokens.create(Mode.READ_ONLY) for _ in range(2)]
         client = connected(served)
         with client.socket:
@@ -228,11 +223,11 @@ async def test_one_connection_is_counted_for_whose_request_it_carries(site: Clus
 # Revocation
 
 
-async def test_revoking_a_token_ends_its_requests_under_way_and_no_others(site: Cluster, tmp_path: Path) -> None:
-    node = site.nodes[0]
+async def test_revoking_a_token_ends_its_requests_under_way_and_no_others(shared: Cluster, tmp_path: Path) -> None:
+    node = shared.nodes[0]
     key = node.add("revoked", os.urandom(32 * MIB))
     upload = f"put?key=WORM-s{32 * MIB}--upload"
-    async with gateway(site, tmp_path, Limits()) as served:
+    async with gateway(shared, tmp_path, Limits()) as served:
         (token, text), (_, other) = (served.tokens.create(Mode.READ_WRITE) for _ in range(2))
         with ExitStack() as stack:
 
@@ -250,7 +245,7 @@ async def test_revoking_a_token_ends_its_requests_under_way_and_no_others(site: 
                 sent = {"X_git_annex_data_length": 32 * MIB, "Content_Length": 32 * MIB}
                 clients[whose] = [
                     begun(whose, "GET", api(node.uuid, f"key/{key}")),
-                    begun(whose, "POST", api(site.uuid, upload + whose[:4]), **sent),
+                    begun(whose, "POST", api(shared.uuid, upload + whose[:4]), **sent),
                     begun(whose, "POST", api(node.uuid, f"keeplocked?lockid={lock}"), Transfer_Encoding="chunked"),
                     begun(whose, "POST", "/git-receive-pack", Transfer_Encoding="chunked"),
                 ]
@@ -281,10 +276,10 @@ async def test_revoking_a_token_ends_its_requests_under_way_and_no_others(site: 
             assert json.loads(remover.body)["removed"] is True
 
 
-async def test_locks_that_are_left_behind_are_limited_for_each_token(site: Cluster, tmp_path: Path) -> None:
-    node = site.nodes[0]
+async def test_locks_that_are_left_behind_are_limited_for_each_token(shared: Cluster, tmp_path: Path) -> None:
+    node = shared.nodes[0]
     keys = [node.add(f"lock{number}", f"lock{number}".encode()) for number in range(4)]
-    async with gateway(site, tmp_path, Limits(dead_locks=3, lock_retention=1.5)) as served:
+    async with gateway(shared, tmp_path, Limits(dead_locks=3, lock_retention=1.5)) as served:
         greedy, other = (served.tokens.create(Mode.READ_WRITE)[1] for _ in range(2))
         client = connected(served)
         with client.socket:
@@ -302,15 +297,18 @@ async def test_locks_that_are_left_behind_are_limited_for_each_token(site: Clust
 # Requests that do not end
 
 
-async def test_a_body_that_nobody_reads_holds_nothing_for_ever(site: Cluster, tmp_path: Path) -> None:
+async def test_a_body_that_nobody_reads_holds_nothing_for_ever(shared: Cluster, tmp_path: Path) -> None:
     before = descriptors()
-    async with gateway(site, tmp_path, Limits()) as served:
+    async with gateway(shared, tmp_path, Limits()) as served:
         with ExitStack() as stack:
             for _ in range(10):
                 client = connected(served)
                 stack.enter_context(client.socket)
                 client.begin(
-                    "POST", api(site.uuid, "put?key=WORM-s1--x"), X_git_annex_data_length=1, Content_Length=100 * MIB
+                    "POST",
+                    api(shared.uuid, "put?key=WORM-s1--x"),
+                    X_git_annex_data_length=1,
+                    Content_Length=100 * MIB,
                 )
                 try:
                     await off(sent_all, client, bytes(4 * MIB))
@@ -322,8 +320,8 @@ async def test_a_body_that_nobody_reads_holds_nothing_for_ever(site: Cluster, tm
         await until(lambda: descriptors() < before + 15)
 
 
-async def test_who_does_not_come_to_the_point_is_hung_up_on(site: Cluster, tmp_path: Path) -> None:
-    async with gateway(site, tmp_path, Limits(to_authenticate=0.5)) as served:
+async def test_a_client_that_makes_no_request_is_disconnected(shared: Cluster, tmp_path: Path) -> None:
+    async with gateway(shared, tmp_path, Limits(to_authenticate=0.5)) as served:
         for said in (b"", b"GET / HTTP/1.1\r\nHost: x\r\nX-Slow: ", b"\x16\x03\x01"):
             client = connected(served)
             with client.socket:
@@ -331,8 +329,8 @@ async def test_who_does_not_come_to_the_point_is_hung_up_on(site: Cluster, tmp_p
                 assert await off(hung_up, client) == "yes"
 
 
-async def test_a_slow_head_gets_no_more_time_by_going_on(site: Cluster, tmp_path: Path) -> None:
-    async with gateway(site, tmp_path, Limits(to_authenticate=0.5)) as served:
+async def test_a_slow_head_gets_no_more_time_by_going_on(shared: Cluster, tmp_path: Path) -> None:
+    async with gateway(shared, tmp_path, Limits(to_authenticate=0.5)) as served:
         client = connected(served)
         with client.socket:
             client.socket.sendall(b"GET / HTTP/1.1\r\n")
@@ -347,22 +345,22 @@ async def test_a_slow_head_gets_no_more_time_by_going_on(site: Cluster, tmp_path
                     await drip()
 
 
-async def test_a_client_that_takes_or_sends_nothing_is_given_up(site: Cluster, tmp_path: Path) -> None:
-    key = site.nodes[0].add("stalled", os.urandom(32 * MIB))
-    async with gateway(site, tmp_path, Limits(), timeout=1.0) as served:
+async def test_a_client_that_takes_or_sends_nothing_is_given_up(shared: Cluster, tmp_path: Path) -> None:
+    key = shared.nodes[0].add("stalled", os.urandom(32 * MIB))
+    async with gateway(shared, tmp_path, Limits(), timeout=1.0) as served:
         token = served.tokens.create(Mode.READ_WRITE)[1]
         reader, writer = connected(served), connected(served)
         with reader.socket, writer.socket:
-            reader.begin("GET", api(site.nodes[0].uuid, f"key/{key}"), token)
+            reader.begin("GET", api(shared.nodes[0].uuid, f"key/{key}"), token)
             sent = {"X_git_annex_data_length": MIB, "Content_Length": MIB}
-            writer.begin("POST", api(site.uuid, f"put?key=WORM-s{MIB}--stalled"), token, **sent)
+            writer.begin("POST", api(shared.uuid, f"put?key=WORM-s{MIB}--stalled"), token, **sent)
             writer.socket.sendall(bytes(1000))
             assert await told(writer.answer) == 200
             assert json.loads(writer.body)["stored"] is False
             await until(lambda: any("took nothing for 1 seconds" in line for line in served.log))
 
 
-async def test_http_2_is_refused(site: Cluster, tmp_path: Path) -> None:
+async def test_http_2_is_refused(shared: Cluster, tmp_path: Path) -> None:
     """Many requests on one connection would be many clients in one place."""
     preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes.fromhex("000000040000000000")
     # GET http://localhost/, of which all but the host is in HPACK's static table.
@@ -370,7 +368,7 @@ async def test_http_2_is_refused(site: Cluster, tmp_path: Path) -> None:
     frame = len(request).to_bytes(3, "big") + bytes.fromhex("010500000001") + request
     upgrade = b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
     upgrade += b"HTTP2-Settings: AAMAAABkAAQAAP__\r\n\r\n"
-    async with gateway(site, tmp_path, Limits(), public_read=True) as served:
+    async with gateway(shared, tmp_path, Limits(), public_read=True) as served:
         for said in (preface + frame, upgrade + preface):
             client = connected(served)
             client.socket.settimeout(2)
@@ -381,9 +379,9 @@ async def test_http_2_is_refused(site: Cluster, tmp_path: Path) -> None:
                 assert 0 < len(heard) < 500
 
 
-async def test_a_web_socket_is_refused(site: Cluster, tmp_path: Path) -> None:
+async def test_a_web_socket_is_refused(shared: Cluster, tmp_path: Path) -> None:
     headers = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec_WebSocket_Version": 13}
-    async with gateway(site, tmp_path, Limits(), public_read=True) as served:
+    async with gateway(shared, tmp_path, Limits(), public_read=True) as served:
         client = connected(served)
         with client.socket:
             assert (
@@ -391,8 +389,8 @@ async def test_a_web_socket_is_refused(site: Cluster, tmp_path: Path) -> None:
             )
 
 
-async def test_the_log_names_the_client_and_what_it_did(site: Cluster, tmp_path: Path) -> None:
-    async with gateway(site, tmp_path, Limits()) as served:
+async def test_the_log_names_the_client_and_what_it_did(shared: Cluster, tmp_path: Path) -> None:
+    async with gateway(shared, tmp_path, Limits()) as served:
         token, text = served.tokens.create(Mode.READ_ONLY)
         client = connected(served)
         with client.socket:
@@ -406,12 +404,12 @@ async def test_the_log_names_the_client_and_what_it_did(site: Cluster, tmp_path:
 
 @pytest.mark.slow
 async def test_a_second_client_stores_and_gets_within_a_second_whatever_others_do(
-    site: Cluster, tmp_path: Path
+    shared: Cluster, tmp_path: Path
 ) -> None:
     """1,000 connections of one token, each with a request, 1,000 silent strangers, and 100 locks left behind."""
-    node = site.nodes[0]
+    node = shared.nodes[0]
     keys = [node.add(f"many{number}", f"many{number}".encode()) for number in range(100)]
-    async with gateway(site, tmp_path, Limits(dead_locks=100)) as served:
+    async with gateway(shared, tmp_path, Limits(dead_locks=100)) as served:
         greedy, second = (served.tokens.create(Mode.READ_WRITE)[1] for _ in range(2))
         locker = connected(served)
         with ExitStack() as stack:
@@ -423,7 +421,7 @@ async def test_a_second_client_stores_and_gets_within_a_second_whatever_others_d
                 client = connected(served)
                 stack.enter_context(client.socket)
                 if number % 2:
-                    client.begin("POST", api(site.uuid, "checkpresent?key=WORM-s1--x"), greedy)
+                    client.begin("POST", api(shared.uuid, "checkpresent?key=WORM-s1--x"), greedy)
                 if number % 50 == 0:
                     await anyio.lowlevel.checkpoint()
             await anyio.sleep(1)
@@ -434,12 +432,16 @@ async def test_a_second_client_stores_and_gets_within_a_second_whatever_others_d
                 client = connected(served)
                 with client.socket:
                     client.begin(
-                        "POST", api(site.uuid, f"put?key={key}"), second, X_git_annex_data_length=5, Content_Length=5
+                        "POST",
+                        api(shared.uuid, f"put?key={key}"),
+                        second,
+                        X_git_annex_data_length=5,
+                        Content_Length=5,
                     )
                     client.socket.sendall(b"hello")
                     assert await told(client.answer) == 200
                     assert json.loads(client.body)["stored"] is True
-                    assert await told(client.ask, "GET", api(site.uuid, f"key/{key}"), second) == 200
+                    assert await told(client.ask, "GET", api(shared.uuid, f"key/{key}"), second) == 200
                     assert client.body == b"hello"
                 took.append(time.monotonic() - began)
             print("seconds to store and get:", " ".join(f"{each:.2f}" for each in took))

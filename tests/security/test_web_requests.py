@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,16 +12,9 @@ from cluster_remote.gateway.gateway import Limits
 from cluster_remote.p2p.server import Mode
 from tests.security.test_clients import Served, gateway, off
 from tests.security.test_web_clients import all_said, api, connected, told
-from tests.support.environment import Environment
-from tests.support.repositories import Cluster, make_cluster
+from tests.support.repositories import Cluster
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture(scope="module")
-def site(make_environment: Callable[[], Environment]) -> Cluster:
-    environment = make_environment()
-    return make_cluster(environment, environment.directory)
 
 
 async def said(served: Served, request: bytes) -> str:
@@ -67,28 +59,30 @@ SMUGGLED = {
 
 @pytest.mark.parametrize("name", SMUGGLED)
 async def test_a_body_of_uncertain_length_is_refused_and_nothing_hides_behind_it(
-    site: Cluster, tmp_path: Path, name: str
+    shared: Cluster, tmp_path: Path, name: str
 ) -> None:
     headers, body = SMUGGLED[name]
     key = f"WORM-s5--{name.replace(' ', '-')}"
-    async with gateway(site, tmp_path, Limits()) as served:
+    async with gateway(shared, tmp_path, Limits()) as served:
         token = served.tokens.create(Mode.READ_WRITE)[1]
-        path = api(site.uuid, f"put?key={key}")
+        path = api(shared.uuid, f"put?key={key}")
         answer = await said(served, with_token(token, *headers, path=path, body=body + HIDDEN))
         assert "404" not in answer, "the hidden request was taken for one"
         assert '"stored":true' not in answer
-        assert site.holders(key) == [False] * 3
+        assert shared.holders(key) == [False] * 3
         assert not any("internal error" in line for line in served.log)
 
 
-async def test_a_length_beside_chunks_is_refused_and_the_connection_ends(site: Cluster, tmp_path: Path) -> None:
-    async with gateway(site, tmp_path, Limits()) as served:
+async def test_a_length_beside_chunks_is_refused_and_the_connection_ends(shared: Cluster, tmp_path: Path) -> None:
+    async with gateway(shared, tmp_path, Limits()) as served:
         token = served.tokens.create(Mode.READ_WRITE)[1]
         headers = (b"Content-Length: 3", b"Transfer-Encoding: chunked")
         body = b"5\r\nhello\r\n0\r\n\r\n" + HIDDEN
-        answer = await said(served, with_token(token, *headers, path=api(site.uuid, "put?key=WORM-s5--te"), body=body))
+        answer = await said(
+            served, with_token(token, *headers, path=api(shared.uuid, "put?key=WORM-s5--te"), body=body)
+        )
         assert (answer.count("HTTP/1.1"), answer.split()[1]) == (1, "400")
-        assert site.holders("WORM-s5--te") == [False] * 3
+        assert shared.holders("WORM-s5--te") == [False] * 3
 
 
 @pytest.mark.parametrize(
@@ -121,9 +115,9 @@ async def test_a_length_beside_chunks_is_refused_and_the_connection_ends(site: C
     ],
 )
 async def test_what_is_no_request_is_refused_and_the_next_client_is_served(
-    site: Cluster, tmp_path: Path, request_: bytes
+    shared: Cluster, tmp_path: Path, request_: bytes
 ) -> None:
-    async with gateway(site, tmp_path, Limits(), public_read=True) as served:
+    async with gateway(shared, tmp_path, Limits(), public_read=True) as served:
         answer = await said(served, request_)
         assert answer == "" or answer.split()[1][0] == "4", answer[:200]
         assert "git clone" not in answer
@@ -153,11 +147,11 @@ async def test_what_is_no_request_is_refused_and_the_next_client_is_served(
         "/%ff%fe",
     ],
 )
-async def test_a_path_leads_to_nothing_but_what_is_served(site: Cluster, tmp_path: Path, path: str) -> None:
-    async with gateway(site, tmp_path, Limits(), public_read=True) as served:
+async def test_a_path_leads_to_nothing_but_what_is_served(shared: Cluster, tmp_path: Path, path: str) -> None:
+    async with gateway(shared, tmp_path, Limits(), public_read=True) as served:
         client = connected(served)
         with client.socket:
-            assert await told(client.ask, "GET", path.replace("UUID", site.uuid)) in (400, 403, 404)
+            assert await told(client.ask, "GET", path.replace("UUID", shared.uuid)) in (400, 403, 404)
             assert b"root:" not in client.body
             assert b"[core]" not in client.body
 
@@ -176,19 +170,19 @@ async def test_a_path_leads_to_nothing_but_what_is_served(site: Cluster, tmp_pat
         "a%3Bb%26c%25",
     ],
 )
-async def test_a_key_over_http_is_no_path_out_of_the_repositories(site: Cluster, tmp_path: Path, key: str) -> None:
-    top = site.gateway.path.parent
+async def test_a_key_over_http_is_no_path_out_of_the_repositories(shared: Cluster, tmp_path: Path, key: str) -> None:
+    top = shared.gateway.path.parent
     before = {path.name for path in top.rglob("*") if ".git" not in path.parts}
-    async with gateway(site, tmp_path, Limits()) as served:
+    async with gateway(shared, tmp_path, Limits()) as served:
         token = served.tokens.create(Mode.READ_WRITE)[1]
         client = connected(served)
         with client.socket:
             for word in (f"WORM-s5--{key}", f"[{base64.urlsafe_b64encode(b'WORM-s5--../../../evil').decode()}]"):
-                path = api(site.uuid, f"put?key={word}")
+                path = api(shared.uuid, f"put?key={word}")
                 client.begin("POST", path, token, X_git_annex_data_length=5, Content_Length=5)
                 client.socket.sendall(b"hello")
                 assert await told(client.answer) in (200, 400)
                 if client.status == 200 and json.loads(client.body)["stored"]:
-                    assert await told(client.ask, "GET", api(site.uuid, f"key/{word}"), token) == 200
+                    assert await told(client.ask, "GET", api(shared.uuid, f"key/{word}"), token) == 200
                     assert client.body == b"hello"
     assert {path.name for path in top.rglob("*") if ".git" not in path.parts} == before

@@ -72,7 +72,7 @@ async def test_another_directory_in_its_place_is_not_the_same(
 
 @pytest.mark.parametrize("place", ["link", "link/below"])
 async def test_a_link_that_leads_elsewhere_is_noticed(tmp_path: Path, place: str) -> None:
-    """git-annex-shell follows links anew for each request: it would answer from the other repository."""
+    """git-annex-shell follows links for each request: it would answer from the other repository."""
     for disk in ("one", "other"):
         (tmp_path / disk / "below").mkdir(parents=True)
     (tmp_path / "link").symlink_to("one")

@@ -75,7 +75,9 @@ async def test_a_repository_in_a_directory_of_any_name_is_reached(environment: E
     environment.assert_no_process_left(0)
 
 
-async def test_a_directory_that_is_no_repository_is_named_with_git_annexs_own_words(environment: Environment) -> None:
+async def test_a_directory_that_is_not_a_repository_is_named_with_git_annexs_own_words(
+    environment: Environment,
+) -> None:
     with environment.applied():
         session = stream_session(Directory(f"{environment.home}/no where"), Caller(CLIENT, 20.0))
         error = await failure(session)
@@ -223,7 +225,9 @@ async def test_a_child_that_falls_silent_is_given_up_with_what_it_said(environme
         "that is stopped",
     ],
 )
-async def test_a_child_ends_with_its_connection_within_thrice_the_grace(environment: Environment, script: str) -> None:
+async def test_a_child_ends_with_its_connection_within_three_grace_periods(
+    environment: Environment, script: str
+) -> None:
     before = descriptors()
     transport = ProcessTransport(["sh", "-c", f"echo; {script}"], name="a child", environment=environment.env)
     connection = await transport.connect()
@@ -323,7 +327,7 @@ async def test_children_come_and_go_without_anything_left(environment: Environme
     assert wait_until(lambda: descriptors() <= before)
 
 
-async def test_a_child_that_died_idle_is_started_anew(environment: Environment) -> None:
+async def test_a_child_that_died_idle_is_restarted(environment: Environment) -> None:
     session = child(environment, f"{HELLO}; read request; echo SUCCESS")
     assert await session.check_present(KEY)
     assert wait_until(lambda: session._stream is not None and session._stream.ended())
@@ -335,7 +339,7 @@ async def test_a_child_that_died_idle_is_started_anew(environment: Environment) 
 
 
 class Mount:
-    """As long as it hangs, whoever looks at a directory on it waits in the kernel."""
+    """While it hangs, every access to a directory on it waits in the kernel."""
 
     def __init__(self) -> None:
         self.answers = threading.Event()

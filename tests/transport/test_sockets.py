@@ -126,7 +126,7 @@ async def test_a_socket_that_nobody_listens_on_any_more_is_unreachable(tmp_path:
     assert "Connection refused" in str(error)
 
 
-async def test_a_file_that_is_no_socket_is_unreachable(tmp_path: Path) -> None:
+async def test_a_file_that_is_not_a_socket_is_unreachable(tmp_path: Path) -> None:
     (tmp_path / "s").write_bytes(b"")
     error = await _failure(f"unix:{tmp_path}/s")
     assert isinstance(error, Unreachable)

@@ -362,7 +362,7 @@ async def test_an_ssh_that_hangs_is_given_up_and_ended_and_what_it_waits_for_is_
 
 
 @pytest.mark.anyio
-async def test_a_server_that_goes_away_is_connected_to_anew_when_it_is_back(
+async def test_a_server_that_comes_back_is_reconnected(
     environment: Environment, repository: Repository, ssh_server: SshServer
 ) -> None:
     with environment.applied():
