@@ -150,6 +150,7 @@ class WebServer:
         self._to_begin = to_begin
         self._timeout = timeout
         self._context = WorkerContext(None)
+        self._silent: set[WebConnection] = set()
         self._config = Config()
         self._config.accesslog = None
         self._config.errorlog = None
@@ -162,34 +163,44 @@ class WebServer:
         loop = asyncio.get_running_loop()
         reader = _Reader(connection)
         protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
-        try:
-            transport, _ = await loop.connect_accepted_socket(
-                lambda: protocol,
-                accepted.socket,
-                ssl=tls,
-                ssl_handshake_timeout=self._to_begin if tls is not None else None,
-            )
-        except BaseException:
-            accepted.socket.close()
-            raise
-        writer = asyncio.StreamWriter(transport, protocol, reader, loop)
-        state: Any = {"connection": connection}
-        server = TCPServer(self._app, loop, self._config, self._context, state, reader, writer)
+        transport: asyncio.Transport | None = None
         try:
             with connection.stream:
+                # Until it says something, a stranger costs hardly more than its descriptor.
+                self._silent.add(connection)
+                with anyio.move_on_after(self._to_begin) as silence:
+                    await anyio.wait_readable(accepted.socket)
+                self._silent.discard(connection)
+                if silence.cancelled_caught:
+                    connection.end("no request in time")
+                transport, _ = await loop.connect_accepted_socket(
+                    lambda: protocol,
+                    accepted.socket,
+                    ssl=tls,
+                    ssl_handshake_timeout=self._to_begin if tls is not None else None,
+                )
+                writer = asyncio.StreamWriter(transport, protocol, reader, loop)
+                state: Any = {"connection": connection}
+                server = TCPServer(self._app, loop, self._config, self._context, state, reader, writer)
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(self._watch, connection, transport)
                     await server.run()
                     tasks.cancel_scope.cancel()
             with anyio.move_on_after(_LINGER):
                 # Its last message still has to be sent.
-                while connection.ended is None and transport.get_write_buffer_size():
+                while transport is not None and connection.ended is None and transport.get_write_buffer_size():
                     await anyio.sleep(_FLUSH_LOOK)
         finally:
-            transport.abort()
+            self._silent.discard(connection)
+            if transport is None:
+                accepted.socket.close()
+            else:
+                transport.abort()
 
     async def stop(self) -> None:
         """End the idle connections, and the others after their request."""
+        for connection in self._silent:
+            connection.stream.cancel()
         await self._context.terminated.set()
 
     async def _watch(self, connection: WebConnection, transport: asyncio.WriteTransport) -> None:

@@ -8,6 +8,7 @@ import http.client
 import json
 import os
 import signal
+import socket
 import ssl
 import subprocess
 from collections.abc import Iterator
@@ -326,8 +327,13 @@ def test_the_page_says_how_to_get_the_dataset_and_shows_no_markup_of_strangers(c
         assert "default-src 'none'" in page.headers["content-security-policy"]
 
 
-def test_a_signal_ends_the_gateway_cleanly(public: Web) -> None:
-    public.process.send_signal(signal.SIGTERM)
+def test_a_signal_ends_the_gateway_cleanly_and_waits_for_no_silent_client(public: Web) -> None:
+    with socket.create_connection(("127.0.0.1", public.port)) as silent:
+        # Answered after the silent one was accepted.
+        assert public.ask("GET", "/config").status == 200
+        public.process.send_signal(signal.SIGTERM)
+        silent.settimeout(5)
+        assert silent.recv(1) == b""
     assert public.process.wait(START_SECONDS) == 0
 
 
