@@ -67,9 +67,8 @@ class Facts:
     async def read(cls, repository: Repository) -> Facts:
         """Read everything, after having git-annex merge what was fetched. Raises AnnexError, Unreachable."""
         # Raises NotInitialised here rather than later.
-        await repository.current_config()
+        _check_disks(await repository.current_config(), repository.place)
         uuid = repository.uuid
-        _check_disks(repository.config(), repository.place)
         await refresh(repository)
         logs = await BranchLogs.read(repository)
         accepted = verified(repository) or {}
