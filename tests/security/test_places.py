@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from cluster_remote.annex.repository import Repository as Ours
 from cluster_remote.p2p.errors import ConnectionLost, Unreachable
 from cluster_remote.p2p.key import UUID
-from cluster_remote.transport.address import Directory, Tcp, Unix
+from cluster_remote.transport.address import Directory, Tcp, Unix, parse_address
 from cluster_remote.transport.opening import Caller, session_at
 from cluster_remote.transport.trust import Refusal, connectable
 from tests.remote.sites import Site, text
@@ -175,6 +176,24 @@ async def test_a_shared_url_leads_to_no_address_of_this_machine_unless_that_is_a
     session = session_at(Tcp("127.0.0.1", 1), caller.restricted_to("127.0.0.1"), token="secret")
     with pytest.raises(Unreachable, match="refused"):
         await session.open()
+
+
+async def test_a_proxy_takes_no_shared_url_to_where_it_may_not_lead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The proxy resolves the name: nobody here knows which address it connects to."""
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        proxy.settimeout(0.2)
+        monkeypatch.setenv("ALL_PROXY", f"socks5h://127.0.0.1:{proxy.getsockname()[1]}")
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        monkeypatch.delenv("no_proxy", raising=False)
+        for url in ("tcp://example.invalid:1", "tls://example.invalid:1", "annex+http://example.invalid/git-annex/"):
+            session = session_at(
+                parse_address(url), Caller(CLIENT, 5.0).restricted_to(""), server=CLIENT, token="secret"
+            )
+            with pytest.raises(Refusal, match="by a proxy"):
+                await session.open()
+            await session.aclose()
+        with pytest.raises(TimeoutError):
+            proxy.accept()
 
 
 def test_shared_and_private_remotes_differ_in_that(own_site: Site) -> None:

@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from cluster_remote.access.configuration import awaits_verification
+from cluster_remote.access.settings import Settings
+from cluster_remote.annex.branchlog import BranchLogs
 from tests.cli.command import cluster_remote
 from tests.remote.sites import Site, initremote, text
 from tests.security.stranger import autoenabled, commit, trap
@@ -191,6 +194,28 @@ def test_the_token_of_the_environment_is_for_no_remote_that_there_is(own_site: S
         assert b"wants a token" in client.annex("copy", "--to", "sock", "g", check=False, env={TOKEN: token}).stdout
         assert not own_site.cluster.nodes[0].has_object(key)
         cluster_remote(client, "ping", f"unix:{path}", env={TOKEN: token})
+
+
+def test_a_git_annex_that_does_not_verify_has_what_enables_itself_contact_nobody() -> None:
+    (known, line), settings = (
+        autoenabled("ssh://attacker.example/x"),
+        {"name": "evil", "url": "ssh://attacker.example/x"},
+    )
+    for autoenable, waits in ((True, True), (False, False)):
+        log = line if autoenable else line.replace("autoenable=true", "autoenable=false")
+        logs = BranchLogs({"remote.log": f"{log}\n".encode()})
+        ours = Settings.read(lambda name: settings.get(name, ""), known, "evil")
+        assert awaits_verification(ours, logs, None) is waits
+        assert awaits_verification(ours, logs, {}), "one that verifies has never seen it"
+
+
+def test_two_addresses_of_one_repository_have_a_token_each(own_site: Site) -> None:
+    client, node = own_site.client, own_site.cluster.nodes[0]
+    with serve_p2p(node) as (path, token), serve_p2p(node) as (other, another):
+        for name, socket_path, text_of_it in (("one", path, token), ("two", other, another)):
+            initremote(client, name, f"url=unix:{socket_path}", sameas=node.uuid, env={TOKEN: text_of_it})
+        for name in ("one", "two"):
+            assert cluster_remote(client, "ping", name).out
 
 
 def test_a_token_belongs_to_one_address(own_site: Site) -> None:
