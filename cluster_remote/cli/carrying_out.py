@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 import typer
 
@@ -11,6 +12,7 @@ from cluster_remote.annex.repository import Repository
 from cluster_remote.cli.interrupts import run
 from cluster_remote.cli.render import say
 from cluster_remote.lifecycle.facts import Facts
+from cluster_remote.lifecycle.nodes import contacted
 from cluster_remote.lifecycle.steps import Plan, Runner, carry_out
 from cluster_remote.p2p.text import visible
 
@@ -30,9 +32,9 @@ def in_repository(repository: Repository) -> Runner:
     return Runner(repository, _say)
 
 
-def facts_of(runner: Runner) -> Facts:
-    """Read the current state of the repository. Raises AnnexError."""
-    return run(Facts.read, runner.repository)
+def facts_of(runner: Runner, nodes: Sequence[str] = ()) -> Facts:
+    """Read the current state of the repository, including the UUIDs of `nodes`. Raises AnnexError, Unreachable."""
+    return run(contacted, run(Facts.read, runner.repository), nodes)
 
 
 def _say(line: str) -> None:

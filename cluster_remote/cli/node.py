@@ -48,7 +48,7 @@ def add(
     Example: cluster-remote node add everywhere disk3
     """
     runner = here()
-    facts = facts_of(runner)
+    facts = facts_of(runner, remote)
     own = own_cluster(facts, name)
     if execute(plan_add(facts, own, list(dict.fromkeys(remote))), runner, dry_run, yes) and own.remote is not None:
         runner.say(f"To copy the others' content to it: cluster-remote repair {own.remote}")
@@ -99,7 +99,7 @@ def replace(
     Example: cluster-remote node replace everywhere disk2 disk3 --dead
     """
     runner = here()
-    facts = facts_of(runner)
+    facts = facts_of(runner, [new])
     own = own_cluster(facts, name)
     uuid = node_called(facts, own, old)
     first = plan_add(facts, own, [new])

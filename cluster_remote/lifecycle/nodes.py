@@ -17,7 +17,7 @@ from cluster_remote.p2p.key import UUID
 from cluster_remote.p2p.text import printable
 from cluster_remote.transport.address import Directory
 
-__all__ = ["Change", "check_node", "directory_of", "plan_change", "uninitialised", "unread"]
+__all__ = ["Change", "check_node", "contacted", "directory_of", "plan_change", "uninitialised", "unread"]
 
 
 def check_node(facts: Facts, remote: str) -> UUID:
@@ -91,6 +91,14 @@ def directory_of(facts: Facts, remote: str) -> Path | None:
 def unread(facts: Facts, nodes: Iterable[str]) -> list[str]:
     """Return the remotes that git-annex has not contacted yet."""
     return [each for each in nodes if each in facts.config.remotes() and facts.remote_uuid(each) is None]
+
+
+async def contacted(facts: Facts, nodes: Iterable[str]) -> Facts:
+    """Have git-annex contact remotes that it does not know the UUID of, which it learns when it starts."""
+    if not unread(facts, nodes):
+        return facts
+    await facts.repository.run("git", "annex", "info", "--fast", "--json", timeout=120.0)
+    return await Facts.read(facts.repository)
 
 
 def uninitialised(facts: Facts, nodes: Iterable[str]) -> Iterator[tuple[str, Path]]:

@@ -19,7 +19,7 @@ from cluster_remote.lifecycle.gateway import (
     unknown,
 )
 from cluster_remote.lifecycle.names import checked_remote, cluster_name
-from cluster_remote.lifecycle.nodes import uninitialised, unread
+from cluster_remote.lifecycle.nodes import contacted, uninitialised
 from cluster_remote.lifecycle.remotes import Wanted, plan_remote
 from cluster_remote.lifecycle.serverless import Request, plan_serverless
 from cluster_remote.lifecycle.steps import Command, Plan, Runner
@@ -57,11 +57,7 @@ async def plan_setup(facts: Facts, request: Request, runner: Runner) -> Plan:
         if not request.url and not request.nodes and (shared := _shared(facts, request)) is not None:
             return shared
     if not request.url:
-        if unread(facts, request.nodes):
-            # git-annex learns its remotes' UUIDs when it starts.
-            await facts.repository.run("git", "annex", "info", "--fast", "--json", timeout=120.0)
-            facts = await Facts.read(facts.repository)
-        return plan_serverless(facts, request)
+        return plan_serverless(await contacted(facts, request.nodes), request)
     address = address_of(facts, request.url)
     if request.counts_as_one:
         parameters = {**request.parameters, "url": str(address)}

@@ -26,6 +26,19 @@ def test_a_node_is_added_and_then_filled(cluster: Cluster, two: Repository) -> N
     assert cluster.holders(two.key("f")) == [True, True, True]
 
 
+def test_a_remote_that_git_annex_has_not_seen_yet_is_added(cluster: Cluster, two: Repository) -> None:
+    # As the remedy for a node without a remote says.
+    path = two.config("remote.node2.url")
+    assert path is not None
+    two.git("remote", "remove", "node2")
+    two.git("remote", "add", "again", path)
+    cluster_remote(two, "node", "add", "disks", "again")
+    two.git("remote", "add", "new", cluster.nodes[2].path)
+    two.git("remote", "remove", "node3")
+    cluster_remote(two, "node", "replace", "disks", "again", "new")
+    assert members(two, two.config("annex.cluster.disks")) == {cluster.nodes[0].uuid, cluster.nodes[2].uuid}
+
+
 def test_a_node_is_taken_out_and_keeps_what_it_has(cluster: Cluster, two: Repository) -> None:
     text = cluster_remote(two, "node", "remove", "disks", "second disk (cellar)")
     assert "stays there" in text
