@@ -3,31 +3,41 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Protocol
 
 from cluster_remote.p2p.key import Key
 
 __all__ = ["Checksum"]
 
-_ALGORITHMS: Mapping[str, str] = {
-    "MD5": "md5",
-    "SHA1": "sha1",
-    "SHA224": "sha224",
-    "SHA256": "sha256",
-    "SHA384": "sha384",
-    "SHA512": "sha512",
-    "SHA3_224": "sha3_224",
-    "SHA3_256": "sha3_256",
-    "SHA3_384": "sha3_384",
-    "SHA3_512": "sha3_512",
+
+class _Hash(Protocol):
+    def update(self, data: bytes | memoryview, /) -> None: ...
+
+    def hexdigest(self) -> str: ...
+
+
+def _named(name: str) -> Callable[[], _Hash]:
+    return lambda: hashlib.new(name, usedforsecurity=False)
+
+
+def _blake2(algorithm: Callable[..., _Hash], bits: int) -> Callable[[], _Hash]:
+    return lambda: algorithm(digest_size=bits // 8)
+
+
+_ALGORITHMS: Mapping[str, Callable[[], _Hash]] = {
+    **{name: _named(name.lower()) for name in ("MD5", "SHA1", "SHA224", "SHA256", "SHA384", "SHA512")},
+    **{f"SHA3_{bits}": _named(f"sha3_{bits}") for bits in (224, 256, 384, 512)},
+    **{f"BLAKE2B{bits}": _blake2(hashlib.blake2b, bits) for bits in (160, 224, 256, 384, 512)},
+    **{f"BLAKE2S{bits}": _blake2(hashlib.blake2s, bits) for bits in (160, 224, 256)},
 }
 
 
 class Checksum:
     """An incremental checksum of a content, compared with the key's."""
 
-    def __init__(self, algorithm: str, wanted: str) -> None:
-        self._digest = hashlib.new(algorithm, usedforsecurity=False)
+    def __init__(self, digest: _Hash, wanted: str) -> None:
+        self._digest = digest
         self._wanted = wanted
 
     @classmethod
@@ -39,7 +49,7 @@ class Checksum:
         if algorithm is None or key.is_chunk:
             return None
         name = key.text.partition("--")[2]
-        return cls(algorithm, name.partition(".")[0] if extended else name)
+        return cls(algorithm(), name.partition(".")[0] if extended else name)
 
     def update(self, chunk: bytes | memoryview) -> None:
         """Hash the next bytes of the content."""

@@ -1,7 +1,7 @@
 """Content that only git-annex can verify: chunks, and encrypted content.
 
 If it asks for one again, what it got was wrong, and nothing tells which node's copy is right. So it gets what two nodes
-agree on; if no two do, each attempt takes the copy of another node.
+agree on, or, every second time and if no two agree, the copy of one node, another one each time.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ __all__ = ["retrieve_agreed"]
 async def retrieve_agreed(
     behind: NodesBehind, nodes: Collection[UUID], key: Key, attempt: int, path: bytes, progress: Progress
 ) -> bool:
-    """Download content that two nodes have alike, else from one of them; return False if none has it.
+    """Download content that two nodes have alike, or, every second time, from one node; return False if none has it.
 
-    `attempt` counts from 0. Raises CannotWrite.
+    `attempt` counts from 0, and says which node. Raises CannotWrite.
     """
     copies: dict[UUID, bytes] = {}
 
@@ -41,11 +41,16 @@ async def retrieve_agreed(
         except SessionError:
             return False
 
-    for node in sorted(nodes):
-        if await from_node(node, alike=True):
+    if attempt % 2 == 0:
+        for node in sorted(nodes):
+            if await from_node(node, alike=True):
+                return True
+    # Also because two copies may be damaged alike.
+    have = sorted(copies or nodes)
+    for number in range(len(have)):
+        if await from_node(have[(attempt + number) % len(have)], alike=False):
             return True
-    have = list(copies)
-    return bool(have) and await from_node(have[attempt % len(have)], alike=False)
+    return False
 
 
 def _digest(path: Path) -> bytes:
