@@ -211,9 +211,11 @@ def test_a_git_annex_that_does_not_verify_has_what_enables_itself_contact_nobody
 
 def test_two_addresses_of_one_repository_have_a_token_each(own_site: Site) -> None:
     client, node = own_site.client, own_site.cluster.nodes[0]
-    with serve_p2p(node) as (path, token), serve_p2p(node) as (other, another):
-        for name, socket_path, text_of_it in (("one", path, token), ("two", other, another)):
-            initremote(client, name, f"url=unix:{socket_path}", sameas=node.uuid, env={TOKEN: text_of_it})
+    with serve_p2p(node) as (path, token):
+        other = own_site.environment.directory / "other"
+        other.symlink_to(path)
+        for name, address in (("one", path), ("two", other)):
+            initremote(client, name, f"url=unix:{address}", sameas=node.uuid, env={TOKEN: token})
         for name in ("one", "two"):
             assert cluster_remote(client, "ping", name).out
 
