@@ -36,7 +36,8 @@ _LONGEST_HEADER = 64 * 1024
 
 class GitHttp:
     """`admit` checks access to a service (git-upload-pack, git-receive-pack) and raises HttpFailure, which the
-    application handles; `before_fetch` updates the repository's branches; `config` is what is served under that name.
+    application handles; `before_fetch` updates the repository's branches; `config` is what is served under that name;
+    `timeout` is in seconds without progress.
     """
 
     def __init__(
@@ -45,7 +46,9 @@ class GitHttp:
         admit: Callable[[Request, Connect], Awaitable[str]],
         before_fetch: Callable[[], Awaitable[None]],
         config: Callable[[Request], Awaitable[str]],
+        timeout: float,
     ) -> None:
+        self._timeout = timeout
         self._repository = repository
         self._admit = admit
         self._before_fetch = before_fetch
@@ -69,13 +72,13 @@ class GitHttp:
         if service not in ("git-upload-pack", "git-receive-pack"):
             # Sent by a git that does not speak smart HTTP.
             return Response("this repository is only available over git's smart HTTP\n", 403, media_type="text/plain")
-        return await self._serve(request, service, "/info/refs")
+        return await self._serve(request, service, "/info/refs", f"service={service}")
 
     async def _answer_service(self, request: Request) -> Response:
         service = request.url.path.rpartition("/")[2]
-        return await self._serve(request, service, f"/{service}")
+        return await self._serve(request, service, f"/{service}", "")
 
-    async def _serve(self, request: Request, service: str, path: str) -> Response:
+    async def _serve(self, request: Request, service: str, path: str, query: str) -> Response:
         user = await self._admit(request, Connect(service))
         if service == "git-upload-pack":
             try:
@@ -88,7 +91,8 @@ class GitHttp:
             "GIT_HTTP_EXPORT_ALL": "1",
             "PATH_INFO": path,
             "REQUEST_METHOD": request.method,
-            "QUERY_STRING": request.url.query,
+            # What access was checked for; git may read a query with several services in another way.
+            "QUERY_STRING": query,
             "CONTENT_TYPE": request.headers.get("content-type", ""),
             "REMOTE_USER": user,
             "REMOTE_ADDR": request.client.host if request.client is not None else "",
@@ -107,13 +111,19 @@ class GitHttp:
         except CommandFailed as error:
             note(request, str(error))
             return Response("the gateway cannot start git\n", 500, media_type="text/plain")
-        return await _Backend(process, request).response()
+        # A push may take long to compress, and only token holders push; the other requests are small.
+        patience = _SILENCE if service == "git-receive-pack" else self._timeout
+        return await _Backend(process, request, patience).response()
 
 
 class _Backend:
-    """One run of git http-backend: the request's body goes in, headers and body of the response come out."""
+    """One run of git http-backend: the request's body goes in, headers and body of the response come out.
 
-    def __init__(self, process: Process, request: Request) -> None:
+    The client may send nothing for `patience` seconds.
+    """
+
+    def __init__(self, process: Process, request: Request, patience: float) -> None:
+        self._patience = patience
         self._process = process
         self._request = request
         self._tail = child.Tail()
@@ -149,7 +159,12 @@ class _Backend:
     async def _feed(self) -> None:
         stdin = self._process.stdin
         assert stdin is not None
-        async for chunk in self._request.stream():
+        parts = self._request.stream()
+        while True:
+            with anyio.fail_after(self._patience):
+                chunk = await anext(parts, None)
+            if chunk is None:
+                break
             if chunk:
                 try:
                     await stdin.send(chunk)

@@ -123,7 +123,7 @@ class P2pHttp:
         self._lending = lending
         self._locks: dict[str, _Lock] = {}
         self._dead_locks = dead_locks
-        self._timeout = timeout
+        self.timeout = timeout
         self._retention = lock_retention
 
     def routes(self) -> list[Route]:
@@ -279,7 +279,7 @@ class P2pHttp:
             return {"offset": offer.offset}
 
     async def _put(self, request: Request, served: Endpoint, asked: Asked, version: int) -> Response:
-        source = _BodySource(request, asked.offset, asked.length, self._timeout)
+        source = _BodySource(request, asked.offset, asked.length, self.timeout)
         outcome: Present | Stored = Stored(False)
         try:
             async with (

@@ -151,7 +151,9 @@ class Web:
         await self._lending.aclose()
 
     def _app(self, api: P2pHttp) -> Any:
-        git = GitHttp(self._behind.repository, self._admit, self._behind.log.commit, self._git_annex_config)
+        git = GitHttp(
+            self._behind.repository, self._admit, self._behind.log.commit, self._git_annex_config, api.timeout
+        )
         routes = [*api.routes(), *git.routes(), Route("/", self._page)]
         return Starlette(
             routes=[Mount(self._path, routes=routes)] if self._path else routes,

@@ -360,6 +360,26 @@ async def test_a_client_that_takes_or_sends_nothing_is_given_up(shared: Cluster,
             await until(lambda: any("took nothing for 1 seconds" in line for line in served.log))
 
 
+async def test_a_fetch_that_stalls_is_given_up(shared: Cluster, tmp_path: Path) -> None:
+    async with gateway(shared, tmp_path, Limits(), timeout=1.0, public_read=True) as served:
+        client = connected(served)
+        with client.socket:
+            client.begin("POST", "/git-upload-pack", Transfer_Encoding="chunked")
+            client.socket.sendall(b"fffff\r\n0032")
+            assert await told(client.answer) == 500
+            assert await off(hung_up, client) == "yes"
+        shared.gateway.environment.assert_no_process_left()
+
+
+async def test_git_sees_no_query_but_the_service_that_was_asked_for(shared: Cluster, tmp_path: Path) -> None:
+    async with gateway(shared, tmp_path, Limits(), public_read=True) as served:
+        for query in ("service=git-receive-pack&service=git-upload-pack", "service=git-upload-pack&service=x&a"):
+            client = connected(served)
+            with client.socket:
+                status = await told(client.ask, "GET", f"/info/refs?{query}")
+                assert status == 403 or client.body.startswith(b"001e# service=git-upload-pack\n")
+
+
 async def test_http_2_is_refused(shared: Cluster, tmp_path: Path) -> None:
     """Many requests on one connection would be many clients in one place."""
     preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes.fromhex("000000040000000000")
