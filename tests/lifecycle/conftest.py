@@ -54,12 +54,13 @@ def cluster_remote(where: Repository, *arguments: str, code: int = 0, env: dict[
 def members(where: Repository, uuid: str | None) -> set[str]:
     """The nodes of a cluster by cluster.log."""
     assert uuid
-    where.annex("group", "here")
-    log = os.fsdecode(where.git("show", "git-annex:cluster.log").stdout)
-    lines = sorted(
-        (float(line.split(" ")[0].rstrip("s")), line.split(" ")) for line in log.splitlines() if uuid in line
-    )
-    return set(filter(None, lines[-1][1][2:])) if lines else set()
+    return _members(where.log("cluster.log")).get(uuid, set())
+
+
+def _members(log: str) -> dict[str, set[str]]:
+    """What cluster.log says: the nodes of each cluster, by the newest line."""
+    lines = sorted((line.split(" ") for line in log.splitlines()), key=lambda words: float(words[0].rstrip("s")))
+    return {words[1]: set(filter(None, words[2:])) for words in lines}
 
 
 def failing(environment: Environment, command: str, what: str = "echo out of order >&2; exit 1") -> None:
@@ -70,9 +71,5 @@ def failing(environment: Environment, command: str, what: str = "echo out of ord
 
 def state(where: Repository) -> tuple[bytes, dict[str, set[str]]]:
     """The configuration of a repository, and who is a node of what."""
-    where.annex("group", "here")
-    log = os.fsdecode(where.git("show", "git-annex:cluster.log").stdout)
-    clusters = {line.split(" ")[1] for line in log.splitlines()}
-    return where.git("config", "--list", "--local").stdout, {
-        each: found for each in clusters if (found := members(where, each))
-    }
+    nodes = _members(where.log("cluster.log"))
+    return where.git("config", "--list", "--local").stdout, {each: found for each, found in nodes.items() if found}

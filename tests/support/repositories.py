@@ -155,9 +155,8 @@ class Repository:
 
         Branches fetched from elsewhere are merged first, as any git-annex command would do it.
         """
-        self._merge()
         folders = hashlib.md5(os.fsencode(key), usedforsecurity=False).hexdigest()
-        log = self._log(f"{folders[:3]}/{folders[3:6]}/{_file_name(key)}.log")
+        log = self.log(f"{folders[:3]}/{folders[3:6]}/{_file_name(key)}.log")
         newest: dict[str, tuple[Decimal, str]] = {}
         for line in log.splitlines():
             stamp, status, uuid = line.split(" ")
@@ -167,9 +166,8 @@ class Repository:
 
     def descriptions(self) -> dict[str, str]:
         """What uuid.log calls each repository and cluster it knows, by UUID."""
-        self._merge()
         newest: dict[str, tuple[Decimal, str]] = {}
-        for line in self._log("uuid.log").splitlines():
+        for line in self.log("uuid.log").splitlines():
             uuid, rest = line.split(" ", 1)
             description, stamp = rest.rsplit(" timestamp=", 1)
             entry = (Decimal(stamp.removesuffix("s")), description)
@@ -183,8 +181,9 @@ class Repository:
             # Any command that reads a log merges fetched branches; this one touches nothing else.
             self.annex("readpresentkey", "WORM--any", self.uuid, check=False)
 
-    def _log(self, path: str) -> str:
-        """A file of the git-annex branch as git-annex sees it: what the journals hold counts too."""
+    def log(self, path: str) -> str:
+        """A file of the git-annex branch as git-annex sees it: with what was fetched, and what the journals hold."""
+        self._merge()
         journals = (self.path / ".git/annex/journal", self.path / ".git/annex/journal-private")
         name = path.replace("_", "__").replace("/", "_")
         found = [
