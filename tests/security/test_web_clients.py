@@ -360,6 +360,18 @@ async def test_a_client_that_takes_or_sends_nothing_is_given_up(shared: Cluster,
             await until(lambda: any("took nothing for 1 seconds" in line for line in served.log))
 
 
+async def test_guessing_over_http_is_slowed_together_with_sockets(shared: Cluster, tmp_path: Path) -> None:
+    async with gateway(shared, tmp_path, Limits(after_wrong_token=0.1)) as served:
+        for _ in range(3):
+            with served.connect("wrong") as socket_client:
+                assert await greeting(socket_client) == "AUTH-FAILURE"
+        client = connected(served)
+        with client.socket:
+            began = time.monotonic()
+            assert await told(client.ask, "GET", "/config", "wrong") == 401
+            assert time.monotonic() - began > 0.7
+
+
 async def test_a_fetch_that_stalls_is_given_up(shared: Cluster, tmp_path: Path) -> None:
     async with gateway(shared, tmp_path, Limits(), timeout=1.0, public_read=True) as served:
         client = connected(served)
