@@ -477,5 +477,5 @@ async def test_a_second_client_stores_and_gets_within_a_second_whatever_others_d
                     assert client.body == b"hello"
                 took.append(time.monotonic() - began)
             print("seconds to store and get:", " ".join(f"{each:.2f}" for each in took))
-            assert sorted(took)[2] < 1.0, took
+            assert max(took) < 1.0, took
         assert len(served.log) < 2000
