@@ -171,6 +171,12 @@ def _node_problems(state: ClusterState, node: NodeState, name: str, *, gateway_d
         yield node_replaced(node.name, now, node.title, state.name, node.uuid)
     elif not contact.reachable and not gateway_down:
         problem = unreachable(node.uuid, node.title, contact.error, name, node.path)
+        if state.gateway is None and node.path and state.tracking == "nodes":
+            moved = f"git remote set-url {shlex.quote(node.name)} DIRECTORY"
+            problem = replace(
+                problem,
+                remedy=f"Bring it back at {node.path}, or say where it is now ({moved}); then let it catch up:",
+            )
         if state.tracking == "remote":
             # Only git-annex can tell what it lacks.
             where = f" at {node.path}" if node.path else ""

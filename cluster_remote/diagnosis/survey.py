@@ -7,6 +7,7 @@ everything.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -38,6 +39,8 @@ _ROUND_TRIPS = 3
 _NO_WAY = Contact(False, "no remote of this repository leads to it", None, None, None, None)
 # The cost of an unreachable node; nobody compares it.
 _FAR = 1000.0
+# What git-annex-shell says of a repository that is not the one asked for.
+_FOUND = re.compile(r"expected repository UUID \S+ but found UUID ([0-9a-f-]{36})")
 # A key that nobody has, for measuring only the time of an answer.
 NOBODYS = Key("SHA256-s1--0000000000000000000000000000000000000000000000000000000000000000")
 
@@ -60,16 +63,25 @@ async def _talk(session: Session, timeout: float) -> Contact:
                 trips.append(time.perf_counter() - before)
     except SessionError as failure:
         error, stranger = str(failure), _is_stranger(failure)
-        uuid = failure.found if isinstance(failure, WrongRepository) else uuid
+        uuid = _found(failure) or uuid
     except TimeoutError:
         error = f"{session.name}: no answer within {timeout:g} seconds"
     return Contact(error is None, error, uuid, session.version, connecting, min(trips) if trips else None, stranger)
 
 
+def _found(failure: SessionError) -> UUID | None:
+    """Return the other repository that answered, if it said which one it is."""
+    if isinstance(failure, WrongRepository):
+        return failure.found
+    said = _FOUND.search(str(failure))
+    return None if said is None else UUID.if_valid(said[1])
+
+
 def _is_stranger(failure: SessionError) -> bool:
     """Return whether a repository other than the requested one answered."""
-    # git-annex's gateway says so only on standard error.
-    return isinstance(failure, WrongRepository) or "not configured to proxy for repository" in str(failure)
+    # git-annex's gateway says so only on standard error, and so does the node itself.
+    gone = "not configured to proxy for repository" in str(failure)
+    return gone or isinstance(failure, WrongRepository) or _found(failure) is not None
 
 
 @dataclass

@@ -69,7 +69,7 @@ class Facts:
         # Raises NotInitialised here rather than later.
         _check_disks(await repository.current_config(), repository.place)
         uuid = repository.uuid
-        await refresh(repository)
+        await refresh(repository, remotes=True)
         logs = await BranchLogs.read(repository)
         accepted = verified(repository) or {}
         config = await repository.current_config()

@@ -164,6 +164,11 @@ def _without_nodes(facts: Facts, request: Request, uuid: UUID | None) -> str:
             "for each remote of this repository to use as a node"
         )
     titles = ", ".join(sorted(printable(facts.description(each)) for each in facts.logs.clusters.nodes(uuid)))
+    if not titles:
+        return (
+            f"the cluster {request.name} has no nodes yet: give --node REMOTE for each remote of this repository to "
+            "use as a node"
+        )
     return (
         f"no node of the cluster {request.name} is a remote of this repository; make some of them remotes (git remote "
         f"add NODE URL), or give the URL of a gateway. Its nodes are {titles or 'none'}"
