@@ -17,9 +17,15 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # As a shell starts what runs in the background; the programs under test would inherit it, and are interrupted.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+settings.register_profile("quick", deadline=None, max_examples=40, print_blob=True)
 settings.register_profile("here", deadline=None, print_blob=True)
 settings.register_profile("thorough", deadline=None, max_examples=1000, print_blob=True)
-settings.load_profile("here")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Try fewer examples of each property in `make test`."""
+    if not config.getoption("--hypothesis-profile"):
+        settings.load_profile("quick" if config.option.markexpr == "not slow" else "here")
 
 
 @pytest.fixture

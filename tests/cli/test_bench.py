@@ -42,6 +42,7 @@ def test_every_way_and_the_limit_are_measured_and_nothing_is_left(environment: E
     assert not list(Path(environment.env["TMPDIR"]).iterdir())
 
 
+@pytest.mark.slow
 def test_many_keys_and_many_clients_are_measured_and_nothing_is_left(environment: Environment, tmp_path: Path) -> None:
     figures = tmp_path / "figures.json"
     done = environment.run(

@@ -41,6 +41,7 @@ from tests.p2p.scripted import (
 )
 from tests.p2p.strategies import messages
 from tests.support.peers import Close, Expect, Pause, Read, Reset, Script, Send, Stall, Step
+from tests.support.slow import only_in_all
 
 pytestmark = pytest.mark.anyio
 
@@ -158,7 +159,9 @@ anything = st.lists(
 )
 
 
-@pytest.mark.parametrize("ask", [*REQUESTS.values(), _fetch_from_2])
+@pytest.mark.parametrize(
+    "ask", [*list(REQUESTS.values())[:3], *only_in_all(*list(REQUESTS.values())[3:]), _fetch_from_2]
+)
 @given(said=anything)
 async def test_whatever_a_peer_says_a_request_has_an_outcome_or_a_session_error(
     ask: Callable[[StreamSession], Awaitable[object]], said: list[bytes]

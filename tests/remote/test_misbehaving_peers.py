@@ -157,7 +157,7 @@ CHECKS: dict[str, tuple[list[Step], str]] = {
 }
 
 
-@pytest.mark.parametrize("how", CHECKS)
+@pytest.mark.parametrize("how", representatives(CHECKS, "stalls", "refuses", "talks nonsense"))
 def test_what_is_not_known_is_not_absent(place: tuple[Site, Path], how: str) -> None:
     steps, complaint = CHECKS[how]
     with driver(place) as annex, ScriptedPeer(let_in(place, CHECK, *steps), unix=place[1]):
