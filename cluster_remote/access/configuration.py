@@ -136,7 +136,8 @@ def awaits_verification(settings: Settings, logs: BranchLogs, verified: Verified
     """
     for identity, parameters in logs.remotes.items():
         sameas = UUID.if_valid(parameters.get("sameas-uuid"))
-        if settings.uuid not in (identity, sameas):
+        # A node behind a gateway may itself be a special remote there, of another kind.
+        if settings.uuid not in (identity, sameas) or parameters.get("externaltype") != "cluster":
             continue
         names = {_bare(parameters[name]) for name in ("name", "sameas-name") if name in parameters}
         if settings.uuid == sameas and _bare(settings.name) not in names:
