@@ -18,6 +18,7 @@ import anyio.lowlevel
 import pytest
 
 from cluster_remote.gateway.gateway import Limits
+from cluster_remote.p2p.key import UUID
 from cluster_remote.p2p.server import Mode
 from tests.gateway.test_gateway import CLIENT
 from tests.security.test_clients import Served, gateway, greeting, off
@@ -358,6 +359,28 @@ async def test_a_client_that_takes_or_sends_nothing_is_given_up(shared: Cluster,
             assert await told(writer.answer) == 200
             assert json.loads(writer.body)["stored"] is False
             await until(lambda: any("took nothing for 1 seconds" in line for line in served.log))
+
+
+async def test_a_token_s_scope_over_http_means_what_it_says(shared: Cluster, tmp_path: Path) -> None:
+    node, other = (UUID(each.uuid) for each in shared.nodes[:2])
+    own = shared.gateway.uuid
+    async with gateway(shared, tmp_path, Limits()) as served:
+        plain = served.tokens.create(Mode.READ_WRITE)[1]
+        narrow = served.tokens.create(Mode.READ_WRITE, only=node, git=False)[1]
+        client = connected(served)
+        with client.socket:
+            for token, uuid, status in (
+                (plain, node.text, 200),
+                (plain, own, 404),
+                (narrow, node.text, 200),
+                (narrow, other.text, 404),
+                (narrow, shared.uuid, 404),
+            ):
+                path = api(uuid, "checkpresent?key=WORM-s1--x")
+                assert await told(client.ask, "POST", path, token, Content_Length=0) == status, (token == plain, uuid)
+            refs = "/info/refs?service=git-upload-pack"
+            assert await told(client.ask, "GET", refs, narrow) == 403
+            assert await told(client.ask, "GET", refs, plain) == 200
 
 
 async def test_guessing_over_http_is_slowed_together_with_sockets(shared: Cluster, tmp_path: Path) -> None:
