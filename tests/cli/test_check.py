@@ -89,6 +89,7 @@ def test_what_cannot_be_asked_about_is_said(in_order: Site, arguments: tuple[str
     assert json.loads(done.out)["exit_code"] == code
 
 
+@pytest.mark.slow
 def test_each_disagreement_is_named_and_only_fix_records_it(own_site: Site) -> None:
     client, (first, second, third) = own_site.client, own_site.cluster.nodes
     keys = store(own_site, ["one", "two", "three"])
@@ -149,6 +150,7 @@ def test_when_no_node_answers_the_exit_code_is_that_of_unreachable_servers(own_s
     assert counts(said, "unknown") == [1] * 3
 
 
+@pytest.mark.slow
 def test_too_few_copies_are_named_and_what_can_be_done_about_them(own_site: Site) -> None:
     client, (first, second, _) = own_site.client, own_site.cluster.nodes
     keys = store(own_site, ["here"]) | store(own_site, ["elsewhere"], keep=False)
@@ -175,6 +177,7 @@ def test_too_few_copies_are_named_and_what_can_be_done_about_them(own_site: Site
     assert said["problems"][0]["commands"] == ["cluster-remote repair mycl"]
 
 
+@pytest.mark.slow
 def test_what_was_dropped_everywhere_is_no_problem_unless_a_file_is_asked_about(own_site: Site) -> None:
     keys = store(own_site, ["dropped"], keep=False)
     own_site.client.annex("drop", "--force", "--from", "mycl", "dropped")
@@ -189,6 +192,7 @@ def test_what_was_dropped_everywhere_is_no_problem_unless_a_file_is_asked_about(
     assert told(own_site.client, "check", "mycl", "dropped")["findings"] == []
 
 
+@pytest.mark.slow
 def test_what_is_found_on_a_node_although_it_was_dropped_everywhere_is_named(own_site: Site) -> None:
     keys = store(own_site, ["dropped"], keep=False)
     for node in own_site.cluster.nodes:
@@ -198,6 +202,7 @@ def test_what_is_found_on_a_node_although_it_was_dropped_everywhere_is_named(own
     assert own_site.present(keys["dropped"]) == own_site.nodes
 
 
+@pytest.mark.slow
 def test_odd_names_and_keys_are_asked_about_as_they_are(own_site: Site) -> None:
     client, first = own_site.client, own_site.cluster.nodes[0]
     names: list[str | bytes] = ["with space", "-dash", "per%cent", b"not utf-8 \xff", "new\u2028line", 'quo"te']
@@ -215,6 +220,7 @@ def test_odd_names_and_keys_are_asked_about_as_they_are(own_site: Site) -> None:
     assert own_site.present(keys[3]) == own_site.nodes - {first.uuid}
 
 
+@pytest.mark.slow
 def test_many_keys_are_asked_about_over_several_sessions_and_each_answer_goes_to_its_key(own_site: Site) -> None:
     keys = stock(own_site, 300)
     gone = {0: keys[5::30], 1: keys[7::30], 2: keys[::100]}
@@ -394,6 +400,7 @@ def test_damaged_copies_are_found_by_reading_them_recorded_with_fix_and_moved_as
     assert first.object_bytes(keys["one"]) == b"the content of one\n"
 
 
+@pytest.mark.slow
 def test_a_content_check_that_was_interrupted_goes_on(own_site: Site) -> None:
     client = own_site.client
     keys = store(own_site, ["one", "two"])
@@ -412,6 +419,7 @@ def test_the_only_cluster_need_not_be_named(in_order: Site) -> None:
     assert "not a cluster remote" in cluster_remote(in_order.client, "check", "nowhere", code=2).err
 
 
+@pytest.mark.slow
 def test_a_full_standard_output_is_said_in_one_line(in_order: Site) -> None:
     for line in ("check mycl", "status mycl", "doctor mycl --json"):
         done = in_order.environment.run(

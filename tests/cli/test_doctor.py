@@ -167,6 +167,7 @@ def test_a_remote_in_the_place_of_a_node_is_replaced(full_site: Site) -> None:
     assert client.config("remote.bad-2.annex-config-uuid")
 
 
+@pytest.mark.slow
 def test_encryption_on_a_remote_that_is_the_same_as_a_cluster(full_site: Site) -> None:
     client = full_site.client
     with careless(client.environment):
@@ -186,6 +187,7 @@ def test_encryption_on_a_remote_that_is_the_same_as_a_cluster(full_site: Site) -
     assert full_site.present(key) == full_site.nodes
 
 
+@pytest.mark.slow
 def test_a_remote_that_is_the_same_as_an_encrypted_node(cluster: Cluster) -> None:
     gateway = cluster.gateway
     (gateway.environment.directory / "bucket").mkdir()
@@ -207,6 +209,7 @@ def test_a_remote_that_is_the_same_as_an_encrypted_node(cluster: Cluster) -> Non
     healthy(client)
 
 
+@pytest.mark.slow
 def test_a_remote_that_was_never_verified(cluster: Cluster) -> None:
     first = cluster.clone("first")
     initremote(first, "shared", f"url={cluster.gateway.path}", sameas=cluster.uuid, private=False)
@@ -224,6 +227,7 @@ def test_a_remote_that_was_never_verified(cluster: Cluster) -> None:
     second.annex("copy", "--to", "shared", "file")
 
 
+@pytest.mark.slow
 def test_a_configuration_that_somebody_else_has_changed(cluster: Cluster) -> None:
     first = cluster.clone("first")
     initremote(first, "shared", f"url={cluster.nodes[0].path}", sameas=cluster.nodes[0].uuid, private=False)
@@ -244,6 +248,7 @@ def test_a_configuration_that_somebody_else_has_changed(cluster: Cluster) -> Non
     healthy(second)
 
 
+@pytest.mark.slow
 def test_a_cluster_whose_nodes_were_never_fetched(cluster: Cluster) -> None:
     gateway = cluster.gateway
     environment = gateway.environment
@@ -267,6 +272,7 @@ def test_a_cluster_whose_nodes_were_never_fetched(cluster: Cluster) -> None:
     healthy(client)
 
 
+@pytest.mark.slow
 def test_nodes_that_are_no_remotes_cannot_be_verified(own_site: Site) -> None:
     client = own_site.client
     client.add("counted", b"counted")
@@ -329,6 +335,7 @@ def test_a_node_that_was_taken_out_of_the_cluster(full_site: Site) -> None:
     healthy(client)
 
 
+@pytest.mark.slow
 def test_a_disk_with_another_uuid_in_the_place_of_a_node(cluster: Cluster) -> None:
     gateway, (first, *_) = cluster.gateway, cluster.nodes
     initremote(gateway, "own", sameas=cluster.uuid)
@@ -365,6 +372,7 @@ def test_a_gateway_that_cannot_say_who_stored_what(full_site: Site) -> None:
     healthy(full_site.client)
 
 
+@pytest.mark.slow
 def test_what_a_refused_initremote_leaves_behind(full_site: Site) -> None:
     client = full_site.client
     nowhere = f"url={full_site.environment.directory}/nowhere"
@@ -573,6 +581,7 @@ def test_what_is_not_installed_at_all_comes_with_the_way_to_install_it() -> None
     ]
 
 
+@pytest.mark.slow
 def test_contents_that_git_annex_will_not_get_are_noted(full_site: Site) -> None:
     client = full_site.client
     client.write("old", b"no checksum\n")

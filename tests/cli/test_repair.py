@@ -126,6 +126,7 @@ def test_content_that_nodes_have_without_the_log_knowing_is_recorded(own_site: S
     assert own_site.present(keys["one"]) == own_site.nodes
 
 
+@pytest.mark.slow
 def test_what_no_node_has_is_left_alone_unless_it_is_named(own_site: Site) -> None:
     key = own_site.client.add("only here", b"only here")
     assert told(own_site.client, "repair", "mycl")["deliveries"] == []
@@ -139,6 +140,7 @@ def test_what_no_node_has_is_left_alone_unless_it_is_named(own_site: Site) -> No
     assert own_site.cluster.holders(other) == [True] * 3
 
 
+@pytest.mark.slow
 def test_what_nobody_within_reach_has_is_named(own_site: Site) -> None:
     keys = store(own_site, ["lost", "kept"], keep=False)
     for node in own_site.cluster.nodes:
@@ -223,6 +225,7 @@ def test_an_upload_that_was_broken_off_before_is_continued(own_site: Site) -> No
     assert first.object_bytes(key) == content
 
 
+@pytest.mark.slow
 def test_many_contents_are_brought_side_by_side(own_site: Site) -> None:
     keys = stock(own_site, 40)
     first, second, _ = own_site.cluster.nodes

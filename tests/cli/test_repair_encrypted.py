@@ -12,6 +12,7 @@ from tests.support.repositories import Cluster
 from tests.support.slow import only_in_all
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "parameters",
     [*only_in_all(([],)), ["chunk=1KiB"], *only_in_all((["mac=HMACSHA256"],))],
@@ -46,6 +47,7 @@ def test_what_an_encrypted_cluster_holds_is_copied_to_a_node_that_lacks_it(
     assert told(gateway, "repair", "vault", code=1)["problems"][0]["kind"] == "node-unreachable"
 
 
+@pytest.mark.slow
 def test_a_lost_node_of_an_encrypted_cluster_is_replaced(cluster: Cluster) -> None:
     gateway, (lost, new, _) = cluster.gateway, cluster.nodes
     gateway.git("config", "--unset", "remote.node2.annex-cluster-node")

@@ -56,6 +56,7 @@ def test_every_node_gets_a_remote_that_costs_a_little_more_and_takes_no_part_in_
         assert float(client.config(f"remote.mycl-node{number}.annex-cost") or 0) > cost
 
 
+@pytest.mark.slow
 def test_nothing_of_it_is_shared_unless_that_is_asked_for(client: Repository, gateway: str) -> None:
     setup(client, "mycl", gateway)
     assert client.git("ls-tree", "--name-only", "git-annex", "remote.log").stdout == b""
@@ -65,6 +66,7 @@ def test_nothing_of_it_is_shared_unless_that_is_asked_for(client: Repository, ga
     assert b"mycl" not in log
 
 
+@pytest.mark.slow
 def test_a_node_that_is_away_does_not_keep_the_others_from_being_verified(
     cluster: Cluster, client: Repository, gateway: str
 ) -> None:
@@ -87,6 +89,7 @@ def test_no_nodes_makes_one_remote_only(client: Repository, gateway: str) -> Non
     assert os.fsdecode(client.git("remote").stdout).split() == ["mycl", "origin"]
 
 
+@pytest.mark.slow
 def test_running_it_again_changes_nothing(client: Repository, gateway: str) -> None:
     setup(client, "mycl", gateway)
     before = client.git("config", "--list", "--local").stdout
@@ -94,6 +97,7 @@ def test_running_it_again_changes_nothing(client: Repository, gateway: str) -> N
     assert client.git("config", "--list", "--local").stdout == before
 
 
+@pytest.mark.slow
 def test_a_changed_parameter_is_taken_over_and_verified(client: Repository, gateway: str) -> None:
     setup(client, "mycl", gateway, "--no-nodes")
     ran = commands(setup(client, "mycl", gateway, "--no-nodes", "--timeout", "17"))
@@ -105,6 +109,7 @@ def test_a_changed_parameter_is_taken_over_and_verified(client: Repository, gate
     assert client.locations(key), os.fsdecode(done.stderr)
 
 
+@pytest.mark.slow
 def test_a_remote_that_somebody_shared_is_enabled_and_verified(cluster: Cluster, gateway: str) -> None:
     first, second = cluster.clone("first"), cluster.clone("second")
     setup(first, "mycl", gateway, "--share", "--no-nodes")
@@ -119,6 +124,7 @@ def test_a_remote_that_somebody_shared_is_enabled_and_verified(cluster: Cluster,
     assert cluster.holders(key) == [True, True, True]
 
 
+@pytest.mark.slow
 def test_a_remote_of_its_own_uuid_counts_as_one_encrypted_copy(
     cluster: Cluster, client: Repository, gateway: str
 ) -> None:
@@ -133,6 +139,7 @@ def test_a_remote_of_its_own_uuid_counts_as_one_encrypted_copy(
     assert client.object_bytes(key) == b"secret"
 
 
+@pytest.mark.slow
 def test_a_cluster_that_was_not_fetched_yet_is_fetched(cluster: Cluster, client: Repository, gateway: str) -> None:
     stranger = Repository(client.path.parent / "stranger", client.environment)
     stranger.path.mkdir()

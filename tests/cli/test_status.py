@@ -37,6 +37,7 @@ def problems_of(said: dict[str, Any]) -> list[tuple[str, str | None]]:
     return [(problem["kind"], problem["node"]) for problem in cluster["problems"]]
 
 
+@pytest.mark.slow
 def test_a_healthy_cluster_is_well_and_every_node_is_described(stocked: Site) -> None:
     said = told(stocked.client, "status", "mycl")
     assert said["well"]
@@ -150,6 +151,7 @@ def test_a_node_that_was_declared_dead_is_not_asked_and_no_problem(own_site: Sit
     assert (node["trust"], node["contact"], node["sample"]) == ("dead", None, None)
 
 
+@pytest.mark.slow
 def test_a_node_that_was_emptied_is_found_by_a_sample(own_site: Site) -> None:
     store(own_site, ["one", "two"])
     third = own_site.cluster.nodes[2]
@@ -294,6 +296,7 @@ def test_locations_that_are_not_committed_yet_are_counted(own_site: Site) -> Non
     assert nodes_of(told(client, "status", "mycl", "--sample", "0", code=1))["node1"]["lacking"] == 1
 
 
+@pytest.mark.slow
 def test_the_nodes_of_an_encrypted_cluster_without_a_server_are_shown(cluster: Cluster) -> None:
     gateway, (_, second, _) = cluster.gateway, cluster.nodes
     initremote(gateway, "vault", "encryption=shared", "tracking=remote", f"cluster={cluster.uuid}", private=False)

@@ -76,6 +76,7 @@ async def removed(session: StreamSession) -> tuple[bool, frozenset[UUID]]:
     return removal.removed, removal.uuids
 
 
+@pytest.mark.slow
 async def test_an_upload_with_one_node_gone(cluster: Cluster, ours: bool, source: FileSource) -> None:
     async with through_the_gateway(cluster) as session:
         with gone(cluster.nodes[1]):
@@ -89,6 +90,7 @@ async def test_an_upload_with_one_node_gone(cluster: Cluster, ours: bool, source
     assert log(cluster) == ({cluster.nodes[0].uuid, cluster.nodes[2].uuid} if ours else set())
 
 
+@pytest.mark.slow
 async def test_a_removal_with_one_node_gone(cluster: Cluster, ours: bool, source: FileSource) -> None:
     async with through_the_gateway(cluster) as session:
         await session.store(KEY, FILE, source)
@@ -104,6 +106,7 @@ async def test_a_removal_with_one_node_gone(cluster: Cluster, ours: bool, source
     assert cluster.nodes[1].has_object(KEY.text)
 
 
+@pytest.mark.slow
 async def test_a_removal_with_one_node_standing_still(cluster: Cluster, ours: bool, source: FileSource) -> None:
     async with through_the_gateway(cluster, timeout=20.0 if ours else 3.0) as session:
         await session.store(KEY, FILE, source)
@@ -116,6 +119,7 @@ async def test_a_removal_with_one_node_standing_still(cluster: Cluster, ours: bo
     assert cluster.nodes[1].has_object(KEY.text)
 
 
+@pytest.mark.slow
 async def test_a_removal_from_a_node_that_the_gateway_has_no_remote_for(
     cluster: Cluster, ours: bool, source: FileSource
 ) -> None:
@@ -129,6 +133,7 @@ async def test_a_removal_from_a_node_that_the_gateway_has_no_remote_for(
     assert log(cluster) == {cluster.nodes[1].uuid}
 
 
+@pytest.mark.slow
 async def test_reading_with_the_cheapest_node_gone(cluster: Cluster, ours: bool, source: FileSource) -> None:
     cluster.gateway.git("config", "remote.node2.annex-cost", "50")
     async with through_the_gateway(cluster) as session:

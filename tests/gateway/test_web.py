@@ -138,6 +138,7 @@ def cloned(web: Web, mode: Mode | None = Mode.READ_WRITE, name: str = "alice") -
     return repository
 
 
+@pytest.mark.slow
 def test_a_plain_git_annex_finds_the_cluster_in_a_clone_and_does_everything_with_it(web: Web) -> None:
     alice = cloned(web)
     content = os.urandom(300_000)

@@ -69,6 +69,7 @@ def test_the_last_node_is_not_taken_out(cluster: Cluster, two: Repository) -> No
     assert "cluster-remote remove disks --cluster" in cluster_remote(two, "node", "remove", "disks", "node1", code=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dead", [True, *only_in_all(False)])
 def test_a_lost_disk_is_replaced_by_another(cluster: Cluster, two: Repository, dead: bool) -> None:
     lost = cluster.nodes[1].uuid
@@ -81,6 +82,7 @@ def test_a_lost_disk_is_replaced_by_another(cluster: Cluster, two: Repository, d
     assert (f"{lost} X" in trust) is dead
 
 
+@pytest.mark.slow
 def test_dry_runs_change_nothing(two: Repository) -> None:
     before = state(two)
     for arguments in (
@@ -107,6 +109,7 @@ def test_a_cluster_is_renamed_and_works_under_its_new_name(cluster: Cluster, two
     cluster_remote(two, "setup", "disks", "--node", "node3")
 
 
+@pytest.mark.slow
 def test_a_remote_at_a_gateway_is_renamed_with_its_nodes(cluster: Cluster) -> None:
     client = cluster.clone()
     cluster_remote(client, "setup", "c", str(cluster.gateway.path))
@@ -118,6 +121,7 @@ def test_a_remote_at_a_gateway_is_renamed_with_its_nodes(cluster: Cluster) -> No
     assert client.git("remote").stdout.split() == [b"d", b"d-node1", b"d-node2", b"d-node3", b"origin"]
 
 
+@pytest.mark.slow
 def test_a_rename_that_fails_leaves_the_old_name(two: Repository) -> None:
     before = state(two)
     failing(two.environment, "renameremote")
@@ -125,6 +129,7 @@ def test_a_rename_that_fails_leaves_the_old_name(two: Repository) -> None:
     assert state(two) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("again", ["--node=node3", *only_in_all("--node=node1")])
 def test_a_cluster_is_taken_down_and_its_name_is_free_again(cluster: Cluster, two: Repository, again: str) -> None:
     cluster_remote(two, "remove", "disks", "--cluster")
@@ -137,6 +142,7 @@ def test_a_cluster_is_taken_down_and_its_name_is_free_again(cluster: Cluster, tw
     assert two.config("remote.disks.annex-verified") == "verified"
 
 
+@pytest.mark.slow
 def test_the_remote_is_taken_down_and_the_cluster_stays(two: Repository) -> None:
     uuid = two.config("annex.cluster.disks")
     before = members(two, uuid)
@@ -146,6 +152,7 @@ def test_the_remote_is_taken_down_and_the_cluster_stays(two: Repository) -> None
     assert two.config("remote.disks.annex-uuid") == uuid
 
 
+@pytest.mark.slow
 def test_remotes_at_a_gateway_are_taken_out_with_those_of_the_nodes(cluster: Cluster) -> None:
     client = cluster.clone()
     cluster_remote(client, "setup", "c", str(cluster.gateway.path))

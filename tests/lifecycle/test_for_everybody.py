@@ -53,6 +53,7 @@ def test_a_clone_and_setup_is_all_that_it_takes_to_get(cluster: Cluster, publish
     assert "made with uuid=" not in cluster_remote(reader, "doctor")
 
 
+@pytest.mark.slow
 def test_a_gateway_that_is_away_during_the_clone_costs_nothing(cluster: Cluster, publisher: Repository) -> None:
     reader = published(publisher)
     with away(cluster.gateway):
@@ -60,6 +61,7 @@ def test_a_gateway_that_is_away_during_the_clone_costs_nothing(cluster: Cluster,
     reader.annex("get", "f")
 
 
+@pytest.mark.slow
 def test_clones_without_the_program_count_the_same(cluster: Cluster, publisher: Repository) -> None:
     reader = published(publisher)
     reader.annex("init", env={"PATH": f"{publisher.environment.annex}:/usr/bin:/bin"})
@@ -68,6 +70,7 @@ def test_clones_without_the_program_count_the_same(cluster: Cluster, publisher: 
     assert reader.annex("find", "--copies=5", "f").stdout == b""
 
 
+@pytest.mark.slow
 def test_its_nodes_are_those_of_the_cluster_when_these_change(cluster: Cluster, publisher: Repository) -> None:
     publisher.git("push", "--quiet", "origin", "git-annex:refs/heads/synced/git-annex")
     work = cluster.gateway
@@ -96,6 +99,7 @@ def test_without_a_server_a_clone_joins_with_the_nodes_it_has(cluster: Cluster, 
     desktop.annex("get", "--from", "data", "f")
 
 
+@pytest.mark.slow
 def test_a_shared_remote_is_enabled_by_its_name_and_used_after_a_look(cluster: Cluster) -> None:
     first = cluster.clone("first")
     cluster_remote(first, "setup", "data", str(cluster.gateway.path), "--share")
@@ -109,6 +113,7 @@ def test_a_shared_remote_is_enabled_by_its_name_and_used_after_a_look(cluster: C
     assert cluster.holders(key) == [True, True, True]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [["data"], *only_in_all((["data", "--node", "node1"],))])
 def test_a_strangers_address_is_not_taken_over(
     cluster: Cluster, work: Repository, tmp_path: Path, how: list[str]
@@ -123,6 +128,7 @@ def test_a_strangers_address_is_not_taken_over(
     assert desktop.config("remote.data.annex-verified") != "verified", done
 
 
+@pytest.mark.slow
 def test_a_changed_address_of_a_remote_that_was_verified_is_asked_about(cluster: Cluster) -> None:
     first, second = cluster.clone("first"), cluster.clone("second")
     gateway = str(cluster.gateway.path)
@@ -155,6 +161,7 @@ def test_a_gateway_is_named_by_its_remote_by_a_relative_path_or_not_at_all(clust
     assert client.config("remote.c.annex-uuid") == cluster.uuid
 
 
+@pytest.mark.slow
 def test_a_second_way_gets_remotes_for_the_nodes_as_well(cluster: Cluster) -> None:
     client = cluster.clone()
     gateway = str(cluster.gateway.path)
@@ -163,6 +170,7 @@ def test_a_second_way_gets_remotes_for_the_nodes_as_well(cluster: Cluster) -> No
     assert b"b-node1" in client.git("remote").stdout.split()
 
 
+@pytest.mark.slow
 def test_a_remote_whose_name_is_an_option_is_not_passed_on(cluster: Cluster, tmp_path: Path) -> None:
     client = cluster.clone()
     client.git("config", f"remote.--upload-pack=touch {tmp_path}/pwned;.url", str(cluster.gateway.path))

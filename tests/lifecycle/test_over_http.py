@@ -42,6 +42,7 @@ def setup(
     )
 
 
+@pytest.mark.slow
 def test_the_commands_on_the_gateways_page_give_the_dataset_to_somebody_new(
     web: Web, make_environment: Callable[[], Environment]
 ) -> None:
@@ -69,6 +70,7 @@ def test_the_commands_on_the_gateways_page_give_the_dataset_to_somebody_new(
     assert b"from mycluster" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("server", ["ours", *only_in_all("p2phttp")])
 def test_a_url_over_http_is_asked_which_of_the_known_clusters_it_serves(cluster: Cluster, server: str) -> None:
     client = cluster.clone("client")

@@ -101,6 +101,7 @@ def test_a_cluster_is_no_node(cluster: Cluster, work: Repository) -> None:
     assert state(work) == before
 
 
+@pytest.mark.slow
 def test_what_cannot_be_the_name_of_a_remote_is_refused(work: Repository) -> None:
     before = state(work)
     for name in ("-x", "--upload-pack=touch pwned", "a b", "a..b", "x.lock", "x\x1b[2J", "/"):
@@ -135,6 +136,7 @@ def test_a_disk_that_git_annex_does_not_know_yet_is_initialised(cluster: Cluster
     assert Repository(work.path.parent / "fresh", work.environment).has_object(key)
 
 
+@pytest.mark.slow
 def test_a_second_computer_joins_by_name_with_the_nodes_it_has(cluster: Cluster, work: Repository) -> None:
     cluster_remote(work, "setup", "mycluster")
     desktop = second_computer(cluster, 1, 2)
@@ -176,6 +178,7 @@ def test_a_cluster_that_nobody_knows_is_not_joined(cluster: Cluster) -> None:
     assert state(desktop) == before
 
 
+@pytest.mark.slow
 def test_a_cluster_that_was_taken_down_by_hand_can_be_set_up_again(work: Repository) -> None:
     cluster_remote(work, "setup", "offsite", "--node", "node1")
     work.git("remote", "remove", "offsite")

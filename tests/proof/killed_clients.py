@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import re
 import shutil
 import subprocess
 import threading
@@ -28,17 +29,22 @@ from tests.support.repositories import Repository, make_cluster, templates
 
 SIZE = 2_000_000
 """Bytes of a content: long enough for a client to be killed in the middle of it."""
+_ROUTINE = re.compile(r"\d+ requests? \(|gave way|serving|more rejected")
 # Seconds after which idle sessions of the gateway are closed, and then some.
 _SETTLED = 75.0
 
 
 @dataclass
 class Account:
-    """What happened; `before` and `after` are the gateway's descriptors, children and resident kilobytes."""
+    """What happened; `before` and `after` are the gateway's descriptors, children and resident kilobytes.
+
+    `said` is what the gateway's log has beside the ends of connections.
+    """
 
     done: Counter[str] = field(default_factory=Counter)
     killed: int = 0
     failures: list[str] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)
     before: tuple[int, int, int] = (0, 0, 0)
     after: tuple[int, int, int] = (0, 0, 0)
 
@@ -148,6 +154,7 @@ def run(clients: int, seconds: float, seed: int = 1) -> Account:
         account.after = usage(web.process.pid)
         first.add("last", os.urandom(SIZE))
         first.annex("copy", "--quiet", "--to", "origin-mycluster", "last")
+        account.said = [line for line in web.log.read_text().splitlines() if not _ROUTINE.search(line)]
     return account
 
 
@@ -168,6 +175,8 @@ def main() -> None:
     print(account)
     for failure in account.failures:
         print("**", failure)
+    for line in account.said:
+        print("gateway:", line)
     raise SystemExit(1 if account.failures else 0)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+import pytest
+
 from tests.remote.sites import initremote, text
 from tests.support.repositories import Cluster, Repository
 
@@ -35,6 +37,7 @@ def test_a_disk_with_another_repository_in_its_place_is_said(cluster: Cluster) -
     assert "left out" in said
 
 
+@pytest.mark.slow
 def test_a_sync_passes_over_a_cluster_all_of_whose_places_are_away(cluster: Cluster) -> None:
     gateway = cluster.gateway
     client = cluster.clone()

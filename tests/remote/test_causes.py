@@ -36,6 +36,7 @@ def test_a_file_that_fsck_fetches_into_is_told_by_its_name(path: bytes, told: bo
     assert is_for_fsck(path) == told
 
 
+@pytest.mark.slow
 def test_undoing_an_upload_leaves_the_copies_that_were_there_before(site: Site) -> None:
     key = site.client.add("undone", b"on the first node before")
     site.client.annex("copy", "--to", "n1", "undone")
@@ -65,6 +66,7 @@ def test_fsck_takes_a_damaged_copy_from_its_node_alone_and_names_it(site: Site) 
     assert site.present(key) == {node.uuid for node in site.cluster.nodes[:2]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("here", [*only_in_all(True), False], ids=["here", "not here"])
 def test_fsck_of_chunks_removes_none_for_it_cannot_be_told_which_is_damaged(own_site: Site, here: bool) -> None:
     cluster = own_site.cluster

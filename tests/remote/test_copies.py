@@ -59,6 +59,7 @@ def test_what_is_not_here_is_present_on_one_node_and_no_location_is_invented(sit
     assert site.present(key) == {site.cluster.nodes[1].uuid}
 
 
+@pytest.mark.slow
 def test_drop_counts_the_nodes_as_copies_and_get_brings_the_content_back(site: Site) -> None:
     content = bytes(range(256)) * 5000
     key = site.client.add("counted", content)

@@ -93,6 +93,7 @@ def test_a_wrong_part_that_was_left_here_is_no_nodes_fault(environment: Environm
     assert b"damaged" not in _get(site.client, "mycl", content, key)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["without a server", *only_in_all("through git-annex's gateway")])
 def test_a_large_content_that_git_annex_did_not_like_comes_from_a_good_node_the_next_time(
     environment: Environment, way: str

@@ -249,6 +249,7 @@ def test_an_invalid_tracking(place: Place, name: str) -> None:
     assert "tracking=both: it can be tracking=nodes or tracking=remote" in said
 
 
+@pytest.mark.slow
 def test_a_socket_wants_a_token_and_the_right_one(environment: Environment) -> None:
     cluster = make_cluster(environment, environment.directory, nodes=1)
     client, node = cluster.clone(), cluster.nodes[0]
@@ -281,6 +282,7 @@ def test_a_socket_wants_a_token_and_the_right_one(environment: Environment) -> N
         assert token not in said
 
 
+@pytest.mark.slow
 def test_what_cannot_be_reached(place: Place, name: str) -> None:
     environment, cluster = place.client.environment, place.cluster
     nobody = free_port()

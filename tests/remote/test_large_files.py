@@ -40,6 +40,7 @@ def marked(file: Path, size: int) -> dict[int, bytes]:
         return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [LARGE, *only_in_all(LARGER)])
 def test_a_large_file_goes_to_a_node_and_comes_back_in_little_memory(own_site: Site, tmp_path: Path, size: int) -> None:
     node = own_site.cluster.nodes[0]

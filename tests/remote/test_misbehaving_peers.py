@@ -335,6 +335,7 @@ def test_a_connection_that_died_while_idle_is_opened_again_once(place: tuple[Sit
 # The same with git-annex in between
 
 
+@pytest.mark.slow
 def test_what_git_annex_says_when_a_peer_stalls(place: tuple[Site, Path]) -> None:
     """Every command ends by itself, with an error in words, and changes nothing."""
     site, path = place
@@ -382,6 +383,7 @@ def test_nobody_sees_the_token_while_a_peer_stalls(place: tuple[Site, Path]) -> 
     nothing_happened(place)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ssh", *only_in_all("tcp", "directory")])
 def test_peers_by_other_ways_may_stall_and_break_off_too(environment: Environment, kind: str) -> None:
     cluster = make_cluster(environment, environment.directory, nodes=1)

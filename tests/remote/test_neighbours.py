@@ -31,6 +31,7 @@ def pair(make_environment: Callable[[], Environment]) -> tuple[Site, Repository]
     return site, site.cluster.clone("other")
 
 
+@pytest.mark.slow
 def test_descriptions_of_nodes_and_cluster_are_as_before(pair: tuple[Site, Repository]) -> None:
     site, other = pair
     descriptions = other.descriptions()
@@ -74,6 +75,7 @@ def test_a_native_clients_own_remote_for_the_cluster_still_works(pair: tuple[Sit
         assert site.cluster.holders(mine) == [True, False, True]
 
 
+@pytest.mark.slow
 def test_a_shared_remote_can_be_enabled_elsewhere(own_site: Site) -> None:
     initremote(own_site.client, "ours", f"url={own_site.url}", sameas=own_site.cluster.uuid, private=False)
     share(own_site.client)

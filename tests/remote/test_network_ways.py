@@ -126,6 +126,7 @@ def way(request: pytest.FixtureRequest, environment: Environment) -> Iterator[tu
         yield Site(cluster, client), env
 
 
+@pytest.mark.slow
 def test_files_go_to_every_node_come_back_and_go_again(way: tuple[Site, dict[str, str]]) -> None:
     site, _ = way
     content = os.urandom(300_000)

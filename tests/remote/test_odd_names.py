@@ -29,6 +29,7 @@ NAMES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["SHA256E", *only_in_all("WORM")])
 def test_files_of_any_name_are_stored_and_come_back(site: Site, backend: str) -> None:
     directory = os.fsencode(f"odd {backend}")

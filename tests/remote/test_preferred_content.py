@@ -129,6 +129,7 @@ def test_what_the_user_has_told_of_a_node_holds_where_rules_decide(cluster: Clus
     assert gateway.locations(key) & {first.uuid, second.uuid, third.uuid} == {second.uuid, third.uuid}
 
 
+@pytest.mark.slow
 def test_a_clone_where_the_cluster_is_not_set_up_says_how_to_have_the_rules_followed(cluster: Cluster) -> None:
     client = cluster.clone()
     for number, node in enumerate(cluster.nodes, 1):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+import pytest
+
 from tests.remote.sites import initremote, messages
 from tests.support.environment import Environment
 from tests.support.repositories import Cluster, make_cluster
@@ -29,6 +31,7 @@ def _asked(said: list[str]) -> list[int]:
     return [int(message.split()[2]) for message in said if message.startswith("> GET ")]
 
 
+@pytest.mark.slow
 def test_each_gives_a_part_of_what_is_not_there_and_git_annex_likes_the_whole(environment: Environment) -> None:
     cluster, key, content = _stored(environment)
     cluster.gateway.leave_partial(key, content[:1_000_000])
@@ -53,6 +56,7 @@ def test_a_damaged_copy_on_one_node_does_not_keep_the_good_ones_away(environment
     assert b"at the same time is damaged" in done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_a_node_that_is_gone_on_the_way_is_replaced(environment: Environment) -> None:
     cluster, key, content = _stored(environment)
     real = environment.which("git-annex-shell")

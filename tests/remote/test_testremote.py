@@ -68,6 +68,7 @@ def test_a_repository_over_tcp(own_site: Site) -> None:
         assert passes(own_site.client, "tcp", "--fast") >= 125
 
 
+@pytest.mark.slow
 def test_an_encrypted_cluster_in_a_repository_that_does_not_know_it(own_site: Site) -> None:
     stranger = make_repository(own_site.environment, own_site.environment.directory / "stranger", "stranger")
     parameters = (f"url={own_site.url}", f"cluster={own_site.cluster.uuid}", "tracking=remote")

@@ -26,6 +26,7 @@ def older(request: pytest.FixtureRequest) -> Iterator[tuple[int, Site]]:
         yield request.param, site
 
 
+@pytest.mark.slow
 def test_a_single_repository_stores_gives_checks_and_drops(older: tuple[int, Site]) -> None:
     version, site = older
     node = site.cluster.nodes[0]

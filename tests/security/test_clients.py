@@ -194,6 +194,7 @@ async def test_one_token_gets_a_share_and_its_idle_connections_give_way(shared: 
         assert sum("gave way to another client" in line for line in served.log) == 2
 
 
+@pytest.mark.slow
 async def test_locks_of_clients_that_are_gone_take_no_place_and_are_limited(shared: Cluster, tmp_path: Path) -> None:
     async with gateway(shared, tmp_path, Limits(clients=2, dead_locks=3)) as served:
         text = served.tokens.create(Mode.READ_WRITE)[1]

@@ -265,6 +265,7 @@ async def test_an_odd_answer_is_an_error_of_the_session_or_none(answer: bytes) -
         assert not any(b"\nX: y" in request for request in heard)
 
 
+@pytest.mark.slow
 def test_a_login_stands_in_no_log_error_trace_or_list_of_processes(own_site: Site) -> None:
     """With a server that wants one and never takes it, and looks at our processes meanwhile."""
     lists: list[bytes] = []

@@ -126,6 +126,7 @@ async def until(holds: Callable[[], bool], seconds: float = 10) -> None:
 # Places
 
 
+@pytest.mark.slow
 async def test_connections_over_http_count_with_those_over_sockets(shared: Cluster, tmp_path: Path) -> None:
     path = api(shared.uuid, "checkpresent?key=WORM-s1--x")
     async with gateway(shared, tmp_path, Limits(clients=8, place_wait=0.5)) as served:
@@ -224,6 +225,7 @@ async def test_one_connection_is_counted_for_whose_request_it_carries(shared: Cl
 # Revocation
 
 
+@pytest.mark.slow
 async def test_revoking_a_token_ends_its_requests_under_way_and_no_others(shared: Cluster, tmp_path: Path) -> None:
     node = shared.nodes[0]
     key = node.add("revoked", os.urandom(32 * MIB))
