@@ -232,5 +232,7 @@ class TestRefresh:
         environment.run("git", "init", "--quiet", "plain")
         with environment.applied(environment.directory / "plain"):
             repository = Repository.here()
-            with pytest.raises(CommandFailed, match=r"git annex group here: ended with exit code 1\n.*git-annex init"):
+            with pytest.raises(
+                CommandFailed, match=r"git annex groupwanted -- nobody: ended with exit code 1\n.*git-annex init"
+            ):
                 await refresh(repository)

@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -237,6 +238,8 @@ def test_a_configuration_that_somebody_else_has_changed(cluster: Cluster) -> Non
     second.annex("enableremote", "shared", "encryption=none")
     carry_out(second, only(findings(second), "not-verified"))
     healthy(second)
+    # Of two lines of the same second, remote.log does not tell which is newer.
+    time.sleep(1.1)
     first.annex("enableremote", "shared", "encryption=none", f"url={cluster.gateway.path}")
     first.git("push", "--quiet", "origin", "git-annex:synced/git-annex")
     cluster.gateway.annex("merge")
