@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import signal
@@ -428,6 +429,9 @@ async def test_leaving_an_upload_early_leaves_the_session_usable_and_no_child(
 def _kill_all(environment: Environment) -> None:
     for process in environment.processes():
         os.kill(process.pid, signal.SIGKILL)
+        # A process that ends loses its memory first, and closes its pipes some time after that.
+        with contextlib.suppress(ChildProcessError):
+            os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
     environment.assert_no_process_left(5.0)
 
 

@@ -401,7 +401,8 @@ async def test_a_fetch_that_stalls_is_given_up(shared: Cluster, tmp_path: Path) 
     async with gateway(shared, tmp_path, Limits(), timeout=1.0, public_read=True) as served:
         client = connected(served)
         with client.socket:
-            client.begin("POST", "/git-upload-pack", Transfer_Encoding="chunked")
+            kind = "application/x-git-upload-pack-request"
+            client.begin("POST", "/git-upload-pack", Transfer_Encoding="chunked", Content_Type=kind)
             client.socket.sendall(b"fffff\r\n0032")
             assert await told(client.answer) == 500
             assert await off(hung_up, client) == "yes"
