@@ -30,7 +30,7 @@ CLIENT = UUID("11111111-2222-4333-8444-555555555555")
 SERVER = UUID("11111111-2222-4333-8444-666666666666")
 SECRET = "verysecrettoken"
 KEY = Key("SHA256-s5--2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824")
-ENDLESS = 300
+ENDLESS = 1000
 """Chunks of 64 KiB that a body has which does not end: far more than a client may take in."""
 
 Respond = Callable[[bytes], Iterator[bytes]]
@@ -196,6 +196,22 @@ async def test_an_unexpected_body_is_an_error_and_leaves_no_file(name: str) -> N
     assert said.isprintable()
     assert len(said) < 2000
     assert SECRET not in said
+
+
+@pytest.mark.parametrize("name", ["an endless body", "an endless error"])
+async def test_of_an_endless_body_little_is_taken(name: str) -> None:
+    taken = 0
+
+    def counted(request: bytes) -> Iterator[bytes]:
+        nonlocal taken
+        for part in BODIES[name](request):
+            yield part
+            taken += len(part)
+
+    with server(counted) as (port, _):
+        await outcome(port)
+    # Two requests, and what fits into the buffers of both sides.
+    assert taken < 2 * ENDLESS * 0x10000 // 4
 
 
 def _dripping(head: bytes, drop: bytes, pause: float = 0.1) -> Respond:
