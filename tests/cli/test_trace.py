@@ -106,7 +106,8 @@ def test_jobs_and_their_sessions_are_told_apart(site: Site) -> None:
         site.client.add(name, name.encode())
     said = told(site.client, "trace", "--", "git", "annex", "copy", "-J2", "--to", "n1", *names)
     messages = said["messages"]
-    assert {message["job"] for message in messages} == {"1", "2"}
+    # git-annex numbers its jobs as it likes.
+    assert len({message["job"] for message in messages}) >= 2
     assert {message["session"] for message in messages} == {1, 2}
     stored = [message for message in messages if message["message"].startswith("DATA")]
     assert [message["data"] for message in stored] == [len("traced job 0")] * 4
