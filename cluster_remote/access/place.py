@@ -89,9 +89,8 @@ class Place:
         Raises NotARepository, NotInitialised, CommandFailed, BranchUnreadable.
         """
         repository = await Repository.find()
-        await repository.current_config()
         # Check this first: git annex would initialise any git repository that it runs in.
-        uuid = repository.uuid
+        uuid = await repository.find_uuid()
         if merge:
             await refresh(repository)
         config = await resolved(await repository.current_config(), repository)

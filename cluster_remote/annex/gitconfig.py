@@ -85,6 +85,11 @@ class GitConfig:
         """Return the UUID of a remote's repository; None where git-annex has not found it out."""
         return UUID.if_valid(self.remote(name, "annex-uuid"))
 
+    def directory_of(self, name: str) -> str | None:
+        """Return a remote's url if it is a plain path, which may be relative to the repository; otherwise None."""
+        url = self.url_of(name)
+        return url if url and is_path(url) and not url.startswith("~") else None
+
     def ssh_options(self, name: str) -> tuple[str, ...]:
         """Return the user's options for ssh to a remote, as git-annex splits them."""
         return tuple((self.remote(name, "annex-ssh-options") or self.get("annex.ssh-options") or "").split())

@@ -250,7 +250,7 @@ class Repository:
     def uuid(self) -> UUID:
         """Return the repository's git-annex UUID, which never changes. Raises NotInitialised.
 
-        In an event loop, read the configuration first.
+        In an event loop, use `find_uuid` the first time.
         """
         text = (self._last_read or self.config()).get("annex.uuid") or ""
         try:
@@ -260,6 +260,11 @@ class Repository:
             raise NotInitialised(
                 f"{self.place} is not a repository of git-annex ({what}): run git annex init in it"
             ) from None
+
+    async def find_uuid(self) -> UUID:
+        """Return `uuid` in an event loop. Raises NotInitialised, CommandFailed."""
+        await self.current_config()
+        return self.uuid
 
     async def log_levels(self) -> int:
         """Return the directory depth of a key's logs in the git-annex branch, which never changes."""

@@ -79,8 +79,7 @@ async def _doctor(name: str, timeout: float) -> Checkup:
         if programs.paths["git"] is None:
             raise NotARepository
         repository = await Repository.find()
-        await repository.current_config()
-        _ = repository.uuid
+        await repository.find_uuid()
     except (NotARepository, NotInitialised):
         if name:
             raise

@@ -189,13 +189,14 @@ class AtHand(_Around):
 
     async def _read(self, key: Key) -> bytes | None:
         # Only what has a checksum, and where git-annex-shell, too, would only wait for a disk and not for a server.
-        if Checksum.of(key) is None or self.inside.version is None or not self._is_local:
+        checksum = Checksum.of(key)
+        if checksum is None or self.inside.version is None or not self._is_local:
             return None
-        return await ask_disk(self._verified, key)
+        return await ask_disk(self._verified, key, checksum)
 
-    def _verified(self, key: Key) -> bytes | None:
-        content, checksum = self._objects.read(key, _SMALL), Checksum.of(key)
-        if content is None or checksum is None:
+    def _verified(self, key: Key, checksum: Checksum) -> bytes | None:
+        content = self._objects.read(key, _SMALL)
+        if content is None:
             return None
         checksum.update(content)
         return content if checksum.matches() else None

@@ -57,8 +57,7 @@ async def gather(repository: Repository, only: str = "") -> Snapshot:
 
     Raises NotInitialised, CommandFailed, BranchUnreadable, BadSettings if there is no remote called `only`.
     """
-    await repository.current_config()
-    own = repository.uuid
+    own = await repository.find_uuid()
     await refresh(repository)
     config = await repository.current_config()
     logs = await BranchLogs.read(repository)

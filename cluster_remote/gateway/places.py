@@ -58,7 +58,6 @@ class Places:
 
     def __init__(self, clients: int, strangers: int) -> None:
         self._most_clients = clients
-        self._share = math.ceil(clients * _SHARE)
         self._most_strangers = strangers
         # What each counts as: its token or its address.
         self._clients: dict[Connection, str] = {}
@@ -84,8 +83,8 @@ class Places:
         While it waits, a connection with a token does not give way to strangers, within the share of its token.
         """
         owner = _owner(connection, token)
-        queued = list(self._waiting.values())
-        if token is not None and len(queued) < self._most_clients and queued.count(owner) < self._share:
+        queued, most = list(self._waiting.values()), self._most_clients
+        if token is not None and len(queued) < most and queued.count(owner) < _share_of(most):
             self._strangers.pop(connection, None)
         self._waiting[connection] = owner
         try:
@@ -138,6 +137,11 @@ class Places:
                 connection.end(why)
 
 
+def _share_of(places: int) -> int:
+    """Return how many of so many places one owner may take."""
+    return math.ceil(places * _SHARE)
+
+
 def _owner(connection: Connection, token: Token | None) -> str:
     """Return what a connection counts as."""
     return connection.address if token is None else f"token {token.id}"
@@ -147,7 +151,7 @@ def _room_among(clients: Mapping[Connection, str], most: int, owner: str) -> tup
     """Return who must give way to one more connection of `owner`, if anybody, or why there is no room for it."""
     count = Counter(clients.values())
     mine, full = count[owner], len(clients) >= most
-    if mine >= math.ceil(most * _SHARE) or (full and mine + 1 >= max(count.values())):
+    if mine >= _share_of(most) or (full and mine + 1 >= max(count.values())):
         candidates = [each for each, whose in clients.items() if whose == owner and _idle(each) >= each.longest_idle]
         refusal = f"{owner} has {mine} of the {most} places of this gateway"
     elif full:

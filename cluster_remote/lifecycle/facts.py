@@ -12,7 +12,7 @@ from pathlib import Path
 from cluster_remote.annex import logformat
 from cluster_remote.annex.branchlog import BranchLogs
 from cluster_remote.annex.errors import AnnexError
-from cluster_remote.annex.gitconfig import GitConfig, is_path
+from cluster_remote.annex.gitconfig import GitConfig
 from cluster_remote.annex.looking import look
 from cluster_remote.annex.merge import refresh
 from cluster_remote.annex.repository import Repository
@@ -66,8 +66,8 @@ class Facts:
     @classmethod
     async def read(cls, repository: Repository) -> Facts:
         """Read everything, after having git-annex merge what was fetched. Raises AnnexError, Unreachable."""
-        # Raises NotInitialised here rather than later.
         _check_disks(await repository.current_config(), repository.place)
+        # Raises NotInitialised here rather than later.
         uuid = repository.uuid
         await refresh(repository, remotes=True)
         logs = await BranchLogs.read(repository)
@@ -158,8 +158,8 @@ class Facts:
 def _check_disks(config: GitConfig, place: Path) -> None:
     """Raise Unreachable if a remote is on a disk that hangs: git-annex, which makes the changes, waits for it."""
     for remote in config.remotes():
-        url = config.url_of(remote)
-        path = None if not url or not is_path(url) or url.startswith("~") else str(place / url)
+        directory = config.directory_of(remote)
+        path = None if directory is None else str(place / directory)
         if path is not None and look(path, partial(os.path.lexists, f"{path}/.git"), _LOOK) is None:
             raise Unreachable(
                 f"{remote}: {path} does not answer, and git-annex would wait for it: bring it back or unmount it "

@@ -171,5 +171,5 @@ def _without_nodes(facts: Facts, request: Request, uuid: UUID | None) -> str:
         )
     return (
         f"no node of the cluster {request.name} is a remote of this repository; make some of them remotes (git remote "
-        f"add NODE URL), or give the URL of a gateway. Its nodes are {titles or 'none'}"
+        f"add NODE URL), or give the URL of a gateway. Its nodes are {titles}"
     )

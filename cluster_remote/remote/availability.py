@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from cluster_remote.annex.gitconfig import GitConfig, is_path
+from cluster_remote.annex.gitconfig import GitConfig
 from cluster_remote.annex.looking import look
 
 TYPE_CHECKING = False
@@ -52,12 +52,12 @@ def is_away(address: Address | None, git_dir: str, cluster: UUID) -> bool:
 
 def _directory(config: GitConfig, remote: str, git_dir: str) -> str | None:
     """Return a node's directory; None if it is elsewhere, or only git-annex can reach it."""
-    url = config.url_of(remote)
-    if not url or not is_path(url) or url.startswith("~"):
-        # Not a plain path. A file:// url is handled like one elsewhere; here it counts as there.
+    directory = config.directory_of(remote)
+    if directory is None:
+        # A file:// url is handled like a path elsewhere; here it counts as there.
         return None
     top = os.path.dirname(os.path.abspath(git_dir)) if os.path.basename(git_dir) == ".git" else git_dir  # noqa: PTH100, PTH119, PTH120
-    return os.path.join(top, url)  # noqa: PTH118 -- nothing but what an idle remote has imported already
+    return os.path.join(top, directory)  # noqa: PTH118 -- nothing but what an idle remote has imported already
 
 
 def _repositories(place: str) -> list[str]:

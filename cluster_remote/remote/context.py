@@ -313,12 +313,11 @@ class Context:
         `tell` gets a message about a damaged copy. Raises NotRetrieved, CannotWrite, SessionError.
         """
         stored = stored_as(key)
-        holders = await self._holders(key)
         again = self._fetched.times(key)
         has_checksum = Checksum.of(stored) is not None
         if again and not has_checksum and self.is_cluster:
             self._fetched.add(key)
-            if await retrieve_agreed(self.behind, holders, stored, again - 1, path, progress):
+            if await retrieve_agreed(self.behind, await self._holders(key), stored, again - 1, path, progress):
                 return
         by_git_annex = stored.is_verifiable and not can_be_looked_at(stored) and not (has_checksum and again)
         remedy = f"to find and replace it: cluster-remote check {self.settings.name} --content --fix, then repair"
@@ -352,7 +351,7 @@ class Context:
                 raise
             # git-annex's own gateway asks only one node.
             failures = [error]
-        left = holders - {origin}
+        left = await self._holders(key) - {origin}
         while left:
             node, _ = await self.behind.first(left, lambda single: single.check_present(stored))
             if node is None:

@@ -26,9 +26,6 @@ class FetchedBefore:
         self._file = file
         self._keys: Counter[str] | None = None
 
-    def __contains__(self, key: Key) -> bool:
-        return key.text in self._loaded()
-
     def times(self, key: Key) -> int:
         """Return how often a key was added."""
         return self._loaded()[key.text]

@@ -14,23 +14,23 @@ KEY, OTHER = Key("SHA256-s1--ab"), Key("SHA256-s1--c\udce4")
 def test_another_run_knows_what_was_fetched_within_a_day(tmp_path: Path) -> None:
     file = tmp_path / "cluster-remote" / "fetched"
     first = FetchedBefore(file)
-    assert KEY not in first
+    assert not first.times(KEY)
     first.add(KEY)
     first.add(OTHER)
     second = FetchedBefore(file)
-    assert KEY in second
-    assert OTHER in second
+    assert second.times(KEY)
+    assert second.times(OTHER)
     second.add(KEY)
     assert (second.times(KEY), FetchedBefore(file).times(KEY), second.times(OTHER)) == (2, 2, 1)
     file.write_bytes(b"%d %b\nnonsense\n\n" % (int(time.time()) - 25 * 3600, bytes(KEY)))
-    assert KEY not in FetchedBefore(file)
+    assert not FetchedBefore(file).times(KEY)
 
 
 def test_the_file_stays_small_and_need_not_be_there(tmp_path: Path) -> None:
     file = tmp_path / "fetched"
     file.write_bytes(b"".join(b"%d WORM-s1--%d\n" % (int(time.time()), number) for number in range(20_000)))
-    assert Key("WORM-s1--19999") in FetchedBefore(file)
+    assert FetchedBefore(file).times(Key("WORM-s1--19999"))
     assert len(file.read_bytes().splitlines()) == 10_000
     unwritable = FetchedBefore(Path("/proc/nothing/fetched"))
     unwritable.add(KEY)
-    assert KEY in unwritable
+    assert unwritable.times(KEY)
