@@ -28,6 +28,9 @@ WAYS = {
     "remote": "(b) our remote, git-annex's gateway",
     "serverless": "(c) our remote, no server",
     "gateway": "(d) our remote, our gateway on a unix socket",
+    "remote-http": "(b) our remote, git-annex's gateway over HTTP",
+    "gateway-http": "(d) our remote, our gateway over HTTP",
+    "client-http": "(g) git-annex's client, our gateway over HTTP",
     "plain": "(e) git-annex alone: one command for each node",
     "bare": "(f) a special remote that copies one file: git-annex's own share",
 }
@@ -247,9 +250,9 @@ class Site:
         match way:
             case "native-ssh":
                 return Client(path, (f"origin-{_CLUSTER}",))
-            case "native-http":
-                port = self._serve_http()
-                self.run(path, "git", "config", "remote.origin.annexUrl", f"annex+http://localhost:{port}/git-annex/")
+            case "native-http" | "client-http":
+                port = self._serve_natively(way) if way == "native-http" else self._serve_http(way)
+                self.run(path, "git", "config", "remote.origin.annexUrl", _annex_url(port))
                 self.annex(path, "info", "--fast")
                 return Client(path, (f"origin-{_CLUSTER}",))
             case "plain":
@@ -265,6 +268,10 @@ class Site:
             case "gateway":
                 self.serve()
                 self._initremote(path, f"url=unix:{self.directory}/gateway.sock", token=self.token())
+            case "remote-http":
+                self._initremote(path, f"url={_annex_url(self._serve_natively(way))}")
+            case "gateway-http":
+                self._initremote(path, f"url={_annex_url(self._serve_http(way))}", token=self.token())
             case _:
                 raise ValueError(f"there is no way {way!r}")
         return Client(path, ("bench-remote",))
@@ -292,13 +299,20 @@ class Site:
         )  # fmt: skip
         self._servers.append((way, server))
 
-    def _serve_http(self) -> int:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port: int = free.getsockname()[1]
-        self._start(
-            "native-http", "git", "annex", "p2phttp", "-J8", "--wideopen", "--bind", "127.0.0.1", "--port", str(port)
-        )
+    def _serve_natively(self, way: str) -> int:
+        port = _free_port()
+        self._start(way, "git", "annex", "p2phttp", "-J8", "--wideopen", "--bind", "127.0.0.1", "--port", str(port))
         _wait_for(lambda: _listens(("127.0.0.1", port)), "git annex p2phttp")
+        return port
+
+    def _serve_http(self, way: str) -> int:
+        """Have `cluster-remote serve` listen over HTTP, and let git know the password."""
+        port = _free_port()
+        listen = f"http://localhost:{port}"
+        self._start(way, "cluster-remote", "serve", "--cluster", _CLUSTER, "--listen", listen)
+        _wait_for(lambda: _listens(("127.0.0.1", port)), "cluster-remote serve")
+        login = f"echo username=bench; echo password={self.token()}"
+        self.run(self.gateway, "git", "config", "--global", "credential.helper", f"!f() {{ {login}; }}; f")
         return port
 
     def token(self) -> str:
@@ -340,6 +354,16 @@ class Site:
         for folder, _folders, _files in os.walk(self.directory):
             Path(folder).chmod(0o700)
         shutil.rmtree(self.directory)
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port: int = free.getsockname()[1]
+    return port
+
+
+def _annex_url(port: int) -> str:
+    return f"annex+http://localhost:{port}/git-annex/"
 
 
 def _listens(address: str | tuple[str, int]) -> bool:

@@ -51,6 +51,8 @@ __all__ = ["Door", "P2pHttp", "Visitor", "challenge", "note", "visitor_of"]
 
 _CHALLENGE = {"WWW-Authenticate": 'Basic realm="git-annex", charset="UTF-8"'}
 _BINARY = "application/octet-stream"
+# The largest content, in bytes, whose upload starts over after an interruption.
+_NOT_RESUMED = 4 * 1024 * 1024
 # Maximum bytes of a line in keeplocked's body.
 _LONGEST_LINE = 1024
 _RANGE = re.compile(r"bytes=([0-9]{1,19})-([0-9]{1,19})?|bytes=-([0-9]{1,19})")
@@ -273,6 +275,14 @@ class P2pHttp:
     # Content from the client
 
     async def _put_offset(self, endpoint: Endpoint, session: Session, asked: Asked, version: int) -> dict[str, object]:
+        """Return where the upload is to begin.
+
+        A node that is asked then waits for the content, and only closing its connection ends that. Connecting again
+        takes longer than uploading new small content from its beginning.
+        """
+        size = asked.key.content_size
+        if size is not None and size <= _NOT_RESUMED and not await session.check_present(asked.key):
+            return {"offset": 0}
         async with endpoint.upload(session, asked.key, asked.file) as offer:
             if isinstance(offer, Present):
                 return _with_uuids({"alreadyhave": True}, offer.uuids, version)

@@ -22,8 +22,8 @@ __all__ = ["MountCheck", "is_at_hand", "is_local"]
 _AT_ONCE = 0.5
 # File systems in memory or on local disks. Checking others may wait for a server or a program.
 _AT_HAND = frozenset(
-    {"bcachefs", "btrfs", "exfat", "ext2", "ext3", "ext4", "f2fs", "hfsplus", "jfs", "msdos", "ntfs3", "ramfs", "tmpfs"}
-    | {"vfat", "xfs", "zfs"}
+    {"bcachefs", "btrfs", "devtmpfs", "exfat", "ext2", "ext3", "ext4", "f2fs", "hfsplus", "jfs", "msdos", "ntfs3"}
+    | {"ramfs", "tmpfs", "vfat", "xfs", "zfs"}
 )
 _ESCAPED = re.compile(r"\\([0-7]{3})")
 

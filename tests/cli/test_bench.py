@@ -25,7 +25,10 @@ def test_every_way_and_the_limit_are_measured_and_nothing_is_left(environment: E
     )  # fmt: skip
     measured = json.loads(figures.read_text())["cases"]
     cases = {case["case"]: case["median seconds"] for case in measured}
-    ways = {"native-ssh", "native-http", "remote", "serverless", "gateway", "plain", "bare"}
+    ways = {
+        "native-ssh", "native-http", "remote", "serverless", "gateway", "remote-http", "gateway-http", "client-http",
+        "plain", "bare",
+    }  # fmt: skip
     for step in ("down", "check", "drop"):
         assert set(cases[f"2 files of 10 kB {step}, 2 nodes, -J1"]) == ways
     assert set(cases["2 files of 10 kB up, 2 nodes, -J1"]) == ways | {"limit"}

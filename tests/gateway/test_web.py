@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import hashlib
 import http.client
 import json
 import os
@@ -21,7 +22,7 @@ import pytest
 from cluster_remote.gateway.tokens import Tokens
 from cluster_remote.p2p.server import Mode
 from tests.support.certificates import make_certificate
-from tests.support.processes import end_group, wait_until
+from tests.support.processes import descendants, end_group, wait_until
 from tests.support.repositories import Cluster, Repository
 from tests.support.sockets import free_port
 
@@ -171,6 +172,19 @@ def test_a_download_goes_on_where_it_was_broken_off(web: Web) -> None:
     alice.leave_partial(key, content[:150_000])
     alice.annex("get", "--quiet", "photo.jpg")
     assert alice.object_bytes(key) == content
+
+
+def test_small_uploads_one_after_the_other_use_the_same_processes_at_the_nodes(web: Web) -> None:
+    token, used = web.tokens[Mode.READ_WRITE], []
+    for content in (b"one", b"two"):
+        key = f"SHA256-s3--{hashlib.sha256(content).hexdigest()}"
+        assert web.api(f"putoffset?key={key}", token=token).json == {"offset": 0}
+        put = web.api(f"put?key={key}", body=content, headers={"X-git-annex-data-length": "3"}, token=token)
+        assert put.json["stored"] is True
+        assert web.cluster.holders(key) == [True] * 3
+        used.append({each.pid for each in descendants(web.process.pid) if "p2pstdio" in each.command})
+    assert len(used[0]) >= 3
+    assert used[0] == used[1]
 
 
 def test_an_upload_with_a_node_away_is_stored_on_the_others(web: Web) -> None:

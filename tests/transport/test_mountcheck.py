@@ -19,6 +19,8 @@ MOUNTS = """\
 33 27 0:33 / /auto rw,relatime - autofs systemd-1 rw
 34 33 8:18 / /auto rw,relatime - ext4 /dev/sdd1 rw
 35 27 0:35 / /ntfs rw,relatime - fuseblk /dev/sde1 rw
+36 27 0:6 / /dev rw - devtmpfs udev rw
+37 36 0:26 / /dev/shm rw - tmpfs tmpfs rw
 """
 
 
@@ -34,6 +36,7 @@ MOUNTS = """\
         ("/nas/local/annex", False),
         ("/auto/annex", False),
         ("/ntfs/annex", False),
+        ("/dev/shm/annex", True),
     ],
 )
 def test_a_look_waits_for_nobody_where_all_mounts_on_the_way_are_disks_of_this_machine(
