@@ -12,37 +12,39 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.remote.sites import Site, initremote
+from tests.remote.testbed import Testbed, initremote
 from tests.support.environment import Environment, remove_tree
 from tests.support.processes import end_group
 from tests.support.repositories import Repository
 
 
-def store(site: Site, names: Sequence[str], *, keep: bool = True) -> dict[str, str]:
+def store(testbed: Testbed, names: Sequence[str], *, keep: bool = True) -> dict[str, str]:
     """Adds files and copies them to the cluster; their keys, by name. Without `keep` they are not here any more."""
     for name in names:
-        site.client.write(name, f"the content of {name}\n".encode())
-    site.client.annex("add", "--quiet", *names)
-    site.client.annex("copy" if keep else "move", "--quiet", "--to", "mycl", *names)
-    site.client.git("commit", "--quiet", "-m", "files", "--", *names)
-    return {name: site.client.key(name) for name in names}
+        testbed.client.write(name, f"the content of {name}\n".encode())
+    testbed.client.annex("add", "--quiet", *names)
+    testbed.client.annex("copy" if keep else "move", "--quiet", "--to", "mycl", *names)
+    testbed.client.git("commit", "--quiet", "-m", "files", "--", *names)
+    return {name: testbed.client.key(name) for name in names}
 
 
-def stock(site: Site, count: int) -> list[str]:
+def stock(testbed: Testbed, count: int) -> list[str]:
     """Has every node hold so many contents, and the client know it, without going through any remote."""
     contents = {}
     for number in range(count):
         content = f"content number {number}\n".encode()
         contents[f"SHA256-s{len(content)}--{hashlib.sha256(content).hexdigest()}"] = content
     question = "".join(f"{key}\n" for key in contents).encode()
-    folders = site.client.annex("examinekey", "--batch", "--format=${hashdirmixed}\\n", input=question).stdout.decode()
-    for node in site.cluster.nodes:
+    folders = testbed.client.annex(
+        "examinekey", "--batch", "--format=${hashdirmixed}\\n", input=question
+    ).stdout.decode()
+    for node in testbed.cluster.nodes:
         for (key, content), folder in zip(contents.items(), folders.split("\n"), strict=False):
             place = node.path / ".git/annex/objects" / folder / key
             place.mkdir(parents=True)
             (place / key).write_bytes(content)
-    lines = "".join(f"{key} {node.uuid} 1\n" for key in contents for node in site.cluster.nodes)
-    site.client.annex("setpresentkey", "--batch", input=lines.encode(), timeout=120)
+    lines = "".join(f"{key} {node.uuid} 1\n" for key in contents for node in testbed.cluster.nodes)
+    testbed.client.annex("setpresentkey", "--batch", input=lines.encode(), timeout=120)
     return list(contents)
 
 
@@ -78,11 +80,11 @@ def away(node: Repository) -> Iterator[None]:
         hidden.rename(node.path)
 
 
-def unverified(site: Site, name: str) -> Repository:
+def unverified(testbed: Testbed, name: str) -> Repository:
     """Another clone, in which a shared remote for the cluster has been enabled, but not verified."""
-    initremote(site.client, name, f"url={site.url}", sameas=site.cluster.uuid, private=False)
-    site.client.git("push", "--quiet", "origin", "git-annex:refs/heads/synced/git-annex")
-    other = site.cluster.clone("other")
+    initremote(testbed.client, name, f"url={testbed.url}", sameas=testbed.cluster.uuid, private=False)
+    testbed.client.git("push", "--quiet", "origin", "git-annex:refs/heads/synced/git-annex")
+    other = testbed.cluster.clone("other")
     other.git("fetch", "--quiet", "origin")
     other.annex("merge", "--quiet")
     other.annex("enableremote", name, "encryption=none")

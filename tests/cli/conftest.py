@@ -1,7 +1,7 @@
-"""Fixtures for the tests of the commands: the same sites as for the special remote."""
+"""Fixtures for the tests of the commands: the same testbeds as for the special remote."""
 
 from __future__ import annotations
 
-from tests.remote.conftest import own_site, shared_site, site
+from tests.remote.conftest import own_testbed, shared_testbed, testbed
 
-__all__ = ["own_site", "shared_site", "site"]
+__all__ = ["own_testbed", "shared_testbed", "testbed"]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.command import cluster_remote
-from tests.remote.sites import initremote, make_site
+from tests.remote.testbed import initremote, make_testbed
 from tests.support.environment import Environment
 from tests.support.repositories import make_repository
 
@@ -86,19 +86,19 @@ def test_a_command_that_fails_is_not_measured(environment: Environment, tmp_path
 
 
 def test_a_remote_that_there_is_can_be_measured_and_nothing_is_left_on_it(environment: Environment) -> None:
-    site = make_site(environment)
+    testbed = make_testbed(environment)
     figures = environment.directory / "figures.json"
     cluster_remote(
-        site.client, "bench", "mycl", "--size", "100k", "--files", "3", "--rounds", "2", "--json", str(figures)
+        testbed.client, "bench", "mycl", "--size", "100k", "--files", "3", "--rounds", "2", "--json", str(figures)
     )
     cases = {case["case"]: case["median seconds"] for case in json.loads(figures.read_text())["cases"]}
     assert set(cases) == {
         f"{load} {step}" for load in ("1 file of 100k", "3 files of 10 kB") for step in ("up", "check", "down", "drop")
     }
     assert all(seconds["mycl"] > 0 for seconds in cases.values())
-    for node in site.cluster.nodes:
+    for node in testbed.cluster.nodes:
         assert not list((node.path / ".git/annex/objects").glob("*/*/*"))
-    assert "SHA256-s" not in site.client.annex("find", "--in", "mycl").stdout.decode()
+    assert "SHA256-s" not in testbed.client.annex("find", "--in", "mycl").stdout.decode()
 
 
 def test_what_cannot_be_removed_again_is_named(environment: Environment) -> None:
@@ -120,10 +120,10 @@ def test_an_upload_that_is_refused_is_the_end_of_the_measurement(environment: En
 
 
 def test_a_given_remote_is_measured_only_in_the_clear_and_by_itself(environment: Environment) -> None:
-    site = make_site(environment)
-    assert "without --way" in cluster_remote(site.client, "bench", "mycl", "--way", "remote", code=2).err
-    assert "without --way" in cluster_remote(site.client, "bench", "mycl", "--case", "start", code=2).err
+    testbed = make_testbed(environment)
+    assert "without --way" in cluster_remote(testbed.client, "bench", "mycl", "--way", "remote", code=2).err
+    assert "without --way" in cluster_remote(testbed.client, "bench", "mycl", "--case", "start", code=2).err
     stranger = make_repository(environment, environment.directory / "stranger", "stranger")
-    parameters = (f"url={site.url}", f"cluster={site.cluster.uuid}", "tracking=remote", "encryption=shared")
+    parameters = (f"url={testbed.url}", f"cluster={testbed.cluster.uuid}", "tracking=remote", "encryption=shared")
     initremote(stranger, "vault", *parameters)
     assert "unencrypted" in cluster_remote(stranger, "bench", "vault", code=2).err

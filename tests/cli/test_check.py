@@ -16,7 +16,7 @@ import pytest
 
 from tests.cli.ailing import away, empty, lose, on_a_terminal, spoil, stock, store
 from tests.cli.command import cluster_remote, told
-from tests.remote.sites import Site, initremote, make_site
+from tests.remote.testbed import Testbed, initremote, make_testbed
 from tests.support.environment import Environment
 from tests.support.processes import wait_until
 from tests.support.repositories import DESCRIPTIONS, make_repository
@@ -24,11 +24,11 @@ from tests.support.slow import only_in_all
 
 
 @pytest.fixture(scope="module")
-def in_order(make_environment: Callable[[], Environment]) -> Site:
+def in_order(make_environment: Callable[[], Environment]) -> Testbed:
     """A cluster with contents on every node, that the tests of this file leave as it is."""
-    site = make_site(make_environment())
-    store(site, ["one", "two", "below/three", "below/deeper/four"])
-    return site
+    testbed = make_testbed(make_environment())
+    store(testbed, ["one", "two", "below/three", "below/deeper/four"])
+    return testbed
 
 
 def counts(said: dict[str, Any], what: str) -> list[int]:
@@ -41,7 +41,7 @@ def found(said: dict[str, Any]) -> dict[str, tuple[list[str], list[str]]]:
     return {each["key"]: (each["missing"], each["unlogged"]) for each in said["findings"]}
 
 
-def test_where_all_is_as_the_log_says_that_is_what_is_said(in_order: Site) -> None:
+def test_where_all_is_as_the_log_says_that_is_what_is_said(in_order: Testbed) -> None:
     said = told(in_order.client, "check", "mycl", "--all")
     assert said["well"]
     assert (said["findings"], said["problems"], said["keys"]) == ([], [], 4)
@@ -61,12 +61,12 @@ def test_where_all_is_as_the_log_says_that_is_what_is_said(in_order: Site) -> No
     ],
 )
 def test_files_and_directories_are_meant_as_seen_from_where_one_is(
-    in_order: Site, arguments: tuple[str, ...], where: str, keys: int
+    in_order: Testbed, arguments: tuple[str, ...], where: str, keys: int
 ) -> None:
     assert told(in_order.client, "check", "mycl", *arguments, cwd=in_order.client.path / where)["keys"] == keys
 
 
-def test_single_keys_can_be_asked_about(in_order: Site) -> None:
+def test_single_keys_can_be_asked_about(in_order: Testbed) -> None:
     keys = [in_order.client.key("one"), in_order.client.key("two")]
     said = told(in_order.client, "check", "mycl", "--key", keys[0], "--key", keys[1])
     assert (said["keys"], counts(said, "present")) == (2, [2] * 3)
@@ -82,7 +82,9 @@ def test_single_keys_can_be_asked_about(in_order: Site) -> None:
         (("--jobs", "0"), 2, "--jobs"),
     ],
 )
-def test_what_cannot_be_asked_about_is_said(in_order: Site, arguments: tuple[str, ...], code: int, words: str) -> None:
+def test_what_cannot_be_asked_about_is_said(
+    in_order: Testbed, arguments: tuple[str, ...], code: int, words: str
+) -> None:
     in_order.client.write("plain", b"not annexed")
     done = cluster_remote(in_order.client, "check", "mycl", "--json", *arguments, code=code)
     assert words in done.err
@@ -90,9 +92,9 @@ def test_what_cannot_be_asked_about_is_said(in_order: Site, arguments: tuple[str
 
 
 @pytest.mark.slow
-def test_each_disagreement_is_named_and_only_fix_records_it(own_site: Site) -> None:
-    client, (first, second, third) = own_site.client, own_site.cluster.nodes
-    keys = store(own_site, ["one", "two", "three"])
+def test_each_disagreement_is_named_and_only_fix_records_it(own_testbed: Testbed) -> None:
+    client, (first, second, third) = own_testbed.client, own_testbed.cluster.nodes
+    keys = store(own_testbed, ["one", "two", "three"])
     lose(first, keys["one"])
     client.annex("setpresentkey", keys["two"], second.uuid, "0")
     empty(third)
@@ -108,8 +110,8 @@ def test_each_disagreement_is_named_and_only_fix_records_it(own_site: Site) -> N
         ("content-unlogged", second.uuid),
         ("content-missing", third.uuid),
     }
-    before = {name: own_site.present(key) for name, key in keys.items()}
-    assert before == {"one": own_site.nodes, "two": {first.uuid, third.uuid}, "three": own_site.nodes}
+    before = {name: own_testbed.present(key) for name, key in keys.items()}
+    assert before == {"one": own_testbed.nodes, "two": {first.uuid, third.uuid}, "three": own_testbed.nodes}
 
     shown = cluster_remote(client, "check", "mycl", "one", "two", code=1).out
     assert f"one: not on {DESCRIPTIONS[0]}, {DESCRIPTIONS[2]}" in shown.replace(
@@ -117,43 +119,43 @@ def test_each_disagreement_is_named_and_only_fix_records_it(own_site: Site) -> N
     )
     assert f"on {DESCRIPTIONS[1]}, but not in the location log" in shown
     assert "cluster-remote check mycl one two --fix" in shown
-    assert own_site.present(keys["one"]) == own_site.nodes
+    assert own_testbed.present(keys["one"]) == own_testbed.nodes
 
     fixed = told(client, "check", "mycl", "--all", "--fix")
     assert found(fixed) == expected
     assert all(each["recorded"] for each in fixed["findings"])
     assert (fixed["well"], fixed["recorded"]) == (True, 3)
-    assert own_site.present(keys["one"]) == {second.uuid}
-    assert own_site.present(keys["two"]) == {first.uuid, second.uuid}
-    assert own_site.present(keys["three"]) == {first.uuid, second.uuid}
+    assert own_testbed.present(keys["one"]) == {second.uuid}
+    assert own_testbed.present(keys["two"]) == {first.uuid, second.uuid}
+    assert own_testbed.present(keys["three"]) == {first.uuid, second.uuid}
     assert told(client, "check", "mycl", "--all")["findings"] == []
 
 
-def test_a_node_that_cannot_be_asked_is_unknown_and_nothing_is_recorded_of_it(own_site: Site) -> None:
-    keys = store(own_site, ["one", "two"])
-    first, second, _ = own_site.cluster.nodes
+def test_a_node_that_cannot_be_asked_is_unknown_and_nothing_is_recorded_of_it(own_testbed: Testbed) -> None:
+    keys = store(own_testbed, ["one", "two"])
+    first, second, _ = own_testbed.cluster.nodes
     lose(first, keys["one"])
     with away(second):
-        said = told(own_site.client, "check", "mycl", "--all", "--fix", code=1)
-        shown = cluster_remote(own_site.client, "check", "mycl", code=1).out
+        said = told(own_testbed.client, "check", "mycl", "--all", "--fix", code=1)
+        shown = cluster_remote(own_testbed.client, "check", "mycl", code=1).out
     assert (counts(said, "unknown"), counts(said, "missing")) == ([0, 2, 0], [1, 0, 0])
     assert [(problem["kind"], problem["node"]) for problem in said["problems"]] == [("node-unreachable", second.uuid)]
-    assert own_site.present(keys["one"]) == own_site.nodes - {first.uuid}
+    assert own_testbed.present(keys["one"]) == own_testbed.nodes - {first.uuid}
     assert f"{DESCRIPTIONS[1]} cannot be reached" in shown
     assert str(second.path) in shown
 
 
-def test_when_no_node_answers_the_exit_code_is_that_of_unreachable_servers(own_site: Site) -> None:
-    store(own_site, ["one"])
-    with away(own_site.cluster.gateway):
-        said = told(own_site.client, "check", "mycl", "--all", code=3)
+def test_when_no_node_answers_the_exit_code_is_that_of_unreachable_servers(own_testbed: Testbed) -> None:
+    store(own_testbed, ["one"])
+    with away(own_testbed.cluster.gateway):
+        said = told(own_testbed.client, "check", "mycl", "--all", code=3)
     assert counts(said, "unknown") == [1] * 3
 
 
 @pytest.mark.slow
-def test_too_few_copies_are_named_and_what_can_be_done_about_them(own_site: Site) -> None:
-    client, (first, second, _) = own_site.client, own_site.cluster.nodes
-    keys = store(own_site, ["here"]) | store(own_site, ["elsewhere"], keep=False)
+def test_too_few_copies_are_named_and_what_can_be_done_about_them(own_testbed: Testbed) -> None:
+    client, (first, second, _) = own_testbed.client, own_testbed.cluster.nodes
+    keys = store(own_testbed, ["here"]) | store(own_testbed, ["elsewhere"], keep=False)
     client.annex("numcopies", "4")
     said = told(client, "check", "mycl", code=1)
     assert (said["numcopies"], said["few"]) == (4, 1)
@@ -178,33 +180,33 @@ def test_too_few_copies_are_named_and_what_can_be_done_about_them(own_site: Site
 
 
 @pytest.mark.slow
-def test_what_was_dropped_everywhere_is_no_problem_unless_a_file_is_asked_about(own_site: Site) -> None:
-    keys = store(own_site, ["dropped"], keep=False)
-    own_site.client.annex("drop", "--force", "--from", "mycl", "dropped")
-    assert own_site.present(keys["dropped"]) == set()
-    said = told(own_site.client, "check", "mycl", "--all")
+def test_what_was_dropped_everywhere_is_no_problem_unless_a_file_is_asked_about(own_testbed: Testbed) -> None:
+    keys = store(own_testbed, ["dropped"], keep=False)
+    own_testbed.client.annex("drop", "--force", "--from", "mycl", "dropped")
+    assert own_testbed.present(keys["dropped"]) == set()
+    said = told(own_testbed.client, "check", "mycl", "--all")
     assert (said["gone"], said["findings"]) == (1, [])
-    said = told(own_site.client, "check", "mycl", "dropped", code=1)
+    said = told(own_testbed.client, "check", "mycl", "dropped", code=1)
     assert [(each["file"], each["copies"]) for each in said["findings"]] == [("dropped", 0)]
     assert [problem["kind"] for problem in said["problems"]] == ["lost"]
     # Of what was declared dead nobody wants to hear any more.
-    own_site.client.annex("dead", "--key", keys["dropped"])
-    assert told(own_site.client, "check", "mycl", "dropped")["findings"] == []
+    own_testbed.client.annex("dead", "--key", keys["dropped"])
+    assert told(own_testbed.client, "check", "mycl", "dropped")["findings"] == []
 
 
 @pytest.mark.slow
-def test_what_is_found_on_a_node_although_it_was_dropped_everywhere_is_named(own_site: Site) -> None:
-    keys = store(own_site, ["dropped"], keep=False)
-    for node in own_site.cluster.nodes:
-        own_site.client.annex("setpresentkey", keys["dropped"], node.uuid, "0")
-    said = told(own_site.client, "check", "mycl", "--all", "--fix")
-    assert found(said) == {keys["dropped"]: ([], sorted(own_site.nodes))}
-    assert own_site.present(keys["dropped"]) == own_site.nodes
+def test_what_is_found_on_a_node_although_it_was_dropped_everywhere_is_named(own_testbed: Testbed) -> None:
+    keys = store(own_testbed, ["dropped"], keep=False)
+    for node in own_testbed.cluster.nodes:
+        own_testbed.client.annex("setpresentkey", keys["dropped"], node.uuid, "0")
+    said = told(own_testbed.client, "check", "mycl", "--all", "--fix")
+    assert found(said) == {keys["dropped"]: ([], sorted(own_testbed.nodes))}
+    assert own_testbed.present(keys["dropped"]) == own_testbed.nodes
 
 
 @pytest.mark.slow
-def test_odd_names_and_keys_are_asked_about_as_they_are(own_site: Site) -> None:
-    client, first = own_site.client, own_site.cluster.nodes[0]
+def test_odd_names_and_keys_are_asked_about_as_they_are(own_testbed: Testbed) -> None:
+    client, first = own_testbed.client, own_testbed.cluster.nodes[0]
     names: list[str | bytes] = ["with space", "-dash", "per%cent", b"not utf-8 \xff", "new\u2028line", 'quo"te']
     keys = [client.add(name, b"odd " + os.fsencode(name), backend="SHA256E") for name in names]
     keys.append(client.add("worm", b"worm", backend="WORM"))
@@ -217,37 +219,37 @@ def test_odd_names_and_keys_are_asked_about_as_they_are(own_site: Site) -> None:
     said = told(client, "check", "mycl", "--", *map(os.fsdecode, names), code=1)
     assert [each["file"] for each in said["findings"]] == [*map(os.fsdecode, names)]
     assert told(client, "check", "mycl", "--all", "--fix")["recorded"] == len(names) + 1
-    assert own_site.present(keys[3]) == own_site.nodes - {first.uuid}
+    assert own_testbed.present(keys[3]) == own_testbed.nodes - {first.uuid}
 
 
 @pytest.mark.slow
-def test_many_keys_are_asked_about_over_several_sessions_and_each_answer_goes_to_its_key(own_site: Site) -> None:
-    keys = stock(own_site, 300)
+def test_many_keys_are_asked_about_over_several_sessions_and_each_answer_goes_to_its_key(own_testbed: Testbed) -> None:
+    keys = stock(own_testbed, 300)
     gone = {0: keys[5::30], 1: keys[7::30], 2: keys[::100]}
     for number, lost in gone.items():
         for key in lost:
-            lose(own_site.cluster.nodes[number], key)
+            lose(own_testbed.cluster.nodes[number], key)
     for jobs in ("1", "3"):
-        said = told(own_site.client, "check", "mycl", "--all", "--jobs", jobs, code=1)
+        said = told(own_testbed.client, "check", "mycl", "--all", "--jobs", jobs, code=1)
         assert said["keys"] == 300
         assert counts(said, "missing") == [10, 10, 3]
         for number, lost in gone.items():
-            uuid = own_site.cluster.nodes[number].uuid
+            uuid = own_testbed.cluster.nodes[number].uuid
             assert {each["key"] for each in said["findings"] if uuid in each["missing"]} == set(lost)
-    shown = cluster_remote(own_site.client, "check", "mycl", "--all", code=1).out
+    shown = cluster_remote(own_testbed.client, "check", "mycl", "--all", code=1).out
     assert re.search(r"first disk \(attic\) +290 +10 +0 +0", shown)
 
 
-def test_of_many_findings_people_are_shown_the_first_and_how_many_more_there_are(own_site: Site) -> None:
-    stock(own_site, 70)
-    empty(own_site.cluster.nodes[0])
-    done = cluster_remote(own_site.client, "check", "mycl", "--all", code=1)
+def test_of_many_findings_people_are_shown_the_first_and_how_many_more_there_are(own_testbed: Testbed) -> None:
+    stock(own_testbed, 70)
+    empty(own_testbed.cluster.nodes[0])
+    done = cluster_remote(own_testbed.client, "check", "mycl", "--all", code=1)
     assert done.out.count("though the location log says so") == 50
     assert "and 20 more" in done.out
-    assert len(told(own_site.client, "check", "mycl", "--all", code=1)["findings"]) == 70
+    assert len(told(own_testbed.client, "check", "mycl", "--all", code=1)["findings"]) == 70
 
 
-def test_encrypted_contents_are_left_to_git_annex(in_order: Site) -> None:
+def test_encrypted_contents_are_left_to_git_annex(in_order: Testbed) -> None:
     initremote(
         in_order.client, "crypt", f"url={in_order.url}", "encryption=shared", "tracking=remote",
         f"cluster={in_order.cluster.uuid}", private=False,
@@ -257,18 +259,18 @@ def test_encrypted_contents_are_left_to_git_annex(in_order: Site) -> None:
         assert "git annex fsck --fast --from crypt" in done.err
 
 
-def test_without_a_server_the_nodes_are_asked_directly(own_site: Site) -> None:
-    gateway, first = own_site.cluster.gateway, own_site.cluster.nodes[0]
-    initremote(gateway, "own", sameas=own_site.cluster.uuid)
+def test_without_a_server_the_nodes_are_asked_directly(own_testbed: Testbed) -> None:
+    gateway, first = own_testbed.cluster.gateway, own_testbed.cluster.nodes[0]
+    initremote(gateway, "own", sameas=own_testbed.cluster.uuid)
     key = gateway.add("one", b"one")
     gateway.annex("copy", "--quiet", "--to", "own", "one")
     lose(first, key)
     said = told(gateway, "check", "own", "one", "--fix")
     assert found(said) == {key: ([first.uuid], [])}
-    assert gateway.locations(key) & own_site.nodes == own_site.nodes - {first.uuid}
+    assert gateway.locations(key) & own_testbed.nodes == own_testbed.nodes - {first.uuid}
 
 
-def test_progress_goes_to_a_terminal_and_nowhere_else(in_order: Site) -> None:
+def test_progress_goes_to_a_terminal_and_nowhere_else(in_order: Testbed) -> None:
     for arguments in (("--all",), ()):
         assert cluster_remote(in_order.client, "check", "mycl", *arguments).err == ""
         argv = ("cluster-remote", "check", "mycl", *arguments)
@@ -280,14 +282,14 @@ def test_progress_goes_to_a_terminal_and_nowhere_else(in_order: Site) -> None:
 # What every command promises
 
 
-def test_a_wrong_name_is_wrong_usage_and_the_right_ones_are_named(in_order: Site) -> None:
+def test_a_wrong_name_is_wrong_usage_and_the_right_ones_are_named(in_order: Testbed) -> None:
     for command in ("check", "repair", "status"):
         done = cluster_remote(in_order.client, command, "other", code=2)
         assert "'other' is not a cluster remote" in done.err
         assert "mycl" in done.err
 
 
-def test_a_bare_address_has_no_location_log_to_compare_with(in_order: Site) -> None:
+def test_a_bare_address_has_no_location_log_to_compare_with(in_order: Testbed) -> None:
     for command in ("check", "repair"):
         done = cluster_remote(in_order.client, command, in_order.url, code=2)
         assert "cluster-remote setup" in done.err
@@ -305,7 +307,7 @@ def test_help_has_an_example(environment: Environment) -> None:
         assert "Exit codes: 0" in shown
 
 
-def test_a_closed_pipe_is_not_reported(in_order: Site) -> None:
+def test_a_closed_pipe_is_not_reported(in_order: Testbed) -> None:
     for command in ("check", "repair", "status"):
         for option in ("", "--json"):
             # The reader is gone before there is anything to be read.
@@ -315,7 +317,7 @@ def test_a_closed_pipe_is_not_reported(in_order: Site) -> None:
 
 
 @pytest.fixture
-def waiting(in_order: Site) -> Iterator[Path]:
+def waiting(in_order: Testbed) -> Iterator[Path]:
     """Nodes that take for ever, so that there is something to interrupt. A file that is there once one was asked."""
     file = in_order.environment.directory / "waiting"
     shell = in_order.environment.program("git-annex-shell", f"#!/bin/sh\ntouch {file}\nexec sleep 600\n")
@@ -325,7 +327,7 @@ def waiting(in_order: Site) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("command", ["check", *only_in_all("repair", "status")])
-def test_an_interrupt_ends_it_with_a_line_and_leaves_no_process(in_order: Site, waiting: Path, command: str) -> None:
+def test_an_interrupt_ends_it_with_a_line_and_leaves_no_process(in_order: Testbed, waiting: Path, command: str) -> None:
     process = in_order.environment.popen(
         "cluster-remote", command, "mycl", cwd=in_order.client.path, stderr=subprocess.PIPE
     )
@@ -337,7 +339,7 @@ def test_an_interrupt_ends_it_with_a_line_and_leaves_no_process(in_order: Site, 
     in_order.environment.assert_no_process_left()
 
 
-def test_the_shell_is_offered_the_remotes(in_order: Site) -> None:
+def test_the_shell_is_offered_the_remotes(in_order: Testbed) -> None:
     for command in ("check", "repair", "status"):
         done = in_order.environment.run(
             "cluster-remote",
@@ -352,7 +354,7 @@ def test_the_shell_is_offered_the_remotes(in_order: Site) -> None:
         assert done.stdout.decode().split() == ["mycl"]
 
 
-def test_a_branch_that_was_fetched_but_not_merged_is_taken_into_account(in_order: Site) -> None:
+def test_a_branch_that_was_fetched_but_not_merged_is_taken_into_account(in_order: Testbed) -> None:
     other = in_order.cluster.clone("other")
     initremote(other, "mycl", f"url={in_order.url}", sameas=in_order.cluster.uuid)
     other.git("remote", "add", "desk", in_order.client.path)
@@ -368,17 +370,17 @@ def test_a_repository_that_knows_no_node_is_told_to_fetch(environment: Environme
 
 @pytest.mark.parametrize("serverless", [True, *only_in_all(False)])
 def test_damaged_copies_are_found_by_reading_them_recorded_with_fix_and_moved_aside_when_asked(
-    own_site: Site, serverless: bool
+    own_testbed: Testbed, serverless: bool
 ) -> None:
-    keys = store(own_site, ["one", "two"])
-    where, name = own_site.client, "mycl"
+    keys = store(own_testbed, ["one", "two"])
+    where, name = own_testbed.client, "mycl"
     if serverless:
-        where, name = own_site.cluster.gateway, "own"
-        initremote(where, name, sameas=own_site.cluster.uuid)
+        where, name = own_testbed.cluster.gateway, "own"
+        initremote(where, name, sameas=own_testbed.cluster.uuid)
         where.annex("merge", "--quiet")
     worm = where.add("worm", b"worm", backend="WORM")
     where.annex("copy", "--quiet", "--to", name, "worm")
-    first = own_site.cluster.nodes[0]
+    first = own_testbed.cluster.nodes[0]
     spoil(first, keys["one"], b"the content of oNe\n")
     selection = ("--key", keys["one"], "--key", keys["two"], "--key", worm)
     assert told(where, "check", name, *selection, code=None)["keys"] == 3
@@ -401,18 +403,18 @@ def test_damaged_copies_are_found_by_reading_them_recorded_with_fix_and_moved_as
 
 
 @pytest.mark.slow
-def test_a_content_check_that_was_interrupted_goes_on(own_site: Site) -> None:
-    client = own_site.client
-    keys = store(own_site, ["one", "two"])
-    verified = client.path / ".git/cluster-remote/verified" / own_site.cluster.uuid
+def test_a_content_check_that_was_interrupted_goes_on(own_testbed: Testbed) -> None:
+    client = own_testbed.client
+    keys = store(own_testbed, ["one", "two"])
+    verified = client.path / ".git/cluster-remote/verified" / own_testbed.cluster.uuid
     verified.parent.mkdir(parents=True)
-    verified.write_text(f"{own_site.cluster.nodes[0].uuid} {keys['one']}\n")
+    verified.write_text(f"{own_testbed.cluster.nodes[0].uuid} {keys['one']}\n")
     assert told(client, "check", "mycl", "--content", "--continue")["read"] == 5
     assert not verified.exists()
     assert told(client, "check", "mycl", "--content")["read"] == 6
 
 
-def test_the_only_cluster_need_not_be_named(in_order: Site) -> None:
+def test_the_only_cluster_need_not_be_named(in_order: Testbed) -> None:
     assert told(in_order.client, "check")["keys"] == 4
     assert told(in_order.client, "check", "one", "below")["keys"] == 3
     assert told(in_order.client, "repair", "one", "--dry-run")["keys"] == 1
@@ -420,7 +422,7 @@ def test_the_only_cluster_need_not_be_named(in_order: Site) -> None:
 
 
 @pytest.mark.slow
-def test_a_full_standard_output_is_said_in_one_line(in_order: Site) -> None:
+def test_a_full_standard_output_is_said_in_one_line(in_order: Testbed) -> None:
     for line in ("check mycl", "status mycl", "doctor mycl --json"):
         done = in_order.environment.run(
             "bash", "-c", f"cluster-remote {line} > /dev/full", cwd=in_order.client.path, check=False

@@ -17,7 +17,7 @@ import pytest
 
 from cluster_remote.diagnosis.programs import Programs, problems_of_programs
 from tests.cli.command import cluster_remote, told
-from tests.remote.sites import Site, initremote, make_site
+from tests.remote.testbed import Testbed, initremote, make_testbed
 from tests.support.environment import Environment
 from tests.support.repositories import DESCRIPTIONS, Cluster, Repository
 from tests.support.shells import limit_version
@@ -49,9 +49,9 @@ def careless(environment: Environment) -> Iterator[None]:
 
 
 @pytest.fixture
-def full_site(environment: Environment) -> Site:
-    """A site as it should be, for one test."""
-    return make_site(environment, node_remotes=True)
+def full_testbed(environment: Environment) -> Testbed:
+    """A testbed as it should be, for one test."""
+    return make_testbed(environment, node_remotes=True)
 
 
 def findings(where: Repository, *arguments: str, **options: Any) -> list[dict[str, Any]]:
@@ -86,35 +86,35 @@ def healthy(where: Repository, *arguments: str, **options: Any) -> dict[str, Any
 # In order
 
 
-def test_nothing_is_found_where_all_is_as_it_should_be(full_site: Site) -> None:
-    inside = full_site.client.path / "folder"
+def test_nothing_is_found_where_all_is_as_it_should_be(full_testbed: Testbed) -> None:
+    inside = full_testbed.client.path / "folder"
     inside.mkdir()
-    said = healthy(full_site.client, cwd=inside)
-    assert said["repository"] == str(full_site.client.path)
+    said = healthy(full_testbed.client, cwd=inside)
+    assert said["repository"] == str(full_testbed.client.path)
     assert {server["remote"]: server["version"] for server in said["servers"]} == {
         "mycl": 4, "n1": 4, "n2": 4, "n3": 4,
     }  # fmt: skip
     programs = {program["name"]: program for program in said["programs"]}
     assert programs["git-annex"]["version"].startswith("10.")
     assert programs["annexremote"]["version"]
-    assert programs["git-annex-shell"]["path"] == str(full_site.environment.which("git-annex-shell"))
-    shown = cluster_remote(full_site.client, "doctor", "mycl").out
+    assert programs["git-annex-shell"]["path"] == str(full_testbed.environment.which("git-annex-shell"))
+    shown = cluster_remote(full_testbed.client, "doctor", "mycl").out
     assert "No problems found." in shown
-    healthy(full_site.cluster.gateway)
+    healthy(full_testbed.cluster.gateway)
 
 
-def test_a_name_that_is_not_a_cluster_remote_is_wrong_usage(site: Site) -> None:
-    done = cluster_remote(site.client, "doctor", "origin", code=2)
+def test_a_name_that_is_not_a_cluster_remote_is_wrong_usage(testbed: Testbed) -> None:
+    done = cluster_remote(testbed.client, "doctor", "origin", code=2)
     assert "'origin' is not a cluster remote" in done.err
 
 
-def test_a_gateway_that_has_gone_on_is_a_note_and_no_finding(full_site: Site) -> None:
-    full_site.cluster.gateway.annex("describe", "here", "another name")
-    full_site.cluster.gateway.annex("merge")
-    said = healthy(full_site.client)
+def test_a_gateway_that_has_gone_on_is_a_note_and_no_finding(full_testbed: Testbed) -> None:
+    full_testbed.cluster.gateway.annex("describe", "here", "another name")
+    full_testbed.cluster.gateway.annex("merge")
+    said = healthy(full_testbed.client)
     assert any("git fetch origin" in note for note in said["notes"])
-    full_site.client.git("fetch", "--quiet", "origin")
-    assert healthy(full_site.client)["notes"] == []
+    full_testbed.client.git("fetch", "--quiet", "origin")
+    assert healthy(full_testbed.client)["notes"] == []
 
 
 def test_over_ssh_the_version_of_git_annex_there_is_told(
@@ -129,11 +129,11 @@ def test_over_ssh_the_version_of_git_annex_there_is_told(
 # Remotes
 
 
-def test_a_special_remote_in_the_place_of_a_cluster(full_site: Site) -> None:
-    client, uuid = full_site.client, full_site.cluster.uuid
+def test_a_special_remote_in_the_place_of_a_cluster(full_testbed: Testbed) -> None:
+    client, uuid = full_testbed.client, full_testbed.cluster.uuid
     client.annex("describe", uuid, 'it\'s the "family" photos')
-    (full_site.environment.directory / "d").mkdir()
-    place = f"directory={full_site.environment.directory}/d"
+    (full_testbed.environment.directory / "d").mkdir()
+    place = f"directory={full_testbed.environment.directory}/d"
     client.annex("initremote", "bad", "type=directory", place, "encryption=none", f"uuid={uuid}")
     finding = only(findings(client), "made-with-uuid")
     assert finding["about"] == "bad"
@@ -157,10 +157,10 @@ def test_a_remote_in_the_place_of_a_cluster_is_replaced(cluster: Cluster) -> Non
     assert cluster.holders(client.key("stored")) == [True] * 3
 
 
-def test_a_remote_in_the_place_of_a_node_is_replaced(full_site: Site) -> None:
-    client, node = full_site.client, full_site.cluster.nodes[1]
+def test_a_remote_in_the_place_of_a_node_is_replaced(full_testbed: Testbed) -> None:
+    client, node = full_testbed.client, full_testbed.cluster.nodes[1]
     with careless(client.environment):
-        initremote(client, "bad", f"url={full_site.url}", f"uuid={node.uuid}", private=False)
+        initremote(client, "bad", f"url={full_testbed.url}", f"uuid={node.uuid}", private=False)
     finding = only(findings(client), "made-with-uuid")
     carry_out(client, finding)
     healthy(client)
@@ -169,15 +169,15 @@ def test_a_remote_in_the_place_of_a_node_is_replaced(full_site: Site) -> None:
 
 
 @pytest.mark.slow
-def test_encryption_on_a_remote_that_is_the_same_as_a_cluster(full_site: Site) -> None:
-    client = full_site.client
+def test_encryption_on_a_remote_that_is_the_same_as_a_cluster(full_testbed: Testbed) -> None:
+    client = full_testbed.client
     with careless(client.environment):
-        initremote(client, "enc", f"url={full_site.url}", "encryption=shared", sameas=full_site.cluster.uuid)
+        initremote(client, "enc", f"url={full_testbed.url}", "encryption=shared", sameas=full_testbed.cluster.uuid)
     key = client.add("secret", b"not so secret")
     client.annex("copy", "--to", "enc", "secret")
     # In the clear, whatever the user meant, and nobody counts them.
-    assert full_site.cluster.holders(key) == [True] * 3
-    assert full_site.present(key) == set()
+    assert full_testbed.cluster.holders(key) == [True] * 3
+    assert full_testbed.present(key) == set()
     finding = only(findings(client, "enc"), "encrypted")
     assert "encryption=shared" in finding["words"]
     assert "unencrypted" in finding["words"]
@@ -185,7 +185,7 @@ def test_encryption_on_a_remote_that_is_the_same_as_a_cluster(full_site: Site) -
     healthy(client, "enc")
     # git-annex has been told the truth, that the content is there, so it copies nothing and records nothing.
     assert told(client, "repair", "enc", "secret")["healthy"]
-    assert full_site.present(key) == full_site.nodes
+    assert full_testbed.present(key) == full_testbed.nodes
 
 
 @pytest.mark.slow
@@ -276,8 +276,8 @@ def test_a_cluster_whose_nodes_were_never_fetched(cluster: Cluster) -> None:
 
 
 @pytest.mark.slow
-def test_nodes_that_are_no_remotes_cannot_be_verified(own_site: Site) -> None:
-    client = own_site.client
+def test_nodes_that_are_no_remotes_cannot_be_verified(own_testbed: Testbed) -> None:
+    client = own_testbed.client
     client.add("counted", b"counted")
     client.annex("copy", "--to", "mycl", "counted")
     assert client.annex("drop", "counted", check=False).returncode != 0
@@ -287,12 +287,12 @@ def test_nodes_that_are_no_remotes_cannot_be_verified(own_site: Site) -> None:
     client.annex("drop", "counted")
 
 
-def test_a_node_that_is_as_cheap_as_its_cluster(full_site: Site) -> None:
-    full_site.client.git("config", "remote.n2.annex-cost", "100")
-    finding = only(findings(full_site.client), "cost")
+def test_a_node_that_is_as_cheap_as_its_cluster(full_testbed: Testbed) -> None:
+    full_testbed.client.git("config", "remote.n2.annex-cost", "100")
+    finding = only(findings(full_testbed.client), "cost")
     assert finding["about"] == "n2"
-    carry_out(full_site.client, finding)
-    healthy(full_site.client)
+    carry_out(full_testbed.client, finding)
+    healthy(full_testbed.client)
 
 
 def test_a_cluster_without_a_server_that_is_dearer_than_its_nodes(cluster: Cluster) -> None:
@@ -307,25 +307,25 @@ def test_a_cluster_without_a_server_that_is_dearer_than_its_nodes(cluster: Clust
     healthy(gateway)
 
 
-def test_a_node_that_is_gone(full_site: Site) -> None:
-    node = full_site.cluster.nodes[0]
+def test_a_node_that_is_gone(full_testbed: Testbed) -> None:
+    node = full_testbed.cluster.nodes[0]
     uuid = node.uuid
     away = node.path.rename(node.path.with_name("away"))
-    finding = only(findings(full_site.client), "unreachable")
+    finding = only(findings(full_testbed.client), "unreachable")
     assert finding["about"] == "n1"
     assert DESCRIPTIONS[0] in finding["words"]
     assert finding["commands"] == ["cluster-remote ping n1"]
     # Nobody is told to declare it dead, but who does is not told of it any more.
-    full_site.client.annex("dead", uuid)
-    healthy(full_site.client)
-    full_site.client.annex("semitrust", uuid)
+    full_testbed.client.annex("dead", uuid)
+    healthy(full_testbed.client)
+    full_testbed.client.annex("semitrust", uuid)
     away.rename(node.path)
-    carry_out(full_site.client, finding)
-    healthy(full_site.client)
+    carry_out(full_testbed.client, finding)
+    healthy(full_testbed.client)
 
 
-def test_a_node_that_was_taken_out_of_the_cluster(full_site: Site) -> None:
-    gateway, client = full_site.cluster.gateway, full_site.client
+def test_a_node_that_was_taken_out_of_the_cluster(full_testbed: Testbed) -> None:
+    gateway, client = full_testbed.cluster.gateway, full_testbed.client
     gateway.git("config", "--unset", "remote.node1.annex-cluster-node")
     gateway.annex("updatecluster")
     (problem,) = told(client, "status", "mycl", code=1)["clusters"][0]["problems"]
@@ -359,37 +359,37 @@ def test_a_disk_with_another_uuid_in_the_place_of_a_node(cluster: Cluster) -> No
     assert told(gateway, "status", "own")["well"]
 
 
-def test_a_gateway_that_is_gone(own_site: Site) -> None:
-    own_site.cluster.gateway.path.rename(own_site.environment.directory / "away")
-    found = findings(own_site.client, "mycl")
+def test_a_gateway_that_is_gone(own_testbed: Testbed) -> None:
+    own_testbed.cluster.gateway.path.rename(own_testbed.environment.directory / "away")
+    found = findings(own_testbed.client, "mycl")
     finding = next(each for each in found if each["kind"] == "unreachable")
     assert finding["commands"] == ["cluster-remote ping mycl"]
-    cluster_remote(own_site.client, "ping", "mycl", code=3)
+    cluster_remote(own_testbed.client, "ping", "mycl", code=3)
 
 
-def test_a_gateway_that_cannot_say_who_stored_what(full_site: Site) -> None:
-    shim = limit_version(full_site.environment, 1)
-    found = findings(full_site.client)
+def test_a_gateway_that_cannot_say_who_stored_what(full_testbed: Testbed) -> None:
+    shim = limit_version(full_testbed.environment, 1)
+    found = findings(full_testbed.client)
     assert {each["kind"] for each in found if each["about"] == "mycl"} == {"old-protocol"}
     shim.unlink()
-    healthy(full_site.client)
+    healthy(full_testbed.client)
 
 
 @pytest.mark.slow
-def test_what_a_refused_initremote_leaves_behind(full_site: Site) -> None:
-    client = full_site.client
-    nowhere = f"url={full_site.environment.directory}/nowhere"
-    assert initremote(client, "odd", nowhere, sameas=full_site.cluster.uuid, check=False).returncode != 0
+def test_what_a_refused_initremote_leaves_behind(full_testbed: Testbed) -> None:
+    client = full_testbed.client
+    nowhere = f"url={full_testbed.environment.directory}/nowhere"
+    assert initremote(client, "odd", nowhere, sameas=full_testbed.cluster.uuid, check=False).returncode != 0
     finding = only(findings(client), "left-over")
     assert finding["about"] == "odd"
     carry_out(client, finding)
     healthy(client)
 
 
-def test_parameters_that_cannot_be_used(full_site: Site) -> None:
-    client = full_site.client
+def test_parameters_that_cannot_be_used(full_testbed: Testbed) -> None:
+    client = full_testbed.client
     with careless(client.environment):
-        initremote(client, "odd", "url=gopher://nowhere", sameas=full_site.cluster.uuid)
+        initremote(client, "odd", "url=gopher://nowhere", sameas=full_testbed.cluster.uuid)
     finding = only(findings(client, "odd"), "settings-unusable")
     assert "gopher" in finding["words"]
 
@@ -464,8 +464,8 @@ def test_a_branch_that_was_never_fetched(cluster: Cluster) -> None:
     healthy(client)
 
 
-def test_secrets_that_others_can_read(full_site: Site) -> None:
-    client = full_site.client
+def test_secrets_that_others_can_read(full_testbed: Testbed) -> None:
+    client = full_testbed.client
     cluster_remote(client, "token", "create")
     tokens = client.path / ".git/cluster-remote/tokens"
     creds = client.path / ".git/annex/creds/some credential"
@@ -505,47 +505,47 @@ def path_after(command: str, path: str) -> str:
     return done.stdout.decode()
 
 
-def test_programs_that_are_installed_but_not_on_path(full_site: Site) -> None:
+def test_programs_that_are_installed_but_not_on_path(full_testbed: Testbed) -> None:
     """As in a virtual environment that nobody has activated."""
-    bare = full_site.environment.directory / "bare"
+    bare = full_testbed.environment.directory / "bare"
     bare.mkdir()
     git = shutil.which("git")
     assert git is not None
     (bare / "git").symlink_to(git)
     path = f"{bare}:/usr/bin:/bin"
-    said = doctor_with_path(full_site.client, path, 1)
+    said = doctor_with_path(full_testbed.client, path, 1)
     assert {each["about"] for each in said["findings"]} == {
         "git-annex", "git-annex-shell", "git-annex-remote-cluster",
     }  # fmt: skip
     mended = path_after(said["findings"][0]["commands"][0], path)
     assert mended.startswith(str(Path(sys.executable).parent))
-    assert doctor_with_path(full_site.client, mended, 0)["healthy"] is True
+    assert doctor_with_path(full_testbed.client, mended, 0)["healthy"] is True
 
 
-def test_two_installations(full_site: Site) -> None:
-    environment = full_site.environment
+def test_two_installations(full_testbed: Testbed) -> None:
+    environment = full_testbed.environment
     real = environment.which("git-annex-shell")
     environment.program("git-annex-shell", f'#!/bin/sh\nexec {shlex.quote(str(real))} "$@"\n')
-    finding = only(findings(full_site.client), "program-elsewhere")
+    finding = only(findings(full_testbed.client), "program-elsewhere")
     assert (finding["about"], str(real.parent) in finding["commands"][0]) == ("git-annex-shell", True)
     mended = path_after(finding["commands"][0], environment.env["PATH"])
-    healthy(full_site.client, env={"PATH": mended})
+    healthy(full_testbed.client, env={"PATH": mended})
 
 
-def test_another_version_of_this_program_is_found_first(full_site: Site) -> None:
-    environment = full_site.environment
+def test_another_version_of_this_program_is_found_first(full_testbed: Testbed) -> None:
+    environment = full_testbed.environment
     real = environment.which("git-annex-remote-cluster")
     environment.program(
         "git-annex-remote-cluster",
         f'#!/bin/sh\ntest "$1" = --version && echo git-annex-remote-cluster 0.0.1 && exit\nexec {real} "$@"\n',
     )
-    finding = only(findings(full_site.client), "program-elsewhere")
+    finding = only(findings(full_testbed.client), "program-elsewhere")
     assert "0.0.1" in finding["words"]
-    healthy(full_site.client, env={"PATH": path_after(finding["commands"][0], environment.env["PATH"])})
+    healthy(full_testbed.client, env={"PATH": path_after(finding["commands"][0], environment.env["PATH"])})
 
 
-def test_a_git_annex_that_has_no_clusters(full_site: Site) -> None:
-    environment = full_site.environment
+def test_a_git_annex_that_has_no_clusters(full_testbed: Testbed) -> None:
+    environment = full_testbed.environment
     real = environment.which("git-annex")
     directory = environment.bin
     environment.program(
@@ -553,11 +553,11 @@ def test_a_git_annex_that_has_no_clusters(full_site: Site) -> None:
     )
     shell = environment.which("git-annex-shell")
     environment.program("git-annex-shell", f'#!/bin/sh\nexec {shell} "$@"\n')
-    finding = only(findings(full_site.client), "program-old")
+    finding = only(findings(full_testbed.client), "program-old")
     assert "8.20210223" in finding["words"]
     (directory / "git-annex").unlink()
     (directory / "git-annex-shell").unlink()
-    healthy(full_site.client)
+    healthy(full_testbed.client)
 
 
 def test_outside_of_a_repository_the_programs_are_looked_at(environment: Environment) -> None:
@@ -585,8 +585,8 @@ def test_what_is_not_installed_at_all_comes_with_the_way_to_install_it() -> None
 
 
 @pytest.mark.slow
-def test_contents_that_git_annex_will_not_get_are_noted(full_site: Site) -> None:
-    client = full_site.client
+def test_contents_that_git_annex_will_not_get_are_noted(full_testbed: Testbed) -> None:
+    client = full_testbed.client
     client.write("old", b"no checksum\n")
     client.annex("add", "--backend=WORM", "old")
     client.annex("copy", "--to", "mycl", "old")
@@ -600,11 +600,11 @@ def test_contents_that_git_annex_will_not_get_are_noted(full_site: Site) -> None
 
 
 def test_looking_changes_nothing(environment: Environment) -> None:
-    site = make_site(environment)
-    site.client.git("config", "remote.mycl.annex-cost", "100")
-    config = (site.client.path / ".git/config").read_bytes()
-    refs = site.client.git("for-each-ref").stdout
-    findings(site.client)
-    assert (site.client.path / ".git/config").read_bytes() == config
-    assert site.client.git("for-each-ref").stdout == refs
-    assert [file.name for file in site.client.path.iterdir()] == [".git"]
+    testbed = make_testbed(environment)
+    testbed.client.git("config", "remote.mycl.annex-cost", "100")
+    config = (testbed.client.path / ".git/config").read_bytes()
+    refs = testbed.client.git("for-each-ref").stdout
+    findings(testbed.client)
+    assert (testbed.client.path / ".git/config").read_bytes() == config
+    assert testbed.client.git("for-each-ref").stdout == refs
+    assert [file.name for file in testbed.client.path.iterdir()] == [".git"]

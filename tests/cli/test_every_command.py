@@ -30,7 +30,7 @@ from tests.cli.ailing import on_a_terminal
 from tests.cli.command import Done, cluster_remote
 from tests.cli.outcomes import outcome
 from tests.cli.test_doctor import careless
-from tests.remote.sites import Site, initremote, make_site
+from tests.remote.testbed import Testbed, initremote, make_testbed
 from tests.support.environment import Environment
 from tests.support.processes import end_group, wait_until
 from tests.support.slow import representatives
@@ -51,7 +51,7 @@ class Case:
     """How to bring a command into each situation; None where there is no such situation for it.
 
     Attributes:
-        works: arguments with which it does something in the site's client.
+        works: arguments with which it does something in the testbed's client.
         code: its exit code then.
         unknown: arguments with the name of something that does not exist; the exit code is 2.
         down: arguments with which nobody answers, and the exit code.
@@ -172,26 +172,26 @@ def has_json(name: str) -> bool:
 
 
 @pytest.fixture(scope="module")
-def common(make_environment: Callable[[], Environment]) -> Site:
-    """A site in order, with a remote `gone` besides that leads nowhere, and a file that all nodes have."""
+def common(make_environment: Callable[[], Environment]) -> Testbed:
+    """A testbed in order, with a remote `gone` besides that leads nowhere, and a file that all nodes have."""
     environment = make_environment()
-    site = make_site(environment, node_remotes=True)
+    testbed = make_testbed(environment, node_remotes=True)
     with careless(environment):
-        initremote(site.client, "gone", "url=/nowhere/at/all", sameas=site.cluster.uuid)
-    site.client.git("config", "remote.gone.annex-cost", "50")
-    site.client.git("config", "remote.gone.annex-sync", "false")
-    site.client.add("file", b"a file that all nodes have\n")
-    site.client.git("commit", "--quiet", "--message", "file")
-    site.client.annex("copy", "--to", "mycl", "file")
-    (site.client.path / "folder").mkdir()
-    return site
+        initremote(testbed.client, "gone", "url=/nowhere/at/all", sameas=testbed.cluster.uuid)
+    testbed.client.git("config", "remote.gone.annex-cost", "50")
+    testbed.client.git("config", "remote.gone.annex-sync", "false")
+    testbed.client.add("file", b"a file that all nodes have\n")
+    testbed.client.git("commit", "--quiet", "--message", "file")
+    testbed.client.annex("copy", "--to", "mycl", "file")
+    (testbed.client.path / "folder").mkdir()
+    return testbed
 
 
-def filled(arguments: tuple[str, ...], site: Site, new: Path) -> list[str]:
+def filled(arguments: tuple[str, ...], testbed: Testbed, new: Path) -> list[str]:
     """Arguments with what only a test knows put in."""
-    values = {"gateway": site.url, "new": str(new)}
+    values = {"gateway": testbed.url, "new": str(new)}
     if "{token}" in arguments:
-        values["token"] = outcome("token create", cluster_remote(site.client, "token", "create", "--json").out)[
+        values["token"] = outcome("token create", cluster_remote(testbed.client, "token", "create", "--json").out)[
             "token"
         ]["id"]
     return [argument.format(**values) for argument in arguments]
@@ -261,7 +261,7 @@ def test_every_command_has_json_described_or_a_reason_not_to() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
-def test_help_has_an_example_and_all_options(name: str, common: Site, inside: Inside) -> None:
+def test_help_has_an_example_and_all_options(name: str, common: Testbed, inside: Inside) -> None:
     shown = inside(common.environment, common.environment.directory, *name.split(), "--help").out
     assert f"Example: cluster-remote {name}" in re.sub(r"\s+", " ", shown)
     assert "\x1b" not in shown
@@ -272,13 +272,13 @@ def test_help_has_an_example_and_all_options(name: str, common: Site, inside: In
             assert option.opts[0] in shown
 
 
-def test_help_says_what_the_exit_codes_mean(common: Site, inside: Inside) -> None:
+def test_help_says_what_the_exit_codes_mean(common: Testbed, inside: Inside) -> None:
     shown = re.sub(r"\s+", " ", inside(common.environment, common.environment.directory, "--help").out)
     for code in ("0 ", "1 ", "2 ", "3 ", "4 ", "130 "):
         assert code in shown.partition("Exit codes:")[2]
 
 
-def test_wrong_usage_is_told_in_words(common: Site, inside: Inside) -> None:
+def test_wrong_usage_is_told_in_words(common: Testbed, inside: Inside) -> None:
     for words, arguments in (
         ("No such command", ["nonsense"]),
         ("No such option", ["ping", "--nonsense", "x"]),
@@ -287,7 +287,7 @@ def test_wrong_usage_is_told_in_words(common: Site, inside: Inside) -> None:
         assert words in inside(common.environment, common.client.path, *arguments, code=2).err
 
 
-def test_help_and_completion_import_no_command(common: Site) -> None:
+def test_help_and_completion_import_no_command(common: Testbed) -> None:
     # A shell completes while its user waits.
     completing = {"COMP_WORDS": "cluster-remote ", "COMP_CWORD": "1", "_CLUSTER_REMOTE_COMPLETE": "complete_bash"}
     for arguments, env in ((["--help"], {}), ([], completing)):
@@ -302,7 +302,7 @@ def test_help_and_completion_import_no_command(common: Site) -> None:
 
 @pytest.mark.parametrize("name", sorted(OUTCOMES))
 def test_json_is_as_its_schema_says_from_a_subdirectory_too(
-    name: str, common: Site, inside: Inside, tmp_path: Path
+    name: str, common: Testbed, inside: Inside, tmp_path: Path
 ) -> None:
     case = CASES[name]
     assert case.works is not None
@@ -316,7 +316,7 @@ def test_json_is_as_its_schema_says_from_a_subdirectory_too(
 
 
 @with_case("unknown")
-def test_a_wrong_name_is_wrong_usage_and_named(name: str, common: Site, inside: Inside, tmp_path: Path) -> None:
+def test_a_wrong_name_is_wrong_usage_and_named(name: str, common: Testbed, inside: Inside, tmp_path: Path) -> None:
     arguments = CASES[name].unknown
     assert arguments is not None
     words = filled(arguments, common, tmp_path / "new")
@@ -327,7 +327,7 @@ def test_a_wrong_name_is_wrong_usage_and_named(name: str, common: Site, inside: 
 
 
 @pytest.mark.parametrize("name", sorted(set(OUTCOMES) & {name for name, case in CASES.items() if case.unknown}))
-def test_an_error_is_json_too(name: str, common: Site, inside: Inside, tmp_path: Path) -> None:
+def test_an_error_is_json_too(name: str, common: Testbed, inside: Inside, tmp_path: Path) -> None:
     arguments = CASES[name].unknown
     assert arguments is not None
     words = ["--json", *filled(arguments, common, tmp_path / "new")]
@@ -356,11 +356,11 @@ def test_an_error_in_the_middle_of_json_ends_it_as_json() -> None:
 @pytest.mark.parametrize(
     "arguments", [["check", "--json", "--jobs", "0"], ["get", "--json"], ["status", "--json", "--no"]]
 )
-def test_wrong_usage_is_json_too(arguments: list[str], common: Site, inside: Inside) -> None:
+def test_wrong_usage_is_json_too(arguments: list[str], common: Testbed, inside: Inside) -> None:
     assert json.loads(inside(common.environment, common.client.path, *arguments, code=2).out)["exit_code"] == 2
 
 
-def test_help_shows_the_commands_in_groups_and_no_types(common: Site, inside: Inside) -> None:
+def test_help_shows_the_commands_in_groups_and_no_types(common: Testbed, inside: Inside) -> None:
     place = common.environment.directory
     shown = inside(common.environment, place, "--help").out
     assert shown.index("Set up:") < shown.index("  setup") < shown.index("Check and repair:") < shown.index("  status")
@@ -372,7 +372,7 @@ def test_help_shows_the_commands_in_groups_and_no_types(common: Site, inside: In
 
 
 @with_case("down")
-def test_an_unreachable_server_is_reported_in_words(name: str, common: Site, inside: Inside, tmp_path: Path) -> None:
+def test_an_unreachable_server_is_reported_in_words(name: str, common: Testbed, inside: Inside, tmp_path: Path) -> None:
     down = CASES[name].down
     assert down is not None
     arguments, code = down
@@ -397,7 +397,7 @@ def bare_places(make_environment: Callable[[], Environment]) -> Iterator[tuple[E
 
 @with_case("outside")
 def test_outside_of_a_repository_the_exit_code_says_so(
-    name: str, bare_places: tuple[Environment, list[Path]], inside: Inside, common: Site, tmp_path: Path
+    name: str, bare_places: tuple[Environment, list[Path]], inside: Inside, common: Testbed, tmp_path: Path
 ) -> None:
     arguments = CASES[name].outside
     assert arguments is not None
@@ -411,7 +411,7 @@ def test_outside_of_a_repository_the_exit_code_says_so(
 
 
 @with_case("works", "status", "check", "token list", "get", "trace")
-def test_a_closed_output_is_not_a_fault_of_the_program(name: str, common: Site, tmp_path: Path) -> None:
+def test_a_closed_output_is_not_a_fault_of_the_program(name: str, common: Testbed, tmp_path: Path) -> None:
     case = CASES[name]
     assert case.works is not None
     arguments = filled(case.works, common, tmp_path / "new")
@@ -434,12 +434,12 @@ def test_a_closed_output_is_not_a_fault_of_the_program(name: str, common: Site, 
 
 @contextmanager
 def running(
-    name: str, arguments: list[str], site: Site, env: dict[str, str] | None = None
+    name: str, arguments: list[str], testbed: Testbed, env: dict[str, str] | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A command with standard error to be read; whatever is left of it at the end is killed."""
-    process = site.environment.popen(
+    process = testbed.environment.popen(
         "cluster-remote", *name.split(), *arguments,
-        cwd=site.client.path, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=env,
+        cwd=testbed.client.path, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=env,
     )  # fmt: skip
     with process:
         try:
@@ -455,7 +455,7 @@ def interrupt_twice(process: subprocess.Popen[bytes]) -> None:
 
 
 @pytest.fixture(scope="module")
-def stalling(common: Site) -> dict[str, str]:
+def stalling(common: Testbed) -> dict[str, str]:
     """Variables with which git-annex-shell never answers."""
     directory = common.environment.directory / "stalling"
     directory.mkdir()
@@ -467,7 +467,7 @@ def stalling(common: Site) -> dict[str, str]:
 
 @with_case("waits", "status", "check", "put", "lock", "trace")
 def test_an_interrupt_ends_it_at_once_and_is_reported(
-    name: str, common: Site, stalling: dict[str, str], tmp_path: Path
+    name: str, common: Testbed, stalling: dict[str, str], tmp_path: Path
 ) -> None:
     case = CASES[name]
     assert case.waits is not None
@@ -484,7 +484,7 @@ def test_an_interrupt_ends_it_at_once_and_is_reported(
     assert not (tmp_path / "new").exists()
 
 
-def test_sigterm_counts_as_an_interrupt(common: Site, stalling: dict[str, str], tmp_path: Path) -> None:
+def test_sigterm_counts_as_an_interrupt(common: Testbed, stalling: dict[str, str], tmp_path: Path) -> None:
     # git-annex sends it to everybody around it when it gets a SIGINT.
     mark = tmp_path / "stalled"
     with running("ping", ["mycl"], common, {**stalling, "STALLED": str(mark)}) as process:
@@ -496,7 +496,7 @@ def test_sigterm_counts_as_an_interrupt(common: Site, stalling: dict[str, str], 
 
 
 @pytest.mark.parametrize(("name", "arguments"), [("demo", ()), ("bench", ("--case", "small", "--rounds", "1"))])
-def test_an_interrupt_leaves_nothing_behind(name: str, arguments: tuple[str, ...], common: Site) -> None:
+def test_an_interrupt_leaves_nothing_behind(name: str, arguments: tuple[str, ...], common: Testbed) -> None:
     temporary = Path(common.environment.env["TMPDIR"])
     before = set(temporary.iterdir())
     with running(name, list(arguments), common) as process:
@@ -511,9 +511,9 @@ def test_an_interrupt_leaves_nothing_behind(name: str, arguments: tuple[str, ...
     assert {file for file in set(temporary.iterdir()) - before if file.is_dir()} == set()
 
 
-def test_an_interrupt_stops_serving_cleanly(common: Site, tmp_path: Path) -> None:
+def test_an_interrupt_stops_serving_cleanly(common: Testbed, tmp_path: Path) -> None:
     socket = tmp_path / "socket"
-    gateway = Site(common.cluster, common.cluster.gateway)
+    gateway = Testbed(common.cluster, common.cluster.gateway)
     with running("serve", ["--listen", f"unix:{socket}"], gateway) as process:
         assert wait_until(socket.exists, 30)
         os.killpg(process.pid, signal.SIGINT)
@@ -532,7 +532,7 @@ def test_every_command_that_can_be_interrupted_is() -> None:
 
 
 @pytest.mark.parametrize("name", ["status", "check", "doctor"])
-def test_there_is_colour_on_a_terminal_and_none_with_no_color(name: str, common: Site, tmp_path: Path) -> None:
+def test_there_is_colour_on_a_terminal_and_none_with_no_color(name: str, common: Testbed, tmp_path: Path) -> None:
     works = CASES[name].works
     assert works is not None
     command = ["cluster-remote", *name.split(), *filled(works, common, tmp_path / "new")]
@@ -556,12 +556,12 @@ def completed(inside: Inside, environment: Environment, cwd: Path, *words: str) 
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.takes_remote])
-def test_the_shell_completes_remotes(name: str, common: Site, inside: Inside) -> None:
+def test_the_shell_completes_remotes(name: str, common: Testbed, inside: Inside) -> None:
     assert completed(inside, common.environment, common.client.path / "folder", *name.split(), "my") == ["mycl"]
 
 
 @pytest.mark.parametrize("name", ["present", "put", "get", "drop", "lock"])
-def test_the_shell_completes_nodes(name: str, common: Site, inside: Inside) -> None:
+def test_the_shell_completes_nodes(name: str, common: Testbed, inside: Inside) -> None:
     offered = completed(inside, common.environment, common.client.path, name, "mycl", "--node", "n")
     assert {"node1", "node2", "node3"} <= set(offered)
 
@@ -577,7 +577,7 @@ def test_the_shell_completes_nodes(name: str, common: Site, inside: Inside) -> N
     ids=" ".join,
 )
 def test_where_the_gateway_is_the_shell_completes_what_is_there(
-    words: tuple[str, ...], offered: list[str], common: Site, inside: Inside
+    words: tuple[str, ...], offered: list[str], common: Testbed, inside: Inside
 ) -> None:
     assert sorted(completed(inside, common.environment, common.cluster.gateway.path, *words)) == offered
 
@@ -594,6 +594,6 @@ def test_completion_outside_of_a_repository_offers_nothing_and_says_nothing(
         assert completed(inside, environment, place, "setup", "x", "--node", "") == []
 
 
-def test_the_program_itself_completes(common: Site) -> None:
+def test_the_program_itself_completes(common: Testbed) -> None:
     env = {"COMP_WORDS": "cluster-remote pi", "COMP_CWORD": "1", "_CLUSTER_REMOTE_COMPLETE": "complete_bash"}
     assert cluster_remote(common.client, env=env).out.split() == ["ping"]

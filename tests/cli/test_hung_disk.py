@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.remote.sites import initremote
+from tests.remote.testbed import initremote
 from tests.support.environment import Environment
 from tests.support.processes import end_group
 from tests.support.repositories import Repository, make_cluster

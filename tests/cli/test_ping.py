@@ -6,7 +6,7 @@ import json
 import os
 from pathlib import Path
 
-from tests.remote.sites import initremote
+from tests.remote.testbed import initremote
 from tests.support.environment import Environment
 from tests.support.forked import run_forked
 from tests.support.repositories import Cluster, Repository

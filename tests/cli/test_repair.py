@@ -11,7 +11,7 @@ import pytest
 
 from tests.cli.ailing import away, carry_out, empty, lose, spoil, stock, store, unverified
 from tests.cli.command import cluster_remote, told
-from tests.remote.sites import Site, initremote
+from tests.remote.testbed import Testbed, initremote
 from tests.support.repositories import DESCRIPTIONS, Cluster, Repository
 from tests.support.slow import only_in_all
 
@@ -31,26 +31,26 @@ def read_only(node: Repository) -> None:
     )
 
 
-def test_an_emptied_node_gets_everything_back_from_here(own_site: Site) -> None:
-    keys = store(own_site, ["one", "two"])
-    third = own_site.cluster.nodes[2]
+def test_an_emptied_node_gets_everything_back_from_here(own_testbed: Testbed) -> None:
+    keys = store(own_testbed, ["one", "two"])
+    third = own_testbed.cluster.nodes[2]
     empty(third)
-    said = told(own_site.client, "repair", "mycl")
+    said = told(own_testbed.client, "repair", "mycl")
     assert said["well"]
     assert brought(said) == {key: ("here", [third.uuid], [third.uuid]) for key in keys.values()}
     for name, key in keys.items():
         assert third.object_bytes(key) == f"the content of {name}\n".encode()
-        assert own_site.present(key) == own_site.nodes
-    assert told(own_site.client, "repair", "mycl")["deliveries"] == []
-    assert "No node lacks anything." in cluster_remote(own_site.client, "repair", "mycl").out
+        assert own_testbed.present(key) == own_testbed.nodes
+    assert told(own_testbed.client, "repair", "mycl")["deliveries"] == []
+    assert "No node lacks anything." in cluster_remote(own_testbed.client, "repair", "mycl").out
 
 
-def test_what_is_not_here_comes_from_the_nodes_that_have_it(own_site: Site) -> None:
-    keys = store(own_site, ["one", "two"], keep=False)
-    first, second, third = own_site.cluster.nodes
+def test_what_is_not_here_comes_from_the_nodes_that_have_it(own_testbed: Testbed) -> None:
+    keys = store(own_testbed, ["one", "two"], keep=False)
+    first, second, third = own_testbed.cluster.nodes
     empty(first)
     lose(second, keys["one"])
-    said = told(own_site.client, "repair", "mycl")
+    said = told(own_testbed.client, "repair", "mycl")
     assert brought(said) == {
         keys["one"]: ("nodes", sorted([first.uuid, second.uuid]), sorted([first.uuid, second.uuid])),
         keys["two"]: ("nodes", [first.uuid], [first.uuid]),
@@ -58,134 +58,134 @@ def test_what_is_not_here_comes_from_the_nodes_that_have_it(own_site: Site) -> N
     for node in (first, second, third):
         assert node.object_bytes(keys["one"]) == b"the content of one\n"
         assert node.object_bytes(keys["two"]) == b"the content of two\n"
-    assert not own_site.client.has_object(keys["one"])
+    assert not own_testbed.client.has_object(keys["one"])
     # Nothing of what went through here has stayed.
-    assert not list((own_site.client.path / ".git/annex").glob("tmp/*"))
+    assert not list((own_testbed.client.path / ".git/annex").glob("tmp/*"))
 
 
-def test_several_nodes_that_lack_it_get_it_by_one_upload_to_the_gateway(own_site: Site) -> None:
-    keys = store(own_site, ["one"])
-    gateway = own_site.cluster.gateway
-    for node in own_site.cluster.nodes[:2]:
+def test_several_nodes_that_lack_it_get_it_by_one_upload_to_the_gateway(own_testbed: Testbed) -> None:
+    keys = store(own_testbed, ["one"])
+    gateway = own_testbed.cluster.gateway
+    for node in own_testbed.cluster.nodes[:2]:
         node.annex("drop", "--quiet", "--force", "--key", keys["one"])
-        for repository in (own_site.client, gateway):
+        for repository in (own_testbed.client, gateway):
             repository.annex("setpresentkey", keys["one"], node.uuid, "0")
     # Who puts to the gateway itself names the cluster; each session is a process with these arguments.
-    trace = own_site.environment.directory / "asked"
-    real = own_site.environment.which("git-annex-shell")
-    own_site.environment.program("git-annex-shell", f'#!/bin/sh\nprintf "%s\\n" "$*" >> {trace}\nexec {real} "$@"\n')
-    said = told(own_site.client, "repair", "mycl", "one")
+    trace = own_testbed.environment.directory / "asked"
+    real = own_testbed.environment.which("git-annex-shell")
+    own_testbed.environment.program("git-annex-shell", f'#!/bin/sh\nprintf "%s\\n" "$*" >> {trace}\nexec {real} "$@"\n')
+    said = told(own_testbed.client, "repair", "mycl", "one")
     assert len(said["deliveries"][0]["stored"]) == 2
-    assert any(own_site.cluster.uuid in line for line in trace.read_text().splitlines())
-    assert own_site.cluster.holders(keys["one"]) == [True] * 3
+    assert any(own_testbed.cluster.uuid in line for line in trace.read_text().splitlines())
+    assert own_testbed.cluster.holders(keys["one"]) == [True] * 3
 
 
-def test_what_the_gateway_believes_to_be_there_is_brought_all_the_same(own_site: Site) -> None:
-    keys = store(own_site, ["one"])
-    first, second, _ = own_site.cluster.nodes
+def test_what_the_gateway_believes_to_be_there_is_brought_all_the_same(own_testbed: Testbed) -> None:
+    keys = store(own_testbed, ["one"])
+    first, second, _ = own_testbed.cluster.nodes
     lose(first, keys["one"])
     lose(second, keys["one"])
-    assert {first.uuid, second.uuid} <= own_site.cluster.gateway.locations(keys["one"])
-    assert told(own_site.client, "repair", "mycl")["well"]
-    assert own_site.cluster.holders(keys["one"]) == [True] * 3
+    assert {first.uuid, second.uuid} <= own_testbed.cluster.gateway.locations(keys["one"])
+    assert told(own_testbed.client, "repair", "mycl")["well"]
+    assert own_testbed.cluster.holders(keys["one"]) == [True] * 3
 
 
-def test_a_dry_run_tells_and_does_nothing(own_site: Site) -> None:
-    keys = store(own_site, ["one"])
-    first, second, _ = own_site.cluster.nodes
+def test_a_dry_run_tells_and_does_nothing(own_testbed: Testbed) -> None:
+    keys = store(own_testbed, ["one"])
+    first, second, _ = own_testbed.cluster.nodes
     lose(first, keys["one"])
-    own_site.client.annex("setpresentkey", keys["one"], second.uuid, "0")
-    said = told(own_site.client, "repair", "mycl", "--dry-run", code=1)
+    own_testbed.client.annex("setpresentkey", keys["one"], second.uuid, "0")
+    said = told(own_testbed.client, "repair", "mycl", "--dry-run", code=1)
     assert said["dry_run"]
     assert brought(said) == {keys["one"]: ("here", [first.uuid], [])}
     assert said["recorded"] == 0
-    done = cluster_remote(own_site.client, "repair", "mycl", "one", "-n", code=1)
+    done = cluster_remote(own_testbed.client, "repair", "mycl", "one", "-n", code=1)
     assert f"one: 19 B would go from here to {DESCRIPTIONS[0]}" in done.out
     assert "Nothing has been done" in done.out
-    assert own_site.cluster.holders(keys["one"]) == [False, True, True]
-    assert own_site.present(keys["one"]) == own_site.nodes - {second.uuid}
+    assert own_testbed.cluster.holders(keys["one"]) == [False, True, True]
+    assert own_testbed.present(keys["one"]) == own_testbed.nodes - {second.uuid}
 
 
-def test_with_trust_in_the_log_no_node_is_asked_about_what_it_has_by_the_log(own_site: Site) -> None:
-    keys = store(own_site, ["lost", "lagging"])
-    first = own_site.cluster.nodes[0]
+def test_with_trust_in_the_log_no_node_is_asked_about_what_it_has_by_the_log(own_testbed: Testbed) -> None:
+    keys = store(own_testbed, ["lost", "lagging"])
+    first = own_testbed.cluster.nodes[0]
     lose(first, keys["lost"])
     first.annex("drop", "--quiet", "--force", "--key", keys["lagging"])
-    own_site.client.annex("setpresentkey", keys["lagging"], first.uuid, "0")
-    said = told(own_site.client, "repair", "mycl", "--trust-log")
+    own_testbed.client.annex("setpresentkey", keys["lagging"], first.uuid, "0")
+    said = told(own_testbed.client, "repair", "mycl", "--trust-log")
     assert brought(said) == {keys["lagging"]: ("here", [first.uuid], [first.uuid])}
-    assert own_site.cluster.holders(keys["lost"]) == [False, True, True]
-    assert own_site.cluster.holders(keys["lagging"]) == [True] * 3
+    assert own_testbed.cluster.holders(keys["lost"]) == [False, True, True]
+    assert own_testbed.cluster.holders(keys["lagging"]) == [True] * 3
 
 
-def test_content_that_nodes_have_without_the_log_knowing_is_recorded(own_site: Site) -> None:
-    keys = store(own_site, ["one"])
-    own_site.client.annex("setpresentkey", keys["one"], own_site.cluster.nodes[1].uuid, "0")
-    said = told(own_site.client, "repair", "mycl")
+def test_content_that_nodes_have_without_the_log_knowing_is_recorded(own_testbed: Testbed) -> None:
+    keys = store(own_testbed, ["one"])
+    own_testbed.client.annex("setpresentkey", keys["one"], own_testbed.cluster.nodes[1].uuid, "0")
+    said = told(own_testbed.client, "repair", "mycl")
     assert (said["well"], said["recorded"], said["deliveries"]) == (True, 1, [])
-    assert own_site.present(keys["one"]) == own_site.nodes
+    assert own_testbed.present(keys["one"]) == own_testbed.nodes
 
 
 @pytest.mark.slow
-def test_what_no_node_has_is_left_alone_unless_it_is_named(own_site: Site) -> None:
-    key = own_site.client.add("only here", b"only here")
-    assert told(own_site.client, "repair", "mycl")["deliveries"] == []
-    assert own_site.cluster.holders(key) == [False] * 3
-    said = told(own_site.client, "repair", "mycl", "only here")
+def test_what_no_node_has_is_left_alone_unless_it_is_named(own_testbed: Testbed) -> None:
+    key = own_testbed.client.add("only here", b"only here")
+    assert told(own_testbed.client, "repair", "mycl")["deliveries"] == []
+    assert own_testbed.cluster.holders(key) == [False] * 3
+    said = told(own_testbed.client, "repair", "mycl", "only here")
     assert len(said["deliveries"][0]["stored"]) == 3
-    assert own_site.cluster.holders(key) == [True] * 3
-    assert own_site.present(key) == own_site.nodes
-    other = own_site.client.add("another", b"another")
-    assert told(own_site.client, "repair", "mycl", "--key", other)["well"]
-    assert own_site.cluster.holders(other) == [True] * 3
+    assert own_testbed.cluster.holders(key) == [True] * 3
+    assert own_testbed.present(key) == own_testbed.nodes
+    other = own_testbed.client.add("another", b"another")
+    assert told(own_testbed.client, "repair", "mycl", "--key", other)["well"]
+    assert own_testbed.cluster.holders(other) == [True] * 3
 
 
 @pytest.mark.slow
-def test_what_nobody_within_reach_has_is_named(own_site: Site) -> None:
-    keys = store(own_site, ["lost", "kept"], keep=False)
-    for node in own_site.cluster.nodes:
+def test_what_nobody_within_reach_has_is_named(own_testbed: Testbed) -> None:
+    keys = store(own_testbed, ["lost", "kept"], keep=False)
+    for node in own_testbed.cluster.nodes:
         lose(node, keys["lost"])
-    said = told(own_site.client, "repair", "mycl", code=1)
-    assert brought(said) == {keys["lost"]: (None, sorted(own_site.nodes), [])}
+    said = told(own_testbed.client, "repair", "mycl", code=1)
+    assert brought(said) == {keys["lost"]: (None, sorted(own_testbed.nodes), [])}
     assert [problem["kind"] for problem in said["problems"]] == ["out-of-reach"]
-    done = cluster_remote(own_site.client, "repair", "mycl", "lost", code=1)
+    done = cluster_remote(own_testbed.client, "repair", "mycl", "lost", code=1)
     assert re.search("lost: still lacking on .*neither this repository nor any reachable node", done.out)
     # Its locations are for check to put right.
-    assert own_site.present(keys["lost"]) == own_site.nodes
+    assert own_testbed.present(keys["lost"]) == own_testbed.nodes
     # The exit code of this one is that something is wrong: there is no copy left.
     (command,) = said["problems"][0]["commands"]
-    check = own_site.environment.run(*command.split(), cwd=own_site.client.path, check=False)
+    check = own_testbed.environment.run(*command.split(), cwd=own_testbed.client.path, check=False)
     assert "no repository is known to have 1 key" in check.stdout.decode()
-    assert own_site.present(keys["lost"]) == set()
-    assert told(own_site.client, "repair", "mycl")["well"]
+    assert own_testbed.present(keys["lost"]) == set()
+    assert told(own_testbed.client, "repair", "mycl")["well"]
 
 
-def test_a_node_that_is_away_is_named_and_the_others_are_served(own_site: Site) -> None:
-    keys = store(own_site, ["one"])
-    first, second, third = own_site.cluster.nodes
+def test_a_node_that_is_away_is_named_and_the_others_are_served(own_testbed: Testbed) -> None:
+    keys = store(own_testbed, ["one"])
+    first, second, third = own_testbed.cluster.nodes
     empty(first)
     empty(third)
     with away(second):
-        said = told(own_site.client, "repair", "mycl", code=1)
-        assert own_site.cluster.nodes[0].has_object(keys["one"])
+        said = told(own_testbed.client, "repair", "mycl", code=1)
+        assert own_testbed.cluster.nodes[0].has_object(keys["one"])
     assert said["deliveries"][0]["stored"] == sorted([first.uuid, third.uuid])
     assert [(problem["kind"], problem["node"]) for problem in said["problems"]] == [("node-unreachable", second.uuid)]
-    assert own_site.cluster.holders(keys["one"]) == [True] * 3
+    assert own_testbed.cluster.holders(keys["one"]) == [True] * 3
 
 
-def test_when_no_node_answers_the_exit_code_is_that_of_unreachable_servers(own_site: Site) -> None:
-    store(own_site, ["one"])
-    with away(own_site.cluster.gateway):
-        assert told(own_site.client, "repair", "mycl", code=3)["deliveries"] == []
+def test_when_no_node_answers_the_exit_code_is_that_of_unreachable_servers(own_testbed: Testbed) -> None:
+    store(own_testbed, ["one"])
+    with away(own_testbed.cluster.gateway):
+        assert told(own_testbed.client, "repair", "mycl", code=3)["deliveries"] == []
 
 
-def test_a_node_that_refuses_is_named_with_its_reason_and_not_recorded(own_site: Site) -> None:
-    keys = store(own_site, ["one"])
-    gateway = own_site.cluster.gateway
-    initremote(gateway, "own", sameas=own_site.cluster.uuid)
+def test_a_node_that_refuses_is_named_with_its_reason_and_not_recorded(own_testbed: Testbed) -> None:
+    keys = store(own_testbed, ["one"])
+    gateway = own_testbed.cluster.gateway
+    initremote(gateway, "own", sameas=own_testbed.cluster.uuid)
     gateway.annex("merge", "--quiet")
-    own_site.client.git("push", "--quiet", "origin", "git-annex:refs/heads/synced/git-annex")
-    first, second, _ = own_site.cluster.nodes
+    own_testbed.client.git("push", "--quiet", "origin", "git-annex:refs/heads/synced/git-annex")
+    first, second, _ = own_testbed.cluster.nodes
     lose(first, keys["one"])
     lose(second, keys["one"])
     read_only(first)
@@ -194,53 +194,53 @@ def test_a_node_that_refuses_is_named_with_its_reason_and_not_recorded(own_site:
     (problem,) = said["problems"]
     assert (problem["kind"], problem["node"]) == ("lagging", first.uuid)
     assert "read-only" in problem["words"]
-    assert own_site.cluster.holders(keys["one"]) == [False, True, True]
+    assert own_testbed.cluster.holders(keys["one"]) == [False, True, True]
 
 
-def test_a_node_with_preferred_content_is_left_to_git_annex(own_site: Site) -> None:
-    keys = store(own_site, ["one"])
-    first, second, _ = own_site.cluster.nodes
+def test_a_node_with_preferred_content_is_left_to_git_annex(own_testbed: Testbed) -> None:
+    keys = store(own_testbed, ["one"])
+    first, second, _ = own_testbed.cluster.nodes
     lose(first, keys["one"])
     lose(second, keys["one"])
-    own_site.client.annex("wanted", first.uuid, "include=*.jpg")
-    said = told(own_site.client, "repair", "mycl")
+    own_testbed.client.annex("wanted", first.uuid, "include=*.jpg")
+    said = told(own_testbed.client, "repair", "mycl")
     assert brought(said) == {keys["one"]: ("here", [second.uuid], [second.uuid])}
     nodes = sorted(said["nodes"], key=lambda node: node["name"])
     assert [node["has_preferred_content"] for node in nodes] == [True, False, False]
-    assert own_site.cluster.holders(keys["one"]) == [False, True, True]
-    assert "git annex sync --content" in cluster_remote(own_site.client, "repair", "mycl").out
+    assert own_testbed.cluster.holders(keys["one"]) == [False, True, True]
+    assert "git annex sync --content" in cluster_remote(own_testbed.client, "repair", "mycl").out
 
 
-def test_an_upload_that_was_broken_off_before_is_continued(own_site: Site) -> None:
+def test_an_upload_that_was_broken_off_before_is_continued(own_testbed: Testbed) -> None:
     content = bytes(range(256)) * 4000
-    key = own_site.client.add("large", content)
-    own_site.client.annex("copy", "--quiet", "--to", "mycl", "large")
-    first = own_site.cluster.nodes[0]
+    key = own_testbed.client.add("large", content)
+    own_testbed.client.annex("copy", "--quiet", "--to", "mycl", "large")
+    first = own_testbed.cluster.nodes[0]
     lose(first, key)
     partial = first.path / ".git/annex/tmp" / key
     partial.parent.mkdir(exist_ok=True)
     partial.write_bytes(content[:500_000])
-    own_site.client.annex("drop", "--quiet", "--force", "large")
-    assert told(own_site.client, "repair", "mycl")["well"]
+    own_testbed.client.annex("drop", "--quiet", "--force", "large")
+    assert told(own_testbed.client, "repair", "mycl")["well"]
     assert first.object_bytes(key) == content
 
 
 @pytest.mark.slow
-def test_many_contents_are_brought_side_by_side(own_site: Site) -> None:
-    keys = stock(own_site, 40)
-    first, second, _ = own_site.cluster.nodes
+def test_many_contents_are_brought_side_by_side(own_testbed: Testbed) -> None:
+    keys = stock(own_testbed, 40)
+    first, second, _ = own_testbed.cluster.nodes
     empty(first)
     for key in keys[::2]:
         lose(second, key)
-    said = told(own_site.client, "repair", "mycl", "--jobs", "4")
+    said = told(own_testbed.client, "repair", "mycl", "--jobs", "4")
     assert said["well"]
     assert len(said["deliveries"]) == 40
-    assert all(own_site.cluster.holders(key) == [True] * 3 for key in keys[:4])
-    assert told(own_site.client, "check", "mycl", "--all")["well"]
+    assert all(own_testbed.cluster.holders(key) == [True] * 3 for key in keys[:4])
+    assert told(own_testbed.client, "check", "mycl", "--all")["well"]
 
 
-def test_odd_names_and_keys_are_brought_as_they_are(own_site: Site) -> None:
-    client, first = own_site.client, own_site.cluster.nodes[0]
+def test_odd_names_and_keys_are_brought_as_they_are(own_testbed: Testbed) -> None:
+    client, first = own_testbed.client, own_testbed.cluster.nodes[0]
     names: list[str | bytes] = ["with space", "per%cent", b"not utf-8 \xff", "empty"]
     keys = [client.add(name, b"" if name == "empty" else b"odd " + os.fsencode(name)) for name in names]
     keys.append(client.add("worm", b"worm", backend="WORM"))
@@ -250,9 +250,9 @@ def test_odd_names_and_keys_are_brought_as_they_are(own_site: Site) -> None:
     assert all(first.has_object(key) for key in keys)
 
 
-def test_without_a_server_content_goes_from_node_to_node_through_here(own_site: Site) -> None:
-    gateway, (first, second, third) = own_site.cluster.gateway, own_site.cluster.nodes
-    initremote(gateway, "own", sameas=own_site.cluster.uuid)
+def test_without_a_server_content_goes_from_node_to_node_through_here(own_testbed: Testbed) -> None:
+    gateway, (first, second, third) = own_testbed.cluster.gateway, own_testbed.cluster.nodes
+    initremote(gateway, "own", sameas=own_testbed.cluster.uuid)
     key = gateway.add("one", b"from node to node")
     gateway.annex("move", "--quiet", "--to", "own", "one")
     lose(first, key)
@@ -264,14 +264,14 @@ def test_without_a_server_content_goes_from_node_to_node_through_here(own_site: 
 
 
 @pytest.mark.parametrize("serverless", [True, *only_in_all(False)])
-def test_a_damaged_copy_is_followed_by_the_next_source_and_named(own_site: Site, serverless: bool) -> None:
-    keys = store(own_site, ["one"], keep=False)
-    where, name = own_site.client, "mycl"
+def test_a_damaged_copy_is_followed_by_the_next_source_and_named(own_testbed: Testbed, serverless: bool) -> None:
+    keys = store(own_testbed, ["one"], keep=False)
+    where, name = own_testbed.client, "mycl"
     if serverless:
-        where, name = own_site.cluster.gateway, "own"
-        initremote(where, name, sameas=own_site.cluster.uuid)
+        where, name = own_testbed.cluster.gateway, "own"
+        initremote(where, name, sameas=own_testbed.cluster.uuid)
         where.annex("merge", "--quiet")
-    first, second, third = own_site.cluster.nodes
+    first, second, third = own_testbed.cluster.nodes
     lose(third, keys["one"])
     where.annex("setpresentkey", keys["one"], third.uuid, "0")
     content = b"the content of one\n"
@@ -286,9 +286,9 @@ def test_a_damaged_copy_is_followed_by_the_next_source_and_named(own_site: Site,
     assert second.object_bytes(keys["one"]) == content
 
 
-def test_content_without_a_checksum_is_never_put_together_from_two_copies(own_site: Site) -> None:
-    gateway, (first, second, third) = own_site.cluster.gateway, own_site.cluster.nodes
-    initremote(gateway, "own", sameas=own_site.cluster.uuid)
+def test_content_without_a_checksum_is_never_put_together_from_two_copies(own_testbed: Testbed) -> None:
+    gateway, (first, second, third) = own_testbed.cluster.gateway, own_testbed.cluster.nodes
+    initremote(gateway, "own", sameas=own_testbed.cluster.uuid)
     key = gateway.add("worm", b"0123456789" * 1000, backend="WORM")
     gateway.annex("move", "--quiet", "--to", "own", "worm")
     for node in (second, third):
@@ -306,11 +306,11 @@ def test_content_without_a_checksum_is_never_put_together_from_two_copies(own_si
     assert [node.object_bytes(key) for node in (first, second, third)] == [b"0123456789" * 1000] * 3
 
 
-def test_running_the_remedies_makes_status_check_doctor_and_repair_clean(own_site: Site) -> None:
+def test_running_the_remedies_makes_status_check_doctor_and_repair_clean(own_testbed: Testbed) -> None:
     """A dead node, an emptied one, a stale location and an unverified remote at once: all name each."""
-    first, second, third = own_site.cluster.nodes
-    keys = store(own_site, ["one", "two", "three"])
-    client = unverified(own_site, "shared")
+    first, second, third = own_testbed.cluster.nodes
+    keys = store(own_testbed, ["one", "two", "three"])
+    client = unverified(own_testbed, "shared")
     # What is lost on two nodes and out of reach on the third can only come from here.
     client.set_key(keys["two"], b"the content of two\n")
     lose(first, keys["two"])
@@ -361,9 +361,9 @@ def test_running_the_remedies_makes_status_check_doctor_and_repair_clean(own_sit
     assert {first.uuid, third.uuid} <= client.locations(keys["one"])
 
 
-def test_what_cannot_be_repaired_is_said(own_site: Site) -> None:
+def test_what_cannot_be_repaired_is_said(own_testbed: Testbed) -> None:
     for arguments, code in ((("nothing",), 1), (("--key", "nonsense"), 2)):
-        done = cluster_remote(own_site.client, "repair", "mycl", "--json", *arguments, code=code)
+        done = cluster_remote(own_testbed.client, "repair", "mycl", "--json", *arguments, code=code)
         assert arguments[-1] in done.err
         assert json.loads(done.out)["exit_code"] == code
 

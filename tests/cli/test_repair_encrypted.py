@@ -7,7 +7,7 @@ import os
 import pytest
 
 from tests.cli.command import cluster_remote, told
-from tests.remote.sites import initremote, objects
+from tests.remote.testbed import initremote, objects
 from tests.support.repositories import Cluster
 from tests.support.slow import only_in_all
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.command import cluster_remote, told
-from tests.remote.sites import Site, initremote
+from tests.remote.testbed import Testbed, initremote
 from tests.support.environment import Environment
 from tests.support.peers import Expect, ScriptedPeer, Send, Step, opening
 from tests.support.processes import wait_until
@@ -23,134 +23,134 @@ from tests.support.sockets import serve_p2p
 NOBODYS = "SHA256E-s5--0000000000000000000000000000000000000000000000000000000000000000"
 
 
-def log(site: Site, key: str) -> set[str]:
+def log(testbed: Testbed, key: str) -> set[str]:
     """The nodes that the client's location log names."""
-    return site.present(key)
+    return testbed.present(key)
 
 
 # present
 
 
-def test_present_answers_by_its_exit_code_and_its_json(site: Site) -> None:
-    key = site.client.add("asked for", b"asked for\n")
-    assert told(site.client, "present", "mycl", "asked for", code=1)["present"] is False
-    site.client.annex("copy", "--to", "mycl", "asked for")
-    said = told(site.client, "present", "mycl", "asked for")
-    assert (said["present"], said["key"], said["server"]) == (True, key, site.cluster.uuid)
-    assert f"has {key}" in cluster_remote(site.client, "present", "mycl", key).out
+def test_present_answers_by_its_exit_code_and_its_json(testbed: Testbed) -> None:
+    key = testbed.client.add("asked for", b"asked for\n")
+    assert told(testbed.client, "present", "mycl", "asked for", code=1)["present"] is False
+    testbed.client.annex("copy", "--to", "mycl", "asked for")
+    said = told(testbed.client, "present", "mycl", "asked for")
+    assert (said["present"], said["key"], said["server"]) == (True, key, testbed.cluster.uuid)
+    assert f"has {key}" in cluster_remote(testbed.client, "present", "mycl", key).out
 
 
-def test_present_asks_one_node_by_its_uuid_its_description_or_its_name(site: Site) -> None:
-    key = site.client.add("on the second", b"on the second node only\n")
-    second = site.cluster.nodes[1]
+def test_present_asks_one_node_by_its_uuid_its_description_or_its_name(testbed: Testbed) -> None:
+    key = testbed.client.add("on the second", b"on the second node only\n")
+    second = testbed.cluster.nodes[1]
     second.set_key(key, b"on the second node only\n")
     for name in (second.uuid, DESCRIPTIONS[1], "node2", "n2"):
-        said = told(site.client, "present", "mycl", key, "--node", name)
+        said = told(testbed.client, "present", "mycl", key, "--node", name)
         assert said["server"] == second.uuid, name
-    cluster_remote(site.client, "present", "mycl", key, "--node", "node1", code=1)
+    cluster_remote(testbed.client, "present", "mycl", key, "--node", "node1", code=1)
     # A gateway believes its own log, which knows nothing of it.
-    cluster_remote(site.client, "present", "mycl", key, code=1)
+    cluster_remote(testbed.client, "present", "mycl", key, code=1)
     # An address leads to the same places as the remote that has it.
-    cluster_remote(site.client, "present", site.url, key, "--node", "node2")
+    cluster_remote(testbed.client, "present", testbed.url, key, "--node", "node2")
 
 
-def test_an_unknown_node_is_wrong_usage_and_the_known_ones_are_named(site: Site) -> None:
-    done = cluster_remote(site.client, "present", "mycl", NOBODYS, "--node", "node9", code=2)
+def test_an_unknown_node_is_wrong_usage_and_the_known_ones_are_named(testbed: Testbed) -> None:
+    done = cluster_remote(testbed.client, "present", "mycl", NOBODYS, "--node", "node9", code=2)
     assert "node9" in done.err
     assert "node1, node2, node3" in done.err
 
 
-def test_what_one_node_answers_can_be_recorded_and_what_a_cluster_answers_cannot(site: Site) -> None:
-    key = site.client.add("unrecorded", b"unrecorded\n")
-    first = site.cluster.nodes[0]
+def test_what_one_node_answers_can_be_recorded_and_what_a_cluster_answers_cannot(testbed: Testbed) -> None:
+    key = testbed.client.add("unrecorded", b"unrecorded\n")
+    first = testbed.cluster.nodes[0]
     first.set_key(key, b"unrecorded\n")
-    cluster_remote(site.client, "present", "mycl", key, "--node", "node1")
-    assert log(site, key) == set()
-    said = told(site.client, "present", "mycl", key, "--node", "node1", "--record")
+    cluster_remote(testbed.client, "present", "mycl", key, "--node", "node1")
+    assert log(testbed, key) == set()
+    said = told(testbed.client, "present", "mycl", key, "--node", "node1", "--record")
     assert said["recorded"] == [first.uuid]
-    assert log(site, key) == {first.uuid}
+    assert log(testbed, key) == {first.uuid}
     first.annex("drop", "--force", "--key", key)
-    cluster_remote(site.client, "present", "mycl", key, "--node", "node1", "--record", code=1)
-    assert log(site, key) == set()
-    done = cluster_remote(site.client, "present", "mycl", key, "--record", code=2)
+    cluster_remote(testbed.client, "present", "mycl", key, "--node", "node1", "--record", code=1)
+    assert log(testbed, key) == set()
+    done = cluster_remote(testbed.client, "present", "mycl", key, "--record", code=2)
     assert "--node" in done.err
 
 
-def test_a_word_that_is_neither_a_file_nor_a_key_is_wrong_usage(site: Site) -> None:
-    assert "there is no file 'nothing'" in cluster_remote(site.client, "present", "mycl", "nothing", code=2).err
-    site.client.write("plain", b"not annexed\n")
-    assert "not an annexed file" in cluster_remote(site.client, "present", "mycl", "plain", code=1).err
+def test_a_word_that_is_neither_a_file_nor_a_key_is_wrong_usage(testbed: Testbed) -> None:
+    assert "there is no file 'nothing'" in cluster_remote(testbed.client, "present", "mycl", "nothing", code=2).err
+    testbed.client.write("plain", b"not annexed\n")
+    assert "not an annexed file" in cluster_remote(testbed.client, "present", "mycl", "plain", code=1).err
 
 
 # put
 
 
-def test_put_stores_on_every_node_and_records_nothing_unless_told(site: Site) -> None:
-    key = site.client.add("folder/put here", b"put here\n")
-    done = cluster_remote(site.client, "put", "mycl", "put here", cwd=site.client.path / "folder")
+def test_put_stores_on_every_node_and_records_nothing_unless_told(testbed: Testbed) -> None:
+    key = testbed.client.add("folder/put here", b"put here\n")
+    done = cluster_remote(testbed.client, "put", "mycl", "put here", cwd=testbed.client.path / "folder")
     assert all(description in done.out for description in DESCRIPTIONS[:3])
-    assert site.cluster.holders(key) == [True] * 3
-    assert log(site, key) == set()
-    said = told(site.client, "put", "mycl", "folder/put here", "--record")
-    assert (said["stored"], said["already_present"], set(said["uuids"])) == (True, True, site.nodes)
-    assert set(said["recorded"]) == site.nodes
-    assert log(site, key) == site.nodes
+    assert testbed.cluster.holders(key) == [True] * 3
+    assert log(testbed, key) == set()
+    said = told(testbed.client, "put", "mycl", "folder/put here", "--record")
+    assert (said["stored"], said["already_present"], set(said["uuids"])) == (True, True, testbed.nodes)
+    assert set(said["recorded"]) == testbed.nodes
+    assert log(testbed, key) == testbed.nodes
 
 
-def test_put_to_one_node_reaches_that_node_alone(site: Site) -> None:
-    key = site.client.add("one of them", b"one of them\n")
-    said = told(site.client, "put", "mycl", "one of them", "--node", "node3", "--record")
-    assert site.cluster.holders(key) == [False, False, True]
-    assert said["recorded"] == [site.cluster.nodes[2].uuid]
+def test_put_to_one_node_reaches_that_node_alone(testbed: Testbed) -> None:
+    key = testbed.client.add("one of them", b"one of them\n")
+    said = told(testbed.client, "put", "mycl", "one of them", "--node", "node3", "--record")
+    assert testbed.cluster.holders(key) == [False, False, True]
+    assert said["recorded"] == [testbed.cluster.nodes[2].uuid]
 
 
-def test_put_takes_any_file_for_a_key_at_a_bare_address_outside_of_a_repository(site: Site) -> None:
-    environment = site.environment
+def test_put_takes_any_file_for_a_key_at_a_bare_address_outside_of_a_repository(testbed: Testbed) -> None:
+    environment = testbed.environment
     file = environment.directory / "content"
     file.write_bytes(b"hello")
     key = "WORM-s5-m1--outside"
-    node = str(site.cluster.nodes[0].path)
+    node = str(testbed.cluster.nodes[0].path)
     said = told(environment, "put", node, "--key", key, "--from", file)
     assert (said["stored"], said["uuids"], said["size"]) == (True, [], 5)
-    assert site.cluster.nodes[0].object_bytes(key) == b"hello"
+    assert testbed.cluster.nodes[0].object_bytes(key) == b"hello"
     cluster_remote(environment, "present", node, key)
     done = cluster_remote(environment, "put", node, "--key", key, "--from", file, "--record", code=4)
     assert "--record" in done.err
 
 
-def test_put_of_a_file_that_is_not_the_keys_content_fails_and_says_so(site: Site) -> None:
-    file = site.client.write("too long", b"longer than the key says")
-    done = cluster_remote(site.client, "put", "mycl", "--key", NOBODYS, "--from", file, code=1)
+def test_put_of_a_file_that_is_not_the_keys_content_fails_and_says_so(testbed: Testbed) -> None:
+    file = testbed.client.write("too long", b"longer than the key says")
+    done = cluster_remote(testbed.client, "put", "mycl", "--key", NOBODYS, "--from", file, code=1)
     assert "its key says 5" in done.err
     file.write_bytes(b"12345")
-    done = cluster_remote(site.client, "put", "mycl", "--key", NOBODYS, "--from", file, code=1)
+    done = cluster_remote(testbed.client, "put", "mycl", "--key", NOBODYS, "--from", file, code=1)
     assert "did not store" in done.out
-    missing = cluster_remote(site.client, "put", "mycl", "--key", NOBODYS, "--from", "no such file", code=1)
+    missing = cluster_remote(testbed.client, "put", "mycl", "--key", NOBODYS, "--from", "no such file", code=1)
     assert "cannot read 'no such file'" in missing.err
 
 
-def test_put_of_a_content_that_is_not_here_says_how_to_get_it(site: Site) -> None:
-    site.client.add("elsewhere", b"elsewhere\n")
-    site.client.annex("drop", "--force", "elsewhere")
-    done = cluster_remote(site.client, "put", "mycl", "elsewhere", code=1)
+def test_put_of_a_content_that_is_not_here_says_how_to_get_it(testbed: Testbed) -> None:
+    testbed.client.add("elsewhere", b"elsewhere\n")
+    testbed.client.annex("drop", "--force", "elsewhere")
+    done = cluster_remote(testbed.client, "put", "mycl", "elsewhere", code=1)
     assert "git annex get" in done.err
 
 
 @pytest.mark.parametrize("arguments", [(), ("file", "--key", NOBODYS), ("file", "--from", "other")])
-def test_put_wants_a_file_or_a_key(site: Site, arguments: tuple[str, ...]) -> None:
-    cluster_remote(site.client, "put", "mycl", *arguments, code=2)
+def test_put_wants_a_file_or_a_key(testbed: Testbed, arguments: tuple[str, ...]) -> None:
+    cluster_remote(testbed.client, "put", "mycl", *arguments, code=2)
 
 
-def test_put_to_an_encrypted_remote_would_store_in_the_clear_and_is_refused(own_site: Site) -> None:
-    client = own_site.client
+def test_put_to_an_encrypted_remote_would_store_in_the_clear_and_is_refused(own_testbed: Testbed) -> None:
+    client = own_testbed.client
     initremote(
-        client, "secret", f"url={own_site.url}", "encryption=shared", "tracking=remote",
-        f"cluster={own_site.cluster.uuid}", private=False,
+        client, "secret", f"url={own_testbed.url}", "encryption=shared", "tracking=remote",
+        f"cluster={own_testbed.cluster.uuid}", private=False,
     )  # fmt: skip
     key = client.add("private", b"private\n")
     done = cluster_remote(client, "put", "secret", "private", code=2)
     assert "git annex copy --to secret" in done.err
-    assert own_site.cluster.holders(key) == [False] * 3
+    assert own_testbed.cluster.holders(key) == [False] * 3
     done = cluster_remote(client, "present", "secret", "private", "--record", code=2)
     assert "git annex fsck" in done.err
 
@@ -158,92 +158,94 @@ def test_put_to_an_encrypted_remote_would_store_in_the_clear_and_is_refused(own_
 # get
 
 
-def test_get_writes_a_file_and_compares_its_checksum(site: Site, tmp_path: Path) -> None:
+def test_get_writes_a_file_and_compares_its_checksum(testbed: Testbed, tmp_path: Path) -> None:
     content = os.urandom(300_000)
-    site.client.add("fetched.jpg", content)
-    site.client.annex("copy", "--to", "mycl", "fetched.jpg")
-    said = told(site.client, "get", "mycl", "fetched.jpg", "--to", tmp_path / "here")
+    testbed.client.add("fetched.jpg", content)
+    testbed.client.annex("copy", "--to", "mycl", "fetched.jpg")
+    said = told(testbed.client, "get", "mycl", "fetched.jpg", "--to", tmp_path / "here")
     assert (tmp_path / "here").read_bytes() == content
     assert (said["verified"], said["offset"], said["size"]) == (True, 0, len(content))
-    done = cluster_remote(site.client, "get", "mycl", "fetched.jpg", "--to", tmp_path / "here", code=2)
+    done = cluster_remote(testbed.client, "get", "mycl", "fetched.jpg", "--to", tmp_path / "here", code=2)
     assert "--continue" in done.err
 
 
-def test_get_goes_on_from_where_the_file_ends(site: Site, tmp_path: Path) -> None:
+def test_get_goes_on_from_where_the_file_ends(testbed: Testbed, tmp_path: Path) -> None:
     content = os.urandom(300_000)
-    site.client.add("resumed", content)
-    site.client.annex("copy", "--to", "mycl", "resumed")
+    testbed.client.add("resumed", content)
+    testbed.client.annex("copy", "--to", "mycl", "resumed")
     (tmp_path / "part").write_bytes(content[:1000])
-    said = told(site.client, "get", "mycl", "resumed", "--to", tmp_path / "part", "--continue")
+    said = told(testbed.client, "get", "mycl", "resumed", "--to", tmp_path / "part", "--continue")
     assert (tmp_path / "part").read_bytes() == content
     assert (said["offset"], said["size"], said["verified"]) == (1000, len(content), True)
 
 
-def test_get_of_what_is_not_its_keys_content_says_so(site: Site, tmp_path: Path) -> None:
-    key = site.client.add("rotten", b"as it was at first")
-    site.client.annex("copy", "--to", "mycl", "rotten")
-    path = site.cluster.nodes[0].object_path(key)
+def test_get_of_what_is_not_its_keys_content_says_so(testbed: Testbed, tmp_path: Path) -> None:
+    key = testbed.client.add("rotten", b"as it was at first")
+    testbed.client.annex("copy", "--to", "mycl", "rotten")
+    path = testbed.cluster.nodes[0].object_path(key)
     assert path is not None
     path.chmod(0o644)
     path.write_bytes(b"as it is by now...")
-    done = cluster_remote(site.client, "get", "mycl", "rotten", "--node", "node1", "--to", tmp_path / "rotten", code=1)
+    done = cluster_remote(
+        testbed.client, "get", "mycl", "rotten", "--node", "node1", "--to", tmp_path / "rotten", code=1
+    )
     assert f"NOT the content of {key}" in done.out
 
 
-def test_get_of_what_is_not_there_fails_and_leaves_no_file(site: Site, tmp_path: Path) -> None:
-    done = cluster_remote(site.client, "get", "mycl", NOBODYS, cwd=tmp_path, code=4)
+def test_get_of_what_is_not_there_fails_and_leaves_no_file(testbed: Testbed, tmp_path: Path) -> None:
+    done = cluster_remote(testbed.client, "get", "mycl", NOBODYS, cwd=tmp_path, code=4)
     assert "repository" in done.err
-    done = cluster_remote(site.client, "get", site.url, NOBODYS, cwd=tmp_path, code=1)
+    done = cluster_remote(testbed.client, "get", testbed.url, NOBODYS, cwd=tmp_path, code=1)
     assert "does not have" in done.err
     assert list(tmp_path.iterdir()) == []
 
 
-def test_get_names_the_file_after_the_key(site: Site, tmp_path: Path) -> None:
-    key = site.client.add("named", b"named\n", backend="WORM")
-    site.client.annex("copy", "--to", "n1", "named")
-    cluster_remote(site.client, "get", site.cluster.nodes[0].path, key, cwd=tmp_path)
+def test_get_names_the_file_after_the_key(testbed: Testbed, tmp_path: Path) -> None:
+    key = testbed.client.add("named", b"named\n", backend="WORM")
+    testbed.client.annex("copy", "--to", "n1", "named")
+    cluster_remote(testbed.client, "get", testbed.cluster.nodes[0].path, key, cwd=tmp_path)
     assert (tmp_path / key).read_bytes() == b"named\n"
 
 
 # drop
 
 
-def test_drop_without_force_removes_nothing_and_says_why(site: Site) -> None:
-    key = site.client.add("precious", b"precious\n")
-    site.client.annex("copy", "--to", "mycl", "precious")
-    done = cluster_remote(site.client, "drop", "mycl", "precious", code=2)
+def test_drop_without_force_removes_nothing_and_says_why(testbed: Testbed) -> None:
+    key = testbed.client.add("precious", b"precious\n")
+    testbed.client.annex("copy", "--to", "mycl", "precious")
+    done = cluster_remote(testbed.client, "drop", "mycl", "precious", code=2)
     assert "git annex drop --from" in done.err
-    assert site.cluster.holders(key) == [True] * 3
+    assert testbed.cluster.holders(key) == [True] * 3
 
 
-def test_drop_removes_and_records_only_when_told(site: Site) -> None:
-    key = site.client.add("dropped at once", b"dropped at once\n")
-    site.client.annex("copy", "--to", "mycl", key_file := "dropped at once")
-    said = told(site.client, "drop", "mycl", key_file, "--node", "node1", "--force")
+def test_drop_removes_and_records_only_when_told(testbed: Testbed) -> None:
+    key = testbed.client.add("dropped at once", b"dropped at once\n")
+    testbed.client.annex("copy", "--to", "mycl", key_file := "dropped at once")
+    said = told(testbed.client, "drop", "mycl", key_file, "--node", "node1", "--force")
     assert (said["removed"], said["recorded"]) == (True, [])
-    assert site.cluster.holders(key) == [False, True, True]
-    assert log(site, key) == site.nodes
-    said = told(site.client, "drop", "mycl", key_file, "--force", "--record")
-    assert site.cluster.holders(key) == [False] * 3
-    assert log(site, key) == set()
+    assert testbed.cluster.holders(key) == [False, True, True]
+    assert log(testbed, key) == testbed.nodes
+    said = told(testbed.client, "drop", "mycl", key_file, "--force", "--record")
+    assert testbed.cluster.holders(key) == [False] * 3
+    assert log(testbed, key) == set()
 
 
-def test_drop_that_a_node_cannot_do_fails_and_tells_which_did(site: Site) -> None:
-    key = site.client.add("held", b"held\n")
-    site.client.annex("copy", "--to", "mycl", "held")
-    first, *others = site.cluster.nodes
+def test_drop_that_a_node_cannot_do_fails_and_tells_which_did(testbed: Testbed) -> None:
+    key = testbed.client.add("held", b"held\n")
+    testbed.client.annex("copy", "--to", "mycl", "held")
+    first, *others = testbed.cluster.nodes
     with locked(first, key):
-        said = told(site.client, "drop", "mycl", "held", "--force", "--record", code=1)
+        said = told(testbed.client, "drop", "mycl", "held", "--force", "--record", code=1)
     assert set(said["uuids"]) == {node.uuid for node in others}
     assert set(said["recorded"]) == set(said["uuids"])
-    assert log(site, key) == {first.uuid}
+    assert log(testbed, key) == {first.uuid}
 
 
 @pytest.mark.parametrize("command", ["put", *only_in_all("drop")])
-def test_only_nodes_of_the_cluster_are_recorded_whatever_a_gateway_says(own_site: Site, command: str) -> None:
-    client, (first, *_) = own_site.client, own_site.cluster.nodes
+def test_only_nodes_of_the_cluster_are_recorded_whatever_a_gateway_says(own_testbed: Testbed, command: str) -> None:
+    client, (first, *_) = own_testbed.client, own_testbed.cluster.nodes
     key = client.add("claimed", b"claimed\n")
-    path = own_site.environment.directory / "liar"
+    path = own_testbed.environment.directory / "liar"
     stranger = "12345678-1234-4234-8234-123456789abc"
     client.annex("setpresentkey", key, stranger, "1")
     client.annex("setpresentkey", key, first.uuid, "1" if command == "drop" else "0")
@@ -254,8 +256,8 @@ def test_only_nodes_of_the_cluster_are_recorded_whatever_a_gateway_says(own_site
         else [Expect(re.compile(rb"REMOVE \S+")), Send(f"SUCCESS-PLUS {names}\n".encode())]
     )
     before = client.locations(key)
-    with ScriptedPeer([*opening(own_site.cluster.uuid), *answer], unix=path):
-        scripted_shell(own_site.environment, path)
+    with ScriptedPeer([*opening(own_testbed.cluster.uuid), *answer], unix=path):
+        scripted_shell(own_testbed.environment, path)
         force = ["--force"] if command == "drop" else []
         done = cluster_remote(client, command, "mycl", "claimed", *force, "--record")
     assert client.locations(key) == (before | {first.uuid} if command == "put" else before - {first.uuid})
@@ -263,10 +265,10 @@ def test_only_nodes_of_the_cluster_are_recorded_whatever_a_gateway_says(own_site
     assert client.uuid in done.err
 
 
-def test_who_answers_at_an_address_is_recorded_by_nobody(site: Site) -> None:
-    key = site.client.add("said at an address", b"said at an address\n")
-    node = site.cluster.nodes[0]
-    done = cluster_remote(site.client, "put", str(node.path), "said at an address", "--record", code=2)
+def test_who_answers_at_an_address_is_recorded_by_nobody(testbed: Testbed) -> None:
+    key = testbed.client.add("said at an address", b"said at an address\n")
+    node = testbed.cluster.nodes[0]
+    done = cluster_remote(testbed.client, "put", str(node.path), "said at an address", "--record", code=2)
     assert "remote" in done.err
     assert not node.has_object(key)
 
@@ -274,64 +276,66 @@ def test_who_answers_at_an_address_is_recorded_by_nobody(site: Site) -> None:
 # lock
 
 
-def test_a_cluster_cannot_lock_and_the_message_says_what_can(site: Site) -> None:
-    site.client.add("unlockable", b"unlockable\n")
-    site.client.annex("copy", "--to", "mycl", "unlockable")
-    done = cluster_remote(site.client, "lock", "mycl", "unlockable", code=1)
+def test_a_cluster_cannot_lock_and_the_message_says_what_can(testbed: Testbed) -> None:
+    testbed.client.add("unlockable", b"unlockable\n")
+    testbed.client.annex("copy", "--to", "mycl", "unlockable")
+    done = cluster_remote(testbed.client, "lock", "mycl", "unlockable", code=1)
     assert "--node" in done.out
 
 
-def test_lock_holds_while_the_command_runs_and_gives_its_exit_code(site: Site) -> None:
-    key = site.client.add("kept", b"kept\n")
-    site.client.annex("copy", "--to", "mycl", "kept")
+def test_lock_holds_while_the_command_runs_and_gives_its_exit_code(testbed: Testbed) -> None:
+    key = testbed.client.add("kept", b"kept\n")
+    testbed.client.annex("copy", "--to", "mycl", "kept")
     drop = "cluster-remote drop mycl kept --node node1 --force; test $? = 1 && exit 9"
-    said = told(site.client, "lock", "mycl", "kept", "--node", "node1", "--", "sh", "-c", f"{{ {drop}; }} >&2", code=9)
+    said = told(
+        testbed.client, "lock", "mycl", "kept", "--node", "node1", "--", "sh", "-c", f"{{ {drop}; }} >&2", code=9
+    )
     assert (said["locked"], said["exit_code"]) == (True, 9)
     assert said["held"] > 0
-    cluster_remote(site.client, "drop", "mycl", "kept", "--node", "node1", "--force")
-    assert not site.cluster.nodes[0].has_object(key)
+    cluster_remote(testbed.client, "drop", "mycl", "kept", "--node", "node1", "--force")
+    assert not testbed.cluster.nodes[0].has_object(key)
 
 
-def test_lock_of_what_is_not_there_fails_and_runs_nothing(site: Site) -> None:
-    done = cluster_remote(site.client, "lock", "n1", NOBODYS, "--", "touch", "must-not-be", code=1)
+def test_lock_of_what_is_not_there_fails_and_runs_nothing(testbed: Testbed) -> None:
+    done = cluster_remote(testbed.client, "lock", "n1", NOBODYS, "--", "touch", "must-not-be", code=1)
     assert "not locked" in done.out
-    assert not (site.client.path / "must-not-be").exists()
+    assert not (testbed.client.path / "must-not-be").exists()
 
 
-def test_lock_with_a_command_that_cannot_be_run_says_so_as_shells_do(site: Site) -> None:
-    site.client.add("kept for nothing", b"kept for nothing\n")
-    site.client.annex("copy", "--to", "n1", "kept for nothing")
-    done = cluster_remote(site.client, "lock", "n1", "kept for nothing", "--", "no-such-command", code=127)
+def test_lock_with_a_command_that_cannot_be_run_says_so_as_shells_do(testbed: Testbed) -> None:
+    testbed.client.add("kept for nothing", b"kept for nothing\n")
+    testbed.client.annex("copy", "--to", "n1", "kept for nothing")
+    done = cluster_remote(testbed.client, "lock", "n1", "kept for nothing", "--", "no-such-command", code=127)
     assert "no-such-command" in done.err
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, *only_in_all(signal.SIGTERM)])
-def test_lock_without_a_command_holds_until_it_is_interrupted(site: Site, number: signal.Signals) -> None:
+def test_lock_without_a_command_holds_until_it_is_interrupted(testbed: Testbed, number: signal.Signals) -> None:
     name = f"until {number.name}"
-    key = site.client.add(name, name.encode())
-    site.client.annex("copy", "--to", "n1", name)
-    with site.environment.popen(
-        "cluster-remote", "lock", "n1", name, cwd=site.client.path, stderr=-1, stdout=-1
+    key = testbed.client.add(name, name.encode())
+    testbed.client.annex("copy", "--to", "n1", name)
+    with testbed.environment.popen(
+        "cluster-remote", "lock", "n1", name, cwd=testbed.client.path, stderr=-1, stdout=-1
     ) as process:
         assert process.stderr is not None
         assert b"is locked" in process.stderr.readline()
-        cluster_remote(site.client, "drop", "n1", name, "--force", code=1)
-        assert site.cluster.nodes[0].has_object(key)
+        cluster_remote(testbed.client, "drop", "n1", name, "--force", code=1)
+        assert testbed.cluster.nodes[0].has_object(key)
         process.send_signal(number)
         assert process.wait(20) == 130
         assert process.stdout is not None
         assert b"was locked" in process.stdout.read()
-    cluster_remote(site.client, "drop", "n1", name, "--force")
-    assert not site.cluster.nodes[0].has_object(key)
+    cluster_remote(testbed.client, "drop", "n1", name, "--force")
+    assert not testbed.cluster.nodes[0].has_object(key)
 
 
-def test_a_signal_for_lock_reaches_the_command_that_runs_meanwhile(site: Site) -> None:
-    site.client.add("handed on", b"handed on\n")
-    site.client.annex("copy", "--to", "n1", "handed on")
-    started = site.environment.directory / "started"
+def test_a_signal_for_lock_reaches_the_command_that_runs_meanwhile(testbed: Testbed) -> None:
+    testbed.client.add("handed on", b"handed on\n")
+    testbed.client.annex("copy", "--to", "n1", "handed on")
+    started = testbed.environment.directory / "started"
     script = f"trap 'exit 5' TERM; touch {started}; while :; do sleep 0.05; done"
-    with site.environment.popen(
-        "cluster-remote", "lock", "n1", "handed on", "--", "sh", "-c", script, cwd=site.client.path, stderr=-1
+    with testbed.environment.popen(
+        "cluster-remote", "lock", "n1", "handed on", "--", "sh", "-c", script, cwd=testbed.client.path, stderr=-1
     ) as process:
         assert wait_until(started.exists, 20)
         process.send_signal(signal.SIGTERM)

@@ -10,7 +10,7 @@ import pytest
 
 from tests.cli.ailing import away, carry_out, empty, lose, on_a_terminal, store, unverified
 from tests.cli.command import cluster_remote, told
-from tests.remote.sites import Site, initremote, make_site
+from tests.remote.testbed import Testbed, initremote, make_testbed
 from tests.support.environment import Environment
 from tests.support.peers import ScriptedPeer, Stall
 from tests.support.repositories import DESCRIPTIONS, GATEWAY_DESCRIPTION, Cluster, make_repository
@@ -19,11 +19,11 @@ from tests.support.sockets import serve_p2p
 
 
 @pytest.fixture(scope="module")
-def stocked(make_environment: Callable[[], Environment]) -> Site:
+def stocked(make_environment: Callable[[], Environment]) -> Testbed:
     """A cluster with three contents on every node, that the tests of this file leave as it is."""
-    site = make_site(make_environment(), node_remotes=True)
-    store(site, ["one", "two", "three"])
-    return site
+    testbed = make_testbed(make_environment(), node_remotes=True)
+    store(testbed, ["one", "two", "three"])
+    return testbed
 
 
 def nodes_of(said: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -38,7 +38,7 @@ def problems_of(said: dict[str, Any]) -> list[tuple[str, str | None]]:
 
 
 @pytest.mark.slow
-def test_a_healthy_cluster_is_well_and_every_node_is_described(stocked: Site) -> None:
+def test_a_healthy_cluster_is_well_and_every_node_is_described(stocked: Testbed) -> None:
     said = told(stocked.client, "status", "mycl")
     assert said["well"]
     (cluster,) = said["clusters"]
@@ -63,36 +63,36 @@ def test_a_healthy_cluster_is_well_and_every_node_is_described(stocked: Site) ->
         assert 0 < node["free"] <= shutil.disk_usage(place.path).total
 
 
-def test_what_people_see_names_the_way_the_nodes_and_that_all_is_well(stocked: Site) -> None:
+def test_what_people_see_names_the_way_the_nodes_and_that_all_is_well(stocked: Testbed) -> None:
     shown = cluster_remote(stocked.client, "status", "mycl").out
     for words in (*DESCRIPTIONS[:3], stocked.url, GATEWAY_DESCRIPTION, "reachable", "3 contents", "All is well."):
         assert words in shown
 
 
-def test_without_a_name_all_clusters_are_shown_and_node_remotes_are_no_clusters(stocked: Site) -> None:
+def test_without_a_name_all_clusters_are_shown_and_node_remotes_are_no_clusters(stocked: Testbed) -> None:
     said = told(stocked.client, "status")
     assert [cluster["name"] for cluster in said["clusters"]] == ["mycl"]
 
 
-def test_a_remote_for_one_node_can_be_asked_for_by_name(stocked: Site) -> None:
+def test_a_remote_for_one_node_can_be_asked_for_by_name(stocked: Testbed) -> None:
     said = told(stocked.client, "status", "n2")
     (node,) = nodes_of(said).values()
     assert (node["uuid"], node["keys"], node["contact"]["reachable"]) == (stocked.cluster.nodes[1].uuid, 3, True)
 
 
-def test_it_works_from_a_subdirectory(stocked: Site) -> None:
+def test_it_works_from_a_subdirectory(stocked: Testbed) -> None:
     below = stocked.client.path / "some" / "where"
     below.mkdir(parents=True)
     assert told(stocked.client, "status", cwd=below)["clusters"][0]["keys"] == 3
 
 
-def test_at_an_address_the_clusters_known_here_are_shown(stocked: Site) -> None:
+def test_at_an_address_the_clusters_known_here_are_shown(stocked: Testbed) -> None:
     said = told(stocked.client, "status", stocked.url)
     assert said["clusters"][0]["uuid"] == stocked.cluster.uuid
     assert {node["keys"] for node in nodes_of(said).values()} == {3}
 
 
-def test_at_an_address_outside_of_any_repository_the_server_is_shown(stocked: Site) -> None:
+def test_at_an_address_outside_of_any_repository_the_server_is_shown(stocked: Testbed) -> None:
     said = told(stocked.environment, "status", stocked.url)
     (cluster,) = said["clusters"]
     assert (cluster["uuid"], cluster["keys"]) == (stocked.cluster.gateway.uuid, None)
@@ -107,9 +107,9 @@ def test_at_a_socket_the_token_is_used_and_not_shown(environment: Environment) -
         assert token not in done.out + done.err
 
 
-def test_trust_groups_and_preferred_content_are_shown_and_a_preferring_node_does_not_lag(own_site: Site) -> None:
-    client, (first, second, third) = own_site.client, own_site.cluster.nodes
-    keys = store(own_site, ["one"])
+def test_trust_groups_and_preferred_content_are_shown_and_a_preferring_node_does_not_lag(own_testbed: Testbed) -> None:
+    client, (first, second, third) = own_testbed.client, own_testbed.cluster.nodes
+    keys = store(own_testbed, ["one"])
     client.annex("untrust", first.uuid)
     client.annex("group", second.uuid, "archive")
     client.annex("wanted", second.uuid, "include=*.jpg")
@@ -128,7 +128,7 @@ def test_trust_groups_and_preferred_content_are_shown_and_a_preferring_node_does
     assert "wants include=*.jpg" in shown
 
 
-def test_a_node_that_is_away_is_named_with_the_reason_and_the_others_are_shown(stocked: Site) -> None:
+def test_a_node_that_is_away_is_named_with_the_reason_and_the_others_are_shown(stocked: Testbed) -> None:
     second = stocked.cluster.nodes[1]
     with away(second):
         said = told(stocked.client, "status", "mycl", code=1)
@@ -142,108 +142,108 @@ def test_a_node_that_is_away_is_named_with_the_reason_and_the_others_are_shown(s
     assert "cluster-remote repair mycl" in shown
 
 
-def test_a_node_that_was_declared_dead_is_not_asked_and_no_problem(own_site: Site) -> None:
-    second = own_site.cluster.nodes[1]
-    own_site.client.annex("dead", second.uuid)
+def test_a_node_that_was_declared_dead_is_not_asked_and_no_problem(own_testbed: Testbed) -> None:
+    second = own_testbed.cluster.nodes[1]
+    own_testbed.client.annex("dead", second.uuid)
     with away(second):
-        said = told(own_site.client, "status", "mycl")
+        said = told(own_testbed.client, "status", "mycl")
     node = nodes_of(said)["node2"]
     assert (node["trust"], node["contact"], node["sample"]) == ("dead", None, None)
 
 
 @pytest.mark.slow
-def test_a_node_that_was_emptied_is_found_by_a_sample(own_site: Site) -> None:
-    store(own_site, ["one", "two"])
-    third = own_site.cluster.nodes[2]
+def test_a_node_that_was_emptied_is_found_by_a_sample(own_testbed: Testbed) -> None:
+    store(own_testbed, ["one", "two"])
+    third = own_testbed.cluster.nodes[2]
     empty(third)
-    said = told(own_site.client, "status", "mycl", code=1)
+    said = told(own_testbed.client, "status", "mycl", code=1)
     assert problems_of(said) == [("content-missing", third.uuid)]
     assert nodes_of(said)["node3"]["sample"] == {"asked": 2, "missing": 2, "unlogged": 0}
-    without = told(own_site.client, "status", "mycl", "--sample", "0")
+    without = told(own_testbed.client, "status", "mycl", "--sample", "0")
     assert nodes_of(without)["node3"]["sample"] is None
-    few = told(own_site.client, "status", "mycl", "--sample", "1", code=1)
+    few = told(own_testbed.client, "status", "mycl", "--sample", "1", code=1)
     assert nodes_of(few)["node3"]["sample"] == {"asked": 1, "missing": 1, "unlogged": 0}
 
 
-def test_content_that_the_log_does_not_know_is_found_by_a_sample(own_site: Site) -> None:
-    keys = store(own_site, ["one"])
-    first = own_site.cluster.nodes[0]
-    own_site.client.annex("setpresentkey", keys["one"], first.uuid, "0")
-    said = told(own_site.client, "status", "mycl", code=1)
+def test_content_that_the_log_does_not_know_is_found_by_a_sample(own_testbed: Testbed) -> None:
+    keys = store(own_testbed, ["one"])
+    first = own_testbed.cluster.nodes[0]
+    own_testbed.client.annex("setpresentkey", keys["one"], first.uuid, "0")
+    said = told(own_testbed.client, "status", "mycl", code=1)
     assert problems_of(said) == [("content-unlogged", first.uuid)]
 
 
-def test_a_node_that_lags_by_the_log_is_named(own_site: Site) -> None:
-    keys = store(own_site, ["one", "two"])
-    first = own_site.cluster.nodes[0]
+def test_a_node_that_lags_by_the_log_is_named(own_testbed: Testbed) -> None:
+    keys = store(own_testbed, ["one", "two"])
+    first = own_testbed.cluster.nodes[0]
     first.annex("drop", "--force", "--key", keys["one"])
-    own_site.client.annex("setpresentkey", keys["one"], first.uuid, "0")
-    said = told(own_site.client, "status", "mycl", code=1)
+    own_testbed.client.annex("setpresentkey", keys["one"], first.uuid, "0")
+    said = told(own_testbed.client, "status", "mycl", code=1)
     assert problems_of(said) == [("lagging", first.uuid)]
     assert (nodes_of(said)["node1"]["lacking"], nodes_of(said)["node1"]["keys"]) == (1, 1)
 
 
-def test_a_remote_that_was_not_verified_is_named_with_the_command(own_site: Site) -> None:
-    other = unverified(own_site, "shared")
+def test_a_remote_that_was_not_verified_is_named_with_the_command(own_testbed: Testbed) -> None:
+    other = unverified(own_testbed, "shared")
     said = told(other, "status", "shared", code=1)
     assert problems_of(said) == [("not-verified", None)]
     carry_out(other, said["clusters"][0]["problems"][0]["commands"][1:])
     assert told(other, "status", "shared")["well"]
 
 
-def test_a_node_that_speaks_an_old_protocol_is_named(own_site: Site) -> None:
-    limit_version(own_site.environment, 1)
-    said = told(own_site.client, "status", "mycl", code=1)
+def test_a_node_that_speaks_an_old_protocol_is_named(own_testbed: Testbed) -> None:
+    limit_version(own_testbed.environment, 1)
+    said = told(own_testbed.client, "status", "mycl", code=1)
     assert {kind for kind, _ in problems_of(said)} == {"old-protocol"}
 
 
-def test_when_nobody_answers_the_exit_code_is_that_of_unreachable_servers(own_site: Site) -> None:
-    with away(own_site.cluster.gateway):
-        said = told(own_site.client, "status", "mycl", code=3)
+def test_when_nobody_answers_the_exit_code_is_that_of_unreachable_servers(own_testbed: Testbed) -> None:
+    with away(own_testbed.cluster.gateway):
+        said = told(own_testbed.client, "status", "mycl", code=3)
     assert problems_of(said) == [("gateway-unreachable", None)]
     assert said["clusters"][0]["keys"] == 0
 
 
-def test_a_silent_server_is_given_up_after_the_timeout(own_site: Site) -> None:
-    path = own_site.environment.directory / "stalled"
+def test_a_silent_server_is_given_up_after_the_timeout(own_testbed: Testbed) -> None:
+    path = own_testbed.environment.directory / "stalled"
     with ScriptedPeer([Stall()], unix=path):
-        scripted_shell(own_site.environment, path)
-        said = told(own_site.client, "status", "mycl", "--timeout", "0.5", code=3)
+        scripted_shell(own_testbed.environment, path)
+        said = told(own_testbed.client, "status", "mycl", "--timeout", "0.5", code=3)
     errors = [node["contact"]["error"] for node in nodes_of(said).values()]
     assert "no answer within 0.5 seconds" in said["clusters"][0]["gateway"]["contact"]["error"]
     assert len(errors) == 3
     assert all(errors)
 
 
-def test_a_remote_that_counts_as_one_copy_is_one_node(own_site: Site) -> None:
+def test_a_remote_that_counts_as_one_copy_is_one_node(own_testbed: Testbed) -> None:
     initremote(
-        own_site.client, "crypt", f"url={own_site.url}", "encryption=shared", "tracking=remote",
-        f"cluster={own_site.cluster.uuid}", private=False,
+        own_testbed.client, "crypt", f"url={own_testbed.url}", "encryption=shared", "tracking=remote",
+        f"cluster={own_testbed.cluster.uuid}", private=False,
     )  # fmt: skip
-    own_site.client.add("one", b"one")
-    own_site.client.annex("copy", "--to", "crypt", "one")
-    said = told(own_site.client, "status", "crypt")
+    own_testbed.client.add("one", b"one")
+    own_testbed.client.annex("copy", "--to", "crypt", "one")
+    said = told(own_testbed.client, "status", "crypt")
     (cluster,) = said["clusters"]
     assert cluster["tracking"] == "remote"
     assert [(node["name"], node["keys"]) for node in cluster["nodes"]] == [("crypt", 1)]
-    assert len(told(own_site.client, "status")["clusters"]) == 2
+    assert len(told(own_testbed.client, "status")["clusters"]) == 2
 
 
-def test_without_a_server_the_nodes_are_asked_directly(own_site: Site) -> None:
-    gateway = own_site.cluster.gateway
-    initremote(gateway, "own", sameas=own_site.cluster.uuid)
+def test_without_a_server_the_nodes_are_asked_directly(own_testbed: Testbed) -> None:
+    gateway = own_testbed.cluster.gateway
+    initremote(gateway, "own", sameas=own_testbed.cluster.uuid)
     key = gateway.add("one", b"one")
     gateway.annex("copy", "--to", "own", "one")
-    lose(own_site.cluster.nodes[0], key)
+    lose(own_testbed.cluster.nodes[0], key)
     said = told(gateway, "status", "own", code=1)
     assert said["clusters"][0]["gateway"] is None
-    assert problems_of(said) == [("content-missing", own_site.cluster.nodes[0].uuid)]
+    assert problems_of(said) == [("content-missing", own_testbed.cluster.nodes[0].uuid)]
     nodes = nodes_of(said)
-    assert nodes["node2"]["path"] == str(own_site.cluster.nodes[1].path)
+    assert nodes["node2"]["path"] == str(own_testbed.cluster.nodes[1].path)
     assert nodes["node2"]["free"] > 0
 
 
-def test_colours_are_for_terminals_and_not_for_those_who_do_not_want_them(stocked: Site) -> None:
+def test_colours_are_for_terminals_and_not_for_those_who_do_not_want_them(stocked: Testbed) -> None:
     assert "\x1b" not in cluster_remote(stocked.client, "status", "mycl").out
     argv = ("cluster-remote", "status", "mycl")
     assert "\x1b[" in on_a_terminal(stocked.environment, stocked.client.path, *argv)
@@ -252,25 +252,25 @@ def test_colours_are_for_terminals_and_not_for_those_who_do_not_want_them(stocke
     assert "All is well." in plain
 
 
-def test_control_characters_in_names_are_escaped(own_site: Site) -> None:
-    first = own_site.cluster.nodes[0]
-    own_site.client.annex("describe", first.uuid, "red\x1b[31m [bold]disk")
-    shown = cluster_remote(own_site.client, "status", "mycl").out
+def test_control_characters_in_names_are_escaped(own_testbed: Testbed) -> None:
+    first = own_testbed.cluster.nodes[0]
+    own_testbed.client.annex("describe", first.uuid, "red\x1b[31m [bold]disk")
+    shown = cluster_remote(own_testbed.client, "status", "mycl").out
     assert "\x1b" not in shown
     assert r"red\x1b[31m [bold]disk" in shown
 
 
-def test_a_remote_that_cannot_be_used_does_not_hide_the_others(own_site: Site) -> None:
+def test_a_remote_that_cannot_be_used_does_not_hide_the_others(own_testbed: Testbed) -> None:
     # Without a server, in a repository that has none of the nodes as its remotes.
-    initremote(own_site.client, "nodeless", sameas=own_site.cluster.uuid, check=False)
-    assert own_site.client.config("remote.nodeless.annex-uuid") is None
-    own_site.client.git("config", "remote.mycl2.annex-externaltype", "cluster")
-    own_site.client.git("config", "remote.mycl2.annex-uuid", own_site.cluster.uuid)
-    said = told(own_site.client, "status", code=1)
+    initremote(own_testbed.client, "nodeless", sameas=own_testbed.cluster.uuid, check=False)
+    assert own_testbed.client.config("remote.nodeless.annex-uuid") is None
+    own_testbed.client.git("config", "remote.mycl2.annex-externaltype", "cluster")
+    own_testbed.client.git("config", "remote.mycl2.annex-uuid", own_testbed.cluster.uuid)
+    said = told(own_testbed.client, "status", code=1)
     assert [(cluster["name"], len(cluster["nodes"])) for cluster in said["clusters"]] == [("mycl", 3), ("mycl2", 0)]
     (problem,) = said["clusters"][1]["problems"]
     assert problem["kind"] == "unusable"
-    assert "cluster-remote doctor mycl2" in cluster_remote(own_site.client, "status", code=1).out
+    assert "cluster-remote doctor mycl2" in cluster_remote(own_testbed.client, "status", code=1).out
 
 
 def test_a_repository_without_a_cluster_remote_is_told_how_to_make_one(environment: Environment) -> None:
@@ -286,11 +286,11 @@ def test_a_git_repository_is_not_made_one_of_git_annex_by_looking_at_it(environm
     assert b"uuid" not in environment.run("git", "config", "--list", "--local", cwd=directory).stdout
 
 
-def test_locations_that_are_not_committed_yet_are_counted(own_site: Site) -> None:
-    keys = store(own_site, ["one"])
-    client = own_site.client
+def test_locations_that_are_not_committed_yet_are_counted(own_testbed: Testbed) -> None:
+    keys = store(own_testbed, ["one"])
+    client = own_testbed.client
     client.git("-c", "annex.alwayscommit=false", "annex", "setpresentkey", keys["one"], client.uuid, "0")
-    node = own_site.cluster.nodes[0]
+    node = own_testbed.cluster.nodes[0]
     client.git("-c", "annex.alwayscommit=false", "annex", "setpresentkey", keys["one"], node.uuid, "0")
     assert any((client.path / ".git/annex/journal").iterdir())
     assert nodes_of(told(client, "status", "mycl", "--sample", "0", code=1))["node1"]["lacking"] == 1

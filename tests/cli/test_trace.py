@@ -26,7 +26,7 @@ from cluster_remote.diagnosis.conversation import (
 from cluster_remote.diagnosis.drawing import as_svg, as_text, lay_out
 from tests.cli.command import cluster_remote, told
 from tests.cli.outcomes import outcome
-from tests.remote.sites import Site
+from tests.remote.testbed import Testbed
 from tests.support.environment import Environment
 from tests.support.peers import Expect, ScriptedPeer, Send, opening
 from tests.support.processes import wait_until
@@ -45,16 +45,16 @@ def spoken(shown: str) -> list[str]:
 # Real conversations
 
 
-def test_an_upload_reads_like_the_protocol(site: Site) -> None:
+def test_an_upload_reads_like_the_protocol(testbed: Testbed) -> None:
     content = b"traced up"
-    key = site.client.add("traced up", content)
-    done = cluster_remote(site.client, "trace", "--", "git", "annex", "copy", "--to", "mycl", "traced up")
-    nodes = " ".join(sorted(site.nodes))
+    key = testbed.client.add("traced up", content)
+    done = cluster_remote(testbed.client, "trace", "--", "git", "annex", "copy", "--to", "mycl", "traced up")
+    nodes = " ".join(sorted(testbed.nodes))
     who = ", ".join(
-        DESCRIPTIONS[number] for number, _ in sorted(enumerate(site.cluster.nodes), key=lambda n: n[1].uuid)
+        DESCRIPTIONS[number] for number, _ in sorted(enumerate(testbed.cluster.nodes), key=lambda n: n[1].uuid)
     )
     assert spoken(done.err) == [
-        f"← AUTH-SUCCESS {site.cluster.uuid}  (cluster {site.cluster.name})",
+        f"← AUTH-SUCCESS {testbed.cluster.uuid}  (cluster {testbed.cluster.name})",
         "→ VERSION 4",
         "← VERSION 4",
         f"→ CHECKPRESENT {key}",
@@ -65,17 +65,17 @@ def test_an_upload_reads_like_the_protocol(site: Site) -> None:
         "→ VALID",
         f"← SUCCESS-PLUS {nodes}  ({who})",
     ]
-    assert f"#1 is cluster {site.cluster.name} at {site.url} (process " in done.err
+    assert f"#1 is cluster {testbed.cluster.name} at {testbed.url} (process " in done.err
     assert "copy traced up" in done.out
-    assert site.present(key) == site.nodes
+    assert testbed.present(key) == testbed.nodes
 
 
-def test_a_partial_drop_shows_which_nodes_removed_it_and_keeps_the_commands_exit_code(site: Site) -> None:
-    key = site.client.add("traced drop", b"traced drop")
-    site.client.annex("copy", "--to", "mycl", "traced drop")
-    with locked(site.cluster.nodes[1], key):
+def test_a_partial_drop_shows_which_nodes_removed_it_and_keeps_the_commands_exit_code(testbed: Testbed) -> None:
+    key = testbed.client.add("traced drop", b"traced drop")
+    testbed.client.annex("copy", "--to", "mycl", "traced drop")
+    with locked(testbed.cluster.nodes[1], key):
         done = cluster_remote(
-            site.client, "trace", "--", "git", "annex", "drop", "--from", "mycl", "traced drop", code=1
+            testbed.client, "trace", "--", "git", "annex", "drop", "--from", "mycl", "traced drop", code=1
         )
     said = spoken(done.err)
     assert f"→ REMOVE {key}" in said
@@ -84,27 +84,27 @@ def test_a_partial_drop_shows_which_nodes_removed_it_and_keeps_the_commands_exit
     assert DESCRIPTIONS[1] not in partial
 
 
-def test_a_resumed_download_shows_where_it_goes_on(site: Site) -> None:
+def test_a_resumed_download_shows_where_it_goes_on(testbed: Testbed) -> None:
     content = bytes(range(256)) * 100
-    key = site.client.add("traced down", content)
-    site.client.annex("copy", "--to", "n1", "traced down")
-    site.client.annex("drop", "--force", "traced down")
-    partial = site.client.path / ".git/annex/tmp" / key
+    key = testbed.client.add("traced down", content)
+    testbed.client.annex("copy", "--to", "n1", "traced down")
+    testbed.client.annex("drop", "--force", "traced down")
+    partial = testbed.client.path / ".git/annex/tmp" / key
     partial.parent.mkdir(exist_ok=True)
     partial.write_bytes(content[:600])
-    done = cluster_remote(site.client, "trace", "--", "git", "annex", "get", "--from", "n1", "traced down")
+    done = cluster_remote(testbed.client, "trace", "--", "git", "annex", "get", "--from", "n1", "traced down")
     said = spoken(done.err)
     at = said.index(f"→ GET 600  {key}")
     rest = len(content) - 600
     assert said[at + 1 : at + 4] == [f"← DATA {rest}  + {rest} bytes of content", "← VALID", "→ SUCCESS"]
-    assert site.client.object_bytes(key) == content
+    assert testbed.client.object_bytes(key) == content
 
 
-def test_jobs_and_their_sessions_are_told_apart(site: Site) -> None:
+def test_jobs_and_their_sessions_are_told_apart(testbed: Testbed) -> None:
     names = [f"traced job {number}" for number in range(4)]
     for name in names:
-        site.client.add(name, name.encode())
-    said = told(site.client, "trace", "--", "git", "annex", "copy", "-J2", "--to", "n1", *names)
+        testbed.client.add(name, name.encode())
+    said = told(testbed.client, "trace", "--", "git", "annex", "copy", "-J2", "--to", "n1", *names)
     messages = said["messages"]
     # git-annex numbers its jobs as it likes.
     assert len({message["job"] for message in messages}) >= 2
@@ -162,45 +162,45 @@ def test_a_peer_that_repeats_the_token_does_not_make_it_shown(environment: Envir
     assert TOKEN not in done.out + done.err + (tmp_path / "trace").read_text()
 
 
-def test_a_transfer_does_not_care_whether_it_can_be_traced(site: Site) -> None:
-    key = site.client.add("untraceable", b"untraceable")
-    site.client.annex("copy", "--to", "n1", "untraceable", env={"CLUSTER_REMOTE_TRACE": "/nowhere/at/all"})
-    assert site.cluster.nodes[0].has_object(key)
+def test_a_transfer_does_not_care_whether_it_can_be_traced(testbed: Testbed) -> None:
+    key = testbed.client.add("untraceable", b"untraceable")
+    testbed.client.annex("copy", "--to", "n1", "untraceable", env={"CLUSTER_REMOTE_TRACE": "/nowhere/at/all"})
+    assert testbed.cluster.nodes[0].has_object(key)
 
 
 # The command
 
 
-def test_the_command_keeps_its_output_and_with_json_hands_it_to_standard_error(site: Site) -> None:
+def test_the_command_keeps_its_output_and_with_json_hands_it_to_standard_error(testbed: Testbed) -> None:
     command = ("sh", "-c", "echo said; exit 7")
-    done = cluster_remote(site.client, "trace", "--", *command, code=7)
+    done = cluster_remote(testbed.client, "trace", "--", *command, code=7)
     assert done.out == "said\n"
     assert "no messages" in done.err
-    done = cluster_remote(site.client, "trace", "--json", "--", *command, code=7)
+    done = cluster_remote(testbed.client, "trace", "--json", "--", *command, code=7)
     assert outcome("trace", done.out)["exit_code"] == 7
     assert "said\n" in done.err
 
 
-def test_a_command_that_cannot_be_run_has_the_exit_code_that_shells_give(site: Site) -> None:
-    assert "no-such" in cluster_remote(site.client, "trace", "--", "no-such", "x", code=127).err
-    site.client.write("plain text", b"text").chmod(0o644)
-    assert "cannot run" in cluster_remote(site.client, "trace", "--", "./plain text", "x", code=126).err
-    assert cluster_remote(site.client, "trace", "--", "sh", "-c", "kill -TERM $$", code=143).out == ""
+def test_a_command_that_cannot_be_run_has_the_exit_code_that_shells_give(testbed: Testbed) -> None:
+    assert "no-such" in cluster_remote(testbed.client, "trace", "--", "no-such", "x", code=127).err
+    testbed.client.write("plain text", b"text").chmod(0o644)
+    assert "cannot run" in cluster_remote(testbed.client, "trace", "--", "./plain text", "x", code=126).err
+    assert cluster_remote(testbed.client, "trace", "--", "sh", "-c", "kill -TERM $$", code=143).out == ""
 
 
 @pytest.mark.parametrize("option", ["--save", "--svg"])
-def test_a_file_that_cannot_be_written_is_noticed_before_the_command_runs(site: Site, option: str) -> None:
-    done = cluster_remote(site.client, "trace", option, "/nowhere/file", "--", "touch", "touched", code=2)
+def test_a_file_that_cannot_be_written_is_noticed_before_the_command_runs(testbed: Testbed, option: str) -> None:
+    done = cluster_remote(testbed.client, "trace", option, "/nowhere/file", "--", "touch", "touched", code=2)
     assert f"{option} /nowhere/file" in done.err
-    assert not (site.client.path / "touched").exists()
+    assert not (testbed.client.path / "touched").exists()
 
 
-def test_an_interrupt_ends_the_command_and_keeps_what_was_heard(site: Site, tmp_path: Path) -> None:
+def test_an_interrupt_ends_the_command_and_keeps_what_was_heard(testbed: Testbed, tmp_path: Path) -> None:
     started = tmp_path / "started"
     script = f"cluster-remote ping n1; touch {started}; exec sleep 60"
-    with site.environment.popen(
+    with testbed.environment.popen(
         "cluster-remote", "trace", "--save", tmp_path / "trace", "--", "sh", "-c", script,
-        cwd=site.client.path, stdin=-3, stderr=-1,
+        cwd=testbed.client.path, stdin=-3, stderr=-1,
     ) as process:  # fmt: skip
         assert wait_until(started.exists, 30)
         process.send_signal(signal.SIGINT)
@@ -212,39 +212,39 @@ def test_an_interrupt_ends_the_command_and_keeps_what_was_heard(site: Site, tmp_
     assert len(kept) > 3
 
 
-def test_nothing_is_left_in_the_temporary_directory(site: Site) -> None:
-    temporary = Path(site.environment.env["TMPDIR"])
+def test_nothing_is_left_in_the_temporary_directory(testbed: Testbed) -> None:
+    temporary = Path(testbed.environment.env["TMPDIR"])
     before = set(temporary.iterdir())
-    cluster_remote(site.client, "trace", "--", "cluster-remote", "ping", "n1")
+    cluster_remote(testbed.client, "trace", "--", "cluster-remote", "ping", "n1")
     assert set(temporary.iterdir()) == before
 
 
 # Saved traces
 
 
-def test_a_saved_trace_says_what_the_live_one_said(site: Site, tmp_path: Path) -> None:
-    site.client.add("kept", b"kept for later")
+def test_a_saved_trace_says_what_the_live_one_said(testbed: Testbed, tmp_path: Path) -> None:
+    testbed.client.add("kept", b"kept for later")
     saved = tmp_path / "saved"
     live = cluster_remote(
-        site.client, "trace", "--save", saved, "--diagram", "--", "git", "annex", "copy", "--to", "mycl", "kept"
+        testbed.client, "trace", "--save", saved, "--diagram", "--", "git", "annex", "copy", "--to", "mycl", "kept"
     )
-    again = cluster_remote(site.environment, "trace", saved, "--diagram")
+    again = cluster_remote(testbed.environment, "trace", saved, "--diagram")
     assert again.out.strip() in live.err
     assert "SUCCESS-PLUS" in again.out
-    said = told(site.environment, "trace", saved)
+    said = told(testbed.environment, "trace", saved)
     assert said["command"] == ["git", "annex", "copy", "--to", "mycl", "kept"]
     assert said["exit_code"] == 0
     assert [message["message"].split(" ")[0] for message in said["messages"]][-1] == "SUCCESS-PLUS"
 
 
-def test_what_is_no_trace_is_wrong_usage(site: Site, tmp_path: Path) -> None:
+def test_what_is_no_trace_is_wrong_usage(testbed: Testbed, tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("something else\n")
-    assert "neither a saved trace" in cluster_remote(site.client, "trace", file, code=2).err
+    assert "neither a saved trace" in cluster_remote(testbed.client, "trace", file, code=2).err
     file.write_text(write_heading(Heading(("x",), 1.0)) + "{broken\n")
-    assert "not a line of a trace" in cluster_remote(site.client, "trace", file, code=2).err
+    assert "not a line of a trace" in cluster_remote(testbed.client, "trace", file, code=2).err
     file.write_text('{"cluster-remote-trace": 99, "command": [], "names": {}, "started": 1}\n')
-    assert "newer format" in cluster_remote(site.client, "trace", file, code=2).err
+    assert "newer format" in cluster_remote(testbed.client, "trace", file, code=2).err
 
 
 SAID = Said(

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.cli.ailing import on_a_terminal
-from tests.remote.sites import initremote
+from tests.remote.testbed import initremote
 from tests.support.environment import Environment
 from tests.support.repositories import Repository, make_cluster
 from tests.support.slow import only_in_all

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.gateway.served import Gateway, gateway_of, native_client
+from tests.gateway.gateways import Gateway, gateway_of, native_client
 from tests.support.environment import Environment
 from tests.support.repositories import Repository, make_cluster
 

@@ -31,7 +31,7 @@ from cluster_remote.transport.address import Tcp, Unix, parse_address
 from cluster_remote.transport.network import Network
 from cluster_remote.transport.sockets import TcpTransport, UnixTransport
 from tests.cluster.real import gone, serving
-from tests.gateway.served import Gateway
+from tests.gateway.gateways import Gateway
 from tests.support.sockets import free_port
 
 pytestmark = pytest.mark.anyio

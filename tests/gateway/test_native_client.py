@@ -12,7 +12,7 @@ from cluster_remote.gateway.tokens import for_node
 from cluster_remote.p2p.key import UUID
 from cluster_remote.p2p.server import Mode
 from tests.cli.command import cluster_remote
-from tests.gateway.served import Gateway, add_native_remote, native_client
+from tests.gateway.gateways import Gateway, add_native_remote, native_client
 from tests.support.repositories import Repository
 from tests.support.sockets import serve_p2p
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import pytest
 
 from cluster_remote.p2p.server import Mode
-from tests.gateway.served import Gateway, gateway_of
+from tests.gateway.gateways import Gateway, gateway_of
 from tests.support.environment import Environment
 from tests.support.processes import end_group
 from tests.support.repositories import Cluster, make_cluster
@@ -35,7 +35,7 @@ CLOSED, SILENT = "(closed)", "(no answer)"
 
 
 @dataclass(frozen=True)
-class Sites:
+class Servers:
     """Two copies of one cluster that nobody could tell apart, one of them served by us."""
 
     native: Cluster
@@ -47,7 +47,7 @@ class Sites:
 
 
 @pytest.fixture(scope="module")
-def sites(make_environment: Callable[[], Environment]) -> Iterator[Sites]:
+def servers(make_environment: Callable[[], Environment]) -> Iterator[Servers]:
     environment = make_environment()
     native = make_cluster(environment, environment.directory / "native")
     with gateway_of(make_cluster(environment, environment.directory / "ours")) as gateway:
@@ -55,7 +55,7 @@ def sites(make_environment: Callable[[], Environment]) -> Iterator[Sites]:
             cluster.nodes[0].set_key(PARTIAL, CONTENT)
             for node in cluster.nodes:
                 node.set_key(UNKNOWN, CONTENT)
-        yield Sites(native, gateway)
+        yield Servers(native, gateway)
 
 
 # A conversation is what the client says: lines (text), contents (bytes), and where it waits for an answer (None).
@@ -130,7 +130,7 @@ def _comparable(line: str) -> str:
 
 
 def native(
-    sites: Sites,
+    servers: Servers,
     who: str,
     said: Iterable[Said],
     version: int,
@@ -138,7 +138,7 @@ def native(
     seconds: float = ANSWER_SECONDS,
 ) -> list[str]:
     """What git-annex answers."""
-    gateway, uuid = sites.native.gateway, sites.uuid(who)
+    gateway, uuid = servers.native.gateway, servers.uuid(who)
     variables = {Mode.READ_ONLY: "GIT_ANNEX_SHELL_READONLY", Mode.APPEND_ONLY: "GIT_ANNEX_SHELL_APPENDONLY"}
     process = gateway.environment.popen(
         "git-annex-shell",
@@ -167,7 +167,7 @@ def native(
 
 
 def ours(
-    sites: Sites,
+    servers: Servers,
     who: str,
     said: Iterable[Said],
     version: int,
@@ -175,10 +175,10 @@ def ours(
     seconds: float = ANSWER_SECONDS,
 ) -> list[str]:
     """What we answer, once the client has been let in."""
-    uuid = sites.uuid(who)
-    with sites.ours.connect() as client:
+    uuid = servers.uuid(who)
+    with servers.ours.connect() as client:
         client.settimeout(None)
-        client.sendall(f"AUTH {CLIENT} {sites.ours.tokens[mode]}/{uuid}\n".encode())
+        client.sendall(f"AUTH {CLIENT} {servers.ours.tokens[mode]}/{uuid}\n".encode())
         peer = Peer(client.fileno(), client.fileno(), version)
         assert peer.answer(ANSWER_SECONDS) == [f"AUTH-SUCCESS {uuid}"]
         answers = peer.play(said, seconds)
@@ -241,31 +241,31 @@ ENDINGS: dict[str, list[Said]] = {
 
 @pytest.mark.parametrize("version", [4, *only_in_all(0, 1, 2, 3)])
 @pytest.mark.parametrize("who", ["cluster", "node"])
-def test_requests_are_answered_in_the_same_way(sites: Sites, who: str, version: int) -> None:
+def test_requests_are_answered_in_the_same_way(servers: Servers, who: str, version: int) -> None:
     too_late: list[Said] = [f"REMOVE-BEFORE 1 {KEY}", None, *CHECK] if version >= 3 else []
     said = spoken([*REQUESTS, *too_late], version)
-    assert ours(sites, who, said, version) == native(sites, who, said, version)
+    assert ours(servers, who, said, version) == native(servers, who, said, version)
     # As it was, for the next version; what is answered to a removal is another matter, see below.
-    for answers in (native(sites, who, REMOVE, 0), ours(sites, who, REMOVE, 0)):
+    for answers in (native(servers, who, REMOVE, 0), ours(servers, who, REMOVE, 0)):
         assert answers == ["SUCCESS", CLOSED]
 
 
 @pytest.mark.parametrize("version", [4, *only_in_all(0)])
 @pytest.mark.parametrize("who", ["cluster", "node"])
-def test_conversations_end_in_the_same_way(sites: Sites, who: str, version: int) -> None:
+def test_conversations_end_in_the_same_way(servers: Servers, who: str, version: int) -> None:
     differences = []
     for name, ending in ENDINGS.items():
         said = spoken([f"CHECKPRESENT {ABSENT}", None, *ending], version)
-        answers, theirs = ours(sites, who, said, version), native(sites, who, said, version)
+        answers, theirs = ours(servers, who, said, version), native(servers, who, said, version)
         if answers != theirs:
             differences.append(f"{name}: git-annex answers {theirs}, we answer {answers}")
     assert not differences, "\n".join(differences)
 
 
 @pytest.mark.parametrize("version", [0, 4, *only_in_all(1, 2, 3)])
-def test_a_cluster_answers_a_removal_in_the_same_way(sites: Sites, version: int) -> None:
+def test_a_cluster_answers_a_removal_in_the_same_way(servers: Servers, version: int) -> None:
     said = spoken([*REMOVE, *put(), *REMOVE, *CHECK, *REMOVE], version)
-    assert ours(sites, "cluster", said, version) == native(sites, "cluster", said, version)
+    assert ours(servers, "cluster", said, version) == native(servers, "cluster", said, version)
 
 
 # Which of the three nodes have a content.
@@ -275,33 +275,33 @@ STATES = {"everywhere": (0, 1, 2), "on the first node": (0,), "on the other node
 @pytest.mark.parametrize("state", STATES)
 @pytest.mark.parametrize("version", [4, *only_in_all(0, 1, 2, 3)])
 def test_every_message_is_answered_in_the_same_way_wherever_the_content_is(
-    sites: Sites, state: str, version: int
+    servers: Servers, state: str, version: int
 ) -> None:
     for who in ("cluster", "node"):
         names = ("kept", "removed", "late", "brought")
         contents = {name: f"{name} {state} {version} {who}".encode() for name in names}
-        lay_down(sites, contents, STATES[state])
+        lay_down(servers, contents, STATES[state])
         said = spoken(about(who, STATES[state], contents, version), version)
-        answers, theirs = ours(sites, who, said, version), native(sites, who, said, version)
+        answers, theirs = ours(servers, who, said, version), native(servers, who, said, version)
         if who == "node" and version >= 2:
             # That a node's removal names the node is in docs/differences.md.
-            node = sites.uuid("node")
+            node = servers.uuid("node")
             answers = ["SUCCESS" if answer == f"SUCCESS-PLUS {node}" else answer for answer in answers]
         assert answers == theirs, who
 
 
-def lay_down(sites: Sites, contents: Mapping[str, bytes], nodes: tuple[int, ...]) -> None:
+def lay_down(servers: Servers, contents: Mapping[str, bytes], nodes: tuple[int, ...]) -> None:
     """Have the contents on these nodes, with the gateway's knowledge save for the one that was brought."""
     for number in nodes:
         said: list[Said] = []
         for name, content in contents.items():
             if name == "brought":
-                for cluster in (sites.native, sites.ours.cluster):
+                for cluster in (servers.native, servers.ours.cluster):
                     cluster.nodes[number].set_key(key_of(content), content)
             else:
                 said += [f"PUT  {key_of(content)}", None, f"DATA {len(content)}", content, None]
         for play in (native, ours):
-            assert set(play(sites, f"node{number}", said, 0)) == {"PUT-FROM 0", "SUCCESS", CLOSED}
+            assert set(play(servers, f"node{number}", said, 0)) == {"PUT-FROM 0", "SUCCESS", CLOSED}
 
 
 def key_of(content: bytes) -> str:
@@ -338,15 +338,15 @@ def about(who: str, nodes: tuple[int, ...], contents: Mapping[str, bytes], versi
 
 @pytest.mark.parametrize("mode", [Mode.READ_ONLY, Mode.APPEND_ONLY])
 @pytest.mark.parametrize("who", ["cluster", "node"])
-def test_what_is_refused_is_refused_in_the_same_words(sites: Sites, who: str, mode: Mode) -> None:
+def test_what_is_refused_is_refused_in_the_same_words(servers: Servers, who: str, mode: Mode) -> None:
     said = spoken([*CHECK, *REMOVE, f"REMOVE-BEFORE 99999999 {KEY}", None, f"PUT  {KEY}", None], 4)
-    assert ours(sites, who, said, 4, mode) == native(sites, who, said, 4, mode)
+    assert ours(servers, who, said, 4, mode) == native(servers, who, said, 4, mode)
 
 
-def test_a_lock_on_a_node_is_answered_in_the_same_way(sites: Sites) -> None:
+def test_a_lock_on_a_node_is_answered_in_the_same_way(servers: Servers) -> None:
     said = spoken([*put(), *LOCK, "UNLOCKCONTENT", *CHECK, *LOCK, "UNLOCKCONTENT"], 4)
-    assert ours(sites, "node", said, 4) == native(sites, "node", said, 4)
-    for answers in (native(sites, "node", REMOVE, 0), ours(sites, "node", REMOVE, 0)):
+    assert ours(servers, "node", said, 4) == native(servers, "node", said, 4)
+    for answers in (native(servers, "node", REMOVE, 0), ours(servers, "node", REMOVE, 0)):
         assert answers == ["SUCCESS", CLOSED]
 
 
@@ -426,43 +426,43 @@ DIFFERENCES = {
 
 
 @pytest.mark.parametrize("difference", DIFFERENCES.values(), ids=DIFFERENCES)
-def test_where_the_answers_differ_they_do_so_as_documented(sites: Sites, difference: Difference) -> None:
+def test_where_the_answers_differ_they_do_so_as_documented(servers: Servers, difference: Difference) -> None:
     said = [*opening(difference.version), *difference.said]
     before = 1 if difference.version else 0
-    theirs = native(sites, difference.who, said, difference.version, seconds=SILENCE_SECONDS)
-    answers = ours(sites, difference.who, said, difference.version)
-    assert fits(theirs[before:], difference.theirs, sites), theirs
-    assert fits(answers[before:], difference.ours, sites), answers
+    theirs = native(servers, difference.who, said, difference.version, seconds=SILENCE_SECONDS)
+    answers = ours(servers, difference.who, said, difference.version)
+    assert fits(theirs[before:], difference.theirs, servers), theirs
+    assert fits(answers[before:], difference.ours, servers), answers
 
 
-def fits(answers: list[str], expected: list[str], sites: Sites) -> bool:
-    node = sites.native.nodes[0].uuid
+def fits(answers: list[str], expected: list[str], servers: Servers) -> bool:
+    node = servers.native.nodes[0].uuid
     patterns = [re.escape(each).replace("…", ".+").replace(r"\{node\}", node) for each in expected]
     return len(answers) == len(patterns) and all(map(re.fullmatch, patterns, answers))
 
 
-def test_a_lock_whose_holder_says_something_else_is_given_up_with_an_error(sites: Sites) -> None:
+def test_a_lock_whose_holder_says_something_else_is_given_up_with_an_error(servers: Servers) -> None:
     key = "WORM-s1--held"
-    for node in (sites.native.nodes[0], sites.ours.cluster.nodes[0]):
+    for node in (servers.native.nodes[0], servers.ours.cluster.nodes[0]):
         node.set_key(key, b"x")
     said = spoken([f"LOCKCONTENT {key}", None, *CHECK], 4)
-    theirs = native(sites, "node", said, 4, seconds=SILENCE_SECONDS)
+    theirs = native(servers, "node", said, 4, seconds=SILENCE_SECONDS)
     assert theirs == ["VERSION 4", "SUCCESS", SILENT, CLOSED]
-    assert ours(sites, "node", said, 4) == ["VERSION 4", "SUCCESS", *PROTOCOL_ERROR]
-    assert ours(sites, "node", [f"REMOVE {key}", None], 0) == ["SUCCESS", CLOSED]
+    assert ours(servers, "node", said, 4) == ["VERSION 4", "SUCCESS", *PROTOCOL_ERROR]
+    assert ours(servers, "node", [f"REMOVE {key}", None], 0) == ["SUCCESS", CLOSED]
 
 
-def test_a_lock_whose_holder_hangs_up_is_given_up_by_git_annex_and_kept_by_us(sites: Sites) -> None:
+def test_a_lock_whose_holder_hangs_up_is_given_up_by_git_annex_and_kept_by_us(servers: Servers) -> None:
     # A key of its own, for with us it stays locked for ten minutes.
     key = "WORM-s1--locked"
-    for node in (sites.native.nodes[0], sites.ours.cluster.nodes[0]):
+    for node in (servers.native.nodes[0], servers.ours.cluster.nodes[0]):
         node.set_key(key, b"x")
     lock: list[Said] = [f"LOCKCONTENT {key}", None]
     remove: list[Said] = [f"REMOVE {key}", None]
-    assert native(sites, "node", lock, 0) == ["SUCCESS", CLOSED]
-    assert native(sites, "node", remove, 0) == ["SUCCESS", CLOSED]
-    assert ours(sites, "node", lock, 0, seconds=SILENCE_SECONDS) == ["SUCCESS", SILENT]
-    (refused, _closed) = ours(sites, "node", remove, 0)
+    assert native(servers, "node", lock, 0) == ["SUCCESS", CLOSED]
+    assert native(servers, "node", remove, 0) == ["SUCCESS", CLOSED]
+    assert ours(servers, "node", lock, 0, seconds=SILENCE_SECONDS) == ["SUCCESS", SILENT]
+    (refused, _closed) = ours(servers, "node", remove, 0)
     # git-annex-shell says why and ends, or says no: which of the two, depends on what it finds first.
     assert refused == "FAILURE" or "content is locked" in refused
-    assert sites.ours.cluster.nodes[0].has_object(key)
+    assert servers.ours.cluster.nodes[0].has_object(key)

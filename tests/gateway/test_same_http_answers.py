@@ -54,7 +54,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Sites:
+class Servers:
     """Two copies of one cluster that nobody could tell apart, one of them served by us."""
 
     native: Cluster
@@ -102,10 +102,12 @@ def _comparable(body: str) -> str:
     return json.dumps(said, sort_keys=True)
 
 
-def compare(sites: Sites, asked: list[Asked], different: Mapping[str, tuple[tuple[int, str], tuple[int, str]]]) -> None:
+def compare(
+    servers: Servers, asked: list[Asked], different: Mapping[str, tuple[tuple[int, str], tuple[int, str]]]
+) -> None:
     found = []
     for each in asked:
-        theirs, ours = sites.ask(each)
+        theirs, ours = servers.ask(each)
         if each.name in different:
             expected = different[each.name]
             same = theirs.fits(expected[0]) and ours.fits(expected[1])
@@ -121,12 +123,12 @@ def key_of(content: bytes) -> str:
 
 
 @pytest.fixture(scope="module")
-def sites(make_environment: Callable[[], Environment]) -> Iterator[Sites]:
+def servers(make_environment: Callable[[], Environment]) -> Iterator[Servers]:
     environment = make_environment()
     native = make_cluster(environment, environment.directory / "native")
     ours = make_cluster(environment, environment.directory / "ours")
     with serve_p2phttp(native.gateway) as port, web_of(ours) as web:
-        yield Sites(native, port, web)
+        yield Servers(native, port, web)
 
 
 # One after the other, by one client. What git-annex answers first, and what we do.
@@ -215,35 +217,35 @@ def conversation(who: str, uuid: str, version: int) -> list[Asked]:
 @pytest.mark.slow
 @pytest.mark.parametrize("version", [0, 4, *only_in_all(1, 2, 3)])
 @pytest.mark.parametrize("who", ["cluster", "node"])
-def test_requests_are_answered_in_the_same_way(sites: Sites, who: str, version: int) -> None:
-    compare(sites, conversation(who, sites.uuid(who), version), DIFFERENT)
+def test_requests_are_answered_in_the_same_way(servers: Servers, who: str, version: int) -> None:
+    compare(servers, conversation(who, servers.uuid(who), version), DIFFERENT)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("who", ["cluster", "node"])
-def test_a_content_that_came_some_other_way_is_found_in_the_same_way(sites: Sites, who: str) -> None:
+def test_a_content_that_came_some_other_way_is_found_in_the_same_way(servers: Servers, who: str) -> None:
     said = []
     for number, (query, where) in enumerate(
         [("=true", 3), ("=true", 1), ("=true", 0), ("", 3), ("=True", 3), ("=false", 0), ("=1", 0)]
     ):
         key = f"WORM-s1--brought{number}to-the-{who}"
-        for cluster in (sites.native, sites.ours.cluster):
+        for cluster in (servers.native, servers.ours.cluster):
             for node in cluster.nodes[:where]:
                 node.set_key(key, b"x")
         for endpoint in (f"put?data-present{query}&", "checkpresent?"):
-            path = f"{sites.uuid(who)}/v4/{endpoint}key={key}&{CLIENT}"
+            path = f"{servers.uuid(who)}/v4/{endpoint}key={key}&{CLIENT}"
             name = f"{query} {where} {endpoint}"
             if query == "=1" and endpoint[0] == "p":
                 name = "neither true nor false"
             elif who == "cluster" and where and endpoint[0] == "c":
                 name = "the gateway knows it now"
             said.append(Asked(name, "POST", path, b"", {LENGTH: "0"}))
-    compare(sites, said, DIFFERENT)
+    compare(servers, said, DIFFERENT)
 
 
 @pytest.mark.slow
-def test_urls_and_logins_are_judged_in_the_same_way(sites: Sites) -> None:
-    uuid, key = sites.uuid("cluster"), "WORM-s1--x"
+def test_urls_and_logins_are_judged_in_the_same_way(servers: Servers) -> None:
+    uuid, key = servers.uuid("cluster"), "WORM-s1--x"
     said = []
     for version in ("v5", "v", "v-1", "x", "v4x"):
         said.append(Asked("version", "POST", f"{uuid}/{version}/checkpresent?key={key}&{CLIENT}"))
@@ -270,7 +272,7 @@ def test_urls_and_logins_are_judged_in_the_same_way(sites: Sites) -> None:
         "no colon": ((200, "present"), (400, "only Basic")),
         "login": ((400, "Authorization failed"), (400, "Authorization failed")),
     }
-    compare(sites, said, different)
+    compare(servers, said, different)
 
 
 @pytest.mark.slow
@@ -298,7 +300,7 @@ def test_who_may_do_what_is_answered_in_the_same_way(
         serve_p2phttp(native.gateway, *options, env=variables) as port,
         web_of(ours, *(["--public-read"] if public else [])) as web,
     ):
-        sites = Sites(native, port, web)
+        servers = Servers(native, port, web)
         key = key_of(b"abc")
         found = []
         for endpoint in ("checkpresent", "putoffset", "put", "remove", "lockcontent", "remove-before", "gettimestamp"):
@@ -308,7 +310,7 @@ def test_who_may_do_what_is_answered_in_the_same_way(
                 logins = {"native": "right" if right else "wrong", "ours": web.tokens[mode] if mode and right else "no"}
                 if mode is None:
                     logins = {} if right else {"native": "wrong", "ours": "no"}
-                theirs, answer = sites.ask(asked, logins or {"ours": ""})
+                theirs, answer = servers.ask(asked, logins or {"ours": ""})
                 known = (theirs.status, answer.status)
                 if endpoint == "lockcontent" and known == ((200, 401) if public else (403, 200)):
                     continue

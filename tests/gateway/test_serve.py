@@ -16,7 +16,7 @@ import pytest
 from cluster_remote.gateway.tokens import Tokens
 from cluster_remote.p2p.server import Mode
 from tests.cli.command import cluster_remote
-from tests.gateway.served import Gateway, gateway_of
+from tests.gateway.gateways import Gateway, gateway_of
 from tests.gateway.test_gateway import CLIENT, answer, hear, say
 from tests.support.processes import end_group, wait_until
 from tests.support.repositories import Cluster

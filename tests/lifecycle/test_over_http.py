@@ -75,9 +75,9 @@ def test_the_commands_on_the_gateways_page_give_the_dataset_to_somebody_new(
 def test_a_url_over_http_is_asked_which_of_the_known_clusters_it_serves(cluster: Cluster, server: str) -> None:
     client = cluster.clone("client")
     if server == "ours":
-        with web_of(cluster) as served:
-            url = f"annex+http://127.0.0.1:{served.port}/data/git-annex/"
-            _is_set_up(client, cluster, url, {"CLUSTER_REMOTE_TOKEN": served.tokens[Mode.READ_WRITE]})
+        with web_of(cluster) as gateway:
+            url = f"annex+http://127.0.0.1:{gateway.port}/data/git-annex/"
+            _is_set_up(client, cluster, url, {"CLUSTER_REMOTE_TOKEN": gateway.tokens[Mode.READ_WRITE]})
     else:
         with serve_p2phttp(cluster.gateway) as port:
             # The end of the url may be left out.
@@ -142,9 +142,9 @@ def test_a_url_that_leads_to_another_server_is_refused_in_one_line(web: Web, clo
 
 
 def test_a_missing_login_is_reported_in_one_line(cluster: Cluster) -> None:
-    with web_of(cluster) as served:
+    with web_of(cluster) as gateway:
         client = cluster.clone("client")
-        url = f"annex+http://127.0.0.1:{served.port}/data/git-annex/"
+        url = f"annex+http://127.0.0.1:{gateway.port}/data/git-annex/"
         assert "wants a login" in refused(client, url)
 
 

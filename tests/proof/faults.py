@@ -28,7 +28,7 @@ from pathlib import Path
 
 from cluster_remote.gateway.tokens import Tokens
 from cluster_remote.p2p.server import Mode
-from tests.remote.sites import initremote
+from tests.remote.testbed import initremote
 from tests.support.environment import Environment, temporary_environment
 from tests.support.peers import Close, Drain, Expect, Read, Reset, ScriptedPeer, Send, Stall, Step, opening
 from tests.support.processes import end_group, wait_until

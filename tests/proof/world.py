@@ -20,7 +20,7 @@ from pathlib import Path
 
 from cluster_remote.gateway.tokens import Tokens
 from cluster_remote.p2p.server import Mode
-from tests.remote.sites import initremote
+from tests.remote.testbed import initremote
 from tests.support.environment import Environment, remove_tree, temporary_environment
 from tests.support.processes import Process, descendants, end_group, kill, wait_until
 from tests.support.repositories import Cluster, Repository, make_cluster

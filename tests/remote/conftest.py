@@ -6,28 +6,28 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.remote.sites import Site, make_site
+from tests.remote.testbed import Testbed, make_testbed
 from tests.support.environment import Environment, temporary_environment
 
 
 @pytest.fixture(scope="session")
-def shared_site() -> Iterator[Site]:
-    """A site for all tests of a process of tests; `site` is what they ask for."""
+def shared_testbed() -> Iterator[Testbed]:
+    """A testbed for all tests of a process of tests; `testbed` is what they ask for."""
     with temporary_environment() as environment:
-        yield make_site(environment, node_remotes=True)
+        yield make_testbed(environment, node_remotes=True)
 
 
 @pytest.fixture
-def site(shared_site: Site) -> Iterator[Site]:
+def testbed(shared_testbed: Testbed) -> Iterator[Testbed]:
     """A cluster and a client with remotes for it and its nodes, shared by many tests: each has contents of its own.
 
     After every test no process may be left.
     """
-    yield shared_site
-    shared_site.environment.assert_no_process_left()
+    yield shared_testbed
+    shared_testbed.environment.assert_no_process_left()
 
 
 @pytest.fixture
-def own_site(environment: Environment) -> Site:
+def own_testbed(environment: Environment) -> Testbed:
     """A cluster and a client with a remote for it, for one test that changes more than contents of its own."""
-    return make_site(environment)
+    return make_testbed(environment)

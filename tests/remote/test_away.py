@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from tests.remote.sites import initremote, text
+from tests.remote.testbed import initremote, text
 from tests.support.repositories import Cluster, Repository
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from cluster_remote.p2p.key import UUID, Key
 from cluster_remote.remote.causes import Causes, Fetched, Uploaded, is_for_fsck
-from tests.remote.sites import Site, initremote, objects, text
+from tests.remote.testbed import Testbed, initremote, objects, text
 from tests.support.repositories import make_repository
 from tests.support.slow import only_in_all
 
@@ -37,42 +37,42 @@ def test_a_file_that_fsck_fetches_into_is_told_by_its_name(path: bytes, told: bo
 
 
 @pytest.mark.slow
-def test_undoing_an_upload_leaves_the_copies_that_were_there_before(site: Site) -> None:
-    key = site.client.add("undone", b"on the first node before")
-    site.client.annex("copy", "--to", "n1", "undone")
-    file = site.client.object_path(key)
+def test_undoing_an_upload_leaves_the_copies_that_were_there_before(testbed: Testbed) -> None:
+    key = testbed.client.add("undone", b"on the first node before")
+    testbed.client.annex("copy", "--to", "n1", "undone")
+    file = testbed.client.object_path(key)
     assert file is not None
-    with site.driver() as annex:
+    with testbed.driver() as annex:
         annex.prepare()
         assert annex.ask(f"TRANSFER STORE {key} {file}") == f"TRANSFER-SUCCESS STORE {key}"
-        assert site.cluster.holders(key) == [True, True, True]
+        assert testbed.cluster.holders(key) == [True, True, True]
         assert annex.ask(f"REMOVE {key}").startswith(f"REMOVE-FAILURE {key} removed again from ")
-        assert site.cluster.holders(key) == [True, False, False]
-    assert site.present(key) == {site.cluster.nodes[0].uuid}
+        assert testbed.cluster.holders(key) == [True, False, False]
+    assert testbed.present(key) == {testbed.cluster.nodes[0].uuid}
 
 
-def test_fsck_takes_a_damaged_copy_from_its_node_alone_and_names_it(site: Site) -> None:
-    key = site.client.add("rotten", b"sound on three nodes")
-    site.client.annex("copy", "--to", "mycl", "rotten")
+def test_fsck_takes_a_damaged_copy_from_its_node_alone_and_names_it(testbed: Testbed) -> None:
+    key = testbed.client.add("rotten", b"sound on three nodes")
+    testbed.client.annex("copy", "--to", "mycl", "rotten")
     # The first by name, which is the one that is asked.
-    path = site.cluster.nodes[2].object_path(key)
+    path = testbed.cluster.nodes[2].object_path(key)
     assert path is not None
     path.chmod(0o644)
     path.write_bytes(b"rotten on three node")
-    done = site.client.annex("fsck", "--from", "mycl", "rotten", check=False)
+    done = testbed.client.annex("fsck", "--from", "mycl", "rotten", check=False)
     assert done.returncode != 0
     assert "the damaged copy on NAS: shelf 3 was removed" in text(done)
-    assert site.cluster.holders(key) == [True, True, False]
-    assert site.present(key) == {node.uuid for node in site.cluster.nodes[:2]}
+    assert testbed.cluster.holders(key) == [True, True, False]
+    assert testbed.present(key) == {node.uuid for node in testbed.cluster.nodes[:2]}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("here", [*only_in_all(True), False], ids=["here", "not here"])
-def test_fsck_of_chunks_removes_none_for_it_cannot_be_told_which_is_damaged(own_site: Site, here: bool) -> None:
-    cluster = own_site.cluster
+def test_fsck_of_chunks_removes_none_for_it_cannot_be_told_which_is_damaged(own_testbed: Testbed, here: bool) -> None:
+    cluster = own_testbed.cluster
     cluster.gateway.git("config", "remote.node1.annex-cost", "50")
-    stranger = make_repository(own_site.environment, own_site.environment.directory / "stranger", "stranger")
-    parameters = (f"url={own_site.url}", f"cluster={cluster.uuid}", "tracking=remote", "chunk=1KiB")
+    stranger = make_repository(own_testbed.environment, own_testbed.environment.directory / "stranger", "stranger")
+    parameters = (f"url={own_testbed.url}", f"cluster={cluster.uuid}", "tracking=remote", "chunk=1KiB")
     initremote(stranger, "plain", *parameters)
     for name in ("rotten", "sound"):
         stranger.add(name, name.encode() * 1000)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.remote.driver import Driver
-from tests.remote.sites import Site, text
+from tests.remote.testbed import Testbed, text
 from tests.support.repositories import DESCRIPTIONS
 from tests.support.sockets import free_port, serve_p2p
 
@@ -28,19 +28,19 @@ def fields(annex: Driver) -> dict[str, str]:
 # Without a server
 
 
-def test_parameters_are_listed_with_descriptions(site: Site) -> None:
-    with site.driver(url="") as annex:
+def test_parameters_are_listed_with_descriptions(testbed: Testbed) -> None:
+    with testbed.driver(url="") as annex:
         annex.say("LISTCONFIGS")
         listed = dict(line.removeprefix("CONFIG ").split(" ", 1) for line in iter(annex.answer, "CONFIGEND"))
         assert listed.keys() == {"url", "cluster", "tracking", "timeout"}
         assert all(len(description) > 20 for description in listed.values())
 
 
-def test_git_annex_knows_the_parameters(site: Site) -> None:
-    said = text(site.client.annex("initremote", "x", "type=external", "externaltype=cluster", "--whatelse"))
+def test_git_annex_knows_the_parameters(testbed: Testbed) -> None:
+    said = text(testbed.client.annex("initremote", "x", "type=external", "externaltype=cluster", "--whatelse"))
     for name in ("url", "cluster", "tracking", "timeout"):
         assert f"\n{name}\n" in said
-    refused = site.client.annex(
+    refused = testbed.client.annex(
         *("initremote", "x", "type=external", "externaltype=cluster", "encryption=none", "speed=fast"), check=False
     )
     assert "speed" in text(refused)
@@ -57,8 +57,10 @@ def test_git_annex_knows_the_parameters(site: Site) -> None:
         ("", 50, "LOCAL"),
     ],
 )
-def test_cost_and_availability_follow_from_the_address(site: Site, url: str, cost: int, availability: str) -> None:
-    with site.driver(url=url) as annex:
+def test_cost_and_availability_follow_from_the_address(
+    testbed: Testbed, url: str, cost: int, availability: str
+) -> None:
+    with testbed.driver(url=url) as annex:
         annex.prepare()
         assert annex.ask("GETCOST") == f"COST {cost}"
         assert annex.ask("GETAVAILABILITY") == f"AVAILABILITY {availability}"
@@ -67,15 +69,15 @@ def test_cost_and_availability_follow_from_the_address(site: Site, url: str, cos
 
 
 @pytest.mark.parametrize("line", ["CLAIMURL http://x/", "IMPORTKEYSUPPORTED", "TRANSFER THROW a b"])
-def test_requests_that_are_not_supported_are_answered(site: Site, line: str) -> None:
-    with site.driver() as annex:
+def test_requests_that_are_not_supported_are_answered(testbed: Testbed, line: str) -> None:
+    with testbed.driver() as annex:
         annex.prepare()
         assert annex.ask(line) in {"UNSUPPORTED-REQUEST", "CLAIMURL-FAILURE"}
         assert annex.ask("GETCOST") == "COST 100"
 
 
-def test_a_refused_question_fails_the_request_and_not_the_program(site: Site) -> None:
-    with site.driver() as annex:
+def test_a_refused_question_fails_the_request_and_not_the_program(testbed: Testbed) -> None:
+    with testbed.driver() as annex:
         annex.say("PREPARE")
         assert annex.read() == "GETUUID"
         annex.say("ERROR cannot send GETUUID here")
@@ -89,8 +91,8 @@ def test_a_refused_question_fails_the_request_and_not_the_program(site: Site) ->
         assert annex.ask("GETCOST") == "COST 100"
 
 
-def test_bad_parameters_are_said_when_the_remote_is_prepared(site: Site) -> None:
-    with site.driver(timeout="never") as annex:
+def test_bad_parameters_are_said_when_the_remote_is_prepared(testbed: Testbed) -> None:
+    with testbed.driver(timeout="never") as annex:
         answer = annex.ask("PREPARE")
     assert answer == "PREPARE-FAILURE timeout=never: it is a number of seconds, such as timeout=60"
 
@@ -98,32 +100,37 @@ def test_bad_parameters_are_said_when_the_remote_is_prepared(site: Site) -> None
 # With one
 
 
-def test_information_is_about_the_cluster_and_the_way_to_it(site: Site) -> None:
-    with site.driver() as annex:
+def test_information_is_about_the_cluster_and_the_way_to_it(testbed: Testbed) -> None:
+    with testbed.driver() as annex:
         annex.prepare()
         assert fields(annex) == {
-            "url": site.url,
+            "url": testbed.url,
             "tracking": "nodes",
             "cluster": "mycluster",
-            "cluster uuid": site.cluster.uuid,
+            "cluster uuid": testbed.cluster.uuid,
             "protocol version": "4",
         }
-    shown = text(site.client.annex("info", "mycl"))
-    for line in (f"url: {site.url}", "tracking: nodes", "cluster: mycluster", f"cluster uuid: {site.cluster.uuid}"):
+    shown = text(testbed.client.annex("info", "mycl"))
+    for line in (
+        f"url: {testbed.url}",
+        "tracking: nodes",
+        "cluster: mycluster",
+        f"cluster uuid: {testbed.cluster.uuid}",
+    ):
         assert f"\n{line}\n" in shown
     assert "\nprotocol version: 4\n" in shown
 
 
-def test_information_about_what_cannot_be_reached_says_so(site: Site) -> None:
+def test_information_about_what_cannot_be_reached_says_so(testbed: Testbed) -> None:
     url = f"tcp://127.0.0.1:{free_port()}"
-    site.keep_token(site.cluster.uuid, url, "abc")
-    with site.driver(url=url) as annex:
+    testbed.keep_token(testbed.cluster.uuid, url, "abc")
+    with testbed.driver(url=url) as annex:
         annex.prepare()
         found = fields(annex)
     assert found["url"] == url
     assert "Connection refused" in found["protocol version"]
     url = f"tcp://127.0.0.1:{free_port()}"
-    with site.driver(url=url) as annex:
+    with testbed.driver(url=url) as annex:
         annex.prepare()
         found = fields(annex)
         assert found["url"] == url
@@ -132,10 +139,10 @@ def test_information_about_what_cannot_be_reached_says_so(site: Site) -> None:
         assert annex.ask("GETCOST") == "COST 100"
 
 
-def test_whereis_names_the_nodes_by_their_descriptions(site: Site) -> None:
-    for node in site.cluster.nodes[:2]:
-        site.client.annex("setpresentkey", KEY, node.uuid, "1")
-    with site.driver() as annex:
+def test_whereis_names_the_nodes_by_their_descriptions(testbed: Testbed) -> None:
+    for node in testbed.cluster.nodes[:2]:
+        testbed.client.annex("setpresentkey", KEY, node.uuid, "1")
+    with testbed.driver() as annex:
         annex.prepare()
         first, second = sorted(DESCRIPTIONS[:2])
         assert annex.ask(f"WHEREIS {KEY}") == f"WHEREIS-SUCCESS {first}, {second}"
@@ -143,42 +150,42 @@ def test_whereis_names_the_nodes_by_their_descriptions(site: Site) -> None:
         assert annex.ask("WHEREIS nonsense") == "WHEREIS-FAILURE"
         # Nobody was asked but the location log.
         assert not any(message.startswith("P2P") for message in annex.debug)
-    with site.driver(site.cluster.nodes[0].uuid) as annex:
+    with testbed.driver(testbed.cluster.nodes[0].uuid) as annex:
         annex.prepare()
         assert annex.ask(f"WHEREIS {KEY}") == "WHEREIS-FAILURE"
 
 
-def test_presence_has_three_answers(site: Site, tmp_path: Path) -> None:
+def test_presence_has_three_answers(testbed: Testbed, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"here")
     key = "WORM-s4-m1--three-answers"
-    with site.driver() as annex:
+    with testbed.driver() as annex:
         annex.prepare()
         assert annex.ask(f"CHECKPRESENT {key}") == f"CHECKPRESENT-FAILURE {key}"
         assert annex.ask(f"TRANSFER STORE {key} {tmp_path}/file") == f"TRANSFER-SUCCESS STORE {key}"
         assert annex.ask(f"CHECKPRESENT {key}") == f"CHECKPRESENT-SUCCESS {key}"
-    with site.driver(url="/no/such/directory") as annex:
+    with testbed.driver(url="/no/such/directory") as annex:
         annex.prepare()
         assert annex.ask(f"CHECKPRESENT {key}").startswith(f"CHECKPRESENT-UNKNOWN {key} /no/such/directory: ")
 
 
-def test_git_annex_takes_what_is_unknown_for_unknown(own_site: Site) -> None:
-    key = own_site.client.add("f", b"somewhere")
-    own_site.client.annex("copy", "--to", "mycl", "f")
-    away = own_site.cluster.gateway.path.rename(own_site.environment.directory / "away")
-    assert own_site.client.annex("checkpresentkey", key, "mycl", check=False).returncode == 100
-    done = own_site.client.annex("fsck", "--from", "mycl", "f", check=False)
+def test_git_annex_takes_what_is_unknown_for_unknown(own_testbed: Testbed) -> None:
+    key = own_testbed.client.add("f", b"somewhere")
+    own_testbed.client.annex("copy", "--to", "mycl", "f")
+    away = own_testbed.cluster.gateway.path.rename(own_testbed.environment.directory / "away")
+    assert own_testbed.client.annex("checkpresentkey", key, "mycl", check=False).returncode == 100
+    done = own_testbed.client.annex("fsck", "--from", "mycl", "f", check=False)
     assert done.returncode != 0
-    assert own_site.present(key) == own_site.nodes
-    away.rename(own_site.cluster.gateway.path)
-    assert own_site.client.annex("checkpresentkey", key, "mycl").returncode == 0
+    assert own_testbed.present(key) == own_testbed.nodes
+    away.rename(own_testbed.cluster.gateway.path)
+    assert own_testbed.client.annex("checkpresentkey", key, "mycl").returncode == 0
 
 
-def test_the_exchange_is_told_when_git_annex_is_asked_to_debug(site: Site) -> None:
-    with site.driver() as annex:
+def test_the_exchange_is_told_when_git_annex_is_asked_to_debug(testbed: Testbed) -> None:
+    with testbed.driver() as annex:
         annex.prepare()
         annex.ask(f"CHECKPRESENT {KEY}")
     assert annex.debug == [
-        f"P2P < AUTH-SUCCESS {site.cluster.uuid}",
+        f"P2P < AUTH-SUCCESS {testbed.cluster.uuid}",
         "P2P > VERSION 4",
         "P2P < VERSION 4",
         f"P2P > CHECKPRESENT {KEY}",
@@ -186,47 +193,47 @@ def test_the_exchange_is_told_when_git_annex_is_asked_to_debug(site: Site) -> No
     ]
 
 
-def test_one_connection_serves_one_request_after_another(site: Site, tmp_path: Path) -> None:
+def test_one_connection_serves_one_request_after_another(testbed: Testbed, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"here")
     key = "WORM-s4-m1--again"
-    with site.driver() as annex:
+    with testbed.driver() as annex:
         annex.prepare()
         for _ in range(3):
             assert annex.ask(f"TRANSFER STORE {key} {tmp_path}/file") == f"TRANSFER-SUCCESS STORE {key}"
             assert annex.ask(f"TRANSFER RETRIEVE {key} {tmp_path}/back") == f"TRANSFER-SUCCESS RETRIEVE {key}"
             assert annex.ask(f"REMOVE {key}") == f"REMOVE-SUCCESS {key}"
-    assert [message for message in annex.debug if "AUTH" in message] == [f"P2P < AUTH-SUCCESS {site.cluster.uuid}"]
+    assert [message for message in annex.debug if "AUTH" in message] == [f"P2P < AUTH-SUCCESS {testbed.cluster.uuid}"]
 
 
 # Of other kinds of git-annex
 
 
-def test_an_older_git_annex_offers_no_extensions(site: Site, tmp_path: Path) -> None:
+def test_an_older_git_annex_offers_no_extensions(testbed: Testbed, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"here")
     key = "WORM-s4-m1--older"
-    with site.driver() as annex:
+    with testbed.driver() as annex:
         assert annex.ask("PREPARE") == "PREPARE-SUCCESS"
         assert annex.ask(f"TRANSFER STORE {key} {tmp_path}/file") == f"TRANSFER-SUCCESS STORE {key}"
         assert annex.ask(f"REMOVE {key}") == f"REMOVE-SUCCESS {key}"
         assert annex.info == []
-    with Driver(site.client, site.cluster.uuid, {"url": site.url, "encryption": "none"}) as annex:
+    with Driver(testbed.client, testbed.cluster.uuid, {"url": testbed.url, "encryption": "none"}) as annex:
         answer = annex.ask("INITREMOTE")
         # The remote's name is in its parameters, then.
         assert "git annex initremote cluster --sameas=" in answer
 
 
-def test_extensions_are_only_accepted_where_they_are_offered(site: Site) -> None:
-    with site.driver() as annex:
+def test_extensions_are_only_accepted_where_they_are_offered(testbed: Testbed) -> None:
+    with testbed.driver() as annex:
         assert annex.ask("EXTENSIONS INFO ASYNC UNKNOWN") == "EXTENSIONS INFO ASYNC"
-    with site.driver() as annex:
+    with testbed.driver() as annex:
         assert annex.ask("EXTENSIONS SOMETHING") == "EXTENSIONS"
-    with site.driver() as annex:
+    with testbed.driver() as annex:
         assert annex.ask("EXTENSIONS") == "EXTENSIONS"
 
 
 @pytest.mark.parametrize("line", ["CHECKPRESENT", "REMOVE ", "TRANSFER STORE", "TRANSFER", "PREPARE now"])
-def test_what_is_no_request_is_an_error_and_the_end(site: Site, line: str) -> None:
-    with site.driver() as annex:
+def test_what_is_no_request_is_an_error_and_the_end(testbed: Testbed, line: str) -> None:
+    with testbed.driver() as annex:
         annex.prepare()
         assert annex.ask(line).startswith("ERROR ")
         assert annex.read() == ""
@@ -234,14 +241,14 @@ def test_what_is_no_request_is_an_error_and_the_end(site: Site, line: str) -> No
 
 
 @pytest.mark.parametrize("line", ["", "NONSENSE", "J 1 PREPARE", "checkpresent-success"])
-def test_what_is_not_known_is_not_supported(site: Site, line: str) -> None:
-    with site.driver() as annex:
+def test_what_is_not_known_is_not_supported(testbed: Testbed, line: str) -> None:
+    with testbed.driver() as annex:
         assert annex.ask(line) == "UNSUPPORTED-REQUEST"
         annex.prepare()
 
 
-def test_an_error_of_git_annex_is_the_end(site: Site) -> None:
-    with site.driver() as annex:
+def test_an_error_of_git_annex_is_the_end(testbed: Testbed) -> None:
+    with testbed.driver() as annex:
         annex.prepare()
         assert annex.ask("ERROR out of bananas").startswith("ERROR ")
         assert annex.read() == ""
@@ -249,8 +256,8 @@ def test_an_error_of_git_annex_is_the_end(site: Site) -> None:
 
 
 @pytest.mark.parametrize("jobs", [False, True], ids=["one at a time", "jobs"])
-def test_hanging_up_instead_of_answering_is_the_end(site: Site, jobs: bool) -> None:
-    with site.driver() as annex:
+def test_hanging_up_instead_of_answering_is_the_end(testbed: Testbed, jobs: bool) -> None:
+    with testbed.driver() as annex:
         if jobs:
             annex.ask("EXTENSIONS ASYNC")
         annex.say("J 1 PREPARE" if jobs else "PREPARE")
@@ -258,18 +265,18 @@ def test_hanging_up_instead_of_answering_is_the_end(site: Site, jobs: bool) -> N
         annex.hang_up(within=20)
 
 
-def test_an_answer_that_is_none_is_an_error(site: Site) -> None:
-    with site.driver() as annex:
+def test_an_answer_that_is_none_is_an_error(testbed: Testbed) -> None:
+    with testbed.driver() as annex:
         annex.say("PREPARE")
         assert annex.read() == "GETUUID"
         annex.say("BANANA 7")
         assert annex.answer().startswith("ERROR ")
 
 
-def test_without_a_terminal_in_between_git_annex_is_expected_to_start_it(site: Site) -> None:
+def test_without_a_terminal_in_between_git_annex_is_expected_to_start_it(testbed: Testbed) -> None:
     """Somebody may start it by hand to see what it is."""
     line = "import pty, sys; sys.exit(pty.spawn(['git-annex-remote-cluster']) >> 8)"
-    done = site.environment.run(sys.executable, "-c", line, check=False)
+    done = testbed.environment.run(sys.executable, "-c", line, check=False)
     assert done.returncode == 2
     assert "git-annex starts this program by itself" in text(done)
 
@@ -277,37 +284,37 @@ def test_without_a_terminal_in_between_git_annex_is_expected_to_start_it(site: S
 # Tokens
 
 
-def test_a_token_is_never_put_into_the_git_annex_branch(own_site: Site) -> None:
-    node = own_site.cluster.nodes[0]
+def test_a_token_is_never_put_into_the_git_annex_branch(own_testbed: Testbed) -> None:
+    node = own_testbed.cluster.nodes[0]
     with serve_p2p(node) as (path, token):
         url, env = f"unix:{path}", {"CLUSTER_REMOTE_TOKEN": token}
-        with own_site.driver(node.uuid, env=env, url=url, embedcreds="yes") as annex:
+        with own_testbed.driver(node.uuid, env=env, url=url, embedcreds="yes") as annex:
             answer = annex.ask("INITREMOTE")
     assert answer.startswith("INITREMOTE-FAILURE ")
     assert "embedcreds=no" in answer
     assert not annex.credentials
-    assert not (own_site.client.path / ".git/annex/creds").exists()
+    assert not (own_testbed.client.path / ".git/annex/creds").exists()
 
 
-def test_a_token_that_cannot_be_kept_is_an_error(own_site: Site) -> None:
-    node = own_site.cluster.nodes[0]
-    (own_site.client.path / ".git/annex/creds").write_text("in the way")
+def test_a_token_that_cannot_be_kept_is_an_error(own_testbed: Testbed) -> None:
+    node = own_testbed.cluster.nodes[0]
+    (own_testbed.client.path / ".git/annex/creds").write_text("in the way")
     with serve_p2p(node) as (path, token):
-        with own_site.driver(node.uuid, env={"CLUSTER_REMOTE_TOKEN": token}, url=f"unix:{path}") as annex:
+        with own_testbed.driver(node.uuid, env={"CLUSTER_REMOTE_TOKEN": token}, url=f"unix:{path}") as annex:
             answer = annex.ask("INITREMOTE")
         assert answer.startswith("INITREMOTE-FAILURE ")
         assert "/creds/" in answer
         assert "cannot be written: " in answer
         assert token not in answer
-        with own_site.driver(node.uuid, url=f"unix:{path}") as annex:
+        with own_testbed.driver(node.uuid, url=f"unix:{path}") as annex:
             annex.prepare()
             answer = annex.ask(f"CHECKPRESENT {KEY}")
         assert answer.startswith(f"CHECKPRESENT-UNKNOWN {KEY} ")
         assert "cannot be read: " in answer
 
 
-def test_a_git_annex_that_does_not_tell_the_name_of_the_remote(site: Site) -> None:
-    with site.driver() as annex:
+def test_a_git_annex_that_does_not_tell_the_name_of_the_remote(testbed: Testbed) -> None:
+    with testbed.driver() as annex:
         annex.names_remotes = False
         annex.prepare()
         assert annex.ask("GETCOST").startswith("COST ")

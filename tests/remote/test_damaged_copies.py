@@ -7,8 +7,8 @@ import os
 import pytest
 
 from cluster_remote.p2p.server import Mode
-from tests.gateway.served import gateway_of
-from tests.remote.sites import Site, initremote, make_site
+from tests.gateway.gateways import gateway_of
+from tests.remote.testbed import Testbed, initremote, make_testbed
 from tests.support.environment import Environment
 from tests.support.repositories import Repository, make_cluster
 from tests.support.slow import only_in_all
@@ -31,14 +31,14 @@ def _get(client: Repository, name: str, content: bytes, key: str) -> bytes:
 
 @pytest.mark.parametrize("size", [300_000, *only_in_all(1000)])
 def test_through_git_annexs_gateway(environment: Environment, size: int) -> None:
-    site = make_site(environment)
+    testbed = make_testbed(environment)
     content = os.urandom(size)
-    key = site.client.add("photo.jpg", content)
-    site.client.annex("copy", "--quiet", "--to", "mycl", "photo.jpg")
-    site.client.annex("drop", "--quiet", "--force", "photo.jpg")
-    for node in site.cluster.nodes[:2]:
+    key = testbed.client.add("photo.jpg", content)
+    testbed.client.annex("copy", "--quiet", "--to", "mycl", "photo.jpg")
+    testbed.client.annex("drop", "--quiet", "--force", "photo.jpg")
+    for node in testbed.cluster.nodes[:2]:
         damage(node, key)
-    _get(site.client, "mycl", content, key)
+    _get(testbed.client, "mycl", content, key)
 
 
 def test_without_a_server_and_the_node_is_named(environment: Environment) -> None:
@@ -71,26 +71,26 @@ def test_through_our_gateway(environment: Environment) -> None:
 
 
 def test_where_every_copy_is_damaged_nothing_is_got_and_each_is_said(environment: Environment) -> None:
-    site = make_site(environment)
-    key = site.client.add("photo.jpg", os.urandom(1000))
-    site.client.annex("copy", "--quiet", "--to", "mycl", "photo.jpg")
-    site.client.annex("drop", "--quiet", "--force", "photo.jpg")
-    for node in site.cluster.nodes:
+    testbed = make_testbed(environment)
+    key = testbed.client.add("photo.jpg", os.urandom(1000))
+    testbed.client.annex("copy", "--quiet", "--to", "mycl", "photo.jpg")
+    testbed.client.annex("drop", "--quiet", "--force", "photo.jpg")
+    for node in testbed.cluster.nodes:
         damage(node, key)
-    done = site.client.annex("get", "--from", "mycl", "photo.jpg", check=False)
+    done = testbed.client.annex("get", "--from", "mycl", "photo.jpg", check=False)
     assert done.returncode == 1
     assert (done.stdout + done.stderr).count(b"sent a damaged copy") >= 3
-    assert not site.client.has_object(key)
+    assert not testbed.client.has_object(key)
 
 
 def test_a_wrong_part_that_was_left_here_is_no_nodes_fault(environment: Environment) -> None:
-    site: Site = make_site(environment)
+    testbed: Testbed = make_testbed(environment)
     content = os.urandom(5000)
-    key = site.client.add("photo.jpg", content)
-    site.client.annex("copy", "--quiet", "--to", "mycl", "photo.jpg")
-    site.client.annex("drop", "--quiet", "--force", "photo.jpg")
-    site.client.leave_partial(key, b"x" * 2000)
-    assert b"damaged" not in _get(site.client, "mycl", content, key)
+    key = testbed.client.add("photo.jpg", content)
+    testbed.client.annex("copy", "--quiet", "--to", "mycl", "photo.jpg")
+    testbed.client.annex("drop", "--quiet", "--force", "photo.jpg")
+    testbed.client.leave_partial(key, b"x" * 2000)
+    assert b"damaged" not in _get(testbed.client, "mycl", content, key)
 
 
 @pytest.mark.slow
@@ -98,17 +98,17 @@ def test_a_wrong_part_that_was_left_here_is_no_nodes_fault(environment: Environm
 def test_a_large_content_that_git_annex_did_not_like_comes_from_a_good_node_the_next_time(
     environment: Environment, way: str
 ) -> None:
-    site = make_site(environment)
-    client = site.client if way != "without a server" else site.cluster.gateway
-    if client is not site.client:
-        initremote(client, "mycl", sameas=site.cluster.uuid)
+    testbed = make_testbed(environment)
+    client = testbed.client if way != "without a server" else testbed.cluster.gateway
+    if client is not testbed.client:
+        initremote(client, "mycl", sameas=testbed.cluster.uuid)
     content = os.urandom(9_000_000)
     key = client.add("film", content)
     client.annex("move", "--quiet", "--to", "mycl", "film")
     for number in (1, 2):
-        site.cluster.gateway.git("config", f"remote.node{number}.annex-cost", "50")
-        damage(site.cluster.nodes[number - 1], key)
+        testbed.cluster.gateway.git("config", f"remote.node{number}.annex-cost", "50")
+        damage(testbed.cluster.nodes[number - 1], key)
     client.annex("get", "--from", "mycl", "film", check=False)
     client.annex("get", "--from", "mycl", "film")
     assert client.object_bytes(key) == content
-    assert site.cluster.holders(key) == [True] * 3
+    assert testbed.cluster.holders(key) == [True] * 3

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.remote.sites import Site, initremote
+from tests.remote.testbed import Testbed, initremote
 from tests.support.environment import Environment
 from tests.support.peers import Expect, ScriptedPeer, Send, Stall, opening
 from tests.support.processes import wait_until
@@ -26,79 +26,79 @@ SOON = 15.0
 
 
 @pytest.fixture
-def stalling(environment: Environment) -> tuple[Site, Path]:
-    """A site whose only node is a git-annex-shell that will stall when something is uploaded; and where its peer is."""
+def stalling(environment: Environment) -> tuple[Testbed, Path]:
+    """A testbed whose only node is a git-annex-shell that stalls on an upload; and the path of its peer's socket."""
     cluster = make_cluster(environment, environment.directory, nodes=1)
-    site = Site(cluster, cluster.clone())
-    initremote(site.client, "node", f"url={cluster.nodes[0].path}", sameas=cluster.nodes[0].uuid)
+    testbed = Testbed(cluster, cluster.clone())
+    initremote(testbed.client, "node", f"url={cluster.nodes[0].path}", sameas=cluster.nodes[0].uuid)
     path = environment.directory / "peer"
     scripted_shell(environment, path)
-    return site, path
+    return testbed, path
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, *only_in_all(signal.SIGINT, signal.SIGHUP)])
-def test_git_annex_is_killed_amid_an_upload(stalling: tuple[Site, Path], how: signal.Signals) -> None:
-    site, path = stalling
-    node = site.cluster.nodes[0]
-    key = site.client.add("f", b"never arrives")
+def test_git_annex_is_killed_amid_an_upload(stalling: tuple[Testbed, Path], how: signal.Signals) -> None:
+    testbed, path = stalling
+    node = testbed.cluster.nodes[0]
+    key = testbed.client.add("f", b"never arrives")
     script = [*opening(node.uuid), CHECK, Send(b"FAILURE\n"), PUT, Send(b"PUT-FROM 0\n"), Stall()]
     with ScriptedPeer(script, unix=path) as peer:
         command = ("git-annex", "copy", "--to", "node", "f")
-        with site.environment.popen(*command, cwd=site.client.path, stderr=subprocess.PIPE) as annex:
+        with testbed.environment.popen(*command, cwd=testbed.client.path, stderr=subprocess.PIPE) as annex:
             assert wait_until(lambda: len(peer.received) == 3, within=20)
-            running = {process.command.split("/")[-1] for process in site.environment.processes()}
+            running = {process.command.split("/")[-1] for process in testbed.environment.processes()}
             assert any("git-annex-remote-cluster" in command for command in running)
             annex.send_signal(how)
             _, complaints = annex.communicate(timeout=30)
-        site.environment.assert_no_process_left(within=SOON)
+        testbed.environment.assert_no_process_left(within=SOON)
     assert b"Traceback" not in complaints
-    assert site.client.locations(key) == {site.client.uuid}
+    assert testbed.client.locations(key) == {testbed.client.uuid}
 
 
-def test_an_interrupt_from_the_terminal_ends_all_without_a_word_of_python(stalling: tuple[Site, Path]) -> None:
+def test_an_interrupt_from_the_terminal_ends_all_without_a_word_of_python(stalling: tuple[Testbed, Path]) -> None:
     """It goes to every process at once."""
-    site, path = stalling
-    site.client.add("f", b"never arrives")
-    with ScriptedPeer([*opening(site.cluster.nodes[0].uuid), CHECK, Stall()], unix=path) as peer:
+    testbed, path = stalling
+    testbed.client.add("f", b"never arrives")
+    with ScriptedPeer([*opening(testbed.cluster.nodes[0].uuid), CHECK, Stall()], unix=path) as peer:
         command = ("git", "annex", "copy", "--to", "node", "f")
-        with site.environment.popen(*command, cwd=site.client.path, stderr=subprocess.PIPE) as annex:
+        with testbed.environment.popen(*command, cwd=testbed.client.path, stderr=subprocess.PIPE) as annex:
             assert wait_until(lambda: len(peer.received) == 2, within=20)
-            for process in site.environment.processes():
+            for process in testbed.environment.processes():
                 # One may end because of what came to another.
                 with suppress(ProcessLookupError):
                     os.kill(process.pid, signal.SIGINT)
             _, complaints = annex.communicate(timeout=30)
-        site.environment.assert_no_process_left(within=SOON)
+        testbed.environment.assert_no_process_left(within=SOON)
     assert b"Traceback" not in complaints
     assert b"KeyboardInterrupt" not in complaints
 
 
 @pytest.mark.parametrize("extensions", ["EXTENSIONS INFO", "EXTENSIONS INFO ASYNC"])
-def test_git_annex_hangs_up_between_requests(site: Site, extensions: str) -> None:
-    with site.driver() as annex:
+def test_git_annex_hangs_up_between_requests(testbed: Testbed, extensions: str) -> None:
+    with testbed.driver() as annex:
         annex.ask(extensions)
         prefix = "J 1 " if "ASYNC" in extensions else ""
         annex.say(f"{prefix}PREPARE")
         while not (line := annex.read()).endswith("PREPARE-SUCCESS"):
             word, _, setting = line.removeprefix(prefix).partition(" ")
-            value = site.cluster.uuid if word == "GETUUID" else annex.config.get(setting, "")
+            value = testbed.cluster.uuid if word == "GETUUID" else annex.config.get(setting, "")
             annex.say(f"{prefix}VALUE {value}")
         annex.hang_up(within=SOON)
 
 
 @pytest.mark.parametrize("before", [b"", b"CHECKPRESENT WORM--f\n"], ids=["simple", "looping"])
-def test_a_line_without_end_is_not_collected_for_ever(site: Site, before: bytes) -> None:
+def test_a_line_without_end_is_not_collected_for_ever(testbed: Testbed, before: bytes) -> None:
     endless = before + b"x" * (2 * 1024 * 1024)
-    done = site.environment.run("git-annex-remote-cluster", cwd=site.client.path, input=endless)
+    done = testbed.environment.run("git-annex-remote-cluster", cwd=testbed.client.path, input=endless)
     assert done.stderr == b"git-annex sent a line of more than 1048576 bytes; exiting\n"
 
 
-def test_connections_are_closed_and_what_is_behind_them_ends(site: Site) -> None:
-    with site.driver() as annex:
+def test_connections_are_closed_and_what_is_behind_them_ends(testbed: Testbed) -> None:
+    with testbed.driver() as annex:
         annex.prepare()
         assert annex.ask("CHECKPRESENT WORM-s1-m1--x") == "CHECKPRESENT-FAILURE WORM-s1-m1--x"
-        shells = [process for process in site.environment.processes() if "p2pstdio" in process.command]
+        shells = [process for process in testbed.environment.processes() if "p2pstdio" in process.command]
         assert shells
         assert annex.hang_up(within=SOON) == 0
-        left = {process.pid for process in site.environment.processes()}
+        left = {process.pid for process in testbed.environment.processes()}
         assert not left & {process.pid for process in shells}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.remote.sites import initremote, text, whereis
+from tests.remote.testbed import initremote, text, whereis
 from tests.support.environment import Environment, temporary_environment
 from tests.support.repositories import Cluster, Repository, make_cluster, make_repository
 from tests.support.slow import only_in_all

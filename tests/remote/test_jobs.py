@@ -13,7 +13,7 @@ import pytest
 
 from cluster_remote.remote.protocol import AnnexMaster, Questions
 from tests.remote.driver import EXTENSIONS, Driver
-from tests.remote.sites import Site, messages
+from tests.remote.testbed import Testbed, messages
 from tests.support.peers import Expect, ScriptedPeer, Stall, opening
 
 
@@ -62,31 +62,31 @@ class Jobs:
         return None
 
 
-def test_copying_with_jobs_starts_one_process_and_stores_everywhere(site: Site, tmp_path: Path) -> None:
+def test_copying_with_jobs_starts_one_process_and_stores_everywhere(testbed: Testbed, tmp_path: Path) -> None:
     started = tmp_path / "started"
-    environment = site.client.environment
+    environment = testbed.client.environment
     shim = environment.bin / "git-annex-remote-cluster"
     real = Path(
         environment.run("sh", "-c", "command -v git-annex-remote-cluster", cwd=tmp_path).stdout.decode().strip()
     )
     shim.write_text(f'#!/bin/sh\necho $$ >> {started}\nexec {real} "$@"\n')
     shim.chmod(0o755)
-    keys = [site.client.add(f"job{number}", b"content of job %d" % number) for number in range(12)]
+    keys = [testbed.client.add(f"job{number}", b"content of job %d" % number) for number in range(12)]
     try:
-        site.client.annex("copy", "-J4", "--to", "mycl", *(f"job{number}" for number in range(12)))
+        testbed.client.annex("copy", "-J4", "--to", "mycl", *(f"job{number}" for number in range(12)))
         assert len(started.read_text().split()) == 1
     finally:
         shim.unlink()
     for key in keys:
-        assert site.present(key) == site.nodes
-        assert all(node.has_object(key) for node in site.cluster.nodes)
+        assert testbed.present(key) == testbed.nodes
+        assert all(node.has_object(key) for node in testbed.cluster.nodes)
 
 
-def test_jobs_are_answered_each_under_its_own_number(site: Site) -> None:
-    present = site.client.add("numbered", b"numbered")
-    site.client.annex("copy", "--to", "mycl", "numbered")
+def test_jobs_are_answered_each_under_its_own_number(testbed: Testbed) -> None:
+    present = testbed.client.add("numbered", b"numbered")
+    testbed.client.annex("copy", "--to", "mycl", "numbered")
     absent = "SHA256E-s4--" + "0" * 64
-    with site.driver() as driver:
+    with testbed.driver() as driver:
         jobs = Jobs(driver)
         jobs.say(1, "PREPARE")
         assert jobs.answer() == (1, "PREPARE-SUCCESS")
@@ -98,9 +98,9 @@ def test_jobs_are_answered_each_under_its_own_number(site: Site) -> None:
     }
 
 
-def test_parameters_are_asked_for_once_whichever_job_needs_them(site: Site) -> None:
+def test_parameters_are_asked_for_once_whichever_job_needs_them(testbed: Testbed) -> None:
     key = "SHA256E-s4--" + "1" * 64
-    with site.driver() as driver:
+    with testbed.driver() as driver:
         jobs = Jobs(driver)
         for job in (3, 4, 5):
             jobs.say(job, f"CHECKPRESENT {key}")
@@ -108,11 +108,11 @@ def test_parameters_are_asked_for_once_whichever_job_needs_them(site: Site) -> N
         assert jobs.asked.count("GETUUID") == 1
 
 
-def test_a_job_that_fails_does_not_disturb_the_others(site: Site, tmp_path: Path) -> None:
-    key = site.client.add("undisturbed", b"undisturbed")
-    target = site.client.path / "retrieved"
-    site.client.annex("copy", "--to", "mycl", "undisturbed")
-    with site.driver() as driver:
+def test_a_job_that_fails_does_not_disturb_the_others(testbed: Testbed, tmp_path: Path) -> None:
+    key = testbed.client.add("undisturbed", b"undisturbed")
+    target = testbed.client.path / "retrieved"
+    testbed.client.annex("copy", "--to", "mycl", "undisturbed")
+    with testbed.driver() as driver:
         jobs = Jobs(driver)
         jobs.say(1, f"TRANSFER STORE {key} {tmp_path}/nothing-there")
         jobs.say(2, f"TRANSFER RETRIEVE {key} {target}")
@@ -123,9 +123,9 @@ def test_a_job_that_fails_does_not_disturb_the_others(site: Site, tmp_path: Path
     assert answers[3] == "UNSUPPORTED-REQUEST"
 
 
-def test_a_question_that_git_annex_answers_with_an_error_fails_each_request_that_needs_it(site: Site) -> None:
+def test_a_question_that_git_annex_answers_with_an_error_fails_each_request_that_needs_it(testbed: Testbed) -> None:
     key = "SHA256E-s4--" + "3" * 64
-    with site.driver() as driver:
+    with testbed.driver() as driver:
         jobs = Jobs(driver, refused="GETGITDIR")
         for job in range(1, 5):
             jobs.say(job, f"CHECKPRESENT {key}")
@@ -139,8 +139,8 @@ def test_a_question_that_git_annex_answers_with_an_error_fails_each_request_that
         assert jobs.answer() == (2, f"CHECKPRESENT-FAILURE {key}")
 
 
-def test_an_error_is_for_all_jobs_and_the_end(site: Site) -> None:
-    with site.driver() as driver:
+def test_an_error_is_for_all_jobs_and_the_end(testbed: Testbed) -> None:
+    with testbed.driver() as driver:
         jobs = Jobs(driver)
         jobs.say(1, "PREPARE")
         assert jobs.answer() == (1, "PREPARE-SUCCESS")
@@ -150,20 +150,20 @@ def test_an_error_is_for_all_jobs_and_the_end(site: Site) -> None:
         assert driver.process.wait(20) == 0
 
 
-def test_debug_messages_of_a_conversation_go_to_the_job_that_has_it(site: Site) -> None:
-    site.client.add("traced", b"traced")
-    done = site.client.annex("copy", "-J3", "--debug", "--to", "mycl", "traced")
+def test_debug_messages_of_a_conversation_go_to_the_job_that_has_it(testbed: Testbed) -> None:
+    testbed.client.add("traced", b"traced")
+    done = testbed.client.annex("copy", "-J3", "--debug", "--to", "mycl", "traced")
     assert any(message.startswith("> PUT") for message in messages(done))
 
 
 @pytest.mark.parametrize("number_of_jobs", [1, 4])
-def test_when_git_annex_hangs_up_requests_under_way_are_given_up_at_once(site: Site, number_of_jobs: int) -> None:
-    script = [*opening(site.cluster.uuid, token="secret"), Expect(re.compile(b"CHECKPRESENT .*")), Stall()]
+def test_when_git_annex_hangs_up_requests_under_way_are_given_up_at_once(testbed: Testbed, number_of_jobs: int) -> None:
+    script = [*opening(testbed.cluster.uuid, token="secret"), Expect(re.compile(b"CHECKPRESENT .*")), Stall()]
     with (
         ScriptedPeer(script, tcp=True) as peer,
-        site.driver(url=f"tcp://127.0.0.1:{peer.port}") as driver,
+        testbed.driver(url=f"tcp://127.0.0.1:{peer.port}") as driver,
     ):
-        site.keep_token(site.cluster.uuid, f"tcp://127.0.0.1:{peer.port}", "secret")
+        testbed.keep_token(testbed.cluster.uuid, f"tcp://127.0.0.1:{peer.port}", "secret")
         jobs = Jobs(driver)
         for job in range(1, number_of_jobs + 1):
             jobs.say(job, "CHECKPRESENT SHA256E-s4--" + "2" * 64)
@@ -186,8 +186,8 @@ def test_a_mistake_in_the_program_ends_a_job_with_a_word() -> None:
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_while_git_annex_owes_a_reply_ends_it(site: Site, how: signal.Signals) -> None:
-    with site.driver() as annex:
+def test_an_interrupt_while_git_annex_owes_a_reply_ends_it(testbed: Testbed, how: signal.Signals) -> None:
+    with testbed.driver() as annex:
         annex.ask(EXTENSIONS)
         annex.say("J 1 CHECKPRESENT WORM-s1-m1--absent")
         assert annex.read().startswith("J 1 GET")

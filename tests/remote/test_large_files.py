@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.remote.driver import Driver
-from tests.remote.sites import Site
+from tests.remote.testbed import Testbed
 from tests.support.slow import only_in_all
 
 LIMIT = 100 * 1024**2
@@ -42,8 +42,10 @@ def marked(file: Path, size: int) -> dict[int, bytes]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [LARGE, *only_in_all(LARGER)])
-def test_a_large_file_goes_to_a_node_and_comes_back_in_little_memory(own_site: Site, tmp_path: Path, size: int) -> None:
-    node = own_site.cluster.nodes[0]
+def test_a_large_file_goes_to_a_node_and_comes_back_in_little_memory(
+    own_testbed: Testbed, tmp_path: Path, size: int
+) -> None:
+    node = own_testbed.cluster.nodes[0]
     file = tmp_path / "file"
     with file.open("wb") as opened:
         opened.truncate(size)
@@ -51,7 +53,7 @@ def test_a_large_file_goes_to_a_node_and_comes_back_in_little_memory(own_site: S
             opened.seek(position)
             opened.write(mark)
     key = f"WORM-s{size}-m1--large"
-    with own_site.driver(node.uuid) as annex:
+    with own_testbed.driver(node.uuid) as annex:
         annex.prepare()
         assert annex.ask(f"TRANSFER STORE {key} {file}", within=240) == f"TRANSFER-SUCCESS STORE {key}"
         assert peak(annex) < LIMIT

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.cli.command import Done, cluster_remote
-from tests.remote.sites import objects
+from tests.remote.testbed import objects
 from tests.support.environment import Environment
 from tests.support.repositories import Repository, make_repository
 from tests.support.slow import only_in_all

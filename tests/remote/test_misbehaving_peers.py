@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.remote.driver import Driver
-from tests.remote.sites import Site, initremote, text
+from tests.remote.testbed import Testbed, initremote, text
 from tests.support.environment import Environment, temporary_environment
 from tests.support.peers import Close, Drain, Expect, Read, Reset, Script, ScriptedPeer, Send, Stall, Step, opening
 from tests.support.processes import wait_until
@@ -44,25 +44,25 @@ CUT = "the connection was closed"
 
 
 @pytest.fixture(scope="module")
-def place() -> Iterator[tuple[Site, Path]]:
+def place() -> Iterator[tuple[Testbed, Path]]:
     """A cluster, a client whose remote `odd` for it is a unix socket, and where that is. Nobody serves it."""
     with temporary_environment() as environment:
         cluster = make_cluster(environment, environment.directory)
-        site, path = Site(cluster, cluster.clone()), environment.directory / "socket"
+        testbed, path = Testbed(cluster, cluster.clone()), environment.directory / "socket"
         with ScriptedPeer(opening(cluster.uuid, token=SECRET), unix=path):
             parameters = (f"url=unix:{path}", "timeout=1")
-            initremote(site.client, "odd", *parameters, sameas=cluster.uuid, env={TOKEN: SECRET})
-        yield site, path
+            initremote(testbed.client, "odd", *parameters, sameas=cluster.uuid, env={TOKEN: SECRET})
+        yield testbed, path
 
 
-def driver(place: tuple[Site, Path]) -> Driver:
+def driver(place: tuple[Testbed, Path]) -> Driver:
     """The program, with the parameters of the remote `odd`."""
-    site, path = place
-    site.keep_token(site.cluster.uuid, f"unix:{path}", SECRET)
-    return site.driver(url=f"unix:{path}", timeout="1")
+    testbed, path = place
+    testbed.keep_token(testbed.cluster.uuid, f"unix:{path}", SECRET)
+    return testbed.driver(url=f"unix:{path}", timeout="1")
 
 
-def let_in(place: tuple[Site, Path], *steps: Step) -> list[Step]:
+def let_in(place: tuple[Testbed, Path], *steps: Step) -> list[Step]:
     """A script that begins as it should."""
     beginning: list[Step] = opening(place[0].cluster.uuid, token=SECRET)
     return [*beginning, *steps]
@@ -73,11 +73,11 @@ def only_once(script: list[Step]) -> Callable[[int], list[Step]]:
     return lambda number: [Expect(re.compile(b"AUTH .*")), Close()] if number else script
 
 
-def nothing_happened(place: tuple[Site, Path], *said: str) -> None:
+def nothing_happened(place: tuple[Testbed, Path], *said: str) -> None:
     """That the location log is as before, no process is left and nobody was told the token."""
-    site, _ = place
-    assert site.present(KEY) == set()
-    site.environment.assert_no_process_left()
+    testbed, _ = place
+    assert testbed.present(KEY) == set()
+    testbed.environment.assert_no_process_left()
     assert not any(SECRET in words for words in said)
     assert not any("internal error" in words or "Traceback" in words for words in said)
 
@@ -107,12 +107,16 @@ BEGINNINGS: dict[str, tuple[list[Step] | None, str]] = {
         BEGINNINGS, "is not there", "never answers", "sends an endless line", "refuses the token", "is another"
     ),
 )
-def test_a_peer_that_authenticates_nobody(place: tuple[Site, Path], how: str) -> None:
+def test_a_peer_that_authenticates_nobody(place: tuple[Testbed, Path], how: str) -> None:
     script, complaint = BEGINNINGS[how]
-    site, path = place
+    testbed, path = place
     with driver(place) as annex:
         annex.prepare()
-        requests = [f"CHECKPRESENT {KEY}", f"REMOVE {KEY}", f"TRANSFER STORE {KEY} {site.environment.home}/.gitconfig"]
+        requests = [
+            f"CHECKPRESENT {KEY}",
+            f"REMOVE {KEY}",
+            f"TRANSFER STORE {KEY} {testbed.environment.home}/.gitconfig",
+        ]
         if script is None:
             answers = [annex.ask(request, within=30) for request in requests]
         else:
@@ -135,10 +139,10 @@ AGREEMENTS: dict[str, tuple[list[Step], str]] = {
 
 
 @pytest.mark.parametrize("how", AGREEMENTS)
-def test_a_peer_that_cannot_agree_on_a_version(place: tuple[Site, Path], how: str) -> None:
+def test_a_peer_that_cannot_agree_on_a_version(place: tuple[Testbed, Path], how: str) -> None:
     steps, complaint = AGREEMENTS[how]
-    site, path = place
-    greeting = [Send(f"AUTH-SUCCESS {site.cluster.uuid}\n".encode()), *steps]
+    testbed, path = place
+    greeting = [Send(f"AUTH-SUCCESS {testbed.cluster.uuid}\n".encode()), *steps]
     with driver(place) as annex, ScriptedPeer(greeting, unix=path):
         annex.prepare()
         answer = annex.ask(f"CHECKPRESENT {KEY}", within=30)
@@ -158,7 +162,7 @@ CHECKS: dict[str, tuple[list[Step], str]] = {
 
 
 @pytest.mark.parametrize("how", representatives(CHECKS, "stalls", "refuses", "talks nonsense"))
-def test_what_is_not_known_is_not_absent(place: tuple[Site, Path], how: str) -> None:
+def test_what_is_not_known_is_not_absent(place: tuple[Testbed, Path], how: str) -> None:
     steps, complaint = CHECKS[how]
     with driver(place) as annex, ScriptedPeer(let_in(place, CHECK, *steps), unix=place[1]):
         annex.prepare()
@@ -211,7 +215,7 @@ UPLOADS: dict[str, tuple[list[Step], str]] = {
         "names nobody",
     ),
 )
-def test_an_upload_that_goes_wrong(place: tuple[Site, Path], tmp_path: Path, how: str) -> None:
+def test_an_upload_that_goes_wrong(place: tuple[Testbed, Path], tmp_path: Path, how: str) -> None:
     steps, complaint = UPLOADS[how]
     (tmp_path / "file").write_bytes(CONTENT)
     with driver(place) as annex, ScriptedPeer(let_in(place, *steps), unix=place[1]):
@@ -251,7 +255,7 @@ DOWNLOADS: dict[str, tuple[list[Step], str]] = {
         "does not vouch for it",
     ),
 )
-def test_a_download_that_goes_wrong(place: tuple[Site, Path], tmp_path: Path, how: str) -> None:
+def test_a_download_that_goes_wrong(place: tuple[Testbed, Path], tmp_path: Path, how: str) -> None:
     steps, complaint = DOWNLOADS[how]
     with driver(place) as annex, ScriptedPeer(let_in(place, GET, *steps), unix=place[1]):
         annex.prepare()
@@ -272,22 +276,22 @@ REMOVALS: dict[str, tuple[list[Step], str]] = {
 
 
 @pytest.mark.parametrize("how", REMOVALS)
-def test_a_removal_that_goes_wrong_forgets_no_location(place: tuple[Site, Path], how: str) -> None:
+def test_a_removal_that_goes_wrong_forgets_no_location(place: tuple[Testbed, Path], how: str) -> None:
     steps, complaint = REMOVALS[how]
-    site, path = place
+    testbed, path = place
     key = f"WORM-s{SIZE}-m1--removed-{how.replace(' ', '-')}"
-    node = site.cluster.nodes[0].uuid
-    site.client.annex("setpresentkey", key, node, "1")
+    node = testbed.cluster.nodes[0].uuid
+    testbed.client.annex("setpresentkey", key, node, "1")
     with driver(place) as annex, ScriptedPeer(only_once(let_in(place, *steps)), unix=path):
         annex.prepare()
         answer = annex.ask(f"REMOVE {key}", within=30)
     assert answer.startswith(f"REMOVE-FAILURE {key} unix:{path}: removing {key}: ")
     assert complaint in answer
-    assert site.client.locations(key) == {node}
+    assert testbed.client.locations(key) == {node}
     nothing_happened(place, answer, *annex.debug)
 
 
-def test_a_peer_that_takes_no_more_of_a_large_file(place: tuple[Site, Path], tmp_path: Path) -> None:
+def test_a_peer_that_takes_no_more_of_a_large_file(place: tuple[Testbed, Path], tmp_path: Path) -> None:
     key = f"WORM-s{BIG}-m1--large"
     with (tmp_path / "file").open("wb") as file:
         file.truncate(BIG)
@@ -299,7 +303,7 @@ def test_a_peer_that_takes_no_more_of_a_large_file(place: tuple[Site, Path], tmp
     nothing_happened(place, answer)
 
 
-def test_a_request_that_failed_does_not_spoil_the_next(place: tuple[Site, Path]) -> None:
+def test_a_request_that_failed_does_not_spoil_the_next(place: tuple[Testbed, Path]) -> None:
     def script(connection: int) -> Script:
         return let_in(
             place, CHECK, *([Close()] if connection == 0 else [Send(b"SUCCESS\n"), CHECK, Send(b"FAILURE\n")])
@@ -318,7 +322,7 @@ def scripts_running() -> bool:
     return any(thread.name.startswith("scripted peer ") for thread in threading.enumerate())
 
 
-def test_a_connection_that_died_while_idle_is_opened_again_once(place: tuple[Site, Path]) -> None:
+def test_a_connection_that_died_while_idle_is_opened_again_once(place: tuple[Testbed, Path]) -> None:
     with (
         driver(place) as annex,
         ScriptedPeer(let_in(place, CHECK, Send(b"FAILURE\n"), Close()), unix=place[1]) as peer,
@@ -336,10 +340,10 @@ def test_a_connection_that_died_while_idle_is_opened_again_once(place: tuple[Sit
 
 
 @pytest.mark.slow
-def test_what_git_annex_says_when_a_peer_stalls(place: tuple[Site, Path]) -> None:
+def test_what_git_annex_says_when_a_peer_stalls(place: tuple[Testbed, Path]) -> None:
     """Every command ends by itself, with an error in words, and changes nothing."""
-    site, path = place
-    client, node = site.client, site.cluster.nodes[0].uuid
+    testbed, path = place
+    client, node = testbed.client, testbed.cluster.nodes[0].uuid
     key = client.add("file", CONTENT)
     get = Send(b"DATA 20\n" + CONTENT[:7])
     away = client.add("away", b"on a node, they say!")
@@ -366,14 +370,14 @@ def test_what_git_annex_says_when_a_peer_stalls(place: tuple[Site, Path]) -> Non
         nothing_happened(place, text(done))
 
 
-def test_nobody_sees_the_token_while_a_peer_stalls(place: tuple[Site, Path]) -> None:
+def test_nobody_sees_the_token_while_a_peer_stalls(place: tuple[Testbed, Path]) -> None:
     """Neither in the arguments of processes nor in the environment of those that need it not."""
-    site, path = place
+    testbed, path = place
     with ScriptedPeer(let_in(place, CHECK, Stall()), unix=path) as peer:
         command = ("git", "annex", "checkpresentkey", KEY, "odd", "--debug")
-        with site.environment.popen(*command, cwd=site.client.path, stderr=subprocess.PIPE) as process:
+        with testbed.environment.popen(*command, cwd=testbed.client.path, stderr=subprocess.PIPE) as process:
             assert wait_until(lambda: len(peer.received) == 3, within=20)
-            running = site.environment.processes()
+            running = testbed.environment.processes()
             assert any("git-annex-remote-cluster" in each.command for each in running)
             assert not any(SECRET in each.command for each in running)
             for each in running:

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from cluster_remote.p2p.server import Mode
-from tests.gateway.served import gateway_of
+from tests.gateway.gateways import gateway_of
 from tests.gateway.test_web import web_of
-from tests.remote.sites import Site, initremote
+from tests.remote.testbed import Testbed, initremote
 from tests.support.certificates import make_certificate
 from tests.support.environment import Environment
 from tests.support.processes import end_group, wait_until
@@ -117,70 +117,70 @@ WAYS: dict[str, Callable[[Cluster], contextlib.AbstractContextManager[tuple[str,
 
 
 @pytest.fixture(params=["our-http", *only_in_all(*(way for way in WAYS if way != "our-http"))])
-def way(request: pytest.FixtureRequest, environment: Environment) -> Iterator[tuple[Site, dict[str, str]]]:
+def way(request: pytest.FixtureRequest, environment: Environment) -> Iterator[tuple[Testbed, dict[str, str]]]:
     cluster = make_cluster(environment, environment.directory)
     client = cluster.clone()
     _allow(environment)
     with WAYS[request.param](cluster) as (url, env):
         initremote(client, "mycl", f"url={url}", sameas=cluster.uuid, env=env)
-        yield Site(cluster, client), env
+        yield Testbed(cluster, client), env
 
 
 @pytest.mark.slow
-def test_files_go_to_every_node_come_back_and_go_again(way: tuple[Site, dict[str, str]]) -> None:
-    site, _ = way
+def test_files_go_to_every_node_come_back_and_go_again(way: tuple[Testbed, dict[str, str]]) -> None:
+    testbed, _ = way
     content = os.urandom(300_000)
-    key = site.client.add("photo.jpg", content)
-    site.client.annex("copy", "--quiet", "--to", "mycl", "photo.jpg")
-    assert site.cluster.holders(key) == [True] * 3
-    assert site.present(key) == site.nodes
-    site.client.annex("drop", "--quiet", "--force", "photo.jpg")
-    site.client.leave_partial(key, content[:100_000])
-    site.client.annex("get", "--quiet", "--from", "mycl", "photo.jpg")
-    assert site.client.object_bytes(key) == content
-    site.client.annex("fsck", "--quiet", "--from", "mycl", "photo.jpg")
-    site.client.annex("drop", "--quiet", "--from", "mycl", "photo.jpg")
-    assert site.cluster.holders(key) == [False] * 3
-    assert not site.present(key)
+    key = testbed.client.add("photo.jpg", content)
+    testbed.client.annex("copy", "--quiet", "--to", "mycl", "photo.jpg")
+    assert testbed.cluster.holders(key) == [True] * 3
+    assert testbed.present(key) == testbed.nodes
+    testbed.client.annex("drop", "--quiet", "--force", "photo.jpg")
+    testbed.client.leave_partial(key, content[:100_000])
+    testbed.client.annex("get", "--quiet", "--from", "mycl", "photo.jpg")
+    assert testbed.client.object_bytes(key) == content
+    testbed.client.annex("fsck", "--quiet", "--from", "mycl", "photo.jpg")
+    testbed.client.annex("drop", "--quiet", "--from", "mycl", "photo.jpg")
+    assert testbed.cluster.holders(key) == [False] * 3
+    assert not testbed.present(key)
 
 
 @pytest.mark.slow
-def test_many_files_at_once_with_jobs(way: tuple[Site, dict[str, str]]) -> None:
-    site, _ = way
-    keys = [site.client.add(f"f{number}", os.urandom(1000)) for number in range(8)]
-    site.client.annex("copy", "--quiet", "-J4", "--to", "mycl", ".")
-    assert all(site.cluster.holders(key) == [True] * 3 for key in keys)
-    site.client.annex("drop", "--quiet", "--force", ".")
-    site.client.annex("get", "--quiet", "-J4", "--from", "mycl", ".")
-    assert all(site.client.has_object(key) for key in keys)
+def test_many_files_at_once_with_jobs(way: tuple[Testbed, dict[str, str]]) -> None:
+    testbed, _ = way
+    keys = [testbed.client.add(f"f{number}", os.urandom(1000)) for number in range(8)]
+    testbed.client.annex("copy", "--quiet", "-J4", "--to", "mycl", ".")
+    assert all(testbed.cluster.holders(key) == [True] * 3 for key in keys)
+    testbed.client.annex("drop", "--quiet", "--force", ".")
+    testbed.client.annex("get", "--quiet", "-J4", "--from", "mycl", ".")
+    assert all(testbed.client.has_object(key) for key in keys)
 
 
 @pytest.mark.slow
-def test_transfers_that_are_killed_go_on_both_ways(way: tuple[Site, dict[str, str]]) -> None:
-    site, _ = way
+def test_transfers_that_are_killed_go_on_both_ways(way: tuple[Testbed, dict[str, str]]) -> None:
+    testbed, _ = way
     content = os.urandom(80_000_000)
-    key = site.client.add("film", content)
+    key = testbed.client.add("film", content)
 
     def kill_when(part: Path, *command: str) -> bool:
         """Kill a transfer once some of it has come; whether it was in time."""
-        transfer = site.environment.popen(
-            *("git", "annex", *command), cwd=site.client.path, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        transfer = testbed.environment.popen(
+            *("git", "annex", *command), cwd=testbed.client.path, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
         )
         begun = wait_until(lambda: transfer.poll() is not None or _size(part) > 4_000_000, 60)
         end_group(transfer.pid)
         transfer.wait(20)
         return begun and 4_000_000 < _size(part) < len(content)
 
-    part = site.cluster.nodes[0].path / ".git/annex/tmp" / key
+    part = testbed.cluster.nodes[0].path / ".git/annex/tmp" / key
     assert kill_when(part, "copy", "--to", "mycl", "film")
-    assert site.cluster.holders(key) == [False] * 3
-    site.client.annex("copy", "--quiet", "--to", "mycl", "film")
-    assert site.cluster.holders(key) == [True] * 3
-    assert all(node.object_bytes(key) == content for node in site.cluster.nodes)
-    site.client.annex("drop", "--quiet", "--force", "film")
-    assert kill_when(site.client.path / ".git/annex/tmp" / key, "get", "--from", "mycl", "film")
-    site.client.annex("get", "--quiet", "--from", "mycl", "film")
-    assert site.client.object_bytes(key) == content
+    assert testbed.cluster.holders(key) == [False] * 3
+    testbed.client.annex("copy", "--quiet", "--to", "mycl", "film")
+    assert testbed.cluster.holders(key) == [True] * 3
+    assert all(node.object_bytes(key) == content for node in testbed.cluster.nodes)
+    testbed.client.annex("drop", "--quiet", "--force", "film")
+    assert kill_when(testbed.client.path / ".git/annex/tmp" / key, "get", "--from", "mycl", "film")
+    testbed.client.annex("get", "--quiet", "--from", "mycl", "film")
+    assert testbed.client.object_bytes(key) == content
 
 
 def _size(file: Path) -> int:
@@ -191,9 +191,9 @@ def _size(file: Path) -> int:
 
 
 @pytest.mark.slow
-def test_git_annex_tests_it(way: tuple[Site, dict[str, str]]) -> None:
-    site, _ = way
-    done = site.client.annex("testremote", "--fast", "mycl", "--size=99", timeout=280, check=False)
+def test_git_annex_tests_it(way: tuple[Testbed, dict[str, str]]) -> None:
+    testbed, _ = way
+    done = testbed.client.annex("testremote", "--fast", "mycl", "--size=99", timeout=280, check=False)
     assert done.returncode == 0, done.stdout.decode()[-3000:]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.remote.sites import initremote, make_site, objects
+from tests.remote.testbed import initremote, make_testbed, objects
 from tests.support.environment import Environment
 from tests.support.repositories import Repository
 
@@ -33,25 +33,25 @@ def _unmount(node: Repository, path: Path) -> None:
 def test_content_is_found_on_another_node(
     environment: Environment, backend: str, fault: Callable[[Repository, Path], None]
 ) -> None:
-    site = make_site(environment)
-    client, content = site.client, os.urandom(20_000)
+    testbed = make_testbed(environment)
+    client, content = testbed.client, os.urandom(20_000)
     client.git("config", "annex.security.allow-unverified-downloads", "ACKTHPPT")
-    site.cluster.gateway.git("config", "remote.node1.annex-cost", "50")
+    testbed.cluster.gateway.git("config", "remote.node1.annex-cost", "50")
     client.write("photo", content)
     client.annex("add", "--quiet", f"--backend={backend}", "photo")
     key = client.key("photo")
     client.annex("move", "--quiet", "--to", "mycl", "photo")
-    path = site.cluster.nodes[0].object_path(key)
+    path = testbed.cluster.nodes[0].object_path(key)
     assert path is not None
-    fault(site.cluster.nodes[0], path)
+    fault(testbed.cluster.nodes[0], path)
     client.annex("checkpresentkey", key, "mycl")
     client.annex("get", "--from", "mycl", "photo")
     assert client.object_bytes(key) == content
 
 
 def test_it_is_absent_only_if_no_node_that_should_have_it_does(environment: Environment) -> None:
-    site = make_site(environment)
-    client, nodes = site.client, site.cluster.nodes
+    testbed = make_testbed(environment)
+    client, nodes = testbed.client, testbed.cluster.nodes
     key = client.add("photo", b"x" * 1000)
     client.annex("copy", "--quiet", "--to", "mycl", "photo")
     for node in nodes[:2]:
@@ -66,14 +66,14 @@ def test_it_is_absent_only_if_no_node_that_should_have_it_does(environment: Envi
 
 @pytest.mark.parametrize("chunks", [(), ("chunk=8KiB",)], ids=["whole", "chunks"])
 def test_encrypted_content_is_found_on_another_node(environment: Environment, chunks: tuple[str, ...]) -> None:
-    site = make_site(environment)
-    client = site.client
-    site.cluster.gateway.git("config", "remote.node1.annex-cost", "50")
+    testbed = make_testbed(environment)
+    client = testbed.client
+    testbed.cluster.gateway.git("config", "remote.node1.annex-cost", "50")
     initremote(
         client,
         "vault",
-        f"url={site.cluster.gateway.path}",
-        f"cluster={site.cluster.uuid}",
+        f"url={testbed.cluster.gateway.path}",
+        f"cluster={testbed.cluster.uuid}",
         "tracking=remote",
         "encryption=shared",
         *chunks,
@@ -81,7 +81,7 @@ def test_encrypted_content_is_found_on_another_node(environment: Environment, ch
     content = os.urandom(20_000)
     key = client.add("photo", content)
     client.annex("move", "--quiet", "--to", "vault", "photo")
-    annex = site.cluster.nodes[0].path / ".git/annex"
+    annex = testbed.cluster.nodes[0].path / ".git/annex"
     (annex / "objects").rename(annex / "elsewhere")
     client.annex("checkpresentkey", key, "vault")
     client.annex("fsck", "--from", "vault", "photo")
@@ -93,18 +93,18 @@ def test_encrypted_content_is_found_on_another_node(environment: Environment, ch
 @pytest.mark.parametrize("bad", [1, 2], ids=["one damaged node", "two damaged nodes"])
 def test_a_damaged_chunk_is_replaced_by_what_other_nodes_have(environment: Environment, way: str, bad: int) -> None:
     """Nothing but the whole file shows the damage. Each node has it in a chunk of its own."""
-    site = make_site(environment)
-    gateway = site.cluster.gateway
-    client = gateway if way == "without a server" else site.client
+    testbed = make_testbed(environment)
+    gateway = testbed.cluster.gateway
+    client = gateway if way == "without a server" else testbed.client
     url = [] if client is gateway else [f"url={gateway.path}"]
     gateway.git("config", "remote.node1.annex-cost", "50")
     initremote(
-        client, "vault", *url, f"cluster={site.cluster.uuid}", "tracking=remote", "encryption=shared", "chunk=8KiB"
+        client, "vault", *url, f"cluster={testbed.cluster.uuid}", "tracking=remote", "encryption=shared", "chunk=8KiB"
     )
     content = os.urandom(20_000)
     key = client.add("photo", content)
     client.annex("move", "--quiet", "--to", "vault", "photo")
-    for number, node in enumerate(site.cluster.nodes[:bad]):
+    for number, node in enumerate(testbed.cluster.nodes[:bad]):
         path = sorted(objects(node).values())[number]
         path.chmod(0o644)
         damaged = bytearray(path.read_bytes())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from tests.remote.sites import initremote
+from tests.remote.testbed import initremote
 from tests.support.environment import Environment
 from tests.support.repositories import Cluster
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.remote.driver import Driver
-from tests.remote.sites import Site, objects
+from tests.remote.testbed import Testbed, objects
 from tests.support.slow import only_in_all
 
 NAMES = [
@@ -31,42 +31,42 @@ NAMES = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["SHA256E", *only_in_all("WORM")])
-def test_files_of_any_name_are_stored_and_come_back(site: Site, backend: str) -> None:
+def test_files_of_any_name_are_stored_and_come_back(testbed: Testbed, backend: str) -> None:
     directory = os.fsencode(f"odd {backend}")
     contents = {directory + b"/" + name: backend.encode() + b" " + name for name in NAMES}
     contents[directory + b"/empty"] = b""
     for name, content in contents.items():
-        site.client.write(name, content)
-    site.client.annex("add", "--quiet", f"--backend={backend}", directory)
-    listed = site.client.annex("find", "--format=${file}\\000${key}\\000", directory).stdout.split(b"\0")
+        testbed.client.write(name, content)
+    testbed.client.annex("add", "--quiet", f"--backend={backend}", directory)
+    listed = testbed.client.annex("find", "--format=${file}\\000${key}\\000", directory).stdout.split(b"\0")
     keys = dict(zip(listed[::2], map(os.fsdecode, listed[1::2]), strict=False))
     assert keys.keys() == contents.keys()
-    site.client.annex("copy", "--to", "mycl", directory)
-    for node in site.cluster.nodes:
+    testbed.client.annex("copy", "--to", "mycl", directory)
+    for node in testbed.cluster.nodes:
         held = objects(node)
         for name, content in contents.items():
             if keys[name].isascii():
                 assert held[keys[name]].read_bytes() == content, name
     # In JSON git-annex has something else for bytes that are not UTF-8.
     shown = [os.fsencode(key).decode("utf-8", "replace") for key in keys.values()]
-    assert present(site, directory) == dict.fromkeys(shown, site.nodes)
-    site.client.annex("drop", "--force", directory)
+    assert present(testbed, directory) == dict.fromkeys(shown, testbed.nodes)
+    testbed.client.annex("drop", "--force", directory)
     # git-annex gets only keys with checksums from special remotes, unless it is told that this one is trusted.
-    site.client.annex("get", "--from", "mycl", directory, "-c", "annex.security.allow-unverified-downloads=ACKTHPPT")
+    testbed.client.annex("get", "--from", "mycl", directory, "-c", "annex.security.allow-unverified-downloads=ACKTHPPT")
     for name, content in contents.items():
-        assert Path(os.fsdecode(os.fsencode(site.client.path) + b"/" + name)).read_bytes() == content, name
-    site.client.annex("fsck", "--from", "mycl", "--fast", directory)
-    site.client.annex("drop", "--from", "mycl", directory)
-    for node in site.cluster.nodes:
+        assert Path(os.fsdecode(os.fsencode(testbed.client.path) + b"/" + name)).read_bytes() == content, name
+    testbed.client.annex("fsck", "--from", "mycl", "--fast", directory)
+    testbed.client.annex("drop", "--from", "mycl", directory)
+    for node in testbed.cluster.nodes:
         assert not objects(node).keys() & set(keys.values())
-    assert present(site, directory) == {key: set() for key in shown}
+    assert present(testbed, directory) == {key: set() for key in shown}
 
 
-def present(site: Site, directory: bytes) -> dict[str, set[str]]:
+def present(testbed: Testbed, directory: bytes) -> dict[str, set[str]]:
     """For the keys of all files in a directory, the nodes that `git annex whereis` lists."""
-    done = site.client.annex("whereis", "--json", directory)
+    done = testbed.client.annex("whereis", "--json", directory)
     found = [json.loads(line) for line in done.stdout.decode("utf-8", "surrogateescape").split("\n") if line]
-    return {each["key"]: {where["uuid"] for where in each["whereis"]} & site.nodes for each in found}
+    return {each["key"]: {where["uuid"] for where in each["whereis"]} & testbed.nodes for each in found}
 
 
 KEYS = [
@@ -86,10 +86,10 @@ KEYS = [
 ]
 
 
-def test_keys_of_any_name_are_stored_on_a_cluster_checked_given_and_removed(site: Site, tmp_path: Path) -> None:
+def test_keys_of_any_name_are_stored_on_a_cluster_checked_given_and_removed(testbed: Testbed, tmp_path: Path) -> None:
     """Through its gateway."""
-    nodes = site.cluster.nodes
-    with site.driver() as annex:
+    nodes = testbed.cluster.nodes
+    with testbed.driver() as annex:
         annex.prepare()
         for key in KEYS:
             for step in there_and_back(annex, tmp_path, key):
@@ -97,14 +97,14 @@ def test_keys_of_any_name_are_stored_on_a_cluster_checked_given_and_removed(site
                 # which is not ASCII lies there under another name, and is found by nobody but that proxy.
                 if step == "stored" and key.isascii():
                     assert [objects(node)[key].read_bytes() for node in nodes] == [b"data"] * len(nodes), key
-                assert site.present(key) == (site.nodes if step == "stored" else set()), key
+                assert testbed.present(key) == (testbed.nodes if step == "stored" else set()), key
             assert not any(key in objects(node) for node in nodes), key
 
 
-def test_keys_of_any_name_are_stored_on_a_node_checked_given_and_removed(site: Site, tmp_path: Path) -> None:
+def test_keys_of_any_name_are_stored_on_a_node_checked_given_and_removed(testbed: Testbed, tmp_path: Path) -> None:
     """By its own git-annex-shell."""
-    node = site.cluster.nodes[0]
-    with site.driver(node.uuid, url=str(node.path)) as annex:
+    node = testbed.cluster.nodes[0]
+    with testbed.driver(node.uuid, url=str(node.path)) as annex:
         annex.prepare()
         for key in KEYS:
             for step in there_and_back(annex, tmp_path, key):
@@ -139,8 +139,8 @@ PLACES = [
 ]
 
 
-def test_contents_go_to_and_come_from_files_of_any_name(site: Site, tmp_path: Path) -> None:
-    with site.driver(site.cluster.nodes[0].uuid) as annex:
+def test_contents_go_to_and_come_from_files_of_any_name(testbed: Testbed, tmp_path: Path) -> None:
+    with testbed.driver(testbed.cluster.nodes[0].uuid) as annex:
         annex.prepare()
         for number, place in enumerate(PLACES):
             content = b"from " + os.fsencode(place)
@@ -153,21 +153,21 @@ def test_contents_go_to_and_come_from_files_of_any_name(site: Site, tmp_path: Pa
             (tmp_path / place).unlink()
 
 
-def test_a_file_may_be_named_relative_to_the_working_directory(site: Site) -> None:
+def test_a_file_may_be_named_relative_to_the_working_directory(testbed: Testbed) -> None:
     """As git-annex does it; the name may look like an option."""
     key = "WORM-s4-m2--relative"
-    (site.client.path / "-n").write_bytes(b"here")
-    with site.driver(site.cluster.nodes[0].uuid) as annex:
+    (testbed.client.path / "-n").write_bytes(b"here")
+    with testbed.driver(testbed.cluster.nodes[0].uuid) as annex:
         annex.prepare()
         assert annex.ask(f"TRANSFER STORE {key} -n") == f"TRANSFER-SUCCESS STORE {key}"
-    (site.client.path / "-n").unlink()
-    assert site.cluster.nodes[0].object_bytes(key) == b"here"
+    (testbed.client.path / "-n").unlink()
+    assert testbed.cluster.nodes[0].object_bytes(key) == b"here"
 
 
-def test_what_is_no_key_is_refused_before_anybody_is_asked(site: Site, tmp_path: Path) -> None:
+def test_what_is_no_key_is_refused_before_anybody_is_asked(testbed: Testbed, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"data")
     keys = ["nonsense", "WORM-s4", "WORM-sx--name", "-s4--name", f"WORM-s{2**63}--x"]
-    with site.driver() as annex:
+    with testbed.driver() as annex:
         annex.prepare()
         for key in keys:
             answers = [

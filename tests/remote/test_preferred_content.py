@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from cluster_remote.p2p.server import Mode
-from tests.gateway.served import gateway_of
+from tests.gateway.gateways import gateway_of
 from tests.remote.driver import Driver
-from tests.remote.sites import initremote, messages, text
+from tests.remote.testbed import initremote, messages, text
 from tests.support.environment import Environment
 from tests.support.repositories import Cluster, Repository, make_cluster
 from tests.support.slow import only_in_all, representatives

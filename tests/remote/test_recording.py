@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.remote.sites import Site, initremote, make_site, objects, text
+from tests.remote.testbed import Testbed, initremote, make_testbed, objects, text
 from tests.support.environment import temporary_environment
 from tests.support.processes import end_group
 from tests.support.repositories import make_repository
@@ -29,14 +29,14 @@ FAILURES = {
 
 
 @pytest.fixture(scope="module")
-def place() -> Iterator[Site]:
-    """A site for this file alone, where git-annex can be made to fail."""
+def place() -> Iterator[Testbed]:
+    """A testbed for this file alone, where git-annex can be made to fail."""
     with temporary_environment() as environment:
-        yield make_site(environment)
+        yield make_testbed(environment)
 
 
 @pytest.fixture(params=representatives(FAILURES, "it says no"))
-def complaint(place: Site, request: pytest.FixtureRequest) -> Iterator[str]:
+def complaint(place: Testbed, request: pytest.FixtureRequest) -> Iterator[str]:
     """Makes setpresentkey fail in some way meanwhile; what is to be read of it."""
     failure, complaint = FAILURES[request.param]
     real = place.environment.which("git-annex")
@@ -45,7 +45,7 @@ def complaint(place: Site, request: pytest.FixtureRequest) -> Iterator[str]:
     shim.unlink(missing_ok=True)
 
 
-def test_an_upload_whose_locations_cannot_be_recorded_has_failed(place: Site, complaint: str) -> None:
+def test_an_upload_whose_locations_cannot_be_recorded_has_failed(place: Testbed, complaint: str) -> None:
     key = place.client.add("unrecorded", b"nobody can know " + complaint.encode())
     done = place.client.annex("copy", "--to", "mycl", "unrecorded", check=False)
     assert done.returncode != 0
@@ -59,7 +59,7 @@ def test_an_upload_whose_locations_cannot_be_recorded_has_failed(place: Site, co
     assert place.present(key) == place.nodes
 
 
-def test_a_removal_that_cannot_be_recorded_has_failed(place: Site, complaint: str) -> None:
+def test_a_removal_that_cannot_be_recorded_has_failed(place: Testbed, complaint: str) -> None:
     content = b"nobody can forget " + complaint.encode()
     key = f"WORM-s{len(content)}-m1--{complaint.replace(' ', '-')}"
     place.cluster.nodes[0].set_key(key, content)
@@ -71,7 +71,7 @@ def test_a_removal_that_cannot_be_recorded_has_failed(place: Site, complaint: st
     assert not place.cluster.nodes[0].has_object(key)
 
 
-def test_success_is_only_said_when_it_cannot_be_forgotten_any_more(place: Site, tmp_path: Path) -> None:
+def test_success_is_only_said_when_it_cannot_be_forgotten_any_more(place: Testbed, tmp_path: Path) -> None:
     """Everything is killed the moment it has been said."""
     (tmp_path / "file").write_bytes(b"data")
     for number in range(3):
@@ -90,7 +90,7 @@ def test_success_is_only_said_when_it_cannot_be_forgotten_any_more(place: Site, 
         assert place.present(key) == set()
 
 
-def test_locations_are_committed_when_git_annex_is_done(place: Site) -> None:
+def test_locations_are_committed_when_git_annex_is_done(place: Testbed) -> None:
     key = place.client.add("committed", b"in the branch, not in the journal")
     place.client.annex("copy", "--to", "mycl", "committed")
     place.environment.assert_no_process_left()
@@ -99,7 +99,7 @@ def test_locations_are_committed_when_git_annex_is_done(place: Site) -> None:
     assert f"{key}.log" in branch
 
 
-def test_no_cluster_and_no_remote_is_ever_a_location(place: Site) -> None:
+def test_no_cluster_and_no_remote_is_ever_a_location(place: Testbed) -> None:
     key = place.client.add("never", b"neither the cluster nor the remote")
     place.client.annex("copy", "--to", "mycl", "never")
     log = place.client.git("grep", "-h", "-e", " 1 ", "git-annex", "--", f"*{key}.log").stdout.decode()
@@ -107,7 +107,7 @@ def test_no_cluster_and_no_remote_is_ever_a_location(place: Site) -> None:
     assert {line.split()[-1] for line in log.splitlines()} == {place.client.uuid, *place.nodes}
 
 
-def test_nothing_is_recorded_of_encrypted_and_chunked_contents(place: Site) -> None:
+def test_nothing_is_recorded_of_encrypted_and_chunked_contents(place: Testbed) -> None:
     """Neither their keys nor the nodes that hold them."""
     stranger = make_repository(place.environment, place.environment.directory / "stranger", "stranger")
     parameters = (f"url={place.url}", f"cluster={place.cluster.uuid}", "tracking=remote", "chunk=1KiB")

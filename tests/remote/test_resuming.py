@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.remote.sites import Site, messages, objects
+from tests.remote.testbed import Testbed, messages, objects
 
 CONTENT = bytes(range(256)) * 4000
 SIZE = len(CONTENT)
@@ -24,66 +24,66 @@ def sent(said: list[str]) -> list[str]:
 
 
 @pytest.mark.parametrize("have", [1, 100_000, SIZE - 1])
-def test_upload_to_a_node_sends_only_what_it_lacks(site: Site, have: int) -> None:
+def test_upload_to_a_node_sends_only_what_it_lacks(testbed: Testbed, have: int) -> None:
     name = f"rest{have}"
     content = unique(name)
-    key = site.client.add(name, content)
-    site.cluster.nodes[1].leave_partial(key, content[:have])
-    done = site.client.annex("copy", "--to", "n2", name, "--debug")
+    key = testbed.client.add(name, content)
+    testbed.cluster.nodes[1].leave_partial(key, content[:have])
+    done = testbed.client.annex("copy", "--to", "n2", name, "--debug")
     assert sent(messages(done)) == [f"< PUT-FROM {have}", f"> DATA {SIZE - have}", "> VALID"]
-    assert site.cluster.nodes[1].object_bytes(key) == content
-    assert site.present(key) == {site.cluster.nodes[1].uuid}
+    assert testbed.cluster.nodes[1].object_bytes(key) == content
+    assert testbed.present(key) == {testbed.cluster.nodes[1].uuid}
 
 
-def test_upload_to_a_node_that_has_all_bytes_but_has_not_stored_them(site: Site) -> None:
+def test_upload_to_a_node_that_has_all_bytes_but_has_not_stored_them(testbed: Testbed) -> None:
     content = unique("all")
-    key = site.client.add("all", content)
-    site.cluster.nodes[0].leave_partial(key, content)
-    done = site.client.annex("copy", "--to", "n1", "all", "--debug")
+    key = testbed.client.add("all", content)
+    testbed.cluster.nodes[0].leave_partial(key, content)
+    done = testbed.client.annex("copy", "--to", "n1", "all", "--debug")
     assert sent(messages(done)) == [f"< PUT-FROM {SIZE}", "> DATA 0", "> VALID"]
-    assert site.cluster.nodes[0].object_bytes(key) == content
+    assert testbed.cluster.nodes[0].object_bytes(key) == content
 
 
-def test_upload_to_the_cluster_begins_where_the_node_that_lacks_most_needs_it(site: Site) -> None:
+def test_upload_to_the_cluster_begins_where_the_node_that_lacks_most_needs_it(testbed: Testbed) -> None:
     content = unique("shares")
-    key = site.client.add("shares", content)
-    for node, have in zip(site.cluster.nodes, (300_000, 200_000, 1_000_000), strict=True):
+    key = testbed.client.add("shares", content)
+    for node, have in zip(testbed.cluster.nodes, (300_000, 200_000, 1_000_000), strict=True):
         node.leave_partial(key, content[:have])
-    done = site.client.annex("copy", "--to", "mycl", "shares", "--debug")
+    done = testbed.client.annex("copy", "--to", "mycl", "shares", "--debug")
     assert sent(messages(done)) == ["< PUT-FROM 200000", f"> DATA {SIZE - 200_000}", "> VALID"]
-    assert [node.object_bytes(key) for node in site.cluster.nodes] == [content] * 3
-    assert site.present(key) == site.nodes
+    assert [node.object_bytes(key) for node in testbed.cluster.nodes] == [content] * 3
+    assert testbed.present(key) == testbed.nodes
 
 
-def test_upload_onto_a_part_that_is_wrong_is_done_again_from_the_start(site: Site) -> None:
+def test_upload_onto_a_part_that_is_wrong_is_done_again_from_the_start(testbed: Testbed) -> None:
     content = unique("spoilt")
-    key = site.client.add("spoilt", content)
-    site.cluster.nodes[2].leave_partial(key, b"X" * 5000)
-    done = site.client.annex("copy", "--to", "n3", "spoilt", "--debug")
+    key = testbed.client.add("spoilt", content)
+    testbed.cluster.nodes[2].leave_partial(key, b"X" * 5000)
+    done = testbed.client.annex("copy", "--to", "n3", "spoilt", "--debug")
     said = messages(done)
     assert sent(said)[:3] == ["< PUT-FROM 5000", f"> DATA {SIZE - 5000}", "> VALID"]
     # The node has found out, by the checksum of the whole; git-annex tries again by itself.
     assert said[said.index("> VALID") + 1] == "< FAILURE"
     assert sent(said)[3:] == ["< PUT-FROM 0", f"> DATA {SIZE}", "> VALID"]
-    assert site.cluster.nodes[2].object_bytes(key) == content
+    assert testbed.cluster.nodes[2].object_bytes(key) == content
 
 
-def test_a_node_that_did_not_store_because_of_a_wrong_part_is_not_recorded(site: Site) -> None:
+def test_a_node_that_did_not_store_because_of_a_wrong_part_is_not_recorded(testbed: Testbed) -> None:
     content = unique("spoilt on one")
-    key = site.client.add("spoilt on one", content)
-    site.cluster.nodes[1].leave_partial(key, b"X" * 5000)
-    site.client.annex("copy", "--to", "mycl", "spoilt on one")
-    assert site.cluster.holders(key) == [True, False, True]
-    assert site.present(key) == site.nodes - {site.cluster.nodes[1].uuid}
+    key = testbed.client.add("spoilt on one", content)
+    testbed.cluster.nodes[1].leave_partial(key, b"X" * 5000)
+    testbed.client.annex("copy", "--to", "mycl", "spoilt on one")
+    assert testbed.cluster.holders(key) == [True, False, True]
+    assert testbed.present(key) == testbed.nodes - {testbed.cluster.nodes[1].uuid}
 
 
 @pytest.fixture(scope="module")
-def stored(shared_site: Site) -> tuple[Site, str, bytes]:
-    """A content that is on the cluster: the site, its key and its bytes."""
+def stored(shared_testbed: Testbed) -> tuple[Testbed, str, bytes]:
+    """A content that is on the cluster: the testbed, its key and its bytes."""
     content = unique("stored")
-    key = shared_site.client.add("stored", content)
-    shared_site.client.annex("copy", "--to", "mycl", "stored")
-    return shared_site, key, content
+    key = shared_testbed.client.add("stored", content)
+    shared_testbed.client.annex("copy", "--to", "mycl", "stored")
+    return shared_testbed, key, content
 
 
 @pytest.mark.parametrize(
@@ -98,12 +98,12 @@ def stored(shared_site: Site) -> tuple[Site, str, bytes]:
     ids=["empty", "a byte", "a part", "complete", "longer"],
 )
 def test_download_goes_on_where_the_file_ends(
-    stored: tuple[Site, str, bytes], tmp_path: Path, there: bytes, asked: int
+    stored: tuple[Testbed, str, bytes], tmp_path: Path, there: bytes, asked: int
 ) -> None:
-    site, key, content = stored
+    testbed, key, content = stored
     file = tmp_path / "file"
     file.write_bytes(there)
-    with site.driver() as annex:
+    with testbed.driver() as annex:
         annex.prepare()
         assert annex.ask(f"TRANSFER RETRIEVE {key} {file}") == f"TRANSFER-SUCCESS RETRIEVE {key}"
     assert file.read_bytes() == content
@@ -112,42 +112,42 @@ def test_download_goes_on_where_the_file_ends(
     assert annex.debug[-2:] == ["P2P < VALID", "P2P > SUCCESS"]
 
 
-def test_download_into_a_file_that_is_not_there_makes_it(stored: tuple[Site, str, bytes], tmp_path: Path) -> None:
-    site, key, content = stored
-    with site.driver() as annex:
+def test_download_into_a_file_that_is_not_there_makes_it(stored: tuple[Testbed, str, bytes], tmp_path: Path) -> None:
+    testbed, key, content = stored
+    with testbed.driver() as annex:
         annex.prepare()
         assert annex.ask(f"TRANSFER RETRIEVE {key} {tmp_path}/new") == f"TRANSFER-SUCCESS RETRIEVE {key}"
     assert (tmp_path / "new").read_bytes() == content
 
 
-def test_git_annex_get_resumes_and_verifies_the_whole(stored: tuple[Site, str, bytes]) -> None:
-    site, key, content = stored
-    site.client.annex("drop", "--force", "stored")
-    site.client.leave_partial(key, content[:600_000])
-    done = site.client.annex("get", "--from", "mycl", "stored", "--debug")
+def test_git_annex_get_resumes_and_verifies_the_whole(stored: tuple[Testbed, str, bytes]) -> None:
+    testbed, key, content = stored
+    testbed.client.annex("drop", "--force", "stored")
+    testbed.client.leave_partial(key, content[:600_000])
+    done = testbed.client.annex("get", "--from", "mycl", "stored", "--debug")
     assert f"> GET 600000  {key}" in messages(done)
     assert f"< DATA {SIZE - 600_000}" in messages(done)
-    assert site.client.object_bytes(key) == content
+    assert testbed.client.object_bytes(key) == content
 
 
-def test_a_key_without_a_size_is_downloaded_from_the_start(site: Site, tmp_path: Path) -> None:
+def test_a_key_without_a_size_is_downloaded_from_the_start(testbed: Testbed, tmp_path: Path) -> None:
     """Nothing tells whether a file of that length is a part, or too long."""
     key = "URL--http&c%%example.com%sizeless"
-    site.cluster.nodes[0].set_key(key, b"no size in the key")
+    testbed.cluster.nodes[0].set_key(key, b"no size in the key")
     file = tmp_path / "file"
     file.write_bytes(b"something else that is longer than the content")
-    with site.driver(site.cluster.nodes[0].uuid) as annex:
+    with testbed.driver(testbed.cluster.nodes[0].uuid) as annex:
         annex.prepare()
         assert annex.ask(f"TRANSFER RETRIEVE {key} {file}") == f"TRANSFER-SUCCESS RETRIEVE {key}"
     assert file.read_bytes() == b"no size in the key"
     assert f"P2P > GET 0  {key}" in annex.debug
 
 
-def test_download_of_what_is_not_there_leaves_the_part_as_it_was(site: Site, tmp_path: Path) -> None:
+def test_download_of_what_is_not_there_leaves_the_part_as_it_was(testbed: Testbed, tmp_path: Path) -> None:
     key = f"SHA256-s1000--{64 * '0'}"
     file = tmp_path / "file"
     file.write_bytes(b"a part")
-    with site.driver(site.cluster.nodes[0].uuid) as annex:
+    with testbed.driver(testbed.cluster.nodes[0].uuid) as annex:
         annex.prepare()
         answer = annex.ask(f"TRANSFER RETRIEVE {key} {file}")
     assert answer.startswith(f"TRANSFER-FAILURE RETRIEVE {key} ")
@@ -155,9 +155,9 @@ def test_download_of_what_is_not_there_leaves_the_part_as_it_was(site: Site, tmp
     assert file.read_bytes() == b"a part"
 
 
-def test_download_into_what_cannot_be_written_says_so(stored: tuple[Site, str, bytes], tmp_path: Path) -> None:
-    site, key, _ = stored
-    with site.driver() as annex:
+def test_download_into_what_cannot_be_written_says_so(stored: tuple[Testbed, str, bytes], tmp_path: Path) -> None:
+    testbed, key, _ = stored
+    with testbed.driver() as annex:
         annex.prepare()
         for file in (tmp_path, tmp_path / "no such directory/file"):
             answer = annex.ask(f"TRANSFER RETRIEVE {key} {file}")
@@ -174,12 +174,12 @@ ENCRYPTED = "GPGHMACSHA1--"
 
 
 @pytest.mark.parametrize("have", [1, 100_000, SIZE, SIZE + 1])
-def test_an_encrypted_upload_never_goes_on_with_another_one(site: Site, tmp_path: Path, have: int) -> None:
-    node = site.cluster.nodes[0]
+def test_an_encrypted_upload_never_goes_on_with_another_one(testbed: Testbed, tmp_path: Path, have: int) -> None:
+    node = testbed.cluster.nodes[0]
     key = f"{ENCRYPTED}{have:040x}"
     node.leave_partial(key, b"other".ljust(have)[:have])
     (tmp_path / "file").write_bytes(CONTENT)
-    with site.driver(node.uuid, url=str(node.path)) as annex:
+    with testbed.driver(node.uuid, url=str(node.path)) as annex:
         annex.prepare()
         assert annex.ask(f"TRANSFER STORE {key} {tmp_path}/file") == f"TRANSFER-SUCCESS STORE {key}"
         assert annex.ask(f"CHECKPRESENT {key}") == f"CHECKPRESENT-SUCCESS {key}"
@@ -189,20 +189,20 @@ def test_an_encrypted_upload_never_goes_on_with_another_one(site: Site, tmp_path
 
 
 def test_an_encrypted_upload_through_git_annex_s_gateway_says_where_the_beginning_of_another_one_lies(
-    site: Site, tmp_path: Path
+    testbed: Testbed, tmp_path: Path
 ) -> None:
     key = f"{ENCRYPTED}{SIZE:040x}"
-    for node in site.cluster.nodes:
+    for node in testbed.cluster.nodes:
         node.leave_partial(key, b"other")
     (tmp_path / "file").write_bytes(CONTENT)
-    with site.driver() as annex:
+    with testbed.driver() as annex:
         annex.prepare()
         failed = annex.ask(f"TRANSFER STORE {key} {tmp_path}/file")
         assert failed.startswith(f"TRANSFER-FAILURE STORE {key} ")
         assert "kept the beginning of an earlier upload" in failed
         assert ".git/annex/tmp/KEY" in failed
         assert annex.ask(f"CHECKPRESENT {key}") == f"CHECKPRESENT-FAILURE {key}"
-        for node in site.cluster.nodes:
+        for node in testbed.cluster.nodes:
             (node.path / ".git/annex/tmp" / key).unlink()
         assert annex.ask(f"TRANSFER STORE {key} {tmp_path}/file") == f"TRANSFER-SUCCESS STORE {key}"
-    assert [objects(node)[key].read_bytes() for node in site.cluster.nodes] == [CONTENT] * 3
+    assert [objects(node)[key].read_bytes() for node in testbed.cluster.nodes] == [CONTENT] * 3

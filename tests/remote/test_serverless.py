@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.remote.sites import messages, text
+from tests.remote.testbed import messages, text
 from tests.support.environment import Environment
 from tests.support.repositories import Repository, make_repository
 from tests.support.slow import only_in_all

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from tests.remote.sites import initremote, messages
+from tests.remote.testbed import initremote, messages
 from tests.support.environment import Environment
 from tests.support.repositories import Cluster, make_cluster
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.remote.sites import Site, initremote
+from tests.remote.testbed import Testbed, initremote
 from tests.support.processes import end_group
 
 CLIENT = "c11e0000-0000-4000-8000-000000000002"
@@ -29,9 +29,11 @@ while data := os.read(0, 65536):
 
 
 @pytest.mark.parametrize("backend", ["SHA256", "WORM"])
-def test_a_content_is_passed_on_while_it_comes_if_a_checksum_tells_what_it_is(own_site: Site, backend: str) -> None:
-    gateway, node = own_site.client, own_site.cluster.nodes[0]
-    initremote(gateway, "n1", f"url={own_site.url}", sameas=node.uuid)
+def test_a_content_is_passed_on_while_it_comes_if_a_checksum_tells_what_it_is(
+    own_testbed: Testbed, backend: str
+) -> None:
+    gateway, node = own_testbed.client, own_testbed.cluster.nodes[0]
+    initremote(gateway, "n1", f"url={own_testbed.url}", sameas=node.uuid)
     gateway.git("config", "remote.n1.annex-proxy", "true")
     gateway.annex("updateproxy")
     content = os.urandom(2 * HALF)
@@ -39,7 +41,7 @@ def test_a_content_is_passed_on_while_it_comes_if_a_checksum_tells_what_it_is(ow
     gateway.annex("add", "--quiet", f"--backend={backend}", "f")
     key = gateway.key("f")
     gateway.annex("move", "--quiet", "--to", "n1", "f")
-    environment = own_site.environment
+    environment = own_testbed.environment
     gate = environment.directory / "gate"
     os.mkfifo(gate)
     real = environment.which("git-annex-shell")
@@ -47,7 +49,7 @@ def test_a_content_is_passed_on_while_it_comes_if_a_checksum_tells_what_it_is(ow
     script.write_text(STOP_HALF_WAY)
     environment.program(
         "git-annex-shell",
-        f'#!/bin/sh\ncase "$*" in\n*p2pstdio?{own_site.url}?*) {real} "$@" | {sys.executable} {script} {gate};;\n'
+        f'#!/bin/sh\ncase "$*" in\n*p2pstdio?{own_testbed.url}?*) {real} "$@" | {sys.executable} {script} {gate};;\n'
         f'*) exec {real} "$@";;\nesac\n',
     )
     process = environment.popen(

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.remote.sites import Site, initremote, text
+from tests.remote.testbed import Testbed, initremote, text
 from tests.support.repositories import Repository, make_repository
 from tests.support.sockets import serve_p2p, tcp_bridge
 from tests.support.ssh import SshServer
@@ -28,73 +28,73 @@ def passes(client: Repository, name: str, *options: str, timeout: float = 120) -
 
 
 @pytest.fixture(autouse=True)
-def _patience(own_site: Site) -> Iterator[None]:
+def _patience(own_testbed: Testbed) -> Iterator[None]:
     """Nodes may have much to commit when their client has gone, so their processes are given more time to end."""
     yield
-    own_site.environment.assert_no_process_left(within=30)
+    own_testbed.environment.assert_no_process_left(within=30)
 
 
-def test_the_cluster_by_its_gateways_directory(own_site: Site) -> None:
-    assert passes(own_site.client, "mycl", "--fast") >= 125
-
-
-@pytest.mark.slow
-def test_a_node_by_its_gateways_directory(own_site: Site) -> None:
-    initremote(own_site.client, "node", f"url=file://{own_site.url}", sameas=own_site.cluster.nodes[0].uuid)
-    assert passes(own_site.client, "node", "--fast") >= 125
+def test_the_cluster_by_its_gateways_directory(own_testbed: Testbed) -> None:
+    assert passes(own_testbed.client, "mycl", "--fast") >= 125
 
 
 @pytest.mark.slow
-def test_the_cluster_over_ssh(own_site: Site, ssh_server: SshServer) -> None:
-    url = ssh_server.url(own_site.cluster.gateway.path)
-    initremote(own_site.client, "far", f"url={url}", sameas=own_site.cluster.uuid)
-    assert passes(own_site.client, "far", "--fast") >= 125
+def test_a_node_by_its_gateways_directory(own_testbed: Testbed) -> None:
+    initremote(own_testbed.client, "node", f"url=file://{own_testbed.url}", sameas=own_testbed.cluster.nodes[0].uuid)
+    assert passes(own_testbed.client, "node", "--fast") >= 125
+
+
+@pytest.mark.slow
+def test_the_cluster_over_ssh(own_testbed: Testbed, ssh_server: SshServer) -> None:
+    url = ssh_server.url(own_testbed.cluster.gateway.path)
+    initremote(own_testbed.client, "far", f"url={url}", sameas=own_testbed.cluster.uuid)
+    assert passes(own_testbed.client, "far", "--fast") >= 125
     assert ssh_server.connections > 0
 
 
 @pytest.mark.slow
-def test_a_repository_on_a_unix_socket(own_site: Site) -> None:
-    node = own_site.cluster.nodes[1]
+def test_a_repository_on_a_unix_socket(own_testbed: Testbed) -> None:
+    node = own_testbed.cluster.nodes[1]
     with serve_p2p(node) as (path, token):
-        initremote(own_site.client, "socket", f"url=unix:{path}", sameas=node.uuid, env={TOKEN: token})
-        assert passes(own_site.client, "socket", "--fast") >= 125
+        initremote(own_testbed.client, "socket", f"url=unix:{path}", sameas=node.uuid, env={TOKEN: token})
+        assert passes(own_testbed.client, "socket", "--fast") >= 125
 
 
 @pytest.mark.slow
-def test_a_repository_over_tcp(own_site: Site) -> None:
-    node = own_site.cluster.nodes[2]
+def test_a_repository_over_tcp(own_testbed: Testbed) -> None:
+    node = own_testbed.cluster.nodes[2]
     with serve_p2p(node) as (path, token), tcp_bridge(path) as (host, port):
-        initremote(own_site.client, "tcp", f"url=tcp://{host}:{port}", sameas=node.uuid, env={TOKEN: token})
-        assert passes(own_site.client, "tcp", "--fast") >= 125
+        initremote(own_testbed.client, "tcp", f"url=tcp://{host}:{port}", sameas=node.uuid, env={TOKEN: token})
+        assert passes(own_testbed.client, "tcp", "--fast") >= 125
 
 
 @pytest.mark.slow
-def test_an_encrypted_cluster_in_a_repository_that_does_not_know_it(own_site: Site) -> None:
-    stranger = make_repository(own_site.environment, own_site.environment.directory / "stranger", "stranger")
-    parameters = (f"url={own_site.url}", f"cluster={own_site.cluster.uuid}", "tracking=remote")
+def test_an_encrypted_cluster_in_a_repository_that_does_not_know_it(own_testbed: Testbed) -> None:
+    stranger = make_repository(own_testbed.environment, own_testbed.environment.directory / "stranger", "stranger")
+    parameters = (f"url={own_testbed.url}", f"cluster={own_testbed.cluster.uuid}", "tracking=remote")
     initremote(stranger, "vault", *parameters, "encryption=shared", "chunk=1MiB")
     assert passes(stranger, "vault", "--fast") >= 125
 
 
 @pytest.mark.slow
-def test_an_encrypted_cluster_in_a_repository_that_knows_it(own_site: Site) -> None:
-    parameters = (f"url={own_site.url}", f"cluster={own_site.cluster.name}", "tracking=remote")
-    initremote(own_site.client, "vault", *parameters, "encryption=shared", "chunk=1MiB")
-    assert passes(own_site.client, "vault", "--fast") >= 125
+def test_an_encrypted_cluster_in_a_repository_that_knows_it(own_testbed: Testbed) -> None:
+    parameters = (f"url={own_testbed.url}", f"cluster={own_testbed.cluster.name}", "tracking=remote")
+    initremote(own_testbed.client, "vault", *parameters, "encryption=shared", "chunk=1MiB")
+    assert passes(own_testbed.client, "vault", "--fast") >= 125
 
 
 @pytest.mark.slow
-def test_an_encrypted_repository_on_a_socket_that_is_not_known(own_site: Site) -> None:
-    stranger = make_repository(own_site.environment, own_site.environment.directory / "stranger", "stranger")
-    with serve_p2p(own_site.cluster.nodes[0]) as (path, token):
+def test_an_encrypted_repository_on_a_socket_that_is_not_known(own_testbed: Testbed) -> None:
+    stranger = make_repository(own_testbed.environment, own_testbed.environment.directory / "stranger", "stranger")
+    with serve_p2p(own_testbed.cluster.nodes[0]) as (path, token):
         parameters = (f"url=unix:{path}", "tracking=remote", "encryption=shared", "chunk=1MiB")
         initremote(stranger, "vault", *parameters, env={TOKEN: token})
         assert passes(stranger, "vault", "--fast") >= 125
 
 
 @pytest.mark.slow
-def test_everything_by_directory(own_site: Site) -> None:
+def test_everything_by_directory(own_testbed: Testbed) -> None:
     """Also files of more than one chunk. Those of the usual size would be cut into a thousand, which takes minutes."""
-    node = own_site.cluster.nodes[0]
-    initremote(own_site.client, "node", f"url={node.path}", sameas=node.uuid)
-    assert passes(own_site.client, "node", "--size", "99", timeout=280) >= 500
+    node = own_testbed.cluster.nodes[0]
+    initremote(own_testbed.client, "node", f"url={node.path}", sameas=node.uuid)
+    assert passes(own_testbed.client, "node", "--size", "99", timeout=280) >= 500

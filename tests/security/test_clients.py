@@ -31,7 +31,7 @@ pytestmark = pytest.mark.anyio
 
 
 @dataclass
-class Served:
+class Endpoint:
     """A gateway in this process, over TCP and HTTP."""
 
     port: int
@@ -51,18 +51,23 @@ class Served:
 @asynccontextmanager
 async def gateway(
     shared: Cluster, directory: Path, limits: Limits, timeout: float = 20.0, *, public_read: bool = False
-) -> AsyncIterator[Served]:
+) -> AsyncIterator[Endpoint]:
     with shared.gateway.environment.applied(shared.gateway.path):
         repository = AnnexRepository(shared.gateway.path / ".git", shared.gateway.path, shared.gateway.path)
         backend = Backend(repository, UUID(shared.gateway.uuid), UUID(shared.uuid), timeout)
-        served = Served(free_port(), free_port(), Tokens(directory / "tokens" / "tokens"), [], shared)
-        served.tokens.create(Mode.READ_ONLY, "makes the directory")
+        endpoint = Endpoint(free_port(), free_port(), Tokens(directory / "tokens" / "tokens"), [], shared)
+        endpoint.tokens.create(Mode.READ_ONLY, "makes the directory")
         try:
             async with anyio.create_task_group() as tasks:
-                server = Gateway(backend, served.tokens, timeout, served.log.append, limits, public_read=public_read)
-                listeners = [*listen(Tcp("127.0.0.1", served.port)), *listen(WebAddress(Tcp("127.0.0.1", served.web)))]
+                server = Gateway(
+                    backend, endpoint.tokens, timeout, endpoint.log.append, limits, public_read=public_read
+                )
+                listeners = [
+                    *listen(Tcp("127.0.0.1", endpoint.port)),
+                    *listen(WebAddress(Tcp("127.0.0.1", endpoint.web))),
+                ]
                 tasks.start_soon(server.run, listeners, _no_signals())
-                yield served
+                yield endpoint
                 tasks.cancel_scope.cancel()
         finally:
             with anyio.CancelScope(shield=True):
@@ -89,10 +94,10 @@ async def put(client: socket.socket, key: str, content: str) -> str:
 
 
 async def test_an_append_only_client_replaces_nothing_and_stores_what_is_new(shared: Cluster, tmp_path: Path) -> None:
-    async with gateway(shared, tmp_path, Limits()) as served:
-        writer, appender = (served.tokens.create(mode)[1] for mode in (Mode.READ_WRITE, Mode.APPEND_ONLY))
+    async with gateway(shared, tmp_path, Limits()) as endpoint:
+        writer, appender = (endpoint.tokens.create(mode)[1] for mode in (Mode.READ_WRITE, Mode.APPEND_ONLY))
         # On one node only: the others would take another content for the same key.
-        with served.connect(f"{writer}/{shared.nodes[0].uuid}") as one, served.connect(appender) as other:
+        with endpoint.connect(f"{writer}/{shared.nodes[0].uuid}") as one, endpoint.connect(appender) as other:
             for client in (one, other):
                 assert (await greeting(client)).startswith("AUTH-SUCCESS")
                 await off(answer, client, "VERSION 4")
@@ -105,8 +110,8 @@ async def test_an_append_only_client_replaces_nothing_and_stores_what_is_new(sha
 @pytest.mark.parametrize("mode", Mode)
 async def test_content_that_the_client_calls_invalid_is_never_kept(shared: Cluster, tmp_path: Path, mode: Mode) -> None:
     key = f"WORM-s5--invalid-{mode.value}"
-    async with gateway(shared, tmp_path, Limits()) as served:
-        with served.connect(served.tokens.create(mode)[1]) as client:
+    async with gateway(shared, tmp_path, Limits()) as endpoint:
+        with endpoint.connect(endpoint.tokens.create(mode)[1]) as client:
             await greeting(client)
             await off(answer, client, "VERSION 4")
             if (await off(answer, client, f"PUT  {key}")).startswith("PUT-FROM"):
@@ -120,8 +125,8 @@ async def test_content_that_the_client_calls_invalid_is_never_kept(shared: Clust
 async def test_a_key_is_no_path_out_of_the_repositories(shared: Cluster, tmp_path: Path, name: str) -> None:
     top = shared.gateway.path.parent
     before = {path.name for path in top.iterdir()}
-    async with gateway(shared, tmp_path, Limits()) as served:
-        with served.connect(served.tokens.create(Mode.READ_WRITE)[1]) as client:
+    async with gateway(shared, tmp_path, Limits()) as endpoint:
+        with endpoint.connect(endpoint.tokens.create(Mode.READ_WRITE)[1]) as client:
             await greeting(client)
             await off(answer, client, "VERSION 4")
             await put(client, f"WORM-s5--{name}", "hello")
@@ -131,8 +136,8 @@ async def test_a_key_is_no_path_out_of_the_repositories(shared: Cluster, tmp_pat
 
 async def test_a_token_s_scope_means_what_it_says(shared: Cluster, tmp_path: Path) -> None:
     node, other = (UUID(each.uuid) for each in shared.nodes[:2])
-    async with gateway(shared, tmp_path, Limits()) as served:
-        create = served.tokens.create
+    async with gateway(shared, tmp_path, Limits()) as endpoint:
+        create = endpoint.tokens.create
         plain, narrow = create(Mode.READ_WRITE)[1], create(Mode.READ_WRITE, only=node, git=False)[1]
         wide = create(Mode.READ_WRITE, own=True)[1]
         expected = {
@@ -145,62 +150,62 @@ async def test_a_token_s_scope_means_what_it_says(shared: Cluster, tmp_path: Pat
             f"{wide}/{shared.gateway.uuid}": f"AUTH-SUCCESS {shared.gateway.uuid}",
         }
         for claim, said in expected.items():
-            with served.connect(claim) as client:
+            with endpoint.connect(claim) as client:
                 assert await greeting(client) == said
-        with served.connect(narrow) as client:
+        with endpoint.connect(narrow) as client:
             await greeting(client)
             say(client, "CONNECT git-upload-pack")
             assert "ERR this token gives no access to the git repository" in await off(hear, client)
 
 
 async def test_a_token_that_has_expired_is_a_wrong_one_and_its_connections_end(shared: Cluster, tmp_path: Path) -> None:
-    async with gateway(shared, tmp_path, Limits(after_wrong_token=0)) as served:
-        text = served.tokens.create(Mode.READ_WRITE, expires=int(time.time()) + 2)[1]
-        with served.connect(text) as client:
+    async with gateway(shared, tmp_path, Limits(after_wrong_token=0)) as endpoint:
+        text = endpoint.tokens.create(Mode.READ_WRITE, expires=int(time.time()) + 2)[1]
+        with endpoint.connect(text) as client:
             assert (await greeting(client)).startswith("AUTH-SUCCESS")
             assert await off(hear, client) == ""
-        with served.connect(text) as client:
+        with endpoint.connect(text) as client:
             assert await greeting(client) == "AUTH-FAILURE"
 
 
 async def test_revoking_a_token_ends_its_connections_and_no_others(shared: Cluster, tmp_path: Path) -> None:
-    async with gateway(shared, tmp_path, Limits()) as served:
-        (token, text), (_, kept) = served.tokens.create(Mode.READ_WRITE), served.tokens.create(Mode.READ_WRITE)
-        with served.connect(text) as client, served.connect(kept) as other:
+    async with gateway(shared, tmp_path, Limits()) as endpoint:
+        (token, text), (_, kept) = endpoint.tokens.create(Mode.READ_WRITE), endpoint.tokens.create(Mode.READ_WRITE)
+        with endpoint.connect(text) as client, endpoint.connect(kept) as other:
             await greeting(client)
             await greeting(other)
-            served.tokens.revoke(token.id)
+            endpoint.tokens.revoke(token.id)
             began = time.monotonic()
             assert await off(hear, client) == ""
             assert time.monotonic() - began < 3
             assert await off(answer, other, "VERSION 3") == "VERSION 3"
-        assert any("its token was revoked" in line for line in served.log)
+        assert any("its token was revoked" in line for line in endpoint.log)
 
 
 # What one client leaves to the others
 
 
 async def test_one_token_gets_a_share_and_its_idle_connections_give_way(shared: Cluster, tmp_path: Path) -> None:
-    async with gateway(shared, tmp_path, Limits(clients=8)) as served:
-        greedy, second, third = (served.tokens.create(Mode.READ_ONLY)[1] for _ in range(3))
+    async with gateway(shared, tmp_path, Limits(clients=8)) as endpoint:
+        greedy, second, third = (endpoint.tokens.create(Mode.READ_ONLY)[1] for _ in range(3))
         with ExitStack() as stack:
 
             async def come(claim: str) -> str:
-                return await greeting(stack.enter_context(served.connect(claim)))
+                return await greeting(stack.enter_context(endpoint.connect(claim)))
 
             assert [(await come(greedy)).split()[0] for _ in range(8)] == ["AUTH-SUCCESS"] * 6 + ["ERROR"] * 2
             assert [(await come(second)).split()[0] for _ in range(3)] == ["AUTH-SUCCESS"] * 3
             assert (await come(third)).startswith("AUTH-SUCCESS")
-        assert sum("gave way to another client" in line for line in served.log) == 2
+        assert sum("gave way to another client" in line for line in endpoint.log) == 2
 
 
 @pytest.mark.slow
 async def test_locks_of_clients_that_are_gone_take_no_place_and_are_limited(shared: Cluster, tmp_path: Path) -> None:
-    async with gateway(shared, tmp_path, Limits(clients=2, dead_locks=3)) as served:
-        text = served.tokens.create(Mode.READ_WRITE)[1]
+    async with gateway(shared, tmp_path, Limits(clients=2, dead_locks=3)) as endpoint:
+        text = endpoint.tokens.create(Mode.READ_WRITE)[1]
         node = shared.nodes[0].uuid
         keys = [f"WORM-s1--lock{number}" for number in range(4)]
-        with served.connect(text) as client:
+        with endpoint.connect(text) as client:
             await greeting(client)
             await off(answer, client, "VERSION 4")
             for key in keys:
@@ -208,28 +213,28 @@ async def test_locks_of_clients_that_are_gone_take_no_place_and_are_limited(shar
         answers = []
         # The first one again and again holds no more than one.
         for key in [keys[0], keys[0], *keys]:
-            with served.connect(f"{text}/{node}") as client:
+            with endpoint.connect(f"{text}/{node}") as client:
                 assert (await greeting(client)).startswith("AUTH-SUCCESS")
                 answers.append((await off(answer, client, f"LOCKCONTENT {key}")).split()[0])
             await anyio.sleep(0.3)
         assert answers == ["SUCCESS"] * 5 + ["ERROR"]
-        assert sum("a newer lock holds the same content" in line for line in served.log) == 2
-        with served.connect(f"{text}/{node}") as client:
+        assert sum("a newer lock holds the same content" in line for line in endpoint.log) == 2
+        with endpoint.connect(f"{text}/{node}") as client:
             await greeting(client)
             assert (await off(answer, client, f"REMOVE {keys[0]}")).startswith("FAILURE")
 
 
 async def test_guessing_is_slowed_across_connections(shared: Cluster, tmp_path: Path) -> None:
-    async with gateway(shared, tmp_path, Limits(after_wrong_token=0.1)) as served:
+    async with gateway(shared, tmp_path, Limits(after_wrong_token=0.1)) as endpoint:
         took = []
         for _ in range(4):
-            with served.connect("wrong") as client:
+            with endpoint.connect("wrong") as client:
                 began = time.monotonic()
                 assert await greeting(client) == "AUTH-FAILURE"
                 took.append(time.monotonic() - began)
         assert took[3] > 0.8
         assert took[0] < took[3]
-        with served.connect(served.tokens.create(Mode.READ_ONLY)[1]) as client:
+        with endpoint.connect(endpoint.tokens.create(Mode.READ_ONLY)[1]) as client:
             assert (await greeting(client)).startswith("AUTH-SUCCESS")
 
 
@@ -247,30 +252,30 @@ def test_a_flood_does_not_fill_the_log() -> None:
 async def test_a_second_client_stores_and_gets_within_a_second_whatever_others_do(
     shared: Cluster, tmp_path: Path
 ) -> None:
-    async with gateway(shared, tmp_path, Limits(dead_locks=100)) as served:
+    async with gateway(shared, tmp_path, Limits(dead_locks=100)) as endpoint:
         (greedy, second), node = (
-            (served.tokens.create(Mode.READ_WRITE)[1] for _ in range(2)),
+            (endpoint.tokens.create(Mode.READ_WRITE)[1] for _ in range(2)),
             shared.nodes[0].uuid,
         )
         with ExitStack() as stack:
-            with served.connect(greedy) as client:
+            with endpoint.connect(greedy) as client:
                 await greeting(client)
                 await off(answer, client, "VERSION 4")
                 for number in range(100):
                     assert (await put(client, f"WORM-s1--many{number}", "x")).startswith("SUCCESS")
             for number in range(100):
-                with served.connect(f"{greedy}/{node}") as client:
+                with endpoint.connect(f"{greedy}/{node}") as client:
                     await greeting(client)
                     assert await off(answer, client, f"LOCKCONTENT WORM-s1--many{number}") == "SUCCESS"
             for number in range(2000):
-                stack.enter_context(served.connect(greedy if number % 2 else None))
+                stack.enter_context(endpoint.connect(greedy if number % 2 else None))
                 if number % 50 == 0:
                     await anyio.lowlevel.checkpoint()
             await anyio.sleep(1)
             took = []
             for number in range(5):
                 began = time.monotonic()
-                with served.connect(second) as client:
+                with endpoint.connect(second) as client:
                     assert (await greeting(client)).startswith("AUTH-SUCCESS")
                     await off(answer, client, "VERSION 4")
                     assert (await put(client, f"WORM-s5--second{number}", "hello")).startswith("SUCCESS")
@@ -278,4 +283,4 @@ async def test_a_second_client_stores_and_gets_within_a_second_whatever_others_d
                 took.append(time.monotonic() - began)
             print("seconds to store and get:", " ".join(f"{each:.2f}" for each in took))
             assert sorted(took)[2] < 1.0, took
-        assert len(served.log) < 1000
+        assert len(endpoint.log) < 1000

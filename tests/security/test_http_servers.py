@@ -21,7 +21,7 @@ from cluster_remote.p2p.session import Session
 from cluster_remote.transport.address import parse_address
 from cluster_remote.transport.opening import Caller, session_at
 from cluster_remote.transport.trust import Refusal
-from tests.remote.sites import Site, text
+from tests.remote.testbed import Testbed, text
 from tests.support.sockets import free_port
 
 pytestmark = pytest.mark.anyio
@@ -282,7 +282,7 @@ async def test_an_odd_answer_is_an_error_of_the_session_or_none(answer: bytes) -
 
 
 @pytest.mark.slow
-def test_a_login_stands_in_no_log_error_trace_or_list_of_processes(own_site: Site) -> None:
+def test_a_login_stands_in_no_log_error_trace_or_list_of_processes(own_testbed: Testbed) -> None:
     """With a server that wants one and never takes it, and looks at our processes meanwhile."""
     lists: list[bytes] = []
 
@@ -294,7 +294,7 @@ def test_a_login_stands_in_no_log_error_trace_or_list_of_processes(own_site: Sit
                 continue
         yield from answered("401 Unauthorized", CHALLENGE)(request)
 
-    client, uuid = own_site.client, own_site.cluster.uuid
+    client, uuid = own_testbed.client, own_testbed.cluster.uuid
     said = ""
     with server(respond) as (port, heard):
         env = {"CLUSTER_REMOTE_TOKEN": SECRET, "GIT_TERMINAL_PROMPT": "0", "GIT_TRACE_CURL": "1"}
@@ -310,7 +310,7 @@ def test_a_login_stands_in_no_log_error_trace_or_list_of_processes(own_site: Sit
             ("cluster-remote", "ping", url),
             ("cluster-remote", "doctor"),
         ):
-            done = own_site.environment.run(*command, cwd=client.path, check=False, env=env)
+            done = own_testbed.environment.run(*command, cwd=client.path, check=False, env=env)
             said += text(done)
     sent = next(_coded_in(request).decode() for request in heard if b"Basic" in request)
     assert SECRET.encode() in base64.b64decode(sent)

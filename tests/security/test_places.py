@@ -15,7 +15,7 @@ from cluster_remote.p2p.key import UUID
 from cluster_remote.transport.address import Directory, Tcp, Unix, parse_address
 from cluster_remote.transport.opening import Caller, session_at
 from cluster_remote.transport.trust import Refusal, connectable
-from tests.remote.sites import Site, text
+from tests.remote.testbed import Testbed, text
 from tests.support.environment import Environment
 from tests.support.repositories import Repository, make_repository
 
@@ -68,16 +68,16 @@ async def test_a_repository_inside_the_work_tree_is_refused(
     assert await asked(str(inner.path), inner) == inner.uuid
 
 
-async def test_a_node_inside_the_work_tree_is_refused(own_site: Site) -> None:
-    client = own_site.client
-    inner = make_repository(own_site.environment, client.path / "node", "inner")
+async def test_a_node_inside_the_work_tree_is_refused(own_testbed: Testbed) -> None:
+    client = own_testbed.client
+    inner = make_repository(own_testbed.environment, client.path / "node", "inner")
     client.git("remote", "add", "inner", str(inner.path))
     client.git("fetch", "-q", "inner")
     client.annex("info", "inner")
     client.annex("initcluster", "nested")
     client.git("config", "remote.inner.annex-cluster-node", "nested")
     client.annex("updatecluster")
-    done = own_site.environment.run(
+    done = own_testbed.environment.run(
         *("git", "annex", "initremote", "n", f"--sameas={client.config('annex.cluster.nested')}", "--private"),
         *("type=external", "externaltype=cluster", "encryption=none"), cwd=client.path,
     )  # fmt: skip
@@ -196,13 +196,13 @@ async def test_a_proxy_takes_no_shared_url_to_where_it_may_not_lead(monkeypatch:
             proxy.accept()
 
 
-def test_shared_and_private_remotes_differ_in_that(own_site: Site) -> None:
+def test_shared_and_private_remotes_differ_in_that(own_testbed: Testbed) -> None:
     """The url of a private remote is one that this user has given; that of another may have come from anybody."""
-    client = own_site.client
+    client = own_testbed.client
     client.git("config", "annex.security.allowed-ip-addresses", "10.0.0.1")
     for private, words in ((True, "Connection refused"), (False, "allowed-ip-addresses")):
         done = client.annex(
-            *("initremote", f"p{private}", f"--sameas={own_site.cluster.uuid}", *(["--private"] if private else [])),
+            *("initremote", f"p{private}", f"--sameas={own_testbed.cluster.uuid}", *(["--private"] if private else [])),
             *("type=external", "externaltype=cluster", "encryption=none", "url=tcp://127.0.0.1:1"),
             env={"CLUSTER_REMOTE_TOKEN": "secret"}, check=False,
         )  # fmt: skip

@@ -15,7 +15,7 @@ from cluster_remote.access.configuration import awaits_verification
 from cluster_remote.access.settings import Settings
 from cluster_remote.annex.branchlog import BranchLogs
 from tests.cli.command import cluster_remote
-from tests.remote.sites import Site, initremote, text
+from tests.remote.testbed import Testbed, initremote, text
 from tests.security.stranger import autoenabled, commit, trap
 from tests.support.environment import Environment
 from tests.support.forked import run_forked
@@ -148,8 +148,8 @@ def test_nobody_is_connected_to_and_no_token_is_sent(environment: Environment) -
     assert not list((victim.path / ".git/annex").glob("creds/*"))
 
 
-def test_nothing_is_written_while_any_autoenabled_remote_is_unverified(own_site: Site) -> None:
-    client = own_site.client
+def test_nothing_is_written_while_any_autoenabled_remote_is_unverified(own_testbed: Testbed) -> None:
+    client = own_testbed.client
     key = client.add("f", b"precious")
     identity, line = autoenabled("ssh://attacker.example/x")
     commit(client, "remote.log", line)
@@ -161,29 +161,29 @@ def test_nothing_is_written_while_any_autoenabled_remote_is_unverified(own_site:
     for command in (("put", "mycl", "f"), ("repair", "mycl", "f"), ("drop", "mycl", key, "--force")):
         assert "git annex verifyremote evil" in cluster_remote(client, *command, code=2).err
     assert "verifyremote" in cluster_remote(client, "present", "mycl", key, "--node", "disk1", "--record", code=2).err
-    assert own_site.cluster.holders(key) == [False] * 3
+    assert own_testbed.cluster.holders(key) == [False] * 3
     client.git("config", "remote.evil.annex-verified", "verified")
     cluster_remote(client, "put", "mycl", "f")
 
 
-def test_what_was_verified_stays_in_use_when_the_branch_says_otherwise(own_site: Site) -> None:
-    client = own_site.client
-    initremote(client, "shared", f"url={own_site.url}", sameas=own_site.cluster.uuid, private=False)
+def test_what_was_verified_stays_in_use_when_the_branch_says_otherwise(own_testbed: Testbed) -> None:
+    client = own_testbed.client
+    initremote(client, "shared", f"url={own_testbed.url}", sameas=own_testbed.cluster.uuid, private=False)
     log = client.git("show", "git-annex:remote.log").stdout.decode()
     line = next(line for line in log.splitlines() if "sameas-name=shared" in line)
     words = [word for word in line.split() if not word.startswith(("url=", "timestamp="))]
-    caught = trap(own_site.environment, "ssh")
+    caught = trap(own_testbed.environment, "ssh")
     commit(client, "remote.log", " ".join([*words, "url=ssh://attacker.example/x", "timestamp=9999999999s"]))
-    assert own_site.cluster.uuid in cluster_remote(client, "ping", "shared").out
+    assert own_testbed.cluster.uuid in cluster_remote(client, "ping", "shared").out
     cluster_remote(client, "status", "shared")
     cluster_remote(client, "doctor", code=1)
     assert not caught.exists()
 
 
-def test_the_token_of_the_environment_is_for_no_remote_that_there_is(own_site: Site) -> None:
-    client = own_site.client
-    with serve_p2p(own_site.cluster.nodes[0]) as (path, token):
-        initremote(client, "sock", f"url=unix:{path}", sameas=own_site.cluster.nodes[0].uuid, env={TOKEN: token})
+def test_the_token_of_the_environment_is_for_no_remote_that_there_is(own_testbed: Testbed) -> None:
+    client = own_testbed.client
+    with serve_p2p(own_testbed.cluster.nodes[0]) as (path, token):
+        initremote(client, "sock", f"url=unix:{path}", sameas=own_testbed.cluster.nodes[0].uuid, env={TOKEN: token})
         cluster_remote(client, "ping", "sock")
         # Whatever is exported, the remote has its own.
         cluster_remote(client, "ping", "sock", env={TOKEN: SECRET})
@@ -192,7 +192,7 @@ def test_the_token_of_the_environment_is_for_no_remote_that_there_is(own_site: S
         assert "wants a token" in cluster_remote(client, "ping", "sock", code=2, env={TOKEN: token}).err
         key = client.add("g", b"g")
         assert b"wants a token" in client.annex("copy", "--to", "sock", "g", check=False, env={TOKEN: token}).stdout
-        assert not own_site.cluster.nodes[0].has_object(key)
+        assert not own_testbed.cluster.nodes[0].has_object(key)
         cluster_remote(client, "ping", f"unix:{path}", env={TOKEN: token})
 
 
@@ -209,10 +209,10 @@ def test_a_git_annex_that_does_not_verify_has_what_enables_itself_contact_nobody
         assert awaits_verification(ours, logs, {}), "one that verifies has never seen it"
 
 
-def test_two_addresses_of_one_repository_have_a_token_each(own_site: Site) -> None:
-    client, node = own_site.client, own_site.cluster.nodes[0]
+def test_two_addresses_of_one_repository_have_a_token_each(own_testbed: Testbed) -> None:
+    client, node = own_testbed.client, own_testbed.cluster.nodes[0]
     with serve_p2p(node) as (path, token):
-        other = own_site.environment.directory / "other"
+        other = own_testbed.environment.directory / "other"
         other.symlink_to(path)
         for name, address in (("one", path), ("two", other)):
             initremote(client, name, f"url=unix:{address}", sameas=node.uuid, env={TOKEN: token})
@@ -220,25 +220,25 @@ def test_two_addresses_of_one_repository_have_a_token_each(own_site: Site) -> No
             assert cluster_remote(client, "ping", name).out
 
 
-def test_a_token_belongs_to_one_address(own_site: Site) -> None:
-    client, node = own_site.client, own_site.cluster.nodes[0]
-    with serve_p2p(node) as (path, token), listener(own_site.environment.directory / "other") as heard:
+def test_a_token_belongs_to_one_address(own_testbed: Testbed) -> None:
+    client, node = own_testbed.client, own_testbed.cluster.nodes[0]
+    with serve_p2p(node) as (path, token), listener(own_testbed.environment.directory / "other") as heard:
         initremote(client, "sock", f"url=unix:{path}", sameas=node.uuid, env={TOKEN: token})
-        other = f"unix:{own_site.environment.directory}/other"
-        with own_site.driver(node.uuid, url=other) as annex:
+        other = f"unix:{own_testbed.environment.directory}/other"
+        with own_testbed.driver(node.uuid, url=other) as annex:
             annex.prepare()
             assert "wants a token" in annex.ask("CHECKPRESENT WORM--x")
         # The same socket by another spelling is the same address, but a longer name is not.
-        with own_site.driver(node.uuid, url=f"unix://{path}") as annex:
+        with own_testbed.driver(node.uuid, url=f"unix://{path}") as annex:
             annex.prepare()
             assert annex.ask("CHECKPRESENT WORM--x") == "CHECKPRESENT-FAILURE WORM--x"
-        with own_site.driver(node.uuid, url=f"unix:{path}?x") as annex:
+        with own_testbed.driver(node.uuid, url=f"unix:{path}?x") as annex:
             annex.prepare()
             assert "wants a token" in annex.ask("CHECKPRESENT WORM--x")
         # The address is kept with the token, and compared as a whole.
         (kept,) = (client.path / ".git/annex/creds").iterdir()
         kept.write_text(f"unix:{path}x\n{token}\n")
-        with own_site.driver(node.uuid, url=f"unix:{path}") as annex:
+        with own_testbed.driver(node.uuid, url=f"unix:{path}") as annex:
             annex.prepare()
             assert "wants a token" in annex.ask("CHECKPRESENT WORM--x")
     assert heard == []

@@ -10,16 +10,16 @@ import pytest
 
 from cluster_remote.gateway.gateway import Limits
 from cluster_remote.p2p.server import Mode
-from tests.security.test_clients import Served, gateway, off
+from tests.security.test_clients import Endpoint, gateway, off
 from tests.security.test_web_clients import all_said, api, connected, told
 from tests.support.repositories import Cluster
 
 pytestmark = pytest.mark.anyio
 
 
-async def said(served: Served, request: bytes) -> str:
+async def said(endpoint: Endpoint, request: bytes) -> str:
     """All that is answered to these bytes, until the gateway closes or is silent for two seconds."""
-    client = connected(served)
+    client = connected(endpoint)
     client.socket.settimeout(2)
     with client.socket:
         try:
@@ -63,23 +63,23 @@ async def test_a_body_of_uncertain_length_is_refused_and_nothing_hides_behind_it
 ) -> None:
     headers, body = SMUGGLED[name]
     key = f"WORM-s5--{name.replace(' ', '-')}"
-    async with gateway(shared, tmp_path, Limits()) as served:
-        token = served.tokens.create(Mode.READ_WRITE)[1]
+    async with gateway(shared, tmp_path, Limits()) as endpoint:
+        token = endpoint.tokens.create(Mode.READ_WRITE)[1]
         path = api(shared.uuid, f"put?key={key}")
-        answer = await said(served, with_token(token, *headers, path=path, body=body + HIDDEN))
+        answer = await said(endpoint, with_token(token, *headers, path=path, body=body + HIDDEN))
         assert "404" not in answer, "the hidden request was taken for one"
         assert '"stored":true' not in answer
         assert shared.holders(key) == [False] * 3
-        assert not any("internal error" in line for line in served.log)
+        assert not any("internal error" in line for line in endpoint.log)
 
 
 async def test_a_length_beside_chunks_is_refused_and_the_connection_ends(shared: Cluster, tmp_path: Path) -> None:
-    async with gateway(shared, tmp_path, Limits()) as served:
-        token = served.tokens.create(Mode.READ_WRITE)[1]
+    async with gateway(shared, tmp_path, Limits()) as endpoint:
+        token = endpoint.tokens.create(Mode.READ_WRITE)[1]
         headers = (b"Content-Length: 3", b"Transfer-Encoding: chunked")
         body = b"5\r\nhello\r\n0\r\n\r\n" + HIDDEN
         answer = await said(
-            served, with_token(token, *headers, path=api(shared.uuid, "put?key=WORM-s5--te"), body=body)
+            endpoint, with_token(token, *headers, path=api(shared.uuid, "put?key=WORM-s5--te"), body=body)
         )
         assert (answer.count("HTTP/1.1"), answer.split()[1]) == (1, "400")
         assert shared.holders("WORM-s5--te") == [False] * 3
@@ -117,14 +117,14 @@ async def test_a_length_beside_chunks_is_refused_and_the_connection_ends(shared:
 async def test_what_is_no_request_is_refused_and_the_next_client_is_served(
     shared: Cluster, tmp_path: Path, request_: bytes
 ) -> None:
-    async with gateway(shared, tmp_path, Limits(), public_read=True) as served:
-        answer = await said(served, request_)
+    async with gateway(shared, tmp_path, Limits(), public_read=True) as endpoint:
+        answer = await said(endpoint, request_)
         assert answer == "" or answer.split()[1][0] == "4", answer[:200]
         assert "git clone" not in answer
-        client = connected(served)
+        client = connected(endpoint)
         with client.socket:
             assert await told(client.ask, "GET", "/config") == 200
-        assert not any("internal error" in line or "Error:" in line for line in served.log)
+        assert not any("internal error" in line or "Error:" in line for line in endpoint.log)
 
 
 @pytest.mark.parametrize(
@@ -148,8 +148,8 @@ async def test_what_is_no_request_is_refused_and_the_next_client_is_served(
     ],
 )
 async def test_a_path_leads_to_nothing_but_what_is_served(shared: Cluster, tmp_path: Path, path: str) -> None:
-    async with gateway(shared, tmp_path, Limits(), public_read=True) as served:
-        client = connected(served)
+    async with gateway(shared, tmp_path, Limits(), public_read=True) as endpoint:
+        client = connected(endpoint)
         with client.socket:
             assert await told(client.ask, "GET", path.replace("UUID", shared.uuid)) in (400, 403, 404)
             assert b"root:" not in client.body
@@ -173,9 +173,9 @@ async def test_a_path_leads_to_nothing_but_what_is_served(shared: Cluster, tmp_p
 async def test_a_key_over_http_is_no_path_out_of_the_repositories(shared: Cluster, tmp_path: Path, key: str) -> None:
     top = shared.gateway.path.parent
     before = {path.name for path in top.rglob("*") if ".git" not in path.parts}
-    async with gateway(shared, tmp_path, Limits()) as served:
-        token = served.tokens.create(Mode.READ_WRITE)[1]
-        client = connected(served)
+    async with gateway(shared, tmp_path, Limits()) as endpoint:
+        token = endpoint.tokens.create(Mode.READ_WRITE)[1]
+        client = connected(endpoint)
         with client.socket:
             for word in (f"WORM-s5--{key}", f"[{base64.urlsafe_b64encode(b'WORM-s5--../../../evil').decode()}]"):
                 path = api(shared.uuid, f"put?key={word}")

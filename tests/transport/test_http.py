@@ -201,10 +201,10 @@ async def test_keys_with_odd_names_are_stored_and_found(single: Endpoint, name: 
 
 
 async def test_a_cluster_says_which_nodes_stored_and_removed(gateway: tuple[Cluster, Endpoint]) -> None:
-    cluster, served = gateway
+    cluster, endpoint = gateway
     nodes = {UUID(node.uuid) for node in cluster.nodes}
     content = Content(1000)
-    async with served.session(cluster.uuid) as session:
+    async with endpoint.session(cluster.uuid) as session:
         stored = await session.store(content.key, FILE, content.source())
         assert isinstance(stored, Stored)
         assert nodes <= stored.uuids
@@ -239,11 +239,11 @@ async def test_a_bucket_that_another_tool_has_filled_is_looked_into(environment:
     with ExitStack() as stack:
         if ours:
             web = stack.enter_context(web_of(cluster))
-            served = Endpoint(gateway, web.port, "/data")
+            endpoint = Endpoint(gateway, web.port, "/data")
             logins: tuple[Login, ...] = (Login("any", web.tokens[Mode.READ_WRITE]),)
         else:
-            served, logins = Endpoint(gateway, stack.enter_context(serve_p2phttp(gateway))), ()
-        async with served.session(cluster.uuid, logins=logins) as session:
+            endpoint, logins = Endpoint(gateway, stack.enter_context(serve_p2phttp(gateway))), ()
+        async with endpoint.session(cluster.uuid, logins=logins) as session:
             for each, expected in ((content, True), (nowhere, False)):
                 async with session.upload(each.key, FILE) as offer:
                     assert isinstance(offer, Upload)
@@ -255,7 +255,7 @@ async def test_a_bucket_that_another_tool_has_filled_is_looked_into(environment:
             assert await fetched(session, content.key) == (content.bytes, True)
         # An older server is asked whether it is there.
         async with (
-            served.session(cluster.uuid, version=3, logins=logins) as session,
+            endpoint.session(cluster.uuid, version=3, logins=logins) as session,
             session.upload(elsewhere.key, FILE) as offer,
         ):
             assert isinstance(offer, Upload)
@@ -282,15 +282,15 @@ async def test_a_login_is_given_when_it_is_asked_for(environment: Environment) -
     secrets = {"GIT_ANNEX_P2PHTTP_PASSWORD_ada": "right", "GIT_ANNEX_P2PHTTP_PASSWORD_bob": "right"}
     secrets["GIT_ANNEX_P2PHTTP_PERMISSIONS_bob"] = "readonly"
     with serve_p2phttp(repository, "--authenv-http", env=secrets) as port:
-        served = Endpoint(repository, port)
-        async with served.session(logins=(Login("ada", "wrong"), Login("ada", "right"))) as session:
+        endpoint = Endpoint(repository, port)
+        async with endpoint.session(logins=(Login("ada", "wrong"), Login("ada", "right"))) as session:
             assert await session.store(content.key, FILE, content.source()) == Stored(True)
         for logins in ((), (Login("ada", "wrong"),)):
-            async with served.session(logins=logins) as session:
+            async with endpoint.session(logins=logins) as session:
                 with pytest.raises(AuthenticationFailed) as caught:
                     await session.check_present(content.key)
                 assert "wrong" not in str(caught.value)
-        async with served.session(logins=(Login("bob", "right"),)) as session:
+        async with endpoint.session(logins=(Login("bob", "right"),)) as session:
             assert await session.check_present(content.key)
             with pytest.raises(Refused, match="does not allow it"):
                 await session.remove(content.key)

@@ -18,7 +18,7 @@ from cluster_remote.p2p.key import UUID, Key
 from cluster_remote.transport import sharedssh
 from cluster_remote.transport.address import parse_address
 from cluster_remote.transport.opening import Caller, stream_session
-from tests.remote.sites import initremote
+from tests.remote.testbed import initremote
 from tests.support.environment import Environment
 from tests.support.processes import wait_until
 from tests.support.repositories import Cluster, Repository, make_repository

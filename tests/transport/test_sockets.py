@@ -48,7 +48,7 @@ class Endpoint:
 
 
 @pytest.fixture(scope="module")
-def served(make_environment: Callable[[], Environment]) -> Iterator[Endpoint]:
+def endpoint(make_environment: Callable[[], Environment]) -> Iterator[Endpoint]:
     with ExitStack() as stack:
         yield Endpoint(make_environment(), stack)
 
@@ -59,11 +59,13 @@ def sockets() -> int:
 
 
 @pytest.mark.parametrize("kind", ["unix", "tcp"])
-async def test_the_remotedaemon_is_reached_and_serves_every_request(served: Endpoint, kind: str) -> None:
+async def test_the_remotedaemon_is_reached_and_serves_every_request(endpoint: Endpoint, kind: str) -> None:
     content = f"over {kind}".encode()
     key = Key(f"SHA256-s{len(content)}--{hashlib.sha256(content).hexdigest()}")
-    session = session_at(parse_address(served.url(kind)), Caller(CLIENT, 20.0), server=served.uuid, token=served.token)
-    assert await session.open() == served.uuid
+    session = session_at(
+        parse_address(endpoint.url(kind)), Caller(CLIENT, 20.0), server=endpoint.uuid, token=endpoint.token
+    )
+    assert await session.open() == endpoint.uuid
     assert session.version == 4
     assert await session.store(key, AssociatedFile("f"), Pieces(content)) == Stored(True)
     assert await session.check_present(key)
@@ -77,9 +79,9 @@ async def test_the_remotedaemon_is_reached_and_serves_every_request(served: Endp
     await session.aclose()
 
 
-async def test_a_closed_session_leaves_no_socket(served: Endpoint) -> None:
+async def test_a_closed_session_leaves_no_socket(endpoint: Endpoint) -> None:
     before = sockets()
-    session = session_at(parse_address(served.url("unix")), Caller(CLIENT, 20.0), token=served.token)
+    session = session_at(parse_address(endpoint.url("unix")), Caller(CLIENT, 20.0), token=endpoint.token)
     await session.open()
     assert sockets() == before + 1
     await session.aclose()
@@ -87,16 +89,16 @@ async def test_a_closed_session_leaves_no_socket(served: Endpoint) -> None:
 
 
 @pytest.mark.parametrize("kind", ["unix", "tcp"])
-async def test_a_wrong_token_is_refused_and_not_repeated(served: Endpoint, kind: str) -> None:
-    session = session_at(parse_address(served.url(kind)), Caller(CLIENT, 20.0), token=TOKEN)
+async def test_a_wrong_token_is_refused_and_not_repeated(endpoint: Endpoint, kind: str) -> None:
+    session = session_at(parse_address(endpoint.url(kind)), Caller(CLIENT, 20.0), token=TOKEN)
     with pytest.raises(AuthenticationFailed, match="did not accept the token") as caught:
         await session.open()
     assert TOKEN not in str(caught.value)
 
 
-async def test_another_repository_than_the_wanted_one_is_refused(served: Endpoint) -> None:
-    session = session_at(parse_address(served.url("unix")), Caller(CLIENT, 20.0), server=NODE, token=served.token)
-    with pytest.raises(WrongRepository, match=str(served.uuid)):
+async def test_another_repository_than_the_wanted_one_is_refused(endpoint: Endpoint) -> None:
+    session = session_at(parse_address(endpoint.url("unix")), Caller(CLIENT, 20.0), server=NODE, token=endpoint.token)
+    with pytest.raises(WrongRepository, match=str(endpoint.uuid)):
         await session.open()
 
 

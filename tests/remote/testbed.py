@@ -71,7 +71,7 @@ def _key(name: str) -> str:
 
 
 @dataclass(frozen=True)
-class Site:
+class Testbed:
     """A cluster, and a client with remotes for it and for its nodes.
 
     Attributes:
@@ -117,30 +117,30 @@ class Site:
         )
 
 
-def make_site(environment: Environment, directory: Path | None = None, *, node_remotes: bool = False) -> Site:
-    """A site in an environment's directory, with a remote for the cluster, and for its nodes if wanted.
+def make_testbed(environment: Environment, directory: Path | None = None, *, node_remotes: bool = False) -> Testbed:
+    """A testbed in an environment's directory, with a remote for the cluster, and for its nodes if wanted.
 
     It is built once in a process of tests, then copied. With a directory of its own, whose name may be an odd one, it
     is built there.
     """
     if directory is not None:
-        return _build_site(environment, directory, node_remotes)
+        return _build_testbed(environment, directory, node_remotes)
     template = _template(node_remotes)
     gateway, client, *nodes = (
         copy_repository(each, environment, environment.directory)
         for each in (template.cluster.gateway, template.client, *template.cluster.nodes)
     )
-    return Site(Cluster(gateway, nodes, template.cluster.uuid, template.cluster.name), client)
+    return Testbed(Cluster(gateway, nodes, template.cluster.uuid, template.cluster.name), client)
 
 
 @functools.cache
-def _template(node_remotes: bool) -> Site:
+def _template(node_remotes: bool) -> Testbed:
     environment = templates.enter_context(temporary_environment())
     templates.callback(_template.cache_clear)
-    return _build_site(environment, environment.directory, node_remotes)
+    return _build_testbed(environment, environment.directory, node_remotes)
 
 
-def _build_site(environment: Environment, directory: Path, node_remotes: bool) -> Site:
+def _build_testbed(environment: Environment, directory: Path, node_remotes: bool) -> Testbed:
     cluster = make_cluster(environment, directory)
     client = cluster.clone()
     initremote(client, "mycl", f"url={cluster.gateway.path}", sameas=cluster.uuid)
@@ -148,4 +148,4 @@ def _build_site(environment: Environment, directory: Path, node_remotes: bool) -
         initremote(client, f"n{number}", f"url={cluster.gateway.path}", sameas=node.uuid)
         client.git("config", f"remote.n{number}.annex-cost", "110")
         client.git("config", f"remote.n{number}.annex-sync", "false")
-    return Site(cluster, client)
+    return Testbed(cluster, client)
