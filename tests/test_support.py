@@ -56,7 +56,7 @@ def test_environment_inherits_nothing_of_git_or_ssh(monkeypatch: pytest.MonkeyPa
     assert f"{MARKER}={environment.directory}".encode() in variables
 
 
-def test_environment_has_a_git_configuration_of_its_own(environment: Environment) -> None:
+def test_environment_has_its_own_git_configuration(environment: Environment) -> None:
     listed = environment.run("git", "config", "--list", "--show-origin").stdout.decode()
     assert {line.split("\t")[0] for line in listed.splitlines()} == {f"file:{environment.home}/.gitconfig"}
     assert "annex.security.allowed-ip-addresses=all" in listed
@@ -120,7 +120,7 @@ def test_a_process_left_behind_is_named_and_killed() -> None:
     assert not made.directory.exists()
 
 
-def test_an_environment_does_not_end_well_with_a_process_left() -> None:
+def test_an_environment_with_a_process_left_fails() -> None:
     lasting = temporary_environment(within=0.2)
     made = lasting.__enter__()
     leave_a_process(made)
@@ -130,7 +130,7 @@ def test_an_environment_does_not_end_well_with_a_process_left() -> None:
     assert not made.directory.exists()
 
 
-def test_the_failure_of_a_test_is_not_hidden_by_what_it_left() -> None:
+def test_a_tests_failure_is_not_hidden_by_leftover_processes() -> None:
     lasting = temporary_environment()
     made = lasting.__enter__()
     leave_a_process(made)
@@ -203,7 +203,7 @@ def test_odd_keys_have_content_and_locations(odd: Repository, name: str) -> None
     assert odd.locations(key) == {odd.uuid}
 
 
-def test_locations_are_those_of_the_journal_too(environment: Environment) -> None:
+def test_locations_include_the_journals(environment: Environment) -> None:
     repository = make_repository(environment, environment.directory / "it", "it")
     repository.git("config", "annex.alwayscommit", "false")
     key = repository.add("sub/file_with_underscores", b"x")
@@ -215,7 +215,7 @@ def test_locations_are_those_of_the_journal_too(environment: Environment) -> Non
     assert repository.locations(key) == {repository.uuid}
 
 
-def test_locations_do_not_claim_what_the_object_shows_to_be_false(environment: Environment) -> None:
+def test_locations_are_independent_of_the_objects(environment: Environment) -> None:
     repository = make_repository(environment, environment.directory / "it", "it")
     key = repository.add("f", b"x")
     repository.annex("setpresentkey", key, repository.uuid, "0")
@@ -235,14 +235,14 @@ def test_writing_over_an_annexed_file_leaves_its_object_alone(environment: Envir
     assert repository.object_bytes(key) == b"first"
 
 
-def test_config_tells_a_missing_value_from_a_given_one(environment: Environment) -> None:
+def test_config_is_none_only_for_a_missing_value(environment: Environment) -> None:
     repository = make_repository(environment, environment.directory / "it", "it")
     assert repository.config("no.such") is None
     repository.git("config", "some.such", "value with spaces ")
     assert repository.config("some.such") == "value with spaces "
 
 
-def test_cluster_has_distinct_nodes_described_otherwise_than_they_are_named(cluster: Cluster) -> None:
+def test_cluster_nodes_are_distinct_and_their_descriptions_differ_from_their_names(cluster: Cluster) -> None:
     uuids_of_nodes = [node.uuid for node in cluster.nodes]
     assert len({*uuids_of_nodes, cluster.gateway.uuid, cluster.uuid}) == 5
     assert cluster.uuid.startswith("ac")
@@ -258,7 +258,7 @@ def test_cluster_has_distinct_nodes_described_otherwise_than_they_are_named(clus
     assert cluster.gateway.config(f"annex.cluster.{cluster.name}") == cluster.uuid
 
 
-def test_copied_clusters_lead_to_their_own_nodes_only(environment: Environment) -> None:
+def test_copied_clusters_refer_only_to_their_own_nodes(environment: Environment) -> None:
     one = make_cluster(environment, environment.directory / "one")
     two = make_cluster(environment, environment.directory / "two")
     assert one.uuid == two.uuid
@@ -304,7 +304,7 @@ def test_the_native_gateway_serves_the_cluster(cluster: Cluster, client: Reposit
     assert cluster.holders(key) == [True, True, True]
 
 
-def test_locked_content_cannot_be_dropped_until_it_is_given_up(environment: Environment) -> None:
+def test_locked_content_cannot_be_dropped_until_released(environment: Environment) -> None:
     repository = make_repository(environment, environment.directory / "it", "it")
     key = repository.add("f", b"keep me")
     with locked(repository, key):
@@ -316,7 +316,7 @@ def test_locked_content_cannot_be_dropped_until_it_is_given_up(environment: Envi
     assert not repository.has_object(key)
 
 
-def test_locking_what_is_not_there_is_an_error(environment: Environment) -> None:
+def test_locking_missing_content_is_an_error(environment: Environment) -> None:
     repository = make_repository(environment, environment.directory / "it", "it")
     with pytest.raises(AssertionError, match="answered b'FAILURE'"), locked(repository, "WORM-s1--none"):
         pass
@@ -458,7 +458,7 @@ def test_tcp_bridge_leads_to_the_socket(environment: Environment) -> None:
                 assert authenticate(connection, token) == f"AUTH-SUCCESS {repository.uuid}\n".encode()
 
 
-def test_tcp_bridge_keeps_half_closed_connections_and_cuts_the_rest_at_the_end(tmp_path: Path) -> None:
+def test_tcp_bridge_keeps_half_closed_connections_and_closes_all_at_the_end(tmp_path: Path) -> None:
     with ScriptedPeer([Read(300_000), Send(b"y" * 300_000), Stall()], unix=tmp_path / "s") as peer:
         with tcp_bridge(tmp_path / "s") as address, socket.create_connection(address) as connection:
             connection.settimeout(20)
@@ -496,7 +496,7 @@ def connect(peer: ScriptedPeer) -> socket.socket:
     return connection
 
 
-def test_peer_acts_out_its_script_and_remembers(make_peer: Callable[..., ScriptedPeer]) -> None:
+def test_peer_follows_its_script_and_records_what_it_received(make_peer: Callable[..., ScriptedPeer]) -> None:
     script = [
         Expect(re.compile(rb"AUTH \S+ secret")),
         Send(b"AUTH-SUCCESS x\n"),
@@ -523,9 +523,7 @@ def test_peer_may_have_a_script_for_each_connection(make_peer: Callable[..., Scr
 
 
 @pytest.mark.parametrize(("said", "complaint"), [(b"HELLO\n", "got b'HELLO'"), (b"half", "closed, after b'half'")])
-def test_peer_complains_of_what_it_does_not_expect(
-    make_peer: Callable[..., ScriptedPeer], said: bytes, complaint: str
-) -> None:
+def test_peer_reports_unexpected_input(make_peer: Callable[..., ScriptedPeer], said: bytes, complaint: str) -> None:
     peer = make_peer([Expect(b"AUTH")]).__enter__()
     with connect(peer) as connection:
         connection.sendall(said)
@@ -681,7 +679,7 @@ def test_scripted_shell_that_stalls_ends_with_its_client(environment: Environmen
         assert shell.wait(10) == 0
 
 
-def test_opening_wants_the_token_where_there_is_one(make_peer: Callable[..., ScriptedPeer]) -> None:
+def test_opening_expects_the_token_if_there_is_one(make_peer: Callable[..., ScriptedPeer]) -> None:
     uuid = str(uuids.uuid4())
     with make_peer(opening(uuid, token="a.b", version=3)) as peer, connect(peer) as connection:
         connection.sendall(f"AUTH {uuid} a.b\nVERSION 4\n".encode())
@@ -693,7 +691,7 @@ def test_there_is_no_limit_beyond_version_3(environment: Environment) -> None:
         limit_version(environment, 4)
 
 
-def test_a_module_can_have_an_environment_of_its_own(make_environment: Callable[[], Environment]) -> None:
+def test_a_module_can_have_its_own_environment(make_environment: Callable[[], Environment]) -> None:
     one, two = make_environment(), make_environment()
     assert one.directory != two.directory
     assert one.run(sys.executable, "-c", "print(1)").stdout == b"1\n"

@@ -53,7 +53,7 @@ def echo(directory: Path, source: str = ECHO) -> BatchProcess:
     return BatchProcess([sys.executable, "-c", source], cwd=directory, env=os.environ)
 
 
-async def test_one_child_answers_question_after_question(directory: Path) -> None:
+async def test_one_child_answers_many_questions(directory: Path) -> None:
     async with echo(directory) as batch:
         assert batch.pid is None
         answers = [(await batch.ask(b"q%d" % n, 10)).split() for n in range(50)]
@@ -61,7 +61,7 @@ async def test_one_child_answers_question_after_question(directory: Path) -> Non
     assert len({pid for _, _, pid in answers}) == 1
 
 
-async def test_questions_put_at_once_get_their_own_answers(directory: Path) -> None:
+async def test_concurrent_questions_get_their_own_answers(directory: Path) -> None:
     got: dict[int, bytes] = {}
 
     async with echo(directory) as batch, anyio.create_task_group() as tasks:
@@ -81,13 +81,13 @@ async def test_many_lines_are_answered_in_order(directory: Path) -> None:
     assert [a.split()[0] for a in answers] == lines
 
 
-async def test_closing_lets_the_child_end_by_itself(directory: Path) -> None:
+async def test_closing_lets_the_child_exit(directory: Path) -> None:
     async with echo(directory) as batch:
         await batch.ask(b"q", 10)
     assert (directory / "ended").read_text() == "orderly"
 
 
-async def test_closing_ends_a_child_that_does_not_end_by_itself(directory: Path) -> None:
+async def test_closing_kills_a_child_that_does_not_exit(directory: Path) -> None:
     batch = echo(directory, ECHO + "\ntime.sleep(600)")
     await batch.ask(b"q", 10)
     pid = batch.pid
@@ -97,7 +97,7 @@ async def test_closing_ends_a_child_that_does_not_end_by_itself(directory: Path)
         os.kill(pid, 0)
 
 
-async def test_closing_under_cancellation_ends_the_child_at_once(directory: Path) -> None:
+async def test_closing_under_cancellation_kills_the_child_at_once(directory: Path) -> None:
     batch = echo(directory, ECHO + "\ntime.sleep(600)")
     await batch.ask(b"q", 10)
     pid = batch.pid
@@ -109,7 +109,7 @@ async def test_closing_under_cancellation_ends_the_child_at_once(directory: Path
         os.kill(pid, 0)
 
 
-async def test_closing_twice_or_before_any_question_is_harmless(directory: Path) -> None:
+async def test_closing_twice_or_unused_is_harmless(directory: Path) -> None:
     batch = echo(directory)
     await batch.aclose()
     await batch.aclose()
@@ -117,7 +117,7 @@ async def test_closing_twice_or_before_any_question_is_harmless(directory: Path)
         await batch.ask(b"q", 10)
 
 
-async def test_a_child_that_died_while_idle_is_started_again(directory: Path) -> None:
+async def test_a_child_that_died_while_idle_is_restarted(directory: Path) -> None:
     async with echo(directory) as batch:
         first = (await batch.ask(b"q", 10)).split()[2]
         os.kill(int(first), signal.SIGKILL)
@@ -126,7 +126,7 @@ async def test_a_child_that_died_while_idle_is_started_again(directory: Path) ->
     assert answer[2] != first
 
 
-async def test_a_child_that_dies_of_the_question_is_an_error_with_the_end_of_its_stderr(directory: Path) -> None:
+async def test_a_child_that_dies_on_a_question_raises_with_its_stderr_tail(directory: Path) -> None:
     async with echo(directory) as batch:
         await batch.ask(b"q", 10)
         with pytest.raises(BatchFailed, match="exit code 3") as caught:
@@ -136,7 +136,7 @@ async def test_a_child_that_dies_of_the_question_is_an_error_with_the_end_of_its
         assert (await batch.ask(b"q", 10)).split()[1] == b"1"
 
 
-async def test_a_child_that_does_not_answer_is_given_up(directory: Path) -> None:
+async def test_a_silent_child_times_out(directory: Path) -> None:
     async with echo(directory) as batch:
         await batch.ask(b"q", 10)
         with pytest.raises(BatchFailed, match=r"no answer within 0\.5 seconds"):
@@ -145,7 +145,7 @@ async def test_a_child_that_does_not_answer_is_given_up(directory: Path) -> None
 
 
 @pytest.mark.parametrize("question", [b"half", b"stall"])
-async def test_a_cancelled_question_leaves_nothing_for_the_next(directory: Path, question: bytes) -> None:
+async def test_a_cancelled_question_does_not_affect_the_next(directory: Path, question: bytes) -> None:
     async with echo(directory) as batch:
         with anyio.move_on_after(0.5) as scope:
             await batch.ask(question, 60)
@@ -153,7 +153,7 @@ async def test_a_cancelled_question_leaves_nothing_for_the_next(directory: Path,
         assert (await batch.ask(b"next", 10)).split()[:2] == [b"next", b"1"]
 
 
-async def test_a_waiting_question_keeps_to_its_deadline(directory: Path) -> None:
+async def test_a_queued_question_keeps_its_deadline(directory: Path) -> None:
     """It waits behind another one, whose deadline is later."""
     async with echo(directory) as batch, anyio.create_task_group() as tasks:
 
@@ -168,7 +168,7 @@ async def test_a_waiting_question_keeps_to_its_deadline(directory: Path) -> None
         tasks.cancel_scope.cancel()
 
 
-async def test_complaints_do_not_block_the_child_and_only_their_end_is_kept(directory: Path) -> None:
+async def test_stderr_does_not_block_the_child_and_only_its_tail_is_kept(directory: Path) -> None:
     async with echo(directory) as batch:
         for _ in range(3):
             assert (await batch.ask(b"rant", 10)).startswith(b"rant")
@@ -178,14 +178,14 @@ async def test_complaints_do_not_block_the_child_and_only_their_end_is_kept(dire
     assert len(caught.value.complaint) <= 4096
 
 
-async def test_an_endless_answer_is_given_up(directory: Path) -> None:
+async def test_an_endless_answer_is_cut_off(directory: Path) -> None:
     async with echo(directory) as batch:
         with pytest.raises(BatchFailed, match="longer than"):
             await batch.ask(b"flood", 10)
         assert (await batch.ask(b"q", 10)).split()[:2] == [b"q", b"1"]
 
 
-async def test_control_characters_of_the_child_do_not_reach_the_terminal(directory: Path) -> None:
+async def test_control_characters_from_the_child_do_not_reach_the_terminal(directory: Path) -> None:
     batch = echo(directory, "import sys; sys.exit('\\x1b[2Jcleared')")
     async with batch:
         with pytest.raises(BatchFailed) as caught:
@@ -193,13 +193,13 @@ async def test_control_characters_of_the_child_do_not_reach_the_terminal(directo
     assert caught.value.complaint == r"\x1b[2Jcleared"
 
 
-async def test_a_program_that_is_not_there_is_named(directory: Path) -> None:
+async def test_a_missing_program_is_named(directory: Path) -> None:
     batch = BatchProcess(["no-such-program", "x"], cwd=directory, env=os.environ)
     with pytest.raises(CommandFailed, match="no-such-program x: cannot be started"):
         await batch.ask(b"q", 10)
 
 
-async def test_a_question_of_two_lines_is_refused(directory: Path) -> None:
+async def test_a_question_with_a_newline_is_refused(directory: Path) -> None:
     async with echo(directory) as batch:
         with pytest.raises(ValueError, match="one line"):
             await batch.ask(b"a\nb", 10)

@@ -30,7 +30,7 @@ async def cluster_log(repository: Repository) -> ClusterLog:
     return (await BranchLogs.read(repository, ("cluster.log",))).clusters
 
 
-async def test_the_clusters_nodes_and_names_are_those_of_the_gateway(cluster: Cluster, client: RealRepository) -> None:
+async def test_clusters_nodes_and_names_match_the_gateways(cluster: Cluster, client: RealRepository) -> None:
     uuid, gateway = UUID.parse(cluster.uuid), UUID.parse(cluster.gateway.uuid)
     nodes = [UUID.parse(node.uuid) for node in cluster.nodes]
     with client.environment.applied(client.path):
@@ -46,7 +46,7 @@ async def test_the_clusters_nodes_and_names_are_those_of_the_gateway(cluster: Cl
     assert logs.descriptions[gateway] == GATEWAY_DESCRIPTION
 
 
-async def test_a_node_that_left_the_cluster_is_no_longer_in_it(cluster: Cluster) -> None:
+async def test_a_removed_node_is_no_longer_in_the_cluster(cluster: Cluster) -> None:
     gateway = cluster.gateway
     with gateway.environment.applied(gateway.path):
         for gone in (1, 2, 3):
@@ -56,14 +56,14 @@ async def test_a_node_that_left_the_cluster_is_no_longer_in_it(cluster: Cluster)
             assert nodes == {UUID.parse(node.uuid) for node in cluster.nodes[gone:]}
 
 
-async def test_descriptions_hold_whatever_people_write(real: RealRepository, here: Repository) -> None:
+async def test_descriptions_may_contain_any_text(real: RealRepository, here: Repository) -> None:
     for description in ("two  spaces", "an old timestamp=5s", "é & ünïcödé %", "trailing "):
         real.annex("describe", "here", description)
         assert (await BranchLogs.read(here)).descriptions[here.uuid] == description
 
 
 @pytest.mark.parametrize("private", [[], ["--private"]])
-async def test_parameters_of_special_remotes_come_back_unescaped(
+async def test_parameters_of_special_remotes_are_unescaped(
     real: RealRepository, here: Repository, private: list[str]
 ) -> None:
     real.environment.env["STARTED"] = str(real.environment.directory / "started")
@@ -83,9 +83,7 @@ async def test_parameters_of_special_remotes_come_back_unescaped(
     assert logs.descriptions[uuid_of(real, "t")] == "t"
 
 
-async def test_a_sameas_remote_has_its_configuration_under_its_own_uuid(
-    cluster: Cluster, client: RealRepository
-) -> None:
+async def test_a_sameas_remote_is_configured_under_its_own_uuid(cluster: Cluster, client: RealRepository) -> None:
     client.environment.env["STARTED"] = str(client.environment.directory / "started")
     client.environment.program("git-annex-remote-trace", TRACE)
     client.annex(
@@ -100,7 +98,7 @@ async def test_a_sameas_remote_has_its_configuration_under_its_own_uuid(
     assert UUID.parse(cluster.uuid) not in remotes
 
 
-async def test_trust_groups_and_preferences_are_those_that_were_set(real: RealRepository, here: Repository) -> None:
+async def test_trust_groups_and_preferred_content_are_read(real: RealRepository, here: Repository) -> None:
     uuids = {}
     for name in ("a", "b", "c", "d", "e"):
         (real.path / name).mkdir()
@@ -131,7 +129,7 @@ async def test_trust_groups_and_preferences_are_those_that_were_set(real: RealRe
     assert not logs.has_preferred_content([])
 
 
-async def test_the_journal_counts_where_the_branch_has_the_same_time(real: RealRepository, here: Repository) -> None:
+async def test_the_journal_wins_over_the_branch_at_equal_timestamps(real: RealRepository, here: Repository) -> None:
     lines = f"{here.uuid} committed timestamp=5s\n".encode()
     commit_file(real, b"uuid.log", lines)
     (here.annex_dir / "journal" / "uuid.log").write_bytes(lines.replace(b"committed", b"journalled"))
@@ -140,13 +138,13 @@ async def test_the_journal_counts_where_the_branch_has_the_same_time(real: RealR
     assert "description: journalled" in told
 
 
-async def test_what_was_not_read_is_empty(real: RealRepository, here: Repository) -> None:
+async def test_logs_that_were_not_read_are_empty(real: RealRepository, here: Repository) -> None:
     logs = await BranchLogs.read(here, ["trust.log"])
     assert logs.descriptions == {}
     assert logs.clusters.clusters() == frozenset()
 
 
-async def test_before_there_is_a_branch_everything_is_empty(environment: Environment) -> None:
+async def test_without_a_git_annex_branch_every_log_is_empty(environment: Environment) -> None:
     environment.run("git", "init", "--quiet", "plain")
     with environment.applied(environment.directory / "plain"):
         logs = await BranchLogs.read(Repository.here())
@@ -154,14 +152,16 @@ async def test_before_there_is_a_branch_everything_is_empty(environment: Environ
 
 
 @pytest.mark.usefixtures("commit_while_reading")
-async def test_a_line_on_its_way_to_the_branch_is_not_missed(real: RealRepository, here: Repository) -> None:
+async def test_a_line_moving_from_the_journal_to_the_branch_is_not_missed(
+    real: RealRepository, here: Repository
+) -> None:
     real.annex("describe", "here", "the new desk", env={"GIT_CONFIG_PARAMETERS": "'annex.alwayscommit=false'"})
     assert (here.annex_dir / "journal" / "uuid.log").exists()
     assert (await BranchLogs.read(here, ["uuid.log"])).descriptions[here.uuid] == "the new desk"
     assert not list((here.annex_dir / "journal").iterdir())
 
 
-async def test_uncommitted_lines_count(real: RealRepository, here: Repository) -> None:
+async def test_uncommitted_journal_lines_count(real: RealRepository, here: Repository) -> None:
     real.git("config", "annex.alwayscommit", "false")
     real.annex("describe", "here", "the new desk")
     assert (here.annex_dir / "journal" / "uuid.log").exists()
@@ -169,7 +169,7 @@ async def test_uncommitted_lines_count(real: RealRepository, here: Repository) -
     assert b"the new desk" not in real.git("show", "git-annex:uuid.log").stdout
 
 
-async def test_a_damaged_log_is_empty(real: RealRepository, here: Repository) -> None:
+async def test_a_damaged_log_reads_as_empty(real: RealRepository, here: Repository) -> None:
     told = real.git("ls-tree", "git-annex", "uuid.log").stdout.decode()
     blob = told.split()[2]
     file = here.git_dir / "objects" / blob[:2] / blob[2:]
@@ -178,7 +178,7 @@ async def test_a_damaged_log_is_empty(real: RealRepository, here: Repository) ->
     assert (await BranchLogs.read(here)).descriptions == {}
 
 
-async def test_an_answer_that_cannot_be_understood_is_an_error(real: RealRepository, here: Repository) -> None:
+async def test_an_unparsable_answer_is_an_error(real: RealRepository, here: Repository) -> None:
     git = real.environment.which("git")
     real.environment.program(
         "git",
@@ -202,7 +202,7 @@ class TestRefresh:
             await refresh(repository)
             assert (await BranchLogs.read(repository)).descriptions[node] == "renamed"
 
-    async def test_the_first_merge_in_a_new_clone_tells_of_the_cluster(
+    async def test_the_first_merge_in_a_new_clone_reveals_the_cluster(
         self, cluster: Cluster, environment: Environment
     ) -> None:
         path = environment.directory / "fresh"
@@ -213,7 +213,7 @@ class TestRefresh:
             found = await cluster_log(Repository.here())
         assert found.nodes(UUID.parse(cluster.uuid)) == {UUID.parse(node.uuid) for node in cluster.nodes}
 
-    async def test_the_checked_out_branch_stays_where_it_is(self, real: RealRepository, here: Repository) -> None:
+    async def test_merging_leaves_the_checked_out_branch_alone(self, real: RealRepository, here: Repository) -> None:
         """`git annex merge` would merge a synced branch into it."""
         head = real.git("rev-parse", "HEAD").stdout
         real.git("checkout", "--quiet", "-b", "synced/main")
@@ -228,7 +228,7 @@ class TestRefresh:
         await refresh(here)
         assert not list((here.annex_dir / "journal").iterdir())
 
-    async def test_a_repository_that_git_annex_refuses_is_an_error(self, environment: Environment) -> None:
+    async def test_a_repository_git_annex_refuses_is_an_error(self, environment: Environment) -> None:
         environment.run("git", "init", "--quiet", "plain")
         with environment.applied(environment.directory / "plain"):
             repository = Repository.here()

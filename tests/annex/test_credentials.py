@@ -22,7 +22,7 @@ def store(real: RealRepository, name: str, *more: str) -> None:
     real.annex("initremote", "--quiet", name, "type=external", "externaltype=storing", "encryption=none", *more)
 
 
-def test_what_git_annex_stored_is_read(real: RealRepository, here: Repository) -> None:
+def test_credentials_stored_by_git_annex_are_read(real: RealRepository, here: Repository) -> None:
     store(real, "gw")
     uuid = UUID.parse(real.config("remote.gw.annex-uuid") or "")
     assert read_credentials(here, uuid, "token") == ("someuser", "p&ss wo%rd é")
@@ -39,11 +39,11 @@ def test_remotes_that_share_a_uuid_share_their_credentials(real: RealRepository,
     assert read_credentials(here, uuid, "token") == ("someuser", "p&ss wo%rd é")
 
 
-def test_without_stored_credentials_there_are_none(here: Repository) -> None:
+def test_missing_credentials_are_none(here: Repository) -> None:
     assert read_credentials(here, UUIDS[0], "token") is None
 
 
-def test_what_is_no_credentials_is_an_error_that_does_not_quote_it(here: Repository) -> None:
+def test_malformed_credentials_are_an_error_that_does_not_quote_them(here: Repository) -> None:
     file = credentials_file(here, UUIDS[0], "token")
     file.parent.mkdir()
     for content in (b"", b"secret", b"secret\nsecret\n" * 10_000):
@@ -53,7 +53,7 @@ def test_what_is_no_credentials_is_an_error_that_does_not_quote_it(here: Reposit
         assert "secret" not in str(caught.value)
 
 
-def test_what_cannot_be_read_is_an_error(here: Repository) -> None:
+def test_unreadable_credentials_are_an_error(here: Repository) -> None:
     credentials_file(here, UUIDS[0], "token").mkdir(parents=True)
     with pytest.raises(CredentialsUnreadable, match="cannot be read: Is a directory"):
         read_credentials(here, UUIDS[0], "token")
@@ -66,7 +66,7 @@ def test_a_setting_cannot_lead_to_another_file(here: Repository, setting: str) -
 
 
 @pytest.mark.parametrize(("mode", "ok"), [(0o600, True), (0o400, True), (0o640, False), (0o604, False), (0o620, False)])
-def test_readable_by_others_is_reported(here: Repository, mode: int, ok: bool) -> None:
+def test_credentials_readable_by_others_are_reported(here: Repository, mode: int, ok: bool) -> None:
     file = credentials_file(here, UUIDS[0], "token")
     file.parent.mkdir()
     file.write_text("user\npassword\n")

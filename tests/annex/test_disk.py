@@ -14,13 +14,13 @@ from cluster_remote.annex.disk import ask_disk
 pytestmark = pytest.mark.anyio
 
 
-async def test_the_answer_or_the_error_comes_back() -> None:
+async def test_a_disk_call_returns_its_result_or_raises_its_error() -> None:
     assert await ask_disk(len, "four") == 4
     with pytest.raises(FileNotFoundError):
         await ask_disk(open, "/nothing/is/here")
 
 
-async def test_waiting_can_be_given_up_and_a_late_answer_is_ignored() -> None:
+async def test_a_disk_call_can_be_abandoned_and_its_late_answer_is_ignored() -> None:
     answered = threading.Event()
     with anyio.move_on_after(0.05) as waiting:
         await ask_disk(answered.wait, 30)
@@ -29,7 +29,7 @@ async def test_waiting_can_be_given_up_and_a_late_answer_is_ignored() -> None:
     assert await ask_disk(len, "") == 0
 
 
-async def test_a_program_ends_while_a_disk_hangs() -> None:
+async def test_a_hung_disk_does_not_keep_the_program_from_exiting() -> None:
     program = (
         "import anyio, time\n"
         "from cluster_remote.annex.disk import ask_disk\n"

@@ -33,19 +33,19 @@ async def test_locked_and_unlocked_files_are_found_wherever_they_are(real: RealR
     assert await found(real, "SHA256E-s3--0000") == ""
 
 
-async def test_odd_keys_are_found(real: RealRepository) -> None:
+async def test_files_of_odd_keys_are_found(real: RealRepository) -> None:
     for key in ("WORM-s1-m2--a:b&c%d", "URL--http&c%%x/y", "SHA1-s3--é"):
         real.annex("fromkey", "--force", key, f"of/{key.partition('--')[0]}")
         assert await found(real, key) == f"of/{key.partition('--')[0]}"
 
 
-async def test_of_several_files_it_is_the_first_in_the_index(real: RealRepository) -> None:
+async def test_the_first_file_in_the_index_wins_among_several(real: RealRepository) -> None:
     for name in ("z", "b/x", "b/y", "c"):
         key = real.add(name, b"the same")
     assert await found(real, key) == "b/x"
 
 
-async def test_a_file_that_is_added_later_is_found_too(real: RealRepository) -> None:
+async def test_a_file_added_later_is_found(real: RealRepository) -> None:
     with real.environment.applied(real.path):
         names = FileNames(Repository.here())
         first = real.add("first", b"1")
@@ -55,7 +55,9 @@ async def test_a_file_that_is_added_later_is_found_too(real: RealRepository) -> 
         assert (await names.of(Key(first))).text == ""
 
 
-async def test_a_linked_work_tree_a_submodule_and_a_bare_repository(environment: Environment) -> None:
+async def test_files_are_found_in_a_linked_work_tree_a_submodule_and_a_bare_repository(
+    environment: Environment,
+) -> None:
     top = make_repository(environment, environment.directory / "top", "top")
     key = top.add("in/top", b"of the top")
     top.git("commit", "--quiet", "-m", "files")
@@ -72,14 +74,14 @@ async def test_a_linked_work_tree_a_submodule_and_a_bare_repository(environment:
 
 
 @pytest.mark.parametrize("tuned", ["annex.tune.objecthash1", "annex.tune.objecthashlower"])
-async def test_a_tuned_repository(environment: Environment, tuned: str) -> None:
+async def test_files_are_found_in_a_tuned_repository(environment: Environment, tuned: str) -> None:
     environment.run("git", "init", "--quiet", environment.directory / "tuned")
     real = RealRepository(environment.directory / "tuned", environment)
     real.annex("init", "--quiet", "tuned", "-c", f"{tuned}=true")
     assert await found(real, real.add("some/file", b"content")) == "some/file"
 
 
-async def test_a_repository_with_long_hashes(environment: Environment) -> None:
+async def test_files_are_found_in_a_sha256_repository(environment: Environment) -> None:
     environment.run("git", "init", "--quiet", "--object-format=sha256", environment.directory / "long")
     real = RealRepository(environment.directory / "long", environment)
     real.annex("init", "--quiet", "long")

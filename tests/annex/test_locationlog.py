@@ -42,7 +42,7 @@ any_uuids = st.lists(st.sampled_from([*UUIDS, CLUSTER]))
 
 
 @given(any_uuids, st.none() | st.sampled_from(UUIDS))
-def test_recordable_is_everyone_but_clusters_and_oneself_once(uuids: list[UUID], own: UUID | None) -> None:
+def test_recordable_excludes_clusters_duplicates_and_this_repository(uuids: list[UUID], own: UUID | None) -> None:
     found = recordable(plain, uuids, own)
     assert set(found) == set(uuids) - {CLUSTER, own}
     assert len(found) == len(set(found))
@@ -51,13 +51,13 @@ def test_recordable_is_everyone_but_clusters_and_oneself_once(uuids: list[UUID],
 
 @pytest.mark.parametrize("key", [encrypted, chunk])
 @given(uuids=any_uuids)
-def test_of_chunks_and_encrypted_keys_nothing_is_recordable(key: Key, uuids: list[UUID]) -> None:
+def test_locations_of_chunks_and_encrypted_keys_are_not_recordable(key: Key, uuids: list[UUID]) -> None:
     assert recordable(key, uuids, None) == []
 
 
 @pytest.mark.anyio
 class TestWithGitAnnex:
-    async def test_what_is_recorded_is_known_at_once(self, real: RealRepository, here: Repository) -> None:
+    async def test_recorded_locations_are_visible_at_once(self, real: RealRepository, here: Repository) -> None:
         async with LocationLog(here) as log:
             await log.record(plain, present=[A, B])
             assert known(real, plain) == {A, B}
@@ -65,7 +65,7 @@ class TestWithGitAnnex:
             assert known(real, plain) == {B, C}
             assert await log.locations(plain) == {B, C}
 
-    async def test_what_must_not_be_recorded_is_not(self, real: RealRepository, here: Repository) -> None:
+    async def test_unrecordable_locations_are_not_recorded(self, real: RealRepository, here: Repository) -> None:
         async with LocationLog(here, own=B) as log:
             await log.record(plain, present=[A, B, CLUSTER])
             await log.record(encrypted, present=[A])
@@ -77,20 +77,22 @@ class TestWithGitAnnex:
         assert plain.text in logs[0]
         assert real.locations(str(plain)) == {str(A)}
 
-    async def test_ones_own_location_is_left_to_git_annex(self, real: RealRepository, here: Repository) -> None:
+    async def test_this_repositorys_own_location_is_left_to_git_annex(
+        self, real: RealRepository, here: Repository
+    ) -> None:
         real.annex("setpresentkey", plain.text, str(A), "1")
         async with LocationLog(here, own=A) as log:
             await log.record(plain, present=[B], absent=[A])
         assert known(real, plain) == {A, B}
 
-    async def test_without_anything_to_record_nothing_is_started(self, here: Repository) -> None:
+    async def test_recording_nothing_starts_no_process(self, here: Repository) -> None:
         async with LocationLog(here) as log:
             before = descendants_here()
             await log.record(plain)
             await log.record(plain, present=[CLUSTER])
             assert descendants_here() == before
 
-    async def test_keys_with_odd_names(self, real: RealRepository, here: Repository) -> None:
+    async def test_keys_with_odd_names_are_recorded(self, real: RealRepository, here: Repository) -> None:
         keys = [Key.parse(f"WORM-s3-m5--{name}") for name in (*ODD_NAMES, "no\u00a0break", "thin\u2009space")]
         async with LocationLog(here) as log:
             for key in keys:
@@ -118,7 +120,7 @@ class TestWithGitAnnex:
             assert known(real, plain) == {B, C}
 
     @pytest.mark.usefixtures("commit_while_reading")
-    async def test_a_location_on_its_way_to_the_branch_is_not_missed(
+    async def test_a_location_moving_from_the_journal_to_the_branch_is_not_missed(
         self, real: RealRepository, here: Repository
     ) -> None:
         real.annex("setpresentkey", plain.text, str(A), "1")
@@ -127,9 +129,7 @@ class TestWithGitAnnex:
         assert not list((here.annex_dir / "journal").iterdir())
 
     @pytest.mark.parametrize("end", ["", "9", "9999999999s 1 ", "9999999999s 1 00000002-1111"])
-    async def test_an_interrupted_line_of_the_journal_counts_for_nothing(
-        self, real: RealRepository, here: Repository, end: str
-    ) -> None:
+    async def test_a_truncated_journal_line_is_ignored(self, real: RealRepository, here: Repository, end: str) -> None:
         async with LocationLog(here) as log:
             await log.record(plain, present=[A])
             real.annex("group", "here")
@@ -141,7 +141,7 @@ class TestWithGitAnnex:
             assert known(real, plain) == {A, C}
 
     @pytest.mark.parametrize(("committed", "journalled"), [("1", "0"), ("0", "1")])
-    async def test_the_journal_counts_where_the_branch_has_the_same_time(
+    async def test_the_journal_wins_over_the_branch_at_equal_timestamps(
         self, real: RealRepository, here: Repository, committed: str, journalled: str
     ) -> None:
         real.annex("setpresentkey", plain.text, str(A), journalled)
@@ -152,7 +152,7 @@ class TestWithGitAnnex:
             assert await log.locations(plain) == ({A} if journalled == "1" else set())
         assert known(real, plain) == ({A} if journalled == "1" else set())
 
-    async def test_private_repositories_are_found_too(self, real: RealRepository, here: Repository) -> None:
+    async def test_locations_of_private_repositories_are_found(self, real: RealRepository, here: Repository) -> None:
         (here.git_dir.parent / "store").mkdir()
         real.annex("initremote", "--quiet", "--private", "p", "type=directory", "directory=store", "encryption=none")
         private = UUID.parse(real.config("remote.p.annex-uuid") or "")
@@ -166,20 +166,22 @@ class TestWithGitAnnex:
             assert await log.locations(plain) == {A, private}
         assert private.text not in real.git("log", "-p", "git-annex").stdout.decode()
 
-    async def test_nothing_is_known_before_there_is_a_branch(self, environment: Environment) -> None:
+    async def test_without_a_git_annex_branch_there_are_no_locations(self, environment: Environment) -> None:
         environment.run("git", "init", "--quiet", "plain")
         with environment.applied(environment.directory / "plain"):
             async with LocationLog(Repository.here()) as log:
                 assert await log.locations(plain) == frozenset()
 
-    async def test_the_branch_is_meant_even_if_a_tag_has_its_name(self, real: RealRepository, here: Repository) -> None:
+    async def test_a_tag_named_git_annex_is_not_mistaken_for_the_branch(
+        self, real: RealRepository, here: Repository
+    ) -> None:
         real.git("tag", "git-annex", "HEAD")
         real.annex("setpresentkey", plain.text, str(A), "1")
         real.annex("group", "here")
         async with LocationLog(here) as log:
             assert await log.locations(plain) == {A}
 
-    async def test_a_repository_tuned_to_one_level_of_folders(self, environment: Environment) -> None:
+    async def test_a_repository_tuned_to_one_directory_level_is_read(self, environment: Environment) -> None:
         path = environment.directory / "tuned"
         environment.run("git", "init", "--quiet", path)
         environment.run("git", "-c", "annex.tune.branchhash1=true", "annex", "init", "--quiet", "tuned", cwd=path)
@@ -192,7 +194,9 @@ class TestWithGitAnnex:
                 assert await log.locations(plain) == {A}
 
     @pytest.mark.parametrize("place", ["subdirectory", "linked", "bare"])
-    async def test_from_other_places_of_the_repository(self, real: RealRepository, place: str) -> None:
+    async def test_locations_are_read_from_a_subdirectory_a_linked_work_tree_and_a_bare_clone(
+        self, real: RealRepository, place: str
+    ) -> None:
         path = real.path.parent / place
         match place:
             case "subdirectory":
@@ -225,7 +229,7 @@ class TestWithGitAnnex:
         real.annex("whereis", "--key", plain.text)
         assert started.exists()
 
-    async def test_many_tasks_at_once(self, real: RealRepository, here: Repository) -> None:
+    async def test_many_tasks_record_and_look_up_at_once(self, real: RealRepository, here: Repository) -> None:
         keys = [Key.parse(f"WORM--{n}") for n in range(100)]
         async with LocationLog(here) as log:
 
@@ -260,16 +264,16 @@ class TestWithGitAnnex:
             await log.record(plain, present=[A])
         assert known(real, plain) == {A}
 
-    async def test_what_git_annex_does_not_take_for_a_key_is_an_error(
-        self, real: RealRepository, here: Repository
-    ) -> None:
+    async def test_a_key_that_git_annex_rejects_is_an_error(self, real: RealRepository, here: Repository) -> None:
         real.environment.program("git-annex", "#!/bin/sh\nread line\necho '{\"success\":false}'\n")
         async with LocationLog(here) as log:
             with pytest.raises(LocationLogError, match="did not record the location of"):
                 await log.record(plain, present=[A])
 
     @pytest.mark.parametrize("answer", ["ok", "[]", '{"success":1}', '{"success":"true"}', "{}", ""])
-    async def test_only_a_clear_yes_is_taken_for_one(self, real: RealRepository, here: Repository, answer: str) -> None:
+    async def test_only_an_explicit_confirmation_counts_as_recorded(
+        self, real: RealRepository, here: Repository, answer: str
+    ) -> None:
         real.environment.program("git-annex", f"#!/bin/sh\nread line\necho '{answer}'\ncat\n")
         async with LocationLog(here) as log:
             with pytest.raises(LocationLogError, match="did not record the location of"):
@@ -282,13 +286,15 @@ class TestWithGitAnnex:
                 with pytest.raises(LocationLogError, match=r"(?s)could not be recorded.*setpresentkey.*not today"):
                     await log.record(key, present=[A])
 
-    async def test_a_stalled_git_annex_is_given_up(self, real: RealRepository, here: Repository) -> None:
+    async def test_a_stalled_git_annex_times_out(self, real: RealRepository, here: Repository) -> None:
         real.environment.program("git-annex", "#!/bin/sh\nsleep 600\n")
         async with LocationLog(here) as log:
             with anyio.fail_after(20), pytest.raises(LocationLogError, match="no answer within"):
                 await log.record(plain, present=[A], timeout=0.5)
 
-    async def test_what_is_no_log_is_an_error_not_an_empty_log(self, real: RealRepository, here: Repository) -> None:
+    async def test_a_log_git_cannot_read_is_an_error_and_not_an_empty_log(
+        self, real: RealRepository, here: Repository
+    ) -> None:
         commit_file(real, branch_path(plain) + b"/x", b"1s 1 x\n")
         async with LocationLog(here) as log:
             with pytest.raises(LocationLogError, match=r"could not be read: git cat-file .*answered with .*tree"):
@@ -296,7 +302,7 @@ class TestWithGitAnnex:
             await log.record(Key.parse("WORM--x"), present=[A])
             assert await log.locations(Key.parse("WORM--x")) == {A}
 
-    async def test_a_folder_where_the_log_should_be_is_an_error(self, real: RealRepository, here: Repository) -> None:
+    async def test_a_directory_in_place_of_the_log_is_an_error(self, real: RealRepository, here: Repository) -> None:
         async with LocationLog(here) as log:
             await log.record(plain, present=[A])
             (file,) = (here.annex_dir / "journal").glob("*.log")

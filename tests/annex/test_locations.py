@@ -42,12 +42,12 @@ log_texts = st.lists(presence_lines).map(written) | st.lists(presence_lines, uni
 @given(log_texts | st.binary() | st.tuples(log_texts, st.binary(max_size=20), log_texts).map(b"".join))
 @example(b"")
 @example(b"5s 1 00000001-1111-4111-8111-111111111111\n6s 0 00000001-1111-4111-8111-111111111111\n")
-def test_a_log_says_the_same_as_by_the_rules_of_its_format(raw: bytes) -> None:
+def test_a_location_log_is_read_by_the_rules_of_its_format(raw: bytes) -> None:
     assert read_log(raw)[0] == logformat.presence(raw)
 
 
 @pytest.mark.parametrize("log", LOGS.values(), ids=LOGS)
-def test_unusual_logs_say_the_same_too(log: str) -> None:
+def test_unusual_location_logs_are_read_by_the_same_rules(log: str) -> None:
     raw = log.translate({ord(letter): str(uuid) for letter, uuid in zip("ABCD", UUIDS, strict=False)}).encode()
     assert read_log(raw)[0] == logformat.presence(raw)
 
@@ -62,7 +62,7 @@ def test_unusual_logs_say_the_same_too(log: str) -> None:
         ("", False),
     ],
 )
-def test_a_key_is_dead_where_every_repository_has_it_marked_so(log: str, dead: bool) -> None:
+def test_a_key_is_dead_if_every_repository_marks_it_dead(log: str, dead: bool) -> None:
     assert read_log(log.replace("A", str(A)).replace("B", str(B)).encode())[1] is dead
 
 
@@ -98,7 +98,7 @@ exec {git} "$@"
 
 @pytest.mark.anyio
 class TestWithGitAnnex:
-    async def test_all_keys_are_found_with_their_locations_in_the_branch_and_in_the_journal(
+    async def test_keys_and_locations_are_read_from_branch_and_journal(
         self, real: RealRepository, here: Repository
     ) -> None:
         known = keys(BATCH + 50)
@@ -119,7 +119,7 @@ class TestWithGitAnnex:
         assert {each.key: each.holders for each in again} == {key: each.holders for key, each in found.items()}
         assert await estimate(here, EVERYTHING) == len(known)
 
-    async def test_keys_with_odd_names(self, real: RealRepository, here: Repository) -> None:
+    async def test_keys_with_odd_names_are_found(self, real: RealRepository, here: Repository) -> None:
         odd = [Key.parse(f"WORM-s3-m5--{name}") for name in ODD_NAMES]
         async with LocationLog(here) as log:
             for key in odd:
@@ -130,7 +130,7 @@ class TestWithGitAnnex:
         async with LocationReader(here) as reader:
             assert [each.holders for each in await reader.read(odd)] == [{A}] * len(odd)
 
-    async def test_a_branch_with_one_level_of_folders(self, real: RealRepository, here: Repository) -> None:
+    async def test_a_branch_with_one_directory_level_is_read(self, real: RealRepository, here: Repository) -> None:
         real.git("config", "annex.tune.branchhash1", "true")
         (key,) = keys(1)
         commit_file(real, branch_path(key, levels=1), f"5s 1 {A}\n".encode())
@@ -138,19 +138,21 @@ class TestWithGitAnnex:
         async with LocationReader(here) as reader:
             assert (await reader.read([key]))[0].holders == {A}
 
-    async def test_other_logs_are_not_taken_for_keys(self, real: RealRepository, here: Repository) -> None:
+    async def test_other_logs_are_not_mistaken_for_location_logs(self, real: RealRepository, here: Repository) -> None:
         (key,) = keys(1)
         folder = os.path.dirname(branch_path(key))  # noqa: PTH120 -- bytes
         for name in (bytes(key) + b".log.web", bytes(key) + b".log.cnk", b"nonsense.log", b"x.txt"):
             commit_file(real, folder + b"/" + name, f"5s 1 {A}\n".encode())
         assert await read(here, EVERYTHING) == {}
 
-    async def test_a_key_that_nobody_knows_has_no_locations(self, here: Repository) -> None:
+    async def test_an_unknown_key_has_no_locations(self, here: Repository) -> None:
         async with LocationReader(here) as reader:
             (found,) = await reader.read(keys(1))
         assert (found.holders, found.dead) == (frozenset(), False)
 
-    async def test_a_reader_sees_what_was_recorded_since(self, real: RealRepository, here: Repository) -> None:
+    async def test_a_reader_sees_locations_recorded_after_it_opened(
+        self, real: RealRepository, here: Repository
+    ) -> None:
         (key,) = keys(1)
         async with LocationReader(here) as reader:
             assert (await reader.read([key]))[0].holders == frozenset()
@@ -160,7 +162,7 @@ class TestWithGitAnnex:
             assert (await reader.read([key]))[0].holders == {A, B}
 
     @pytest.mark.usefixtures("commit_while_reading")
-    async def test_a_location_on_its_way_from_the_journal_to_the_branch_is_not_missed(
+    async def test_a_location_moving_from_the_journal_to_the_branch_is_not_missed(
         self, real: RealRepository, here: Repository
     ) -> None:
         (key,) = keys(1)
@@ -168,7 +170,7 @@ class TestWithGitAnnex:
         async with LocationReader(here) as reader:
             assert (await reader.read([key]))[0].holders == {A}
 
-    async def test_an_older_git_is_asked_in_the_older_way(self, real: RealRepository, here: Repository) -> None:
+    async def test_an_older_git_is_queried_with_the_older_format(self, real: RealRepository, here: Repository) -> None:
         git = real.environment.which("git")
         real.environment.program("git", OLD.format(git=git))
         first, second = keys(2)
@@ -178,7 +180,9 @@ class TestWithGitAnnex:
             record(real, [(second, B, "1")])
             assert [each.holders for each in await reader.read([first, second])] == [{A}, {B}]
 
-    async def test_a_branch_that_comes_and_goes_is_followed(self, real: RealRepository, here: Repository) -> None:
+    async def test_a_branch_that_is_created_and_deleted_is_followed(
+        self, real: RealRepository, here: Repository
+    ) -> None:
         (key,) = keys(1)
         record(real, [(key, A, "1")])
         async with LocationReader(here) as reader:
@@ -189,7 +193,9 @@ class TestWithGitAnnex:
             real.git("update-ref", "refs/heads/git-annex", "refs/heads/kept")
             assert (await reader.read([key]))[0].holders == {A}
 
-    async def test_files_come_with_their_names_as_seen_from_here(self, real: RealRepository, here: Repository) -> None:
+    async def test_files_are_named_relative_to_the_working_directory(
+        self, real: RealRepository, here: Repository
+    ) -> None:
         names = ["top", "below/one", "below/with space", "below/caf\udce9"]
         found = {name: real.add(encode(name), encode(name)) for name in names}
         for name in names:
@@ -201,14 +207,14 @@ class TestWithGitAnnex:
         assert [each.file for each in single.values()] == ["below/caf\udce9"]
         assert await estimate(here, Selection(files=("below",))) == 3
 
-    async def test_keys_and_files_can_be_asked_for_together(self, real: RealRepository, here: Repository) -> None:
+    async def test_keys_and_files_can_be_queried_together(self, real: RealRepository, here: Repository) -> None:
         file = real.add("file", b"file")
         (key,) = keys(1)
         found = await read(here, Selection(keys=(key,), files=("file",)))
         assert {each.key.text: each.file for each in found.values()} == {key.text: None, file: "file"}
         assert await estimate(here, Selection(keys=(key,))) == 1
 
-    async def test_what_is_no_annexed_file_is_an_error(self, real: RealRepository, here: Repository) -> None:
+    async def test_a_file_that_is_not_annexed_is_an_error(self, real: RealRepository, here: Repository) -> None:
         real.write("plain", b"plain")
         for name, words in (("nothing", "there is no file"), ("plain", "not an annexed file")):
             with pytest.raises(NotAKey, match=words):
@@ -231,7 +237,7 @@ class TestWithGitAnnex:
         assert isinstance(cause, BranchUnreadable)
         assert keys(1)[0].text in str(cause)
 
-    async def test_who_stops_reading_leaves_no_child_behind(self, real: RealRepository, here: Repository) -> None:
+    async def test_an_abandoned_read_leaves_no_child_behind(self, real: RealRepository, here: Repository) -> None:
         record(real, [(key, A, "1") for key in keys(4 * BATCH)])
         async with located(here, EVERYTHING) as batches:
             await batches.receive()

@@ -38,7 +38,7 @@ def exact(time: str) -> Fraction:
 
 
 @given(st.lists(presence_lines))
-def test_the_newest_line_of_each_repository_counts(lines: list[tuple[str, str, UUID]]) -> None:
+def test_the_newest_line_per_repository_wins(lines: list[tuple[str, str, UUID]]) -> None:
     """Of two with the same time, the first one does."""
     expected = set()
     for uuid in UUIDS:
@@ -49,7 +49,7 @@ def test_the_newest_line_of_each_repository_counts(lines: list[tuple[str, str, U
 
 
 @given(st.lists(presence_lines, unique_by=lambda line: exact(line[0])), st.randoms())
-def test_the_order_of_lines_is_without_meaning(lines: list[tuple[str, str, UUID]], chance: random.Random) -> None:
+def test_line_order_does_not_matter(lines: list[tuple[str, str, UUID]], chance: random.Random) -> None:
     """So logs can be merged by joining them, in either order."""
     shuffled = lines.copy()
     chance.shuffle(shuffled)
@@ -57,7 +57,7 @@ def test_the_order_of_lines_is_without_meaning(lines: list[tuple[str, str, UUID]
 
 
 @given(st.lists(presence_lines), st.lists(st.binary().filter(lambda b: not re.match(rb"[+-]?[0-9]", b)), max_size=5))
-def test_lines_that_cannot_be_read_change_nothing(lines: list[tuple[str, str, UUID]], junk: list[bytes]) -> None:
+def test_unreadable_lines_are_ignored(lines: list[tuple[str, str, UUID]], junk: list[bytes]) -> None:
     """None of them begins with a time, even after a line break inside it."""
     harmless = [b for j in junk for b in j.split(b"\n") if not re.match(rb"[+-]?[0-9]", b)]
     mixed = b"\n".join([*harmless, written(lines), *harmless])
@@ -65,7 +65,7 @@ def test_lines_that_cannot_be_read_change_nothing(lines: list[tuple[str, str, UU
 
 
 @given(st.binary())
-def test_no_log_is_too_broken_to_be_read(raw: bytes) -> None:
+def test_any_bytes_can_be_read_as_a_log(raw: bytes) -> None:
     """A stranger may have written it."""
     logformat.presence(raw)
     list(logformat.annotated(raw))
@@ -76,7 +76,7 @@ def test_no_log_is_too_broken_to_be_read(raw: bytes) -> None:
 @example("5.123456789012s", "5.123456789013s")
 @example("1795358606.1s", "1795358606.10s")
 @given(times, times)
-def test_times_are_compared_exactly(one: str, other: str) -> None:
+def test_timestamps_are_compared_exactly(one: str, other: str) -> None:
     first, second = logformat.picoseconds(one), logformat.picoseconds(other)
     assert first is not None
     assert second is not None
@@ -85,7 +85,7 @@ def test_times_are_compared_exactly(one: str, other: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "s", "5.s", ".5s", "5e3s", "5 s", "５s", "5ss", "1" * 5000])
-def test_an_invalid_time_is_none(text: str) -> None:
+def test_an_invalid_timestamp_is_rejected(text: str) -> None:
     assert logformat.picoseconds(text) is None
 
 
@@ -95,7 +95,7 @@ values = st.lists(st.text(st.characters(exclude_characters="\n\r\0", exclude_cat
 
 
 @given(st.lists(st.tuples(uuids, values, st.none() | times)))
-def test_an_annotated_log_gives_the_newest_value_of_each(lines: list[tuple[UUID, str, str | None]]) -> None:
+def test_an_annotated_log_gives_the_newest_value_per_uuid(lines: list[tuple[UUID, str, str | None]]) -> None:
     """A line without a time is older than all others; of two with the same time, the last counts."""
     lines = [(u, v, t) for u, v, t in lines if t is not None or "timestamp=" not in v]
     raw = "".join(f"{u} {v} timestamp={t}\n" if t else f"{u} {v}\n" for u, v, t in lines).encode()
@@ -108,14 +108,14 @@ def test_an_annotated_log_gives_the_newest_value_of_each(lines: list[tuple[UUID,
 
 
 @given(st.dictionaries(st.text("abcdefg-", min_size=1), st.text(st.characters(exclude_categories=["Cs"]))))
-def test_settings_are_read_back_whatever_characters_are_in_them(parameters: dict[str, str]) -> None:
+def test_settings_with_any_characters_round_trip(parameters: dict[str, str]) -> None:
     def escaped(value: str) -> str:
         return "".join(f"&{ord(c)};" if c.isspace() or c == "&" else c for c in value)
 
     assert logformat.settings(" ".join(f"{n}={escaped(v)}" for n, v in parameters.items())) == parameters
 
 
-def test_an_escape_that_means_no_character_is_left_as_it_is() -> None:
+def test_an_invalid_escape_is_left_as_is() -> None:
     assert logformat.settings("a=&; b=&9999999; c=&x; d=& e f=1=2") == {
         "a": "&;",
         "b": "&9999999;",
@@ -153,7 +153,7 @@ def repository(make_environment: Callable[[], Environment]) -> Repository:
 
 
 @pytest.mark.parametrize("name", ODD_NAMES)
-def test_a_log_is_where_git_annex_keeps_it(repository: Repository, name: str) -> None:
+def test_a_log_path_matches_git_annexs(repository: Repository, name: str) -> None:
     key = Key.parse(f"WORM-s3-m5--{name}")
     told = repository.annex("examinekey", "--format=${hashdirlower}\\n${key}\\n", "--", bytes(key)).stdout
     folders = told.split(b"\n")[0]

@@ -27,7 +27,9 @@ def repository(environment: Environment) -> Repository:
     return make_repository(environment, environment.directory / "there", "there")
 
 
-def test_in_a_work_tree_and_in_a_bare_repository(environment: Environment, repository: Repository) -> None:
+def test_objects_are_found_in_a_work_tree_and_in_a_bare_repository(
+    environment: Environment, repository: Repository
+) -> None:
     key, _ = stored(repository)
     bare = environment.directory / "bare.git"
     repository.git("clone", "--quiet", "--bare", str(repository.path), str(bare))
@@ -41,7 +43,7 @@ def test_in_a_work_tree_and_in_a_bare_repository(environment: Environment, repos
         assert [objects.read(key, 100) for _ in range(2)] == [CONTENT, CONTENT]
 
 
-def test_other_lengths_are_not_read(repository: Repository) -> None:
+def test_an_object_of_another_length_is_not_read(repository: Repository) -> None:
     key, path = stored(repository)
     objects = Objects(str(repository.path))
     assert objects.read(key, len(CONTENT)) == CONTENT
@@ -53,7 +55,7 @@ def test_other_lengths_are_not_read(repository: Repository) -> None:
 
 
 @pytest.mark.parametrize("kind", ["symlink", "fifo", "directory", "missing"])
-def test_only_plain_files_are_read_and_nothing_waits(repository: Repository, kind: str) -> None:
+def test_only_regular_files_are_read_and_opening_never_blocks(repository: Repository, kind: str) -> None:
     key, path = stored(repository)
     path.parent.chmod(0o755)
     if kind == "symlink":

@@ -78,12 +78,12 @@ def test_the_repository_is_found_from_a_subdirectory(real: RealRepository) -> No
     assert found.cwd == below
 
 
-def test_a_directory_may_be_named_instead_of_the_working_directory(real: RealRepository, other: RealRepository) -> None:
+def test_a_directory_may_be_given_instead_of_the_working_directory(real: RealRepository, other: RealRepository) -> None:
     with real.environment.applied(real.path):
         assert Repository.here(other.path).git_dir == other.path / ".git"
 
 
-def test_a_place_outside_any_repository_is_an_error_that_says_what_to_do(environment: Environment) -> None:
+def test_outside_any_repository_the_error_says_what_to_do(environment: Environment) -> None:
     with environment.applied(environment.directory), pytest.raises(NotARepository) as caught:
         Repository.here()
     assert str(environment.directory) in str(caught.value)
@@ -91,18 +91,18 @@ def test_a_place_outside_any_repository_is_an_error_that_says_what_to_do(environ
     assert "not a git repository" in str(caught.value)
 
 
-def test_without_git_the_error_names_it(environment: Environment) -> None:
+def test_a_missing_git_is_named(environment: Environment) -> None:
     environment.env["PATH"] = str(environment.bin)
     with environment.applied(environment.directory), pytest.raises(CommandFailed, match=r"git .*cannot be started"):
         Repository.here()
 
 
-def test_a_git_directory_that_is_not_there_is_an_error(environment: Environment) -> None:
+def test_a_missing_git_directory_is_an_error(environment: Environment) -> None:
     with environment.applied(environment.directory), pytest.raises(NotARepository, match="nothing is there"):
         Repository.of_remote("gone/.git")
 
 
-def test_a_repository_without_git_annex_is_an_error_that_says_what_to_do(environment: Environment) -> None:
+def test_in_a_repository_without_git_annex_the_error_says_what_to_do(environment: Environment) -> None:
     environment.run("git", "init", "--quiet", "plain")
     with environment.applied(environment.directory / "plain"), pytest.raises(NotInitialised, match="git annex init"):
         _ = Repository.here().uuid
@@ -115,7 +115,7 @@ def test_an_unusable_uuid_is_an_error_that_shows_it(real: RealRepository) -> Non
 
 
 @pytest.mark.parametrize("place", ["top", "subdirectory", "linked work tree", "submodule", "bare", "git directory"])
-def test_git_annex_and_here_mean_the_same_repository(real: RealRepository, other: RealRepository, place: str) -> None:
+def test_we_and_git_annex_find_the_same_repository(real: RealRepository, other: RealRepository, place: str) -> None:
     """The annex directory is where a location that git-annex records from there goes to."""
     match place:
         case "top":
@@ -146,7 +146,7 @@ def test_git_annex_and_here_mean_the_same_repository(real: RealRepository, other
 
 
 @pytest.mark.parametrize("place", ["top", "subdirectory", "linked work tree", "submodule", "bare"])
-def test_the_repository_of_a_special_remote_is_the_one_that_started_it(
+def test_a_special_remote_uses_the_repository_that_started_it(
     real: RealRepository, other: RealRepository, place: str
 ) -> None:
     annex_dir, work_tree, expected = real.path / ".git/annex", str(real.path), real.uuid
@@ -180,7 +180,7 @@ def test_the_repository_of_a_special_remote_is_the_one_that_started_it(
     assert env.get("GIT_WORK_TREE", "None") == work_tree
 
 
-def test_children_of_the_repository_stay_in_it_wherever_they_run(real: RealRepository, other: RealRepository) -> None:
+def test_children_use_our_repository_wherever_they_run(real: RealRepository, other: RealRepository) -> None:
     found = in_place(real, real.path)
     with other.environment.applied(other.path):
         told = subprocess.run(
@@ -190,7 +190,7 @@ def test_children_of_the_repository_stay_in_it_wherever_they_run(real: RealRepos
     assert told.stdout.splitlines() == [str(real.path / ".git"), str(real.path)]
 
 
-def test_children_in_other_repositories_do_not_see_ours(
+def test_children_in_other_repositories_do_not_use_ours(
     real: RealRepository, other: RealRepository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with real.environment.applied(real.path):
@@ -212,12 +212,12 @@ def test_children_in_other_repositories_do_not_see_ours(
     assert not [name for name in foreign if name.startswith(("GIT_CONFIG_KEY", "GIT_CONFIG_VALUE"))]
 
 
-def test_every_variable_that_ties_this_git_to_a_repository_is_known(environment: Environment) -> None:
+def test_every_variable_that_binds_git_to_a_repository_is_known(environment: Environment) -> None:
     listed = environment.run("git", "rev-parse", "--local-env-vars").stdout.decode().split()
     assert set(listed) <= LOCAL_VARIABLES
 
 
-def test_the_configuration_is_what_git_says_it_is(real: RealRepository) -> None:
+def test_the_configuration_matches_gits(real: RealRepository) -> None:
     for name, value in (
         ("remote.disk One.annex-UUID", "11111111-1111-4111-8111-111111111111"),
         ("remote.a.b.url", "/somewhere"),
@@ -241,7 +241,7 @@ def test_the_configuration_is_what_git_says_it_is(real: RealRepository) -> None:
     assert config.clusters() == {"mycluster": UUID.parse("ac111111-1111-8111-8111-111111111111")}
 
 
-def test_the_clusters_of_a_gateway_are_known_by_name(cluster: Cluster) -> None:
+def test_a_gateways_clusters_are_found_by_name(cluster: Cluster) -> None:
     found = in_place(cluster.gateway, cluster.gateway.path)
     assert found.config().clusters() == {cluster.name: UUID.parse(cluster.uuid)}
 
@@ -249,7 +249,7 @@ def test_the_clusters_of_a_gateway_are_known_by_name(cluster: Cluster) -> None:
 @pytest.mark.parametrize(
     "value", ["true", "-1", "", "Off", *only_in_all("yes", "on", "1", "2", "false", "no", "off", "0", "TRUE")]
 )
-def test_truth_is_what_git_takes_for_it(real: RealRepository, value: str) -> None:
+def test_booleans_are_parsed_as_git_does(real: RealRepository, value: str) -> None:
     real.git("config", "some.thing", value)
     told = real.git("config", "--type=bool", "some.thing").stdout.decode().strip()
     assert in_place(real, real.path).config().boolean("some.thing") is (told == "true")
@@ -268,7 +268,7 @@ names = st.text("abcXYZ.- é", min_size=1)
 
 
 @given(names, st.lists(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))))
-def test_any_value_of_any_subsection_is_read_back(subsection: str, values: list[str]) -> None:
+def test_any_value_in_any_subsection_round_trips(subsection: str, values: list[str]) -> None:
     listing = b"".join(encode(f"remote.{subsection}.url\n{value}\0") for value in values)
     config = GitConfig.parse(listing)
     assert config.all(f"Remote.{subsection}.URL") == tuple(values)
@@ -287,7 +287,7 @@ class TestRun:
 
     pytestmark = pytest.mark.anyio
 
-    async def test_input_goes_in_and_output_comes_out(self, cats: Repository) -> None:
+    async def test_a_command_gets_its_input_and_returns_its_output(self, cats: Repository) -> None:
         """More than any pipe holds, both ways at once."""
         content = os.urandom(3_000_000)
         done = await cats.run("cat", input=content)
@@ -297,7 +297,7 @@ class TestRun:
     async def test_a_command_that_reads_no_input_is_no_error(self, cats: Repository) -> None:
         assert (await cats.run("true", input=b"x" * 1_000_000)).stdout == b""
 
-    async def test_failure_carries_command_exit_code_and_end_of_stderr(self, cats: Repository) -> None:
+    async def test_an_error_carries_command_exit_code_and_stderr_tail(self, cats: Repository) -> None:
         with pytest.raises(CommandFailed) as caught:
             await cats.run("sh", "-c", "echo it broke >&2; exit 7")
         assert caught.value.returncode == 7
@@ -307,30 +307,30 @@ class TestRun:
     async def test_an_accepted_exit_code_is_no_error(self, cats: Repository) -> None:
         assert (await cats.run("sh", "-c", "exit 7", accept=(0, 7))).returncode == 7
 
-    async def test_a_command_that_does_not_end_is_ended_with_all_it_started(self, cats: Repository) -> None:
+    async def test_a_command_that_times_out_is_killed_with_its_children(self, cats: Repository) -> None:
         with anyio.fail_after(20), pytest.raises(CommandFailed, match=r"did not end within 0\.5 seconds"):
             await cats.run("sh", "-c", "sleep 600 & sleep 600", timeout=0.5)
 
-    async def test_a_command_that_closes_its_output_and_goes_on_is_ended_too(self, cats: Repository) -> None:
+    async def test_a_command_that_outlives_its_output_is_killed(self, cats: Repository) -> None:
         with anyio.fail_after(20), pytest.raises(CommandFailed, match="did not end"):
             await cats.run("sh", "-c", "exec >&- 2>&-; sleep 600", timeout=0.5)
 
-    async def test_cancellation_ends_the_command(self, cats: Repository) -> None:
+    async def test_cancellation_kills_the_command(self, cats: Repository) -> None:
         with anyio.fail_after(20), anyio.move_on_after(0.5) as scope:
             await cats.run("sh", "-c", "sleep 600 & sleep 600")
         assert scope.cancelled_caught
 
-    async def test_endless_output_is_given_up(self, cats: Repository) -> None:
+    async def test_endless_output_is_cut_off(self, cats: Repository) -> None:
         with anyio.fail_after(60), pytest.raises(CommandFailed, match="wrote more than"):
             await cats.run("yes")
 
-    async def test_a_command_that_is_not_there_is_named(self, cats: Repository) -> None:
+    async def test_a_missing_command_is_named(self, cats: Repository) -> None:
         with pytest.raises(CommandFailed, match="no-such-program: cannot be started"):
             await cats.run("no-such-program")
 
 
 @pytest.mark.anyio
-async def test_the_configuration_is_read_again_only_when_a_file_of_it_has_changed(
+async def test_the_configuration_is_reread_only_when_one_of_its_files_changes(
     real: RealRepository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     included = real.path / "included"

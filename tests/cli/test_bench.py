@@ -15,7 +15,9 @@ from tests.support.repositories import make_repository
 
 
 @pytest.mark.slow
-def test_every_way_and_the_limit_are_measured_and_nothing_is_left(environment: Environment, tmp_path: Path) -> None:
+def test_every_way_and_the_limit_are_measured_and_nothing_is_left_behind(
+    environment: Environment, tmp_path: Path
+) -> None:
     figures, chart = tmp_path / "figures.json", tmp_path / "chart.svg"
     done = environment.run(
         "cluster-remote", "bench", "--case", "small", "--case", "limit", "--case", "start",
@@ -46,7 +48,9 @@ def test_every_way_and_the_limit_are_measured_and_nothing_is_left(environment: E
 
 
 @pytest.mark.slow
-def test_many_keys_and_many_clients_are_measured_and_nothing_is_left(environment: Environment, tmp_path: Path) -> None:
+def test_many_keys_and_many_clients_are_measured_and_nothing_is_left_behind(
+    environment: Environment, tmp_path: Path
+) -> None:
     figures = tmp_path / "figures.json"
     done = environment.run(
         "cluster-remote", "bench", "--case", "keys", "--keys", "3", "--keys", "6", "--way", "serverless",
@@ -67,7 +71,9 @@ def test_many_keys_and_many_clients_are_measured_and_nothing_is_left(environment
 @pytest.mark.parametrize(
     "arguments", [["--case", "nosuch"], ["--way", "nosuch"], ["--size", "big"], ["--size", "0"], ["--rounds", "0"]]
 )
-def test_what_cannot_be_measured_is_said(environment: Environment, tmp_path: Path, arguments: list[str]) -> None:
+def test_a_measurement_that_is_impossible_is_refused(
+    environment: Environment, tmp_path: Path, arguments: list[str]
+) -> None:
     done = environment.run("cluster-remote", "bench", *arguments, cwd=tmp_path, check=False)
     assert done.returncode == 2
     assert b"Traceback" not in done.stderr
@@ -85,7 +91,7 @@ def test_a_command_that_fails_is_not_measured(environment: Environment, tmp_path
     assert not list(Path(environment.env["TMPDIR"]).iterdir())
 
 
-def test_a_remote_that_there_is_can_be_measured_and_nothing_is_left_on_it(environment: Environment) -> None:
+def test_an_existing_remote_can_be_measured_and_nothing_is_left_on_it(environment: Environment) -> None:
     testbed = make_testbed(environment)
     figures = environment.directory / "figures.json"
     cluster_remote(
@@ -101,7 +107,7 @@ def test_a_remote_that_there_is_can_be_measured_and_nothing_is_left_on_it(enviro
     assert "SHA256-s" not in testbed.client.annex("find", "--in", "mycl").stdout.decode()
 
 
-def test_what_cannot_be_removed_again_is_named(environment: Environment) -> None:
+def test_content_that_cannot_be_removed_afterwards_is_named(environment: Environment) -> None:
     node = make_repository(environment, environment.directory / "node", "node")
     arguments = ("bench", str(node.path), "--case", "small", "--files", "2", "--rounds", "1")
     done = cluster_remote(environment, *arguments, code=1, env={"GIT_ANNEX_SHELL_APPENDONLY": "1"})
@@ -110,7 +116,7 @@ def test_what_cannot_be_removed_again_is_named(environment: Environment) -> None
     assert len(list((node.path / ".git/annex/objects").glob("*/*/*"))) == 2
 
 
-def test_an_upload_that_is_refused_is_the_end_of_the_measurement(environment: Environment) -> None:
+def test_a_refused_upload_ends_the_measurement(environment: Environment) -> None:
     node = make_repository(environment, environment.directory / "node", "node")
     arguments = ("bench", str(node.path), "--case", "small", "--files", "2", "--rounds", "1")
     done = cluster_remote(environment, *arguments, code=1, env={"GIT_ANNEX_SHELL_READONLY": "1"})
@@ -119,7 +125,7 @@ def test_an_upload_that_is_refused_is_the_end_of_the_measurement(environment: En
     assert not list((node.path / ".git/annex/objects").glob("*/*/*"))
 
 
-def test_a_given_remote_is_measured_only_in_the_clear_and_by_itself(environment: Environment) -> None:
+def test_an_existing_remote_is_measured_only_unencrypted_and_alone(environment: Environment) -> None:
     testbed = make_testbed(environment)
     assert "without --way" in cluster_remote(testbed.client, "bench", "mycl", "--way", "remote", code=2).err
     assert "without --way" in cluster_remote(testbed.client, "bench", "mycl", "--case", "start", code=2).err

@@ -41,7 +41,7 @@ def found(said: dict[str, Any]) -> dict[str, tuple[list[str], list[str]]]:
     return {each["key"]: (each["missing"], each["unlogged"]) for each in said["findings"]}
 
 
-def test_where_all_is_as_the_log_says_that_is_what_is_said(in_order: Testbed) -> None:
+def test_a_correct_log_is_reported_as_correct(in_order: Testbed) -> None:
     said = told(in_order.client, "check", "mycl", "--all")
     assert said["well"]
     assert (said["findings"], said["problems"], said["keys"]) == ([], [], 4)
@@ -60,13 +60,13 @@ def test_where_all_is_as_the_log_says_that_is_what_is_said(in_order: Testbed) ->
         (("--all",), "below", 4),
     ],
 )
-def test_files_and_directories_are_meant_as_seen_from_where_one_is(
+def test_paths_are_relative_to_the_working_directory(
     in_order: Testbed, arguments: tuple[str, ...], where: str, keys: int
 ) -> None:
     assert told(in_order.client, "check", "mycl", *arguments, cwd=in_order.client.path / where)["keys"] == keys
 
 
-def test_single_keys_can_be_asked_about(in_order: Testbed) -> None:
+def test_single_keys_can_be_checked(in_order: Testbed) -> None:
     keys = [in_order.client.key("one"), in_order.client.key("two")]
     said = told(in_order.client, "check", "mycl", "--key", keys[0], "--key", keys[1])
     assert (said["keys"], counts(said, "present")) == (2, [2] * 3)
@@ -82,7 +82,7 @@ def test_single_keys_can_be_asked_about(in_order: Testbed) -> None:
         (("--jobs", "0"), 2, "--jobs"),
     ],
 )
-def test_what_cannot_be_asked_about_is_said(
+def test_arguments_that_cannot_be_checked_are_explained(
     in_order: Testbed, arguments: tuple[str, ...], code: int, words: str
 ) -> None:
     in_order.client.write("plain", b"not annexed")
@@ -92,7 +92,7 @@ def test_what_cannot_be_asked_about_is_said(
 
 
 @pytest.mark.slow
-def test_each_disagreement_is_named_and_only_fix_records_it(own_testbed: Testbed) -> None:
+def test_each_discrepancy_is_named_and_only_fix_records_it(own_testbed: Testbed) -> None:
     client, (first, second, third) = own_testbed.client, own_testbed.cluster.nodes
     keys = store(own_testbed, ["one", "two", "three"])
     lose(first, keys["one"])
@@ -131,7 +131,7 @@ def test_each_disagreement_is_named_and_only_fix_records_it(own_testbed: Testbed
     assert told(client, "check", "mycl", "--all")["findings"] == []
 
 
-def test_a_node_that_cannot_be_asked_is_unknown_and_nothing_is_recorded_of_it(own_testbed: Testbed) -> None:
+def test_an_unreachable_node_is_unknown_and_nothing_is_recorded_for_it(own_testbed: Testbed) -> None:
     keys = store(own_testbed, ["one", "two"])
     first, second, _ = own_testbed.cluster.nodes
     lose(first, keys["one"])
@@ -145,7 +145,7 @@ def test_a_node_that_cannot_be_asked_is_unknown_and_nothing_is_recorded_of_it(ow
     assert str(second.path) in shown
 
 
-def test_when_no_node_answers_the_exit_code_is_that_of_unreachable_servers(own_testbed: Testbed) -> None:
+def test_check_with_no_node_answering_exits_as_unreachable(own_testbed: Testbed) -> None:
     store(own_testbed, ["one"])
     with away(own_testbed.cluster.gateway):
         said = told(own_testbed.client, "check", "mycl", "--all", code=3)
@@ -153,7 +153,7 @@ def test_when_no_node_answers_the_exit_code_is_that_of_unreachable_servers(own_t
 
 
 @pytest.mark.slow
-def test_too_few_copies_are_named_and_what_can_be_done_about_them(own_testbed: Testbed) -> None:
+def test_too_few_copies_are_reported_with_the_remedy(own_testbed: Testbed) -> None:
     client, (first, second, _) = own_testbed.client, own_testbed.cluster.nodes
     keys = store(own_testbed, ["here"]) | store(own_testbed, ["elsewhere"], keep=False)
     client.annex("numcopies", "4")
@@ -180,7 +180,7 @@ def test_too_few_copies_are_named_and_what_can_be_done_about_them(own_testbed: T
 
 
 @pytest.mark.slow
-def test_what_was_dropped_everywhere_is_no_problem_unless_a_file_is_asked_about(own_testbed: Testbed) -> None:
+def test_content_dropped_everywhere_is_a_problem_only_for_a_named_file(own_testbed: Testbed) -> None:
     keys = store(own_testbed, ["dropped"], keep=False)
     own_testbed.client.annex("drop", "--force", "--from", "mycl", "dropped")
     assert own_testbed.present(keys["dropped"]) == set()
@@ -195,7 +195,7 @@ def test_what_was_dropped_everywhere_is_no_problem_unless_a_file_is_asked_about(
 
 
 @pytest.mark.slow
-def test_what_is_found_on_a_node_although_it_was_dropped_everywhere_is_named(own_testbed: Testbed) -> None:
+def test_content_found_on_a_node_after_being_dropped_everywhere_is_named(own_testbed: Testbed) -> None:
     keys = store(own_testbed, ["dropped"], keep=False)
     for node in own_testbed.cluster.nodes:
         own_testbed.client.annex("setpresentkey", keys["dropped"], node.uuid, "0")
@@ -205,7 +205,7 @@ def test_what_is_found_on_a_node_although_it_was_dropped_everywhere_is_named(own
 
 
 @pytest.mark.slow
-def test_odd_names_and_keys_are_asked_about_as_they_are(own_testbed: Testbed) -> None:
+def test_odd_names_and_keys_are_checked_unchanged(own_testbed: Testbed) -> None:
     client, first = own_testbed.client, own_testbed.cluster.nodes[0]
     names: list[str | bytes] = ["with space", "-dash", "per%cent", b"not utf-8 \xff", "new\u2028line", 'quo"te']
     keys = [client.add(name, b"odd " + os.fsencode(name), backend="SHA256E") for name in names]
@@ -223,7 +223,7 @@ def test_odd_names_and_keys_are_asked_about_as_they_are(own_testbed: Testbed) ->
 
 
 @pytest.mark.slow
-def test_many_keys_are_asked_about_over_several_sessions_and_each_answer_goes_to_its_key(own_testbed: Testbed) -> None:
+def test_many_keys_are_checked_over_several_sessions_without_mixing_answers(own_testbed: Testbed) -> None:
     keys = stock(own_testbed, 300)
     gone = {0: keys[5::30], 1: keys[7::30], 2: keys[::100]}
     for number, lost in gone.items():
@@ -240,7 +240,7 @@ def test_many_keys_are_asked_about_over_several_sessions_and_each_answer_goes_to
     assert re.search(r"first disk \(attic\) +290 +10 +0 +0", shown)
 
 
-def test_of_many_findings_people_are_shown_the_first_and_how_many_more_there_are(own_testbed: Testbed) -> None:
+def test_the_text_output_shows_the_first_findings_and_counts_the_rest(own_testbed: Testbed) -> None:
     stock(own_testbed, 70)
     empty(own_testbed.cluster.nodes[0])
     done = cluster_remote(own_testbed.client, "check", "mycl", "--all", code=1)
@@ -270,7 +270,7 @@ def test_without_a_server_the_nodes_are_asked_directly(own_testbed: Testbed) -> 
     assert gateway.locations(key) & own_testbed.nodes == own_testbed.nodes - {first.uuid}
 
 
-def test_progress_goes_to_a_terminal_and_nowhere_else(in_order: Testbed) -> None:
+def test_progress_is_shown_only_on_a_terminal(in_order: Testbed) -> None:
     for arguments in (("--all",), ()):
         assert cluster_remote(in_order.client, "check", "mycl", *arguments).err == ""
         argv = ("cluster-remote", "check", "mycl", *arguments)
@@ -282,7 +282,7 @@ def test_progress_goes_to_a_terminal_and_nowhere_else(in_order: Testbed) -> None
 # What every command promises
 
 
-def test_a_wrong_name_is_wrong_usage_and_the_right_ones_are_named(in_order: Testbed) -> None:
+def test_an_unknown_remote_is_wrong_usage_and_the_known_ones_are_named(in_order: Testbed) -> None:
     for command in ("check", "repair", "status"):
         done = cluster_remote(in_order.client, command, "other", code=2)
         assert "'other' is not a cluster remote" in done.err
@@ -295,7 +295,7 @@ def test_a_bare_address_has_no_location_log_to_compare_with(in_order: Testbed) -
         assert "cluster-remote setup" in done.err
 
 
-def test_outside_of_a_repository_the_exit_code_says_so(environment: Environment) -> None:
+def test_check_outside_a_repository_says_so_by_its_exit_code(environment: Environment) -> None:
     for command in ("check", "repair", "status"):
         assert "git annex init" in cluster_remote(environment, command, "mycl", code=4).err
 
@@ -327,7 +327,9 @@ def waiting(in_order: Testbed) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("command", ["check", *only_in_all("repair", "status")])
-def test_an_interrupt_ends_it_with_a_line_and_leaves_no_process(in_order: Testbed, waiting: Path, command: str) -> None:
+def test_an_interrupt_ends_check_with_one_line_and_leaves_no_process(
+    in_order: Testbed, waiting: Path, command: str
+) -> None:
     process = in_order.environment.popen(
         "cluster-remote", command, "mycl", cwd=in_order.client.path, stderr=subprocess.PIPE
     )
@@ -339,7 +341,7 @@ def test_an_interrupt_ends_it_with_a_line_and_leaves_no_process(in_order: Testbe
     in_order.environment.assert_no_process_left()
 
 
-def test_the_shell_is_offered_the_remotes(in_order: Testbed) -> None:
+def test_the_shell_completes_the_clusters_remotes(in_order: Testbed) -> None:
     for command in ("check", "repair", "status"):
         done = in_order.environment.run(
             "cluster-remote",
@@ -354,7 +356,7 @@ def test_the_shell_is_offered_the_remotes(in_order: Testbed) -> None:
         assert done.stdout.decode().split() == ["mycl"]
 
 
-def test_a_branch_that_was_fetched_but_not_merged_is_taken_into_account(in_order: Testbed) -> None:
+def test_a_fetched_but_unmerged_branch_is_taken_into_account(in_order: Testbed) -> None:
     other = in_order.cluster.clone("other")
     initremote(other, "mycl", f"url={in_order.url}", sameas=in_order.cluster.uuid)
     other.git("remote", "add", "desk", in_order.client.path)
@@ -369,7 +371,7 @@ def test_a_repository_that_knows_no_node_is_told_to_fetch(environment: Environme
 
 
 @pytest.mark.parametrize("serverless", [True, *only_in_all(False)])
-def test_damaged_copies_are_found_by_reading_them_recorded_with_fix_and_moved_aside_when_asked(
+def test_content_check_finds_damaged_copies_records_them_with_fix_and_moves_them_aside_on_request(
     own_testbed: Testbed, serverless: bool
 ) -> None:
     keys = store(own_testbed, ["one", "two"])
@@ -403,7 +405,7 @@ def test_damaged_copies_are_found_by_reading_them_recorded_with_fix_and_moved_as
 
 
 @pytest.mark.slow
-def test_a_content_check_that_was_interrupted_goes_on(own_testbed: Testbed) -> None:
+def test_an_interrupted_content_check_resumes(own_testbed: Testbed) -> None:
     client = own_testbed.client
     keys = store(own_testbed, ["one", "two"])
     verified = client.path / ".git/cluster-remote/verified" / own_testbed.cluster.uuid
@@ -414,7 +416,7 @@ def test_a_content_check_that_was_interrupted_goes_on(own_testbed: Testbed) -> N
     assert told(client, "check", "mycl", "--content")["read"] == 6
 
 
-def test_the_only_cluster_need_not_be_named(in_order: Testbed) -> None:
+def test_a_single_cluster_need_not_be_named(in_order: Testbed) -> None:
     assert told(in_order.client, "check")["keys"] == 4
     assert told(in_order.client, "check", "one", "below")["keys"] == 3
     assert told(in_order.client, "repair", "one", "--dry-run")["keys"] == 1
@@ -422,7 +424,7 @@ def test_the_only_cluster_need_not_be_named(in_order: Testbed) -> None:
 
 
 @pytest.mark.slow
-def test_a_full_standard_output_is_said_in_one_line(in_order: Testbed) -> None:
+def test_a_full_device_on_stdout_is_reported_in_one_line(in_order: Testbed) -> None:
     for line in ("check mycl", "status mycl", "doctor mycl --json"):
         done = in_order.environment.run(
             "bash", "-c", f"cluster-remote {line} > /dev/full", cwd=in_order.client.path, check=False

@@ -19,7 +19,7 @@ def temporary(environment: Environment) -> Path:
 
 
 @pytest.mark.slow
-def test_every_step_does_what_it_shows_and_nothing_is_left(environment: Environment, temporary: Path) -> None:
+def test_every_step_does_what_it_shows_and_leaves_nothing_behind(environment: Environment, temporary: Path) -> None:
     done = environment.run("cluster-remote", "demo", cwd=environment.directory, timeout=280)
     text = os.fsdecode(done.stdout)
     for step in ("setup", "git annex copy", "git annex whereis", "git annex drop", "git annex get", "git annex move"):
@@ -28,7 +28,7 @@ def test_every_step_does_what_it_shows_and_nothing_is_left(environment: Environm
     assert not list(temporary.iterdir())
 
 
-def test_a_step_that_does_not_do_what_it_shows_ends_it(environment: Environment, temporary: Path) -> None:
+def test_a_step_that_does_not_do_what_it_shows_aborts_the_demo(environment: Environment, temporary: Path) -> None:
     real = environment.which("git-annex")
     # Says that it copied, and does nothing.
     environment.program("git-annex", f'#!/bin/sh\n[ "$1" = copy ] && echo copy ok && exit 0\nexec {real} "$@"\n')
@@ -38,7 +38,7 @@ def test_a_step_that_does_not_do_what_it_shows_ends_it(environment: Environment,
     assert not list(temporary.iterdir())
 
 
-def test_without_git_annex_it_says_what_is_missing(environment: Environment, temporary: Path) -> None:
+def test_the_demo_without_git_annex_says_what_is_missing(environment: Environment, temporary: Path) -> None:
     program = environment.which("cluster-remote")
     environment.env["PATH"] = "/usr/bin:/bin"
     done = environment.run(program, "demo", cwd=environment.directory, check=False)

@@ -86,7 +86,7 @@ def healthy(where: Repository, *arguments: str, **options: Any) -> dict[str, Any
 # In order
 
 
-def test_nothing_is_found_where_all_is_as_it_should_be(full_testbed: Testbed) -> None:
+def test_a_healthy_setup_has_no_findings(full_testbed: Testbed) -> None:
     inside = full_testbed.client.path / "folder"
     inside.mkdir()
     said = healthy(full_testbed.client, cwd=inside)
@@ -108,7 +108,7 @@ def test_a_name_that_is_not_a_cluster_remote_is_wrong_usage(testbed: Testbed) ->
     assert "'origin' is not a cluster remote" in done.err
 
 
-def test_a_gateway_that_has_gone_on_is_a_note_and_no_finding(full_testbed: Testbed) -> None:
+def test_a_newer_gateway_is_a_note_and_not_a_finding(full_testbed: Testbed) -> None:
     full_testbed.cluster.gateway.annex("describe", "here", "another name")
     full_testbed.cluster.gateway.annex("merge")
     said = healthy(full_testbed.client)
@@ -117,7 +117,7 @@ def test_a_gateway_that_has_gone_on_is_a_note_and_no_finding(full_testbed: Testb
     assert healthy(full_testbed.client)["notes"] == []
 
 
-def test_over_ssh_the_version_of_git_annex_there_is_told(
+def test_the_version_of_git_annex_over_ssh_is_shown(
     environment: Environment, cluster: Cluster, ssh_server: SshServer
 ) -> None:
     client = cluster.clone()
@@ -129,7 +129,7 @@ def test_over_ssh_the_version_of_git_annex_there_is_told(
 # Remotes
 
 
-def test_a_special_remote_in_the_place_of_a_cluster(full_testbed: Testbed) -> None:
+def test_a_special_remote_with_a_clusters_uuid_is_reported(full_testbed: Testbed) -> None:
     client, uuid = full_testbed.client, full_testbed.cluster.uuid
     client.annex("describe", uuid, 'it\'s the "family" photos')
     (full_testbed.environment.directory / "d").mkdir()
@@ -169,7 +169,7 @@ def test_a_remote_in_the_place_of_a_node_is_replaced(full_testbed: Testbed) -> N
 
 
 @pytest.mark.slow
-def test_encryption_on_a_remote_that_is_the_same_as_a_cluster(full_testbed: Testbed) -> None:
+def test_encryption_on_a_sameas_remote_of_a_cluster_is_reported(full_testbed: Testbed) -> None:
     client = full_testbed.client
     with careless(client.environment):
         initremote(client, "enc", f"url={full_testbed.url}", "encryption=shared", sameas=full_testbed.cluster.uuid)
@@ -189,7 +189,7 @@ def test_encryption_on_a_remote_that_is_the_same_as_a_cluster(full_testbed: Test
 
 
 @pytest.mark.slow
-def test_a_remote_that_is_the_same_as_an_encrypted_node(cluster: Cluster) -> None:
+def test_a_sameas_remote_of_an_encrypted_node_is_reported(cluster: Cluster) -> None:
     gateway = cluster.gateway
     (gateway.environment.directory / "bucket").mkdir()
     place = f"directory={gateway.environment.directory}/bucket"
@@ -211,7 +211,7 @@ def test_a_remote_that_is_the_same_as_an_encrypted_node(cluster: Cluster) -> Non
 
 
 @pytest.mark.slow
-def test_a_remote_that_was_never_verified(cluster: Cluster) -> None:
+def test_an_unverified_remote_is_reported(cluster: Cluster) -> None:
     first = cluster.clone("first")
     initremote(first, "shared", f"url={cluster.gateway.path}", sameas=cluster.uuid, private=False)
     first.git("push", "--quiet", "origin", "git-annex:synced/git-annex")
@@ -229,7 +229,7 @@ def test_a_remote_that_was_never_verified(cluster: Cluster) -> None:
 
 
 @pytest.mark.slow
-def test_a_configuration_that_somebody_else_has_changed(cluster: Cluster) -> None:
+def test_a_configuration_changed_by_somebody_else_is_reported(cluster: Cluster) -> None:
     first = cluster.clone("first")
     initremote(first, "shared", f"url={cluster.nodes[0].path}", sameas=cluster.nodes[0].uuid, private=False)
     first.git("push", "--quiet", "origin", "git-annex:synced/git-annex")
@@ -252,7 +252,7 @@ def test_a_configuration_that_somebody_else_has_changed(cluster: Cluster) -> Non
 
 
 @pytest.mark.slow
-def test_a_cluster_whose_nodes_were_never_fetched(cluster: Cluster) -> None:
+def test_a_cluster_whose_nodes_were_never_fetched_is_reported(cluster: Cluster) -> None:
     gateway = cluster.gateway
     environment = gateway.environment
     history = gateway.git("log", "--reverse", "--format=%H", "git-annex", "--", "cluster.log").stdout.decode().split()
@@ -276,7 +276,7 @@ def test_a_cluster_whose_nodes_were_never_fetched(cluster: Cluster) -> None:
 
 
 @pytest.mark.slow
-def test_nodes_that_are_no_remotes_cannot_be_verified(own_testbed: Testbed) -> None:
+def test_nodes_without_remotes_are_reported_as_unverifiable(own_testbed: Testbed) -> None:
     client = own_testbed.client
     client.add("counted", b"counted")
     client.annex("copy", "--to", "mycl", "counted")
@@ -287,7 +287,7 @@ def test_nodes_that_are_no_remotes_cannot_be_verified(own_testbed: Testbed) -> N
     client.annex("drop", "counted")
 
 
-def test_a_node_that_is_as_cheap_as_its_cluster(full_testbed: Testbed) -> None:
+def test_a_node_as_cheap_as_its_cluster_is_reported(full_testbed: Testbed) -> None:
     full_testbed.client.git("config", "remote.n2.annex-cost", "100")
     finding = only(findings(full_testbed.client), "cost")
     assert finding["about"] == "n2"
@@ -295,7 +295,7 @@ def test_a_node_that_is_as_cheap_as_its_cluster(full_testbed: Testbed) -> None:
     healthy(full_testbed.client)
 
 
-def test_a_cluster_without_a_server_that_is_dearer_than_its_nodes(cluster: Cluster) -> None:
+def test_a_serverless_cluster_costlier_than_its_nodes_is_reported(cluster: Cluster) -> None:
     gateway = cluster.gateway
     cluster_remote(gateway, "setup", "all", "--cluster", cluster.name)
     healthy(gateway)
@@ -307,7 +307,7 @@ def test_a_cluster_without_a_server_that_is_dearer_than_its_nodes(cluster: Clust
     healthy(gateway)
 
 
-def test_a_node_that_is_gone(full_testbed: Testbed) -> None:
+def test_a_missing_node_is_reported(full_testbed: Testbed) -> None:
     node = full_testbed.cluster.nodes[0]
     uuid = node.uuid
     away = node.path.rename(node.path.with_name("away"))
@@ -324,7 +324,7 @@ def test_a_node_that_is_gone(full_testbed: Testbed) -> None:
     healthy(full_testbed.client)
 
 
-def test_a_node_that_was_taken_out_of_the_cluster(full_testbed: Testbed) -> None:
+def test_a_node_removed_from_the_cluster_is_reported(full_testbed: Testbed) -> None:
     gateway, client = full_testbed.cluster.gateway, full_testbed.client
     gateway.git("config", "--unset", "remote.node1.annex-cluster-node")
     gateway.annex("updatecluster")
@@ -339,7 +339,7 @@ def test_a_node_that_was_taken_out_of_the_cluster(full_testbed: Testbed) -> None
 
 
 @pytest.mark.slow
-def test_a_disk_with_another_uuid_in_the_place_of_a_node(cluster: Cluster) -> None:
+def test_a_disk_with_another_uuid_in_place_of_a_node_is_reported(cluster: Cluster) -> None:
     gateway, (first, *_) = cluster.gateway, cluster.nodes
     initremote(gateway, "own", sameas=cluster.uuid)
     gateway.git("config", "remote.own.annex-cost", "50")
@@ -359,7 +359,7 @@ def test_a_disk_with_another_uuid_in_the_place_of_a_node(cluster: Cluster) -> No
     assert told(gateway, "status", "own")["well"]
 
 
-def test_a_gateway_that_is_gone(own_testbed: Testbed) -> None:
+def test_a_missing_gateway_is_reported(own_testbed: Testbed) -> None:
     own_testbed.cluster.gateway.path.rename(own_testbed.environment.directory / "away")
     found = findings(own_testbed.client, "mycl")
     finding = next(each for each in found if each["kind"] == "unreachable")
@@ -367,7 +367,7 @@ def test_a_gateway_that_is_gone(own_testbed: Testbed) -> None:
     cluster_remote(own_testbed.client, "ping", "mycl", code=3)
 
 
-def test_a_gateway_that_cannot_say_who_stored_what(full_testbed: Testbed) -> None:
+def test_a_gateway_that_cannot_name_its_nodes_is_reported(full_testbed: Testbed) -> None:
     shim = limit_version(full_testbed.environment, 1)
     found = findings(full_testbed.client)
     assert {each["kind"] for each in found if each["about"] == "mycl"} == {"old-protocol"}
@@ -376,7 +376,7 @@ def test_a_gateway_that_cannot_say_who_stored_what(full_testbed: Testbed) -> Non
 
 
 @pytest.mark.slow
-def test_what_a_refused_initremote_leaves_behind(full_testbed: Testbed) -> None:
+def test_leftovers_of_a_refused_initremote_are_reported(full_testbed: Testbed) -> None:
     client = full_testbed.client
     nowhere = f"url={full_testbed.environment.directory}/nowhere"
     assert initremote(client, "odd", nowhere, sameas=full_testbed.cluster.uuid, check=False).returncode != 0
@@ -386,7 +386,7 @@ def test_what_a_refused_initremote_leaves_behind(full_testbed: Testbed) -> None:
     healthy(client)
 
 
-def test_parameters_that_cannot_be_used(full_testbed: Testbed) -> None:
+def test_unusable_parameters_are_reported(full_testbed: Testbed) -> None:
     client = full_testbed.client
     with careless(client.environment):
         initremote(client, "odd", "url=gopher://nowhere", sameas=full_testbed.cluster.uuid)
@@ -397,7 +397,7 @@ def test_parameters_that_cannot_be_used(full_testbed: Testbed) -> None:
 # The repository as a gateway
 
 
-def test_a_node_of_a_cluster_that_does_not_exist(cluster: Cluster) -> None:
+def test_a_node_of_a_nonexistent_cluster_is_reported(cluster: Cluster) -> None:
     cluster.gateway.git("config", "remote.node3.annex-cluster-node", "other")
     found = findings(cluster.gateway)
     assert [each["kind"] for each in found] == ["no-such-cluster", "node-not-configured"]
@@ -405,7 +405,7 @@ def test_a_node_of_a_cluster_that_does_not_exist(cluster: Cluster) -> None:
     healthy(cluster.gateway)
 
 
-def test_a_node_that_cluster_log_does_not_list(cluster: Cluster) -> None:
+def test_a_node_missing_from_cluster_log_is_reported(cluster: Cluster) -> None:
     gateway = cluster.gateway
     gateway.git("config", "--unset", "remote.node2.annex-cluster-node")
     gateway.annex("updatecluster")
@@ -417,7 +417,7 @@ def test_a_node_that_cluster_log_does_not_list(cluster: Cluster) -> None:
     healthy(gateway)
 
 
-def test_a_node_that_the_configuration_does_not_name(cluster: Cluster) -> None:
+def test_a_node_missing_from_the_configuration_is_reported(cluster: Cluster) -> None:
     gateway = cluster.gateway
     gateway.git("config", "--unset", "remote.node2.annex-cluster-node")
     finding = only(findings(gateway), "node-not-configured")
@@ -427,7 +427,7 @@ def test_a_node_that_the_configuration_does_not_name(cluster: Cluster) -> None:
     assert gateway.config("remote.node2.annex-cluster-node") == cluster.name
 
 
-def test_a_node_whose_remote_was_removed(cluster: Cluster) -> None:
+def test_a_node_whose_remote_was_removed_is_reported(cluster: Cluster) -> None:
     gateway = cluster.gateway
     gateway.git("remote", "remove", "node2")
     finding = only(findings(gateway), "node-without-remote")
@@ -440,7 +440,7 @@ def test_a_node_whose_remote_was_removed(cluster: Cluster) -> None:
     assert DESCRIPTIONS[1] not in gateway.annex("info", cluster.uuid, check=False).stdout.decode()
 
 
-def test_a_node_that_git_annex_does_not_know(cluster: Cluster) -> None:
+def test_a_node_unknown_to_git_annex_is_reported(cluster: Cluster) -> None:
     gateway = cluster.gateway
     gateway.environment.run("git", "clone", "--quiet", gateway.path, "node4")
     fourth = Repository(gateway.path.with_name("node4"), gateway.environment)
@@ -455,7 +455,7 @@ def test_a_node_that_git_annex_does_not_know(cluster: Cluster) -> None:
     healthy(gateway)
 
 
-def test_a_branch_that_was_never_fetched(cluster: Cluster) -> None:
+def test_a_branch_that_was_never_fetched_is_reported(cluster: Cluster) -> None:
     client = cluster.clone()
     client.git("remote", "add", "disk", cluster.nodes[0].path)
     finding = only(findings(client), "not-fetched")
@@ -464,7 +464,7 @@ def test_a_branch_that_was_never_fetched(cluster: Cluster) -> None:
     healthy(client)
 
 
-def test_secrets_that_others_can_read(full_testbed: Testbed) -> None:
+def test_secrets_readable_by_others_are_reported(full_testbed: Testbed) -> None:
     client = full_testbed.client
     cluster_remote(client, "token", "create")
     tokens = client.path / ".git/cluster-remote/tokens"
@@ -505,7 +505,7 @@ def path_after(command: str, path: str) -> str:
     return done.stdout.decode()
 
 
-def test_programs_that_are_installed_but_not_on_path(full_testbed: Testbed) -> None:
+def test_programs_installed_but_not_on_path_are_reported(full_testbed: Testbed) -> None:
     """As in a virtual environment that nobody has activated."""
     bare = full_testbed.environment.directory / "bare"
     bare.mkdir()
@@ -522,7 +522,7 @@ def test_programs_that_are_installed_but_not_on_path(full_testbed: Testbed) -> N
     assert doctor_with_path(full_testbed.client, mended, 0)["healthy"] is True
 
 
-def test_two_installations(full_testbed: Testbed) -> None:
+def test_two_installations_are_reported(full_testbed: Testbed) -> None:
     environment = full_testbed.environment
     real = environment.which("git-annex-shell")
     environment.program("git-annex-shell", f'#!/bin/sh\nexec {shlex.quote(str(real))} "$@"\n')
@@ -532,7 +532,7 @@ def test_two_installations(full_testbed: Testbed) -> None:
     healthy(full_testbed.client, env={"PATH": mended})
 
 
-def test_another_version_of_this_program_is_found_first(full_testbed: Testbed) -> None:
+def test_another_version_of_this_program_earlier_on_path_is_reported(full_testbed: Testbed) -> None:
     environment = full_testbed.environment
     real = environment.which("git-annex-remote-cluster")
     environment.program(
@@ -544,7 +544,7 @@ def test_another_version_of_this_program_is_found_first(full_testbed: Testbed) -
     healthy(full_testbed.client, env={"PATH": path_after(finding["commands"][0], environment.env["PATH"])})
 
 
-def test_a_git_annex_that_has_no_clusters(full_testbed: Testbed) -> None:
+def test_a_git_annex_without_cluster_support_is_reported(full_testbed: Testbed) -> None:
     environment = full_testbed.environment
     real = environment.which("git-annex")
     directory = environment.bin
@@ -560,7 +560,7 @@ def test_a_git_annex_that_has_no_clusters(full_testbed: Testbed) -> None:
     healthy(full_testbed.client)
 
 
-def test_outside_of_a_repository_the_programs_are_looked_at(environment: Environment) -> None:
+def test_outside_a_repository_only_the_programs_are_checked(environment: Environment) -> None:
     said = told(environment, "doctor", code=4)
     assert (said["healthy"], said["repository"]) == (True, None)
     assert "not a git-annex repository" in cluster_remote(environment, "doctor", code=4).out
@@ -571,7 +571,7 @@ def test_outside_of_a_repository_the_programs_are_looked_at(environment: Environ
     assert not (environment.directory / "plain/.git/annex").exists()
 
 
-def test_what_is_not_installed_at_all_comes_with_the_way_to_install_it() -> None:
+def test_a_missing_program_is_reported_with_how_to_install_it() -> None:
     found = list(problems_of_programs(Programs({}, {}, Path("/venv/bin")), needs_ssh=True))
     assert {each.about for each in found} == {
         "git", "git-annex", "git-annex-shell", "git-annex-remote-cluster", "ssh",
@@ -585,7 +585,7 @@ def test_what_is_not_installed_at_all_comes_with_the_way_to_install_it() -> None
 
 
 @pytest.mark.slow
-def test_contents_that_git_annex_will_not_get_are_noted(full_testbed: Testbed) -> None:
+def test_contents_git_annex_will_not_get_are_noted(full_testbed: Testbed) -> None:
     client = full_testbed.client
     client.write("old", b"no checksum\n")
     client.annex("add", "--backend=WORM", "old")
@@ -599,7 +599,7 @@ def test_contents_that_git_annex_will_not_get_are_noted(full_testbed: Testbed) -
     assert not any("without a checksum" in note for note in healthy(client)["notes"])
 
 
-def test_looking_changes_nothing(environment: Environment) -> None:
+def test_doctor_changes_nothing(environment: Environment) -> None:
     testbed = make_testbed(environment)
     testbed.client.git("config", "remote.mycl.annex-cost", "100")
     config = (testbed.client.path / ".git/config").read_bytes()

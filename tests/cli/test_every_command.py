@@ -251,11 +251,11 @@ def with_case(situation: str, *chosen: str) -> pytest.MarkDecorator:
 # All of them
 
 
-def test_every_command_is_here() -> None:
+def test_every_command_is_listed_here() -> None:
     assert set(CASES) == set(COMMANDS)
 
 
-def test_every_command_has_json_described_or_a_reason_not_to() -> None:
+def test_every_command_has_a_json_schema_or_a_reason_not_to() -> None:
     assert {name for name in COMMANDS if has_json(name)} == set(OUTCOMES)
     assert set(COMMANDS) - set(OUTCOMES) == set(WITHOUT_JSON)
 
@@ -278,7 +278,7 @@ def test_help_says_what_the_exit_codes_mean(common: Testbed, inside: Inside) -> 
         assert code in shown.partition("Exit codes:")[2]
 
 
-def test_wrong_usage_is_told_in_words(common: Testbed, inside: Inside) -> None:
+def test_wrong_usage_is_explained(common: Testbed, inside: Inside) -> None:
     for words, arguments in (
         ("No such command", ["nonsense"]),
         ("No such option", ["ping", "--nonsense", "x"]),
@@ -301,7 +301,7 @@ def test_help_and_completion_import_no_command(common: Testbed) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(OUTCOMES))
-def test_json_is_as_its_schema_says_from_a_subdirectory_too(
+def test_json_output_matches_its_schema_also_from_a_subdirectory(
     name: str, common: Testbed, inside: Inside, tmp_path: Path
 ) -> None:
     case = CASES[name]
@@ -316,7 +316,7 @@ def test_json_is_as_its_schema_says_from_a_subdirectory_too(
 
 
 @with_case("unknown")
-def test_a_wrong_name_is_wrong_usage_and_named(name: str, common: Testbed, inside: Inside, tmp_path: Path) -> None:
+def test_an_unknown_remote_is_wrong_usage_and_named(name: str, common: Testbed, inside: Inside, tmp_path: Path) -> None:
     arguments = CASES[name].unknown
     assert arguments is not None
     words = filled(arguments, common, tmp_path / "new")
@@ -327,7 +327,7 @@ def test_a_wrong_name_is_wrong_usage_and_named(name: str, common: Testbed, insid
 
 
 @pytest.mark.parametrize("name", sorted(set(OUTCOMES) & {name for name, case in CASES.items() if case.unknown}))
-def test_an_error_is_json_too(name: str, common: Testbed, inside: Inside, tmp_path: Path) -> None:
+def test_an_error_is_reported_as_json(name: str, common: Testbed, inside: Inside, tmp_path: Path) -> None:
     arguments = CASES[name].unknown
     assert arguments is not None
     words = ["--json", *filled(arguments, common, tmp_path / "new")]
@@ -342,7 +342,7 @@ def test_an_error_is_json_too(name: str, common: Testbed, inside: Inside, tmp_pa
         assert "nowhere-to-be-found" in said["error"]
 
 
-def test_an_error_in_the_middle_of_json_ends_it_as_json() -> None:
+def test_an_error_midway_still_ends_in_valid_json() -> None:
     written = io.StringIO()
     stream = JsonStream(written)
     with contextlib.suppress(ZeroDivisionError), stream.items("findings") as add:
@@ -356,7 +356,7 @@ def test_an_error_in_the_middle_of_json_ends_it_as_json() -> None:
 @pytest.mark.parametrize(
     "arguments", [["check", "--json", "--jobs", "0"], ["get", "--json"], ["status", "--json", "--no"]]
 )
-def test_wrong_usage_is_json_too(arguments: list[str], common: Testbed, inside: Inside) -> None:
+def test_wrong_usage_is_reported_as_json(arguments: list[str], common: Testbed, inside: Inside) -> None:
     assert json.loads(inside(common.environment, common.client.path, *arguments, code=2).out)["exit_code"] == 2
 
 
@@ -372,7 +372,7 @@ def test_help_shows_the_commands_in_groups_and_no_types(common: Testbed, inside:
 
 
 @with_case("down")
-def test_an_unreachable_server_is_reported_in_words(name: str, common: Testbed, inside: Inside, tmp_path: Path) -> None:
+def test_an_unreachable_server_is_reported(name: str, common: Testbed, inside: Inside, tmp_path: Path) -> None:
     down = CASES[name].down
     assert down is not None
     arguments, code = down
@@ -396,7 +396,7 @@ def bare_places(make_environment: Callable[[], Environment]) -> Iterator[tuple[E
 
 
 @with_case("outside")
-def test_outside_of_a_repository_the_exit_code_says_so(
+def test_outside_a_repository_the_exit_code_says_so(
     name: str, bare_places: tuple[Environment, list[Path]], inside: Inside, common: Testbed, tmp_path: Path
 ) -> None:
     arguments = CASES[name].outside
@@ -466,7 +466,7 @@ def stalling(common: Testbed) -> dict[str, str]:
 
 
 @with_case("waits", "status", "check", "put", "lock", "trace")
-def test_an_interrupt_ends_it_at_once_and_is_reported(
+def test_an_interrupt_ends_the_command_at_once_and_is_reported(
     name: str, common: Testbed, stalling: dict[str, str], tmp_path: Path
 ) -> None:
     case = CASES[name]
@@ -523,7 +523,7 @@ def test_an_interrupt_stops_serving_cleanly(common: Testbed, tmp_path: Path) -> 
     assert not socket.exists()
 
 
-def test_every_command_that_can_be_interrupted_is() -> None:
+def test_every_interruptible_command_is_tested_for_it() -> None:
     waiting = {name for name, case in CASES.items() if case.waits is not None}
     assert waiting | {"demo", "bench", "serve"} | INSTANT | PLANNED == set(CASES)
 
@@ -532,7 +532,7 @@ def test_every_command_that_can_be_interrupted_is() -> None:
 
 
 @pytest.mark.parametrize("name", ["status", "check", "doctor"])
-def test_there_is_colour_on_a_terminal_and_none_with_no_color(name: str, common: Testbed, tmp_path: Path) -> None:
+def test_colour_is_used_on_a_terminal_and_not_with_no_color(name: str, common: Testbed, tmp_path: Path) -> None:
     works = CASES[name].works
     assert works is not None
     command = ["cluster-remote", *name.split(), *filled(works, common, tmp_path / "new")]
@@ -576,13 +576,13 @@ def test_the_shell_completes_nodes(name: str, common: Testbed, inside: Inside) -
     ],
     ids=" ".join,
 )
-def test_where_the_gateway_is_the_shell_completes_what_is_there(
+def test_on_the_gateway_the_shell_completes_tokens_nodes_and_clusters(
     words: tuple[str, ...], offered: list[str], common: Testbed, inside: Inside
 ) -> None:
     assert sorted(completed(inside, common.environment, common.cluster.gateway.path, *words)) == offered
 
 
-def test_completion_outside_of_a_repository_offers_nothing_and_says_nothing(
+def test_completion_outside_a_repository_is_silent_and_empty(
     bare_places: tuple[Environment, list[Path]], inside: Inside
 ) -> None:
     environment, places = bare_places
@@ -594,6 +594,6 @@ def test_completion_outside_of_a_repository_offers_nothing_and_says_nothing(
         assert completed(inside, environment, place, "setup", "x", "--node", "") == []
 
 
-def test_the_program_itself_completes(common: Testbed) -> None:
+def test_the_installed_program_completes(common: Testbed) -> None:
     env = {"COMP_WORDS": "cluster-remote pi", "COMP_CWORD": "1", "_CLUSTER_REMOTE_COMPLETE": "complete_bash"}
     assert cluster_remote(common.client, env=env).out.split() == ["ping"]

@@ -106,14 +106,14 @@ def test_a_command_names_the_node_as_unreachable(name: str, here: Repository, hu
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_a_change_is_refused_since_git_annex_would_wait(name: str, here: Repository, hung: dict[str, str]) -> None:
+def test_a_change_is_refused_because_git_annex_would_hang(name: str, here: Repository, hung: dict[str, str]) -> None:
     before = here.git("config", "--list").stdout
     ended, written = run(here, hung, "cluster-remote", *CHANGES[name])
     assert (ended, "node3" in written) == (3, True), written
     assert here.git("config", "--list").stdout == before
 
 
-def test_git_annex_goes_on_with_the_other_nodes(here: Repository, hung: dict[str, str]) -> None:
+def test_git_annex_continues_with_the_other_nodes(here: Repository, hung: dict[str, str]) -> None:
     for words, code in (
         (("info", "all"), 0),
         (("whereis", "file"), 0),
@@ -127,7 +127,7 @@ def test_git_annex_goes_on_with_the_other_nodes(here: Repository, hung: dict[str
         assert words[0] not in {"copy", "drop"} or "node3" in written or "not there" in written
 
 
-def test_serve_answers_for_the_others(here: Repository, hung: dict[str, str]) -> None:
+def test_serve_answers_for_the_other_nodes(here: Repository, hung: dict[str, str]) -> None:
     socket = here.environment.directory / "gw"
     serving = here.environment.popen("cluster-remote", "serve", "--listen", f"unix:{socket}", cwd=here.path, env=hung)
     try:

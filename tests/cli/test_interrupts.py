@@ -20,7 +20,7 @@ def handlers() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("times", [1, 2])
-def test_the_end_of_what_it_talks_to_is_a_consequence(times: int) -> None:
+def test_a_connection_lost_after_an_interrupt_counts_as_the_interrupt(times: int) -> None:
     async def talk() -> None:
         for _ in range(times):
             signal.raise_signal(signal.SIGINT)
@@ -30,7 +30,7 @@ def test_the_end_of_what_it_talks_to_is_a_consequence(times: int) -> None:
         run(talk)
 
 
-def test_a_command_that_reports_the_consequence_was_interrupted_all_the_same() -> None:
+def test_a_failure_reported_after_an_interrupt_counts_as_the_interrupt() -> None:
     async def talk() -> str:
         signal.raise_signal(signal.SIGTERM)
         return "the connection was closed"
@@ -39,7 +39,7 @@ def test_a_command_that_reports_the_consequence_was_interrupted_all_the_same() -
         run(talk)
 
 
-def test_waiting_ends_and_cleaning_up_is_not_cut_short() -> None:
+def test_an_interrupt_ends_waiting_but_not_cleanup() -> None:
     steps = []
 
     async def wait() -> None:
@@ -57,7 +57,7 @@ def test_waiting_ends_and_cleaning_up_is_not_cut_short() -> None:
     assert steps == ["cleaned up"]
 
 
-def test_without_a_signal_it_is_the_function_that_decides() -> None:
+def test_without_a_signal_the_functions_result_is_the_exit_code() -> None:
     async def fail() -> None:
         raise ConnectionError("closed")
 

@@ -31,7 +31,7 @@ def read_only(node: Repository) -> None:
     )
 
 
-def test_an_emptied_node_gets_everything_back_from_here(own_testbed: Testbed) -> None:
+def test_an_emptied_node_is_refilled_from_this_repository(own_testbed: Testbed) -> None:
     keys = store(own_testbed, ["one", "two"])
     third = own_testbed.cluster.nodes[2]
     empty(third)
@@ -45,7 +45,7 @@ def test_an_emptied_node_gets_everything_back_from_here(own_testbed: Testbed) ->
     assert "No node lacks anything." in cluster_remote(own_testbed.client, "repair", "mycl").out
 
 
-def test_what_is_not_here_comes_from_the_nodes_that_have_it(own_testbed: Testbed) -> None:
+def test_content_not_here_is_copied_from_nodes_that_have_it(own_testbed: Testbed) -> None:
     keys = store(own_testbed, ["one", "two"], keep=False)
     first, second, third = own_testbed.cluster.nodes
     empty(first)
@@ -63,7 +63,7 @@ def test_what_is_not_here_comes_from_the_nodes_that_have_it(own_testbed: Testbed
     assert not list((own_testbed.client.path / ".git/annex").glob("tmp/*"))
 
 
-def test_several_nodes_that_lack_it_get_it_by_one_upload_to_the_gateway(own_testbed: Testbed) -> None:
+def test_several_nodes_lacking_content_get_it_by_one_upload_to_the_gateway(own_testbed: Testbed) -> None:
     keys = store(own_testbed, ["one"])
     gateway = own_testbed.cluster.gateway
     for node in own_testbed.cluster.nodes[:2]:
@@ -80,7 +80,7 @@ def test_several_nodes_that_lack_it_get_it_by_one_upload_to_the_gateway(own_test
     assert own_testbed.cluster.holders(keys["one"]) == [True] * 3
 
 
-def test_what_the_gateway_believes_to_be_there_is_brought_all_the_same(own_testbed: Testbed) -> None:
+def test_content_the_gateway_wrongly_believes_present_is_copied_anyway(own_testbed: Testbed) -> None:
     keys = store(own_testbed, ["one"])
     first, second, _ = own_testbed.cluster.nodes
     lose(first, keys["one"])
@@ -90,7 +90,7 @@ def test_what_the_gateway_believes_to_be_there_is_brought_all_the_same(own_testb
     assert own_testbed.cluster.holders(keys["one"]) == [True] * 3
 
 
-def test_a_dry_run_tells_and_does_nothing(own_testbed: Testbed) -> None:
+def test_a_dry_run_reports_and_changes_nothing(own_testbed: Testbed) -> None:
     keys = store(own_testbed, ["one"])
     first, second, _ = own_testbed.cluster.nodes
     lose(first, keys["one"])
@@ -106,7 +106,7 @@ def test_a_dry_run_tells_and_does_nothing(own_testbed: Testbed) -> None:
     assert own_testbed.present(keys["one"]) == own_testbed.nodes - {second.uuid}
 
 
-def test_with_trust_in_the_log_no_node_is_asked_about_what_it_has_by_the_log(own_testbed: Testbed) -> None:
+def test_with_trust_log_nodes_are_not_asked_about_recorded_content(own_testbed: Testbed) -> None:
     keys = store(own_testbed, ["lost", "lagging"])
     first = own_testbed.cluster.nodes[0]
     lose(first, keys["lost"])
@@ -118,7 +118,7 @@ def test_with_trust_in_the_log_no_node_is_asked_about_what_it_has_by_the_log(own
     assert own_testbed.cluster.holders(keys["lagging"]) == [True] * 3
 
 
-def test_content_that_nodes_have_without_the_log_knowing_is_recorded(own_testbed: Testbed) -> None:
+def test_unrecorded_content_found_on_nodes_is_recorded(own_testbed: Testbed) -> None:
     keys = store(own_testbed, ["one"])
     own_testbed.client.annex("setpresentkey", keys["one"], own_testbed.cluster.nodes[1].uuid, "0")
     said = told(own_testbed.client, "repair", "mycl")
@@ -127,7 +127,7 @@ def test_content_that_nodes_have_without_the_log_knowing_is_recorded(own_testbed
 
 
 @pytest.mark.slow
-def test_what_no_node_has_is_left_alone_unless_it_is_named(own_testbed: Testbed) -> None:
+def test_content_on_no_node_is_left_alone_unless_named(own_testbed: Testbed) -> None:
     key = own_testbed.client.add("only here", b"only here")
     assert told(own_testbed.client, "repair", "mycl")["deliveries"] == []
     assert own_testbed.cluster.holders(key) == [False] * 3
@@ -141,7 +141,7 @@ def test_what_no_node_has_is_left_alone_unless_it_is_named(own_testbed: Testbed)
 
 
 @pytest.mark.slow
-def test_what_nobody_within_reach_has_is_named(own_testbed: Testbed) -> None:
+def test_content_without_a_reachable_copy_is_named(own_testbed: Testbed) -> None:
     keys = store(own_testbed, ["lost", "kept"], keep=False)
     for node in own_testbed.cluster.nodes:
         lose(node, keys["lost"])
@@ -160,7 +160,7 @@ def test_what_nobody_within_reach_has_is_named(own_testbed: Testbed) -> None:
     assert told(own_testbed.client, "repair", "mycl")["well"]
 
 
-def test_a_node_that_is_away_is_named_and_the_others_are_served(own_testbed: Testbed) -> None:
+def test_an_unavailable_node_is_named_and_the_others_are_repaired(own_testbed: Testbed) -> None:
     keys = store(own_testbed, ["one"])
     first, second, third = own_testbed.cluster.nodes
     empty(first)
@@ -173,13 +173,13 @@ def test_a_node_that_is_away_is_named_and_the_others_are_served(own_testbed: Tes
     assert own_testbed.cluster.holders(keys["one"]) == [True] * 3
 
 
-def test_when_no_node_answers_the_exit_code_is_that_of_unreachable_servers(own_testbed: Testbed) -> None:
+def test_repair_with_no_node_answering_exits_as_unreachable(own_testbed: Testbed) -> None:
     store(own_testbed, ["one"])
     with away(own_testbed.cluster.gateway):
         assert told(own_testbed.client, "repair", "mycl", code=3)["deliveries"] == []
 
 
-def test_a_node_that_refuses_is_named_with_its_reason_and_not_recorded(own_testbed: Testbed) -> None:
+def test_a_refusing_node_is_named_with_its_reason_and_not_recorded(own_testbed: Testbed) -> None:
     keys = store(own_testbed, ["one"])
     gateway = own_testbed.cluster.gateway
     initremote(gateway, "own", sameas=own_testbed.cluster.uuid)
@@ -211,7 +211,7 @@ def test_a_node_with_preferred_content_is_left_to_git_annex(own_testbed: Testbed
     assert "git annex sync --content" in cluster_remote(own_testbed.client, "repair", "mycl").out
 
 
-def test_an_upload_that_was_broken_off_before_is_continued(own_testbed: Testbed) -> None:
+def test_an_interrupted_upload_is_resumed(own_testbed: Testbed) -> None:
     content = bytes(range(256)) * 4000
     key = own_testbed.client.add("large", content)
     own_testbed.client.annex("copy", "--quiet", "--to", "mycl", "large")
@@ -226,7 +226,7 @@ def test_an_upload_that_was_broken_off_before_is_continued(own_testbed: Testbed)
 
 
 @pytest.mark.slow
-def test_many_contents_are_brought_side_by_side(own_testbed: Testbed) -> None:
+def test_many_contents_are_copied_concurrently(own_testbed: Testbed) -> None:
     keys = stock(own_testbed, 40)
     first, second, _ = own_testbed.cluster.nodes
     empty(first)
@@ -239,7 +239,7 @@ def test_many_contents_are_brought_side_by_side(own_testbed: Testbed) -> None:
     assert told(own_testbed.client, "check", "mycl", "--all")["well"]
 
 
-def test_odd_names_and_keys_are_brought_as_they_are(own_testbed: Testbed) -> None:
+def test_odd_names_and_keys_are_copied_unchanged(own_testbed: Testbed) -> None:
     client, first = own_testbed.client, own_testbed.cluster.nodes[0]
     names: list[str | bytes] = ["with space", "per%cent", b"not utf-8 \xff", "empty"]
     keys = [client.add(name, b"" if name == "empty" else b"odd " + os.fsencode(name)) for name in names]
@@ -250,7 +250,7 @@ def test_odd_names_and_keys_are_brought_as_they_are(own_testbed: Testbed) -> Non
     assert all(first.has_object(key) for key in keys)
 
 
-def test_without_a_server_content_goes_from_node_to_node_through_here(own_testbed: Testbed) -> None:
+def test_without_a_server_content_is_copied_between_nodes_through_this_repository(own_testbed: Testbed) -> None:
     gateway, (first, second, third) = own_testbed.cluster.gateway, own_testbed.cluster.nodes
     initremote(gateway, "own", sameas=own_testbed.cluster.uuid)
     key = gateway.add("one", b"from node to node")
@@ -264,7 +264,7 @@ def test_without_a_server_content_goes_from_node_to_node_through_here(own_testbe
 
 
 @pytest.mark.parametrize("serverless", [True, *only_in_all(False)])
-def test_a_damaged_copy_is_followed_by_the_next_source_and_named(own_testbed: Testbed, serverless: bool) -> None:
+def test_a_damaged_copy_is_named_and_the_next_source_is_tried(own_testbed: Testbed, serverless: bool) -> None:
     keys = store(own_testbed, ["one"], keep=False)
     where, name = own_testbed.client, "mycl"
     if serverless:
@@ -286,7 +286,7 @@ def test_a_damaged_copy_is_followed_by_the_next_source_and_named(own_testbed: Te
     assert second.object_bytes(keys["one"]) == content
 
 
-def test_content_without_a_checksum_is_never_put_together_from_two_copies(own_testbed: Testbed) -> None:
+def test_content_without_a_checksum_is_never_assembled_from_two_copies(own_testbed: Testbed) -> None:
     gateway, (first, second, third) = own_testbed.cluster.gateway, own_testbed.cluster.nodes
     initremote(gateway, "own", sameas=own_testbed.cluster.uuid)
     key = gateway.add("worm", b"0123456789" * 1000, backend="WORM")
@@ -361,7 +361,7 @@ def test_running_the_remedies_makes_status_check_doctor_and_repair_clean(own_tes
     assert {first.uuid, third.uuid} <= client.locations(keys["one"])
 
 
-def test_what_cannot_be_repaired_is_said(own_testbed: Testbed) -> None:
+def test_requests_that_cannot_be_repaired_are_refused(own_testbed: Testbed) -> None:
     for arguments, code in ((("nothing",), 1), (("--key", "nonsense"), 2)):
         done = cluster_remote(own_testbed.client, "repair", "mycl", "--json", *arguments, code=code)
         assert arguments[-1] in done.err

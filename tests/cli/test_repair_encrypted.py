@@ -18,9 +18,7 @@ from tests.support.slow import only_in_all
     [*only_in_all(([],)), ["chunk=1KiB"], *only_in_all((["mac=HMACSHA256"],))],
     ids=["whole", "chunks", "other mac"],
 )
-def test_what_an_encrypted_cluster_holds_is_copied_to_a_node_that_lacks_it(
-    cluster: Cluster, parameters: list[str]
-) -> None:
+def test_encrypted_content_is_copied_to_a_node_that_lacks_it(cluster: Cluster, parameters: list[str]) -> None:
     gateway, nodes = cluster.gateway, cluster.nodes
     initremote(gateway, "vault", f"cluster={cluster.uuid}", "tracking=remote", "encryption=shared", *parameters)
     contents = {name: os.urandom(size) for name, size in (("f", 2500), ("empty", 0), ("g", 1000))}
@@ -61,14 +59,14 @@ def test_a_lost_node_of_an_encrypted_cluster_is_replaced(cluster: Cluster) -> No
     assert told(gateway, "status", cluster.name)["healthy"]
 
 
-def test_behind_a_gateway_it_is_left_to_git_annex(cluster: Cluster) -> None:
+def test_an_encrypted_cluster_behind_a_gateway_is_left_to_git_annex(cluster: Cluster) -> None:
     client = cluster.clone()
     url = f"url={cluster.gateway.path}"
     initremote(client, "vault", url, f"cluster={cluster.uuid}", "tracking=remote", "encryption=shared")
     assert "git annex fsck --fast --from vault" in cluster_remote(client, "repair", "vault", code=2).err
 
 
-def test_check_tells_which_nodes_lack_what_an_encrypted_cluster_holds(cluster: Cluster) -> None:
+def test_check_names_the_nodes_that_lack_encrypted_content(cluster: Cluster) -> None:
     gateway, nodes = cluster.gateway, cluster.nodes
     initremote(gateway, "vault", f"cluster={cluster.uuid}", "tracking=remote", "encryption=shared", "chunk=1KiB")
     gateway.add("f", os.urandom(2500))
@@ -96,6 +94,6 @@ def test_check_tells_which_nodes_lack_what_an_encrypted_cluster_holds(cluster: C
     assert told(gateway, "check", "vault")["keys"] == 0
 
 
-def test_no_log_is_corrected_for_the_nodes_of_an_encrypted_cluster(cluster: Cluster) -> None:
+def test_the_log_is_not_corrected_for_nodes_of_an_encrypted_cluster(cluster: Cluster) -> None:
     initremote(cluster.gateway, "vault", f"cluster={cluster.uuid}", "tracking=remote", "encryption=shared")
     assert "git annex fsck" in cluster_remote(cluster.gateway, "check", "vault", "--fix", code=2).err

@@ -40,7 +40,7 @@ def test_present_answers_by_its_exit_code_and_its_json(testbed: Testbed) -> None
     assert f"has {key}" in cluster_remote(testbed.client, "present", "mycl", key).out
 
 
-def test_present_asks_one_node_by_its_uuid_its_description_or_its_name(testbed: Testbed) -> None:
+def test_present_asks_one_node_by_uuid_description_or_name(testbed: Testbed) -> None:
     key = testbed.client.add("on the second", b"on the second node only\n")
     second = testbed.cluster.nodes[1]
     second.set_key(key, b"on the second node only\n")
@@ -60,7 +60,7 @@ def test_an_unknown_node_is_wrong_usage_and_the_known_ones_are_named(testbed: Te
     assert "node1, node2, node3" in done.err
 
 
-def test_what_one_node_answers_can_be_recorded_and_what_a_cluster_answers_cannot(testbed: Testbed) -> None:
+def test_one_nodes_answer_can_be_recorded_but_a_clusters_cannot(testbed: Testbed) -> None:
     key = testbed.client.add("unrecorded", b"unrecorded\n")
     first = testbed.cluster.nodes[0]
     first.set_key(key, b"unrecorded\n")
@@ -97,14 +97,14 @@ def test_put_stores_on_every_node_and_records_nothing_unless_told(testbed: Testb
     assert log(testbed, key) == testbed.nodes
 
 
-def test_put_to_one_node_reaches_that_node_alone(testbed: Testbed) -> None:
+def test_put_to_one_node_reaches_only_that_node(testbed: Testbed) -> None:
     key = testbed.client.add("one of them", b"one of them\n")
     said = told(testbed.client, "put", "mycl", "one of them", "--node", "node3", "--record")
     assert testbed.cluster.holders(key) == [False, False, True]
     assert said["recorded"] == [testbed.cluster.nodes[2].uuid]
 
 
-def test_put_takes_any_file_for_a_key_at_a_bare_address_outside_of_a_repository(testbed: Testbed) -> None:
+def test_put_sends_any_file_for_a_key_to_a_bare_address_outside_a_repository(testbed: Testbed) -> None:
     environment = testbed.environment
     file = environment.directory / "content"
     file.write_bytes(b"hello")
@@ -118,7 +118,7 @@ def test_put_takes_any_file_for_a_key_at_a_bare_address_outside_of_a_repository(
     assert "--record" in done.err
 
 
-def test_put_of_a_file_that_is_not_the_keys_content_fails_and_says_so(testbed: Testbed) -> None:
+def test_put_of_a_file_not_matching_its_key_fails_and_says_so(testbed: Testbed) -> None:
     file = testbed.client.write("too long", b"longer than the key says")
     done = cluster_remote(testbed.client, "put", "mycl", "--key", NOBODYS, "--from", file, code=1)
     assert "its key says 5" in done.err
@@ -129,7 +129,7 @@ def test_put_of_a_file_that_is_not_the_keys_content_fails_and_says_so(testbed: T
     assert "cannot read 'no such file'" in missing.err
 
 
-def test_put_of_a_content_that_is_not_here_says_how_to_get_it(testbed: Testbed) -> None:
+def test_put_of_content_not_here_says_how_to_get_it(testbed: Testbed) -> None:
     testbed.client.add("elsewhere", b"elsewhere\n")
     testbed.client.annex("drop", "--force", "elsewhere")
     done = cluster_remote(testbed.client, "put", "mycl", "elsewhere", code=1)
@@ -137,11 +137,11 @@ def test_put_of_a_content_that_is_not_here_says_how_to_get_it(testbed: Testbed) 
 
 
 @pytest.mark.parametrize("arguments", [(), ("file", "--key", NOBODYS), ("file", "--from", "other")])
-def test_put_wants_a_file_or_a_key(testbed: Testbed, arguments: tuple[str, ...]) -> None:
+def test_put_requires_a_file_or_a_key(testbed: Testbed, arguments: tuple[str, ...]) -> None:
     cluster_remote(testbed.client, "put", "mycl", *arguments, code=2)
 
 
-def test_put_to_an_encrypted_remote_would_store_in_the_clear_and_is_refused(own_testbed: Testbed) -> None:
+def test_put_to_an_encrypted_remote_is_refused_as_it_would_store_unencrypted(own_testbed: Testbed) -> None:
     client = own_testbed.client
     initremote(
         client, "secret", f"url={own_testbed.url}", "encryption=shared", "tracking=remote",
@@ -158,7 +158,7 @@ def test_put_to_an_encrypted_remote_would_store_in_the_clear_and_is_refused(own_
 # get
 
 
-def test_get_writes_a_file_and_compares_its_checksum(testbed: Testbed, tmp_path: Path) -> None:
+def test_get_writes_a_file_and_verifies_its_checksum(testbed: Testbed, tmp_path: Path) -> None:
     content = os.urandom(300_000)
     testbed.client.add("fetched.jpg", content)
     testbed.client.annex("copy", "--to", "mycl", "fetched.jpg")
@@ -169,7 +169,7 @@ def test_get_writes_a_file_and_compares_its_checksum(testbed: Testbed, tmp_path:
     assert "--continue" in done.err
 
 
-def test_get_goes_on_from_where_the_file_ends(testbed: Testbed, tmp_path: Path) -> None:
+def test_get_resumes_at_the_end_of_the_file(testbed: Testbed, tmp_path: Path) -> None:
     content = os.urandom(300_000)
     testbed.client.add("resumed", content)
     testbed.client.annex("copy", "--to", "mycl", "resumed")
@@ -179,7 +179,7 @@ def test_get_goes_on_from_where_the_file_ends(testbed: Testbed, tmp_path: Path) 
     assert (said["offset"], said["size"], said["verified"]) == (1000, len(content), True)
 
 
-def test_get_of_what_is_not_its_keys_content_says_so(testbed: Testbed, tmp_path: Path) -> None:
+def test_get_reports_a_checksum_mismatch(testbed: Testbed, tmp_path: Path) -> None:
     key = testbed.client.add("rotten", b"as it was at first")
     testbed.client.annex("copy", "--to", "mycl", "rotten")
     path = testbed.cluster.nodes[0].object_path(key)
@@ -192,7 +192,7 @@ def test_get_of_what_is_not_its_keys_content_says_so(testbed: Testbed, tmp_path:
     assert f"NOT the content of {key}" in done.out
 
 
-def test_get_of_what_is_not_there_fails_and_leaves_no_file(testbed: Testbed, tmp_path: Path) -> None:
+def test_get_of_missing_content_fails_and_leaves_no_file(testbed: Testbed, tmp_path: Path) -> None:
     done = cluster_remote(testbed.client, "get", "mycl", NOBODYS, cwd=tmp_path, code=4)
     assert "repository" in done.err
     done = cluster_remote(testbed.client, "get", testbed.url, NOBODYS, cwd=tmp_path, code=1)
@@ -230,7 +230,7 @@ def test_drop_removes_and_records_only_when_told(testbed: Testbed) -> None:
     assert log(testbed, key) == set()
 
 
-def test_drop_that_a_node_cannot_do_fails_and_tells_which_did(testbed: Testbed) -> None:
+def test_a_partial_drop_fails_and_names_the_nodes_that_dropped(testbed: Testbed) -> None:
     key = testbed.client.add("held", b"held\n")
     testbed.client.annex("copy", "--to", "mycl", "held")
     first, *others = testbed.cluster.nodes
@@ -242,7 +242,7 @@ def test_drop_that_a_node_cannot_do_fails_and_tells_which_did(testbed: Testbed) 
 
 
 @pytest.mark.parametrize("command", ["put", *only_in_all("drop")])
-def test_only_nodes_of_the_cluster_are_recorded_whatever_a_gateway_says(own_testbed: Testbed, command: str) -> None:
+def test_only_nodes_of_the_cluster_are_recorded_whatever_the_gateway_claims(own_testbed: Testbed, command: str) -> None:
     client, (first, *_) = own_testbed.client, own_testbed.cluster.nodes
     key = client.add("claimed", b"claimed\n")
     path = own_testbed.environment.directory / "liar"
@@ -265,7 +265,7 @@ def test_only_nodes_of_the_cluster_are_recorded_whatever_a_gateway_says(own_test
     assert client.uuid in done.err
 
 
-def test_who_answers_at_an_address_is_recorded_by_nobody(testbed: Testbed) -> None:
+def test_nothing_is_recorded_for_a_bare_address(testbed: Testbed) -> None:
     key = testbed.client.add("said at an address", b"said at an address\n")
     node = testbed.cluster.nodes[0]
     done = cluster_remote(testbed.client, "put", str(node.path), "said at an address", "--record", code=2)
@@ -283,7 +283,7 @@ def test_a_cluster_cannot_lock_and_the_message_says_what_can(testbed: Testbed) -
     assert "--node" in done.out
 
 
-def test_lock_holds_while_the_command_runs_and_gives_its_exit_code(testbed: Testbed) -> None:
+def test_lock_holds_while_the_command_runs_and_returns_its_exit_code(testbed: Testbed) -> None:
     key = testbed.client.add("kept", b"kept\n")
     testbed.client.annex("copy", "--to", "mycl", "kept")
     drop = "cluster-remote drop mycl kept --node node1 --force; test $? = 1 && exit 9"
@@ -296,13 +296,13 @@ def test_lock_holds_while_the_command_runs_and_gives_its_exit_code(testbed: Test
     assert not testbed.cluster.nodes[0].has_object(key)
 
 
-def test_lock_of_what_is_not_there_fails_and_runs_nothing(testbed: Testbed) -> None:
+def test_lock_of_missing_content_fails_and_runs_nothing(testbed: Testbed) -> None:
     done = cluster_remote(testbed.client, "lock", "n1", NOBODYS, "--", "touch", "must-not-be", code=1)
     assert "not locked" in done.out
     assert not (testbed.client.path / "must-not-be").exists()
 
 
-def test_lock_with_a_command_that_cannot_be_run_says_so_as_shells_do(testbed: Testbed) -> None:
+def test_lock_with_a_command_that_cannot_be_run_exits_as_shells_do(testbed: Testbed) -> None:
     testbed.client.add("kept for nothing", b"kept for nothing\n")
     testbed.client.annex("copy", "--to", "n1", "kept for nothing")
     done = cluster_remote(testbed.client, "lock", "n1", "kept for nothing", "--", "no-such-command", code=127)
@@ -310,7 +310,7 @@ def test_lock_with_a_command_that_cannot_be_run_says_so_as_shells_do(testbed: Te
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, *only_in_all(signal.SIGTERM)])
-def test_lock_without_a_command_holds_until_it_is_interrupted(testbed: Testbed, number: signal.Signals) -> None:
+def test_lock_without_a_command_holds_until_interrupted(testbed: Testbed, number: signal.Signals) -> None:
     name = f"until {number.name}"
     key = testbed.client.add(name, name.encode())
     testbed.client.annex("copy", "--to", "n1", name)
@@ -329,7 +329,7 @@ def test_lock_without_a_command_holds_until_it_is_interrupted(testbed: Testbed, 
     assert not testbed.cluster.nodes[0].has_object(key)
 
 
-def test_a_signal_for_lock_reaches_the_command_that_runs_meanwhile(testbed: Testbed) -> None:
+def test_a_signal_to_lock_is_passed_to_the_running_command(testbed: Testbed) -> None:
     testbed.client.add("handed on", b"handed on\n")
     testbed.client.annex("copy", "--to", "n1", "handed on")
     started = testbed.environment.directory / "started"

@@ -58,7 +58,7 @@ WHOLE = Whole(
 )
 
 
-def test_a_value_has_its_fields_names_and_plain_values() -> None:
+def test_a_value_becomes_json_by_its_field_names() -> None:
     assert to_json(WHOLE) == {
         "uuid": "00000000-0000-4000-8000-000000000001",
         "parts": [{"key": "WORM-s1--a", "seconds": 0.5}, {"key": "WORM--b", "seconds": None}],
@@ -70,12 +70,12 @@ def test_a_value_has_its_fields_names_and_plain_values() -> None:
     }
 
 
-def test_what_has_no_form_in_json_is_no_part_of_an_outcome() -> None:
+def test_a_type_without_a_json_form_is_refused() -> None:
     with pytest.raises(TypeError, match="object"):
         to_json({"x": object()})
 
 
-def test_a_values_schema_allows_it_and_says_what_it_means() -> None:
+def test_a_values_schema_allows_it_and_describes_its_fields() -> None:
     described = schema_of(Whole, strict=True)
     jsonschema.validate(to_json(WHOLE), described)
     assert described["description"] == "Something made of parts."
@@ -97,7 +97,7 @@ def test_a_values_schema_allows_it_and_says_what_it_means() -> None:
         {"more": 1},
     ],
 )
-def test_a_schema_refuses_what_the_type_does_not_allow(change: dict[str, object]) -> None:
+def test_a_schema_rejects_what_the_type_does_not_allow(change: dict[str, object]) -> None:
     value = to_json(WHOLE)
     assert isinstance(value, dict)
     with pytest.raises(jsonschema.ValidationError):
@@ -111,9 +111,9 @@ def test_later_versions_may_add_fields() -> None:
 
 
 @pytest.mark.parametrize("command", sorted(OUTCOMES))
-def test_every_schema_is_one(command: str) -> None:
+def test_every_schema_is_a_valid_json_schema(command: str) -> None:
     jsonschema.Draft202012Validator.check_schema(schema(command))
 
 
-def test_the_documentation_is_what_the_code_says() -> None:
+def test_the_json_documentation_matches_the_code() -> None:
     assert DOCUMENT.read_text("utf-8") == document(), "python -m cluster_remote.cli.schema > docs/json.md"

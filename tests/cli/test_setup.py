@@ -45,7 +45,7 @@ def test_one_command_makes_a_remote_whose_copies_count(cluster: Cluster, client:
     assert client.annex("drop", "--numcopies=4", "f", check=False).returncode != 0
 
 
-def test_every_node_gets_a_remote_that_costs_a_little_more_and_takes_no_part_in_sync(
+def test_every_node_gets_a_slightly_costlier_remote_excluded_from_sync(
     cluster: Cluster, client: Repository, gateway: str
 ) -> None:
     setup(client, "mycl", gateway)
@@ -57,7 +57,7 @@ def test_every_node_gets_a_remote_that_costs_a_little_more_and_takes_no_part_in_
 
 
 @pytest.mark.slow
-def test_nothing_of_it_is_shared_unless_that_is_asked_for(client: Repository, gateway: str) -> None:
+def test_nothing_is_shared_without_share(client: Repository, gateway: str) -> None:
     setup(client, "mycl", gateway)
     assert client.git("ls-tree", "--name-only", "git-annex", "remote.log").stdout == b""
     setup(client, "shared", gateway, "--share", "--no-nodes")
@@ -67,7 +67,7 @@ def test_nothing_of_it_is_shared_unless_that_is_asked_for(client: Repository, ga
 
 
 @pytest.mark.slow
-def test_a_node_that_is_away_does_not_keep_the_others_from_being_verified(
+def test_an_unavailable_node_does_not_stop_the_others_being_verified(
     cluster: Cluster, client: Repository, gateway: str
 ) -> None:
     node = cluster.nodes[1]
@@ -84,7 +84,7 @@ def test_a_node_that_is_away_does_not_keep_the_others_from_being_verified(
     assert client.config("remote.mycl-node2.annex-uuid") == uuid
 
 
-def test_no_nodes_makes_one_remote_only(client: Repository, gateway: str) -> None:
+def test_no_nodes_makes_only_the_clusters_remote(client: Repository, gateway: str) -> None:
     setup(client, "mycl", gateway, "--no-nodes")
     assert os.fsdecode(client.git("remote").stdout).split() == ["mycl", "origin"]
 
@@ -98,7 +98,7 @@ def test_running_it_again_changes_nothing(client: Repository, gateway: str) -> N
 
 
 @pytest.mark.slow
-def test_a_changed_parameter_is_taken_over_and_verified(client: Repository, gateway: str) -> None:
+def test_a_changed_parameter_is_applied_and_verified(client: Repository, gateway: str) -> None:
     setup(client, "mycl", gateway, "--no-nodes")
     ran = commands(setup(client, "mycl", gateway, "--no-nodes", "--timeout", "17"))
     assert ran[0].startswith("git annex enableremote mycl")
@@ -110,7 +110,7 @@ def test_a_changed_parameter_is_taken_over_and_verified(client: Repository, gate
 
 
 @pytest.mark.slow
-def test_a_remote_that_somebody_shared_is_enabled_and_verified(cluster: Cluster, gateway: str) -> None:
+def test_a_shared_remote_is_enabled_and_verified(cluster: Cluster, gateway: str) -> None:
     first, second = cluster.clone("first"), cluster.clone("second")
     setup(first, "mycl", gateway, "--share", "--no-nodes")
     first.git("push", "-q", "origin", "git-annex")
@@ -140,7 +140,7 @@ def test_a_remote_of_its_own_uuid_counts_as_one_encrypted_copy(
 
 
 @pytest.mark.slow
-def test_a_cluster_that_was_not_fetched_yet_is_fetched(cluster: Cluster, client: Repository, gateway: str) -> None:
+def test_a_cluster_not_yet_fetched_is_fetched(cluster: Cluster, client: Repository, gateway: str) -> None:
     stranger = Repository(client.path.parent / "stranger", client.environment)
     stranger.path.mkdir()
     stranger.git("init", "-q")
@@ -155,7 +155,7 @@ def test_a_cluster_that_was_not_fetched_yet_is_fetched(cluster: Cluster, client:
     assert stranger.config("remote.mycl.annex-uuid") == cluster.uuid
 
 
-def test_which_of_several_clusters_has_to_be_said(cluster: Cluster, client: Repository, gateway: str) -> None:
+def test_several_clusters_need_an_explicit_choice(cluster: Cluster, client: Repository, gateway: str) -> None:
     cluster.gateway.annex("initcluster", "second")
     cluster.gateway.git("config", "--add", "remote.node1.annex-cluster-node", "second")
     cluster.gateway.annex("updatecluster")
@@ -191,20 +191,20 @@ def test_impossible_requests_are_refused_and_nothing_is_made(
     assert client.git("config", "--list", "--local").stdout == before
 
 
-def test_it_works_from_a_subdirectory(cluster: Cluster, client: Repository, gateway: str) -> None:
+def test_setup_works_from_a_subdirectory(cluster: Cluster, client: Repository, gateway: str) -> None:
     below = client.path / "below"
     below.mkdir()
     run_forked(client.environment, "setup", "mycl", gateway, "--no-nodes", cwd=below)
     assert client.config("remote.mycl.annex-uuid") == cluster.uuid
 
 
-def test_outside_of_a_repository_it_says_so(client: Repository, gateway: str, tmp_path: Path) -> None:
+def test_setup_outside_a_repository_says_so(client: Repository, gateway: str, tmp_path: Path) -> None:
     done = run_forked(client.environment, "setup", "mycl", gateway, cwd=tmp_path, check=False)
     assert done.returncode == 4
     assert b"no usable git repository" in done.stderr
 
 
-def test_without_git_annex_it_says_so(client: Repository, gateway: str, tmp_path: Path) -> None:
+def test_setup_without_git_annex_says_so(client: Repository, gateway: str, tmp_path: Path) -> None:
     client.environment.program("git-annex", "#!/bin/sh\necho out of order >&2\nexit 1\n")
     text = setup(client, "mycl", gateway, code=1)
     assert "out of order" in text

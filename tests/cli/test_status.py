@@ -38,7 +38,7 @@ def problems_of(said: dict[str, Any]) -> list[tuple[str, str | None]]:
 
 
 @pytest.mark.slow
-def test_a_healthy_cluster_is_well_and_every_node_is_described(stocked: Testbed) -> None:
+def test_a_healthy_cluster_is_reported_as_healthy_with_every_node(stocked: Testbed) -> None:
     said = told(stocked.client, "status", "mycl")
     assert said["well"]
     (cluster,) = said["clusters"]
@@ -63,36 +63,36 @@ def test_a_healthy_cluster_is_well_and_every_node_is_described(stocked: Testbed)
         assert 0 < node["free"] <= shutil.disk_usage(place.path).total
 
 
-def test_what_people_see_names_the_way_the_nodes_and_that_all_is_well(stocked: Testbed) -> None:
+def test_the_text_output_names_the_way_the_nodes_and_the_verdict(stocked: Testbed) -> None:
     shown = cluster_remote(stocked.client, "status", "mycl").out
     for words in (*DESCRIPTIONS[:3], stocked.url, GATEWAY_DESCRIPTION, "reachable", "3 contents", "All is well."):
         assert words in shown
 
 
-def test_without_a_name_all_clusters_are_shown_and_node_remotes_are_no_clusters(stocked: Testbed) -> None:
+def test_without_a_name_all_clusters_are_shown_but_not_node_remotes(stocked: Testbed) -> None:
     said = told(stocked.client, "status")
     assert [cluster["name"] for cluster in said["clusters"]] == ["mycl"]
 
 
-def test_a_remote_for_one_node_can_be_asked_for_by_name(stocked: Testbed) -> None:
+def test_a_node_remote_is_shown_when_named(stocked: Testbed) -> None:
     said = told(stocked.client, "status", "n2")
     (node,) = nodes_of(said).values()
     assert (node["uuid"], node["keys"], node["contact"]["reachable"]) == (stocked.cluster.nodes[1].uuid, 3, True)
 
 
-def test_it_works_from_a_subdirectory(stocked: Testbed) -> None:
+def test_status_works_from_a_subdirectory(stocked: Testbed) -> None:
     below = stocked.client.path / "some" / "where"
     below.mkdir(parents=True)
     assert told(stocked.client, "status", cwd=below)["clusters"][0]["keys"] == 3
 
 
-def test_at_an_address_the_clusters_known_here_are_shown(stocked: Testbed) -> None:
+def test_at_an_address_the_locally_known_clusters_are_shown(stocked: Testbed) -> None:
     said = told(stocked.client, "status", stocked.url)
     assert said["clusters"][0]["uuid"] == stocked.cluster.uuid
     assert {node["keys"] for node in nodes_of(said).values()} == {3}
 
 
-def test_at_an_address_outside_of_any_repository_the_server_is_shown(stocked: Testbed) -> None:
+def test_at_an_address_outside_a_repository_the_server_is_shown(stocked: Testbed) -> None:
     said = told(stocked.environment, "status", stocked.url)
     (cluster,) = said["clusters"]
     assert (cluster["uuid"], cluster["keys"]) == (stocked.cluster.gateway.uuid, None)
@@ -107,7 +107,9 @@ def test_at_a_socket_the_token_is_used_and_not_shown(environment: Environment) -
         assert token not in done.out + done.err
 
 
-def test_trust_groups_and_preferred_content_are_shown_and_a_preferring_node_does_not_lag(own_testbed: Testbed) -> None:
+def test_trust_groups_and_preferred_content_are_shown_and_a_node_with_preferred_content_never_lags(
+    own_testbed: Testbed,
+) -> None:
     client, (first, second, third) = own_testbed.client, own_testbed.cluster.nodes
     keys = store(own_testbed, ["one"])
     client.annex("untrust", first.uuid)
@@ -128,7 +130,7 @@ def test_trust_groups_and_preferred_content_are_shown_and_a_preferring_node_does
     assert "wants include=*.jpg" in shown
 
 
-def test_a_node_that_is_away_is_named_with_the_reason_and_the_others_are_shown(stocked: Testbed) -> None:
+def test_an_unavailable_node_is_named_with_the_reason_and_the_others_are_shown(stocked: Testbed) -> None:
     second = stocked.cluster.nodes[1]
     with away(second):
         said = told(stocked.client, "status", "mycl", code=1)
@@ -142,7 +144,7 @@ def test_a_node_that_is_away_is_named_with_the_reason_and_the_others_are_shown(s
     assert "cluster-remote repair mycl" in shown
 
 
-def test_a_node_that_was_declared_dead_is_not_asked_and_no_problem(own_testbed: Testbed) -> None:
+def test_a_dead_node_is_neither_asked_nor_a_problem(own_testbed: Testbed) -> None:
     second = own_testbed.cluster.nodes[1]
     own_testbed.client.annex("dead", second.uuid)
     with away(second):
@@ -152,7 +154,7 @@ def test_a_node_that_was_declared_dead_is_not_asked_and_no_problem(own_testbed: 
 
 
 @pytest.mark.slow
-def test_a_node_that_was_emptied_is_found_by_a_sample(own_testbed: Testbed) -> None:
+def test_an_emptied_node_is_detected_by_sampling(own_testbed: Testbed) -> None:
     store(own_testbed, ["one", "two"])
     third = own_testbed.cluster.nodes[2]
     empty(third)
@@ -165,7 +167,7 @@ def test_a_node_that_was_emptied_is_found_by_a_sample(own_testbed: Testbed) -> N
     assert nodes_of(few)["node3"]["sample"] == {"asked": 1, "missing": 1, "unlogged": 0}
 
 
-def test_content_that_the_log_does_not_know_is_found_by_a_sample(own_testbed: Testbed) -> None:
+def test_unrecorded_content_is_detected_by_sampling(own_testbed: Testbed) -> None:
     keys = store(own_testbed, ["one"])
     first = own_testbed.cluster.nodes[0]
     own_testbed.client.annex("setpresentkey", keys["one"], first.uuid, "0")
@@ -173,7 +175,7 @@ def test_content_that_the_log_does_not_know_is_found_by_a_sample(own_testbed: Te
     assert problems_of(said) == [("content-unlogged", first.uuid)]
 
 
-def test_a_node_that_lags_by_the_log_is_named(own_testbed: Testbed) -> None:
+def test_a_node_lagging_according_to_the_log_is_named(own_testbed: Testbed) -> None:
     keys = store(own_testbed, ["one", "two"])
     first = own_testbed.cluster.nodes[0]
     first.annex("drop", "--force", "--key", keys["one"])
@@ -183,7 +185,7 @@ def test_a_node_that_lags_by_the_log_is_named(own_testbed: Testbed) -> None:
     assert (nodes_of(said)["node1"]["lacking"], nodes_of(said)["node1"]["keys"]) == (1, 1)
 
 
-def test_a_remote_that_was_not_verified_is_named_with_the_command(own_testbed: Testbed) -> None:
+def test_an_unverified_remote_is_named_with_the_command_to_verify_it(own_testbed: Testbed) -> None:
     other = unverified(own_testbed, "shared")
     said = told(other, "status", "shared", code=1)
     assert problems_of(said) == [("not-verified", None)]
@@ -191,20 +193,20 @@ def test_a_remote_that_was_not_verified_is_named_with_the_command(own_testbed: T
     assert told(other, "status", "shared")["well"]
 
 
-def test_a_node_that_speaks_an_old_protocol_is_named(own_testbed: Testbed) -> None:
+def test_a_node_with_an_old_protocol_version_is_named(own_testbed: Testbed) -> None:
     limit_version(own_testbed.environment, 1)
     said = told(own_testbed.client, "status", "mycl", code=1)
     assert {kind for kind, _ in problems_of(said)} == {"old-protocol"}
 
 
-def test_when_nobody_answers_the_exit_code_is_that_of_unreachable_servers(own_testbed: Testbed) -> None:
+def test_status_with_no_node_answering_exits_as_unreachable(own_testbed: Testbed) -> None:
     with away(own_testbed.cluster.gateway):
         said = told(own_testbed.client, "status", "mycl", code=3)
     assert problems_of(said) == [("gateway-unreachable", None)]
     assert said["clusters"][0]["keys"] == 0
 
 
-def test_a_silent_server_is_given_up_after_the_timeout(own_testbed: Testbed) -> None:
+def test_a_silent_server_times_out(own_testbed: Testbed) -> None:
     path = own_testbed.environment.directory / "stalled"
     with ScriptedPeer([Stall()], unix=path):
         scripted_shell(own_testbed.environment, path)
@@ -215,7 +217,7 @@ def test_a_silent_server_is_given_up_after_the_timeout(own_testbed: Testbed) -> 
     assert all(errors)
 
 
-def test_a_remote_that_counts_as_one_copy_is_one_node(own_testbed: Testbed) -> None:
+def test_a_remote_that_counts_as_one_copy_is_shown_as_one_node(own_testbed: Testbed) -> None:
     initremote(
         own_testbed.client, "crypt", f"url={own_testbed.url}", "encryption=shared", "tracking=remote",
         f"cluster={own_testbed.cluster.uuid}", private=False,
@@ -243,7 +245,7 @@ def test_without_a_server_the_nodes_are_asked_directly(own_testbed: Testbed) -> 
     assert nodes["node2"]["free"] > 0
 
 
-def test_colours_are_for_terminals_and_not_for_those_who_do_not_want_them(stocked: Testbed) -> None:
+def test_colour_is_used_only_on_terminals_and_respects_no_color(stocked: Testbed) -> None:
     assert "\x1b" not in cluster_remote(stocked.client, "status", "mycl").out
     argv = ("cluster-remote", "status", "mycl")
     assert "\x1b[" in on_a_terminal(stocked.environment, stocked.client.path, *argv)
@@ -260,7 +262,7 @@ def test_control_characters_in_names_are_escaped(own_testbed: Testbed) -> None:
     assert r"red\x1b[31m [bold]disk" in shown
 
 
-def test_a_remote_that_cannot_be_used_does_not_hide_the_others(own_testbed: Testbed) -> None:
+def test_an_unusable_remote_does_not_hide_the_others(own_testbed: Testbed) -> None:
     # Without a server, in a repository that has none of the nodes as its remotes.
     initremote(own_testbed.client, "nodeless", sameas=own_testbed.cluster.uuid, check=False)
     assert own_testbed.client.config("remote.nodeless.annex-uuid") is None
@@ -278,7 +280,7 @@ def test_a_repository_without_a_cluster_remote_is_told_how_to_make_one(environme
     assert "cluster-remote setup" in cluster_remote(repository, "status", code=2).err
 
 
-def test_a_git_repository_is_not_made_one_of_git_annex_by_looking_at_it(environment: Environment) -> None:
+def test_status_does_not_initialise_git_annex_in_a_git_repository(environment: Environment) -> None:
     directory = environment.directory / "plain"
     environment.run("git", "init", "--quiet", directory)
     assert "git annex init" in cluster_remote(environment, "status", code=4, cwd=directory).err
@@ -286,7 +288,7 @@ def test_a_git_repository_is_not_made_one_of_git_annex_by_looking_at_it(environm
     assert b"uuid" not in environment.run("git", "config", "--list", "--local", cwd=directory).stdout
 
 
-def test_locations_that_are_not_committed_yet_are_counted(own_testbed: Testbed) -> None:
+def test_uncommitted_locations_are_counted(own_testbed: Testbed) -> None:
     keys = store(own_testbed, ["one"])
     client = own_testbed.client
     client.git("-c", "annex.alwayscommit=false", "annex", "setpresentkey", keys["one"], client.uuid, "0")
@@ -297,7 +299,7 @@ def test_locations_that_are_not_committed_yet_are_counted(own_testbed: Testbed) 
 
 
 @pytest.mark.slow
-def test_the_nodes_of_an_encrypted_cluster_without_a_server_are_shown(cluster: Cluster) -> None:
+def test_the_nodes_of_an_encrypted_serverless_cluster_are_shown(cluster: Cluster) -> None:
     gateway, (_, second, _) = cluster.gateway, cluster.nodes
     initremote(gateway, "vault", "encryption=shared", "tracking=remote", f"cluster={cluster.uuid}", private=False)
     key = gateway.add("one", b"one")

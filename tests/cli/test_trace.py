@@ -45,7 +45,7 @@ def spoken(shown: str) -> list[str]:
 # Real conversations
 
 
-def test_an_upload_reads_like_the_protocol(testbed: Testbed) -> None:
+def test_an_upload_is_traced_message_by_message(testbed: Testbed) -> None:
     content = b"traced up"
     key = testbed.client.add("traced up", content)
     done = cluster_remote(testbed.client, "trace", "--", "git", "annex", "copy", "--to", "mycl", "traced up")
@@ -70,7 +70,7 @@ def test_an_upload_reads_like_the_protocol(testbed: Testbed) -> None:
     assert testbed.present(key) == testbed.nodes
 
 
-def test_a_partial_drop_shows_which_nodes_removed_it_and_keeps_the_commands_exit_code(testbed: Testbed) -> None:
+def test_a_partial_drop_shows_which_nodes_removed_it_and_keeps_the_exit_code(testbed: Testbed) -> None:
     key = testbed.client.add("traced drop", b"traced drop")
     testbed.client.annex("copy", "--to", "mycl", "traced drop")
     with locked(testbed.cluster.nodes[1], key):
@@ -84,7 +84,7 @@ def test_a_partial_drop_shows_which_nodes_removed_it_and_keeps_the_commands_exit
     assert DESCRIPTIONS[1] not in partial
 
 
-def test_a_resumed_download_shows_where_it_goes_on(testbed: Testbed) -> None:
+def test_a_resumed_download_shows_its_offset(testbed: Testbed) -> None:
     content = bytes(range(256)) * 100
     key = testbed.client.add("traced down", content)
     testbed.client.annex("copy", "--to", "n1", "traced down")
@@ -100,7 +100,7 @@ def test_a_resumed_download_shows_where_it_goes_on(testbed: Testbed) -> None:
     assert testbed.client.object_bytes(key) == content
 
 
-def test_jobs_and_their_sessions_are_told_apart(testbed: Testbed) -> None:
+def test_jobs_and_their_sessions_are_distinguished(testbed: Testbed) -> None:
     names = [f"traced job {number}" for number in range(4)]
     for name in names:
         testbed.client.add(name, name.encode())
@@ -145,7 +145,7 @@ def test_no_token_is_shown_or_kept(environment: Environment, tmp_path: Path) -> 
     assert token not in kept
 
 
-def test_a_peer_that_repeats_the_token_does_not_make_it_shown(environment: Environment, tmp_path: Path) -> None:
+def test_a_token_repeated_by_the_peer_is_not_shown(environment: Environment, tmp_path: Path) -> None:
     key = "WORM-s1--x"
     script = [
         *opening("00000000-0000-4000-8000-000000000001", token=TOKEN),
@@ -162,7 +162,7 @@ def test_a_peer_that_repeats_the_token_does_not_make_it_shown(environment: Envir
     assert TOKEN not in done.out + done.err + (tmp_path / "trace").read_text()
 
 
-def test_a_transfer_does_not_care_whether_it_can_be_traced(testbed: Testbed) -> None:
+def test_a_trace_that_cannot_be_written_does_not_affect_the_transfer(testbed: Testbed) -> None:
     key = testbed.client.add("untraceable", b"untraceable")
     testbed.client.annex("copy", "--to", "n1", "untraceable", env={"CLUSTER_REMOTE_TRACE": "/nowhere/at/all"})
     assert testbed.cluster.nodes[0].has_object(key)
@@ -171,7 +171,7 @@ def test_a_transfer_does_not_care_whether_it_can_be_traced(testbed: Testbed) -> 
 # The command
 
 
-def test_the_command_keeps_its_output_and_with_json_hands_it_to_standard_error(testbed: Testbed) -> None:
+def test_the_commands_output_is_kept_and_goes_to_stderr_with_json(testbed: Testbed) -> None:
     command = ("sh", "-c", "echo said; exit 7")
     done = cluster_remote(testbed.client, "trace", "--", *command, code=7)
     assert done.out == "said\n"
@@ -181,7 +181,7 @@ def test_the_command_keeps_its_output_and_with_json_hands_it_to_standard_error(t
     assert "said\n" in done.err
 
 
-def test_a_command_that_cannot_be_run_has_the_exit_code_that_shells_give(testbed: Testbed) -> None:
+def test_a_command_that_cannot_be_run_gets_the_shells_exit_code(testbed: Testbed) -> None:
     assert "no-such" in cluster_remote(testbed.client, "trace", "--", "no-such", "x", code=127).err
     testbed.client.write("plain text", b"text").chmod(0o644)
     assert "cannot run" in cluster_remote(testbed.client, "trace", "--", "./plain text", "x", code=126).err
@@ -189,13 +189,13 @@ def test_a_command_that_cannot_be_run_has_the_exit_code_that_shells_give(testbed
 
 
 @pytest.mark.parametrize("option", ["--save", "--svg"])
-def test_a_file_that_cannot_be_written_is_noticed_before_the_command_runs(testbed: Testbed, option: str) -> None:
+def test_an_unwritable_trace_file_is_refused_before_the_command_runs(testbed: Testbed, option: str) -> None:
     done = cluster_remote(testbed.client, "trace", option, "/nowhere/file", "--", "touch", "touched", code=2)
     assert f"{option} /nowhere/file" in done.err
     assert not (testbed.client.path / "touched").exists()
 
 
-def test_an_interrupt_ends_the_command_and_keeps_what_was_heard(testbed: Testbed, tmp_path: Path) -> None:
+def test_an_interrupt_ends_the_command_and_keeps_the_trace(testbed: Testbed, tmp_path: Path) -> None:
     started = tmp_path / "started"
     script = f"cluster-remote ping n1; touch {started}; exec sleep 60"
     with testbed.environment.popen(
@@ -222,7 +222,7 @@ def test_nothing_is_left_in_the_temporary_directory(testbed: Testbed) -> None:
 # Saved traces
 
 
-def test_a_saved_trace_says_what_the_live_one_said(testbed: Testbed, tmp_path: Path) -> None:
+def test_a_saved_trace_replays_the_live_one(testbed: Testbed, tmp_path: Path) -> None:
     testbed.client.add("kept", b"kept for later")
     saved = tmp_path / "saved"
     live = cluster_remote(
@@ -237,7 +237,7 @@ def test_a_saved_trace_says_what_the_live_one_said(testbed: Testbed, tmp_path: P
     assert [message["message"].split(" ")[0] for message in said["messages"]][-1] == "SUCCESS-PLUS"
 
 
-def test_what_is_no_trace_is_wrong_usage(testbed: Testbed, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_trace_is_wrong_usage(testbed: Testbed, tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("something else\n")
     assert "neither a saved trace" in cluster_remote(testbed.client, "trace", file, code=2).err
@@ -254,7 +254,7 @@ SAID = Said(
 HEADING = Heading(("git", "annex", "copy"), 100.0, {"00000000-0000-4000-8000-000000000001": "the attic"})
 
 
-def test_what_is_written_is_read_back() -> None:
+def test_written_messages_round_trip() -> None:
     odd = Said(1e9, 1, 2, "p", None, None, False, "GET 0 caf\udce9 WORM--\udcff", 5, 17)
     assert parse_said(write_said(odd)) == odd
     assert parse_said(write_said(SAID)) == SAID
@@ -273,7 +273,7 @@ def test_a_damaged_message_is_refused(change: dict[str, object]) -> None:
 
 
 @pytest.mark.parametrize("line", ["", "[]", "3", "null", '"x"', "{}"])
-def test_a_line_of_another_kind_is_refused(line: str) -> None:
+def test_a_line_of_an_unknown_kind_is_refused(line: str) -> None:
     with pytest.raises(BadTrace):
         parse_said(line)
     with pytest.raises(BadTrace):
@@ -303,7 +303,7 @@ def exchange(sessions: int) -> list[Said]:
     ]
 
 
-def test_the_diagram_has_an_arrow_for_each_message_to_the_line_of_its_session() -> None:
+def test_the_diagram_has_an_arrow_per_message_to_its_sessions_line() -> None:
     lines = list(as_text(lay_out(HEADING, exchange(3))))
     arrows = [line for line in lines if "▶" in line or "◀" in line]
     assert len(arrows) == 6
@@ -317,13 +317,13 @@ def test_the_diagram_has_an_arrow_for_each_message_to_the_line_of_its_session() 
     assert "git annex copy" in lines[0]
 
 
-def test_the_diagram_can_be_had_in_ascii() -> None:
+def test_the_diagram_can_be_drawn_in_ascii() -> None:
     text = "\n".join(as_text(lay_out(HEADING, [SAID, *exchange(2)]), plain=True))
     assert text.isascii()
     assert ">|" in text
 
 
-def test_checksums_are_shortened_where_it_is_drawn_and_whole_where_it_is_told() -> None:
+def test_checksums_are_shortened_in_the_diagram_and_whole_in_the_list() -> None:
     drawn = "\n".join(as_text(lay_out(HEADING, [SAID])))
     assert "SHA256-s3--abababab…" in drawn
     assert "ab" * 32 not in drawn
@@ -332,7 +332,7 @@ def test_checksums_are_shortened_where_it_is_drawn_and_whole_where_it_is_told() 
     assert "#1 is the attic at /srv/gw" in told_line
 
 
-def test_the_svg_is_well_formed_whatever_is_said() -> None:
+def test_the_svg_is_well_formed_whatever_the_messages() -> None:
     evil = Said(
         101.0, 1, 1, "<peer>&\"'", None, None, True, "ERROR <script>alert(1)</script>\x1b[2J\x00\udcff]]>", 9, None
     )
@@ -345,12 +345,12 @@ def test_the_svg_is_well_formed_whatever_is_said() -> None:
     assert len(marked) == 5
 
 
-def test_nothing_that_a_peer_says_reaches_the_terminal_as_a_command() -> None:
+def test_control_characters_from_a_peer_do_not_reach_the_terminal() -> None:
     evil = Said(101.0, 1, 1, "peer\x1b[31m", None, "1\x1b[0m", False, "ERROR \x1b]0;title\x07\r\n", 9, None)
     shown = "\n".join([*Telling(HEADING).lines(evil), *as_text(lay_out(HEADING, [evil]))])
     assert all(character.isprintable() or character == "\n" for character in shown)
 
 
-def test_a_drawing_says_how_much_it_leaves_out() -> None:
+def test_the_diagram_says_how_much_it_omits() -> None:
     assert "… 12 more messages not drawn" in list(as_text(lay_out(HEADING, exchange(1), 12)))[-1]
     assert "… 12 more messages not drawn" in "\n".join(as_svg(lay_out(HEADING, exchange(1), 12)))

@@ -32,7 +32,7 @@ def mend(testbed: Testbed, remote: str) -> None:
 
 
 @pytest.mark.parametrize("way", ["unix", *only_in_all("tcp")])
-def test_through_a_gateway_of_ours(own_testbed: Testbed, way: str) -> None:
+def test_check_and_repair_work_through_our_gateway(own_testbed: Testbed, way: str) -> None:
     with gateway_of(own_testbed.cluster) as gateway:
         url = gateway.unix if way == "unix" else gateway.tcp
         token = {"CLUSTER_REMOTE_TOKEN": gateway.tokens[Mode.READ_WRITE]}
@@ -43,7 +43,7 @@ def test_through_a_gateway_of_ours(own_testbed: Testbed, way: str) -> None:
 
 
 @pytest.mark.slow
-def test_through_a_gateway_over_ssh(environment: Environment, ssh_server: SshServer) -> None:
+def test_check_and_repair_work_through_a_gateway_over_ssh(environment: Environment, ssh_server: SshServer) -> None:
     testbed = make_testbed(environment)
     initremote(
         testbed.client, "far", f"url={ssh_server.url(testbed.cluster.gateway.path)}", sameas=testbed.cluster.uuid
@@ -51,7 +51,7 @@ def test_through_a_gateway_over_ssh(environment: Environment, ssh_server: SshSer
     mend(testbed, "far")
 
 
-def test_a_gateway_that_may_only_be_read_leaves_the_nodes_as_they_are(own_testbed: Testbed) -> None:
+def test_a_read_only_gateway_leaves_the_nodes_unchanged(own_testbed: Testbed) -> None:
     keys = store(own_testbed, ["one"])
     empty(own_testbed.cluster.nodes[0])
     with gateway_of(own_testbed.cluster) as gateway:

@@ -57,9 +57,7 @@ def _words(lines: list[str]) -> set[str]:
 
 @pytest.mark.parametrize("columns", [60, *only_in_all(80)])
 @pytest.mark.parametrize("command", COMMANDS)
-def test_all_words_of_a_wide_terminal_are_on_a_narrow_one_whole(
-    narrowed: Repository, command: str, columns: int
-) -> None:
+def test_a_narrow_terminal_shows_every_word_unbroken(narrowed: Repository, command: str, columns: int) -> None:
     wide, narrow = _shown(narrowed, command, 250), _shown(narrowed, command, columns)
     # Where there is a paragraph for each row, its first cell needs no heading.
     assert _words(wide) - _words(narrow) <= {"program", "node", "remote", "id", "there"}

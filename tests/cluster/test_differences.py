@@ -107,7 +107,7 @@ async def test_a_removal_with_one_node_gone(cluster: Cluster, ours: bool, source
 
 
 @pytest.mark.slow
-async def test_a_removal_with_one_node_standing_still(cluster: Cluster, ours: bool, source: FileSource) -> None:
+async def test_a_removal_with_one_node_stalled(cluster: Cluster, ours: bool, source: FileSource) -> None:
     async with through_the_gateway(cluster, timeout=20.0 if ours else 3.0) as session:
         await session.store(KEY, FILE, source)
         with stopped(serving(cluster.nodes[1])):
@@ -120,7 +120,7 @@ async def test_a_removal_with_one_node_standing_still(cluster: Cluster, ours: bo
 
 
 @pytest.mark.slow
-async def test_a_removal_from_a_node_that_the_gateway_has_no_remote_for(
+async def test_a_removal_from_a_node_without_a_remote_at_the_gateway(
     cluster: Cluster, ours: bool, source: FileSource
 ) -> None:
     async with through_the_gateway(cluster) as session:
@@ -150,9 +150,7 @@ async def test_reading_with_the_cheapest_node_gone(cluster: Cluster, ours: bool,
                     await fetched(session)
 
 
-async def test_a_session_that_began_without_a_node_that_is_back(
-    cluster: Cluster, ours: bool, source: FileSource
-) -> None:
+async def test_a_session_opened_before_a_node_came_back(cluster: Cluster, ours: bool, source: FileSource) -> None:
     async with through_the_gateway(cluster) as session:
         with gone(cluster.nodes[1]):
             assert await session.check_present(KEY) is False
@@ -163,7 +161,7 @@ async def test_a_session_that_began_without_a_node_that_is_back(
                 await session.store(KEY, FILE, source)
 
 
-async def test_a_disk_that_is_taken_away_from_an_open_session(cluster: Cluster, ours: bool, source: FileSource) -> None:
+async def test_a_disk_unplugged_under_an_open_session(cluster: Cluster, ours: bool, source: FileSource) -> None:
     async with through_the_gateway(cluster) as session:
         await session.store(KEY, FILE, source)
         everywhere = uuids(*cluster.nodes)
@@ -175,7 +173,7 @@ async def test_a_disk_that_is_taken_away_from_an_open_session(cluster: Cluster, 
     assert cluster.holders(KEY.text) == [False, True, False]
 
 
-async def test_an_encrypted_upload_after_one_that_broke_off(cluster: Cluster, ours: bool, source: FileSource) -> None:
+async def test_an_encrypted_upload_after_an_interrupted_one(cluster: Cluster, ours: bool, source: FileSource) -> None:
     key = Key(f"GPGHMACSHA1--{'ab' * 20}")
     # Encrypting the same file again gives other bytes.
     for node in cluster.nodes:
@@ -192,7 +190,7 @@ async def test_an_encrypted_upload_after_one_that_broke_off(cluster: Cluster, ou
 
 
 @pytest.mark.usefixtures("ours")
-async def test_with_either_a_node_that_can_be_asked_but_does_not_remove_makes_the_removal_partial(
+async def test_a_reachable_node_that_does_not_remove_makes_the_removal_partial_with_either_gateway(
     cluster: Cluster, source: FileSource
 ) -> None:
     async with through_the_gateway(cluster) as session:

@@ -92,13 +92,13 @@ def cut(content: bytes, at: Sequence[int]) -> list[bytes]:
 @example(10, 5, 12)
 @example(10, 5, 15)
 @example(10, 5, 16)
-def test_of_a_chunk_a_node_wants_the_bytes_from_its_offset_on(position: int, length: int, offset: int) -> None:
+def test_a_node_takes_a_chunks_bytes_from_its_offset(position: int, length: int, offset: int) -> None:
     numbers = range(position, position + length)
     assert list(numbers[wanted(position, length, offset)]) == [n for n in numbers if n >= offset]
 
 
 @given(contents, cuts, st.integers(0, 60))
-def test_the_parts_of_all_chunks_make_up_what_the_node_lacks(content: bytes, at: list[int], offset: int) -> None:
+def test_the_parts_of_all_chunks_are_exactly_what_the_node_lacks(content: bytes, at: list[int], offset: int) -> None:
     chunks = cut(content, at)
     starts = accumulate((len(chunk) for chunk in chunks), initial=0)
     parts = [c[wanted(p, len(c), offset)] for c, p in zip(chunks, starts, strict=False)]
@@ -106,7 +106,7 @@ def test_the_parts_of_all_chunks_make_up_what_the_node_lacks(content: bytes, at:
 
 
 @given(st.binary(max_size=50), st.integers(1, 20), st.booleans())
-def test_pieces_are_bounded_and_outlive_the_chunk(content: bytes, most: int, reused: bool) -> None:
+def test_pieces_are_bounded_and_independent_of_the_chunks_buffer(content: bytes, most: int, reused: bool) -> None:
     memory = bytearray(content)
     made = list(pieces(memoryview(memory) if reused else content, most))
     memory[:] = bytes(len(memory))
@@ -124,7 +124,7 @@ def test_pieces_are_bounded_and_outlive_the_chunk(content: bytes, most: int, reu
 )
 @example(content=b"abc", at=[1], start=0, nodes=[(0, 0), (1, 2), (2, 0), (3, 1)], limit=1, valid=True)
 @example(content=b"", at=[], start=5, nodes=[(0, 0)], limit=1, valid=True)
-def test_every_node_receives_its_bytes_once_and_in_order_and_the_verdict(
+def test_every_node_receives_its_bytes_in_order_and_the_verdict(
     content: bytes, at: list[int], start: int, nodes: list[tuple[int, int]], limit: int, valid: bool
 ) -> None:
     end = start + len(content)
@@ -138,7 +138,7 @@ def test_every_node_receives_its_bytes_once_and_in_order_and_the_verdict(
 @given(contents, st.integers(0, 20), st.integers(0, 70))
 @example(b"123456789", 0, 6)
 @example(b"123456789", 0, 9)
-def test_a_node_may_read_from_later_than_it_announced(content: bytes, announced: int, later: int) -> None:
+def test_a_node_may_start_later_than_it_announced(content: bytes, announced: int, later: int) -> None:
     offset = min(announced, len(content))
     begin = min(offset + later, len(content))
     takers = [taker(Share(offset, len(content), 8), offset=begin)]
@@ -146,12 +146,12 @@ def test_a_node_may_read_from_later_than_it_announced(content: bytes, announced:
     assert results == [(content[begin:], True)]
 
 
-async def test_a_node_with_more_bytes_than_the_content_gets_none() -> None:
+async def test_a_node_whose_offset_exceeds_the_content_gets_nothing() -> None:
     with pytest.raises(SourceError, match="has 5 bytes, but the node says that it has 6"):
         Share(6, 5)
 
 
-async def test_the_slowest_node_sets_the_pace_within_its_buffer() -> None:
+async def test_the_slowest_node_sets_the_pace_once_its_buffer_is_full() -> None:
     source = Chunks([b"x" * 10] * 100)
     fast, slow = Share(0, 1000, 30), Share(0, 1000, 30)
     taken = 0
@@ -175,7 +175,7 @@ async def test_the_slowest_node_sets_the_pace_within_its_buffer() -> None:
     assert results[0] == b"x" * 1000
 
 
-async def test_a_node_that_gives_up_holds_nobody_up_and_is_given_nothing_more() -> None:
+async def test_a_node_that_quits_delays_nobody_and_gets_nothing_more() -> None:
     source = Chunks([b"x" * 10] * 50)
 
     async def gives_up(share: Share) -> str:
@@ -192,7 +192,7 @@ async def test_a_node_that_gives_up_holds_nobody_up_and_is_given_nothing_more() 
     assert results == ["gone", 500]
 
 
-async def test_reading_stops_when_no_node_is_left() -> None:
+async def test_the_source_is_no_longer_read_when_no_node_is_left() -> None:
     source = Chunks([b"x" * 10] * 50)
 
     async def gives_up(share: Share) -> None:
@@ -211,7 +211,7 @@ class Broken(Chunks):
         raise SourceError("the disk is gone")
 
 
-async def test_an_error_of_the_source_reaches_every_node_and_the_caller() -> None:
+async def test_a_source_error_reaches_every_node_and_the_caller() -> None:
     source = Broken([b"x" * 10] * 3, announced=40)
     outcome, results = await share_out(source, 0, [taker(Share(0, 40)), taker(Share(10, 40))])
     assert outcome == "the disk is gone"
@@ -219,7 +219,7 @@ async def test_an_error_of_the_source_reaches_every_node_and_the_caller() -> Non
 
 
 @pytest.mark.parametrize("announced", [29, 31])
-async def test_a_source_that_does_not_keep_to_its_length_is_an_error(announced: int) -> None:
+async def test_a_source_of_another_length_than_announced_is_an_error(announced: int) -> None:
     source = Chunks([b"x" * 10] * 3, announced=announced)
     outcome, results = await share_out(source, 0, [taker(Share(0, 40))])
     assert outcome == f"the content has 30 bytes instead of the {announced} announced"
@@ -227,7 +227,7 @@ async def test_a_source_that_does_not_keep_to_its_length_is_an_error(announced: 
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 100), st.booleans()), max_size=30))
-def test_progress_is_that_of_the_slowest_and_never_goes_back(reports: list[tuple[str, int, bool]]) -> None:
+def test_progress_follows_the_slowest_node_and_never_decreases(reports: list[tuple[str, int, bool]]) -> None:
     told: list[int] = []
     progress = SlowestProgress(told.append)
     positions = dict.fromkeys("abc", 0)

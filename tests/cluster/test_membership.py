@@ -64,7 +64,7 @@ def names(found: Membership) -> list[str]:
     return [member.name for member in found.members]
 
 
-def test_nodes_are_the_repositories_in_the_log_that_remotes_lead_to() -> None:
+def test_nodes_are_the_repositories_in_cluster_log_that_have_remotes() -> None:
     found = membership(
         config(
             *remote("disk1", 1, "/disk1"),
@@ -85,7 +85,7 @@ def test_nodes_are_the_repositories_in_the_log_that_remotes_lead_to() -> None:
     assert set(found.missing) == {uuid(6), uuid(7), uuid(8), uuid(9)}
 
 
-def test_a_dead_node_is_no_node_here_or_behind_another_gateway() -> None:
+def test_a_dead_repository_is_no_node_here_or_behind_another_gateway() -> None:
     known = logs([1, 2, 5, 6], trust=f"{uuid(2)} X timestamp=1s\n{uuid(6)} X timestamp=1s\n{uuid(1)} 0 timestamp=1s\n")
     found = membership(
         config(
@@ -102,7 +102,7 @@ def test_a_dead_node_is_no_node_here_or_behind_another_gateway() -> None:
         membership(config(*remote("dead", 2, "/disk2")), known, PLACE)
 
 
-def test_a_cluster_that_only_the_log_knows_has_the_remotes_that_are_here() -> None:
+def test_a_cluster_known_only_from_the_log_uses_the_remotes_here() -> None:
     lines = remote("disk1", 1, "/disk1", cluster=None)
     others = [*remote("disk9", 9, "/disk9", cluster=None), *remote("disk2", 2, "/disk2", cluster="elsewhere")]
     elsewhere = GitConfig.parse(
@@ -114,7 +114,7 @@ def test_a_cluster_that_only_the_log_knows_has_the_remotes_that_are_here() -> No
         membership(elsewhere, logs([1, 2, 3]), PLACE, OTHER_CLUSTER.text)
 
 
-def test_of_several_remotes_that_are_the_same_node_the_cheapest_comes_first() -> None:
+def test_the_cheapest_of_several_remotes_of_a_node_comes_first() -> None:
     lines = [*remote("far", 1, "host:a"), *remote("near", 1, "/a"), *remote("dear", 1, "/b", "annex-cost=300")]
     found = membership(config(*lines), logs([1]), PLACE)
     assert names(found) == ["near"]
@@ -122,7 +122,7 @@ def test_of_several_remotes_that_are_the_same_node_the_cheapest_comes_first() ->
     assert isinstance(found.nodes(CALLER)[0].session(), FirstThatAnswers)
 
 
-def test_what_the_user_has_set_for_a_remote_goes_with_it() -> None:
+def test_a_remotes_settings_apply_to_its_node() -> None:
     lines = remote(
         "nas", 1, "host:old", "annexUrl=host:new", "annex-readonly=true", "annex-bwlimit=1MiB",
         "annex-bwlimit-upload=500kB", "annex-start-command=wake", "annex-stop-command=sleep",
@@ -153,7 +153,7 @@ def test_a_rate_is_read_as_git_annex_reads_it(text: str | None, rate: float | No
     assert found.rates == Rates(rate, rate)
 
 
-def test_a_cluster_is_found_by_name_by_uuid_or_as_the_only_one() -> None:
+def test_a_cluster_is_found_by_name_or_uuid_or_as_the_only_one() -> None:
     one = config()
     two = config(f"annex.cluster.other={OTHER_CLUSTER}")
     assert chosen_cluster(one, None) == (CLUSTER, "mycluster")
@@ -170,7 +170,7 @@ def test_a_cluster_is_found_by_name_by_uuid_or_as_the_only_one() -> None:
         (remote("disk9", 9, "/d"), None, "does not list disk9 as its nodes yet: run git annex updatecluster"),
     ],
 )
-def test_what_is_missing_is_named_with_the_command_that_makes_it(
+def test_a_missing_cluster_is_named_with_the_command_to_make_it(
     lines: list[str], wanted: str | None, message: str
 ) -> None:
     with pytest.raises(NoCluster, match=message):
@@ -182,7 +182,7 @@ def test_a_repository_without_a_cluster_is_told_how_to_make_one() -> None:
         membership(GitConfig.parse(b""), logs([]), PLACE)
 
 
-def test_a_repository_that_is_not_initialised_is_told_so() -> None:
+def test_an_uninitialised_repository_is_an_error_that_says_so() -> None:
     with pytest.raises(NotInitialised, match="git annex init"):
         membership(GitConfig.parse(f"annex.cluster.c\n{CLUSTER}\0".encode()), logs([]), PLACE)
 
@@ -207,13 +207,11 @@ WAYS: list[tuple[list[str], Way]] = [
 
 
 @pytest.mark.parametrize(("settings", "way"), WAYS)
-def test_git_repositories_by_path_and_ssh_are_reached_directly_and_the_rest_through_git_annex(
-    settings: list[str], way: Way
-) -> None:
+def test_path_and_ssh_remotes_are_reached_directly_and_others_through_git_annex(settings: list[str], way: Way) -> None:
     assert way_to(config(*(f"remote.r.{setting}" for setting in settings)), "r", PLACE) == way
 
 
-def test_urls_are_rewritten_as_git_does_it() -> None:
+def test_urls_are_rewritten_as_git_does() -> None:
     rules = ["url.ssh://nas/.insteadOf=n:", "url./mnt/.insteadOf=n:disks/", "url.ssh://nas/.insteadOf=nn:"]
 
     def way(url: str) -> Way:
@@ -224,7 +222,7 @@ def test_urls_are_rewritten_as_git_does_it() -> None:
     assert way("host:a") == Direct(Ssh("host", "a"))
 
 
-def test_a_special_remote_is_reached_through_git_annex_also_where_it_has_a_url() -> None:
+def test_a_special_remote_with_a_url_is_still_reached_through_git_annex() -> None:
     kinds = {1: "git-lfs", 2: "git", 3: "directory"}
     found = membership(
         config(*remote("lfs", 1, "ssh://nas/lfs"), *remote("auto", 2, "ssh://nas/auto"), *remote("dir", 3, None)),
@@ -252,7 +250,7 @@ def test_a_special_remote_is_reached_through_git_annex_also_where_it_has_a_url()
         (["url=/disk", "annex-cost=cheap"], "", 100),
     ],
 )
-def test_a_node_costs_what_git_annex_takes_it_to_cost(settings: list[str], special: str, cost: float) -> None:
+def test_a_nodes_cost_matches_git_annexs(settings: list[str], special: str, cost: float) -> None:
     known = logs([1], remote=f"{uuid(1)} {special} timestamp=1s\n" if special else "")
     own = config(*(f"remote.r.{setting}" for setting in [*settings, f"annex-uuid={uuid(1)}"]))
     assert cost_of(own, "r", way_to(own, "r", PLACE, special=bool(special)), known) == cost
@@ -276,7 +274,7 @@ def gateways(*more: str) -> Membership:
     )
 
 
-def test_another_gateway_stands_for_the_nodes_behind_it_that_are_not_near() -> None:
+def test_another_gateway_stands_for_its_nodes_without_remotes_here() -> None:
     west, east = gateways().members[2:]
     assert (west.name, west.kind, west.uuid, west.behind) == ("west", "gateway", CLUSTER, frozenset({uuid(5)}))
     # What it proxies is not known yet, so it may be any.
@@ -288,7 +286,7 @@ def test_another_gateway_stands_for_the_nodes_behind_it_that_are_not_near() -> N
     )
 
 
-def test_no_gateway_is_gone_to_that_the_request_has_been_through() -> None:
+def test_a_gateway_the_request_came_through_is_not_asked() -> None:
     assert [node.name for node in gateways().nodes(CALLER, frozenset({uuid(31)}))] == ["disk1", "disk2", "east"]
 
 
@@ -308,7 +306,7 @@ def command(session: StreamSession) -> list[str]:
     return session.transport.command
 
 
-def test_a_gateway_is_asked_for_the_cluster_and_told_whom_not_to_ask() -> None:
+def test_a_gateway_is_asked_for_the_cluster_and_told_which_gateways_to_bypass() -> None:
     made = sessions(gateways(), frozenset({uuid(33)}))
     assert made["west"].expected == made["east"].expected == CLUSTER
     assert made["west"].bypass == {OWN, uuid(33), uuid(32)}
@@ -319,14 +317,14 @@ def test_a_gateway_is_asked_for_the_cluster_and_told_whom_not_to_ask() -> None:
     ]  # fmt: skip
 
 
-def test_a_node_that_is_a_gateway_too_is_both() -> None:
+def test_a_node_that_is_also_a_gateway_is_used_as_both() -> None:
     found = gateways(
         *remote("both", 7, "/both", f"annex-cluster-gateway={CLUSTER}"),
     )
     assert names(found) == ["disk1", "disk2", "both", "west", "east", "both (gateway)"]
 
 
-def test_a_gateway_that_no_session_leads_to_is_as_good_as_unreachable() -> None:
+def test_a_gateway_without_a_possible_session_counts_as_unreachable() -> None:
     found = membership(
         config(*remote("far", 31, "gcrypt::far", f"annex-cluster-gateway={CLUSTER}", cluster=None)),
         logs([1]),
@@ -336,7 +334,7 @@ def test_a_gateway_that_no_session_leads_to_is_as_good_as_unreachable() -> None:
         found.nodes(CALLER)[0].session()
 
 
-def test_each_node_is_asked_for_by_its_uuid_directly_or_through_this_repository() -> None:
+def test_each_node_is_addressed_by_its_uuid_directly_or_through_this_repository() -> None:
     found = membership(
         config(*remote("disk", 1, "/disk"), *remote("bucket", 2, None)), logs([1, 2], remote=BUCKET), PLACE
     )
@@ -347,7 +345,7 @@ def test_each_node_is_asked_for_by_its_uuid_directly_or_through_this_repository(
 
 
 @pytest.mark.parametrize("log", ["preferred_content", "required_content"])
-async def test_where_a_node_has_preferred_content_git_annex_itself_does_the_uploads(log: str) -> None:
+async def test_git_annex_does_the_uploads_if_a_node_has_preferred_content(log: str) -> None:
     lines = [*remote("disk1", 1, "/nowhere/disk1"), *remote("disk2", 2, "/nowhere/disk2")]
     easy = membership(config(*lines), logs([1, 2], **{log: f"{uuid(7)} include=*.mp3 timestamp=1s\n"}), PLACE)
     preferring = membership(config(*lines), logs([1, 2], **{log: f"{uuid(2)} include=*.mp3 timestamp=1s\n"}), PLACE)
@@ -368,7 +366,7 @@ async def test_where_a_node_has_preferred_content_git_annex_itself_does_the_uplo
     await session.aclose()
 
 
-def test_a_cluster_all_of_whose_gateways_were_asked_before_cannot_be_opened() -> None:
+def test_a_cluster_whose_gateways_are_all_bypassed_cannot_be_opened() -> None:
     found = membership(
         config(*remote("west", 31, "/west", f"annex-cluster-gateway={CLUSTER}", cluster=None)), logs([5]), PLACE
     )

@@ -42,9 +42,7 @@ NODE = Node(NODE_UUID, "node1", "", 100.0, session=lambda: pytest.fail("not aske
         (Unreachable, True),
     ],
 )
-def test_only_what_happened_to_the_connection_makes_a_node_count_as_away(
-    error: type[SessionError], is_away: bool
-) -> None:
+def test_only_connection_errors_make_a_node_count_as_unavailable(error: type[SessionError], is_away: bool) -> None:
     now = [0.0]
     reachability = Reachability(lambda: now[0])
     asking = NodeSessions(5.0, reachability)
@@ -77,7 +75,7 @@ async def _read(session: ClusterSession) -> bytes:
     return received
 
 
-async def test_silent_nodes_in_front_keep_a_read_from_the_one_that_answers_for_less_than_one_timeout() -> None:
+async def test_several_silent_nodes_delay_a_read_by_less_than_one_timeout() -> None:
     for ask in (_read, lambda session: session.check_present(KEY)):
         peers = [*(Peer(n, silent=True) for n in (1, 2, 3)), Peer(4, contents={KEY: CONTENT})]
         session = _of(peers, timeout=2.0)
@@ -86,7 +84,7 @@ async def test_silent_nodes_in_front_keep_a_read_from_the_one_that_answers_for_l
         assert [peer.under_way for peer in peers] == [0, 0, 0, 0]
 
 
-async def test_reads_go_to_others_first_after_a_node_was_silent_and_uploads_do_not_mind() -> None:
+async def test_reads_avoid_a_node_that_was_silent_but_uploads_do_not() -> None:
     now = [0.0]
     reachability = Reachability(lambda: now[0])
     peers = [Peer(1, silent=True), Peer(2, contents={KEY: CONTENT})]
@@ -100,7 +98,7 @@ async def test_reads_go_to_others_first_after_a_node_was_silent_and_uploads_do_n
     assert peers[0].requests == ["check", "download 0"]
 
 
-async def test_who_asks_for_a_content_again_gets_it_from_the_node_that_gave_it_longest_ago() -> None:
+async def test_a_repeated_download_comes_from_the_least_recently_used_node() -> None:
     peers = [Peer(n, contents={KEY: CONTENT}) for n in (1, 2)]
     session = _of(peers, 30.0)
     for times in ((1, 0), (1, 1), (2, 1), (2, 2)):
@@ -127,7 +125,7 @@ async def test_a_silent_node_is_asked_again_when_the_one_that_gave_breaks_off() 
     assert peers[0].requests == ["download 0", "download 7"]
 
 
-async def test_where_every_node_is_silent_the_read_ends_with_the_reason_of_each() -> None:
+async def test_a_read_with_every_node_silent_fails_with_the_reason_of_each() -> None:
     peers = [Peer(n, silent=True) for n in (1, 2, 3)]
     for ask in (_read, lambda session: session.check_present(KEY)):
         with anyio.fail_after(2), pytest.raises(SessionError) as raised:

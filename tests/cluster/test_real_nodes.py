@@ -96,7 +96,7 @@ either_kind = pytest.mark.parametrize("kind", ["stream", *only_in_all("file")])
 
 
 @both_kinds
-async def test_content_goes_to_all_nodes_is_recorded_read_back_and_removed(cluster: Cluster, kind: str) -> None:
+async def test_content_is_stored_on_all_nodes_recorded_read_back_and_removed(cluster: Cluster, kind: str) -> None:
     async with opened(cluster.gateway) as session:
         told: list[int] = []
         stored = await session.store(
@@ -118,7 +118,7 @@ async def test_content_goes_to_all_nodes_is_recorded_read_back_and_removed(clust
 
 
 @either_kind
-async def test_an_empty_content_is_a_content(cluster: Cluster, kind: str) -> None:
+async def test_empty_content_can_be_stored(cluster: Cluster, kind: str) -> None:
     empty = key_of(b"")
     async with opened(cluster.gateway) as session:
         stored = await session.store(empty, FILE, source(cluster.gateway.environment, b"", kind))
@@ -126,7 +126,7 @@ async def test_an_empty_content_is_a_content(cluster: Cluster, kind: str) -> Non
         assert await fetch(session, empty) == b""
 
 
-async def test_an_upload_finds_and_records_content_that_the_log_does_not_know_of(cluster: Cluster) -> None:
+async def test_an_upload_finds_and_records_unrecorded_content(cluster: Cluster) -> None:
     async with opened(cluster.gateway) as session:
         await put(session, cluster.gateway.environment)
         for node in cluster.nodes:
@@ -138,7 +138,7 @@ async def test_an_upload_finds_and_records_content_that_the_log_does_not_know_of
 
 
 @either_kind
-async def test_each_node_gets_what_it_lacks_and_no_more(cluster: Cluster, kind: str) -> None:
+async def test_each_node_gets_only_the_bytes_it_lacks(cluster: Cluster, kind: str) -> None:
     have = [0, 1_000_000, len(MEGABYTES)]
     for node, part in zip(cluster.nodes, have, strict=True):
         node.leave_partial(MEGABYTES_KEY.text, MEGABYTES[:part])
@@ -153,7 +153,7 @@ async def test_each_node_gets_what_it_lacks_and_no_more(cluster: Cluster, kind: 
     assert [node.object_bytes(MEGABYTES_KEY.text) for node in cluster.nodes] == [MEGABYTES] * 3
 
 
-async def test_a_stream_is_asked_for_from_the_lowest_offset_of_the_nodes(cluster: Cluster) -> None:
+async def test_a_stream_starts_at_the_nodes_lowest_offset(cluster: Cluster) -> None:
     for node, part in zip(cluster.nodes, (2_000_000, 1_000_000, 3_000_000), strict=True):
         node.leave_partial(MEGABYTES_KEY.text, MEGABYTES[:part])
     async with opened(cluster.gateway) as session:
@@ -167,7 +167,7 @@ async def test_a_stream_is_asked_for_from_the_lowest_offset_of_the_nodes(cluster
     assert [node.object_bytes(MEGABYTES_KEY.text) for node in cluster.nodes] == [MEGABYTES] * 3
 
 
-async def test_a_node_with_a_wrong_part_does_not_store_and_is_named(cluster: Cluster) -> None:
+async def test_a_node_with_a_wrong_partial_file_does_not_store_and_is_named(cluster: Cluster) -> None:
     cluster.nodes[1].leave_partial(SMALL_KEY.text, b"X" * 1000)
     async with opened(cluster.gateway) as session:
         stored = await put(session, cluster.gateway.environment)
@@ -204,7 +204,7 @@ async def test_a_node_whose_content_is_locked_makes_a_removal_partial(cluster: C
         assert (await session.remove(SMALL_KEY)).removed
 
 
-async def test_a_removal_in_time_is_done_and_one_too_late_is_not(cluster: Cluster) -> None:
+async def test_a_removal_is_done_before_its_deadline_and_refused_after(cluster: Cluster) -> None:
     async with opened(cluster.gateway) as session:
         await put(session, cluster.gateway.environment)
         now = await session.timestamp()
@@ -218,7 +218,7 @@ async def test_a_removal_in_time_is_done_and_one_too_late_is_not(cluster: Cluste
 # A node that is away
 
 
-async def test_without_a_node_the_rest_is_stored_and_it_is_filled_when_it_is_back(cluster: Cluster) -> None:
+async def test_an_upload_skips_an_unavailable_node_which_is_filled_when_it_returns(cluster: Cluster) -> None:
     away = cluster.nodes[1]
     environment = cluster.gateway.environment
     present = uuids(cluster.nodes[0], cluster.nodes[2])
@@ -241,7 +241,7 @@ async def test_without_a_node_the_rest_is_stored_and_it_is_filled_when_it_is_bac
         assert cluster.holders(SMALL_KEY.text) == [True] * 3
 
 
-async def test_without_a_node_a_removal_removes_from_the_rest_and_fails(cluster: Cluster) -> None:
+async def test_a_removal_with_a_node_unavailable_removes_from_the_others_and_fails(cluster: Cluster) -> None:
     environment = cluster.gateway.environment
     async with opened(cluster.gateway) as session:
         await put(session, environment)
@@ -260,7 +260,7 @@ async def test_without_a_node_a_removal_removes_from_the_rest_and_fails(cluster:
         assert cluster.gateway.locations(SMALL_KEY.text) == set()
 
 
-async def test_a_disk_that_is_taken_away_between_two_requests_is_not_taken_for_an_empty_one(cluster: Cluster) -> None:
+async def test_a_disk_unplugged_between_requests_is_not_mistaken_for_an_empty_one(cluster: Cluster) -> None:
     async with opened(cluster.gateway) as session:
         await put(session, cluster.gateway.environment)
         left = cluster.nodes[2].uuid
@@ -276,7 +276,7 @@ async def test_a_disk_that_is_taken_away_between_two_requests_is_not_taken_for_a
         assert await session.check_present(SMALL_KEY)
 
 
-async def test_without_any_node_every_request_fails_with_the_reason_of_each(cluster: Cluster) -> None:
+async def test_with_every_node_unavailable_requests_fail_with_each_reason(cluster: Cluster) -> None:
     async with opened(cluster.gateway) as session:
         with gone(cluster.nodes[0]), gone(cluster.nodes[1]), gone(cluster.nodes[2]):
             stored = await put(session, cluster.gateway.environment)
@@ -290,7 +290,7 @@ async def test_without_any_node_every_request_fails_with_the_reason_of_each(clus
 
 
 @either_kind
-async def test_a_node_that_stalls_before_an_upload_is_left_out(cluster: Cluster, kind: str) -> None:
+async def test_a_node_that_stalls_before_an_upload_is_skipped(cluster: Cluster, kind: str) -> None:
     async with opened(cluster.gateway, timeout=2.0) as session:
         assert await session.check_present(ENCRYPTED) is False
         with stopped(serving(cluster.nodes[2])):
@@ -302,7 +302,7 @@ async def test_a_node_that_stalls_before_an_upload_is_left_out(cluster: Cluster,
 
 
 @either_kind
-async def test_a_node_that_stalls_during_an_upload_is_left_out(cluster: Cluster, kind: str) -> None:
+async def test_a_node_that_stalls_during_an_upload_is_dropped(cluster: Cluster, kind: str) -> None:
     environment = cluster.gateway.environment
     said: list[tuple[bool, Message]] = []
     async with opened(cluster.gateway, timeout=2.0, said=said) as session:
@@ -328,7 +328,7 @@ async def test_a_node_that_stalls_during_an_upload_is_left_out(cluster: Cluster,
     assert cluster.holders(MEGABYTES_KEY.text) == [False, True, True]
 
 
-async def test_a_node_that_is_killed_during_an_upload_is_left_out_and_gets_the_rest_the_next_time(
+async def test_a_node_killed_during_an_upload_is_dropped_and_resumes_next_time(
     cluster: Cluster,
 ) -> None:
     said: list[tuple[bool, Message]] = []
@@ -359,7 +359,7 @@ async def test_a_node_that_stalls_makes_a_removal_partial(cluster: Cluster) -> N
             assert removal.reasons[0].startswith("first disk (attic) [node1]: ")
 
 
-async def test_a_download_goes_on_from_another_node_at_the_same_byte_when_its_node_is_killed(cluster: Cluster) -> None:
+async def test_a_download_resumes_from_another_node_at_the_same_byte_when_its_node_is_killed(cluster: Cluster) -> None:
     cluster.gateway.git("config", "remote.node2.annex-cost", "50")
     async with opened(cluster.gateway) as session:
         await put(session, cluster.gateway.environment, MEGABYTES)
@@ -395,7 +395,7 @@ async def test_a_download_continues_from_another_node_when_its_node_stalls(clust
         assert bytes(received) == MEGABYTES
 
 
-async def test_a_node_that_has_lost_its_content_is_passed_over(cluster: Cluster) -> None:
+async def test_a_node_that_has_lost_its_content_is_skipped(cluster: Cluster) -> None:
     cluster.gateway.git("config", "remote.node1.annex-cost", "50")
     async with opened(cluster.gateway) as session:
         await put(session, cluster.gateway.environment)
@@ -404,7 +404,7 @@ async def test_a_node_that_has_lost_its_content_is_passed_over(cluster: Cluster)
         assert await fetch(session, SMALL_KEY) == SMALL
 
 
-async def test_an_upload_that_is_given_up_leaves_no_process_that_waits(cluster: Cluster) -> None:
+async def test_an_abandoned_upload_leaves_no_waiting_process(cluster: Cluster) -> None:
     async with opened(cluster.gateway) as session:
         with anyio.move_on_after(0.5):
             await session.store(MEGABYTES_KEY, FILE, Stream(MEGABYTES, pace=0.2))
@@ -415,7 +415,9 @@ async def test_an_upload_that_is_given_up_leaves_no_process_that_waits(cluster: 
 # Nodes of all kinds
 
 
-async def test_nodes_by_path_by_ssh_and_behind_git_annex_at_once(cluster: Cluster, ssh_server: SshServer) -> None:
+async def test_nodes_by_path_over_ssh_and_behind_git_annex_work_together(
+    cluster: Cluster, ssh_server: SshServer
+) -> None:
     gateway, environment = cluster.gateway, cluster.gateway.environment
     gateway.git("remote", "set-url", "node2", ssh_server.url(cluster.nodes[1].path))
     bucket = environment.directory / "bucket"
@@ -447,7 +449,7 @@ async def test_nodes_by_path_by_ssh_and_behind_git_annex_at_once(cluster: Cluste
         assert gateway.locations(MEGABYTES_KEY.text) == set()
 
 
-async def test_an_ssh_server_that_refuses_connections_is_a_node_that_is_away(
+async def test_an_ssh_server_refusing_connections_counts_as_unavailable(
     cluster: Cluster, ssh_server: SshServer
 ) -> None:
     cluster.gateway.git("remote", "set-url", "node1", ssh_server.url(cluster.nodes[0].path))
@@ -460,7 +462,7 @@ async def test_an_ssh_server_that_refuses_connections_is_a_node_that_is_away(
 
 
 @pytest.mark.parametrize("version", [2, *only_in_all(0, 1)])
-async def test_nodes_of_old_versions_take_part_but_are_not_trusted_with_a_time_limit(
+async def test_nodes_with_old_protocol_versions_take_part_but_get_no_timed_removals(
     cluster: Cluster, version: int
 ) -> None:
     limit_version(cluster.gateway.environment, version)
@@ -475,7 +477,7 @@ async def test_nodes_of_old_versions_take_part_but_are_not_trusted_with_a_time_l
 
 
 @either_kind
-async def test_where_a_node_has_preferred_content_set_its_rules_decide(cluster: Cluster, kind: str) -> None:
+async def test_a_nodes_preferred_content_decides_what_it_stores(cluster: Cluster, kind: str) -> None:
     gateway = cluster.gateway
     gateway.annex("wanted", "node2", "exclude=*")
     async with opened(gateway) as session:
@@ -489,7 +491,7 @@ async def test_where_a_node_has_preferred_content_set_its_rules_decide(cluster: 
         assert (await session.remove(SMALL_KEY)).removed
 
 
-async def test_a_session_has_a_log_of_its_own_where_none_is_given(cluster: Cluster) -> None:
+async def test_a_session_opens_its_own_log_if_none_is_given(cluster: Cluster) -> None:
     from cluster_remote.annex.repository import Repository as AnnexRepository
     from cluster_remote.cluster.opening import open_cluster
     from cluster_remote.transport.opening import Caller
@@ -505,7 +507,7 @@ async def test_a_session_has_a_log_of_its_own_where_none_is_given(cluster: Clust
 
 
 @either_kind
-async def test_an_encrypted_upload_goes_on_with_none_that_broke_off(cluster: Cluster, kind: str) -> None:
+async def test_an_encrypted_upload_never_resumes_an_interrupted_one(cluster: Cluster, kind: str) -> None:
     key = Key(f"GPGHMACSHA1--{kind.encode().hex():0>40}")
     for node, have in zip(cluster.nodes, (0, 70_000, 200_000), strict=True):
         node.leave_partial(key.text, b"x" * have)
@@ -516,7 +518,7 @@ async def test_an_encrypted_upload_goes_on_with_none_that_broke_off(cluster: Clu
     assert [node.object_bytes(key.text) for node in cluster.nodes] == [data] * 3
 
 
-async def test_contents_that_the_log_names_and_nobody_has_are_stored_again(cluster: Cluster) -> None:
+async def test_recorded_content_that_no_node_has_is_stored_again(cluster: Cluster) -> None:
     async with opened(cluster.gateway) as session:
         await put(session, cluster.gateway.environment)
         for node in cluster.nodes[:2]:
@@ -526,7 +528,7 @@ async def test_contents_that_the_log_names_and_nobody_has_are_stored_again(clust
         assert cluster.holders(SMALL_KEY.text) == [True] * 3
 
 
-async def test_a_node_that_git_annex_has_no_uuid_of_yet_and_one_that_is_dead(cluster: Cluster) -> None:
+async def test_a_node_without_a_known_uuid_is_used_and_a_dead_one_is_not(cluster: Cluster) -> None:
     for node in cluster.nodes:
         node.set_key(SMALL_KEY.text, SMALL)
     gateway, first = cluster.gateway, cluster.nodes[0]

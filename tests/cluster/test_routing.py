@@ -52,16 +52,14 @@ def clusters(draw: st.DrawFn) -> list[Node]:
 
 
 @given(clusters(), st.frozensets(st.integers(0, 23).map(uuid)))
-def test_uploads_go_to_exactly_the_nodes_that_the_log_does_not_list(
-    nodes: list[Node], holders: frozenset[UUID]
-) -> None:
+def test_uploads_go_to_exactly_the_unrecorded_nodes(nodes: list[Node], holders: frozenset[UUID]) -> None:
     targets = lacking(nodes, holders)
     assert all((node in targets) == bool(node.repositories - holders) for node in nodes)
     assert all_repositories(nodes) <= holders or targets
 
 
 @given(clusters(), st.frozensets(st.integers(0, 23).map(uuid)), st.integers(0, 5))
-def test_reading_asks_every_node_once_those_in_the_log_first_the_cheapest_first(
+def test_reads_try_every_node_once_recorded_and_cheapest_first(
     nodes: list[Node], holders: frozenset[UUID], turn: int
 ) -> None:
     order = reading_order(nodes, holders, lambda count: turn % count)
@@ -73,7 +71,7 @@ def test_reading_asks_every_node_once_those_in_the_log_first_the_cheapest_first(
         assert costs == sorted(costs)
 
 
-def test_each_of_several_equally_good_nodes_comes_first_for_some_choice() -> None:
+def test_every_equally_good_node_comes_first_for_some_choice() -> None:
     nodes = [Peer(n).node(100.0) for n in range(4)]
     everywhere = all_repositories(nodes)
     turns = itertools.count()
@@ -82,7 +80,7 @@ def test_each_of_several_equally_good_nodes_comes_first_for_some_choice() -> Non
 
 
 @given(st.lists(answers, max_size=5))
-def test_an_upload_succeeds_if_any_node_has_the_content_and_names_all_that_have_it(given: list[UploadAnswer]) -> None:
+def test_an_upload_succeeds_if_any_node_stored_and_names_all_that_did(given: list[UploadAnswer]) -> None:
     asked = [(Peer(n).node(), answer) for n, answer in enumerate(given)]
     outcome = upload_outcome(asked, all_repositories(node for node, _ in asked))
     new = {uuid(n) for n, a in enumerate(given) if isinstance(a, Stored) and a.stored}
@@ -103,7 +101,7 @@ def test_an_upload_succeeds_if_any_node_has_the_content_and_names_all_that_have_
 
 
 @given(answers)
-def test_a_gateway_is_believed_about_nodes_of_the_cluster_and_about_no_others(answer: UploadAnswer) -> None:
+def test_a_gateway_is_believed_only_about_nodes_of_the_cluster(answer: UploadAnswer) -> None:
     gateway = Peer(1).node(members=frozenset({uuid(5), uuid(6)}))
     cluster = frozenset({uuid(4), uuid(5), uuid(6)})
     outcome = upload_outcome([(gateway, answer)], cluster)
@@ -115,7 +113,7 @@ def test_a_gateway_is_believed_about_nodes_of_the_cluster_and_about_no_others(an
 
 
 @given(st.lists(removals, max_size=5))
-def test_a_removal_succeeds_if_every_node_removed_it_and_names_each_that_did_not(
+def test_a_removal_succeeds_only_if_every_node_removed_and_names_those_that_did_not(
     given: list[Removal | SessionError],
 ) -> None:
     asked = [(Peer(n).node(), answer) for n, answer in enumerate(given)]
@@ -127,7 +125,7 @@ def test_a_removal_succeeds_if_every_node_removed_it_and_names_each_that_did_not
 
 
 @given(answers, removals)
-def test_a_cluster_is_never_taken_for_a_copy(answer: UploadAnswer, removal: Removal | SessionError) -> None:
+def test_a_cluster_never_counts_as_a_copy(answer: UploadAnswer, removal: Removal | SessionError) -> None:
     gateway = Peer(1).node(members=frozenset({uuid(5)}))
     cluster = frozenset({uuid(5)})
     assert CLUSTER not in gained(gateway, answer, cluster) | kept(gateway, answer, cluster)
@@ -135,7 +133,7 @@ def test_a_cluster_is_never_taken_for_a_copy(answer: UploadAnswer, removal: Remo
 
 
 @given(st.lists(st.sampled_from([True, False, Unreachable("away")]), max_size=5))
-def test_unknown_is_never_given_as_absent(given: list[bool | SessionError]) -> None:
+def test_unknown_is_never_reported_as_absent(given: list[bool | SessionError]) -> None:
     verdict = presence(given)
     assert (verdict is True) == (True in given)
     assert (verdict is False) == all(answer is False for answer in given)
@@ -152,11 +150,11 @@ def test_unknown_is_never_given_as_absent(given: list[bool | SessionError]) -> N
         ("WORM-s2--SHA256-s5--abc", True),
     ],
 )
-def test_the_log_knows_nothing_of_chunks_and_encrypted_content(key: str, known: bool) -> None:
+def test_the_log_is_not_consulted_for_chunks_and_encrypted_content(key: str, known: bool) -> None:
     assert in_log(Key(key)) is known
 
 
-def test_a_node_is_called_what_git_annex_calls_it() -> None:
+def test_a_node_is_described_as_git_annex_describes_it() -> None:
     assert str(Peer(1).node()) == "disk 1 (shelf) [node1]"
     assert str(Node(uuid(1), "nas", "nas", 100.0, Peer(1).session)) == "nas"
     assert str(Node(uuid(1), "nas", "", 100.0, Peer(1).session)) == "nas"

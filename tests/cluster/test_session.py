@@ -96,7 +96,7 @@ async def test_an_upload_goes_only_to_the_nodes_that_lack_the_key_by_the_log(rep
 
 
 @both_kinds
-async def test_when_all_nodes_have_it_by_the_log_all_are_asked_for_the_log_may_be_wrong(repeatable: bool) -> None:
+async def test_all_nodes_are_asked_if_the_log_lists_them_all_since_it_may_be_wrong(repeatable: bool) -> None:
     peers, log = three(), Log({KEY: [1, 2, 3, 9]})
     peers[0].contents[KEY] = CONTENT
     stored = await cluster(peers, log).store(KEY, FILE, Content(CONTENT, repeatable=repeatable))
@@ -106,7 +106,7 @@ async def test_when_all_nodes_have_it_by_the_log_all_are_asked_for_the_log_may_b
     assert stored == Present(uuids(1, 2, 3))
 
 
-async def test_an_upload_does_not_succeed_because_of_the_log_alone() -> None:
+async def test_the_log_alone_does_not_make_an_upload_succeed() -> None:
     peers, log = [Peer(1, refuse=Unreachable("1: no route to it"))], Log({KEY: [1]})
     stored = await cluster(peers, log).store(KEY, FILE, Content(CONTENT, repeatable=True))
     assert stored == Stored(False, frozenset(), ("disk 1 (shelf) [node1]: 1: no route to it",))
@@ -115,7 +115,7 @@ async def test_an_upload_does_not_succeed_because_of_the_log_alone() -> None:
 
 
 @both_kinds
-async def test_a_node_that_has_it_already_counts_and_is_recorded(repeatable: bool) -> None:
+async def test_a_node_that_already_has_the_content_counts_and_is_recorded(repeatable: bool) -> None:
     peers, log = three(), Log()
     peers[0].contents[KEY] = CONTENT
     stored = await cluster(peers, log).store(KEY, FILE, Content(CONTENT, repeatable=repeatable))
@@ -125,7 +125,7 @@ async def test_a_node_that_has_it_already_counts_and_is_recorded(repeatable: boo
 
 
 @both_kinds
-async def test_when_every_node_that_lacks_it_by_the_log_has_it_the_answer_is_that_it_is_there(repeatable: bool) -> None:
+async def test_an_upload_is_already_present_if_every_unrecorded_node_has_it(repeatable: bool) -> None:
     peers, log = three(), Log({KEY: [3]})
     for peer in peers:
         peer.contents[KEY] = CONTENT
@@ -150,7 +150,7 @@ FAILURES = {
 
 @both_kinds
 @pytest.mark.parametrize("failure", [name for name in FAILURES if name != "claims too much"])
-async def test_a_node_that_fails_is_left_out_and_named_and_the_rest_is_stored(failure: str, repeatable: bool) -> None:
+async def test_a_failing_node_is_skipped_and_named_and_the_others_store(failure: str, repeatable: bool) -> None:
     bad = FAILURES[failure]()
     peers, log = [Peer(1), bad, Peer(3, partial={KEY: CONTENT[:7]})], Log()
     stored = await cluster(peers, log).store(KEY, FILE, Content(CONTENT, repeatable=repeatable))
@@ -164,7 +164,7 @@ async def test_a_node_that_fails_is_left_out_and_named_and_the_rest_is_stored(fa
     assert [peer.under_way for peer in peers] == [0, 0, 0]
 
 
-async def test_a_node_that_says_it_has_more_than_there_is_is_left_out_of_a_stream() -> None:
+async def test_a_node_claiming_more_bytes_than_exist_is_left_out_of_a_stream() -> None:
     peers, log = [Peer(1), FAILURES["claims too much"]()], Log()
     async with cluster(peers, log).upload(KEY, FILE) as offer:
         assert isinstance(offer, Upload)
@@ -190,7 +190,7 @@ async def test_an_upload_that_no_node_stores_fails_with_the_reason_of_each(repea
     assert log.recorded == []
 
 
-async def test_an_offer_that_no_node_takes_is_an_error_with_the_reason_of_each() -> None:
+async def test_an_offer_no_node_accepts_fails_with_the_reason_of_each() -> None:
     peers = [Peer(1, refuse=Unreachable("no route")), Peer(2, refuse=Refused("read-only"))]
     with pytest.raises(SessionError) as raised:
         async with cluster(peers).upload(KEY, FILE):
@@ -208,7 +208,7 @@ async def test_an_offer_that_no_node_takes_is_an_error_with_the_reason_of_each()
         ([Unreachable("a"), Refused("b")], SessionError),
     ],
 )
-async def test_the_error_of_all_says_whether_it_is_worth_trying_again(
+async def test_the_combined_error_has_the_kind_common_to_all_nodes(
     errors: list[SessionError], expected: type[SessionError]
 ) -> None:
     with pytest.raises(SessionError) as raised:
@@ -217,7 +217,7 @@ async def test_the_error_of_all_says_whether_it_is_worth_trying_again(
     assert type(raised.value) is expected
 
 
-async def test_a_stream_that_every_node_gives_up_is_not_read_further_and_an_error() -> None:
+async def test_a_stream_every_node_abandons_stops_being_read_and_fails() -> None:
     content = bytes(100_000)
     key = key_of(content)
     source = Content(content, repeatable=False, chunks=(1000,))
@@ -226,7 +226,7 @@ async def test_a_stream_that_every_node_gives_up_is_not_read_further_and_an_erro
         await cluster(peers).store(key, FILE, source)
 
 
-async def test_the_offer_asks_for_the_lowest_offset_and_each_node_gets_its_own_bytes() -> None:
+async def test_an_offer_returns_the_lowest_offset_and_each_node_gets_its_own_bytes() -> None:
     peers = [Peer(1, partial={KEY: CONTENT[:8]}), Peer(2, partial={KEY: CONTENT[:3]}), Peer(3, partial={KEY: CONTENT})]
     async with cluster(peers).upload(KEY, FILE) as offer:
         assert isinstance(offer, Upload)
@@ -245,7 +245,7 @@ async def test_the_offer_asks_for_the_lowest_offset_and_each_node_gets_its_own_b
 )
 @example(content=b"", nodes=[(0, None), (0, 0)], chunks=[1], repeatable=False, two_steps=True)
 @example(content=b"abcd", nodes=[(4, None), (2, 1), (0, None)], chunks=[2], repeatable=False, two_steps=True)
-def test_whatever_fails_wherever_the_others_store_the_content(
+def test_the_other_nodes_store_the_content_whatever_fails_on_one(
     content: bytes, nodes: list[tuple[int, int | None]], chunks: list[int], repeatable: bool, two_steps: bool
 ) -> None:
     key = key_of(content)
@@ -285,7 +285,7 @@ def test_whatever_fails_wherever_the_others_store_the_content(
     assert repeatable or source.reads == 1
 
 
-async def test_a_node_that_does_not_answer_the_offer_is_left_out_after_the_timeout() -> None:
+async def test_a_node_that_does_not_answer_the_offer_is_skipped_after_the_timeout() -> None:
     peers, log = [Peer(1), Peer(2, silent=True)], Log()
     async with cluster(peers, log, timeout=0.05).upload(KEY, FILE) as offer:
         assert isinstance(offer, Upload)
@@ -295,7 +295,7 @@ async def test_a_node_that_does_not_answer_the_offer_is_left_out_after_the_timeo
     assert peers[1].under_way == 0
 
 
-async def test_leaving_without_sending_gives_up_the_upload_on_every_node() -> None:
+async def test_leaving_without_sending_aborts_the_upload_on_every_node() -> None:
     peers, log = three(), Log()
     session = cluster(peers, log)
     async with session.upload(KEY, FILE) as offer:
@@ -306,7 +306,7 @@ async def test_leaving_without_sending_gives_up_the_upload_on_every_node() -> No
     assert await session.check_present(KEY) is False
 
 
-async def test_an_error_of_the_uploader_is_passed_through() -> None:
+async def test_an_error_of_the_uploader_propagates() -> None:
     peers = three()
     with pytest.raises(ZeroDivisionError):
         async with cluster(peers).upload(KEY, FILE):
@@ -316,7 +316,7 @@ async def test_an_error_of_the_uploader_is_passed_through() -> None:
 
 @both_kinds
 @pytest.mark.parametrize("two_steps", [True, False])
-async def test_a_bad_source_fails_the_whole_upload_once(repeatable: bool, two_steps: bool) -> None:
+async def test_a_bad_source_fails_the_upload_and_stores_nothing(repeatable: bool, two_steps: bool) -> None:
     peers, log = three(), Log()
     session = cluster(peers, log)
     source = Content(CONTENT, repeatable=repeatable, break_after=8)
@@ -334,7 +334,7 @@ async def test_a_bad_source_fails_the_whole_upload_once(repeatable: bool, two_st
 
 
 @both_kinds
-async def test_what_a_node_has_is_recorded_though_the_source_failed_for_another(repeatable: bool) -> None:
+async def test_a_node_with_the_content_is_recorded_even_if_the_source_fails_for_another(repeatable: bool) -> None:
     peers, log = [Peer(1, contents={KEY: CONTENT}), Peer(2)], Log()
     with pytest.raises(SourceError):
         await cluster(peers, log).store(KEY, FILE, Content(CONTENT, repeatable=repeatable, break_after=12))
@@ -352,7 +352,7 @@ async def test_invalid_content_is_relayed_to_every_node(repeatable: bool) -> Non
 
 
 @both_kinds
-async def test_progress_is_that_of_the_slowest_node(repeatable: bool) -> None:
+async def test_progress_follows_the_slowest_node(repeatable: bool) -> None:
     peers = [Peer(1), Peer(2, partial={KEY: CONTENT[:10]}), Peer(3, break_after=6)]
     told: list[int] = []
     source = Content(CONTENT, repeatable=repeatable, chunks=(2,))
@@ -362,7 +362,7 @@ async def test_progress_is_that_of_the_slowest_node(repeatable: bool) -> None:
 
 
 @both_kinds
-async def test_an_upload_is_recorded_before_it_is_answered_and_fails_if_that_fails(repeatable: bool) -> None:
+async def test_an_upload_is_recorded_before_it_is_answered_and_fails_if_recording_fails(repeatable: bool) -> None:
     peers, log = three(), Log()
 
     def broken() -> None:
@@ -377,14 +377,14 @@ async def test_an_upload_is_recorded_before_it_is_answered_and_fails_if_that_fai
     assert [peer.contents for peer in peers] == [{KEY: CONTENT}] * 3
 
 
-async def test_a_log_that_cannot_be_read_is_an_error_of_the_session() -> None:
+async def test_an_unreadable_log_is_a_session_error() -> None:
     log = Log()
     log.broken = True
     with pytest.raises(SessionError, match="mycluster: the log cannot be read"):
         await cluster(three(), log).check_present(KEY)
 
 
-async def test_the_repositories_behind_another_gateway_count_and_a_cluster_does_not() -> None:
+async def test_repositories_behind_another_gateway_count_as_nodes_but_a_cluster_does_not() -> None:
     far = Peer(7, plus=uuids(4, 5) | {CLUSTER})
     near, log = Peer(1), Log({KEY: [4]})
     session = ClusterSession(
@@ -396,16 +396,14 @@ async def test_the_repositories_behind_another_gateway_count_and_a_cluster_does_
     assert await session.remove(KEY) == Removal(True, uuids(1, 4, 5))
 
 
-async def test_a_gateway_of_a_version_without_names_removes_from_all_behind_it_and_stores_on_none_that_we_know() -> (
-    None
-):
+async def test_a_gateway_too_old_to_name_nodes_removes_from_all_and_stores_on_none_we_know() -> None:
     far, log = Peer(7), Log()
     session = ClusterSession(CLUSTER, [far.node(members=uuids(4, 5))], log, name="c", record=log, pick=first)
     assert await session.store(KEY, FILE, Content(CONTENT, repeatable=True)) == Stored(True, frozenset())
     assert await session.remove(KEY) == Removal(True, uuids(4, 5))
 
 
-async def test_a_node_that_got_it_through_another_gateway_is_not_named_as_failed() -> None:
+async def test_a_node_reached_through_another_gateway_is_not_named_as_failed() -> None:
     near, far = Peer(1, fails=True), Peer(7, plus=uuids(1, 4))
     log = Log()
     session = ClusterSession(CLUSTER, [near.node(), far.node(members=uuids(4))], log, name="c", record=log, pick=first)
@@ -413,7 +411,7 @@ async def test_a_node_that_got_it_through_another_gateway_is_not_named_as_failed
 
 
 @both_kinds
-async def test_where_another_session_does_the_uploads_nodes_are_asked_for_nothing(repeatable: bool) -> None:
+async def test_nodes_are_not_asked_if_another_session_does_the_uploads(repeatable: bool) -> None:
     native, peers, log = Peer(8, plus=uuids(1, 3)), three(), Log()
     session = cluster(peers, log, uploader=native.session())
     assert await session.store(KEY, FILE, Content(CONTENT, repeatable=repeatable)) == Stored(True, uuids(1, 3))
@@ -422,7 +420,7 @@ async def test_where_another_session_does_the_uploads_nodes_are_asked_for_nothin
     assert native.closed == 1
 
 
-async def test_a_stream_source_is_asked_for_from_the_offset_of_the_delegate() -> None:
+async def test_a_stream_starts_at_the_delegates_offset() -> None:
     native = Peer(8, partial={KEY: CONTENT[:4]})
     async with cluster(three(), uploader=native.session()).upload(KEY, FILE) as offer:
         assert isinstance(offer, Upload)
@@ -441,7 +439,7 @@ async def test_a_removal_goes_to_every_node_whatever_the_log_says() -> None:
     assert log.recorded == [("absent", KEY, uuids(1, 2, 3))]
 
 
-async def test_nodes_that_did_not_remove_make_it_a_failure_that_names_them() -> None:
+async def test_a_removal_fails_and_names_the_nodes_that_did_not_remove() -> None:
     peers = [Peer(1, refuse=Unreachable("no route")), Peer(2), Peer(3, fails=True), Peer(4, silent=True)]
     log = Log({KEY: [1, 2, 3]})
     removal = await cluster(peers, log, timeout=0.05).remove(Key("WORM--nosize"))
@@ -455,20 +453,20 @@ async def test_nodes_that_did_not_remove_make_it_a_failure_that_names_them() -> 
     assert log.recorded == [("absent", Key("WORM--nosize"), uuids(2))]
 
 
-async def test_what_became_of_a_removal_without_an_answer_is_found_out_and_recorded() -> None:
+async def test_an_unanswered_removal_is_checked_and_recorded() -> None:
     peers, log = [Peer(1, contents={KEY: CONTENT}, answer_lost=True), Peer(2)], Log({KEY: [1]})
     assert await cluster(peers, log).remove(KEY) == Removal(True, uuids(1, 2))
     assert log.recorded == [("absent", KEY, uuids(1, 2))]
 
 
-async def test_a_removal_from_some_nodes_leaves_the_others_alone() -> None:
+async def test_a_removal_from_given_nodes_leaves_the_others_alone() -> None:
     peers, log = [Peer(n, contents={KEY: CONTENT}) for n in (1, 2, 3)], Log()
     assert await cluster(peers, log).remove_from(KEY, uuids(2)) == Removal(True, uuids(2))
     assert [KEY in peer.contents for peer in peers] == [True, False, True]
     assert log.recorded == [("absent", KEY, uuids(2))]
 
 
-async def test_a_node_that_nothing_leads_to_makes_a_removal_partial() -> None:
+async def test_an_unreachable_node_makes_a_removal_partial() -> None:
     peers, log = three(), Log()
     nodes = [peer.node() for peer in peers]
     session = ClusterSession(CLUSTER, nodes, log, name="c", record=log, missing={uuid(9): "far disk"})
@@ -477,7 +475,7 @@ async def test_a_node_that_nothing_leads_to_makes_a_removal_partial() -> None:
     assert outcome.reasons[0].startswith("far disk: ")
 
 
-async def test_nothing_is_recorded_of_an_upload_before_the_last_node_has_answered() -> None:
+async def test_an_upload_is_not_recorded_before_the_last_node_has_answered() -> None:
     peers, log = three(), Log()
 
     def all_have_it() -> None:
@@ -495,7 +493,7 @@ async def test_a_removal_that_cannot_be_recorded_is_an_error() -> None:
         await cluster(three(), log).remove(KEY)
 
 
-async def test_what_an_interrupted_removal_did_is_recorded() -> None:
+async def test_an_interrupted_removal_records_what_was_removed() -> None:
     peers, log = [Peer(1), Peer(2, silent=True)], Log()
     with anyio.move_on_after(0.05) as scope:
         await cluster(peers, log).remove(KEY)
@@ -510,7 +508,7 @@ async def test_what_an_interrupted_removal_did_is_recorded() -> None:
     allowed=st.integers(0, 1000),
 )
 @example(seconds=1000, ours=5000.0, passed=0.0, allowed=0)
-def test_a_timed_removal_ends_on_a_nodes_clock_no_later_than_on_ours(
+def test_a_timed_removal_expires_on_a_nodes_clock_no_later_than_on_ours(
     seconds: int, ours: float, passed: float, allowed: int
 ) -> None:
     peer = Peer(1, seconds=seconds)
@@ -534,7 +532,7 @@ def test_a_timed_removal_ends_on_a_nodes_clock_no_later_than_on_ours(
         assert limit < seconds + 1
 
 
-async def test_each_node_gets_the_time_by_its_own_clock() -> None:
+async def test_each_node_gets_the_deadline_by_its_own_clock() -> None:
     peers = [Peer(1, seconds=10), Peer(2, seconds=90_000)]
     session = cluster(peers, clock=lambda: 500.0)
     assert await session.timestamp() == 500
@@ -552,7 +550,7 @@ async def test_a_node_whose_clock_cannot_be_asked_does_not_remove() -> None:
     assert peers[1].contents == {KEY: CONTENT}
 
 
-async def test_the_clusters_clock_runs_without_some_nodes() -> None:
+async def test_the_clusters_clock_works_without_some_nodes() -> None:
     peers = [Peer(1, refuse=Unreachable("no route"))]
     assert await cluster(peers).timestamp() == 5000
     assert peers[0].requests == []
@@ -561,13 +559,13 @@ async def test_the_clusters_clock_runs_without_some_nodes() -> None:
 # Presence
 
 
-async def test_of_the_nodes_in_the_log_the_cheapest_is_asked() -> None:
+async def test_the_cheapest_recorded_node_is_asked() -> None:
     peers, log = [Peer(n, contents={KEY: CONTENT}) for n in (1, 2, 3)], Log({KEY: [1, 2]})
     assert await cluster(peers, log, costs=[200, 100, 50]).check_present(KEY)
     assert [peer.requests for peer in peers] == [[], ["check"], []]
 
 
-async def test_nodes_of_the_same_cost_share_the_reads() -> None:
+async def test_nodes_of_equal_cost_share_the_reads() -> None:
     peers, log = [Peer(n, contents={KEY: CONTENT}) for n in (1, 2, 3)], Log({KEY: [1, 2, 3]})
     turns = count()
     session = ClusterSession(
@@ -579,29 +577,29 @@ async def test_nodes_of_the_same_cost_share_the_reads() -> None:
 
 
 @pytest.mark.parametrize("failing", [Refused("no"), Unreachable("away"), TimedOut("stalls")])
-async def test_a_check_goes_on_to_the_next_node(failing: SessionError) -> None:
+async def test_a_check_falls_through_to_the_next_node(failing: SessionError) -> None:
     peers, log = [Peer(1, refuse=failing), Peer(2), Peer(3, contents={KEY: CONTENT})], Log({KEY: [1, 2, 3]})
     assert await cluster(peers, log).check_present(KEY)
 
 
-async def test_content_that_no_node_in_the_log_has_is_absent_and_no_other_node_is_asked() -> None:
+async def test_content_on_no_recorded_node_is_absent_and_no_other_node_is_asked() -> None:
     peers = [Peer(1), Peer(2), Peer(3, contents={KEY: CONTENT})]
     assert await cluster(peers, Log({KEY: [1, 2]})).check_present(KEY) is False
     assert [peer.requests for peer in peers] == [["check"], ["check"], []]
 
 
-async def test_of_content_that_the_log_does_not_know_no_node_is_asked() -> None:
+async def test_no_node_is_asked_about_unrecorded_content() -> None:
     peers = [Peer(n, contents={KEY: CONTENT}) for n in (1, 2, 3)]
     assert await cluster(peers, Log()).check_present(KEY) is False
     assert [peer.requests for peer in peers] == [[], [], []]
 
 
-async def test_a_node_that_lacks_it_changes_nothing_where_another_has_it() -> None:
+async def test_a_node_lacking_content_does_not_hide_anothers_copy() -> None:
     peers = [Peer(1, refuse=Unreachable("away")), Peer(2), Peer(3, contents={KEY: CONTENT})]
     assert await cluster(peers, Log({KEY: [1, 2, 3]})).check_present(KEY)
 
 
-async def test_content_on_a_node_that_is_away_is_unknown() -> None:
+async def test_content_on_an_unavailable_node_is_unknown() -> None:
     peers = [Peer(1), Peer(2, refuse=Unreachable("away"))]
     with pytest.raises(SessionError, match=r"cannot tell whether it has .*: disk 2 \(shelf\) \[node2\]: away"):
         await cluster(peers, Log({KEY: [2]})).check_present(KEY)
@@ -612,7 +610,7 @@ async def test_when_no_node_answers_presence_is_unknown() -> None:
         await cluster([Peer(1, refuse=Unreachable("away"))], Log({KEY: [1]})).check_present(KEY)
 
 
-async def test_of_encrypted_content_the_log_knows_nothing_so_every_node_that_is_there_has_to_answer() -> None:
+async def test_every_node_must_answer_for_encrypted_content_since_the_log_lacks_it() -> None:
     log = Log()
     peers = [Peer(1), Peer(2, contents={CHUNK_KEY: b"x"})]
     assert await cluster(peers, log).check_present(CHUNK_KEY)
@@ -627,7 +625,7 @@ async def test_of_encrypted_content_the_log_knows_nothing_so_every_node_that_is_
         await cluster(peers, log).check_present(CHUNK_KEY)
 
 
-async def test_without_a_log_every_node_is_asked_and_has_to_answer() -> None:
+async def test_without_a_log_every_node_must_answer() -> None:
     peers = [Peer(1), Peer(2, contents={KEY: CONTENT})]
     session = ClusterSession(CLUSTER, [peer.node() for peer in peers], None, name="c", pick=first)
     assert await session.check_present(KEY)
@@ -639,7 +637,7 @@ async def test_without_a_log_every_node_is_asked_and_has_to_answer() -> None:
         await session.check_present(KEY)
 
 
-async def test_a_silent_node_costs_a_check_the_timeout_at_most() -> None:
+async def test_a_silent_node_delays_a_check_by_at_most_the_timeout() -> None:
     peers, log = [Peer(1, silent=True), Peer(2, contents={KEY: CONTENT})], Log({KEY: [1, 2]})
     assert await cluster(peers, log, timeout=0.05).check_present(KEY)
 
@@ -659,7 +657,7 @@ def holders(*numbers: int) -> list[Peer]:
     return [Peer(n, contents={KEY: CONTENT}) for n in numbers]
 
 
-async def test_a_download_comes_from_the_cheapest_node_in_the_log() -> None:
+async def test_a_download_comes_from_the_cheapest_recorded_node() -> None:
     peers, log = holders(1, 2, 3), Log({KEY: [1, 2]})
     assert await fetch(cluster(peers, log, costs=[200, 100, 50])) == (20, CONTENT, True)
     assert [peer.requests for peer in peers] == [[], ["download 0"], []]
@@ -673,7 +671,7 @@ async def test_a_download_comes_from_the_cheapest_node_in_the_log() -> None:
 )
 @example(content=b"abc", offset=3, limits=[(0, 1)], sized=True)
 @example(content=b"", offset=0, limits=[(0, 1)], sized=False)
-def test_a_download_goes_on_at_the_same_byte_wherever_nodes_break_off(
+def test_a_download_resumes_at_the_same_byte_wherever_nodes_disconnect(
     content: bytes, offset: int, limits: list[tuple[int, int]], sized: bool
 ) -> None:
     offset = min(offset, len(content))
@@ -701,24 +699,24 @@ def test_a_download_goes_on_at_the_same_byte_wherever_nodes_break_off(
     ],
     ids=["missing", "refuses", "unreachable", "short", "stalls", "lost before its verdict"],
 )
-async def test_a_node_that_cannot_give_it_is_passed_over(bad: Peer) -> None:
+async def test_a_download_skips_a_node_that_cannot_send(bad: Peer) -> None:
     log = Log({KEY: [1]})
     assert await fetch(cluster([bad, *holders(2)], log)) == (20, CONTENT, True)
     assert bad.under_way == 0
 
 
-async def test_nodes_outside_the_log_are_asked_last() -> None:
+async def test_unrecorded_nodes_are_asked_last() -> None:
     peers = [Peer(1), Peer(2, contents={KEY: CONTENT})]
     assert await fetch(cluster(peers, Log({KEY: [1]}), costs=[200, 100])) == (20, CONTENT, True)
     assert peers[0].requests == ["download 0"]
 
 
-async def test_a_silent_node_is_passed_over_after_the_timeout() -> None:
+async def test_a_download_skips_a_silent_node_after_the_timeout() -> None:
     log = Log({KEY: [1]})
     assert await fetch(cluster([Peer(1, silent=True), *holders(2)], log, timeout=0.05)) == (20, CONTENT, True)
 
 
-async def test_content_that_is_nowhere_is_an_error_with_the_reason_of_each_node() -> None:
+async def test_downloading_content_on_no_node_fails_with_the_reason_of_each() -> None:
     peers = [Peer(1), Peer(2, refuse=Unreachable("away"))]
     with pytest.raises(SessionError) as raised:
         await fetch(cluster(peers))
@@ -728,18 +726,18 @@ async def test_content_that_is_nowhere_is_an_error_with_the_reason_of_each_node(
     )
 
 
-async def test_content_that_is_gone_from_every_node_is_refused() -> None:
+async def test_downloading_content_gone_from_every_node_is_refused() -> None:
     with pytest.raises(Refused):
         await fetch(cluster(three()))
 
 
-async def test_when_the_last_node_breaks_off_the_error_names_every_one() -> None:
+async def test_the_error_names_every_node_when_the_last_one_disconnects() -> None:
     peers = [Peer(n, contents={KEY: CONTENT}, break_after=4) for n in (1, 2)]
     with pytest.raises(SessionError, match=r"node1\]: 1: broke off; .*node2\]: 2: broke off"):
         await fetch(cluster(peers))
 
 
-async def test_an_encrypted_download_goes_on_from_no_other_node() -> None:
+async def test_an_encrypted_download_never_resumes_from_another_node() -> None:
     # Where a node got its copy by an upload of its own, that is encrypted in another way.
     key = Key("GPGHMACSHA1--abc")
     peers = [Peer(1, contents={key: b"a" * 20}, break_after=4), Peer(2, contents={key: b"b" * 20})]
@@ -751,7 +749,7 @@ async def test_an_encrypted_download_goes_on_from_no_other_node() -> None:
 
 @pytest.mark.parametrize("name", ["WORM-s20--a", "URL--a", "URL-s20--a", "VURL-s20--a", "XWHAT-s20--a", "NEW-s20--a"])
 @pytest.mark.parametrize("into_a_file", [True, False])
-async def test_two_nodes_are_not_stitched_together_where_no_checksum_tells(
+async def test_without_a_checksum_two_nodes_bytes_are_never_combined(
     name: str, into_a_file: bool, tmp_path: Path
 ) -> None:
     key = Key(name)
@@ -770,7 +768,7 @@ async def test_two_nodes_are_not_stitched_together_where_no_checksum_tells(
     assert await fetch(session, key) == (20, b"b" * 20, True)
 
 
-async def test_a_content_asked_for_again_comes_from_another_node_first() -> None:
+async def test_a_repeated_download_tries_another_node_first() -> None:
     peers = holders(1, 2)
     session = cluster(peers, Log({KEY: [1, 2]}))
     for _ in range(3):
@@ -778,12 +776,12 @@ async def test_a_content_asked_for_again_comes_from_another_node_first() -> None
     assert [len(peer.requests) for peer in peers] == [2, 1]
 
 
-async def test_content_that_the_node_does_not_vouch_for_is_not_valid() -> None:
+async def test_content_the_node_calls_invalid_is_not_valid() -> None:
     peers = [Peer(1, contents={KEY: CONTENT}, verdict=False), *holders(2)]
     assert await fetch(cluster(peers, Log({KEY: [1, 2]}))) == (20, CONTENT, False)
 
 
-async def test_leaving_a_download_early_leaves_the_node() -> None:
+async def test_leaving_a_download_early_disconnects_from_the_node() -> None:
     peers = holders(1)
     session = cluster(peers)
     async with session.download(KEY, FILE) as download:
@@ -793,7 +791,7 @@ async def test_leaving_a_download_early_leaves_the_node() -> None:
     assert (await fetch(session))[1] == CONTENT
 
 
-async def test_the_validity_is_not_known_before_the_end() -> None:
+async def test_validity_is_unknown_before_the_end() -> None:
     async with cluster(holders(1)).download(KEY, FILE) as download:
         with pytest.raises(RuntimeError, match="not been read to its end"):
             await download.valid()
@@ -809,7 +807,7 @@ async def test_a_cluster_cannot_be_locked() -> None:
     assert peers[0].requests == []
 
 
-async def test_sessions_with_nodes_are_made_once_and_kept() -> None:
+async def test_node_sessions_are_opened_once_and_kept() -> None:
     peers, log = three(), Log()
     session = cluster(peers, log)
     assert await session.open() == CLUSTER
@@ -822,14 +820,14 @@ async def test_sessions_with_nodes_are_made_once_and_kept() -> None:
     assert [peer.closed for peer in peers] == [1, 1, 1]
 
 
-async def test_two_requests_at_once_are_a_mistake_of_the_caller() -> None:
+async def test_concurrent_requests_on_one_session_are_a_programming_error() -> None:
     session = cluster(three())
     async with session.upload(KEY, FILE):
         with pytest.raises(RuntimeError, match="one request at a time"):
             await session.check_present(KEY)
 
 
-async def test_after_an_error_the_session_goes_on() -> None:
+async def test_the_session_survives_an_error() -> None:
     peers, log = [Peer(1, refuse=ConnectionLost("gone"))], Log({KEY: [1]})
     session = cluster(peers, log)
     with pytest.raises(SessionError):
@@ -838,7 +836,7 @@ async def test_after_an_error_the_session_goes_on() -> None:
     assert await session.store(KEY, FILE, Content(CONTENT, repeatable=True)) == Stored(True, uuids(1))
 
 
-async def test_a_node_that_cannot_have_a_session_is_as_good_as_unreachable() -> None:
+async def test_a_node_without_a_possible_session_counts_as_unreachable() -> None:
     peers, log = three(), Log()
     nodes = [peer.node() for peer in peers]
 
@@ -852,7 +850,7 @@ async def test_a_node_that_cannot_have_a_session_is_as_good_as_unreachable() -> 
 
 
 @pytest.mark.parametrize("numbers", [[], [1, 1]], ids=["none", "two of one name"])
-async def test_a_cluster_needs_nodes_with_names_of_their_own(numbers: list[int]) -> None:
+async def test_a_cluster_needs_nodes_with_distinct_names(numbers: list[int]) -> None:
     with pytest.raises(ValueError, match="cluster"):
         ClusterSession(CLUSTER, [Peer(n).node() for n in numbers], Log(), name="c")
 
@@ -903,7 +901,7 @@ def slow(number: int, clock: Clock) -> Slow:
     return peer
 
 
-async def test_a_node_that_cost_seconds_is_left_alone_for_ten_times_as_long() -> None:
+async def test_a_node_that_cost_seconds_rests_for_ten_times_as_long() -> None:
     clock, log = Clock(), Log()
     away = slow(2, clock)
     session = cluster([Peer(1), away], log, clock=clock)
@@ -921,7 +919,7 @@ async def test_a_node_that_cost_seconds_is_left_alone_for_ten_times_as_long() ->
     assert await store(4) == Stored(True, uuids(1, 2))
 
 
-async def test_a_node_that_refuses_at_once_is_tried_each_time() -> None:
+async def test_a_node_that_refuses_at_once_is_retried_each_time() -> None:
     clock, peers = Clock(), [Peer(1), Peer(2, refuse=Unreachable("no route"))]
     session = cluster(peers, Log(), clock=clock)
     for name in "ab":
@@ -929,7 +927,7 @@ async def test_a_node_that_refuses_at_once_is_tried_each_time() -> None:
     assert peers[1].requests == ["upload", "upload"]
 
 
-async def test_a_resting_node_is_tried_when_no_other_is_left() -> None:
+async def test_a_resting_node_is_tried_as_a_last_resort() -> None:
     clock, log = Clock(), Log({KEY: [2]})
     away = slow(2, clock)
     session = cluster([away], log, clock=clock)
@@ -954,7 +952,7 @@ async def test_a_removal_tries_a_resting_node() -> None:
     assert (await session.remove(KEY)).removed
 
 
-async def test_reading_passes_a_resting_node_by() -> None:
+async def test_reads_skip_a_resting_node() -> None:
     clock, log = Clock(), Log({KEY: [1, 2]})
     away = slow(1, clock)
     session = cluster([away, *holders(2)], log, clock=clock)
@@ -964,7 +962,7 @@ async def test_reading_passes_a_resting_node_by() -> None:
     assert away.requests == ["check"]
 
 
-async def test_a_node_that_stalls_on_the_way_is_left_alone_for_a_while() -> None:
+async def test_a_node_that_stalls_midway_rests_for_a_while() -> None:
     clock, log = Clock(), Log({KEY: [1, 2]})
     stalling = Peer(1, contents={KEY: CONTENT}, stall_after=3)
     session = cluster([stalling, *holders(2)], log, clock=clock)

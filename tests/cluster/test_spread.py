@@ -88,7 +88,7 @@ def _downloads(peer: Peer) -> list[int]:
     return [int(request.split()[1]) for request in peer.requests if request.startswith("download")]
 
 
-async def test_three_nodes_give_a_content_in_less_time_than_one(file: _File) -> None:
+async def test_three_nodes_send_a_content_faster_than_one(file: _File) -> None:
     peers = _peers(3)
     began = anyio.current_time()
     assert await file.fetch(_session(peers))
@@ -101,7 +101,7 @@ async def test_three_nodes_give_a_content_in_less_time_than_one(file: _File) -> 
     assert [peer.under_way for peer in peers] == [0, 0, 0]
 
 
-async def test_what_is_there_already_is_not_fetched_again(tmp_path: Path) -> None:
+async def test_bytes_already_here_are_not_fetched_again(tmp_path: Path) -> None:
     peers = _peers(3)
     file = _File(tmp_path, CONTENT[:20_001])
     assert await file.fetch(_session(peers))
@@ -110,7 +110,7 @@ async def test_what_is_there_already_is_not_fetched_again(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("dying", [1, 2, 3])
-async def test_a_node_that_dies_on_the_way_leaves_its_stretch_to_the_others(file: _File, dying: int) -> None:
+async def test_a_dying_nodes_stretch_is_fetched_from_the_others(file: _File, dying: int) -> None:
     peers = _peers(3)
     peers[dying - 1].break_after = 12_345
     assert await file.fetch(_session(peers))
@@ -118,7 +118,7 @@ async def test_a_node_that_dies_on_the_way_leaves_its_stretch_to_the_others(file
 
 
 @pytest.mark.parametrize("stuck", [1, 2, 3])
-async def test_a_node_that_stalls_loses_its_stretch_to_the_others(file: _File, stuck: int) -> None:
+async def test_a_stalled_nodes_stretch_is_fetched_from_the_others(file: _File, stuck: int) -> None:
     peers = _peers(3)
     peers[stuck - 1].stuck_after = 15_000
     with anyio.fail_after(4.0):
@@ -126,7 +126,7 @@ async def test_a_node_that_stalls_loses_its_stretch_to_the_others(file: _File, s
     assert file.is_right()
 
 
-async def test_one_node_that_is_left_gives_all_the_rest(file: _File) -> None:
+async def test_the_last_remaining_node_sends_all_the_rest(file: _File) -> None:
     peers = _peers(3)
     peers[0].break_after = 30_000
     peers[2].break_after = 2_000
@@ -134,7 +134,7 @@ async def test_one_node_that_is_left_gives_all_the_rest(file: _File) -> None:
     assert file.is_right()
 
 
-async def test_where_all_die_what_is_there_is_the_beginning_and_each_is_named(file: _File) -> None:
+async def test_when_all_nodes_die_a_contiguous_prefix_remains_and_each_is_named(file: _File) -> None:
     peers = _peers(3)
     for number, peer in enumerate(peers):
         peer.break_after = 11_000 + number * 1000
@@ -145,7 +145,7 @@ async def test_where_all_die_what_is_there_is_the_beginning_and_each_is_named(fi
     assert file.path.stat().st_size > 10_000
 
 
-async def test_a_node_whose_content_has_another_length_gives_no_part_of_it(file: _File) -> None:
+async def test_a_node_with_content_of_another_length_contributes_nothing(file: _File) -> None:
     peers = _peers(3)
     peers[1].contents[KEY] = b"X" * (len(CONTENT) - 1)
     peers[2].contents[KEY] = b""
@@ -155,7 +155,7 @@ async def test_a_node_whose_content_has_another_length_gives_no_part_of_it(file:
 
 
 @pytest.mark.parametrize("dying", [False, True], ids=["all there", "only one left"])
-async def test_a_damaged_part_is_found_and_nothing_of_it_kept(tmp_path: Path, dying: bool) -> None:
+async def test_a_damaged_part_is_detected_and_nothing_is_kept(tmp_path: Path, dying: bool) -> None:
     peers = _peers(3)
     peers[1].contents[KEY] = CONTENT[:40_000] + b"X" * 40_000 + CONTENT[80_000:]
     if dying:
@@ -167,14 +167,14 @@ async def test_a_damaged_part_is_found_and_nothing_of_it_kept(tmp_path: Path, dy
     assert file.path.read_bytes() == CONTENT[:5000]
 
 
-async def test_what_the_last_giver_says_is_not_valid_is_not(file: _File) -> None:
+async def test_content_the_last_node_calls_invalid_is_invalid(file: _File) -> None:
     peers = _peers(3)
     for peer in peers:
         peer.verdict = False
     assert not await file.fetch(_session(peers))
 
 
-async def test_that_the_last_giver_is_gone_before_its_verdict_does_not_matter(file: _File) -> None:
+async def test_losing_the_last_node_before_its_verdict_does_not_matter(file: _File) -> None:
     peers = _peers(3)
     for peer in peers:
         peer.verdict_lost = True
@@ -182,7 +182,7 @@ async def test_that_the_last_giver_is_gone_before_its_verdict_does_not_matter(fi
     assert file.is_right()
 
 
-async def test_a_fast_node_gives_all_of_it_alone(file: _File) -> None:
+async def test_a_fast_node_sends_everything_alone(file: _File) -> None:
     peers = _peers(3)
     for peer in peers:
         peer.pace = 0.0
@@ -192,27 +192,27 @@ async def test_a_fast_node_gives_all_of_it_alone(file: _File) -> None:
     assert file.origin == peers[0].uuid
 
 
-async def test_who_wants_to_know_the_origin_gets_it_from_one(file: _File) -> None:
+async def test_a_download_that_must_name_its_origin_comes_from_one_node(file: _File) -> None:
     peers = _peers(3)
     assert await file.fetch(_session(peers), may_spread=False)
     assert file.origin == peers[0].uuid
     assert file.is_right()
 
 
-async def test_without_a_checksum_it_comes_from_one(file: _File) -> None:
+async def test_content_without_a_checksum_comes_from_one_node(file: _File) -> None:
     key = Key(f"WORM-s{len(CONTENT)}-m1--content")
     peers = [Peer(number, contents={key: CONTENT}, chunk=CHUNK, pace=PACE) for number in (1, 2)]
     assert await file.fetch(_session(peers, key=key), key)
     assert [_downloads(peer) for peer in peers] == [[0], []]
 
 
-async def test_nodes_that_cost_more_do_not_help(file: _File) -> None:
+async def test_costlier_nodes_do_not_help(file: _File) -> None:
     peers = _peers(2)
     assert await file.fetch(_session(peers, [100.0, 200.0]))
     assert _downloads(peers[1]) == []
 
 
-async def test_a_node_that_another_download_reads_from_does_not_help(file: _File) -> None:
+async def test_a_node_busy_with_another_download_does_not_help(file: _File) -> None:
     peers = _peers(2)
     reachability = Reachability()
     with reachability.traffic.reading("node2"):
@@ -220,7 +220,7 @@ async def test_a_node_that_another_download_reads_from_does_not_help(file: _File
     assert _downloads(peers[1]) == []
 
 
-async def test_a_node_that_helps_is_left_to_another_download_that_begins_there(file: _File) -> None:
+async def test_a_helping_node_is_released_to_another_download_that_starts_there(file: _File) -> None:
     peers = _peers(2)
     reachability = Reachability()
 
@@ -241,7 +241,7 @@ def _no_room(descriptor: int, data: bytes, position: int) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-async def test_without_room_for_what_comes_early_one_node_gives_it(
+async def test_without_room_to_buffer_early_bytes_one_node_sends_everything(
     file: _File, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = file.path.stat().st_ino
@@ -255,7 +255,7 @@ async def test_without_room_for_what_comes_early_one_node_gives_it(
     assert file.is_right()
 
 
-async def test_a_directory_that_takes_no_file_leaves_it_to_one_node(file: _File) -> None:
+async def test_an_unwritable_directory_leaves_the_download_to_one_node(file: _File) -> None:
     peers = _peers(2)
     session = _session(peers)
     descriptor = os.open(file.path, os.O_RDWR)
@@ -268,13 +268,13 @@ async def test_a_directory_that_takes_no_file_leaves_it_to_one_node(file: _File)
     assert _downloads(peers[1]) == []
 
 
-async def test_a_full_disk_ends_it(file: _File, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_full_disk_ends_the_download(file: _File, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spread, "write_at", _no_room)
     with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
         await file.fetch(_session(_peers(3)))
 
 
-async def test_one_that_is_cancelled_leaves_the_beginning_and_no_request(file: _File) -> None:
+async def test_a_cancelled_download_keeps_its_prefix_and_leaves_no_request_open(file: _File) -> None:
     peers = _peers(3)
     with anyio.move_on_after(0.15):
         await file.fetch(_session(peers))

@@ -25,7 +25,7 @@ def _continue(plan: Plan[str], content: list[tuple[int, int]]) -> None:
     size=st.integers(1, 3000).map(lambda number: number * 100_000),
     seed=st.integers(0, 2**32),
 )
-def test_every_byte_comes_once_and_in_order_whatever_fails_or_stalls(nodes: int, size: int, seed: int) -> None:
+def test_every_byte_arrives_once_and_in_order_whatever_fails_or_stalls(nodes: int, size: int, seed: int) -> None:
     chance = random.Random(seed)
     plan = Plan[str](0, size)
     rates = {f"node{number}": chance.choice([0.0, 1e5, 3e6, 1e7, 3e7]) for number in range(nodes)}
@@ -58,7 +58,7 @@ def test_every_byte_comes_once_and_in_order_whatever_fails_or_stalls(nodes: int,
     assert content[-1][1] == size
 
 
-def test_equal_nodes_get_equal_stretches_and_each_is_cut_off_only_a_few_times() -> None:
+def test_equal_nodes_get_equal_stretches_with_few_interruptions() -> None:
     plan = Plan[str](0, 256 * MIB)
     first = [plan.take(node, 1e7, 3e7, 0.0) for node in "abc"]
     lengths = [stretch.left for stretch in first if stretch is not None]
@@ -67,7 +67,7 @@ def test_equal_nodes_get_equal_stretches_and_each_is_cut_off_only_a_few_times() 
     assert lengths[0] > 50 * MIB
 
 
-def test_a_fast_node_takes_over_the_end_of_what_a_slow_one_has() -> None:
+def test_a_fast_node_takes_over_the_end_of_a_slow_ones_stretch() -> None:
     plan = Plan[str](0, 16 * MIB)
     slow = plan.take("slow", 1e7, 1e7, 0.0)
     assert slow is not None
@@ -79,7 +79,7 @@ def test_a_fast_node_takes_over_the_end_of_what_a_slow_one_has() -> None:
     assert slow.left < taken.left
 
 
-def test_nothing_is_taken_over_from_a_node_that_is_about_to_end_or_has_only_begun() -> None:
+def test_nothing_is_taken_over_from_a_node_near_its_start_or_end() -> None:
     plan = Plan[str](0, 8 * MIB)
     almost = plan.take("almost", 1e7, 1e7, 0.0)
     assert almost is not None
@@ -89,7 +89,7 @@ def test_nothing_is_taken_over_from_a_node_that_is_about_to_end_or_has_only_begu
 
 
 @pytest.mark.parametrize("came", [0, MIB])
-def test_all_is_taken_from_a_node_that_stalls(came: int) -> None:
+def test_a_stalled_node_loses_its_whole_stretch(came: int) -> None:
     plan = Plan[str](0, 8 * MIB)
     stuck = plan.take("stuck", 1e7, 1e7, 0.0)
     assert stuck is not None
@@ -100,7 +100,7 @@ def test_all_is_taken_from_a_node_that_stalls(came: int) -> None:
     assert (taken.start, taken.end, stuck.left) == (came, 8 * MIB, 0)
 
 
-def test_a_node_whose_stretch_nothing_was_given_out_after_goes_on_without_a_new_connection() -> None:
+def test_a_node_continues_past_its_stretch_if_the_next_bytes_are_unassigned() -> None:
     plan = Plan[str](0, 100 * MIB)
     first = plan.take("first", 1e7, 2e7, 0.0)
     assert first is not None

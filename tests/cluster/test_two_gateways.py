@@ -54,7 +54,7 @@ def extended(cluster: Cluster, ssh_server: SshServer) -> Extended:
     return Extended(cluster, far, far_node, ssh_server)
 
 
-async def test_requests_reach_the_nodes_of_both_gateways_and_go_round_in_no_circle(extended: Extended) -> None:
+async def test_requests_reach_the_nodes_of_both_gateways_without_looping(extended: Extended) -> None:
     gateway = extended.near.gateway
     said: list[tuple[bool, Message]] = []
     async with opened(gateway, said=said) as session:
@@ -73,7 +73,7 @@ async def test_requests_reach_the_nodes_of_both_gateways_and_go_round_in_no_circ
     assert [message for _, message in said if isinstance(message, Bypass)] == [Bypass(uuids(gateway))]
 
 
-async def test_a_request_that_came_from_the_other_gateway_does_not_go_back_there(extended: Extended) -> None:
+async def test_a_request_from_the_other_gateway_is_not_sent_back_to_it(extended: Extended) -> None:
     async with opened(extended.near.gateway, bypass=uuids(extended.far)) as session:
         before = extended.ssh.connections
         source = FileSource(os.fsencode(write(extended.near.gateway.environment, CONTENT)))
@@ -93,7 +93,7 @@ async def test_content_is_read_through_the_other_gateway(extended: Extended) -> 
             assert await download.valid()
 
 
-async def test_without_the_other_gateway_the_near_nodes_go_on(extended: Extended) -> None:
+async def test_the_near_nodes_keep_working_without_the_other_gateway(extended: Extended) -> None:
     near = uuids(*extended.near.nodes)
     async with opened(extended.near.gateway) as session:
         source = FileSource(os.fsencode(write(extended.near.gateway.environment, CONTENT)))

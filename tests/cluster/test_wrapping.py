@@ -21,7 +21,7 @@ pytestmark = pytest.mark.anyio
 KEY = key_of(b"content")
 
 
-async def test_a_repository_with_one_lock_gets_one_request_of_any_kind_at_a_time() -> None:
+async def test_a_repository_with_a_global_lock_gets_one_request_at_a_time() -> None:
     # The session inside refuses a second request while it is busy.
     inside, turn = FakeSession(Peer(1)), anyio.Lock()
     done: list[str] = []
@@ -45,7 +45,7 @@ async def test_a_repository_with_one_lock_gets_one_request_of_any_kind_at_a_time
 
 
 @pytest.mark.parametrize("local", [True, False])
-async def test_a_small_content_on_a_local_disk_is_read_once_the_node_has_answered(
+async def test_small_content_on_a_local_disk_is_read_directly_after_the_node_answers(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch, local: bool
 ) -> None:
     monkeypatch.setattr(wrapping, "is_local", lambda place: local)

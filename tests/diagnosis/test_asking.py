@@ -70,20 +70,20 @@ async def ask(
 
 @pytest.mark.parametrize("jobs", [1, 2, 5])
 @pytest.mark.parametrize("size", [1, 7, 100])
-async def test_every_answer_goes_to_its_key_and_its_node(jobs: int, size: int) -> None:
+async def test_every_answer_is_matched_to_its_key_and_node(jobs: int, size: int) -> None:
     answers, errors = await ask([Place(number) for number in range(3)], jobs, size)
     assert answers == [{UUIDS[number]: has(number, each.key) for number in range(3)} for each in KEYS]
     assert errors == {}
 
 
-async def test_no_more_sessions_are_busy_than_allowed() -> None:
+async def test_no_more_sessions_run_at_once_than_allowed() -> None:
     place = Place(0)
     await ask([place], jobs=3)
     assert place.sessions == 3
     assert place.most_open <= 3
 
 
-async def test_a_node_that_lets_nobody_in_is_tried_once_a_session_and_unknown() -> None:
+async def test_a_node_refusing_authentication_is_tried_once_per_session_and_unknown() -> None:
     away = Place(1, lambda _asked, _key: Unreachable("not there"))
     answers, errors = await ask([Place(0), away], jobs=2)
     assert answers == [{UUIDS[0]: has(0, each.key), UUIDS[1]: None} for each in KEYS]
@@ -91,14 +91,14 @@ async def test_a_node_that_lets_nobody_in_is_tried_once_a_session_and_unknown() 
     assert away.asked <= 2
 
 
-async def test_a_connection_that_breaks_once_costs_no_answer() -> None:
+async def test_a_connection_lost_once_loses_no_answer() -> None:
     place = Place(0, lambda asked, _key: ConnectionLost("broke") if asked == 30 else None)
     answers, errors = await ask([place], jobs=1)
     assert answers == [{UUIDS[0]: has(0, each.key)} for each in KEYS]
     assert errors == {}
 
 
-async def test_a_node_that_goes_away_midway_keeps_what_it_said_and_is_unknown_after_that() -> None:
+async def test_a_node_lost_midway_keeps_its_answers_and_is_unknown_for_the_rest() -> None:
     place = Place(0, lambda asked, _key: ConnectionLost("gone") if asked > 30 else None)
     answers, errors = await ask([place, Place(1)], jobs=1, size=10)
     assert [each[UUIDS[0]] for each in answers[:30]] == [has(0, each.key) for each in KEYS[:30]]
@@ -107,7 +107,7 @@ async def test_a_node_that_goes_away_midway_keeps_what_it_said_and_is_unknown_af
     assert errors == {UUIDS[0]: "gone"}
 
 
-async def test_a_node_that_stalls_is_not_waited_for_twice() -> None:
+async def test_a_stalled_node_is_waited_for_only_once() -> None:
     place = Place(0, lambda asked, _key: TimedOut("silent") if asked >= 15 else None)
     answers, errors = await ask([place], jobs=1, size=10)
     assert errors == {UUIDS[0]: "silent"}
@@ -115,7 +115,7 @@ async def test_a_node_that_stalls_is_not_waited_for_twice() -> None:
     assert {each[UUIDS[0]] for each in answers[10:]} == {None}
 
 
-async def test_a_key_that_is_refused_is_unknown_and_the_others_are_not() -> None:
+async def test_a_refused_key_is_unknown_and_the_others_are_answered() -> None:
     refused = KEYS[13].key
     place = Place(0, lambda _asked, key: Refused("not that one") if key == refused else None)
     answers, errors = await ask([place])
@@ -123,7 +123,7 @@ async def test_a_key_that_is_refused_is_unknown_and_the_others_are_not() -> None
     assert errors == {UUIDS[0]: "not that one"}
 
 
-async def test_a_mistake_of_ours_ends_everything_and_is_not_taken_for_an_answer() -> None:
+async def test_a_programming_error_propagates_and_is_not_taken_for_an_answer() -> None:
     def fail(asked: int, key: Key) -> SessionError | bool | None:
         raise ZeroDivisionError
 

@@ -75,7 +75,7 @@ def setpresentkey(real: RealRepository, uuid: UUID, value: str) -> None:
     real.annex("setpresentkey", KEY.text, uuid.text, value)
 
 
-async def test_an_upload_that_ends_while_the_node_is_asked_is_not_recorded_as_missing(
+async def test_an_upload_finishing_while_its_node_is_asked_is_not_recorded_as_missing(
     real: RealRepository, here: Repository
 ) -> None:
     place = Place(0, lambda asked, _key: asked > 1)
@@ -86,9 +86,7 @@ async def test_an_upload_that_ends_while_the_node_is_asked_is_not_recorded_as_mi
     assert real.locations(KEY.text) == {place.node.uuid.text}
 
 
-async def test_content_that_is_dropped_while_the_node_is_asked_is_no_finding(
-    real: RealRepository, here: Repository
-) -> None:
+async def test_content_dropped_while_its_node_is_asked_is_no_finding(real: RealRepository, here: Repository) -> None:
     def drop(_asked: int, _key: Key) -> SessionError | bool | None:
         # The dropping client records that after the log was read here and before the node answers.
         setpresentkey(real, place.node.uuid, "0")
@@ -102,7 +100,7 @@ async def test_content_that_is_dropped_while_the_node_is_asked_is_no_finding(
     assert outcome.recorded == 0
 
 
-async def test_what_stays_as_it_is_is_found_and_recorded(real: RealRepository, here: Repository) -> None:
+async def test_a_lasting_discrepancy_is_found_and_recorded(real: RealRepository, here: Repository) -> None:
     place = Place(0, lambda _asked, _key: True)
     outcome, findings = await checked(here, place)
     assert [finding.unlogged for finding in findings] == [(place.node.uuid,)]
@@ -112,7 +110,7 @@ async def test_what_stays_as_it_is_is_found_and_recorded(real: RealRepository, h
     assert place.asked == 3
 
 
-async def test_content_that_is_dropped_before_its_line_is_written_is_recorded_as_gone(
+async def test_content_dropped_before_its_line_is_written_is_recorded_as_gone(
     real: RealRepository, here: Repository
 ) -> None:
     def has(asked: int, _key: Key) -> bool:
@@ -130,7 +128,7 @@ async def test_content_that_is_dropped_before_its_line_is_written_is_recorded_as
     assert (findings, outcome.healthy) == ([], True)
 
 
-async def test_content_that_comes_and_goes_all_the_time_is_not_said_to_be_recorded(
+async def test_content_that_keeps_changing_is_not_claimed_to_be_recorded(
     real: RealRepository, here: Repository
 ) -> None:
     place = Place(0, lambda asked, _key: asked % 2 == 0)
@@ -139,7 +137,7 @@ async def test_content_that_comes_and_goes_all_the_time_is_not_said_to_be_record
     assert not outcome.healthy
 
 
-async def test_numcopies_is_what_git_annex_takes(real: RealRepository, here: Repository) -> None:
+async def test_numcopies_matches_git_annexs(real: RealRepository, here: Repository) -> None:
     assert await numcopies(here) == 1
     real.git("config", "annex.numcopies", "2")
     assert await numcopies(here) == 2

@@ -22,22 +22,22 @@ def everybody(uuid: UUID) -> bool:
 
 
 @given(holders, answers)
-def test_a_node_is_missing_only_if_it_said_so_itself(log: frozenset[UUID], said: dict[UUID, bool | None]) -> None:
+def test_content_is_missing_only_if_the_node_itself_says_so(
+    log: frozenset[UUID], said: dict[UUID, bool | None]
+) -> None:
     found = compare(Located(KEY, log), said, everybody)
     assert found.missing == {node for node in log & said.keys() if said[node] is False}
     assert found.unlogged == {node for node in said.keys() - log if said[node] is True}
 
 
 @given(holders, answers)
-def test_what_gave_no_answer_changes_nothing(log: frozenset[UUID], said: dict[UUID, bool | None]) -> None:
+def test_nodes_without_an_answer_change_nothing(log: frozenset[UUID], said: dict[UUID, bool | None]) -> None:
     known = {node: answer for node, answer in said.items() if answer is not None}
     assert compare(Located(KEY, log), said, everybody) == compare(Located(KEY, log), known, everybody)
 
 
 @given(holders, answers)
-def test_once_the_truth_is_recorded_nothing_is_left_to_be_said(
-    log: frozenset[UUID], said: dict[UUID, bool | None]
-) -> None:
+def test_recording_the_truth_leaves_no_discrepancy(log: frozenset[UUID], said: dict[UUID, bool | None]) -> None:
     found = compare(Located(KEY, log), said, everybody)
     after = compare(Located(KEY, log - found.missing | found.unlogged), said, everybody)
     assert after.agrees
@@ -45,7 +45,7 @@ def test_once_the_truth_is_recorded_nothing_is_left_to_be_said(
 
 
 @given(holders, answers, st.frozensets(st.sampled_from(UUIDS)))
-def test_copies_are_those_that_count_and_are_not_known_to_be_wrong(
+def test_copies_are_the_counted_locations_not_known_to_be_wrong(
     log: frozenset[UUID], said: dict[UUID, bool | None], trusted: frozenset[UUID]
 ) -> None:
     found = compare(Located(KEY, log), said, trusted.__contains__)
@@ -54,7 +54,7 @@ def test_copies_are_those_that_count_and_are_not_known_to_be_wrong(
 
 
 @given(holders, answers)
-def test_gone_is_what_nobody_has_and_nobody_was_said_to_have(
+def test_a_key_is_gone_if_nobody_has_it_and_the_log_names_nobody(
     log: frozenset[UUID], said: dict[UUID, bool | None]
 ) -> None:
     found = compare(Located(KEY, log), said, everybody)

@@ -24,7 +24,7 @@ logs = st.lists(st.tuples(st.none() | st.integers(0, 1000), st.frozensets(st.sam
 
 
 @given(logs, st.integers(1, 7))
-def test_each_node_is_counted_and_what_living_ones_have_is_lacking_elsewhere(log: list[Located], batch: int) -> None:
+def test_keys_are_counted_per_node_and_lacking_keys_against_living_nodes(log: list[Located], batch: int) -> None:
     statistics = LogStatistics(NODES, 0, [DEAD])
     for start in range(0, len(log), batch):
         statistics.count(log[start : start + batch])
@@ -41,7 +41,7 @@ def test_each_node_is_counted_and_what_living_ones_have_is_lacking_elsewhere(log
 
 
 @given(logs, st.integers(0, 40))
-def test_a_sample_has_so_many_different_keys_that_some_node_has(log: list[Located], wanted: int) -> None:
+def test_a_sample_is_of_distinct_keys_that_some_node_has(log: list[Located], wanted: int) -> None:
     statistics = LogStatistics(NODES, wanted)
     statistics.count(log)
     candidates = {each.key for each in log if each.holders & frozenset(NODES)}
@@ -50,7 +50,7 @@ def test_a_sample_has_so_many_different_keys_that_some_node_has(log: list[Locate
     assert set(keys) <= candidates
 
 
-def test_every_key_is_as_likely_as_any_other_to_be_in_the_sample() -> None:
+def test_every_key_is_equally_likely_to_be_sampled() -> None:
     log = [Located(Key(f"WORM--{number}"), frozenset(NODES)) for number in range(20)]
     seen: Counter[Key] = Counter()
     choose = random.Random(1)

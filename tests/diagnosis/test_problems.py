@@ -48,7 +48,7 @@ CLUSTER = ClusterState(
 )
 
 
-def test_nothing_is_wrong_with_what_is_in_order() -> None:
+def test_a_healthy_cluster_has_no_problems() -> None:
     assert find_problems(CLUSTER) == []
 
 
@@ -63,7 +63,7 @@ def test_nothing_is_wrong_with_what_is_in_order() -> None:
         ({"contact": replace(WELL, version=1)}, "old-protocol"),
     ],
 )
-def test_what_is_wrong_with_a_node_names_it_and_a_command(change: dict[str, object], kind: str) -> None:
+def test_a_nodes_problem_names_it_and_a_command(change: dict[str, object], kind: str) -> None:
     (problem,) = find_problems(replace(CLUSTER, nodes=(replace(STATE, **change),)))  # type: ignore[arg-type]
     assert (problem.kind, problem.node) == (kind, NODE)
     assert "the disk" in problem.words
@@ -73,13 +73,13 @@ def test_what_is_wrong_with_a_node_names_it_and_a_command(change: dict[str, obje
         assert "all of it" not in command or "all of it" in shlex.split(command)
 
 
-def test_a_dead_node_and_a_preferring_one_that_lacks_something_are_no_problem() -> None:
+def test_a_dead_node_or_one_with_preferred_content_lacking_keys_is_no_problem() -> None:
     dead = replace(STATE, contact=None, trust="dead", lacking=9)
     preferring = replace(STATE, preferred="include=*.jpg", lacking=9)
     assert find_problems(replace(CLUSTER, nodes=(dead, preferring))) == []
 
 
-def test_a_disk_that_was_swapped_before_git_annex_looked_is_named_as_replaced() -> None:
+def test_a_disk_swapped_before_git_annex_looked_is_named_as_replaced() -> None:
     other = UUID("0de00000-0000-4000-8000-00000000000f")
     contact = replace(AWAY, uuid=other, stranger=True)
     (problem,) = find_problems(replace(CLUSTER, gateway=None, nodes=(replace(STATE, contact=contact),)))
@@ -87,12 +87,12 @@ def test_a_disk_that_was_swapped_before_git_annex_looked_is_named_as_replaced() 
     assert str(other) in problem.words
 
 
-def test_what_a_sample_shows_is_not_said_again_as_lagging() -> None:
+def test_a_problem_shown_by_a_sample_is_not_repeated_as_lagging() -> None:
     node = replace(STATE, sample=Sample(5, 1, 0), lacking=3)
     assert [problem.kind for problem in find_problems(replace(CLUSTER, nodes=(node,)))] == ["content-missing"]
 
 
-def test_nodes_behind_a_gateway_that_is_away_are_not_each_a_problem() -> None:
+def test_an_unavailable_gateway_is_one_problem_and_not_one_per_node() -> None:
     gateway = GatewayState("/srv/gateway", "", AWAY)
     nodes = (replace(STATE, contact=AWAY, sample=None),)
     assert [problem.kind for problem in find_problems(replace(CLUSTER, gateway=gateway, nodes=nodes))] == [
@@ -100,12 +100,12 @@ def test_nodes_behind_a_gateway_that_is_away_are_not_each_a_problem() -> None:
     ]
 
 
-def test_a_cluster_without_nodes_and_a_remote_that_waits_for_a_word_are_named() -> None:
+def test_a_cluster_without_nodes_and_an_unverified_remote_are_named() -> None:
     problems = find_problems(replace(CLUSTER, nodes=()), unverified=3)
     assert [problem.kind for problem in problems] == ["not-verified", "no-nodes"]
     assert problems[0].commands[1] == "git annex verifyremote 'all of it' --safe 3"
 
 
 @pytest.mark.parametrize(("number", "words"), [(0, "0 keys"), (1, "1 key"), (12345, "12,345 keys")])
-def test_numbers_are_in_words_as_people_say_them(number: int, words: str) -> None:
+def test_counts_agree_in_number_with_their_nouns(number: int, words: str) -> None:
     assert many(number, "key") == words

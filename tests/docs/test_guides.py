@@ -86,7 +86,7 @@ $ false
 """
 
 
-def test_a_page_is_read_as_its_readers_would() -> None:
+def test_a_page_is_parsed_into_its_commands_and_output() -> None:
     assert commands(PAGE) == [
         Command(4, "", "echo one; echo two", "one\n…", False),
         Command(7, "", "cd /", "", False),
@@ -105,16 +105,16 @@ def test_a_page_is_read_as_its_readers_would() -> None:
         ("f\n  …one\n  …two\n  g\nok", "f \n\t1 -- two\n\t2 -- one\n\n  g\nok\n"),
     ],
 )
-def test_output_is_compared_as_it_stays_on_a_terminal(shown: str, printed: str) -> None:
+def test_output_is_compared_as_a_terminal_leaves_it(shown: str, printed: str) -> None:
     assert matches(shown, printed)
 
 
 @pytest.mark.parametrize(("shown", "printed"), [("ok", "failed"), ("a …", "b a"), ("a", "a b"), ("a.b", "axb")])
-def test_other_output_is_noticed(shown: str, printed: str) -> None:
+def test_different_output_is_detected(shown: str, printed: str) -> None:
     assert not matches(shown, printed)
 
 
-def test_a_command_is_run_to_its_end_and_its_exit_code_is_seen(environment: Environment) -> None:
+def test_a_command_runs_to_its_end_and_its_exit_code_is_checked(environment: Environment) -> None:
     with Shell(environment, environment.home, {}) as shell:
         assert shell.run(Command(1, "", "cd /tmp; export X=there", "", False)) == (0, "")
         assert shell.run(Command(2, "", 'echo "$X $PWD"; printf unended; (exit 3)', "", False)) == (

@@ -18,7 +18,7 @@ _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _FENCED = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
 
 
-def test_the_reference_of_the_commands_is_what_the_code_says() -> None:
+def test_the_command_reference_matches_the_code() -> None:
     made = runpy.run_path(str(DOCS / "make_cli.py"))["document"]()
     assert (DOCS / "reference" / "cli.md").read_text("utf-8") == made, "make docs"
 
@@ -41,7 +41,7 @@ def test_every_link_within_the_documentation_leads_somewhere(page: Path) -> None
         assert not anchor or anchor in anchors(target), f"{page.name}: {link}"
 
 
-def test_every_page_is_found_from_the_sites_navigation() -> None:
+def test_every_page_is_in_the_sites_navigation() -> None:
     navigation = (TOP / "mkdocs.yml").read_text("utf-8")
     missing = [str(page.relative_to(DOCS)) for page in PAGES[1:] if f" {page.relative_to(DOCS)}\n" not in navigation]
     assert not missing
@@ -83,5 +83,5 @@ NODE_SETTINGS = """
 
 
 @pytest.mark.parametrize("setting", NODE_SETTINGS.split())
-def test_every_setting_of_a_remote_is_on_the_page_of_node_settings(setting: str) -> None:
+def test_every_remote_setting_is_on_the_node_settings_page(setting: str) -> None:
     assert f"`{setting}`" in (DOCS / "node-settings.md").read_text("utf-8")

@@ -35,7 +35,7 @@ def check_neutral(picture: str) -> None:
 
 
 @pytest.mark.slow
-def test_the_pictures_are_what_the_command_makes_with_other_figures(environment: Environment) -> None:
+def test_the_pictures_match_the_generator_up_to_their_figures(environment: Environment) -> None:
     with environment.applied():
         made = runpy.run_path(str(DOCS / "make_pictures.py"))["pictures"](files=9, keys=300)
     assert set(made) == set(PICTURES)
@@ -52,7 +52,7 @@ def test_the_pictures_are_what_the_command_makes_with_other_figures(environment:
 
 
 @pytest.mark.parametrize("picture", [*sorted(PICTURES.values()), DOCS / "benchmark.svg"], ids=lambda path: path.stem)
-def test_a_picture_loads_nothing_and_tells_of_no_machine(picture: Path) -> None:
+def test_a_picture_loads_nothing_and_names_no_machine(picture: Path) -> None:
     check_neutral(picture.read_text("utf-8"))
 
 

@@ -94,7 +94,7 @@ async def relay(
     return client.outcome
 
 
-async def test_a_fetch_of_nothing_ends_with_git_s_exit_code(repository: Repository) -> None:
+async def test_an_empty_fetch_ends_with_gits_exit_code(repository: Repository) -> None:
     head = repository.git("rev-parse", "HEAD").stdout.strip()
 
     async def talk(client: Talk) -> None:
@@ -107,7 +107,7 @@ async def test_a_fetch_of_nothing_ends_with_git_s_exit_code(repository: Reposito
     assert await relay(repository, "git-upload-pack", talk) is None
 
 
-async def test_a_refusal_is_said_in_git_s_words(repository: Repository) -> None:
+async def test_a_refusal_is_passed_on_in_gits_words(repository: Repository) -> None:
     async def talk(client: Talk) -> None:
         assert await client.everything() == (b"0013ERR not for you", 1)
 
@@ -123,7 +123,7 @@ async def test_an_unknown_service_is_a_protocol_error(repository: Repository) ->
     assert "no such service" in str(outcome)
 
 
-async def test_git_s_failure_reaches_the_client_and_the_log(repository: Repository) -> None:
+async def test_a_git_failure_reaches_the_client_and_the_log(repository: Repository) -> None:
     (repository.path / ".git" / "HEAD").write_text("nonsense")
     notes: list[str] = []
 
@@ -136,7 +136,7 @@ async def test_git_s_failure_reaches_the_client_and_the_log(repository: Reposito
     assert notes[0].startswith("git-upload-pack exited with code 128: ")
 
 
-async def test_without_git_the_client_is_told_and_the_log_says_why(repository: Repository) -> None:
+async def test_a_missing_git_is_reported_to_the_client_and_explained_in_the_log(repository: Repository) -> None:
     notes: list[str] = []
     repository.environment.env["PATH"] = "/nonexistent"
 
@@ -150,7 +150,7 @@ async def test_without_git_the_client_is_told_and_the_log_says_why(repository: R
 
 
 @pytest.mark.parametrize("said", ["VERSION 4", "SUCCESS", "CHECKPRESENT WORM-s1--x", "BLAH"])
-async def test_anything_but_data_ends_it(repository: Repository, said: str) -> None:
+async def test_any_message_but_data_ends_the_connection(repository: Repository, said: str) -> None:
     async def talk(client: Talk) -> None:
         await client.say(said)
         _said, code = await client.everything()
@@ -159,7 +159,7 @@ async def test_anything_but_data_ends_it(repository: Repository, said: str) -> N
     assert isinstance(await relay(repository, "git-upload-pack", talk), ClientMisbehaved)
 
 
-async def test_a_client_that_vanishes_in_the_middle_of_a_push_leaves_nothing_behind(repository: Repository) -> None:
+async def test_a_client_that_vanishes_during_a_push_leaves_nothing_behind(repository: Repository) -> None:
     async def talk(client: Talk) -> None:
         await client.git(f"{ZERO} {'1' * 40} refs/heads/pushed\0report-status".encode(), b"")
         # The beginning of a pack that never ends.
@@ -171,7 +171,7 @@ async def test_a_client_that_vanishes_in_the_middle_of_a_push_leaves_nothing_beh
     assert not list((repository.path / ".git/objects").glob("*incoming*"))
 
 
-async def test_a_client_that_stalls_within_a_message_is_given_up(repository: Repository) -> None:
+async def test_a_client_that_stalls_within_a_message_is_disconnected(repository: Repository) -> None:
     async def talk(client: Talk) -> None:
         await client.say("DATA 1000", b"00")
         _said, code = await client.everything()
@@ -182,7 +182,7 @@ async def test_a_client_that_stalls_within_a_message_is_given_up(repository: Rep
     assert "no progress" in str(outcome)
 
 
-async def test_a_client_that_does_not_read_is_given_up(repository: Repository) -> None:
+async def test_a_client_that_does_not_read_is_disconnected(repository: Repository) -> None:
     environment = repository.environment
     environment.program("git", "#!/bin/sh\nexec head -c 50000000 /dev/zero\n")
 
@@ -193,7 +193,7 @@ async def test_a_client_that_does_not_read_is_given_up(repository: Repository) -
     assert isinstance(outcome, ClientGone)
 
 
-async def test_where_neither_side_says_anything_both_are_given_up(repository: Repository) -> None:
+async def test_a_conversation_silent_on_both_sides_times_out(repository: Repository) -> None:
     async def talk(client: Talk) -> None:
         _said, code = await client.everything()
         assert code is None
@@ -203,7 +203,9 @@ async def test_where_neither_side_says_anything_both_are_given_up(repository: Re
     assert "sent anything for 1 seconds" in str(outcome)
 
 
-async def test_a_git_that_does_not_end_is_made_to(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_git_process_that_does_not_exit_is_killed(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(connect, "_PATIENCE", 0.3)
     environment = repository.environment
     started = environment.home / "started"
@@ -216,7 +218,7 @@ async def test_a_git_that_does_not_end_is_made_to(repository: Repository, monkey
     assert isinstance(await relay(repository, "git-receive-pack", talk), ClientGone)
 
 
-async def test_git_says_what_it_has_to_say_though_it_has_heard_enough(repository: Repository) -> None:
+async def test_gits_output_is_delivered_after_it_stops_reading(repository: Repository) -> None:
     environment = repository.environment
     environment.program("git", "#!/bin/sh\nexec <&-\nsleep 0.5\necho done\nexit 7\n")
 
@@ -228,7 +230,7 @@ async def test_git_says_what_it_has_to_say_though_it_has_heard_enough(repository
     assert await relay(repository, "git-receive-pack", talk) is None
 
 
-async def test_a_push_that_has_arrived_is_finished_though_the_client_is_gone(repository: Repository) -> None:
+async def test_a_fully_received_push_completes_after_the_client_is_gone(repository: Repository) -> None:
     """The hook that git-annex has in the repository may take its time."""
     hook = repository.path / ".git" / "hooks" / "post-receive"
     ran = repository.environment.home / "hook-ran"

@@ -65,7 +65,7 @@ def answer(client: socket.socket, *lines: str) -> str:
 # Which repository
 
 
-def test_a_token_lets_in_to_the_cluster(gateway: Gateway) -> None:
+def test_a_token_gives_access_to_the_cluster(gateway: Gateway) -> None:
     with gateway.connect() as client:
         text = gateway.tokens[Mode.READ_WRITE]
         assert answer(client, f"AUTH {CLIENT} {text}") == f"AUTH-SUCCESS {gateway.cluster.uuid}"
@@ -73,7 +73,7 @@ def test_a_token_lets_in_to_the_cluster(gateway: Gateway) -> None:
         assert answer(client, f"CHECKPRESENT {ABSENT}") == "FAILURE"
 
 
-def test_a_token_with_a_uuid_lets_in_to_that_repository(gateway: Gateway) -> None:
+def test_a_token_with_a_uuid_gives_access_to_that_repository(gateway: Gateway) -> None:
     text = gateway.tokens[Mode.READ_WRITE]
     cluster = gateway.cluster
     for uuid in (cluster.uuid, cluster.gateway.uuid, *(node.uuid for node in cluster.nodes)):
@@ -83,7 +83,7 @@ def test_a_token_with_a_uuid_lets_in_to_that_repository(gateway: Gateway) -> Non
                 assert answer(client, f"CHECKPRESENT {ABSENT}") == "FAILURE"
 
 
-def test_a_repository_that_is_not_there_is_named_and_the_connection_closed(gateway: Gateway) -> None:
+def test_an_unknown_repository_is_named_and_the_connection_closed(gateway: Gateway) -> None:
     with gateway.connect() as client:
         say(client, f"AUTH {CLIENT} {gateway.tokens[Mode.READ_WRITE]}/{NOBODY}")
         assert hear(client) == f"ERROR {NOBODY} is not behind this gateway\n"
@@ -97,7 +97,7 @@ def test_a_client_needs_no_uuid_of_its_own(gateway: Gateway) -> None:
 
 
 @pytest.mark.parametrize("mode", Mode)
-def test_a_token_s_mode_holds_for_every_repository_behind_the_gateway(gateway: Gateway, mode: Mode) -> None:
+def test_a_tokens_mode_applies_to_every_repository_behind_the_gateway(gateway: Gateway, mode: Mode) -> None:
     cluster = gateway.cluster
     for uuid in (cluster.uuid, cluster.gateway.uuid, cluster.nodes[0].uuid):
         with gateway.connect() as client:
@@ -130,7 +130,9 @@ def transport(gateway: Gateway, address: str, token: str) -> Transport:
 
 
 @pytest.mark.parametrize("kind", ["unix", "tcp"])
-async def test_our_own_sessions_store_fetch_and_remove_through_it(gateway: Gateway, kind: str, tmp_path: Path) -> None:
+async def test_our_own_sessions_store_fetch_and_remove_through_the_gateway(
+    gateway: Gateway, kind: str, tmp_path: Path
+) -> None:
     content = os.urandom(3_000_000)
     file = tmp_path / "content"
     file.write_bytes(content)
@@ -156,7 +158,7 @@ async def test_our_own_sessions_store_fetch_and_remove_through_it(gateway: Gatew
         await session.aclose()
 
 
-async def test_our_own_session_says_that_the_token_is_wrong(gateway: Gateway) -> None:
+async def test_our_own_session_reports_a_wrong_token(gateway: Gateway) -> None:
     session = StreamSession(transport(gateway, gateway.unix, "wrong"), client=UUID(CLIENT))
     with pytest.raises(AuthenticationFailed, match="did not accept the token"):
         await session.open()
@@ -229,7 +231,7 @@ async def test_a_wrong_token_is_refused_after_a_delay(behind: Backend, tmp_path:
     assert server.token not in "".join(server.log)
 
 
-async def test_a_revoked_token_is_a_wrong_one_at_once(behind: Backend, tmp_path: Path) -> None:
+async def test_a_revoked_token_is_refused_at_once(behind: Backend, tmp_path: Path) -> None:
     async with in_process(behind, tmp_path, Limits(after_wrong_token=0)) as server:
         tokens = Tokens(tmp_path / "tokens" / "tokens")
         with server.connect() as client:
@@ -240,9 +242,7 @@ async def test_a_revoked_token_is_a_wrong_one_at_once(behind: Backend, tmp_path:
             assert await off_the_loop(answer, client, f"AUTH {CLIENT} {server.token}") == "AUTH-FAILURE"
 
 
-async def test_tokens_that_cannot_be_read_let_nobody_in_and_tell_strangers_nothing(
-    behind: Backend, tmp_path: Path
-) -> None:
+async def test_unreadable_tokens_authenticate_nobody_and_reveal_nothing(behind: Backend, tmp_path: Path) -> None:
     async with in_process(behind, tmp_path, Limits()) as server:
         (tmp_path / "tokens" / "tokens").write_text("damaged")
         with server.connect() as client:
@@ -261,7 +261,7 @@ STRANGE = {
 
 
 @pytest.mark.parametrize(("said", "told"), STRANGE.values(), ids=STRANGE)
-async def test_a_stranger_that_says_anything_else_is_told_so_and_dropped(
+async def test_anything_but_authentication_is_refused_and_disconnected(
     behind: Backend, tmp_path: Path, said: str, told: str
 ) -> None:
     async with in_process(behind, tmp_path, Limits()) as server:
@@ -272,7 +272,7 @@ async def test_a_stranger_that_says_anything_else_is_told_so_and_dropped(
 
 
 @pytest.mark.parametrize("said", ["", "AUTH ", "AUTH c11e0000"])
-async def test_a_client_that_does_not_authenticate_is_dropped(behind: Backend, tmp_path: Path, said: str) -> None:
+async def test_a_client_that_does_not_authenticate_is_disconnected(behind: Backend, tmp_path: Path, said: str) -> None:
     async with in_process(behind, tmp_path, Limits(to_authenticate=0.3)) as server:
         with server.connect() as client:
             client.sendall(said.encode())
@@ -280,7 +280,9 @@ async def test_a_client_that_does_not_authenticate_is_dropped(behind: Backend, t
     assert "no progress" in server.log[-1]
 
 
-async def test_strangers_do_not_keep_token_holders_out_for_long(behind: Backend, tmp_path: Path) -> None:
+async def test_unauthenticated_connections_do_not_keep_token_holders_out_for_long(
+    behind: Backend, tmp_path: Path
+) -> None:
     async with in_process(behind, tmp_path, Limits(strangers=3)) as server:
         strangers = [server.connect() for _ in range(30)]
         with server.connect() as client:
@@ -293,7 +295,7 @@ async def test_strangers_do_not_keep_token_holders_out_for_long(behind: Backend,
         assert 0 < sum("gave way" in line for line in server.log) <= 10
 
 
-async def test_one_client_too_many_is_told_so_and_the_others_stay(behind: Backend, tmp_path: Path) -> None:
+async def test_one_client_too_many_is_refused_and_the_others_stay(behind: Backend, tmp_path: Path) -> None:
     async with in_process(behind, tmp_path, Limits(clients=2)) as server:
         clients = [server.connect() for _ in range(2)]
         for client in clients:
@@ -311,7 +313,7 @@ async def test_one_client_too_many_is_told_so_and_the_others_stay(behind: Backen
             assert (await off_the_loop(answer, client, f"AUTH {CLIENT} {server.token}")).startswith("AUTH-SUCCESS")
 
 
-async def test_a_line_for_each_connection_says_who_and_what_and_no_token(behind: Backend, tmp_path: Path) -> None:
+async def test_each_connection_is_logged_with_who_and_what_and_no_token(behind: Backend, tmp_path: Path) -> None:
     async with in_process(behind, tmp_path, Limits()) as server:
         with server.connect() as client:
             await off_the_loop(answer, client, f"AUTH {CLIENT} {server.token}")
@@ -329,7 +331,7 @@ async def test_a_line_for_each_connection_says_who_and_what_and_no_token(behind:
     assert server.token not in "".join(server.log)
 
 
-def test_nothing_in_the_log_of_all_this_is_a_token(gateway: Gateway) -> None:
+def test_no_token_is_ever_logged(gateway: Gateway) -> None:
     log = gateway.log.read_text()
     assert "AUTH" not in log
     assert not any(text in log for text in gateway.tokens.values())
@@ -339,7 +341,7 @@ def test_nothing_in_the_log_of_all_this_is_a_token(gateway: Gateway) -> None:
 # Nodes by themselves
 
 
-async def test_many_questions_go_to_a_node_directly_and_transfers_by_git_annexs_proxy(
+async def test_bulk_checks_go_to_a_node_directly_and_transfers_through_git_annexs_proxy(
     behind: Backend, gateway: Gateway
 ) -> None:
     cluster = gateway.cluster
@@ -364,7 +366,7 @@ async def test_many_questions_go_to_a_node_directly_and_transfers_by_git_annexs_
     assert not serving(node)
 
 
-async def test_a_node_that_is_away_is_said_to_be_for_many_questions_too(behind: Backend, gateway: Gateway) -> None:
+async def test_an_unavailable_node_is_reported_in_bulk_checks_too(behind: Backend, gateway: Gateway) -> None:
     node = gateway.cluster.nodes[0]
     endpoint = await behind.served(UUID(node.uuid), None, Mode.READ_WRITE)
     session = await endpoint.session(frozenset())

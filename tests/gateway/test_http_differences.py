@@ -66,21 +66,21 @@ def stored(both: Both, name: str, content: bytes) -> str:
     return key
 
 
-def test_an_unknown_version(both: Both) -> None:
+def test_an_unknown_protocol_version_in_a_url(both: Both) -> None:
     path = f"v9/checkpresent?key=WORM-s1--x&{CLIENT}"
     theirs = both.native.ask("POST", path)
     assert (theirs.status, theirs.body) == (400, b"bad version")
     assert both.ours.ask("POST", path).status == 404
 
 
-def test_a_plain_get_of_a_content_that_is_not_there(both: Both) -> None:
+def test_a_plain_get_of_missing_content(both: Both) -> None:
     path = "key/SHA256-s3--00"
     theirs = both.native.ask("GET", path)
     assert (theirs.status, theirs.body) == (200, b"")
     assert both.ours.ask("GET", path).status == 404
 
 
-def test_parts_and_conditions_of_a_plain_get(both: Both) -> None:
+def test_ranges_and_conditions_of_a_plain_get(both: Both) -> None:
     content = bytes(range(100))
     path = f"key/{stored(both, 'parts', content)}"
     for server, status, body in ((both.native, 200, content), (both.ours, 206, content[10:20])):
@@ -93,14 +93,14 @@ def test_parts_and_conditions_of_a_plain_get(both: Both) -> None:
         assert server.ask("GET", path, If_None_Match=whole.headers["etag"]).status == status
 
 
-def test_a_lock_for_nobody(both: Both) -> None:
+def test_a_keeplocked_without_a_lock(both: Both) -> None:
     key, node = stored(both, "locked", b"locked"), both.cluster.nodes[0].uuid
     theirs = both.native.post(f"lockcontent?key={key}", node)
     assert theirs.json["locked"] is True
     assert both.ours.post(f"lockcontent?key={key}", node).status == 401
 
 
-def test_a_connection_that_breaks_while_it_keeps_a_lock(both: Both) -> None:
+def test_a_connection_lost_while_keeping_a_lock(both: Both) -> None:
     node = both.cluster.nodes[0]
     login = "Basic " + base64.b64encode(f"any:{both.token}".encode()).decode()
 

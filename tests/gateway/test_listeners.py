@@ -46,17 +46,17 @@ async def exchange(listener: Listener, client: socket.socket) -> None:
 
 
 @pytest.mark.parametrize("text", ["/srv/annex", "nas:annex", "ssh://nas/annex"])
-def test_only_sockets_can_be_listened_on(text: str) -> None:
+def test_only_socket_addresses_can_be_listened_on(text: str) -> None:
     with pytest.raises(BadAddress):
         parse_listen(text)
 
 
-def test_a_client_s_address_of_a_node_is_not_one_to_listen_on() -> None:
+def test_an_address_naming_a_node_cannot_be_listened_on() -> None:
     with pytest.raises(BadAddress, match="for clients"):
         parse_listen("unix:/run/gw?node=0e15e000-0000-4000-8000-000000000003")
 
 
-async def test_a_unix_socket_is_for_its_owner_alone_and_is_removed_at_the_end(tmp_path: Path) -> None:
+async def test_a_unix_socket_is_private_and_removed_at_the_end(tmp_path: Path) -> None:
     path = tmp_path / "run" / "gw"
     before = os.umask(0)
     try:
@@ -74,7 +74,7 @@ async def test_a_unix_socket_is_for_its_owner_alone_and_is_removed_at_the_end(tm
     assert list(path.parent.iterdir()) == []
 
 
-def test_a_socket_that_nobody_listens_on_any_more_is_replaced(tmp_path: Path) -> None:
+def test_a_stale_socket_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "gw"
     with socket.socket(socket.AF_UNIX) as stale:
         stale.bind(str(path))
@@ -82,7 +82,7 @@ def test_a_socket_that_nobody_listens_on_any_more_is_replaced(tmp_path: Path) ->
         client.connect(str(path))
 
 
-def test_a_socket_that_somebody_listens_on_is_left_alone(tmp_path: Path) -> None:
+def test_a_live_socket_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "gw"
     with listening(Unix(str(path))), socket.socket(socket.AF_UNIX) as client:
         with pytest.raises(CannotListen, match="already in use"):
@@ -92,7 +92,7 @@ def test_a_socket_that_somebody_listens_on_is_left_alone(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("kind", ["file", "directory", "link"])
-def test_what_is_no_socket_is_left_alone(tmp_path: Path, kind: str) -> None:
+def test_a_file_that_is_not_a_socket_is_left_alone(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "gw"
     match kind:
         case "file":
@@ -106,7 +106,7 @@ def test_what_is_no_socket_is_left_alone(tmp_path: Path, kind: str) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_socket_that_has_taken_our_place_is_not_removed(tmp_path: Path) -> None:
+def test_a_socket_that_replaced_ours_is_not_removed(tmp_path: Path) -> None:
     path = tmp_path / "gw"
     with listening(Unix(str(path))):
         path.unlink()
@@ -115,7 +115,7 @@ def test_a_socket_that_has_taken_our_place_is_not_removed(tmp_path: Path) -> Non
     assert path.is_socket()
 
 
-def test_a_path_that_is_too_long_for_a_socket_says_by_how_much(tmp_path: Path) -> None:
+def test_a_socket_path_that_is_too_long_says_by_how_much(tmp_path: Path) -> None:
     path = tmp_path / ("x" * 107)
     with pytest.raises(CannotListen, match=f"shorten it by {len(str(path)) - 107}"):
         listen(Unix(str(path)))
@@ -124,7 +124,7 @@ def test_a_path_that_is_too_long_for_a_socket_says_by_how_much(tmp_path: Path) -
         pass
 
 
-def test_gateways_that_start_at_the_same_time_do_not_take_each_other_s_socket(tmp_path: Path) -> None:
+def test_gateways_starting_at_once_do_not_take_each_others_socket(tmp_path: Path) -> None:
     path = tmp_path / "gw"
     with socket.socket(socket.AF_UNIX) as stale:
         stale.bind(str(path))
@@ -144,13 +144,13 @@ def test_gateways_that_start_at_the_same_time_do_not_take_each_other_s_socket(tm
     winner.close()
 
 
-def test_a_place_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
+def test_an_unwritable_directory_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(CannotListen, match=r"unix:.*/file/gw"):
         listen(Unix(str(tmp_path / "file" / "gw")))
 
 
-async def test_tcp_on_loopback_is_not_in_the_clear() -> None:
+async def test_tcp_on_loopback_needs_no_warning() -> None:
     port = free_port()
     with listening(Tcp("127.0.0.1", port)) as listener:
         assert listener.name == f"tcp://127.0.0.1:{port}"
@@ -158,24 +158,24 @@ async def test_tcp_on_loopback_is_not_in_the_clear() -> None:
         await exchange(listener, socket.create_connection(("127.0.0.1", port)))
 
 
-def test_tcp_on_every_address_is_in_the_clear() -> None:
+def test_tcp_on_every_address_counts_as_unencrypted() -> None:
     with listening(Tcp("0.0.0.0", free_port())) as listener:
         assert listener.in_the_clear
 
 
-def test_a_port_that_is_taken_is_named() -> None:
+def test_a_taken_port_is_named() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(CannotListen, match=rf"tcp://127.0.0.1:{port}: 127.0.0.1: Address already in use"):
             listen(Tcp("127.0.0.1", port))
 
 
-def test_a_host_that_is_none_is_named() -> None:
+def test_an_unknown_host_is_named() -> None:
     with pytest.raises(CannotListen, match=r"no-such-host\.invalid"):
         listen(Tcp("no-such-host.invalid", 1))
 
 
-def test_a_port_can_be_listened_on_again_at_once() -> None:
+def test_a_port_can_be_reused_at_once() -> None:
     port = free_port()
     for _ in range(2):
         with listening(Tcp("127.0.0.1", port)) as listener:
@@ -186,7 +186,7 @@ def test_a_port_can_be_listened_on_again_at_once() -> None:
             client.close()
 
 
-async def test_the_last_words_arrive_though_the_client_was_not_listened_to() -> None:
+async def test_a_refusal_arrives_even_if_the_clients_data_was_not_read() -> None:
     with listening(Tcp("127.0.0.1", free_port())) as listener:
         port = listener.socket.getsockname()[1]
         with closing(socket.create_connection(("127.0.0.1", port))) as client:
@@ -202,7 +202,7 @@ async def test_the_last_words_arrive_though_the_client_was_not_listened_to() -> 
                 client.close()
 
 
-async def test_closing_does_not_wait_for_a_client_that_stays() -> None:
+async def test_closing_does_not_wait_for_a_client_that_stays_connected() -> None:
     with listening(Tcp("127.0.0.1", free_port())) as listener:
         client = socket.create_connection(listener.socket.getsockname())
         connection = await listener.accept()
@@ -210,7 +210,7 @@ async def test_closing_does_not_wait_for_a_client_that_stays() -> None:
             await connection.aclose(0.2)
 
 
-async def test_a_client_that_is_gone_already_is_closed_at_once() -> None:
+async def test_a_client_already_gone_is_closed_at_once() -> None:
     ours, theirs = socket.socketpair()
     connection = SocketConnection(ours)
     theirs.close()
@@ -218,7 +218,7 @@ async def test_a_client_that_is_gone_already_is_closed_at_once() -> None:
         await connection.aclose(60)
 
 
-async def test_no_room_for_a_connection_is_waited_out() -> None:
+async def test_accepting_waits_out_a_lack_of_descriptors() -> None:
     refusals = [errno.EMFILE, errno.ECONNABORTED]
 
     class Crowded(socket.socket):
@@ -275,7 +275,7 @@ def activated(descriptors: list[int], **variables: str) -> subprocess.Popen[byte
     )
 
 
-def test_sockets_that_were_handed_over_are_listened_on_and_left_in_place(tmp_path: Path) -> None:
+def test_sockets_passed_by_systemd_are_used_and_left_in_place(tmp_path: Path) -> None:
     path = tmp_path / "gw"
     with socket.socket(socket.AF_UNIX) as unix, socket.create_server(("127.0.0.1", 0)) as tcp:
         unix.bind(str(path))
@@ -293,14 +293,14 @@ def test_sockets_that_were_handed_over_are_listened_on_and_left_in_place(tmp_pat
     assert path.is_socket()
 
 
-def test_what_was_handed_over_to_another_process_is_not_ours() -> None:
+def test_sockets_passed_to_another_process_are_ignored() -> None:
     with socket.create_server(("127.0.0.1", 0)) as tcp, activated([tcp.fileno()], LISTEN_PID="1") as program:
         output, _ = program.communicate(timeout=20)
     assert output.decode().splitlines() == ["[]"]
 
 
 @pytest.mark.parametrize("kind", ["connected", "datagram", "file"])
-def test_what_cannot_be_listened_on_is_named(kind: str, tmp_path: Path) -> None:
+def test_a_passed_descriptor_that_cannot_be_listened_on_is_named(kind: str, tmp_path: Path) -> None:
     with open(tmp_path / "file", "wb") as file, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagram:
         one, other = socket.socketpair()
         with one, other:
@@ -313,10 +313,10 @@ def test_what_cannot_be_listened_on_is_named(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("count", ["x", "-1", "1001"])
-def test_a_number_of_sockets_that_is_none_is_refused(count: str) -> None:
+def test_an_invalid_listen_fds_is_refused(count: str) -> None:
     with pytest.raises(CannotListen, match="LISTEN_FDS"):
         handed_over({"LISTEN_FDS": count, "LISTEN_PID": str(os.getpid())})
 
 
-def test_without_socket_activation_nothing_is_handed_over() -> None:
+def test_without_socket_activation_no_sockets_are_passed() -> None:
     assert handed_over({}) == []

@@ -32,7 +32,7 @@ def test_copy_stores_on_every_node_and_the_log_names_them(gateway: Gateway, nati
     assert nodes <= gateway.cluster.gateway.locations(key)
 
 
-def test_get_brings_the_bytes_back(gateway: Gateway, native: Repository) -> None:
+def test_get_returns_the_stored_bytes(gateway: Gateway, native: Repository) -> None:
     content = bytes(range(256)) * 5000
     key = stored(native, "fetched", content)
     native.annex("drop", "--force", "fetched")
@@ -41,7 +41,7 @@ def test_get_brings_the_bytes_back(gateway: Gateway, native: Repository) -> None
     assert native.object_bytes(key) == content
 
 
-def test_a_get_goes_on_where_it_broke_off(gateway: Gateway, native: Repository) -> None:
+def test_an_interrupted_get_resumes(gateway: Gateway, native: Repository) -> None:
     content = bytes(range(256)) * 5000
     key = stored(native, "resumed", content)
     native.annex("drop", "--force", "resumed")
@@ -53,14 +53,14 @@ def test_a_get_goes_on_where_it_broke_off(gateway: Gateway, native: Repository) 
     assert native.object_bytes(key) == content
 
 
-def test_drop_from_the_cluster_leaves_it_on_no_node(gateway: Gateway, native: Repository) -> None:
+def test_drop_from_the_cluster_removes_from_every_node(gateway: Gateway, native: Repository) -> None:
     key = stored(native, "dropped", b"off again\n")
     native.annex("drop", "--from", "gw", "dropped")
     assert gateway.cluster.holders(key) == [False, False, False]
     assert native.locations(key) == {native.uuid}
 
 
-def test_fsck_finds_what_is_missing(gateway: Gateway, native: Repository) -> None:
+def test_fsck_finds_missing_content(gateway: Gateway, native: Repository) -> None:
     key = stored(native, "checked", b"looked after\n")
     native.annex("fsck", "--from", "gw", "checked")
     for node in gateway.cluster.nodes:
@@ -69,7 +69,7 @@ def test_fsck_finds_what_is_missing(gateway: Gateway, native: Repository) -> Non
     assert native.annex("fsck", "--from", "gw", "checked", check=False).returncode == 1
 
 
-def test_move_there_and_back(gateway: Gateway, native: Repository) -> None:
+def test_move_to_and_from_the_cluster(gateway: Gateway, native: Repository) -> None:
     key = native.add("moved", b"there and back\n")
     native.annex("move", "--to", "gw", "moved")
     assert gateway.cluster.holders(key) == [True, True, True]
@@ -89,7 +89,7 @@ def with_nodes(gateway: Gateway) -> Repository:
     return client
 
 
-def test_a_drop_relies_on_the_lock_of_a_node(gateway: Gateway, with_nodes: Repository) -> None:
+def test_a_local_drop_relies_on_a_nodes_lock(gateway: Gateway, with_nodes: Repository) -> None:
     key = stored(with_nodes, "counted", b"somewhere else too\n")
     said = with_nodes.annex("drop", "--debug", "--numcopies=2", "counted").stderr.decode()
     assert not with_nodes.has_object(key)
@@ -100,7 +100,7 @@ def test_a_drop_relies_on_the_lock_of_a_node(gateway: Gateway, with_nodes: Repos
     assert gateway.cluster.holders(key) == [False, False, False]
 
 
-def test_a_drop_is_refused_where_the_node_has_lost_the_content(gateway: Gateway, with_nodes: Repository) -> None:
+def test_a_local_drop_is_refused_if_the_node_has_lost_the_content(gateway: Gateway, with_nodes: Repository) -> None:
     key = stored(with_nodes, "lost", b"nowhere else\n")
     for node in gateway.cluster.nodes:
         node.annex("drop", "--force", "--key", key)
@@ -108,7 +108,7 @@ def test_a_drop_is_refused_where_the_node_has_lost_the_content(gateway: Gateway,
     assert with_nodes.has_object(key)
 
 
-def test_one_node_is_stored_to_and_removed_from_alone(gateway: Gateway, with_nodes: Repository) -> None:
+def test_one_node_can_be_stored_to_and_removed_from_alone(gateway: Gateway, with_nodes: Repository) -> None:
     key = with_nodes.add("alone", b"on one node\n")
     with_nodes.annex("copy", "--to", "gw-node2", "alone")
     assert gateway.cluster.holders(key) == [False, True, False]
@@ -153,7 +153,7 @@ def test_sync_carries_branches_and_content(gateway: Gateway, native: Repository)
     assert "synced" in there.splitlines()
 
 
-def test_testremote_refuses_p2p_transports_with_any_server(gateway: Gateway, native: Repository) -> None:
+def test_testremote_refuses_p2p_transports_whatever_the_server(gateway: Gateway, native: Repository) -> None:
     node = gateway.cluster.nodes[0]
     with serve_p2p(node) as (path, token):
         add_native_remote(native, "theirs", f"unix:{path}", node.uuid, token)
@@ -163,7 +163,7 @@ def test_testremote_refuses_p2p_transports_with_any_server(gateway: Gateway, nat
             assert b"failed disabling exportree" in refused.stdout + refused.stderr
 
 
-def test_a_link_is_all_that_a_client_needs(gateway: Gateway) -> None:
+def test_a_link_is_all_a_client_needs(gateway: Gateway) -> None:
     client = gateway.cluster.clone("linked")
     link = cluster_remote(
         gateway.cluster.gateway, "token", "create", "--link", "--address", gateway.tcp, "--note", "by link"
@@ -191,7 +191,7 @@ def test_a_link_can_be_to_a_node(gateway: Gateway) -> None:
 # What each token allows
 
 
-def test_a_read_only_token_lets_get_and_nothing_else(gateway: Gateway, native: Repository) -> None:
+def test_a_read_only_token_allows_only_get(gateway: Gateway, native: Repository) -> None:
     key = stored(native, "read only", b"only to be read\n")
     reader = native_client(gateway, "reader", mode=Mode.READ_ONLY)
     reader.git("fetch", "--quiet", "gw")
@@ -209,7 +209,7 @@ def test_a_read_only_token_lets_get_and_nothing_else(gateway: Gateway, native: R
     assert gateway.cluster.holders(other) == [False, False, False]
 
 
-def test_an_append_only_token_lets_store_and_not_remove(gateway: Gateway) -> None:
+def test_an_append_only_token_allows_storing_but_not_removing(gateway: Gateway) -> None:
     writer = native_client(gateway, "writer", mode=Mode.APPEND_ONLY)
     key = stored(writer, "appended", b"to stay\n")
     assert gateway.cluster.holders(key) == [True, True, True]
@@ -221,7 +221,7 @@ def test_an_append_only_token_lets_store_and_not_remove(gateway: Gateway) -> Non
     assert gateway.cluster.gateway.git("rev-parse", "--verify", "appended", check=False).returncode != 0
 
 
-def test_a_wrong_token_lets_nothing(gateway: Gateway) -> None:
+def test_a_wrong_token_allows_nothing(gateway: Gateway) -> None:
     stranger = native_client(gateway, "stranger")
     stranger.git("remote", "remove", "gw")
     add_native_remote(stranger, "gw", gateway.unix, gateway.cluster.uuid, "a" * 52)

@@ -79,7 +79,7 @@ def test_every_byte_arrives_in_both_directions(kind: str, tmp_path: Path) -> Non
     assert received == [there]
 
 
-def test_the_end_of_input_is_passed_on_and_answers_still_arrive(tmp_path: Path) -> None:
+def test_end_of_input_is_passed_on_and_answers_still_arrive(tmp_path: Path) -> None:
     def serve(connection: socket.socket) -> None:
         said = receive_all(connection)
         connection.sendall(b"after the end: " + said)
@@ -88,7 +88,7 @@ def test_the_end_of_input_is_passed_on_and_answers_still_arrive(tmp_path: Path) 
         assert process.communicate(b"hello", SECONDS)[0] == b"after the end: hello"
 
 
-def test_when_the_gateway_closes_the_pipe_ends_though_its_input_has_not(tmp_path: Path) -> None:
+def test_the_pipe_ends_when_the_gateway_closes_even_with_open_input(tmp_path: Path) -> None:
     def serve(connection: socket.socket) -> None:
         connection.sendall(b"bye")
 
@@ -98,7 +98,7 @@ def test_when_the_gateway_closes_the_pipe_ends_though_its_input_has_not(tmp_path
         assert process.wait(SECONDS) == 0
 
 
-def test_when_nobody_reads_the_output_any_more_the_gateway_is_hung_up_on(tmp_path: Path) -> None:
+def test_the_pipe_disconnects_when_nobody_reads_its_output(tmp_path: Path) -> None:
     def endless(connection: socket.socket) -> None:
         while True:
             connection.sendall(bytes(1 << 20))
@@ -113,7 +113,7 @@ def test_when_nobody_reads_the_output_any_more_the_gateway_is_hung_up_on(tmp_pat
         process.stdout.close()
 
 
-def test_a_node_in_the_address_changes_nothing(tmp_path: Path) -> None:
+def test_a_node_in_the_address_does_not_change_the_connection(tmp_path: Path) -> None:
     with listener("unix", tmp_path) as (listening, address):
         node = "?node=0e15e000-0000-4000-8000-000000000003"
         with piped(address + node, lambda connection: connection.sendall(b"same"), listening) as process:
@@ -125,7 +125,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("arguments", [(), ("--help",), ("unix:/a", "unix:/b")])
-def test_wrong_usage_is_answered_with_the_right_one(arguments: tuple[str, ...]) -> None:
+def test_wrong_usage_shows_the_right_usage(arguments: tuple[str, ...]) -> None:
     done = run(*arguments)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("usage: git-annex-p2p-cluster ADDRESS")
@@ -139,14 +139,14 @@ def test_an_address_that_is_not_a_socket_is_refused(address: str) -> None:
     assert done.stderr.startswith("git-annex-p2p-cluster: ")
 
 
-def test_git_annex_asking_for_our_address_is_told_how_to_serve() -> None:
+def test_git_annex_asking_for_our_address_gets_a_hint_at_serve() -> None:
     done = run("address")
     assert (done.returncode, done.stdout) == (2, "")
     assert "cluster-remote serve" in done.stderr
 
 
 @pytest.mark.parametrize("kind", ["unix", "tcp", "name"])
-def test_a_gateway_that_is_not_there_is_named(kind: str, tmp_path: Path) -> None:
+def test_a_missing_gateway_is_named(kind: str, tmp_path: Path) -> None:
     address = {
         "unix": f"unix:{tmp_path}/nobody",
         "tcp": f"tcp://127.0.0.1:{free_port()}",

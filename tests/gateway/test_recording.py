@@ -48,7 +48,7 @@ def a_key(name: str) -> Key:
     return Key(f"WORM-s1--{name}")
 
 
-async def test_a_commit_brings_everything_into_the_branch(repository: Repository) -> None:
+async def test_a_commit_moves_the_journal_into_the_branch(repository: Repository) -> None:
     keys = [a_key(f"commit{number}") for number in range(3)]
     async with shared_log(repository) as log:
         for key in keys:
@@ -64,7 +64,7 @@ async def test_a_commit_brings_everything_into_the_branch(repository: Repository
         assert not in_branch(repository, keys[0])
 
 
-async def test_a_commit_waits_for_one_that_is_under_way(repository: Repository) -> None:
+async def test_a_commit_waits_for_a_running_one(repository: Repository) -> None:
     key = a_key("under-way")
     found: list[bool] = []
     async with shared_log(repository) as log:
@@ -80,7 +80,7 @@ async def test_a_commit_waits_for_one_that_is_under_way(repository: Repository) 
     assert found == [True, True, True]
 
 
-async def test_nothing_is_lost_where_many_record_while_it_commits(repository: Repository) -> None:
+async def test_concurrent_recording_during_a_commit_loses_nothing(repository: Repository) -> None:
     keys = [a_key(f"many{number}") for number in range(40)]
     async with shared_log(repository) as log:
 
@@ -95,14 +95,14 @@ async def test_nothing_is_lost_where_many_record_while_it_commits(repository: Re
     assert all(in_branch(repository, key) for key in keys)
 
 
-async def test_closing_commits(repository: Repository) -> None:
+async def test_closing_commits_the_journal(repository: Repository) -> None:
     key = a_key("closed")
     async with shared_log(repository) as log:
         await log.record(key, present=[NODE])
     assert in_branch(repository, key)
 
 
-async def test_a_rest_is_used_to_commit(repository: Repository) -> None:
+async def test_the_journal_is_committed_when_idle(repository: Repository) -> None:
     keys = [a_key("rest1"), a_key("rest2")]
     async with shared_log(repository) as log, anyio.create_task_group() as tasks:
         tasks.start_soon(log.commit_in_time, pytest.fail)
@@ -114,7 +114,7 @@ async def test_a_rest_is_used_to_commit(repository: Repository) -> None:
         tasks.cancel_scope.cancel()
 
 
-async def test_without_any_rest_it_commits_all_the_same(
+async def test_the_journal_is_committed_even_without_idle_time(
     repository: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(recording, "_LONGEST_LAG", 0.5)
@@ -131,7 +131,7 @@ async def test_without_any_rest_it_commits_all_the_same(
         tasks.cancel_scope.cancel()
 
 
-async def test_a_failure_is_told_and_does_not_end_the_recording(
+async def test_a_failed_commit_is_reported_and_recording_continues(
     repository: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[str] = []

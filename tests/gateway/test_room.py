@@ -21,7 +21,7 @@ from cluster_remote.p2p.server import Endpoint
 from cluster_remote.p2p.session import Session
 
 
-def test_sessions_there_are_no_descriptors_for_are_refused_and_the_first_never() -> None:
+def test_sessions_beyond_the_descriptor_limit_are_refused_but_never_the_first() -> None:
     small = Room(30)
     first = small.take(3)
     with pytest.raises(Unreachable, match="try again later"):
@@ -41,7 +41,7 @@ def test_sessions_there_are_no_descriptors_for_are_refused_and_the_first_never()
         RuntimeError("can't start new thread"),
     ],
 )
-def test_no_room_is_an_error_of_the_request_also_within_a_group(error: Exception) -> None:
+def test_running_out_of_room_is_a_request_error_also_inside_an_exception_group(error: Exception) -> None:
     with pytest.raises(NoRoom, match="try again later"), no_room_is_a_session_error():
         raise error
     with pytest.raises(NoRoom), no_room_is_a_session_error():
@@ -49,7 +49,7 @@ def test_no_room_is_an_error_of_the_request_also_within_a_group(error: Exception
 
 
 @pytest.mark.anyio
-async def test_idle_sessions_are_closed_once_whoever_finds_them_overdue() -> None:
+async def test_idle_sessions_are_closed_once_overdue() -> None:
     closed: list[int] = []
     now = 0.0
 
@@ -95,12 +95,12 @@ def _group(error: Exception) -> Exception:
     return Group()
 
 
-def test_other_errors_are_left_as_they_are() -> None:
+def test_other_errors_pass_unchanged() -> None:
     with pytest.raises(FileNotFoundError), no_room_is_a_session_error():
         raise FileNotFoundError(errno.ENOENT, "missing")
 
 
-def test_the_soft_limit_of_descriptors_is_raised_and_there_are_no_core_files() -> None:
+def test_the_descriptor_limit_is_raised_and_core_files_are_disabled() -> None:
     script = (
         "import resource as r; r.setrlimit(r.RLIMIT_NOFILE, (64, 2000));"
         "hard = r.getrlimit(r.RLIMIT_CORE)[1]; r.setrlimit(r.RLIMIT_CORE, (hard, hard));"

@@ -241,7 +241,7 @@ ENDINGS: dict[str, list[Said]] = {
 
 @pytest.mark.parametrize("version", [4, *only_in_all(0, 1, 2, 3)])
 @pytest.mark.parametrize("who", ["cluster", "node"])
-def test_requests_are_answered_in_the_same_way(servers: Servers, who: str, version: int) -> None:
+def test_we_answer_requests_as_git_annex_does(servers: Servers, who: str, version: int) -> None:
     too_late: list[Said] = [f"REMOVE-BEFORE 1 {KEY}", None, *CHECK] if version >= 3 else []
     said = spoken([*REQUESTS, *too_late], version)
     assert ours(servers, who, said, version) == native(servers, who, said, version)
@@ -252,7 +252,7 @@ def test_requests_are_answered_in_the_same_way(servers: Servers, who: str, versi
 
 @pytest.mark.parametrize("version", [4, *only_in_all(0)])
 @pytest.mark.parametrize("who", ["cluster", "node"])
-def test_conversations_end_in_the_same_way(servers: Servers, who: str, version: int) -> None:
+def test_we_end_conversations_as_git_annex_does(servers: Servers, who: str, version: int) -> None:
     differences = []
     for name, ending in ENDINGS.items():
         said = spoken([f"CHECKPRESENT {ABSENT}", None, *ending], version)
@@ -263,7 +263,7 @@ def test_conversations_end_in_the_same_way(servers: Servers, who: str, version: 
 
 
 @pytest.mark.parametrize("version", [0, 4, *only_in_all(1, 2, 3)])
-def test_a_cluster_answers_a_removal_in_the_same_way(servers: Servers, version: int) -> None:
+def test_we_answer_a_cluster_removal_as_git_annex_does(servers: Servers, version: int) -> None:
     said = spoken([*REMOVE, *put(), *REMOVE, *CHECK, *REMOVE], version)
     assert ours(servers, "cluster", said, version) == native(servers, "cluster", said, version)
 
@@ -274,7 +274,7 @@ STATES = {"everywhere": (0, 1, 2), "on the first node": (0,), "on the other node
 
 @pytest.mark.parametrize("state", STATES)
 @pytest.mark.parametrize("version", [4, *only_in_all(0, 1, 2, 3)])
-def test_every_message_is_answered_in_the_same_way_wherever_the_content_is(
+def test_we_answer_every_message_as_git_annex_does_wherever_the_content_is(
     servers: Servers, state: str, version: int
 ) -> None:
     for who in ("cluster", "node"):
@@ -338,12 +338,12 @@ def about(who: str, nodes: tuple[int, ...], contents: Mapping[str, bytes], versi
 
 @pytest.mark.parametrize("mode", [Mode.READ_ONLY, Mode.APPEND_ONLY])
 @pytest.mark.parametrize("who", ["cluster", "node"])
-def test_what_is_refused_is_refused_in_the_same_words(servers: Servers, who: str, mode: Mode) -> None:
+def test_we_refuse_requests_in_git_annexs_words(servers: Servers, who: str, mode: Mode) -> None:
     said = spoken([*CHECK, *REMOVE, f"REMOVE-BEFORE 99999999 {KEY}", None, f"PUT  {KEY}", None], 4)
     assert ours(servers, who, said, 4, mode) == native(servers, who, said, 4, mode)
 
 
-def test_a_lock_on_a_node_is_answered_in_the_same_way(servers: Servers) -> None:
+def test_we_answer_a_nodes_lock_as_git_annex_does(servers: Servers) -> None:
     said = spoken([*put(), *LOCK, "UNLOCKCONTENT", *CHECK, *LOCK, "UNLOCKCONTENT"], 4)
     assert ours(servers, "node", said, 4) == native(servers, "node", said, 4)
     for answers in (native(servers, "node", REMOVE, 0), ours(servers, "node", REMOVE, 0)):
@@ -426,7 +426,7 @@ DIFFERENCES = {
 
 
 @pytest.mark.parametrize("difference", DIFFERENCES.values(), ids=DIFFERENCES)
-def test_where_the_answers_differ_they_do_so_as_documented(servers: Servers, difference: Difference) -> None:
+def test_our_answers_differ_from_git_annexs_only_as_documented(servers: Servers, difference: Difference) -> None:
     said = [*opening(difference.version), *difference.said]
     before = 1 if difference.version else 0
     theirs = native(servers, difference.who, said, difference.version, seconds=SILENCE_SECONDS)
@@ -441,7 +441,7 @@ def fits(answers: list[str], expected: list[str], servers: Servers) -> bool:
     return len(answers) == len(patterns) and all(map(re.fullmatch, patterns, answers))
 
 
-def test_a_lock_whose_holder_says_something_else_is_given_up_with_an_error(servers: Servers) -> None:
+def test_an_unexpected_message_under_a_lock_releases_it_with_an_error(servers: Servers) -> None:
     key = "WORM-s1--held"
     for node in (servers.native.nodes[0], servers.ours.cluster.nodes[0]):
         node.set_key(key, b"x")
@@ -452,7 +452,7 @@ def test_a_lock_whose_holder_says_something_else_is_given_up_with_an_error(serve
     assert ours(servers, "node", [f"REMOVE {key}", None], 0) == ["SUCCESS", CLOSED]
 
 
-def test_a_lock_whose_holder_hangs_up_is_given_up_by_git_annex_and_kept_by_us(servers: Servers) -> None:
+def test_a_lock_is_released_by_git_annex_and_kept_by_us_when_its_holder_disconnects(servers: Servers) -> None:
     # A key of its own, for with us it stays locked for ten minutes.
     key = "WORM-s1--locked"
     for node in (servers.native.nodes[0], servers.ours.cluster.nodes[0]):

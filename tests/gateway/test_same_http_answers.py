@@ -217,13 +217,13 @@ def conversation(who: str, uuid: str, version: int) -> list[Asked]:
 @pytest.mark.slow
 @pytest.mark.parametrize("version", [0, 4, *only_in_all(1, 2, 3)])
 @pytest.mark.parametrize("who", ["cluster", "node"])
-def test_requests_are_answered_in_the_same_way(servers: Servers, who: str, version: int) -> None:
+def test_we_answer_http_requests_as_p2phttp_does(servers: Servers, who: str, version: int) -> None:
     compare(servers, conversation(who, servers.uuid(who), version), DIFFERENT)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("who", ["cluster", "node"])
-def test_a_content_that_came_some_other_way_is_found_in_the_same_way(servers: Servers, who: str) -> None:
+def test_we_find_content_that_arrived_otherwise_as_p2phttp_does(servers: Servers, who: str) -> None:
     said = []
     for number, (query, where) in enumerate(
         [("=true", 3), ("=true", 1), ("=true", 0), ("", 3), ("=True", 3), ("=false", 0), ("=1", 0)]
@@ -244,7 +244,7 @@ def test_a_content_that_came_some_other_way_is_found_in_the_same_way(servers: Se
 
 
 @pytest.mark.slow
-def test_urls_and_logins_are_judged_in_the_same_way(servers: Servers) -> None:
+def test_we_judge_urls_and_logins_as_p2phttp_does(servers: Servers) -> None:
     uuid, key = servers.uuid("cluster"), "WORM-s1--x"
     said = []
     for version in ("v5", "v", "v-1", "x", "v4x"):
@@ -286,7 +286,7 @@ def test_urls_and_logins_are_judged_in_the_same_way(servers: Servers) -> None:
         (("--authenv-http", "--unauth-readonly"), None),
     ],
 )
-def test_who_may_do_what_is_answered_in_the_same_way(
+def test_we_grant_permissions_as_p2phttp_does(
     make_environment: Callable[[], Environment], options: tuple[str, ...], mode: Mode | None
 ) -> None:
     environment = make_environment()

@@ -46,7 +46,7 @@ def refuses(gateway: Gateway) -> bool:
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_it_and_idle_clients_cleanly(shared: Cluster, signum: int) -> None:
+def test_a_signal_ends_serve_and_its_idle_clients_cleanly(shared: Cluster, signum: int) -> None:
     with gateway_of(shared) as gateway, admitted(gateway) as client, gateway.connect() as stranger:
         assert gateway.stop(signum) == 0
         assert hear(client) == ""
@@ -56,7 +56,7 @@ def test_a_signal_ends_it_and_idle_clients_cleanly(shared: Cluster, signum: int)
     assert wait_until(lambda: not shared.gateway.environment.processes())
 
 
-def test_a_transfer_that_is_under_way_is_finished_first(shared: Cluster) -> None:
+def test_a_signal_lets_a_running_transfer_finish(shared: Cluster) -> None:
     with gateway_of(shared) as gateway, admitted(gateway) as client:
         content = os.urandom(SIZE)
         assert answer(client, f"PUT  {KEY}") == "PUT-FROM 0"
@@ -74,7 +74,7 @@ def test_a_transfer_that_is_under_way_is_finished_first(shared: Cluster) -> None
         assert answer(client, f"REMOVE {KEY}").startswith("SUCCESS-PLUS ")
 
 
-def test_a_transfer_that_never_ends_is_cut_off(shared: Cluster) -> None:
+def test_a_signal_cuts_off_a_transfer_that_never_ends(shared: Cluster) -> None:
     with gateway_of(shared) as gateway, admitted(gateway) as client:
         assert answer(client, f"PUT  {KEY}") == "PUT-FROM 0"
         say(client, f"DATA {SIZE}")
@@ -86,7 +86,7 @@ def test_a_transfer_that_never_ends_is_cut_off(shared: Cluster) -> None:
     assert shared.holders(KEY) == [False, False, False]
 
 
-def test_a_second_signal_ends_it_at_once(shared: Cluster) -> None:
+def test_a_second_signal_ends_serve_at_once(shared: Cluster) -> None:
     with gateway_of(shared) as gateway, admitted(gateway) as client:
         assert answer(client, f"PUT  {KEY}") == "PUT-FROM 0"
         gateway.process.send_signal(signal.SIGTERM)
@@ -98,7 +98,7 @@ def test_a_second_signal_ends_it_at_once(shared: Cluster) -> None:
     assert wait_until(lambda: not shared.gateway.environment.processes())
 
 
-def test_it_can_be_started_again_after_it_was_killed(shared: Cluster) -> None:
+def test_serve_restarts_after_being_killed(shared: Cluster) -> None:
     with gateway_of(shared) as gateway:
         gateway.process.kill()
         gateway.process.wait(SECONDS)
@@ -107,7 +107,7 @@ def test_it_can_be_started_again_after_it_was_killed(shared: Cluster) -> None:
         assert gateway.stop() == 0
 
 
-def test_it_goes_on_where_nobody_reads_its_log_any_more(shared: Cluster) -> None:
+def test_serve_survives_losing_the_reader_of_its_log(shared: Cluster) -> None:
     environment = shared.gateway.environment
     path = environment.directory / "unread"
     process = environment.popen(
@@ -147,7 +147,7 @@ def impatient(shared: Cluster) -> Iterator[Gateway]:
         yield gateway
 
 
-def test_a_stalled_upload_is_given_up_and_stored_nowhere(shared: Cluster, impatient: Gateway) -> None:
+def test_a_stalled_upload_times_out_and_is_stored_nowhere(shared: Cluster, impatient: Gateway) -> None:
     with admitted(impatient) as client:
         assert answer(client, f"PUT  {KEY}") == "PUT-FROM 0"
         say(client, f"DATA {SIZE}")
@@ -157,7 +157,7 @@ def test_a_stalled_upload_is_given_up_and_stored_nowhere(shared: Cluster, impati
     assert "no progress for 5 seconds" in impatient.log.read_text()
 
 
-def test_a_client_that_reads_nothing_is_given_up(shared: Cluster, impatient: Gateway) -> None:
+def test_a_client_that_reads_nothing_is_disconnected(shared: Cluster, impatient: Gateway) -> None:
     content = os.urandom(SIZE)
     for node in shared.nodes:
         node.set_key(KEY, content)
@@ -169,7 +169,7 @@ def test_a_client_that_reads_nothing_is_given_up(shared: Cluster, impatient: Gat
         assert answer(client, f"REMOVE {KEY}").startswith("SUCCESS-PLUS ")
 
 
-def test_a_client_that_closes_its_side_is_answered_all_the_same(impatient: Gateway) -> None:
+def test_a_client_that_half_closes_is_still_answered(impatient: Gateway) -> None:
     with admitted(impatient) as client:
         say(client, f"CHECKPRESENT {KEY}", f"CHECKPRESENT {KEY}")
         client.shutdown(socket.SHUT_WR)
@@ -177,14 +177,14 @@ def test_a_client_that_closes_its_side_is_answered_all_the_same(impatient: Gatew
 
 
 @pytest.mark.parametrize("said", [b"\x00" * 1000 + b"\n", b"x" * 70_000, b"GET x x x\n", b"\n", b"AUTH\n"])
-def test_garbage_after_authentication_ends_the_conversation_alone(impatient: Gateway, said: bytes) -> None:
+def test_garbage_after_authentication_ends_only_that_conversation(impatient: Gateway, said: bytes) -> None:
     with admitted(impatient) as client, admitted(impatient) as other:
         client.sendall(said)
         assert hear(client).startswith("ERROR protocol error")
         assert answer(other, f"CHECKPRESENT {KEY}") == "FAILURE"
 
 
-def test_many_that_come_and_go_leave_nothing_behind(shared: Cluster, impatient: Gateway) -> None:
+def test_many_short_connections_leave_nothing_behind(shared: Cluster, impatient: Gateway) -> None:
     descriptors = Path(f"/proc/{impatient.process.pid}/fd")
     with admitted(impatient) as client:
         # What the gateway opens once and keeps is open from here on.
@@ -203,7 +203,7 @@ def test_many_that_come_and_go_leave_nothing_behind(shared: Cluster, impatient: 
 # The command line
 
 
-def test_without_anything_to_listen_on_it_says_what_there_is(shared: Cluster) -> None:
+def test_serve_without_an_address_lists_the_choices(shared: Cluster) -> None:
     said = cluster_remote(shared.gateway, "serve", code=2).err
     assert "--listen unix:/path" in said
     assert "--stdio" in said
@@ -220,13 +220,11 @@ def test_without_anything_to_listen_on_it_says_what_there_is(shared: Cluster) ->
         (("--max-clients", "0", "--listen", "unix:/tmp/x"), 2, "max-clients"),
     ],
 )
-def test_what_cannot_be_served_is_said_in_words(
-    shared: Cluster, arguments: tuple[str, ...], code: int, words: str
-) -> None:
+def test_an_impossible_serve_is_explained(shared: Cluster, arguments: tuple[str, ...], code: int, words: str) -> None:
     assert words in cluster_remote(shared.gateway, "serve", *arguments, code=code).err
 
 
-def test_a_second_gateway_on_the_same_socket_is_refused_and_the_first_stays(shared: Cluster) -> None:
+def test_a_second_gateway_on_the_same_socket_is_refused_without_harming_the_first(shared: Cluster) -> None:
     with gateway_of(shared) as gateway:
         said = cluster_remote(shared.gateway, "serve", "--listen", gateway.unix, code=1).err
         assert "already in use" in said
@@ -238,7 +236,7 @@ def test_a_second_gateway_on_the_same_socket_is_refused_and_the_first_stays(shar
             pass
 
 
-def test_it_warns_of_what_can_be_read_on_the_network_and_of_having_no_tokens(shared: Cluster) -> None:
+def test_serve_warns_of_unencrypted_traffic_and_of_missing_tokens(shared: Cluster) -> None:
     environment = shared.gateway.environment
     tokens = shared.gateway.path / ".git/cluster-remote"
     kept = tokens.rename(tokens.with_name("kept")) if tokens.exists() else None
@@ -275,7 +273,7 @@ os.execvp(sys.argv[2], sys.argv[2:])
 """
 
 
-def test_a_socket_from_systemd_is_served_and_left_to_it(shared: Cluster, tmp_path: Path) -> None:
+def test_a_socket_from_systemd_is_served_and_not_removed(shared: Cluster, tmp_path: Path) -> None:
     environment = shared.gateway.environment
     _, token = Tokens(shared.gateway.path / ".git/cluster-remote/tokens").create(Mode.READ_ONLY)
     path = environment.directory / "handed"

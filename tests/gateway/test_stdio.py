@@ -57,7 +57,7 @@ def test_the_client_is_served_without_authentication(shared: Cluster) -> None:
 
 
 @pytest.mark.parametrize("value", ["0", *only_in_all("1", "false")])
-def test_the_environment_says_what_the_client_may_do(shared: Cluster, value: str) -> None:
+def test_the_environment_limits_what_the_client_may_do(shared: Cluster, value: str) -> None:
     said = f"PUT  {ABSENT}\nREMOVE {ABSENT}\n"
     read_only = "ERROR this repository is read-only; write access denied"
     assert talk(shared, said, GIT_ANNEX_SHELL_READONLY=value)[0][1:] == [read_only, read_only]
@@ -67,7 +67,7 @@ def test_the_environment_says_what_the_client_may_do(shared: Cluster, value: str
     assert both[0][1:] == [read_only, read_only]
 
 
-def test_what_is_said_of_the_client_is_not_said_of_us(shared: Cluster) -> None:
+def test_the_clients_limits_do_not_apply_to_us(shared: Cluster) -> None:
     """An ssh forced command may restrict git-annex-shell to the gateway's directory; the nodes are elsewhere."""
     answers, said = talk(
         shared,
@@ -78,12 +78,12 @@ def test_what_is_said_of_the_client_is_not_said_of_us(shared: Cluster) -> None:
     assert (answers[1:], said) == (["PUT-FROM 0", "SUCCESS", "SUCCESS"], "")
 
 
-def test_an_empty_variable_says_nothing(shared: Cluster) -> None:
+def test_an_empty_variable_means_no_limit(shared: Cluster) -> None:
     answers, _ = talk(shared, f"REMOVE {ABSENT}\n", GIT_ANNEX_SHELL_READONLY="", GIT_ANNEX_SHELL_APPENDONLY="")
     assert answers[1:] == ["SUCCESS"]
 
 
-def test_git_is_not_to_be_had_as_with_git_annex_shell(shared: Cluster) -> None:
+def test_git_is_refused_as_by_git_annex_shell(shared: Cluster) -> None:
     conversation = "VERSION 4\nCONNECT git-upload-pack\n"
     theirs = shared.gateway.environment.run(
         *(
@@ -104,13 +104,13 @@ def test_git_is_not_to_be_had_as_with_git_annex_shell(shared: Cluster) -> None:
     assert said == "cluster-remote: relaying to git is not supported on this connection\n"
 
 
-def test_a_client_that_misbehaves_makes_an_exit_code_of_1(shared: Cluster) -> None:
+def test_a_misbehaving_client_makes_the_exit_code_1(shared: Cluster) -> None:
     answers, said = talk(shared, "NOTIFYCHANGE\n", code=1)
     assert answers == [f"AUTH-SUCCESS {shared.uuid}", "ERROR protocol error"]
     assert said == "cluster-remote: unexpected NOTIFYCHANGE\n"
 
 
-def test_under_inetd_nothing_but_the_protocol_reaches_the_client(shared: Cluster) -> None:
+def test_under_inetd_only_the_protocol_reaches_the_client(shared: Cluster) -> None:
     ours, theirs = socket.socketpair()
     ours.settimeout(ANSWER_SECONDS)
     with ours:
@@ -131,7 +131,7 @@ def test_under_inetd_nothing_but_the_protocol_reaches_the_client(shared: Cluster
     assert answers.decode().splitlines() == [f"AUTH-SUCCESS {shared.uuid}", "VERSION 4", "ERROR protocol error"]
 
 
-def test_standard_input_and_output_are_given_back_as_they_were(shared: Cluster) -> None:
+def test_stdin_and_stdout_keep_their_blocking_mode(shared: Cluster) -> None:
     reading, writing = os.pipe()
     os.write(writing, b"VERSION 4\n")
     os.close(writing)
@@ -170,7 +170,7 @@ def test_a_signal_lets_a_request_finish(shared: Cluster) -> None:
     assert talk(shared, f"REMOVE {ABSENT}\n")[0][1:] == ["SUCCESS"]
 
 
-def test_stdio_and_listen_do_not_go_together(shared: Cluster) -> None:
+def test_stdio_and_listen_are_mutually_exclusive(shared: Cluster) -> None:
     said = cluster_remote(shared.gateway, "serve", "--stdio", "--listen", "unix:/tmp/never", code=2).err
     assert "leave out --listen" in said
 
@@ -198,9 +198,7 @@ def native(cluster: Cluster, ssh_server: SshServer) -> Repository:
 
 
 @pytest.mark.slow
-def test_git_annex_tests_the_cluster_behind_a_forced_command_and_is_content(
-    cluster: Cluster, native: Repository
-) -> None:
+def test_git_annex_testremote_passes_behind_a_forced_command(cluster: Cluster, native: Repository) -> None:
     native.annex("testremote", "--fast", "origin-mycluster", timeout=250)
     assert (cluster.gateway.environment.home / "served").exists()
     key = native.add("f", b"over ssh\n")
@@ -212,14 +210,14 @@ def test_git_annex_tests_the_cluster_behind_a_forced_command_and_is_content(
     assert wait_until(lambda: not any("serve --stdio" in each.command for each in native.environment.processes()))
 
 
-def test_the_log_of_the_gateway_s_repository_knows_what_came(shared: Cluster) -> None:
+def test_uploads_are_recorded_in_the_gateways_repository(shared: Cluster) -> None:
     talk(shared, f"PUT  {ABSENT}\nDATA 5\nhello")
     assert shared.gateway.locations(ABSENT) == {node.uuid for node in shared.nodes}
     talk(shared, f"REMOVE {ABSENT}\n")
     assert shared.gateway.locations(ABSENT) == set()
 
 
-def test_outside_of_a_gateway_s_repository_it_says_what_to_do(shared: Cluster, tmp_path: Path) -> None:
+def test_outside_a_gateways_repository_serve_says_what_to_do(shared: Cluster, tmp_path: Path) -> None:
     environment = shared.gateway.environment
     assert "git annex init" in cluster_remote(environment, "serve", "--stdio", cwd=tmp_path, code=4).err
     said = cluster_remote(shared.nodes[0], "serve", "--stdio", code=1).err
@@ -230,7 +228,7 @@ def test_outside_of_a_gateway_s_repository_it_says_what_to_do(shared: Cluster, t
     assert named.stdout.decode() == f"AUTH-SUCCESS {shared.uuid}\n"
 
 
-def test_of_several_clusters_the_named_one_is_served(cluster: Cluster) -> None:
+def test_the_named_one_of_several_clusters_is_served(cluster: Cluster) -> None:
     gateway = cluster.gateway
     gateway.git("config", "remote.node1.annex-cluster-node", "mycluster other")
     gateway.annex("initcluster", "other")

@@ -26,7 +26,7 @@ def tokens(shared: Cluster) -> Tokens:
     ("option", "mode"),
     [((), Mode.READ_WRITE), (("--read-only",), Mode.READ_ONLY), (("--append-only",), Mode.APPEND_ONLY)],
 )
-def test_a_new_token_is_printed_once_and_allows_what_was_said(
+def test_a_new_token_is_printed_once_and_has_the_requested_mode(
     shared: Cluster, option: tuple[str, ...], mode: Mode
 ) -> None:
     (text,) = cluster_remote(shared.gateway, "token", "create", *option, "--note", "for the café").out.splitlines()
@@ -55,7 +55,7 @@ def test_without_tokens_the_list_says_how_to_make_one(shared: Cluster) -> None:
     assert "token create" in cluster_remote(shared.nodes[0], "token", "list").out
 
 
-def test_as_json_there_is_the_same_in_fields(shared: Cluster) -> None:
+def test_json_output_has_the_same_fields(shared: Cluster) -> None:
     before = int(time.time())
     new = json.loads(cluster_remote(shared.gateway, "token", "create", "--read-only", "--note", "n", "--json").out)
     assert set(new) == {"token", "text", "link"}
@@ -79,7 +79,7 @@ def test_a_link_holds_the_address_and_the_token(shared: Cluster) -> None:
 
 
 @pytest.mark.parametrize("by", ["name", "uuid", "cluster", "here"])
-def test_a_link_to_one_repository_asks_for_it(shared: Cluster, by: str) -> None:
+def test_a_link_to_one_repository_names_it(shared: Cluster, by: str) -> None:
     uuid = {
         "name": shared.nodes[1].uuid,
         "uuid": shared.nodes[1].uuid,
@@ -114,7 +114,7 @@ def test_a_link_to_one_repository_asks_for_it(shared: Cluster, by: str) -> None:
         (("unknown",), 2, "unknown"),
     ],
 )
-def test_what_cannot_be_done_is_said_in_words_and_makes_no_token(
+def test_an_impossible_request_is_explained_and_makes_no_token(
     shared: Cluster, arguments: tuple[str, ...], code: int, words: str
 ) -> None:
     before = tokens(shared).all()
@@ -125,12 +125,12 @@ def test_what_cannot_be_done_is_said_in_words_and_makes_no_token(
 
 
 @pytest.mark.parametrize("command", [("create",), ("list",), ("revoke", "0bad0bad")])
-def test_outside_of_a_repository_it_says_so(shared: Cluster, command: tuple[str, ...], tmp_path: Path) -> None:
+def test_token_outside_a_repository_says_so(shared: Cluster, command: tuple[str, ...], tmp_path: Path) -> None:
     said = cluster_remote(shared.gateway.environment, "token", *command, cwd=tmp_path, code=4).err
     assert "git annex init" in said
 
 
-def test_from_a_subdirectory_it_is_the_same_repository(shared: Cluster) -> None:
+def test_token_works_from_a_subdirectory(shared: Cluster) -> None:
     below = shared.gateway.path / "below" / "this"
     below.mkdir(parents=True)
     text = cluster_remote(shared.gateway, "token", "create", cwd=below).out.strip()

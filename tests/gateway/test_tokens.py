@@ -32,7 +32,7 @@ def mode_of(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-def test_a_token_lets_in_with_its_mode_and_nothing_else_does(tokens: Tokens) -> None:
+def test_only_an_exact_token_authenticates_and_with_its_own_mode(tokens: Tokens) -> None:
     assert tokens.check("anything") is None
     made = {mode: tokens.create(mode, f"for {mode.value}") for mode in Mode}
     for mode, (token, text) in made.items():
@@ -43,20 +43,20 @@ def test_a_token_lets_in_with_its_mode_and_nothing_else_does(tokens: Tokens) -> 
     assert tokens.all() == [token for token, _ in made.values()]
 
 
-def test_a_token_has_the_characters_that_git_annex_can_send(tokens: Tokens) -> None:
+def test_a_token_has_only_characters_that_git_annex_can_send(tokens: Tokens) -> None:
     texts = {tokens.create(Mode.READ_WRITE)[1] for _ in range(20)}
     assert len(texts) == 20
     assert all(re.fullmatch("[a-z2-7]{52}", text) for text in texts)
 
 
-def test_the_text_of_a_token_is_kept_nowhere(tokens: Tokens, tmp_path: Path) -> None:
+def test_the_text_of_a_token_is_stored_nowhere(tokens: Tokens, tmp_path: Path) -> None:
     _, text = tokens.create(Mode.READ_WRITE, "laptop")
     kept = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
     assert b"laptop" in kept
     assert text.encode() not in kept
 
 
-def test_only_the_owner_can_read_the_file_whatever_the_umask(tokens: Tokens) -> None:
+def test_the_token_file_is_private_whatever_the_umask(tokens: Tokens) -> None:
     before = os.umask(0)
     try:
         tokens.create(Mode.READ_WRITE)
@@ -68,7 +68,7 @@ def test_only_the_owner_can_read_the_file_whatever_the_umask(tokens: Tokens) -> 
     assert mode_of(tokens.file.parent) == 0o700
 
 
-def test_a_revoked_token_lets_nobody_in_and_the_others_still_do(tokens: Tokens) -> None:
+def test_a_revoked_token_is_refused_and_the_others_still_work(tokens: Tokens) -> None:
     first, text = tokens.create(Mode.READ_WRITE)
     second, other = tokens.create(Mode.READ_WRITE)
     reader = Tokens(tokens.file)
@@ -80,7 +80,7 @@ def test_a_revoked_token_lets_nobody_in_and_the_others_still_do(tokens: Tokens) 
         tokens.revoke(first.id)
 
 
-def test_every_token_is_compared_with_also_after_the_right_one(tokens: Tokens, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_token_is_compared_even_after_a_match(tokens: Tokens, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = [tokens.create(Mode.READ_WRITE)[1] for _ in range(5)]
     compared: list[str] = []
     really = hmac.compare_digest
@@ -96,14 +96,14 @@ def test_every_token_is_compared_with_also_after_the_right_one(tokens: Tokens, m
         assert compared == [token.sha256 for token in tokens.all()]
 
 
-def test_tokens_made_at_the_same_time_are_all_kept(tokens: Tokens) -> None:
+def test_concurrently_created_tokens_are_all_kept(tokens: Tokens) -> None:
     with ThreadPoolExecutor(8) as pool:
         texts = list(pool.map(lambda _: Tokens(tokens.file).create(Mode.READ_WRITE)[1], range(24)))
     assert all(tokens.check(text) for text in texts)
     assert len({token.id for token in tokens.all()}) == 24
 
 
-def test_a_change_does_not_wait_for_ever_for_another_one(tokens: Tokens, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_change_times_out_waiting_for_another(tokens: Tokens, monkeypatch: pytest.MonkeyPatch) -> None:
     tokens.create(Mode.READ_WRITE)
     monkeypatch.setattr(module, "_LOCK_WAIT", 0.2)
     with tokens.file.with_name("tokens.lock").open("r+b") as held:
@@ -113,7 +113,7 @@ def test_a_change_does_not_wait_for_ever_for_another_one(tokens: Tokens, monkeyp
     assert len(tokens.all()) == 1
 
 
-def test_a_change_waits_for_another_one_that_is_short(tokens: Tokens) -> None:
+def test_a_change_waits_for_a_short_one_before_it(tokens: Tokens) -> None:
     tokens.create(Mode.READ_WRITE)
     with tokens.file.with_name("tokens.lock").open("r+b") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
@@ -125,13 +125,13 @@ def test_a_change_waits_for_another_one_that_is_short(tokens: Tokens) -> None:
 
 
 @pytest.mark.parametrize("note", ["two\nlines", "\x1b[31m", "x" * 201])
-def test_a_note_that_could_not_be_shown_is_refused(tokens: Tokens, note: str) -> None:
+def test_an_unprintable_note_is_refused(tokens: Tokens, note: str) -> None:
     with pytest.raises(ValueError, match="printable"):
         tokens.create(Mode.READ_WRITE, note)
     assert tokens.all() == []
 
 
-def test_there_is_an_end_to_the_number_of_tokens(tokens: Tokens, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_tokens_is_limited(tokens: Tokens, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_TOKENS", 2)
     tokens.create(Mode.READ_WRITE)
     tokens.create(Mode.READ_WRITE)
@@ -140,7 +140,7 @@ def test_there_is_an_end_to_the_number_of_tokens(tokens: Tokens, monkeypatch: py
 
 
 @pytest.mark.parametrize("change", ["cut", "mode", "hash", "id", "list", "note", "no UTF-8", "too large"])
-def test_a_damaged_file_lets_nobody_in_and_says_what_to_do(tokens: Tokens, change: str) -> None:
+def test_a_damaged_token_file_authenticates_nobody_and_says_what_to_do(tokens: Tokens, change: str) -> None:
     _, text = tokens.create(Mode.READ_ONLY)
     entry = json.loads(tokens.file.read_text())
     damaged = {
@@ -160,7 +160,7 @@ def test_a_damaged_file_lets_nobody_in_and_says_what_to_do(tokens: Tokens, chang
         assert entry["sha256"] not in str(raised.value)
 
 
-def test_a_place_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
+def test_an_unwritable_directory_is_named(tmp_path: Path) -> None:
     (tmp_path / "cluster-remote").write_text("in the way")
     tokens = Tokens(tmp_path / "cluster-remote" / "tokens")
     with pytest.raises(TokensUnusable, match="cannot be written"):
@@ -199,7 +199,7 @@ TEXT = "a2" * 26
         (f"/{NODE}", Claim("", NODE)),
     ],
 )
-def test_a_client_may_name_the_repository_that_it_wants(presented: str, claim: Claim | None) -> None:
+def test_a_client_may_name_the_repository_it_wants(presented: str, claim: Claim | None) -> None:
     assert read_claim(presented) == claim
 
 

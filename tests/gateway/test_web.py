@@ -140,7 +140,7 @@ def cloned(web: Web, mode: Mode | None = Mode.READ_WRITE, name: str = "alice") -
 
 
 @pytest.mark.slow
-def test_a_plain_git_annex_finds_the_cluster_in_a_clone_and_does_everything_with_it(web: Web) -> None:
+def test_plain_git_annex_finds_and_uses_the_cluster_in_a_clone(web: Web) -> None:
     alice = cloned(web)
     content = os.urandom(300_000)
     key = alice.add("photo.jpg", content)
@@ -163,7 +163,7 @@ def test_a_plain_git_annex_finds_the_cluster_in_a_clone_and_does_everything_with
     assert b"photo" in web.cluster.gateway.git("log", "--all", "--format=%s").stdout
 
 
-def test_a_download_goes_on_where_it_was_broken_off(web: Web) -> None:
+def test_an_interrupted_download_resumes(web: Web) -> None:
     alice = cloned(web)
     content = os.urandom(200_000)
     key = alice.add("photo.jpg", content)
@@ -187,7 +187,7 @@ def test_small_uploads_one_after_the_other_use_the_same_processes_at_the_nodes(w
     assert used[0] == used[1]
 
 
-def test_an_upload_with_a_node_away_is_stored_on_the_others(web: Web) -> None:
+def test_an_upload_with_a_node_unavailable_is_stored_on_the_others(web: Web) -> None:
     alice = cloned(web)
     uuids = [node.uuid for node in web.cluster.nodes]
     web.cluster.nodes[1].path.rename(web.cluster.nodes[1].path.with_name("unplugged"))
@@ -208,7 +208,7 @@ def test_without_a_token_there_is_no_access(web: Web) -> None:
     assert web.ask("GET", f"/git-annex/{web.cluster.uuid}/key/{key}").status == 401
 
 
-def test_no_client_finds_a_repository_that_is_not_served(web: Web) -> None:
+def test_a_repository_that_is_not_served_is_not_found(web: Web) -> None:
     stranger = "11111111-1111-4111-8111-111111111111"
     assert web.api("checkpresent?key=WORM-s1--x", uuid=stranger).status == 404
     assert web.api("checkpresent?key=WORM-s1--x", uuid=stranger, token=web.tokens[Mode.READ_WRITE]).status == 404
@@ -218,7 +218,7 @@ def test_no_client_finds_a_repository_that_is_not_served(web: Web) -> None:
     ("mode", "putoffset", "remove", "push"),
     [(Mode.READ_ONLY, 403, 403, 403), (Mode.APPEND_ONLY, 200, 403, 403), (Mode.READ_WRITE, 200, 200, 200)],
 )
-def test_a_token_allows_what_it_says(web: Web, mode: Mode, putoffset: int, remove: int, push: int) -> None:
+def test_a_token_allows_only_what_its_mode_says(web: Web, mode: Mode, putoffset: int, remove: int, push: int) -> None:
     token = web.tokens[mode]
     key = "SHA256-s3--" + "0" * 64
     assert web.api(f"checkpresent?key={key}", token=token).json == {"present": False}
@@ -228,7 +228,7 @@ def test_a_token_allows_what_it_says(web: Web, mode: Mode, putoffset: int, remov
     assert web.ask("GET", "/info/refs?service=git-receive-pack", token=token).status == push
 
 
-def test_in_public_anybody_reads_and_nobody_writes_or_locks(public: Web) -> None:
+def test_with_public_read_anybody_reads_and_nobody_writes_or_locks(public: Web) -> None:
     key = public.cluster.nodes[0].add("x", b"x")
     public.cluster.gateway.annex("setpresentkey", key, public.cluster.nodes[0].uuid, "1")
     public.cluster.gateway.annex("merge", "--quiet")
@@ -255,32 +255,32 @@ def test_unknown_versions_and_endpoints_are_not_found(public: Web, path: str) ->
     "endpoint",
     ["checkpresent", "checkpresent?key=nokey", "key/nokey", "key/WORM-s1--x?offset=-1", "key/WORM-s1--x?offset=x"],
 )
-def test_what_cannot_be_read_is_a_bad_request(public: Web, endpoint: str) -> None:
+def test_a_malformed_request_is_a_bad_request(public: Web, endpoint: str) -> None:
     assert public.api(endpoint).status == 400
 
 
 @pytest.mark.parametrize(
     "path", ["/config", "/", "/info/refs?service=git-upload-pack", "/git-annex/{uuid}/key/WORM-s1--x"]
 )
-def test_a_login_that_is_not_basic_is_a_bad_request_whatever_it_is_for(public: Web, path: str) -> None:
+def test_a_non_basic_login_is_a_bad_request_for_any_url(public: Web, path: str) -> None:
     answer = public.ask("GET", path.format(uuid=public.cluster.uuid), headers={"Authorization": "Bearer x"})
     assert (answer.status, b"only Basic" in answer.body) == (400, True)
 
 
 @pytest.mark.parametrize("path", ["/config", "/"])
 @pytest.mark.parametrize("headers", [{"Host": "a b"}, {"X-Forwarded-Proto": "javascript"}], ids=["host", "scheme"])
-def test_a_url_that_cannot_be_shown_is_a_bad_request(public: Web, path: str, headers: dict[str, str]) -> None:
+def test_an_unprintable_url_is_a_bad_request(public: Web, path: str, headers: dict[str, str]) -> None:
     answer = public.ask("GET", path, headers=headers)
     assert (answer.status, b"X-Forwarded-Proto headers" in answer.body) == (400, True)
 
 
-def test_a_content_that_is_not_there_comes_as_nothing_and_is_not_found_by_browsers(public: Web) -> None:
+def test_missing_content_is_an_empty_answer_for_git_annex_and_not_found_for_browsers(public: Web) -> None:
     answer = public.api("key/SHA256-s3--00")
     assert (answer.status, answer.headers["x-git-annex-data-length"], answer.body) == (200, "0", b"")
     assert public.ask("GET", f"/git-annex/{public.cluster.uuid}/key/SHA256-s3--00").status == 404
 
 
-def test_a_put_is_stored_only_if_it_is_as_long_as_announced(web: Web) -> None:
+def test_a_put_is_stored_only_at_its_announced_length(web: Web) -> None:
     token, length = web.tokens[Mode.READ_WRITE], "X-git-annex-data-length"
     content = b"0123456789"
     key = web.cluster.gateway.add("digits", content)
@@ -295,7 +295,7 @@ def test_a_put_is_stored_only_if_it_is_as_long_as_announced(web: Web) -> None:
     assert web.api(f"putoffset?key={key}", token=token).json["alreadyhave"] is True
 
 
-def test_a_browser_gets_parts_and_is_told_what_it_has_already(public: Web) -> None:
+def test_a_browser_gets_ranges_and_not_modified_answers(public: Web) -> None:
     content = bytes(range(100))
     node = public.cluster.nodes[0]
     key = node.add("x", content)
@@ -332,7 +332,7 @@ def test_a_lock_holds_until_the_client_releases_it(web: Web) -> None:
     assert not node.has_object(key)
 
 
-def test_the_page_says_how_to_get_the_dataset_and_shows_no_markup_of_strangers(cluster: Cluster) -> None:
+def test_the_page_says_how_to_get_the_dataset_and_escapes_foreign_markup(cluster: Cluster) -> None:
     cluster.gateway.annex("describe", "node1", "<script>alert(1)</script>")
     with web_of(cluster, "--public-read") as web:
         page = web.ask("GET", "/")
@@ -342,7 +342,7 @@ def test_the_page_says_how_to_get_the_dataset_and_shows_no_markup_of_strangers(c
         assert "default-src 'none'" in page.headers["content-security-policy"]
 
 
-def test_a_signal_ends_the_gateway_cleanly_and_waits_for_no_silent_client(public: Web) -> None:
+def test_a_signal_ends_the_gateway_cleanly_without_waiting_for_silent_clients(public: Web) -> None:
     with socket.create_connection(("127.0.0.1", public.port)) as silent:
         # Answered after the silent one was accepted.
         assert public.ask("GET", "/config").status == 200
@@ -352,7 +352,7 @@ def test_a_signal_ends_the_gateway_cleanly_and_waits_for_no_silent_client(public
     assert public.process.wait(START_SECONDS) == 0
 
 
-def test_https_needs_a_certificate_that_can_be_used(cluster: Cluster) -> None:
+def test_https_needs_a_usable_certificate(cluster: Cluster) -> None:
     environment = cluster.gateway.environment
     listen = ("cluster-remote", "serve", "--listen", f"https://127.0.0.1:{free_port()}/")
     done = environment.run(*listen, cwd=cluster.gateway.path, check=False)
@@ -366,7 +366,7 @@ def test_https_needs_a_certificate_that_can_be_used(cluster: Cluster) -> None:
     assert b"Traceback" not in done.stderr
 
 
-def test_over_https_everything_is_as_over_http(cluster: Cluster) -> None:
+def test_https_works_as_http_does(cluster: Cluster) -> None:
     environment = cluster.gateway.environment
     certificate, key = make_certificate(environment)
     port = free_port()

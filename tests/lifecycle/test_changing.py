@@ -20,13 +20,13 @@ def two(cluster: Cluster, work: Repository) -> Repository:
     return work
 
 
-def test_a_node_is_added_and_then_filled(cluster: Cluster, two: Repository) -> None:
+def test_an_added_node_can_be_filled(cluster: Cluster, two: Repository) -> None:
     assert "cluster-remote repair disks" in cluster_remote(two, "node", "add", "disks", "node3")
     cluster_remote(two, "repair", "disks")
     assert cluster.holders(two.key("f")) == [True, True, True]
 
 
-def test_a_remote_that_git_annex_has_not_seen_yet_is_added(cluster: Cluster, two: Repository) -> None:
+def test_a_remote_not_yet_seen_by_git_annex_can_be_added(cluster: Cluster, two: Repository) -> None:
     # As the remedy for a node without a remote says.
     path = two.config("remote.node2.url")
     assert path is not None
@@ -39,7 +39,7 @@ def test_a_remote_that_git_annex_has_not_seen_yet_is_added(cluster: Cluster, two
     assert members(two, two.config("annex.cluster.disks")) == {cluster.nodes[0].uuid, cluster.nodes[2].uuid}
 
 
-def test_a_node_is_taken_out_and_keeps_what_it_has(cluster: Cluster, two: Repository) -> None:
+def test_a_removed_node_keeps_its_content(cluster: Cluster, two: Repository) -> None:
     text = cluster_remote(two, "node", "remove", "disks", "second disk (cellar)")
     assert "stays there" in text
     assert members(two, two.config("annex.cluster.disks")) == {cluster.nodes[0].uuid}
@@ -48,7 +48,7 @@ def test_a_node_is_taken_out_and_keeps_what_it_has(cluster: Cluster, two: Reposi
     assert cluster.nodes[1].uuid in two.locations(two.key("f"))
 
 
-def test_a_node_is_emptied_first(cluster: Cluster, two: Repository) -> None:
+def test_a_node_can_be_emptied_before_it_is_removed(cluster: Cluster, two: Repository) -> None:
     only = two.add("g", b"only on the one that goes")
     two.annex("move", "--to", "node2", "g")
     cluster_remote(two, "node", "remove", "disks", "node2", "--drain")
@@ -56,7 +56,7 @@ def test_a_node_is_emptied_first(cluster: Cluster, two: Repository) -> None:
     assert cluster.nodes[1].uuid not in two.locations(only)
 
 
-def test_a_node_that_cannot_be_emptied_stays_a_node(cluster: Cluster, two: Repository) -> None:
+def test_a_node_that_cannot_be_emptied_is_not_removed(cluster: Cluster, two: Repository) -> None:
     two.annex("numcopies", "3")
     before = members(two, two.config("annex.cluster.disks"))
     cluster_remote(two, "node", "remove", "disks", "node2", "--drain", code=1)
@@ -64,14 +64,14 @@ def test_a_node_that_cannot_be_emptied_stays_a_node(cluster: Cluster, two: Repos
     assert cluster.holders(two.key("f")) == [True, True, False]
 
 
-def test_the_last_node_is_not_taken_out(cluster: Cluster, two: Repository) -> None:
+def test_the_last_node_cannot_be_removed(cluster: Cluster, two: Repository) -> None:
     cluster_remote(two, "node", "remove", "disks", "node2")
     assert "cluster-remote remove disks --cluster" in cluster_remote(two, "node", "remove", "disks", "node1", code=2)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dead", [True, *only_in_all(False)])
-def test_a_lost_disk_is_replaced_by_another(cluster: Cluster, two: Repository, dead: bool) -> None:
+def test_a_lost_disk_can_be_replaced_by_another(cluster: Cluster, two: Repository, dead: bool) -> None:
     lost = cluster.nodes[1].uuid
     remove_tree(cluster.nodes[1].path)
     two.annex("drop", "f")
@@ -96,7 +96,7 @@ def test_dry_runs_change_nothing(two: Repository) -> None:
     assert state(two) == before
 
 
-def test_a_cluster_is_renamed_and_works_under_its_new_name(cluster: Cluster, two: Repository) -> None:
+def test_a_renamed_cluster_works_under_its_new_name(cluster: Cluster, two: Repository) -> None:
     uuid = two.config("annex.cluster.disks")
     cluster_remote(two, "rename", "disks", "Photos")
     assert two.config("annex.cluster.photos") == uuid
@@ -122,7 +122,7 @@ def test_a_remote_at_a_gateway_is_renamed_with_its_nodes(cluster: Cluster) -> No
 
 
 @pytest.mark.slow
-def test_a_rename_that_fails_leaves_the_old_name(two: Repository) -> None:
+def test_a_failed_rename_keeps_the_old_name(two: Repository) -> None:
     before = state(two)
     failing(two.environment, "renameremote")
     cluster_remote(two, "rename", "disks", "photos", code=1)
@@ -131,7 +131,7 @@ def test_a_rename_that_fails_leaves_the_old_name(two: Repository) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("again", ["--node=node3", *only_in_all("--node=node1")])
-def test_a_cluster_is_taken_down_and_its_name_is_free_again(cluster: Cluster, two: Repository, again: str) -> None:
+def test_taking_down_a_cluster_frees_its_name(cluster: Cluster, two: Repository, again: str) -> None:
     cluster_remote(two, "remove", "disks", "--cluster")
     assert two.config("annex.cluster.disks") is None
     assert two.config("remote.node1.annex-cluster-node") == "mycluster"
@@ -143,7 +143,7 @@ def test_a_cluster_is_taken_down_and_its_name_is_free_again(cluster: Cluster, tw
 
 
 @pytest.mark.slow
-def test_the_remote_is_taken_down_and_the_cluster_stays(two: Repository) -> None:
+def test_taking_down_the_remote_keeps_the_cluster(two: Repository) -> None:
     uuid = two.config("annex.cluster.disks")
     before = members(two, uuid)
     cluster_remote(two, "remove", "disks")
@@ -153,7 +153,7 @@ def test_the_remote_is_taken_down_and_the_cluster_stays(two: Repository) -> None
 
 
 @pytest.mark.slow
-def test_remotes_at_a_gateway_are_taken_out_with_those_of_the_nodes(cluster: Cluster) -> None:
+def test_removing_a_gateways_remote_removes_its_node_remotes(cluster: Cluster) -> None:
     client = cluster.clone()
     cluster_remote(client, "setup", "c", str(cluster.gateway.path))
     assert "only the gateway can change" in cluster_remote(client, "node", "add", "c", "origin", code=2)
@@ -162,7 +162,7 @@ def test_remotes_at_a_gateway_are_taken_out_with_those_of_the_nodes(cluster: Clu
     cluster_remote(client, "setup", "c", str(cluster.gateway.path))
 
 
-def test_a_node_without_a_remote_here_is_taken_out_by_its_description(cluster: Cluster, work: Repository) -> None:
+def test_a_node_without_a_remote_is_removed_by_its_description(cluster: Cluster, work: Repository) -> None:
     desktop = second_computer(cluster, 1)
     cluster_remote(desktop, "setup", "mycluster", "--node", "node1")
     cluster_remote(desktop, "node", "remove", "mycluster", "NAS: shelf 3")

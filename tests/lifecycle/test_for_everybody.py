@@ -33,7 +33,7 @@ def published(publisher: Repository, name: str = "reader") -> Repository:
     return Repository(path, publisher.environment)
 
 
-def test_a_clone_and_setup_is_all_that_it_takes_to_get(cluster: Cluster, publisher: Repository) -> None:
+def test_a_clone_and_setup_are_enough_to_get(cluster: Cluster, publisher: Repository) -> None:
     reader = published(publisher)
     text = cluster_remote(reader, "setup")
     assert str(cluster.gateway.path) in text
@@ -54,7 +54,7 @@ def test_a_clone_and_setup_is_all_that_it_takes_to_get(cluster: Cluster, publish
 
 
 @pytest.mark.slow
-def test_a_gateway_that_is_away_during_the_clone_costs_nothing(cluster: Cluster, publisher: Repository) -> None:
+def test_a_gateway_unavailable_during_the_clone_does_no_harm(cluster: Cluster, publisher: Repository) -> None:
     reader = published(publisher)
     with away(cluster.gateway):
         reader.annex("init")
@@ -62,7 +62,7 @@ def test_a_gateway_that_is_away_during_the_clone_costs_nothing(cluster: Cluster,
 
 
 @pytest.mark.slow
-def test_clones_without_the_program_count_the_same(cluster: Cluster, publisher: Repository) -> None:
+def test_clones_without_the_program_count_the_same_copies(cluster: Cluster, publisher: Repository) -> None:
     reader = published(publisher)
     reader.annex("init", env={"PATH": f"{publisher.environment.annex}:/usr/bin:/bin"})
     counted = reader.annex("find", "--in", "here", "--or", "--copies=4", "f").stdout.split()
@@ -71,7 +71,7 @@ def test_clones_without_the_program_count_the_same(cluster: Cluster, publisher: 
 
 
 @pytest.mark.slow
-def test_its_nodes_are_those_of_the_cluster_when_these_change(cluster: Cluster, publisher: Repository) -> None:
+def test_a_clones_nodes_follow_changes_of_the_cluster(cluster: Cluster, publisher: Repository) -> None:
     publisher.git("push", "--quiet", "origin", "git-annex:refs/heads/synced/git-annex")
     work = cluster.gateway
     work.annex("merge")
@@ -87,7 +87,7 @@ def test_its_nodes_are_those_of_the_cluster_when_these_change(cluster: Cluster, 
     assert members(publisher, alias) == {node.uuid for node in cluster.nodes}
 
 
-def test_without_a_server_a_clone_joins_with_the_nodes_it_has(cluster: Cluster, work: Repository) -> None:
+def test_a_serverless_clone_joins_with_the_nodes_it_has(cluster: Cluster, work: Repository) -> None:
     cluster_remote(work, "setup", "data", "--cluster", "mycluster")
     cluster_remote(work, "setup", "data", "--autoenable", "--cluster", "mycluster")
     work.add("f", b"content")
@@ -100,7 +100,7 @@ def test_without_a_server_a_clone_joins_with_the_nodes_it_has(cluster: Cluster, 
 
 
 @pytest.mark.slow
-def test_a_shared_remote_is_enabled_by_its_name_and_used_after_a_look(cluster: Cluster) -> None:
+def test_a_shared_remote_is_enabled_by_name_and_used_once_verified(cluster: Cluster) -> None:
     first = cluster.clone("first")
     cluster_remote(first, "setup", "data", str(cluster.gateway.path), "--share")
     reader = published(first)
@@ -115,7 +115,7 @@ def test_a_shared_remote_is_enabled_by_its_name_and_used_after_a_look(cluster: C
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [["data"], *only_in_all((["data", "--node", "node1"],))])
-def test_a_strangers_address_is_not_taken_over(
+def test_an_unverified_address_is_not_adopted(
     cluster: Cluster, work: Repository, tmp_path: Path, how: list[str]
 ) -> None:
     cluster_remote(work, "setup", "data", "--cluster", "mycluster", "--share")
@@ -129,7 +129,7 @@ def test_a_strangers_address_is_not_taken_over(
 
 
 @pytest.mark.slow
-def test_a_changed_address_of_a_remote_that_was_verified_is_asked_about(cluster: Cluster) -> None:
+def test_a_changed_address_of_a_verified_remote_needs_confirmation(cluster: Cluster) -> None:
     first, second = cluster.clone("first"), cluster.clone("second")
     gateway = str(cluster.gateway.path)
     cluster_remote(first, "setup", "data", gateway, "--share", "--no-nodes")
@@ -145,7 +145,7 @@ def test_a_changed_address_of_a_remote_that_was_verified_is_asked_about(cluster:
 
 
 @pytest.mark.parametrize("option", [["--depth", "1"], *only_in_all((["--single-branch"],))])
-def test_a_clone_without_the_branch_gets_it(cluster: Cluster, option: list[str]) -> None:
+def test_setup_fetches_the_git_annex_branch_a_clone_lacks(cluster: Cluster, option: list[str]) -> None:
     path = cluster.gateway.path.parent / "shallow"
     cluster.gateway.environment.run("git", "clone", "--quiet", *option, f"file://{cluster.gateway.path}", path)
     clone = Repository(path, cluster.gateway.environment)
@@ -155,14 +155,14 @@ def test_a_clone_without_the_branch_gets_it(cluster: Cluster, option: list[str])
 
 
 @pytest.mark.parametrize("url", [None, *only_in_all("origin", "../gateway")])
-def test_a_gateway_is_named_by_its_remote_by_a_relative_path_or_not_at_all(cluster: Cluster, url: str | None) -> None:
+def test_the_gateway_may_be_a_remote_a_relative_path_or_the_default(cluster: Cluster, url: str | None) -> None:
     client = cluster.clone()
     cluster_remote(client, "setup", "c", *([] if url is None else [url]), "--no-nodes")
     assert client.config("remote.c.annex-uuid") == cluster.uuid
 
 
 @pytest.mark.slow
-def test_a_second_way_gets_remotes_for_the_nodes_as_well(cluster: Cluster) -> None:
+def test_a_second_address_gets_node_remotes_as_well(cluster: Cluster) -> None:
     client = cluster.clone()
     gateway = str(cluster.gateway.path)
     cluster_remote(client, "setup", "a", gateway)
@@ -171,7 +171,7 @@ def test_a_second_way_gets_remotes_for_the_nodes_as_well(cluster: Cluster) -> No
 
 
 @pytest.mark.slow
-def test_a_remote_whose_name_is_an_option_is_not_passed_on(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_remote_named_like_an_option_is_not_passed_on(cluster: Cluster, tmp_path: Path) -> None:
     client = cluster.clone()
     client.git("config", f"remote.--upload-pack=touch {tmp_path}/pwned;.url", str(cluster.gateway.path))
     client.git("config", f"remote.--upload-pack=touch {tmp_path}/pwned;.annex-uuid", cluster.gateway.uuid)

@@ -43,7 +43,7 @@ def setup(
 
 
 @pytest.mark.slow
-def test_the_commands_on_the_gateways_page_give_the_dataset_to_somebody_new(
+def test_the_commands_on_the_gateways_page_fetch_the_dataset(
     web: Web, make_environment: Callable[[], Environment]
 ) -> None:
     gateway = web.cluster.gateway
@@ -72,7 +72,7 @@ def test_the_commands_on_the_gateways_page_give_the_dataset_to_somebody_new(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("server", ["ours", *only_in_all("p2phttp")])
-def test_a_url_over_http_is_asked_which_of_the_known_clusters_it_serves(cluster: Cluster, server: str) -> None:
+def test_setup_finds_out_which_known_cluster_an_http_url_serves(cluster: Cluster, server: str) -> None:
     client = cluster.clone("client")
     if server == "ours":
         with web_of(cluster) as gateway:
@@ -129,7 +129,7 @@ def refused(clone: Repository, url: str, *arguments: str) -> str:
     return line
 
 
-def test_a_url_that_leads_to_another_server_is_refused_in_one_line(web: Web, clone: Repository) -> None:
+def test_a_url_of_another_server_is_refused_in_one_line(web: Web, clone: Repository) -> None:
     base = f"annex+http://127.0.0.1:{web.port}"
     assert "none of the" in refused(clone, f"{base}/git-annex/")
     assert "none of the" in refused(clone, f"{base}/data/elsewhere/git-annex/")

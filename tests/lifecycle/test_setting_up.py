@@ -15,7 +15,7 @@ from tests.support.repositories import Cluster, Repository
 from tests.support.slow import only_in_all
 
 
-def test_another_cluster_of_the_same_nodes_leaves_the_first_one_as_it_is(cluster: Cluster, work: Repository) -> None:
+def test_a_second_cluster_of_the_same_nodes_leaves_the_first_unchanged(cluster: Cluster, work: Repository) -> None:
     cluster_remote(work, "setup", "offsite", "--node", "node1", "--node", "node2")
     assert work.config("remote.node1.annex-cluster-node") == "mycluster offsite"
     assert members(work, cluster.uuid) == {node.uuid for node in cluster.nodes}
@@ -31,7 +31,7 @@ def test_a_dry_run_shows_the_commands_and_changes_nothing(work: Repository) -> N
 
 
 @pytest.mark.parametrize("command", ["initremote", *only_in_all("initcluster", "updatecluster")])
-def test_a_step_that_fails_undoes_those_before_it(work: Repository, command: str) -> None:
+def test_a_failed_step_undoes_those_before_it(work: Repository, command: str) -> None:
     before = state(work)
     failing(work.environment, command)
     text = cluster_remote(work, "setup", "offsite", "--node", "node1", "--node", "node2", code=1)
@@ -43,7 +43,7 @@ def test_a_step_that_fails_undoes_those_before_it(work: Repository, command: str
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, *only_in_all(signal.SIGINT)])
-def test_an_interrupt_ends_the_command_that_is_under_way_and_undoes_the_rest(
+def test_an_interrupt_ends_the_running_command_and_undoes_the_steps_before(
     work: Repository, tmp_path: Path, number: signal.Signals
 ) -> None:
     before = state(work)
@@ -61,7 +61,7 @@ def test_an_interrupt_ends_the_command_that_is_under_way_and_undoes_the_rest(
     assert state(work) == before
 
 
-def test_a_node_that_git_annex_does_not_take_is_refused_before_anything_is_changed(work: Repository) -> None:
+def test_a_node_git_annex_cannot_use_is_refused_before_anything_changes(work: Repository) -> None:
     there = work.path.parent / "export"
     there.mkdir()
     work.annex("initremote", "exp", "type=directory", f"directory={there}", "encryption=none", "exporttree=yes")
@@ -70,7 +70,7 @@ def test_a_node_that_git_annex_does_not_take_is_refused_before_anything_is_chang
     assert state(work) == before
 
 
-def test_git_annex_taking_a_node_only_with_a_warning_is_a_failure(work: Repository) -> None:
+def test_git_annex_accepting_a_node_with_a_warning_is_a_failure(work: Repository) -> None:
     before = state(work)
     # As where it does not say no to a node, and records the others.
     failing(work.environment, "updatecluster", "echo Cannot use this remote; exit 0")
@@ -86,7 +86,7 @@ def test_git_annex_taking_a_node_only_with_a_warning_is_a_failure(work: Reposito
         ("inside", "inside the work tree"),
     ],
 )
-def test_a_node_that_no_way_leads_to_is_refused(cluster: Cluster, work: Repository, url: str, said: str) -> None:
+def test_an_unreachable_node_is_refused(cluster: Cluster, work: Repository, url: str, said: str) -> None:
     work.git("remote", "add", "odd", str(work.path / "inside") if url == "inside" else url)
     work.git("config", "remote.odd.annex-uuid", "11111111-1111-4111-8111-111111111111")
     before = state(work)
@@ -94,7 +94,7 @@ def test_a_node_that_no_way_leads_to_is_refused(cluster: Cluster, work: Reposito
     assert state(work) == before
 
 
-def test_a_cluster_is_no_node(cluster: Cluster, work: Repository) -> None:
+def test_a_cluster_cannot_be_a_node(cluster: Cluster, work: Repository) -> None:
     cluster_remote(work, "setup", "all", "--cluster", "mycluster")
     before = state(work)
     assert "is a cluster itself" in cluster_remote(work, "setup", "offsite", "--node", "all", code=2)
@@ -102,7 +102,7 @@ def test_a_cluster_is_no_node(cluster: Cluster, work: Repository) -> None:
 
 
 @pytest.mark.slow
-def test_what_cannot_be_the_name_of_a_remote_is_refused(work: Repository) -> None:
+def test_an_invalid_remote_name_is_refused(work: Repository) -> None:
     before = state(work)
     for name in ("-x", "--upload-pack=touch pwned", "a b", "a..b", "x.lock", "x\x1b[2J", "/"):
         text = cluster_remote(work, "setup", "--node", "node1", "--", name, code=2)
@@ -113,7 +113,7 @@ def test_what_cannot_be_the_name_of_a_remote_is_refused(work: Repository) -> Non
 @pytest.mark.parametrize(
     ("name", "other"), [("my_disks", "my-disks"), *only_in_all(("2disks", "c-2disks"), ("été", "ete"))]
 )
-def test_where_git_holds_no_such_cluster_one_that_works_is_named(work: Repository, name: str, other: str) -> None:
+def test_a_name_git_config_cannot_hold_gets_a_working_suggestion(work: Repository, name: str, other: str) -> None:
     before = state(work)
     assert f"such as {other}" in cluster_remote(work, "setup", name, "--node", "node1", code=2)
     assert state(work) == before
@@ -121,13 +121,13 @@ def test_where_git_holds_no_such_cluster_one_that_works_is_named(work: Repositor
     assert work.config(f"annex.cluster.{other}")
 
 
-def test_capitals_are_kept_in_the_remote_and_go_in_the_cluster(work: Repository) -> None:
+def test_capitals_are_kept_in_the_remotes_name_and_lowered_in_the_clusters(work: Repository) -> None:
     cluster_remote(work, "setup", "Photos", "--node", "node1")
     assert work.config("remote.Photos.annex-uuid") == work.config("annex.cluster.photos")
     assert "set up already" in cluster_remote(work, "setup", "Photos", "--node", "node1")
 
 
-def test_a_disk_that_git_annex_does_not_know_yet_is_initialised(cluster: Cluster, work: Repository) -> None:
+def test_a_disk_unknown_to_git_annex_is_initialised(cluster: Cluster, work: Repository) -> None:
     work.environment.run("git", "clone", "--quiet", work.path, work.path.parent / "fresh")
     work.git("remote", "add", "fresh", work.path.parent / "fresh")
     cluster_remote(work, "setup", "offsite", "--node", "fresh")
@@ -149,7 +149,7 @@ def test_a_second_computer_joins_by_name_with_the_nodes_it_has(cluster: Cluster,
 
 
 @pytest.mark.parametrize("how", ["name", *only_in_all("uuid")])
-def test_another_name_joins_the_cluster_that_is_given(cluster: Cluster, how: str) -> None:
+def test_another_remote_name_joins_the_given_cluster(cluster: Cluster, how: str) -> None:
     desktop = second_computer(cluster, 1)
     given = cluster.uuid if how == "uuid" else "MyCluster"
     cluster_remote(desktop, "setup", "everywhere", "--node", "node1", "--cluster", given)
@@ -157,7 +157,7 @@ def test_another_name_joins_the_cluster_that_is_given(cluster: Cluster, how: str
     assert desktop.config("annex.cluster.mycluster") == cluster.uuid
 
 
-def test_a_node_added_on_a_second_computer_does_not_take_the_others_out(cluster: Cluster, work: Repository) -> None:
+def test_a_node_added_on_a_second_computer_does_not_remove_the_others(cluster: Cluster, work: Repository) -> None:
     desktop = second_computer(cluster, 1)
     attic = desktop.path.parent / "attic"
     attic.mkdir()
@@ -170,7 +170,7 @@ def test_a_node_added_on_a_second_computer_does_not_take_the_others_out(cluster:
     assert {cluster.nodes[0].uuid, uuid} <= desktop.locations(key)
 
 
-def test_a_cluster_that_nobody_knows_is_not_joined(cluster: Cluster) -> None:
+def test_an_unknown_cluster_is_not_joined(cluster: Cluster) -> None:
     desktop = second_computer(cluster, 1)
     before = state(desktop)
     unknown = "ac000000-0000-8000-8000-000000000000"
@@ -179,7 +179,7 @@ def test_a_cluster_that_nobody_knows_is_not_joined(cluster: Cluster) -> None:
 
 
 @pytest.mark.slow
-def test_a_cluster_that_was_taken_down_by_hand_can_be_set_up_again(work: Repository) -> None:
+def test_a_cluster_taken_down_by_hand_can_be_set_up_again(work: Repository) -> None:
     cluster_remote(work, "setup", "offsite", "--node", "node1")
     work.git("remote", "remove", "offsite")
     work.git("config", "remote.node1.annex-cluster-node", "mycluster")
@@ -192,7 +192,7 @@ def test_a_cluster_that_was_taken_down_by_hand_can_be_set_up_again(work: Reposit
     assert len(work.locations(key)) == 3
 
 
-def test_a_private_remote_is_shared_afterwards(work: Repository) -> None:
+def test_a_private_remote_can_be_shared_later(work: Repository) -> None:
     cluster_remote(work, "setup", "offsite", "--node", "node1")
     cluster_remote(work, "setup", "offsite", "--node", "node1", "--share")
     assert b"sameas-name=offsite" in work.git("show", "git-annex:remote.log").stdout
@@ -202,7 +202,7 @@ def test_a_private_remote_is_shared_afterwards(work: Repository) -> None:
     assert len(work.locations(key)) == 2
 
 
-def test_encrypted_nodes_take_no_part_in_sync(work: Repository) -> None:
+def test_encrypted_nodes_are_excluded_from_sync(work: Repository) -> None:
     cluster_remote(work, "setup", "vault", "--node", "node1", "--tracking", "remote", "--encryption", "shared")
     assert work.config("remote.node1.annex-sync") == "false"
     assert work.config("remote.node2.annex-sync") is None

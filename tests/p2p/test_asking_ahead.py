@@ -35,14 +35,14 @@ async def test_each_key_gets_its_own_answer() -> None:
         assert await session.check_present(KEY)
 
 
-async def test_questions_do_not_wait_for_answers() -> None:
+async def test_questions_are_pipelined() -> None:
     # The peer answers nothing before it has heard all of these.
     few = KEYS[:50]
     async with conversation([*HELLO, *questions(few), *answers(50)]) as (session, _peer):
         assert await session.check_all(few) == [True, False] * 25
 
 
-async def test_more_questions_than_a_pipe_holds_are_put_as_the_answers_come() -> None:
+async def test_more_questions_than_a_pipe_holds_are_sent_as_answers_arrive() -> None:
     script = [*HELLO]
     for number, key in enumerate(KEYS):
         script += [*questions([key]), Send(b"FAILURE\n" if number % 2 else b"SUCCESS\n")]
@@ -56,7 +56,7 @@ async def test_without_keys_nothing_is_asked() -> None:
     assert not any(line.startswith(b"CHECKPRESENT") for line in peer.received)
 
 
-async def test_a_connection_lost_on_the_way_answers_nothing_and_the_next_request_opens_another() -> None:
+async def test_a_connection_lost_midway_raises_and_the_next_request_reconnects() -> None:
     first = [*HELLO, *questions(KEYS[:3]), Send(b"SUCCESS\n"), Close()]
     async with conversation(first, [*HELLO, *PRESENT]) as (session, _peer):
         with pytest.raises(ConnectionLost, match="checking 3 keys"):
@@ -64,7 +64,7 @@ async def test_a_connection_lost_on_the_way_answers_nothing_and_the_next_request
         assert await session.check_present(KEY)
 
 
-async def test_an_answer_out_of_place_is_a_protocol_error() -> None:
+async def test_an_unexpected_answer_is_a_protocol_error() -> None:
     script = [*HELLO, *questions(KEYS[:2]), Send(b"SUCCESS\nALREADY-HAVE\n")]
     async with conversation(script) as (session, _peer):
         with pytest.raises(ProtocolError, match="ALREADY-HAVE"):

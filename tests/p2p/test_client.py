@@ -81,18 +81,18 @@ async def test_opening_an_open_session_says_nothing() -> None:
         assert peer.connections == 1
 
 
-async def test_without_an_expectation_any_repository_will_do() -> None:
+async def test_without_an_expected_uuid_any_repository_is_accepted() -> None:
     async with conversation(HELLO, expected=None) as (session, _):
         assert await session.open() == SERVER
 
 
-async def test_another_repository_than_the_expected_one_is_refused() -> None:
+async def test_an_unexpected_repository_is_refused() -> None:
     async with conversation(HELLO[:2], expected=NODE) as (session, _):
         with pytest.raises(WrongRepository, match=f"is repository {SERVER}, not {NODE}"):
             await session.open()
 
 
-async def test_a_refused_token_is_an_error_of_its_own_kind_so_that_callers_can_say_what_to_do() -> None:
+async def test_a_refused_token_has_its_own_error_type() -> None:
     async with conversation([HELLO[0], Send(b"AUTH-FAILURE\n")]) as (session, _):
         with pytest.raises(
             AuthenticationFailed, match=r"^tcp://peer: connecting: .* did not accept the token"
@@ -101,7 +101,7 @@ async def test_a_refused_token_is_an_error_of_its_own_kind_so_that_callers_can_s
     assert no_token_in(caught.value)
 
 
-async def test_an_error_in_place_of_a_welcome_is_passed_on_without_the_token() -> None:
+async def test_an_error_instead_of_authentication_is_passed_on_without_the_token() -> None:
     said = f"ERROR bad \x1b[31mtoken {TOKEN}\n".encode()
     async with conversation([HELLO[0], Send(said)]) as (session, _):
         with pytest.raises(AuthenticationFailed, match=r"bad \\x1b\[31mtoken \[token\]") as caught:
@@ -110,7 +110,7 @@ async def test_an_error_in_place_of_a_welcome_is_passed_on_without_the_token() -
     assert str(caught.value).isprintable()
 
 
-async def test_a_token_that_comes_back_is_not_shown() -> None:
+async def test_a_token_echoed_by_the_peer_is_not_shown() -> None:
     async with conversation([HELLO[0], Send(f"AUTH {CLIENT} {TOKEN}\n".encode())]) as (session, _):
         with pytest.raises(ProtocolError, match="expected AUTH-SUCCESS") as caught:
             await session.open()
@@ -158,7 +158,7 @@ async def test_a_peer_that_fails_while_connecting_is_given_up_and_retried_for_th
 
 
 @pytest.mark.parametrize(("version", "is_sent"), [(1, False), (2, True), (4, True)])
-async def test_gateways_to_bypass_are_named_once_from_version_2_on(version: int, is_sent: bool) -> None:
+async def test_gateways_to_bypass_are_sent_once_from_version_2_on(version: int, is_sent: bool) -> None:
     bypass = [Expect(f"BYPASS {NODE}".encode())] if is_sent else []
     async with conversation([*hello(version), *bypass, *PRESENT, *PRESENT], bypass=frozenset({NODE})) as (session, _):
         assert await session.check_present(KEY)
@@ -210,7 +210,7 @@ async def test_gateways_to_bypass_are_named_once_from_version_2_on(version: int,
         (fetch, b"GET 0 ", [Send(b"DATA 4\nabcdVALID\n"), Expect(b"FAILURE")], (b"abcd", False)),
     ],
 )
-async def test_every_answer_is_understood_and_leaves_the_connection_for_the_next_request(
+async def test_every_answer_is_understood_and_keeps_the_connection(
     ask: Callable[[StreamSession], Awaitable[object]], request_line: bytes, answer: Sequence[Step], result: object
 ) -> None:
     line = request_line if request_line == b"GETTIMESTAMP" else request_line + b" " + bytes(KEY)
@@ -221,7 +221,7 @@ async def test_every_answer_is_understood_and_leaves_the_connection_for_the_next
 
 
 @each_request
-async def test_an_error_refuses_the_request_and_leaves_the_connection_for_the_next(word: str) -> None:
+async def test_an_error_fails_the_request_and_keeps_the_connection(word: str) -> None:
     script: Script = [*HELLO, request_of(word), Send(b"ERROR not \x1b[1mtoday\n"), *PRESENT]
     async with conversation(script) as (session, peer):
         with pytest.raises(Refused, match=r"^tcp://peer: .*: not \\x1b\[1mtoday$"):
@@ -230,7 +230,7 @@ async def test_an_error_refuses_the_request_and_leaves_the_connection_for_the_ne
         assert peer.connections == 1
 
 
-async def test_an_error_instead_of_an_outcome_leaves_the_connection_for_the_next_request() -> None:
+async def test_an_error_instead_of_an_outcome_keeps_the_connection() -> None:
     script: Script = [*HELLO, request_of("PUT"), *UPLOADED, Send(b"ERROR disk full\n"), *PRESENT]
     async with conversation(script) as (session, peer):
         with pytest.raises(Refused, match=r"uploading SHA256E-s6--abc\.txt: disk full"):
@@ -239,7 +239,7 @@ async def test_an_error_instead_of_an_outcome_leaves_the_connection_for_the_next
         assert peer.connections == 1
 
 
-async def test_a_very_long_refusal_is_cut() -> None:
+async def test_a_very_long_refusal_is_truncated() -> None:
     script: Script = [*HELLO, request_of("CHECKPRESENT"), Send(b"ERROR no" + b"o" * 60_000 + b"\n")]
     async with conversation(script) as (session, _):
         with pytest.raises(Refused) as caught:
@@ -247,7 +247,7 @@ async def test_a_very_long_refusal_is_cut() -> None:
     assert len(str(caught.value)) < 1000
 
 
-async def test_a_key_that_a_terminal_would_obey_is_made_harmless_in_errors() -> None:
+async def test_control_characters_in_a_key_are_escaped_in_errors() -> None:
     key = Key("WORM--a\x1b[2Jb\udcff")
     async with conversation([*HELLO, request_of("CHECKPRESENT"), Send(b"ERROR no\n")]) as (session, _):
         with pytest.raises(Refused) as caught:
@@ -295,7 +295,7 @@ async def test_a_small_upload_takes_two_writes() -> None:
     assert connection.writes[1:] == [f"PUT  {KEY}\n".encode(), b"DATA 6\nabcdefVALID\n"]
 
 
-async def test_every_connection_that_failed_has_been_closed() -> None:
+async def test_every_failed_connection_is_closed() -> None:
     connections = [MemoryConnection(), MemoryConnection([b"AUTH-FAILURE\n"]), MemoryConnection([b"garbage\n"])]
     session = StreamSession(InMemory(*connections), client=CLIENT)
     for error in (ConnectionLost, AuthenticationFailed, ProtocolError):
@@ -312,7 +312,7 @@ class Talkative(MemoryConnection):
 
 
 @pytest.mark.parametrize("said", [b"", f"AUTH-SUCCESS {SERVER}\nVERSION 4\n".encode()])
-async def test_the_end_of_a_programs_stderr_is_in_the_error(said: bytes) -> None:
+async def test_a_programs_stderr_tail_is_in_the_error(said: bytes) -> None:
     session = StreamSession(InMemory(Talkative([said, 0.01])), client=CLIENT)
     with pytest.raises(
         ConnectionLost, match=r"^memory: checking .*: the connection was closed .*: no such repository$"

@@ -118,7 +118,7 @@ async def test_a_session_cancelled_while_connecting_is_usable(said: Sequence[Ste
         assert await session.check_present(KEY)
 
 
-async def test_a_request_that_the_deadline_ends_takes_no_longer_than_that() -> None:
+async def test_a_request_takes_no_longer_than_its_deadline() -> None:
     async with conversation([*HELLO, request_of("CHECKPRESENT"), Stall()], timeout=BRIEF) as (session, _):
         await session.open()
         start = time.monotonic()
@@ -137,7 +137,7 @@ class NoWayThere(Transport):
         raise AssertionError
 
 
-async def test_a_connection_that_cannot_be_made_is_given_up() -> None:
+async def test_a_connection_that_cannot_be_made_times_out() -> None:
     session = StreamSession(NoWayThere(), client=CLIENT, timeout=BRIEF)
     with pytest.raises(TimedOut, match=r"^the moon: checking .*: no connection within 0\.3 seconds"):
         await session.check_present(KEY)
@@ -163,7 +163,7 @@ anything = st.lists(
     "ask", [*list(REQUESTS.values())[:3], *only_in_all(*list(REQUESTS.values())[3:]), _fetch_from_2]
 )
 @given(said=anything)
-async def test_whatever_a_peer_says_a_request_has_an_outcome_or_a_session_error(
+async def test_any_answer_gives_an_outcome_or_a_session_error(
     ask: Callable[[StreamSession], Awaitable[object]], said: list[bytes]
 ) -> None:
     first, second = MemoryConnection([OPENING, *said]), MemoryConnection([OPENING, b"SUCCESS\n"], stalls=True)
@@ -187,7 +187,7 @@ def test_extra_timeout_grows_with_the_content() -> None:
 
 
 @pytest.mark.parametrize("word", ["REMOVE", "PUT", "GET"])
-async def test_a_peer_may_take_longer_before_it_answers_about_a_large_content(word: str) -> None:
+async def test_a_peer_may_take_longer_to_answer_about_large_content(word: str) -> None:
     large = Key("SHA256E-s104857600--abc")
     answers = {"REMOVE": b"SUCCESS\n", "PUT": b"ALREADY-HAVE\n", "GET": b"ERROR gone\n"}
     script: Script = [*HELLO, request_of(word), Pause(2 * BRIEF), Send(answers[word])]
@@ -206,7 +206,7 @@ async def test_a_peer_may_take_longer_before_it_answers_about_a_large_content(wo
 # Between requests
 
 
-async def test_a_connection_that_died_idle_is_reopened_for_the_next_request() -> None:
+async def test_a_connection_lost_while_idle_is_reopened_for_the_next_request() -> None:
     async with conversation([*HELLO, *PRESENT, Close()], [*HELLO, *PRESENT]) as (session, peer):
         assert await session.check_present(KEY)
         await until_ended(session)
@@ -215,7 +215,7 @@ async def test_a_connection_that_died_idle_is_reopened_for_the_next_request() ->
 
 
 @pytest.mark.parametrize("unasked", [b"SUCCESS\n", b"x", b"AUTH-FAILURE\n"])
-async def test_what_a_peer_says_unasked_is_never_taken_for_an_answer(unasked: bytes) -> None:
+async def test_unsolicited_messages_are_never_taken_for_an_answer(unasked: bytes) -> None:
     absent: Script = [Expect(f"CHECKPRESENT {KEY}".encode()), Send(b"FAILURE\n")]
     script: Script = [*HELLO, *PRESENT, Send(unasked), Stall()]
     async with conversation(script, [*HELLO, *absent]) as (session, peer):
@@ -225,7 +225,7 @@ async def test_what_a_peer_says_unasked_is_never_taken_for_an_answer(unasked: by
         assert peer.connections == 2
 
 
-async def test_a_connection_is_reopened_only_once_for_a_request() -> None:
+async def test_a_connection_is_reopened_only_once_per_request() -> None:
     scripts = ([*HELLO, *PRESENT], [*HELLO, request_of("CHECKPRESENT"), Close()], [*HELLO, *PRESENT])
     async with conversation(*scripts) as (session, peer):
         assert await session.check_present(KEY)
@@ -236,7 +236,7 @@ async def test_a_connection_is_reopened_only_once_for_a_request() -> None:
         assert await session.check_present(KEY)
 
 
-async def test_a_closed_session_opens_again_when_it_is_asked() -> None:
+async def test_a_closed_session_reopens_on_the_next_request() -> None:
     async with conversation([*HELLO, *PRESENT], [*HELLO, *PRESENT]) as (session, _):
         assert await session.check_present(KEY)
         await session.aclose()
@@ -244,7 +244,7 @@ async def test_a_closed_session_opens_again_when_it_is_asked() -> None:
         assert await session.check_present(KEY)
 
 
-async def test_closing_twice_or_without_a_connection_does_nothing() -> None:
+async def test_closing_twice_or_unconnected_is_harmless() -> None:
     async with conversation(HELLO) as (session, peer):
         await session.aclose()
         assert peer.connections == 0

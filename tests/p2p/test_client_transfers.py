@@ -63,7 +63,7 @@ BEGUN: dict[str, Script] = {
 
 
 @pytest.mark.parametrize("word", ["GET", "PUT"])
-async def test_leaving_an_unfinished_transfer_hangs_up(word: str) -> None:
+async def test_leaving_an_unfinished_transfer_disconnects(word: str) -> None:
     async with conversation([*HELLO, *BEGUN[word], Stall()], [*HELLO, *PRESENT]) as (session, peer):
         async with _entered(session, word):
             pass
@@ -73,7 +73,7 @@ async def test_leaving_an_unfinished_transfer_hangs_up(word: str) -> None:
 
 
 @pytest.mark.parametrize("read", [0, 3, 6])
-async def test_leaving_a_download_before_its_validity_is_known_hangs_up(read: int) -> None:
+async def test_leaving_a_download_before_its_verdict_disconnects(read: int) -> None:
     content = Send(b"DATA 6\nabcdefVALID\n"[: 7 + read])
     async with conversation([*HELLO, request_of("GET"), content, Stall()], [*HELLO, *PRESENT]) as (session, _):
         async with session.download(KEY, NO_FILE) as download:
@@ -83,7 +83,7 @@ async def test_leaving_a_download_before_its_validity_is_known_hangs_up(read: in
 
 
 @pytest.mark.parametrize("word", BEGUN)
-async def test_an_exception_inside_a_context_comes_out_as_it_is(word: str) -> None:
+async def test_an_exception_inside_a_transfer_propagates_unchanged(word: str) -> None:
     unlock: Script = [Expect(b"UNLOCKCONTENT"), *PRESENT] if word == "LOCKCONTENT" else [Stall()]
     async with conversation([*HELLO, *BEGUN[word], *unlock], [*HELLO, *PRESENT]) as (session, peer):
         with pytest.raises(ZeroDivisionError):
@@ -94,7 +94,7 @@ async def test_an_exception_inside_a_context_comes_out_as_it_is(word: str) -> No
 
 
 @pytest.mark.parametrize("word", ["GET", "PUT"])
-async def test_a_refusal_from_elsewhere_inside_a_transfer_is_not_taken_for_the_peers_own(word: str) -> None:
+async def test_anothers_refusal_inside_a_transfer_is_not_taken_for_this_peers(word: str) -> None:
     # The peer is slow, so that only the session itself can know that more is to come.
     script: Script = [*HELLO, *BEGUN[word], Pause(0.2), Send(b"abcdefVALID\n"), Stall()]
     async with conversation(script, [*HELLO, *PRESENT]) as (session, peer):
@@ -105,7 +105,7 @@ async def test_a_refusal_from_elsewhere_inside_a_transfer_is_not_taken_for_the_p
         assert peer.connections == 2
 
 
-async def test_a_refusal_from_the_source_of_an_upload_hangs_up() -> None:
+async def test_a_refusal_from_an_uploads_source_disconnects() -> None:
     source = Pieces(b"abc", length=6, raises=Refused("the other side said no"))
     async with conversation([*HELLO, *BEGUN["PUT"], Stall()], [*HELLO, *PRESENT]) as (session, peer):
         with pytest.raises(Refused, match="the other side said no"):
@@ -114,7 +114,7 @@ async def test_a_refusal_from_the_source_of_an_upload_hangs_up() -> None:
         assert peer.connections == 2
 
 
-async def test_a_lock_is_given_up_when_its_context_is_cancelled() -> None:
+async def test_a_lock_is_released_when_its_context_is_cancelled() -> None:
     async with conversation([*HELLO, *BEGUN["LOCKCONTENT"], Expect(b"UNLOCKCONTENT"), *PRESENT]) as (session, peer):
         with anyio.move_on_after(0.1) as scope:
             async with session.lock(KEY):
@@ -132,20 +132,20 @@ async def _while_locked_until_ended(session: StreamSession, error: Exception | N
             raise error
 
 
-async def test_what_happened_under_a_lock_is_not_hidden_by_a_peer_that_went_away() -> None:
+async def test_a_lost_peer_does_not_hide_an_error_raised_under_its_lock() -> None:
     async with conversation([*HELLO, *BEGUN["LOCKCONTENT"], Reset()], [*HELLO, *PRESENT]) as (session, _):
         with pytest.raises(ZeroDivisionError):
             await _while_locked_until_ended(session, ZeroDivisionError())
         assert await session.check_present(KEY)
 
 
-async def test_a_lock_whose_peer_went_away_is_an_error_when_it_ends() -> None:
+async def test_a_lock_whose_peer_disconnected_is_an_error_at_its_end() -> None:
     async with conversation([*HELLO, *BEGUN["LOCKCONTENT"], Reset()]) as (session, _):
         with pytest.raises(ConnectionLost, match=r"locking SHA256E-s6--abc\.txt"):
             await _while_locked_until_ended(session)
 
 
-async def test_nothing_is_unlocked_that_was_not_locked() -> None:
+async def test_a_refused_lock_is_not_unlocked() -> None:
     script: Script = [*HELLO, request_of("LOCKCONTENT"), Send(b"FAILURE\n"), *PRESENT]
     async with conversation(script) as (session, _):
         async with session.lock(KEY) as locked:
@@ -161,7 +161,7 @@ ENDED: dict[str, Script] = {
 
 
 @pytest.mark.parametrize("word", BEGUN)
-async def test_a_second_request_at_the_same_time_is_a_mistake_that_does_not_disturb_the_first(word: str) -> None:
+async def test_a_concurrent_second_request_is_rejected_without_disturbing_the_first(word: str) -> None:
     outcome: Script = [Send(b"SUCCESS\n")] if word == "PUT" else []
     async with conversation([*HELLO, *BEGUN[word], *ENDED[word], *outcome, *PRESENT]) as (session, peer):
         async with _entered(session, word) as begun:
@@ -183,7 +183,7 @@ async def test_a_second_request_at_the_same_time_is_a_mistake_that_does_not_dist
 # Uploads
 
 
-async def test_an_upload_goes_on_from_the_offset_that_the_peer_asks_for() -> None:
+async def test_an_upload_starts_at_the_offset_the_peer_asks_for() -> None:
     sent: Script = [Send(b"PUT-FROM 4\n"), Expect(b"DATA 2"), Read(2), Expect(b"VALID"), Send(b"SUCCESS\n")]
     source = Pieces(b"ef")
     file = AssociatedFile("dir/a b")
@@ -199,14 +199,14 @@ async def test_an_upload_goes_on_from_the_offset_that_the_peer_asks_for() -> Non
     assert peer.received[2] == f"PUT dir/a%b {KEY}".encode()
 
 
-async def test_a_peer_that_has_all_the_bytes_already_gets_an_empty_rest() -> None:
+async def test_a_peer_that_already_has_all_bytes_gets_empty_data() -> None:
     sent: Script = [Send(b"PUT-FROM 6\n"), Expect(b"DATA 0"), Expect(b"VALID"), Send(b"SUCCESS\n"), *PRESENT]
     async with conversation([*HELLO, request_of("PUT"), *sent]) as (session, _):
         assert await session.store(KEY, NO_FILE, Pieces()) == Stored(True)
         assert await session.check_present(KEY)
 
 
-async def test_a_partial_file_longer_than_the_content_is_finished_and_the_content_sent_again() -> None:
+async def test_a_partial_file_longer_than_the_content_is_discarded_and_the_content_resent() -> None:
     ended: Script = [Send(b"PUT-FROM 7\n"), Expect(b"DATA 0"), Expect(b"VALID"), Send(b"FAILURE\n")]
     anew: Script = [request_of("PUT"), Send(b"PUT-FROM 6\n"), Stall()]
     async with conversation([*HELLO, request_of("PUT"), *ended, *anew]) as (session, _):
@@ -215,7 +215,7 @@ async def test_a_partial_file_longer_than_the_content_is_finished_and_the_conten
 
 
 @pytest.mark.parametrize("answer", [b"SUCCESS\n", b"VALID\n"])
-async def test_a_peer_that_takes_more_than_the_content_for_the_content_is_not_believed(answer: bytes) -> None:
+async def test_a_peer_that_accepts_an_overlong_partial_file_is_not_believed(answer: bytes) -> None:
     script: Script = [Send(b"PUT-FROM 7\n"), Expect(b"DATA 0"), Expect(b"VALID"), Send(answer)]
     async with conversation([*HELLO, request_of("PUT"), *script], [*HELLO, *PRESENT]) as (session, _):
         with pytest.raises(ProtocolError, match="more than the whole content"):
@@ -224,7 +224,7 @@ async def test_a_peer_that_takes_more_than_the_content_for_the_content_is_not_be
 
 
 @pytest.mark.parametrize(("answer", "stored"), [(b"SUCCESS\n", True), (b"FAILURE\n", False)])
-async def test_a_peer_is_asked_whether_the_content_came_some_other_way(answer: bytes, stored: bool) -> None:
+async def test_a_peer_is_asked_whether_the_content_arrived_otherwise(answer: bytes, stored: bool) -> None:
     script: Script = [request_of("PUT"), Send(b"PUT-FROM 0\n"), Expect(b"DATA-PRESENT"), Send(answer), *PRESENT]
     async with conversation([*HELLO, *script]) as (session, _):
         async with session.upload(KEY, NO_FILE) as offer:
@@ -233,7 +233,7 @@ async def test_a_peer_is_asked_whether_the_content_came_some_other_way(answer: b
         assert await session.check_present(KEY)
 
 
-async def test_an_older_peer_is_asked_for_it_on_a_new_connection() -> None:
+async def test_an_older_peer_is_asked_on_a_new_connection_whether_the_content_arrived() -> None:
     first: Script = [*hello(3), request_of("PUT"), Send(b"PUT-FROM 0\n"), Stall()]
     async with conversation(first, [*hello(3), *PRESENT, *PRESENT]) as (session, _):
         async with session.upload(KEY, NO_FILE) as offer:
@@ -243,7 +243,7 @@ async def test_an_older_peer_is_asked_for_it_on_a_new_connection() -> None:
 
 
 @pytest.mark.parametrize("size", [5, 7])
-async def test_a_content_that_has_not_the_size_that_its_key_says_is_not_sent(size: int) -> None:
+async def test_content_whose_size_differs_from_its_keys_is_not_sent(size: int) -> None:
     script: Script = [*HELLO, request_of("PUT"), Send(b"PUT-FROM 0\n"), Stall()]
     async with conversation(script, [*HELLO, *PRESENT]) as (session, _):
         with pytest.raises(SourceError, match=f"the content has {size} bytes; its key says 6"):
@@ -259,7 +259,7 @@ async def test_a_content_that_has_not_the_size_that_its_key_says_is_not_sent(siz
         (Pieces(b"abc", length=6, raises=SourceError("cannot read 'f': on fire")), "cannot read 'f': on fire"),
     ],
 )
-async def test_a_source_that_fails_ends_the_connection_and_says_why(source: Pieces, complaint: str) -> None:
+async def test_a_failing_source_disconnects_and_raises_its_error(source: Pieces, complaint: str) -> None:
     script: Script = [*HELLO, request_of("PUT"), Send(b"PUT-FROM 0\n"), Stall()]
     async with conversation(script, [*HELLO, *PRESENT]) as (session, peer):
         with pytest.raises(SourceError, match=f"uploading SHA256E-s6--abc.txt: .*{complaint}"):
@@ -269,7 +269,7 @@ async def test_a_source_that_fails_ends_the_connection_and_says_why(source: Piec
 
 
 @pytest.mark.parametrize(("answer", "is_stored"), [(b"SUCCESS\n", True), (b"FAILURE\n", False)])
-async def test_a_content_that_changed_meanwhile_is_sent_as_invalid(answer: bytes, is_stored: bool) -> None:
+async def test_content_that_changed_meanwhile_is_sent_as_invalid(answer: bytes, is_stored: bool) -> None:
     sent: Script = [Send(b"PUT-FROM 0\n"), Expect(b"DATA 6"), Read(6), Expect(b"INVALID"), Send(answer), *PRESENT]
     async with conversation([*HELLO, request_of("PUT"), *sent]) as (session, peer):
         outcome = await session.store(KEY, NO_FILE, Pieces(b"abcdef", valid=False))
@@ -280,7 +280,7 @@ async def test_a_content_that_changed_meanwhile_is_sent_as_invalid(answer: bytes
         assert peer.connections == 1
 
 
-async def test_progress_is_told_in_positions_of_the_whole_content() -> None:
+async def test_progress_counts_from_the_start_of_the_content() -> None:
     sent: Script = [Send(b"PUT-FROM 2\n"), Expect(b"DATA 4"), Read(4), Expect(b"VALID"), Send(b"SUCCESS\n")]
     positions: list[int] = []
     async with conversation([*HELLO, request_of("PUT"), *sent]) as (session, _):
@@ -288,7 +288,7 @@ async def test_progress_is_told_in_positions_of_the_whole_content() -> None:
     assert positions == [4, 5, 6]
 
 
-async def test_a_content_can_be_sent_only_once() -> None:
+async def test_content_can_be_sent_only_once() -> None:
     script: Script = [*HELLO, request_of("PUT"), *UPLOADED, Send(b"SUCCESS\n"), *PRESENT]
     async with conversation(script) as (session, _):
         async with session.upload(KEY, NO_FILE) as upload:
@@ -299,7 +299,7 @@ async def test_a_content_can_be_sent_only_once() -> None:
         assert await session.check_present(KEY)
 
 
-async def test_a_content_without_a_size_in_its_key_is_sent_as_long_as_it_is() -> None:
+async def test_content_with_an_unsized_key_is_sent_whole() -> None:
     sent: Script = [Send(b"PUT-FROM 0\n"), Expect(b"DATA 11"), Read(11), Expect(b"VALID"), Send(b"SUCCESS\n")]
     async with conversation([*HELLO, request_of("PUT"), *sent]) as (session, peer):
         assert await session.store(UNSIZED, NO_FILE, Pieces(b"hello ", b"world")) == Stored(True)
@@ -310,7 +310,7 @@ async def test_a_content_without_a_size_in_its_key_is_sent_as_long_as_it_is() ->
 
 
 @pytest.mark.parametrize(("offset", "length"), [(0, 7), (2, 5), (6, 1), (9, 1)])
-async def test_more_content_than_the_key_says_is_a_protocol_error(offset: int, length: int) -> None:
+async def test_more_content_than_the_keys_size_is_a_protocol_error(offset: int, length: int) -> None:
     script: Script = [*HELLO, request_of("GET"), Send(b"DATA %d\n" % length), Stall()]
     async with conversation(script, [*HELLO, *PRESENT]) as (session, _):
         with pytest.raises(ProtocolError, match=f"announces {length} bytes from offset {offset} of a content of 6"):
@@ -319,7 +319,7 @@ async def test_more_content_than_the_key_says_is_a_protocol_error(offset: int, l
         assert await session.check_present(KEY)
 
 
-async def test_a_download_goes_on_from_an_offset() -> None:
+async def test_a_download_starts_at_the_given_offset() -> None:
     script: Script = [
         *HELLO,
         Expect(f"GET 4 dir/f {KEY}".encode()),
@@ -336,7 +336,7 @@ async def test_a_download_goes_on_from_an_offset() -> None:
         assert await session.check_present(KEY)
 
 
-async def test_a_download_can_be_read_in_several_goes() -> None:
+async def test_a_download_can_be_read_in_several_passes() -> None:
     script: Script = [
         *HELLO,
         request_of("GET"),
@@ -352,14 +352,14 @@ async def test_a_download_can_be_read_in_several_goes() -> None:
         assert await download.valid()
 
 
-async def test_the_validity_can_only_be_known_after_the_content() -> None:
+async def test_validity_is_only_known_after_the_content() -> None:
     script: Script = [*HELLO, request_of("GET"), Send(b"DATA 6\nabcdefVALID\n"), Stall()]
     async with conversation(script) as (session, _), session.download(KEY, NO_FILE) as download:
         with pytest.raises(RuntimeError, match="not been read to its end"):
             await download.valid()
 
 
-async def test_a_content_of_unknown_size_is_as_long_as_the_peer_says() -> None:
+async def test_content_of_unknown_size_is_as_long_as_the_peer_announces() -> None:
     script: Script = [*HELLO, request_of("GET"), Send(b"DATA 6\nabcdefVALID\n"), Expect(b"SUCCESS")]
     async with conversation(script) as (session, _), session.download(UNSIZED, NO_FILE) as download:
         assert b"".join([chunk async for chunk in download.chunks()]) == b"abcdef"
@@ -370,7 +370,7 @@ async def test_a_content_of_unknown_size_is_as_long_as_the_peer_says() -> None:
 
 
 @pytest.mark.parametrize(("version", "ask"), [(2, "GETTIMESTAMP"), (2, "REMOVE-BEFORE"), (0, "REMOVE-BEFORE")])
-async def test_what_a_version_does_not_have_is_refused_without_asking(version: int, ask: str) -> None:
+async def test_a_request_the_version_lacks_is_refused_without_asking(version: int, ask: str) -> None:
     start = HELLO_0 if version == 0 else hello(version)
     async with conversation([*start, *PRESENT]) as (session, peer):
         with pytest.raises(Refused, match=f"speaks version {version} of the protocol; this needs version 3"):
@@ -379,7 +379,7 @@ async def test_what_a_version_does_not_have_is_refused_without_asking(version: i
         assert peer.connections == 1
 
 
-async def test_version_0_knows_no_validity() -> None:
+async def test_version_0_has_no_validity() -> None:
     put: Script = [request_of("PUT"), Send(b"PUT-FROM 0\n"), Expect(b"DATA 6"), Read(6), Send(b"SUCCESS\n")]
     get: Script = [request_of("GET"), Send(b"DATA 6\nabcdef"), Expect(b"SUCCESS")]
     async with conversation([*HELLO_0, *put, *get, *PRESENT]) as (session, peer):
@@ -389,7 +389,7 @@ async def test_version_0_knows_no_validity() -> None:
         assert peer.connections == 1
 
 
-async def test_in_version_0_a_content_that_changed_is_kept_from_being_stored_by_hanging_up() -> None:
+async def test_in_version_0_disconnecting_keeps_changed_content_from_being_stored() -> None:
     put: Script = [request_of("PUT"), Send(b"PUT-FROM 0\n"), Stall()]
     async with conversation([*HELLO_0, *put], [*HELLO_0, *PRESENT]) as (session, _):
         with pytest.raises(SourceError, match="changed while it was sent"):
@@ -397,7 +397,7 @@ async def test_in_version_0_a_content_that_changed_is_kept_from_being_stored_by_
         assert await session.check_present(KEY)
 
 
-async def test_in_version_0_content_that_is_not_there_is_not_valid() -> None:
+async def test_in_version_0_missing_content_is_not_valid() -> None:
     script: Script = [*HELLO_0, request_of("GET"), Send(b"DATA 0\n"), Expect(b"FAILURE"), *PRESENT]
     async with conversation(script) as (session, _):
         assert await fetch(session) == (b"", False)
@@ -405,9 +405,7 @@ async def test_in_version_0_content_that_is_not_there_is_not_valid() -> None:
 
 
 @pytest.mark.parametrize(("key", "offset"), [(UNSIZED, 0), (Key("SHA256E-s0--abc"), 0), (KEY, 6)])
-async def test_in_version_0_the_peer_is_asked_whether_it_has_a_content_where_its_data_would_not_tell(
-    key: Key, offset: int
-) -> None:
+async def test_in_version_0_presence_is_asked_if_the_data_cannot_tell(key: Key, offset: int) -> None:
     asked = Expect(f"CHECKPRESENT {key}".encode())
     got: Script = [Expect(f"GET {offset}  {key}".encode()), Send(b"DATA 0\n"), Expect(b"SUCCESS")]
     async with conversation([*HELLO_0, asked, Send(b"FAILURE\n"), asked, Send(b"SUCCESS\n"), *got]) as (session, _):

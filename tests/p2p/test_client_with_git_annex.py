@@ -133,7 +133,7 @@ async def test_every_request_is_answered_in_every_version(repository: Repository
 
 
 @pytest.mark.parametrize("offset", [0, 1, 999, 1000, 1001, 5000])
-async def test_a_download_goes_on_from_any_offset(repository: Repository, version: int, offset: int) -> None:
+async def test_a_download_can_start_at_any_offset(repository: Repository, version: int, offset: int) -> None:
     content = Content(1000)
     async with spoken_with(repository, version=version) as session:
         await session.store(content.key, FILE, content.source())
@@ -142,7 +142,7 @@ async def test_a_download_goes_on_from_any_offset(repository: Repository, versio
 
 
 @pytest.mark.parametrize("size", [0, 1, 300_000, 3_000_000])
-async def test_contents_of_every_size_go_there_and_back(repository: Repository, version: int, size: int) -> None:
+async def test_contents_of_every_size_round_trip(repository: Repository, version: int, size: int) -> None:
     content = Content(size)
     positions: list[int] = []
     async with spoken_with(repository, version=version) as session:
@@ -155,7 +155,7 @@ async def test_contents_of_every_size_go_there_and_back(repository: Repository, 
     assert repository.object_bytes(str(content.key)) == content.bytes
 
 
-async def test_a_content_whose_key_tells_no_size_goes_there_and_back(repository: Repository, version: int) -> None:
+async def test_content_with_an_unsized_key_round_trips(repository: Repository, version: int) -> None:
     content = Content(1000)
     key = Key(f"GPGHMACSHA256--{hashlib.sha256(content.bytes).hexdigest()}")
     async with spoken_with(repository, version=version) as session:
@@ -165,7 +165,7 @@ async def test_a_content_whose_key_tells_no_size_goes_there_and_back(repository:
 
 
 @pytest.mark.parametrize("offset", [0, 500, 1000])
-async def test_a_content_that_is_not_there_is_not_valid(repository: Repository, version: int, offset: int) -> None:
+async def test_missing_content_is_not_valid(repository: Repository, version: int, offset: int) -> None:
     key = Content(1000).key
     async with spoken_with(repository, version=version) as session:
         if version == 0 and offset == 1000:
@@ -177,9 +177,7 @@ async def test_a_content_that_is_not_there_is_not_valid(repository: Repository, 
 
 
 @pytest.mark.parametrize("name", [b"GPGHMACSHA1--00", b"SHA256-s0--00"])
-async def test_a_content_is_not_taken_for_empty_where_it_is_not_there(
-    repository: Repository, version: int, name: bytes
-) -> None:
+async def test_missing_content_is_not_mistaken_for_empty(repository: Repository, version: int, name: bytes) -> None:
     key = Key(name.decode())
     async with spoken_with(repository, version=version) as session:
         if version == 0:
@@ -199,7 +197,7 @@ async def test_wrong_bytes_are_not_stored(repository: Repository, version: int) 
         assert not await session.check_present(content.key)
 
 
-async def test_a_content_that_changed_while_it_was_sent_is_not_stored(repository: Repository) -> None:
+async def test_content_that_changed_while_being_sent_is_not_stored(repository: Repository) -> None:
     content = Content(1000)
     async with spoken_with(repository) as session:
         outcome = await session.store(content.key, FILE, Pieces(b"x" * 1000, valid=False))
@@ -223,7 +221,7 @@ async def _break_off(session: StreamSession, repository: Repository, content: Co
     assert wait_until(partial.exists)
 
 
-async def test_an_upload_that_was_broken_off_goes_on_where_it_was(repository: Repository, version: int) -> None:
+async def test_an_interrupted_upload_resumes(repository: Repository, version: int) -> None:
     content = Content(1_000_000)
     async with spoken_with(repository, version=version, connections=2) as session:
         await _break_off(session, repository, content, 600_000)
@@ -235,7 +233,7 @@ async def test_an_upload_that_was_broken_off_goes_on_where_it_was(repository: Re
 
 
 @pytest.mark.parametrize("already", [1, 999, 1000])
-async def test_only_what_is_missing_is_sent(repository: Repository, version: int, already: int) -> None:
+async def test_only_missing_bytes_are_sent(repository: Repository, version: int, already: int) -> None:
     content = Content(1000)
     partial = repository.path / ".git/annex/tmp" / str(content.key)
     partial.parent.mkdir(exist_ok=True)
@@ -276,7 +274,7 @@ async def test_keys_with_odd_names_are_stored_and_found(repository: Repository, 
 
 @given(st.lists(st.tuples(keys, file_names), min_size=30, max_size=30))
 @settings(max_examples=5, suppress_health_check=list(HealthCheck))
-async def test_git_annex_answers_about_every_key_and_file_that_there_can_be(
+async def test_git_annex_answers_about_any_valid_key_and_file(
     repository: Repository, asked: list[tuple[Key, bytes]]
 ) -> None:
     async with spoken_with(repository) as session:
@@ -290,7 +288,7 @@ async def test_git_annex_answers_about_every_key_and_file_that_there_can_be(
 # Refusals
 
 
-async def test_a_read_only_server_refuses_and_goes_on(repository: Repository, version: int) -> None:
+async def test_a_read_only_server_refuses_and_keeps_serving(repository: Repository, version: int) -> None:
     content = Content(1000)
     variables = repository.environment.env
     variables["GIT_ANNEX_SHELL_READONLY"] = "1"
@@ -306,7 +304,7 @@ async def test_a_read_only_server_refuses_and_goes_on(repository: Repository, ve
         del variables["GIT_ANNEX_SHELL_READONLY"]
 
 
-async def test_an_append_only_server_refuses_removal_and_goes_on(repository: Repository) -> None:
+async def test_an_append_only_server_refuses_removal_and_keeps_serving(repository: Repository) -> None:
     content = Content(1000)
     variables = repository.environment.env
     variables["GIT_ANNEX_SHELL_APPENDONLY"] = "1"
@@ -320,7 +318,7 @@ async def test_an_append_only_server_refuses_removal_and_goes_on(repository: Rep
         del variables["GIT_ANNEX_SHELL_APPENDONLY"]
 
 
-async def test_another_repository_than_the_expected_one_is_refused(repository: Repository, gateway: Cluster) -> None:
+async def test_an_unexpected_repository_is_refused(repository: Repository, gateway: Cluster) -> None:
     with repository.environment.applied():
         transport = transport_to(Directory(str(repository.path)), Caller(CLIENT))
     session = StreamSession(transport, client=CLIENT, expected=UUID(gateway.uuid))
@@ -332,7 +330,7 @@ async def test_another_repository_than_the_expected_one_is_refused(repository: R
 # Locks
 
 
-async def test_a_locked_content_cannot_be_removed_by_another_session_until_it_is_released(
+async def test_locked_content_cannot_be_removed_by_another_session_until_released(
     repository: Repository, version: int
 ) -> None:
     content = Content(1000)
@@ -485,13 +483,13 @@ async def test_a_cluster_answers_every_request_in_every_version(gateway: Cluster
         assert not await session.check_present(content.key)
 
 
-async def test_a_content_that_a_cluster_does_not_have_is_not_valid(gateway: Cluster, version: int) -> None:
+async def test_content_a_cluster_lacks_is_not_valid(gateway: Cluster, version: int) -> None:
     async with spoken_with(gateway.gateway, server=gateway.uuid, version=version) as session:
         assert await fetched(session, Content(1000).key) == (b"", False)
         assert not await session.check_present(Content(10).key)
 
 
-async def test_a_removal_from_a_cluster_keeps_to_the_time_it_was_given(gateway: Cluster) -> None:
+async def test_a_timed_removal_from_a_cluster_honours_its_deadline(gateway: Cluster) -> None:
     content = Content(1000)
     async with spoken_with(gateway.gateway, server=gateway.uuid) as session:
         await session.store(content.key, FILE, content.source())
@@ -514,7 +512,7 @@ async def test_a_locked_node_makes_a_removal_fail_and_name_the_others(gateway: C
         assert await session.remove(content.key) == Removal(True, others | {UUID(gateway.nodes[1].uuid)})
 
 
-async def test_an_upload_to_a_cluster_goes_on_from_the_lowest_offset(gateway: Cluster) -> None:
+async def test_an_upload_to_a_cluster_resumes_at_the_lowest_offset(gateway: Cluster) -> None:
     content = Content(1000)
     for node, already in zip(gateway.nodes, (300, 200, 1000), strict=True):
         partial = node.path / ".git/annex/tmp" / str(content.key)
@@ -529,7 +527,7 @@ async def test_an_upload_to_a_cluster_goes_on_from_the_lowest_offset(gateway: Cl
     assert all(node.object_bytes(str(content.key)) == content.bytes for node in gateway.nodes)
 
 
-async def test_one_node_behind_a_gateway_is_spoken_with_by_its_own_uuid(gateway: Cluster, version: int) -> None:
+async def test_a_node_behind_a_gateway_is_addressed_by_its_uuid(gateway: Cluster, version: int) -> None:
     content = Content(1000)
     node = gateway.nodes[1]
     async with spoken_with(gateway.gateway, server=node.uuid, version=version) as session:
@@ -542,7 +540,7 @@ async def test_one_node_behind_a_gateway_is_spoken_with_by_its_own_uuid(gateway:
         assert removal.uuids <= {UUID(node.uuid)}
 
 
-async def test_gateways_to_bypass_may_be_named(gateway: Cluster) -> None:
+async def test_gateways_to_bypass_may_be_sent(gateway: Cluster) -> None:
     content = Content(1000)
     bypass = frozenset({UUID("0de00000-0000-4000-8000-000000000003")})
     async with spoken_with(gateway.gateway, server=gateway.uuid, bypass=bypass) as session:

@@ -116,11 +116,11 @@ def expected(content: bytes, verdict: bytes) -> bytes:
     return b"DATA %d\n" % (SIZE - 10) + content[10:] + verdict + b"\n"
 
 
-async def test_a_large_file_comes_out_as_it_is(pipe: Pipe, file: Path) -> None:
+async def test_a_large_file_is_sent_unchanged(pipe: Pipe, file: Path) -> None:
     assert await pipe.sent(file) == expected(CONTENT, b"VALID")
 
 
-async def test_it_is_the_kernel_that_sends_it(pipe: Pipe, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_kernel_does_the_sending(pipe: Pipe, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[int] = []
     sendfile = os.sendfile
 
@@ -133,7 +133,9 @@ async def test_it_is_the_kernel_that_sends_it(pipe: Pipe, file: Path, monkeypatc
     assert sum(sent) > SIZE * 0.8
 
 
-async def test_on_a_file_system_that_cannot_do_it_too(pipe: Pipe, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_sending_works_on_a_file_system_without_sendfile(
+    pipe: Pipe, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: object) -> int:
         raise OSError(22, "Invalid argument")
 
@@ -141,13 +143,13 @@ async def test_on_a_file_system_that_cannot_do_it_too(pipe: Pipe, file: Path, mo
     assert await pipe.sent(file) == expected(CONTENT, b"VALID")
 
 
-async def test_where_no_larger_pipe_is_allowed_too(pipe: Pipe, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_sending_works_without_a_larger_pipe(pipe: Pipe, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(descriptor, "_PIPE", -1)
     assert await pipe.sent(file) == expected(CONTENT, b"VALID")
 
 
 @pytest.mark.parametrize("after", [1, SIZE // 2, SIZE - 2_000_000])
-async def test_whatever_changes_before_the_peer_has_taken_it_is_not_valid(pipe: Pipe, file: Path, after: int) -> None:
+async def test_content_that_changes_before_the_peer_has_taken_it_is_invalid(pipe: Pipe, file: Path, after: int) -> None:
     """Also what has been moved into the pipe already, which shows the file as it is when it is read."""
 
     def change() -> None:
@@ -159,7 +161,7 @@ async def test_whatever_changes_before_the_peer_has_taken_it_is_not_valid(pipe: 
     assert len(received) == len(expected(CONTENT, b"INVALID"))
 
 
-async def test_what_is_said_to_be_valid_is_what_was_sent(pipe: Pipe, file: Path) -> None:
+async def test_content_declared_valid_is_what_was_sent(pipe: Pipe, file: Path) -> None:
     """A change in the last moments comes too late, or it is noticed."""
 
     def change() -> None:
@@ -172,14 +174,14 @@ async def test_what_is_said_to_be_valid_is_what_was_sent(pipe: Pipe, file: Path)
     assert received.endswith(b"INVALID\n") or received == expected(CONTENT, b"VALID")
 
 
-async def test_where_more_may_be_on_its_way_than_there_is_all_of_it_is_copied(
+async def test_content_is_copied_whole_if_the_pipe_may_hold_all_of_it(
     pipe: Pipe, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(DescriptorConnection, "copied_last", lambda _connection: 2 * SIZE)
     assert await pipe.sent(file) == expected(CONTENT, b"VALID")
 
 
-async def test_a_file_that_becomes_shorter_is_an_error_of_the_source(pipe: Pipe, file: Path) -> None:
+async def test_a_file_that_shrinks_is_a_source_error(pipe: Pipe, file: Path) -> None:
     with pytest.raises(SourceError, match="became shorter"):
         await pipe.sent(file, lambda: os.truncate(file, 5_000_000), 1)
 
@@ -196,7 +198,7 @@ def leave(end: int) -> threading.Thread:
     return thread
 
 
-async def test_a_peer_that_goes_away_is_a_connection_lost(kind: str, file: Path) -> None:
+async def test_a_peer_that_disconnects_while_we_send_is_a_lost_connection(kind: str, file: Path) -> None:
     broken = Pipe(kind, timeout=20)
     leaving = leave(broken.end)
     with pytest.raises(ConnectionLost):
@@ -206,7 +208,7 @@ async def test_a_peer_that_goes_away_is_a_connection_lost(kind: str, file: Path)
     os.close(broken._unused)
 
 
-async def test_a_peer_that_takes_nothing_is_given_up(kind: str, file: Path) -> None:
+async def test_a_peer_that_takes_nothing_times_out(kind: str, file: Path) -> None:
     stalled = Pipe(kind, timeout=0.5)
     try:
         with pytest.raises(TimedOut, match="while sending content"), anyio.fail_after(10):
@@ -216,7 +218,7 @@ async def test_a_peer_that_takes_nothing_is_given_up(kind: str, file: Path) -> N
         stalled.close()
 
 
-async def test_a_transfer_that_nobody_wants_any_more_ends_soon(kind: str, file: Path) -> None:
+async def test_a_cancelled_transfer_ends_soon(kind: str, file: Path) -> None:
     stalled = Pipe(kind, timeout=60)
     try:
         with anyio.fail_after(10), anyio.move_on_after(0.3) as scope:
@@ -261,7 +263,7 @@ async def received(reading: int, announced: int, file: Path, timeout: float = 20
 
 
 @pytest.mark.parametrize("size", [0, 1, 300_000, SIZE])
-async def test_a_content_is_written_where_it_belongs_and_no_byte_more(kind: str, size: int, tmp_path: Path) -> None:
+async def test_content_is_written_at_its_offset_without_extra_bytes(kind: str, size: int, tmp_path: Path) -> None:
     reading, writing = ends(kind)
     writer = feed(writing, CONTENT[:size] + b"VALID\n")
     await received(reading, size, tmp_path / "file")
@@ -269,9 +271,7 @@ async def test_a_content_is_written_where_it_belongs_and_no_byte_more(kind: str,
     assert (tmp_path / "file").read_bytes()[3:] == CONTENT[:size]
 
 
-async def test_it_is_written_on_a_file_system_that_cannot_do_it_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_receiving_works_on_a_file_system_without_splice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> int:
         raise OSError(22, "Invalid argument")
 
@@ -283,7 +283,7 @@ async def test_it_is_written_on_a_file_system_that_cannot_do_it_too(
     assert (tmp_path / "file").read_bytes()[3:] == CONTENT
 
 
-async def test_a_peer_that_ends_too_early_is_a_connection_lost(kind: str, tmp_path: Path) -> None:
+async def test_a_peer_that_ends_early_is_a_lost_connection(kind: str, tmp_path: Path) -> None:
     reading, writing = ends(kind)
     writer = feed(writing, CONTENT[: SIZE // 2])
     with pytest.raises(ConnectionLost, match=f"of {SIZE} bytes still to come"):
@@ -291,7 +291,7 @@ async def test_a_peer_that_ends_too_early_is_a_connection_lost(kind: str, tmp_pa
     writer.join()
 
 
-async def test_a_peer_that_sends_nothing_is_given_up(kind: str, tmp_path: Path) -> None:
+async def test_a_peer_that_sends_nothing_times_out(kind: str, tmp_path: Path) -> None:
     reading, writing = ends(kind)
     try:
         with pytest.raises(TimedOut, match="while receiving content"), anyio.fail_after(10):
@@ -300,7 +300,7 @@ async def test_a_peer_that_sends_nothing_is_given_up(kind: str, tmp_path: Path) 
         os.close(writing)
 
 
-async def test_a_file_that_cannot_be_written_is_an_error_of_the_file(kind: str, tmp_path: Path) -> None:
+async def test_an_unwritable_file_is_an_error_of_the_file(kind: str, tmp_path: Path) -> None:
     reading, writing = ends(kind)
     os.write(writing, b"x" * 1000)
     connection = DescriptorConnection(reading, os.open(os.devnull, os.O_WRONLY))
@@ -317,7 +317,7 @@ async def test_a_file_that_cannot_be_written_is_an_error_of_the_file(kind: str, 
 # In memory
 
 
-async def test_what_is_in_memory_comes_out_as_it_is(pipe: Pipe) -> None:
+async def test_content_in_memory_is_sent_unchanged(pipe: Pipe) -> None:
     reader = Reader(pipe.end, lambda: None, 1)
     try:
         await pipe.stream.send_data(MemoryReading(CONTENT), _verdict)
@@ -341,7 +341,7 @@ class MemoryReading(SourceReading):
         return True
 
 
-async def test_a_peer_that_takes_nothing_from_memory_is_given_up(kind: str) -> None:
+async def test_a_peer_that_takes_nothing_from_memory_times_out(kind: str) -> None:
     stalled = Pipe(kind, timeout=0.5)
     try:
         with pytest.raises(TimedOut, match="while sending content"), anyio.fail_after(10):
@@ -351,7 +351,7 @@ async def test_a_peer_that_takes_nothing_from_memory_is_given_up(kind: str) -> N
         stalled.close()
 
 
-async def test_a_peer_that_goes_away_amid_what_is_in_memory_is_a_connection_lost(kind: str) -> None:
+async def test_a_peer_that_disconnects_while_we_send_from_memory_is_a_lost_connection(kind: str) -> None:
     broken = Pipe(kind, timeout=20)
     leaving = leave(broken.end)
     with pytest.raises(ConnectionLost):
@@ -373,7 +373,7 @@ async def read_ahead(reading: int, announced: int, timeout: float = 20) -> list[
         await stream.connection.aclose(0)
 
 
-async def test_a_part_that_came_late_keeps_no_memory_for_what_did_not_come(kind: str) -> None:
+async def test_a_short_read_keeps_no_memory_for_missing_bytes(kind: str) -> None:
     reading, writing = ends(kind)
     connection = DescriptorConnection(reading, os.open(os.devnull, os.O_WRONLY))
     os.write(writing, b"x" * 20_000)
@@ -385,7 +385,7 @@ async def test_a_part_that_came_late_keeps_no_memory_for_what_did_not_come(kind:
 
 
 @pytest.mark.parametrize("size", [0, 1, 300_000, LARGE_CHUNK, LARGE_CHUNK + 1, SIZE, 2 * SIZE])
-async def test_a_content_read_ahead_is_what_was_sent_and_no_byte_more(kind: str, size: int) -> None:
+async def test_content_read_ahead_is_what_was_sent_without_extra_bytes(kind: str, size: int) -> None:
     reading, writing = ends(kind)
     content = (CONTENT + CONTENT)[:size]
     writer = feed(writing, b"DATA %d\n" % size + content + b"VALID\n")
@@ -396,7 +396,7 @@ async def test_a_content_read_ahead_is_what_was_sent_and_no_byte_more(kind: str,
     assert max(map(len, parts), default=0) <= LARGE_CHUNK
 
 
-async def test_contents_that_are_read_ahead_at_the_same_time_share_the_memory_for_it() -> None:
+async def test_concurrent_read_ahead_shares_its_memory() -> None:
     asked: list[int] = []
 
     class Endless(MemoryConnection):
@@ -421,9 +421,7 @@ async def test_contents_that_are_read_ahead_at_the_same_time_share_the_memory_fo
 
 
 @given(rates=st.lists(st.integers(1, 10**10), min_size=1, max_size=60), most=st.integers(1, LARGE_CHUNK))
-def test_no_more_is_read_at_once_than_was_taken_in_a_quarter_of_a_second_but_for_the_least(
-    rates: list[int], most: int
-) -> None:
+def test_a_read_is_at_most_what_was_consumed_in_a_quarter_second_above_a_minimum(rates: list[int], most: int) -> None:
     portions, taken = Portions(), 0
     for rate in rates:
         portion = portions.next(most)
@@ -436,14 +434,14 @@ def test_no_more_is_read_at_once_than_was_taken_in_a_quarter_of_a_second_but_for
             assert portions.next(LARGE_CHUNK) == CHUNK
 
 
-def test_where_all_is_taken_at_once_as_much_is_read_as_there_is_memory_for() -> None:
+def test_a_fast_consumer_gets_reads_as_large_as_the_memory_allows() -> None:
     portions = Portions()
     for _ in range(40):
         portions.taken(portions.next(LARGE_CHUNK), 0)
     assert portions.next(LARGE_CHUNK) == LARGE_CHUNK
 
 
-async def test_a_peer_that_ends_before_all_was_read_ahead_is_a_connection_lost(kind: str) -> None:
+async def test_a_peer_that_ends_during_read_ahead_is_a_lost_connection(kind: str) -> None:
     reading, writing = ends(kind)
     writer = feed(writing, b"DATA %d\n" % SIZE + CONTENT[: SIZE // 3])
     with pytest.raises(ConnectionLost, match=f"of {SIZE} bytes still to come"):
@@ -451,7 +449,7 @@ async def test_a_peer_that_ends_before_all_was_read_ahead_is_a_connection_lost(k
     writer.join()
 
 
-async def test_a_peer_that_sends_nothing_to_be_read_ahead_is_given_up(kind: str) -> None:
+async def test_a_peer_that_sends_nothing_during_read_ahead_times_out(kind: str) -> None:
     reading, writing = ends(kind)
     os.write(writing, b"DATA %d\n" % SIZE)
     try:

@@ -35,7 +35,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[FileSource, bytes]:
 
 
 @given(st.integers(0, 2 * CHUNK + 100) | st.sampled_from([0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 100]))
-async def test_a_file_is_read_from_any_offset_to_its_end(large: tuple[FileSource, bytes], offset: int) -> None:
+async def test_a_file_can_be_read_from_any_offset(large: tuple[FileSource, bytes], offset: int) -> None:
     source, content = large
     assert await _read(source, offset) == (len(content) - offset, content[offset:], True)
 
@@ -45,7 +45,7 @@ async def test_chunks_are_bounded(large: tuple[FileSource, bytes]) -> None:
         assert max([len(chunk) async for chunk in reading.chunks()]) == CHUNK
 
 
-async def test_many_can_read_a_file_at_once_each_at_its_own_pace(large: tuple[FileSource, bytes]) -> None:
+async def test_concurrent_readers_each_keep_their_own_pace(large: tuple[FileSource, bytes]) -> None:
     source, content = large
     assert source.repeatable
     found: dict[int, bytes] = {}
@@ -90,9 +90,7 @@ async def test_a_link_is_followed(tmp_path: Path) -> None:
     ],
     ids=["nothing", "directory", "named pipe", "endless link"],
 )
-async def test_what_cannot_be_read_is_an_error_of_the_source_that_names_it(
-    tmp_path: Path, make: object, complaint: str
-) -> None:
+async def test_an_unreadable_file_is_a_source_error_that_names_it(tmp_path: Path, make: object, complaint: str) -> None:
     assert callable(make)
     make(tmp_path / "it's here")
     with anyio.fail_after(5):
@@ -100,12 +98,12 @@ async def test_what_cannot_be_read_is_an_error_of_the_source_that_names_it(
             await _read(FileSource(os.fsencode(tmp_path / "it's here")))
 
 
-async def test_an_offset_beyond_the_end_is_an_error_of_the_peer(tmp_path: Path) -> None:
+async def test_an_offset_beyond_the_end_is_a_peer_error(tmp_path: Path) -> None:
     with pytest.raises(BeyondTheEnd, match="has 3 bytes; the peer says it has 4 already"):
         await _read(_file(tmp_path / "f", b"abc"), 4)
 
 
-async def test_a_file_that_becomes_shorter_is_an_error_of_the_source(tmp_path: Path) -> None:
+async def test_a_file_that_shrinks_is_a_source_error(tmp_path: Path) -> None:
     source = _file(tmp_path / "f", b"x" * (CHUNK + 10))
     async with source.read(0) as reading:
         chunks = aiter(reading.chunks())
@@ -116,7 +114,7 @@ async def test_a_file_that_becomes_shorter_is_an_error_of_the_source(tmp_path: P
 
 
 @pytest.mark.parametrize(("content", "time"), [(b"abcdef", 1), (b"abd", 2), (b"abcdef", 2)])
-async def test_a_file_that_changes_meanwhile_is_not_valid_and_no_longer_than_announced(
+async def test_a_file_that_changes_meanwhile_is_invalid_and_no_longer_than_announced(
     tmp_path: Path, content: bytes, time: int
 ) -> None:
     source = _file(tmp_path / "f", b"abc")

@@ -18,7 +18,7 @@ CLUSTER = "acdf6a8c-5fd8-8c5b-9d4c-000000000001"
 
 
 @given(st.binary())
-def test_any_bytes_survive_being_text(raw: bytes) -> None:
+def test_any_bytes_round_trip_through_text(raw: bytes) -> None:
     assert encode(decode(raw)) == raw
 
 
@@ -44,7 +44,7 @@ def test_any_bytes_survive_being_text(raw: bytes) -> None:
         ("lower.case--", "lower.case", None, None, False, False),
     ],
 )
-def test_a_key_says_what_is_in_its_fields(
+def test_a_keys_fields_are_parsed(
     text: str, backend: str, size: int | None, content_size: int | None, is_chunk: bool, is_encrypted: bool
 ) -> None:
     key = Key.parse(text)
@@ -76,7 +76,7 @@ NO_KEYS = [
 
 
 @pytest.mark.parametrize("text", NO_KEYS)
-def test_what_is_not_built_like_a_key_is_refused(text: str) -> None:
+def test_a_malformed_key_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is not a key"):
         Key(text)
 
@@ -94,17 +94,17 @@ def test_a_key_larger_than_any_file_is_refused(size: str) -> None:
         Key(f"WORM-s{size}--name")
 
 
-def test_leading_zeros_do_not_make_a_size_large() -> None:
+def test_leading_zeros_do_not_count_towards_a_size_limit() -> None:
     assert Key(f"WORM-s{'0' * 5000}12--name").size == 12
 
 
-def test_text_that_has_no_bytes_is_refused() -> None:
+def test_text_that_cannot_be_encoded_is_refused() -> None:
     with pytest.raises(ValueError, match="cannot be written"):
         Key("WORM--\ud800")
 
 
 @given(st.text() | st.binary().map(decode))
-def test_any_text_is_a_key_or_a_value_error(text: str) -> None:
+def test_any_text_is_a_key_or_raises_value_error(text: str) -> None:
     try:
         key = Key(text)
     except ValueError:
@@ -114,7 +114,7 @@ def test_any_text_is_a_key_or_a_value_error(text: str) -> None:
 
 
 @given(key_bytes)
-def test_a_key_keeps_its_bytes(raw: bytes) -> None:
+def test_a_key_preserves_its_bytes(raw: bytes) -> None:
     assert bytes(Key(decode(raw))) == raw
 
 
@@ -127,9 +127,7 @@ def repository(make_environment: Callable[[], Environment]) -> Repository:
 # One process of git-annex takes all keys of an example, and stops at the first that it does not accept.
 @settings(max_examples=8, suppress_health_check=list(HealthCheck), phases=(Phase.generate, Phase.shrink))
 @given(st.lists(key_bytes, min_size=40, max_size=40))
-def test_git_annex_accepts_every_key_that_is_accepted_here_and_reads_the_same_in_it(
-    repository: Repository, raws: list[bytes]
-) -> None:
+def test_git_annex_accepts_and_parses_every_key_we_accept(repository: Repository, raws: list[bytes]) -> None:
     fields = repository.annex(
         "examinekey",
         "--batch",
@@ -145,7 +143,7 @@ def test_git_annex_accepts_every_key_that_is_accepted_here_and_reads_the_same_in
 
 
 @pytest.mark.parametrize("text", [text for text in NO_KEYS if not text.startswith("-")])
-def test_git_annex_refuses_the_same_keys(repository: Repository, text: str) -> None:
+def test_git_annex_refuses_the_keys_we_refuse(repository: Repository, text: str) -> None:
     assert repository.annex("examinekey", text, check=False).returncode != 0
 
 
@@ -162,11 +160,11 @@ def test_git_annex_refuses_the_same_keys(repository: Repository, text: str) -> N
         ("00000000-0000-0000-0000-000000000001", False),
     ],
 )
-def test_a_cluster_is_known_by_its_uuid(text: str, is_cluster: bool) -> None:
+def test_a_cluster_is_recognised_by_its_uuid(text: str, is_cluster: bool) -> None:
     assert UUID.parse(text).is_cluster is is_cluster
 
 
-def test_git_annex_marks_the_uuids_of_clusters_in_this_way(repository: Repository) -> None:
+def test_git_annex_marks_cluster_uuids_the_same_way(repository: Repository) -> None:
     repository.annex("initcluster", "marked")
     uuid = repository.config("annex.cluster.marked")
     assert uuid is not None
@@ -183,7 +181,7 @@ def test_uuids_are_compared_and_written_in_lower_case() -> None:
     "text",
     ["", "x", CLUSTER[:-1], CLUSTER + "0", CLUSTER.replace("-", ""), CLUSTER + "\n", " " + CLUSTER, "g" + CLUSTER[1:]],
 )
-def test_what_is_no_uuid_is_refused(text: str) -> None:
+def test_a_malformed_uuid_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is not a UUID"):
         UUID.parse(text)
 
@@ -216,24 +214,24 @@ def test_an_associated_file_is_escaped_on_the_wire(name: str, wire: bytes, read_
 
 
 @given(file_names)
-def test_no_associated_file_breaks_a_line_into_other_words(raw: bytes) -> None:
+def test_no_associated_file_adds_words_to_a_line(raw: bytes) -> None:
     wire = bytes(AssociatedFile(decode(raw)))
     assert not set(wire) & set(b" \t\n\r\f\v")
 
 
 @given(plain_file_names)
-def test_a_plain_name_comes_back_as_it_was(name: str) -> None:
+def test_a_plain_associated_file_round_trips(name: str) -> None:
     assert AssociatedFile.parse(bytes(AssociatedFile(name))) == AssociatedFile(name)
 
 
 @given(file_names)
-def test_what_has_been_on_the_wire_once_stays_as_it_is(raw: bytes) -> None:
+def test_an_escaped_associated_file_is_stable(raw: bytes) -> None:
     once = AssociatedFile.parse(bytes(AssociatedFile(decode(raw))))
     assert AssociatedFile.parse(bytes(once)) == once
 
 
 @given(st.binary())
-def test_any_bytes_are_an_associated_file_or_a_value_error(raw: bytes) -> None:
+def test_any_bytes_are_an_associated_file_or_raise_value_error(raw: bytes) -> None:
     try:
         file = AssociatedFile.parse(raw)
     except ValueError:
@@ -249,12 +247,12 @@ def test_an_absolute_associated_file_is_refused_on_the_way_in_and_out() -> None:
         AssociatedFile("/etc/passwd")
 
 
-def test_an_associated_file_that_has_no_bytes_is_refused() -> None:
+def test_an_associated_file_that_cannot_be_encoded_is_refused() -> None:
     with pytest.raises(ValueError, match="cannot be written"):
         AssociatedFile("a\ud800")
 
 
-def test_names_of_files_from_the_system_can_be_used_as_they_are() -> None:
+def test_file_names_from_the_system_can_be_used_unchanged() -> None:
     assert bytes(AssociatedFile(os.fsdecode(b"\xff\xfe"))) == b"\xff\xfe"
 
 
@@ -272,5 +270,5 @@ def test_names_of_files_from_the_system_can_be_used_as_they_are() -> None:
         ("GPGHMACSHA1--abc", False),
     ],
 )
-def test_a_wrong_content_can_be_told_by_the_checksum_of_its_key_or_of_the_file(text: str, verifiable: bool) -> None:
+def test_wrong_content_is_detected_by_the_checksum_of_its_key_or_file(text: str, verifiable: bool) -> None:
     assert Key(text).is_verifiable is verifiable

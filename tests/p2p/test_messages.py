@@ -64,7 +64,7 @@ def test_the_table_has_every_message_of_the_protocol() -> None:
 
 @pytest.mark.parametrize("kind", MESSAGES)
 @given(data=st.data())
-def test_reading_what_was_written_gives_the_message_back(kind: type[Message], data: st.DataObject) -> None:
+def test_every_message_round_trips(kind: type[Message], data: st.DataObject) -> None:
     message = data.draw(messages_of(kind))
     line = serialise(message)
     assert line.endswith(b"\n")
@@ -99,7 +99,7 @@ def test_reading_what_was_written_gives_the_message_back(kind: type[Message], da
         ),
     ],
 )
-def test_lines_are_written_and_read_as_the_protocol_has_them(line: bytes, message: Message) -> None:
+def test_messages_match_the_protocols_lines(line: bytes, message: Message) -> None:
     assert parse(line) == message
     assert serialise(message) == line + b"\n"
 
@@ -116,7 +116,7 @@ def test_lines_are_written_and_read_as_the_protocol_has_them(line: bytes, messag
         (b"ERROR", Error("")),
     ],
 )
-def test_an_empty_list_is_read_with_and_without_its_space(word: bytes, end: bytes, message: Message) -> None:
+def test_an_empty_list_is_read_with_and_without_a_trailing_space(word: bytes, end: bytes, message: Message) -> None:
     assert parse(word + end) == message
 
 
@@ -175,11 +175,11 @@ def test_an_invalid_message_is_refused_with_the_reason(line: bytes, complaint: s
 @pytest.mark.parametrize(
     ("line", "number"), [(b"DATA 007", 7), (b"DATA 0", 0), (b"DATA 9223372036854775807", MAX_DATA_LENGTH)]
 )
-def test_numbers_at_the_edge_are_read(line: bytes, number: int) -> None:
+def test_extreme_numbers_are_read(line: bytes, number: int) -> None:
     assert parse(line) == Data(number)
 
 
-def test_a_timestamp_may_be_before_the_start_of_the_clock() -> None:
+def test_a_timestamp_may_be_negative() -> None:
     assert parse(b"REMOVE-BEFORE -3 " + bytes(KEY)) == RemoveBefore(-3, KEY)
 
 
@@ -194,12 +194,12 @@ def _is_refused_properly(line: bytes) -> None:
 
 
 @given(st.binary().map(lambda raw: raw.replace(b"\n", b"")))
-def test_arbitrary_bytes_are_a_message_or_malformed_and_nothing_else(line: bytes) -> None:
+def test_arbitrary_bytes_are_a_message_or_malformed(line: bytes) -> None:
     _is_refused_properly(line)
 
 
 @given(messages, st.data())
-def test_a_damaged_message_is_a_message_or_malformed_and_nothing_else(message: Message, data: st.DataObject) -> None:
+def test_a_damaged_message_is_a_message_or_malformed(message: Message, data: st.DataObject) -> None:
     line = bytearray(serialise(message)[:-1])
     start = data.draw(st.integers(0, len(line)))
     end = data.draw(st.integers(start, min(len(line), start + 3)))
@@ -231,7 +231,7 @@ def test_a_token_is_neither_shown_nor_described() -> None:
         f"AUTHENTICATE {ONE} {TOKEN}",
     ],
 )
-def test_a_malformed_authentication_is_refused_without_its_words(line: str) -> None:
+def test_a_malformed_authentication_is_refused_without_quoting_it(line: str) -> None:
     with pytest.raises(MalformedMessage) as caught:
         parse(line.encode())
     assert TOKEN not in str(caught.value)
@@ -239,7 +239,7 @@ def test_a_malformed_authentication_is_refused_without_its_words(line: str) -> N
     assert caught.value.__suppress_context__ or caught.value.__context__ is None
 
 
-def test_a_message_with_a_newline_cannot_be_written_and_the_refusal_has_no_token_in_it() -> None:
+def test_a_message_with_a_newline_is_refused_without_quoting_its_token() -> None:
     with pytest.raises(ValueError, match="newline") as caught:
         serialise(Auth(ONE, f"{TOKEN}\nVERSION 4"))
     assert TOKEN not in str(caught.value)
@@ -247,7 +247,7 @@ def test_a_message_with_a_newline_cannot_be_written_and_the_refusal_has_no_token
         serialise(Changed(("refs/heads/a\nb",)))
 
 
-def test_an_error_of_several_lines_goes_out_as_one() -> None:
+def test_a_multiline_error_is_sent_as_one_line() -> None:
     assert serialise(Error("first\nsecond")) == b"ERROR first second\n"
 
 
@@ -267,22 +267,22 @@ def test_each_version_adds_its_messages(version: int, kinds: set[type[Message]])
     assert {kind for kind in MESSAGES if since(kind) == version} == kinds
 
 
-def test_the_answers_that_are_expected_are_named_without_their_longer_forms() -> None:
+def test_expected_answers_are_named_without_their_plus_forms() -> None:
     assert expected_answers(Put) == "PUT-FROM or ALREADY-HAVE"
     assert expected_answers(RemoveBefore) == "SUCCESS or FAILURE"
 
 
-def test_no_answer_is_listed_that_its_request_is_too_old_for() -> None:
+def test_no_answer_needs_a_newer_version_than_its_request() -> None:
     # A peer that speaks only the version of the request can give at least one of the answers.
     for request, answers in ANSWERS.items():
         assert min(map(since, answers)) <= since(request)
 
 
-def test_no_message_needs_a_version_that_is_not_spoken() -> None:
+def test_no_message_needs_an_unsupported_version() -> None:
     assert max(map(since, MESSAGES)) == MAX_VERSION
 
 
-def test_the_version_of_a_message_is_that_of_its_type() -> None:
+def test_a_messages_version_is_its_types() -> None:
     assert since(Valid()) == since(Valid) == 1
     assert since(Success()) == since(Success) == 0
 

@@ -69,7 +69,7 @@ async def test_a_node_is_served_in_every_version(node: Repository, version: int)
 
 
 @pytest.mark.parametrize("version", [1, 2, *only_in_all(0, 3, 4)])
-async def test_a_cluster_names_its_nodes_from_version_2_on(shared: Cluster, version: int) -> None:
+async def test_a_cluster_lists_its_nodes_from_version_2_on(shared: Cluster, version: int) -> None:
     content = b"cluster, version %d" % version
     key = key_of(content)
     nodes = {node.uuid for node in shared.nodes}
@@ -88,12 +88,12 @@ async def test_a_cluster_names_its_nodes_from_version_2_on(shared: Cluster, vers
     assert shared.holders(key) == [False, False, False]
 
 
-async def test_a_client_that_speaks_a_later_version_gets_the_last_one_there_is(node: Repository) -> None:
+async def test_a_client_with_a_newer_version_gets_our_newest(node: Repository) -> None:
     async with conversation(behind_shell(node, node.uuid), version=None) as talk:
         assert await talk.ask("VERSION 99") == "VERSION 4"
 
 
-async def test_a_content_that_is_not_there_is_data_0_and_invalid(node: Repository) -> None:
+async def test_missing_content_is_data_0_and_invalid(node: Repository) -> None:
     async with conversation(behind_shell(node, node.uuid)) as talk:
         assert await talk.ask(f"GET 0  {ABSENT}") == "DATA 0"
         assert await talk.hear() == "INVALID"
@@ -104,14 +104,14 @@ async def test_a_content_that_is_not_there_is_data_0_and_invalid(node: Repositor
 
 
 @pytest.mark.parametrize("offset", [len(CONTENT), len(CONTENT) + 9])
-async def test_from_the_end_on_there_is_nothing_to_get(node: Repository, offset: int) -> None:
+async def test_a_get_from_the_end_sends_no_bytes(node: Repository, offset: int) -> None:
     async with conversation(behind_shell(node, node.uuid)) as talk:
         assert await talk.ask(f"GET {offset}  {KEY}") == "DATA 0"
         assert await talk.hear() == "VALID"
         assert await talk.ask("SUCCESS", f"CHECKPRESENT {KEY}") == "SUCCESS"
 
 
-async def test_wrong_bytes_are_a_failure_whatever_the_client_says_of_them(node: Repository) -> None:
+async def test_wrong_bytes_are_a_failure_whatever_the_client_claims(node: Repository) -> None:
     for validity in ("VALID", "INVALID"):
         async with conversation(behind_shell(node, node.uuid)) as talk:
             assert await talk.ask(f"PUT  {ABSENT}") == "PUT-FROM 0"
@@ -120,7 +120,7 @@ async def test_wrong_bytes_are_a_failure_whatever_the_client_says_of_them(node: 
 
 
 @pytest.mark.parametrize("size", [0, 3, 7])
-async def test_a_content_of_the_wrong_size_is_a_failure_and_the_conversation_goes_on(
+async def test_content_of_the_wrong_size_is_a_failure_and_the_conversation_continues(
     node: Repository, size: int
 ) -> None:
     notes: list[str] = []
@@ -131,7 +131,7 @@ async def test_a_content_of_the_wrong_size_is_a_failure_and_the_conversation_goe
     assert f"the content has {size} bytes; its key says 5" in notes[0]
 
 
-async def test_an_upload_goes_on_where_the_last_one_broke_off(node: Repository) -> None:
+async def test_an_interrupted_upload_resumes(node: Repository) -> None:
     content = bytes(range(256)) * 2048
     half = len(content) // 2
     served = behind_shell(node, node.uuid)
@@ -150,7 +150,7 @@ async def test_an_upload_goes_on_where_the_last_one_broke_off(node: Repository) 
     assert node.object_bytes(key_of(content)) == content
 
 
-async def test_the_node_looks_for_content_that_came_another_way(node: Repository) -> None:
+async def test_the_node_is_checked_for_content_that_arrived_otherwise(node: Repository) -> None:
     key = "WORM-s1--came-another-way"
     async with conversation(behind_shell(node, node.uuid)) as talk:
         assert await talk.ask(f"PUT  {key}") == "PUT-FROM 0"
@@ -162,7 +162,7 @@ async def test_the_node_looks_for_content_that_came_another_way(node: Repository
         assert await talk.ask(f"CHECKPRESENT {key}") == "SUCCESS"
 
 
-async def test_a_removal_keeps_to_its_time(node: Repository) -> None:
+async def test_a_timed_removal_honours_its_deadline(node: Repository) -> None:
     content = b"not for long"
     node.set_key(key_of(content), content)
     async with conversation(behind_shell(node, node.uuid)) as talk:
@@ -178,7 +178,7 @@ async def test_a_removal_keeps_to_its_time(node: Repository) -> None:
 # Locks
 
 
-async def test_a_lock_holds_until_the_client_gives_it_up(node: Repository) -> None:
+async def test_a_lock_holds_until_the_client_releases_it(node: Repository) -> None:
     async with (
         conversation(behind_shell(node, node.uuid)) as holder,
         conversation(behind_shell(node, node.uuid)) as other,
@@ -192,7 +192,7 @@ async def test_a_lock_holds_until_the_client_gives_it_up(node: Repository) -> No
         assert await other.ask(f"REMOVE {KEY}") == f"SUCCESS-PLUS {node.uuid}"
 
 
-async def test_a_lock_outlasts_a_broken_connection(node: Repository) -> None:
+async def test_a_lock_survives_a_lost_connection(node: Repository) -> None:
     retention = 2.0
     async with anyio.create_task_group() as tasks:
 
@@ -213,7 +213,7 @@ async def test_a_lock_outlasts_a_broken_connection(node: Repository) -> None:
             assert time.monotonic() - vanished[0] >= retention
 
 
-async def test_a_content_that_is_not_there_cannot_be_locked(node: Repository) -> None:
+async def test_missing_content_cannot_be_locked(node: Repository) -> None:
     async with conversation(behind_shell(node, node.uuid)) as talk:
         assert await talk.ask(f"LOCKCONTENT {ABSENT}") == "FAILURE"
         assert await talk.ask(f"CHECKPRESENT {KEY}") == "SUCCESS"
@@ -226,7 +226,7 @@ APPEND_ONLY = "ERROR this repository is append-only; removal denied"
 
 
 @pytest.mark.parametrize("request_line", [f"PUT  {ABSENT}", f"REMOVE {KEY}", f"REMOVE-BEFORE 99999999999 {KEY}"])
-async def test_read_only_refuses_every_write_and_goes_on(node: Repository, request_line: str) -> None:
+async def test_read_only_refuses_every_write_and_continues(node: Repository, request_line: str) -> None:
     async with conversation(behind_shell(node, node.uuid, mode=Mode.READ_ONLY)) as talk:
         assert await talk.ask(request_line) == READ_ONLY
         assert await talk.ask(f"CHECKPRESENT {KEY}") == "SUCCESS"
@@ -236,7 +236,7 @@ async def test_read_only_refuses_every_write_and_goes_on(node: Repository, reque
 
 
 @pytest.mark.parametrize("request_line", [f"REMOVE {KEY}", f"REMOVE-BEFORE 99999999999 {KEY}"])
-async def test_append_only_refuses_removal_and_takes_content(node: Repository, request_line: str) -> None:
+async def test_append_only_refuses_removal_and_accepts_content(node: Repository, request_line: str) -> None:
     content = request_line.encode()
     async with conversation(behind_shell(node, node.uuid, mode=Mode.APPEND_ONLY)) as talk:
         assert await talk.ask(request_line) == APPEND_ONLY
@@ -259,7 +259,7 @@ OUT_OF_PLACE = {
 
 
 @pytest.mark.parametrize("line", OUT_OF_PLACE.values(), ids=OUT_OF_PLACE)
-async def test_a_message_out_of_place_ends_the_conversation_with_an_error(node: Repository, line: str) -> None:
+async def test_an_unexpected_message_ends_the_conversation_with_an_error(node: Repository, line: str) -> None:
     async with conversation(behind_shell(node, node.uuid)) as talk:
         assert await talk.ask(f"CHECKPRESENT {KEY}") == "SUCCESS"
         assert await talk.ask(line) == "ERROR protocol error"
@@ -267,7 +267,7 @@ async def test_a_message_out_of_place_ends_the_conversation_with_an_error(node: 
 
 
 @pytest.mark.parametrize("version", [0, 4])
-async def test_the_version_is_agreed_on_first_or_never(node: Repository, version: int) -> None:
+async def test_a_version_can_only_be_agreed_on_first(node: Repository, version: int) -> None:
     async with conversation(behind_shell(node, node.uuid), version=None) as talk:
         assert await talk.ask(f"CHECKPRESENT {KEY}") == "SUCCESS"
         assert await talk.ask(f"VERSION {version}") == "ERROR protocol error"
@@ -315,7 +315,7 @@ async def test_anything_but_data_after_put_from_ends_the_conversation(node: Repo
     assert not node.has_object(ABSENT)
 
 
-async def test_content_without_a_word_about_its_validity_is_not_stored(node: Repository) -> None:
+async def test_content_without_a_validity_verdict_is_not_stored(node: Repository) -> None:
     content = b"of unknown validity"
     async with conversation(behind_shell(node, node.uuid)) as talk:
         assert await put(talk, content, "SUCCESS") == "ERROR protocol error"
@@ -332,7 +332,7 @@ async def test_anything_but_an_acknowledgement_after_a_download_ends_the_convers
         assert await talk.hear() is None
 
 
-async def test_anything_but_unlocking_gives_the_lock_up_and_ends_the_conversation(node: Repository) -> None:
+async def test_anything_but_unlock_releases_the_lock_and_ends_the_conversation(node: Repository) -> None:
     async with conversation(behind_shell(node, node.uuid), lock_retention=60) as talk:
         assert await talk.ask(f"LOCKCONTENT {KEY}") == "SUCCESS"
         assert await talk.ask(f"CHECKPRESENT {KEY}") == "ERROR protocol error"
@@ -341,7 +341,7 @@ async def test_anything_but_unlocking_gives_the_lock_up_and_ends_the_conversatio
         assert await talk.ask(f"REMOVE {KEY}") == f"SUCCESS-PLUS {node.uuid}"
 
 
-async def test_a_client_that_vanishes_in_the_middle_of_a_content_leaves_nothing_behind(node: Repository) -> None:
+async def test_a_client_that_vanishes_mid_upload_leaves_nothing_behind(node: Repository) -> None:
     content = b"half of this never comes"
     async with conversation(behind_shell(node, node.uuid)) as talk:
         assert await talk.ask(f"PUT  {key_of(content)}") == "PUT-FROM 0"
@@ -351,7 +351,7 @@ async def test_a_client_that_vanishes_in_the_middle_of_a_content_leaves_nothing_
     assert not node.has_object(key_of(content))
 
 
-async def test_a_client_that_stalls_within_a_request_is_given_up(node: Repository) -> None:
+async def test_a_client_that_stalls_within_a_request_is_disconnected(node: Repository) -> None:
     async with conversation(behind_shell(node, node.uuid), timeout=0.5) as talk:
         assert await talk.ask(f"PUT  {ABSENT}") == "PUT-FROM 0"
         assert await talk.ask("DATA 5", b"he") is None
@@ -359,7 +359,7 @@ async def test_a_client_that_stalls_within_a_request_is_given_up(node: Repositor
     assert "no progress" in str(talk.ended.fault)
 
 
-async def test_a_client_that_does_not_take_what_it_asked_for_is_given_up(node: Repository) -> None:
+async def test_a_client_that_does_not_take_its_download_is_disconnected(node: Repository) -> None:
     content = bytes(8 * 1024 * 1024)
     node.set_key(key_of(content), content)
     async with conversation(behind_shell(node, node.uuid), timeout=0.5) as talk:
@@ -370,7 +370,7 @@ async def test_a_client_that_does_not_take_what_it_asked_for_is_given_up(node: R
     assert "no progress" in str(talk.ended.fault)
 
 
-async def test_between_requests_a_client_may_take_its_time(node: Repository) -> None:
+async def test_a_client_may_idle_between_requests(node: Repository) -> None:
     async with conversation(behind_shell(node, node.uuid), timeout=0.5) as talk:
         await anyio.sleep(1.0)
         assert await talk.ask(f"CHECKPRESENT {KEY}") == "SUCCESS"
@@ -492,7 +492,7 @@ REQUESTS = [
 ]
 
 
-async def test_a_session_that_cannot_be_made_is_answered_with_the_reason() -> None:
+async def test_a_session_that_cannot_be_opened_is_answered_with_the_reason() -> None:
     async def none(bypass: frozenset[UUID]) -> Session:
         raise Unreachable("the cluster has no nodes")
 
@@ -503,7 +503,7 @@ async def test_a_session_that_cannot_be_made_is_answered_with_the_reason() -> No
 
 @pytest.mark.parametrize("error", [Refused("node1: no"), Unreachable("node1: is away"), ConnectionLost("node1: gone")])
 @pytest.mark.parametrize("line", REQUESTS, ids=lambda line: line.split(" ")[0])
-async def test_a_failed_request_is_answered_with_the_reason_and_the_conversation_goes_on(
+async def test_a_failed_request_is_answered_with_the_reason_and_the_conversation_continues(
     line: str, error: SessionError
 ) -> None:
     notes: list[str] = []
@@ -513,7 +513,7 @@ async def test_a_failed_request_is_answered_with_the_reason_and_the_conversation
     assert notes == [str(error)] * 2
 
 
-async def test_a_reason_with_line_ends_and_control_characters_stays_one_line() -> None:
+async def test_a_reason_with_newlines_and_control_characters_is_sent_as_one_line() -> None:
     session = Failing(Unreachable("node1:\nssh: \x1b[31mred\x1b[0m"))
     async with conversation(behind(session)) as talk:
         answer = await talk.ask(f"CHECKPRESENT {KEY}")
@@ -523,7 +523,7 @@ async def test_a_reason_with_line_ends_and_control_characters_stays_one_line() -
 
 
 @pytest.mark.parametrize("bytes_first", [0, 10, 1000])
-async def test_an_upload_that_fails_on_the_way_is_answered_once_the_content_has_come(bytes_first: int) -> None:
+async def test_an_upload_that_fails_midway_is_answered_once_its_content_has_arrived(bytes_first: int) -> None:
     session = Failing(ConnectionLost("node1: gone"), length=1000, bytes_first=bytes_first)
     async with conversation(behind(session)) as talk:
         for _ in range(2):
@@ -531,7 +531,7 @@ async def test_an_upload_that_fails_on_the_way_is_answered_once_the_content_has_
             assert await talk.ask("DATA 1000", bytes(1000), "VALID") == "ERROR node1: gone"
 
 
-async def test_a_large_upload_that_fails_on_the_way_is_cut_off_with_the_reason() -> None:
+async def test_a_large_upload_that_fails_midway_is_cut_off_with_the_reason() -> None:
     session = Failing(ConnectionLost("node1: gone"), length=1, bytes_first=10)
     async with conversation(behind(session)) as talk:
         assert await talk.ask("PUT  WORM-s100000000--x") == "PUT-FROM 0"
@@ -539,7 +539,7 @@ async def test_a_large_upload_that_fails_on_the_way_is_cut_off_with_the_reason()
         assert await talk.hear() is None
 
 
-async def test_a_source_that_fails_for_the_session_alone_is_a_failed_upload() -> None:
+async def test_a_source_error_in_the_session_is_a_failed_upload() -> None:
     session = Failing(SourceError("there is less than announced"), length=5)
     notes: list[str] = []
     async with conversation(behind(session), note=notes.append) as talk:
@@ -576,7 +576,7 @@ async def test_a_session_that_fails_after_the_answer_does_not_answer_twice(line:
     assert notes == ["node1: gone"] * 2
 
 
-async def test_invalid_content_is_cut_off_in_version_0_which_cannot_say_so() -> None:
+async def test_invalid_content_is_cut_off_in_version_0() -> None:
     class Doubtful(Failing):
         @asynccontextmanager
         async def download(self, key: Key, file: AssociatedFile, offset: int = 0) -> AsyncIterator[Download]:
@@ -596,7 +596,7 @@ async def test_invalid_content_is_cut_off_in_version_0_which_cannot_say_so() -> 
 # The session's life
 
 
-async def test_the_session_is_closed_with_the_conversation_and_reopened_for_other_bypasses() -> None:
+async def test_the_session_closes_with_the_conversation_and_reopens_for_another_bypass_list() -> None:
     made: list[tuple[frozenset[UUID], Failing]] = []
 
     async def session(bypass: frozenset[UUID]) -> Session:
@@ -611,7 +611,7 @@ async def test_the_session_is_closed_with_the_conversation_and_reopened_for_othe
     assert [one.closed for _, one in made] == [1, 1]
 
 
-async def test_a_closing_server_lets_idle_clients_go_and_finishes_requests(node: Repository) -> None:
+async def test_a_closing_server_disconnects_idle_clients_and_finishes_requests(node: Repository) -> None:
     closing = Closing()
     content = b"under way when the server closes"
     served = behind_shell(node, node.uuid)
@@ -627,7 +627,7 @@ async def test_a_closing_server_lets_idle_clients_go_and_finishes_requests(node:
     assert node.has_object(key_of(content))
 
 
-async def test_no_process_is_left_when_the_client_has_gone(node: Repository) -> None:
+async def test_no_process_is_left_after_the_client_disconnects(node: Repository) -> None:
     served = behind_shell(node, node.uuid)
     async with conversation(served) as talk:
         assert await talk.ask(f"CHECKPRESENT {KEY}") == "SUCCESS"
@@ -642,7 +642,7 @@ async def test_no_process_is_left_when_the_client_has_gone(node: Repository) -> 
     "line",
     [f"CHECKPRESENT {KEY}", f"GET 0  {KEY}", f"PUT  {KEY}", f"REMOVE {KEY}", "GETTIMESTAMP", f"LOCKCONTENT {KEY}"],
 )
-async def test_what_was_asked_of_nodes_ends_when_the_client_hangs_up(line: str) -> None:
+async def test_requests_to_nodes_end_when_the_client_disconnects(line: str) -> None:
     peer = Peer(1, silent=True)
     async with conversation(behind(peer.session())) as talk:
         await talk.say(line)
@@ -656,7 +656,7 @@ async def test_what_was_asked_of_nodes_ends_when_the_client_hangs_up(line: str) 
         assert talk.ended.fault is not None
 
 
-async def test_a_client_that_waits_gets_its_answer_however_long_a_node_takes() -> None:
+async def test_a_waiting_client_gets_its_answer_however_long_a_node_takes() -> None:
     class Slow(Peer):
         async def enter(self, request: str) -> None:
             await anyio.sleep(2.5)
@@ -673,7 +673,7 @@ def _many(count: int) -> list[str]:
     return [f"CHECKPRESENT {KEY if number % 3 else ABSENT}" for number in range(count)]
 
 
-async def test_questions_ahead_are_answered_in_order_and_so_is_what_comes_among_them(node: Repository) -> None:
+async def test_pipelined_questions_and_other_requests_are_answered_in_order(node: Repository) -> None:
     async with conversation(behind_shell(node, node.uuid)) as talk:
         await talk.say(*_many(50), f"PUT  {KEY}", *_many(20), f"GET 0  {KEY}")
         expected = ["SUCCESS" if number % 3 else "FAILURE" for number in range(50)]
@@ -685,7 +685,7 @@ async def test_questions_ahead_are_answered_in_order_and_so_is_what_comes_among_
     assert talk.ended.requests == 72
 
 
-async def test_what_makes_no_sense_after_questions_ends_it_when_they_are_answered(node: Repository) -> None:
+async def test_garbage_after_pipelined_questions_ends_the_conversation_after_their_answers(node: Repository) -> None:
     async with conversation(behind_shell(node, node.uuid)) as talk:
         await talk.say(*_many(3), "NONSENSE", *_many(3))
         assert [await talk.hear() for _ in range(3)] == ["FAILURE", "SUCCESS", "SUCCESS"]
@@ -718,9 +718,7 @@ class Ahead(Failing):
 @pytest.mark.parametrize(
     ("error", "errors", "alone"), [(ConnectionLost("it broke off"), 1, 4), (TimedOut("no answer"), 4, 0)]
 )
-async def test_a_node_that_breaks_off_at_one_key_answers_the_others(
-    error: SessionError, errors: int, alone: int
-) -> None:
+async def test_a_node_that_fails_on_one_key_answers_the_others(error: SessionError, errors: int, alone: int) -> None:
     session = Ahead(error, bad=2)
 
     async def made(_bypass: frozenset[UUID]) -> Session:

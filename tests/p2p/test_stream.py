@@ -101,7 +101,7 @@ async def test_content_may_look_like_messages() -> None:
     assert await read_all(stream, 2) == [b"VALID\nERROR no\n\n", Valid()]
 
 
-async def test_content_is_taken_in_bounded_chunks() -> None:
+async def test_content_is_read_in_bounded_chunks() -> None:
     size = 3 * CHUNK + 5
     stream = a_stream(b"DATA %d\n" % size, b"x" * size, b"VALID\n")
     assert await stream.receive() == Data(size)
@@ -112,13 +112,13 @@ async def test_content_is_taken_in_bounded_chunks() -> None:
 
 
 @pytest.mark.parametrize("accepts", [1, 7, None])
-async def test_messages_go_out_whole_however_little_the_peer_takes_at_once(accepts: int | None) -> None:
+async def test_messages_are_sent_whole_however_little_the_peer_takes_at_once(accepts: int | None) -> None:
     connection = MemoryConnection(accepts=accepts)
     await MessageStream(connection, 5.0).send(Version(4), CheckPresent(KEY))
     assert connection.written == b"VERSION 4\nCHECKPRESENT SHA256E-s3--abc\n"
 
 
-async def test_messages_sent_together_go_out_in_one_write() -> None:
+async def test_messages_sent_together_are_one_write() -> None:
     connection = MemoryConnection()
     await MessageStream(connection, 5.0).send(Version(4), CheckPresent(KEY))
     assert len(connection.writes) == 1
@@ -133,13 +133,13 @@ async def test_a_line_of_the_longest_length_is_read() -> None:
 
 
 @pytest.mark.parametrize("end", [b"", b"\n", b"\nSUCCESS\n"])
-async def test_a_longer_line_is_a_protocol_error_whether_or_not_it_ends(end: bytes) -> None:
+async def test_an_overlong_line_is_a_protocol_error_whether_or_not_it_ends(end: bytes) -> None:
     stream = a_stream(b"ERROR " + b"x" * (MAX_LINE - 5) + end, stalls=True)
     with pytest.raises(ProtocolError, match="a line of more than 65536 bytes"):
         await stream.receive()
 
 
-async def test_an_endless_line_is_given_up_after_a_bounded_amount() -> None:
+async def test_an_endless_line_is_rejected_after_a_bounded_amount() -> None:
     connection = MemoryConnection([b"x" * 1000] * 10_000, stalls=True)
     with pytest.raises(ProtocolError, match="a line of more than"):
         await MessageStream(connection, 5.0).receive()
@@ -154,12 +154,12 @@ async def test_garbage_is_a_protocol_error_that_says_what_was_being_done(garbage
     assert str(caught.value).isprintable()
 
 
-async def test_the_end_inside_a_line_is_a_lost_connection() -> None:
+async def test_end_of_stream_inside_a_line_is_a_lost_connection() -> None:
     with pytest.raises(ConnectionLost, match="closed while waiting for an answer"):
         await a_stream(b"SUCCE").receive()
 
 
-async def test_the_end_inside_content_is_a_lost_connection_that_says_how_much_is_missing() -> None:
+async def test_end_of_stream_inside_content_is_a_lost_connection_saying_how_much_is_missing() -> None:
     stream = a_stream(b"DATA 10\nabc")
     await stream.receive()
     chunks = stream.receive_data(10)
@@ -171,30 +171,30 @@ async def test_the_end_inside_content_is_a_lost_connection_that_says_how_much_is
 # Deadlines
 
 
-async def test_a_peer_that_never_answers_is_given_up() -> None:
+async def test_a_peer_that_never_answers_times_out() -> None:
     with pytest.raises(TimedOut, match=r"no progress for 0\.3 seconds while waiting for an answer"):
         await a_stream(stalls=True, timeout=BRIEF).receive()
 
 
-async def test_a_line_has_to_be_there_as_a_whole_within_the_deadline() -> None:
+async def test_a_whole_line_must_arrive_within_the_deadline() -> None:
     pieces = [piece for byte in b"SUCCESS\n" for piece in (bytes([byte]), 0.1)]
     with pytest.raises(TimedOut):
         await a_stream(*pieces, stalls=True, timeout=BRIEF).receive()
 
 
-async def test_extra_timeout_is_granted_on_top_of_the_deadline() -> None:
+async def test_extra_timeout_is_added_to_the_deadline() -> None:
     stream = a_stream(BRIEF + 0.1, b"SUCCESS\n", timeout=BRIEF)
     assert await stream.receive(extra_timeout=1.0) == Success()
 
 
-async def test_a_stall_inside_content_is_given_up() -> None:
+async def test_a_stall_inside_content_times_out() -> None:
     stream = a_stream(b"DATA 10\nabc", stalls=True, timeout=BRIEF)
     await stream.receive()
     with pytest.raises(TimedOut, match="while receiving content"):
         [chunk async for chunk in stream.receive_data(10)]
 
 
-async def test_content_that_trickles_is_received_for_as_long_as_it_takes() -> None:
+async def test_trickling_content_is_received_for_as_long_as_it_takes() -> None:
     trickle = [piece for byte in b"0123456789" for piece in (BRIEF / 4, bytes([byte]))]
     stream = a_stream(b"DATA 10\n", *trickle, timeout=BRIEF)
     await stream.receive()
@@ -213,12 +213,12 @@ async def test_the_consumer_of_content_may_take_longer_than_the_deadline() -> No
     assert got == b"abcdef"
 
 
-async def test_a_peer_that_takes_no_message_is_given_up() -> None:
+async def test_a_peer_that_takes_no_message_times_out() -> None:
     with pytest.raises(TimedOut, match="while sending a message"):
         await MessageStream(MemoryConnection(takes=0), BRIEF).send(Version(4))
 
 
-async def test_a_peer_that_stops_taking_content_is_given_up() -> None:
+async def test_a_peer_that_stops_taking_content_times_out() -> None:
     connection = MemoryConnection(takes=300_000)
     async with Pieces(b"x" * 600_000).read(0) as reading:
         with pytest.raises(TimedOut, match="while sending content"):
@@ -238,7 +238,7 @@ async def test_a_peer_that_takes_content_slowly_is_served_for_as_long_as_it_take
     assert connection.written == b"DATA 900\n" + b"x" * 900 + b"VALID\n"
 
 
-async def test_a_slow_source_is_not_the_peers_fault() -> None:
+async def test_a_slow_source_is_not_blamed_on_the_peer() -> None:
     connection = MemoryConnection()
     async with Pieces(b"abc", 1.2 * BRIEF, b"def").read(0) as reading:
         await MessageStream(connection, BRIEF).send_data(reading, lambda valid: [Valid()])
@@ -248,7 +248,7 @@ async def test_a_slow_source_is_not_the_peers_fault() -> None:
 # Sending content
 
 
-async def test_small_content_goes_out_in_one_write_with_its_data_and_validity() -> None:
+async def test_small_content_is_one_write_with_its_header_and_validity() -> None:
     connection = MemoryConnection()
     async with Pieces(b"abc", b"def").read(0) as reading:
         assert await MessageStream(connection, 5.0).send_data(reading, lambda valid: [Valid()])
@@ -267,7 +267,7 @@ async def test_small_content_from_a_slow_source_is_not_held_back() -> None:
 
 
 @given(st.lists(st.integers(0, 200_000), max_size=8), st.booleans())
-async def test_content_arrives_as_it_was_in_whatever_chunks_it_is_read(sizes: list[int], valid: bool) -> None:
+async def test_content_arrives_unchanged_whatever_the_chunk_sizes(sizes: list[int], valid: bool) -> None:
     pieces = [bytes([number % 251]) * size for number, size in enumerate(sizes)]
     connection = MemoryConnection()
     async with Pieces(*pieces, valid=valid).read(0) as reading:
@@ -284,7 +284,7 @@ async def test_large_content_is_not_copied_into_larger_writes() -> None:
     assert max(map(len, connection.writes)) <= CHUNK
 
 
-async def test_a_source_with_more_than_it_announced_is_given_up_without_sending_too_much() -> None:
+async def test_a_source_longer_than_announced_fails_without_sending_too_much() -> None:
     connection = MemoryConnection()
     async with Pieces(b"x" * 300_000, b"abc", length=300_000).read(0) as reading:
         with pytest.raises(SourceError, match="more content than announced"):
@@ -292,7 +292,7 @@ async def test_a_source_with_more_than_it_announced_is_given_up_without_sending_
     assert len(connection.written) <= len(b"DATA 300000\n") + 300_000
 
 
-async def test_a_source_with_less_than_it_announced_is_given_up_without_a_verdict() -> None:
+async def test_a_source_shorter_than_announced_fails_without_a_verdict() -> None:
     connection = MemoryConnection()
     async with Pieces(b"abc", length=5).read(0) as reading:
         with pytest.raises(SourceError, match="ended 2 bytes too early"):
@@ -300,7 +300,7 @@ async def test_a_source_with_less_than_it_announced_is_given_up_without_a_verdic
     assert b"VALID" not in connection.written
 
 
-async def test_an_error_of_the_source_is_raised_as_it_is() -> None:
+async def test_a_source_error_propagates_unchanged() -> None:
     connection = MemoryConnection()
     async with Pieces(b"abc", length=5, raises=SourceError("the disk is on fire")).read(0) as reading:
         with pytest.raises(SourceError, match="the disk is on fire"):
@@ -310,18 +310,18 @@ async def test_an_error_of_the_source_is_raised_as_it_is() -> None:
 # Between requests
 
 
-async def test_a_stream_with_something_unasked_in_it_has_ended() -> None:
+async def test_a_stream_with_unsolicited_input_counts_as_ended() -> None:
     stream = a_stream(b"SUCCESS\nSUCCESS\n", stalls=True)
     assert not a_stream(stalls=True).ended()
     await stream.receive()
     assert stream.ended()
 
 
-async def test_a_stream_whose_peer_has_gone_has_ended() -> None:
+async def test_a_stream_whose_peer_disconnected_counts_as_ended() -> None:
     assert a_stream().ended()
 
 
-async def test_every_message_is_traced_with_its_direction_and_content_is_not() -> None:
+async def test_messages_are_traced_with_their_direction_but_content_is_not() -> None:
     traced: list[tuple[bool, Message]] = []
     connection = MemoryConnection([b"FAILURE\nDATA 3\nabcVALID\n"])
     stream = MessageStream(connection, 5.0, lambda outgoing, message: traced.append((outgoing, message)))

@@ -12,7 +12,7 @@ hostile = st.text() | st.binary() | st.text("\x1b[]0;m\x07\x9b\u202e\udcff\r\n\t
 
 
 @given(hostile, st.integers(1, 600))
-def test_no_control_character_comes_out(said: str | bytes, limit: int) -> None:
+def test_no_control_character_is_printed(said: str | bytes, limit: int) -> None:
     shown = printable(said, limit)
     assert shown.isprintable()
     assert len(shown) <= limit + 1
@@ -20,7 +20,7 @@ def test_no_control_character_comes_out(said: str | bytes, limit: int) -> None:
 
 
 @given(st.text())
-def test_lines_stay_lines(text: str) -> None:
+def test_newlines_are_kept_in_multiline_text(text: str) -> None:
     shown = visible(text)
     assert shown.replace("\n", "").isprintable()
     assert shown.count("\n") == text.count("\n")
@@ -39,9 +39,9 @@ def test_lines_stay_lines(text: str) -> None:
         ("", ""),
     ],
 )
-def test_what_becomes_of_it(said: str | bytes, shown: str) -> None:
+def test_odd_characters_are_escaped_visibly(said: str | bytes, shown: str) -> None:
     assert printable(said) == shown
 
 
-def test_of_too_much_the_end_is_kept() -> None:
+def test_overlong_text_keeps_its_end() -> None:
     assert printable("x" * 1000 + "end", 5) == "…xxend"

@@ -40,7 +40,7 @@ CHOSEN = {
 
 
 @pytest.mark.parametrize("party", representatives(PARTIES, "node", "gateway", "client"))
-def test_the_outcome_of_a_fault_is_what_the_table_says(party: str) -> None:
+def test_each_faults_outcome_matches_the_table(party: str) -> None:
     chosen = {f"{party}, {name}" for name in CHOSEN[party]}
     found = {cell.name: cell.outcome for cell in cells(party, lambda name: name in chosen)}
     assert found.keys() == chosen

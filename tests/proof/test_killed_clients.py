@@ -8,7 +8,7 @@ from tests.proof.killed_clients import run
 
 
 @pytest.mark.slow
-def test_clients_that_are_killed_do_not_hinder_the_others_and_leave_nothing_behind() -> None:
+def test_killed_clients_do_not_hinder_others_and_leave_nothing_behind() -> None:
     account = run(clients=6, seconds=10)
     assert not account.failures, account.failures[0]
     assert account.killed, account

@@ -12,7 +12,7 @@ STEPS = 18
 
 
 @pytest.mark.parametrize("way", representatives(WAYS, "served"))
-def test_no_step_loses_a_copy_or_makes_the_log_lie(way: str) -> None:
+def test_no_step_loses_a_copy_or_falsifies_the_log(way: str) -> None:
     with worlds(way) as fresh:
         violation = episode(next(fresh), chosen_for(2, 0, count=STEPS))
         assert violation is None, violation

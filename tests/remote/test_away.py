@@ -14,7 +14,7 @@ def _unplug(node: Repository) -> None:
     node.path.rename(node.path.with_name(f"{node.path.name} (unplugged)"))
 
 
-def test_an_unplugged_disk_is_said_once_in_a_run_without_the_name_of_a_key(cluster: Cluster) -> None:
+def test_an_unplugged_disk_is_reported_once_per_run_without_naming_a_key(cluster: Cluster) -> None:
     gateway = cluster.gateway
     initremote(gateway, "own", sameas=cluster.uuid)
     keys = [gateway.add(f"f{number}", os.urandom(1000)) for number in range(4)]
@@ -25,7 +25,7 @@ def test_an_unplugged_disk_is_said_once_in_a_run_without_the_name_of_a_key(clust
     assert not any(key in said for key in keys)
 
 
-def test_a_disk_with_another_repository_in_its_place_is_said(cluster: Cluster) -> None:
+def test_a_disk_with_another_repository_in_its_place_is_reported(cluster: Cluster) -> None:
     gateway = cluster.gateway
     initremote(gateway, "own", sameas=cluster.uuid)
     gateway.add("f", os.urandom(1000))
@@ -38,7 +38,7 @@ def test_a_disk_with_another_repository_in_its_place_is_said(cluster: Cluster) -
 
 
 @pytest.mark.slow
-def test_a_sync_passes_over_a_cluster_all_of_whose_places_are_away(cluster: Cluster) -> None:
+def test_sync_skips_a_cluster_whose_nodes_are_all_unavailable(cluster: Cluster) -> None:
     gateway = cluster.gateway
     client = cluster.clone()
     client.git("remote", "remove", "origin")
@@ -56,7 +56,7 @@ def test_a_sync_passes_over_a_cluster_all_of_whose_places_are_away(cluster: Clus
     assert "to mycl" not in text(client.annex("sync", "--content"))
 
 
-def test_an_encrypted_upload_goes_on_with_a_node_away(cluster: Cluster) -> None:
+def test_an_encrypted_upload_succeeds_with_a_node_unavailable(cluster: Cluster) -> None:
     gateway = cluster.gateway
     initremote(gateway, "vault", f"cluster={cluster.uuid}", "tracking=remote", "encryption=shared")
     gateway.add("f", os.urandom(1000))

@@ -14,7 +14,7 @@ KEY, OTHER = Key("SHA256-s1--ab"), Key("SHA256-s1--cd")
 NODE = UUID("11111111-2222-4333-8444-555555555555")
 
 
-def test_a_cause_holds_for_the_next_request_about_its_key_alone() -> None:
+def test_a_cause_applies_only_to_the_next_request_about_its_key() -> None:
     causes = Causes()
     causes.remember(KEY, Uploaded(frozenset({NODE})))
     causes.remember(OTHER, Fetched(NODE))
@@ -32,12 +32,12 @@ def test_a_cause_holds_for_the_next_request_about_its_key_alone() -> None:
         (b"fsck12", False),
     ],
 )
-def test_a_file_that_fsck_fetches_into_is_told_by_its_name(path: bytes, told: bool) -> None:
+def test_a_file_fsck_downloads_into_is_recognised_by_its_name(path: bytes, told: bool) -> None:
     assert is_for_fsck(path) == told
 
 
 @pytest.mark.slow
-def test_undoing_an_upload_leaves_the_copies_that_were_there_before(testbed: Testbed) -> None:
+def test_undoing_an_upload_keeps_the_copies_that_existed_before(testbed: Testbed) -> None:
     key = testbed.client.add("undone", b"on the first node before")
     testbed.client.annex("copy", "--to", "n1", "undone")
     file = testbed.client.object_path(key)
@@ -51,7 +51,7 @@ def test_undoing_an_upload_leaves_the_copies_that_were_there_before(testbed: Tes
     assert testbed.present(key) == {testbed.cluster.nodes[0].uuid}
 
 
-def test_fsck_takes_a_damaged_copy_from_its_node_alone_and_names_it(testbed: Testbed) -> None:
+def test_fsck_drops_a_damaged_copy_only_from_its_node_and_names_it(testbed: Testbed) -> None:
     key = testbed.client.add("rotten", b"sound on three nodes")
     testbed.client.annex("copy", "--to", "mycl", "rotten")
     # The first by name, which is the one that is asked.
@@ -68,7 +68,7 @@ def test_fsck_takes_a_damaged_copy_from_its_node_alone_and_names_it(testbed: Tes
 
 @pytest.mark.slow
 @pytest.mark.parametrize("here", [*only_in_all(True), False], ids=["here", "not here"])
-def test_fsck_of_chunks_removes_none_for_it_cannot_be_told_which_is_damaged(own_testbed: Testbed, here: bool) -> None:
+def test_fsck_of_chunks_removes_none_since_the_damaged_one_is_unknown(own_testbed: Testbed, here: bool) -> None:
     cluster = own_testbed.cluster
     cluster.gateway.git("config", "remote.node1.annex-cost", "50")
     stranger = make_repository(own_testbed.environment, own_testbed.environment.directory / "stranger", "stranger")

@@ -69,14 +69,14 @@ def test_cost_and_availability_follow_from_the_address(
 
 
 @pytest.mark.parametrize("line", ["CLAIMURL http://x/", "IMPORTKEYSUPPORTED", "TRANSFER THROW a b"])
-def test_requests_that_are_not_supported_are_answered(testbed: Testbed, line: str) -> None:
+def test_unsupported_requests_are_answered_as_such(testbed: Testbed, line: str) -> None:
     with testbed.driver() as annex:
         annex.prepare()
         assert annex.ask(line) in {"UNSUPPORTED-REQUEST", "CLAIMURL-FAILURE"}
         assert annex.ask("GETCOST") == "COST 100"
 
 
-def test_a_refused_question_fails_the_request_and_not_the_program(testbed: Testbed) -> None:
+def test_a_question_refused_by_git_annex_fails_only_its_request(testbed: Testbed) -> None:
     with testbed.driver() as annex:
         annex.say("PREPARE")
         assert annex.read() == "GETUUID"
@@ -91,7 +91,7 @@ def test_a_refused_question_fails_the_request_and_not_the_program(testbed: Testb
         assert annex.ask("GETCOST") == "COST 100"
 
 
-def test_bad_parameters_are_said_when_the_remote_is_prepared(testbed: Testbed) -> None:
+def test_bad_parameters_are_reported_by_prepare(testbed: Testbed) -> None:
     with testbed.driver(timeout="never") as annex:
         answer = annex.ask("PREPARE")
     assert answer == "PREPARE-FAILURE timeout=never: it is a number of seconds, such as timeout=60"
@@ -100,7 +100,7 @@ def test_bad_parameters_are_said_when_the_remote_is_prepared(testbed: Testbed) -
 # With one
 
 
-def test_information_is_about_the_cluster_and_the_way_to_it(testbed: Testbed) -> None:
+def test_info_describes_the_cluster_and_the_way_to_it(testbed: Testbed) -> None:
     with testbed.driver() as annex:
         annex.prepare()
         assert fields(annex) == {
@@ -121,7 +121,7 @@ def test_information_is_about_the_cluster_and_the_way_to_it(testbed: Testbed) ->
     assert "\nprotocol version: 4\n" in shown
 
 
-def test_information_about_what_cannot_be_reached_says_so(testbed: Testbed) -> None:
+def test_info_about_an_unreachable_cluster_says_so(testbed: Testbed) -> None:
     url = f"tcp://127.0.0.1:{free_port()}"
     testbed.keep_token(testbed.cluster.uuid, url, "abc")
     with testbed.driver(url=url) as annex:
@@ -168,7 +168,7 @@ def test_presence_has_three_answers(testbed: Testbed, tmp_path: Path) -> None:
         assert annex.ask(f"CHECKPRESENT {key}").startswith(f"CHECKPRESENT-UNKNOWN {key} /no/such/directory: ")
 
 
-def test_git_annex_takes_what_is_unknown_for_unknown(own_testbed: Testbed) -> None:
+def test_git_annex_treats_unknown_presence_as_unknown(own_testbed: Testbed) -> None:
     key = own_testbed.client.add("f", b"somewhere")
     own_testbed.client.annex("copy", "--to", "mycl", "f")
     away = own_testbed.cluster.gateway.path.rename(own_testbed.environment.directory / "away")
@@ -180,7 +180,7 @@ def test_git_annex_takes_what_is_unknown_for_unknown(own_testbed: Testbed) -> No
     assert own_testbed.client.annex("checkpresentkey", key, "mycl").returncode == 0
 
 
-def test_the_exchange_is_told_when_git_annex_is_asked_to_debug(testbed: Testbed) -> None:
+def test_the_p2p_exchange_is_shown_with_debug(testbed: Testbed) -> None:
     with testbed.driver() as annex:
         annex.prepare()
         annex.ask(f"CHECKPRESENT {KEY}")
@@ -232,7 +232,7 @@ def test_extensions_are_only_accepted_where_they_are_offered(testbed: Testbed) -
 
 
 @pytest.mark.parametrize("line", ["CHECKPRESENT", "REMOVE ", "TRANSFER STORE", "TRANSFER", "PREPARE now"])
-def test_what_is_no_request_is_an_error_and_the_end(testbed: Testbed, line: str) -> None:
+def test_a_malformed_request_is_an_error_and_ends_the_program(testbed: Testbed, line: str) -> None:
     with testbed.driver() as annex:
         annex.prepare()
         assert annex.ask(line).startswith("ERROR ")
@@ -241,13 +241,13 @@ def test_what_is_no_request_is_an_error_and_the_end(testbed: Testbed, line: str)
 
 
 @pytest.mark.parametrize("line", ["", "NONSENSE", "J 1 PREPARE", "checkpresent-success"])
-def test_what_is_not_known_is_not_supported(testbed: Testbed, line: str) -> None:
+def test_an_unknown_request_is_answered_as_unsupported(testbed: Testbed, line: str) -> None:
     with testbed.driver() as annex:
         assert annex.ask(line) == "UNSUPPORTED-REQUEST"
         annex.prepare()
 
 
-def test_an_error_of_git_annex_is_the_end(testbed: Testbed) -> None:
+def test_an_error_from_git_annex_ends_the_program(testbed: Testbed) -> None:
     with testbed.driver() as annex:
         annex.prepare()
         assert annex.ask("ERROR out of bananas").startswith("ERROR ")
@@ -256,7 +256,7 @@ def test_an_error_of_git_annex_is_the_end(testbed: Testbed) -> None:
 
 
 @pytest.mark.parametrize("jobs", [False, True], ids=["one at a time", "jobs"])
-def test_hanging_up_instead_of_answering_is_the_end(testbed: Testbed, jobs: bool) -> None:
+def test_end_of_input_instead_of_an_answer_ends_the_program(testbed: Testbed, jobs: bool) -> None:
     with testbed.driver() as annex:
         if jobs:
             annex.ask("EXTENSIONS ASYNC")
@@ -265,7 +265,7 @@ def test_hanging_up_instead_of_answering_is_the_end(testbed: Testbed, jobs: bool
         annex.hang_up(within=20)
 
 
-def test_an_answer_that_is_none_is_an_error(testbed: Testbed) -> None:
+def test_a_malformed_answer_is_an_error(testbed: Testbed) -> None:
     with testbed.driver() as annex:
         annex.say("PREPARE")
         assert annex.read() == "GETUUID"
@@ -273,7 +273,7 @@ def test_an_answer_that_is_none_is_an_error(testbed: Testbed) -> None:
         assert annex.answer().startswith("ERROR ")
 
 
-def test_without_a_terminal_in_between_git_annex_is_expected_to_start_it(testbed: Testbed) -> None:
+def test_started_by_hand_on_a_terminal_it_explains_itself(testbed: Testbed) -> None:
     """Somebody may start it by hand to see what it is."""
     line = "import pty, sys; sys.exit(pty.spawn(['git-annex-remote-cluster']) >> 8)"
     done = testbed.environment.run(sys.executable, "-c", line, check=False)
@@ -284,7 +284,7 @@ def test_without_a_terminal_in_between_git_annex_is_expected_to_start_it(testbed
 # Tokens
 
 
-def test_a_token_is_never_put_into_the_git_annex_branch(own_testbed: Testbed) -> None:
+def test_a_token_is_never_written_to_the_git_annex_branch(own_testbed: Testbed) -> None:
     node = own_testbed.cluster.nodes[0]
     with serve_p2p(node) as (path, token):
         url, env = f"unix:{path}", {"CLUSTER_REMOTE_TOKEN": token}
@@ -296,7 +296,7 @@ def test_a_token_is_never_put_into_the_git_annex_branch(own_testbed: Testbed) ->
     assert not (own_testbed.client.path / ".git/annex/creds").exists()
 
 
-def test_a_token_that_cannot_be_kept_is_an_error(own_testbed: Testbed) -> None:
+def test_a_token_that_cannot_be_stored_is_an_error(own_testbed: Testbed) -> None:
     node = own_testbed.cluster.nodes[0]
     (own_testbed.client.path / ".git/annex/creds").write_text("in the way")
     with serve_p2p(node) as (path, token):
@@ -313,7 +313,7 @@ def test_a_token_that_cannot_be_kept_is_an_error(own_testbed: Testbed) -> None:
         assert "cannot be read: " in answer
 
 
-def test_a_git_annex_that_does_not_tell_the_name_of_the_remote(testbed: Testbed) -> None:
+def test_initremote_works_with_a_git_annex_that_does_not_give_the_remotes_name(testbed: Testbed) -> None:
     with testbed.driver() as annex:
         annex.names_remotes = False
         annex.prepare()

@@ -25,7 +25,7 @@ def test_locations_are_shared_by_the_git_annex_branch(testbed: Testbed) -> None:
 
 
 @pytest.mark.parametrize("command", [("copy", "--fast"), ("transferkey",)])
-def test_an_upload_restores_lost_locations_of_what_every_node_has(testbed: Testbed, command: tuple[str, ...]) -> None:
+def test_an_upload_restores_lost_locations_of_content_on_every_node(testbed: Testbed, command: tuple[str, ...]) -> None:
     name = "lost " + " ".join(command)
     key = testbed.client.add(name, name.encode())
     testbed.client.annex("copy", "--to", "mycl", name)
@@ -41,9 +41,7 @@ def test_an_upload_restores_lost_locations_of_what_every_node_has(testbed: Testb
 
 
 @pytest.mark.parametrize("command", [("copy", "--to"), ("fsck", "--fast", "--from")])
-def test_content_on_one_node_is_present_and_nothing_is_sent_to_the_others(
-    testbed: Testbed, command: tuple[str, ...]
-) -> None:
+def test_content_on_one_node_is_present_and_not_sent_to_the_others(testbed: Testbed, command: tuple[str, ...]) -> None:
     name = "partly " + command[0]
     key = testbed.client.add(name, name.encode())
     testbed.client.annex("copy", "--to", "n3", name)
@@ -52,7 +50,7 @@ def test_content_on_one_node_is_present_and_nothing_is_sent_to_the_others(
     assert testbed.present(key) == {testbed.cluster.nodes[2].uuid}
 
 
-def test_what_is_not_here_is_present_on_one_node_and_no_location_is_invented(testbed: Testbed) -> None:
+def test_content_present_on_one_node_gets_no_invented_locations(testbed: Testbed) -> None:
     key = testbed.client.add("elsewhere", b"on the second node only")
     testbed.client.annex("copy", "--to", "n2", "elsewhere")
     testbed.client.annex("drop", "--force", "elsewhere")
@@ -62,7 +60,7 @@ def test_what_is_not_here_is_present_on_one_node_and_no_location_is_invented(tes
 
 
 @pytest.mark.slow
-def test_drop_counts_the_nodes_as_copies_and_get_brings_the_content_back(testbed: Testbed) -> None:
+def test_drop_counts_the_nodes_as_copies_and_get_restores_the_content(testbed: Testbed) -> None:
     content = bytes(range(256)) * 5000
     key = testbed.client.add("counted", content)
     testbed.client.annex("copy", "--to", "mycl", "counted")
@@ -77,7 +75,7 @@ def test_drop_counts_the_nodes_as_copies_and_get_brings_the_content_back(testbed
     assert testbed.client.object_bytes(key) == content
 
 
-def test_a_cluster_without_node_remotes_is_no_copy(testbed: Testbed) -> None:
+def test_a_cluster_without_node_remotes_does_not_count_as_a_copy(testbed: Testbed) -> None:
     key = testbed.client.add("alone", b"the cluster alone")
     testbed.client.annex("copy", "--to", "mycl", "alone")
     without = [argument for n in "123" for argument in ("-c", f"remote.n{n}.annex-ignore=true")]
@@ -86,7 +84,7 @@ def test_a_cluster_without_node_remotes_is_no_copy(testbed: Testbed) -> None:
     assert testbed.client.has_object(key)
 
 
-def test_move_to_the_cluster_leaves_the_content_there_only(testbed: Testbed) -> None:
+def test_move_to_the_cluster_leaves_the_content_only_there(testbed: Testbed) -> None:
     key = testbed.client.add("moved", b"there and back")
     testbed.client.annex("move", "--to", "mycl", "moved")
     assert not testbed.client.has_object(key)
@@ -106,7 +104,7 @@ def test_drop_from_the_cluster_leaves_no_content_and_no_location(testbed: Testbe
     assert whereis(testbed.client, "dropped") == {testbed.client.uuid}
 
 
-def test_drop_from_the_cluster_reaches_nodes_that_the_log_does_not_name(testbed: Testbed) -> None:
+def test_drop_from_the_cluster_reaches_unrecorded_nodes(testbed: Testbed) -> None:
     key = testbed.client.add("unknown", b"on a node without anybody knowing")
     testbed.cluster.nodes[1].set_key(key, b"on a node without anybody knowing")
     testbed.client.annex("copy", "--to", "n1", "unknown")
@@ -125,7 +123,7 @@ def test_drop_of_the_last_copy_from_the_cluster_is_refused(testbed: Testbed) -> 
     assert testbed.client.locations(key) == testbed.nodes
 
 
-def test_node_remotes_store_check_and_drop_one_node_alone(testbed: Testbed) -> None:
+def test_node_remotes_store_check_and_drop_on_one_node_only(testbed: Testbed) -> None:
     key = testbed.client.add("one", b"on the second disk")
     testbed.client.annex("copy", "--to", "n2", "one")
     second = testbed.cluster.nodes[1].uuid
@@ -146,7 +144,7 @@ def test_fsck_from_the_cluster_verifies_the_content(testbed: Testbed) -> None:
     assert testbed.present(key) == testbed.nodes
 
 
-def test_fsck_finds_what_a_node_has_damaged(testbed: Testbed) -> None:
+def test_fsck_finds_content_a_node_has_damaged(testbed: Testbed) -> None:
     key = testbed.client.add("damaged", b"in order, at first")
     testbed.client.annex("copy", "--to", "n1", "damaged")
     object_path = testbed.cluster.nodes[0].object_path(key)
@@ -159,7 +157,7 @@ def test_fsck_finds_what_a_node_has_damaged(testbed: Testbed) -> None:
     assert testbed.present(key) == set()
 
 
-def test_fsck_finds_what_the_nodes_have_lost(testbed: Testbed) -> None:
+def test_fsck_finds_content_the_nodes_have_lost(testbed: Testbed) -> None:
     key = testbed.client.add("vanished", b"here today")
     testbed.client.annex("copy", "--to", "n3", "vanished")
     testbed.cluster.nodes[2].annex("drop", "--force", "--key", key)

@@ -30,7 +30,7 @@ def _get(client: Repository, name: str, content: bytes, key: str) -> bytes:
 
 
 @pytest.mark.parametrize("size", [300_000, *only_in_all(1000)])
-def test_through_git_annexs_gateway(environment: Environment, size: int) -> None:
+def test_get_through_git_annexs_gateway_finds_a_good_copy(environment: Environment, size: int) -> None:
     testbed = make_testbed(environment)
     content = os.urandom(size)
     key = testbed.client.add("photo.jpg", content)
@@ -41,7 +41,7 @@ def test_through_git_annexs_gateway(environment: Environment, size: int) -> None
     _get(testbed.client, "mycl", content, key)
 
 
-def test_without_a_server_and_the_node_is_named(environment: Environment) -> None:
+def test_serverless_get_finds_a_good_copy_and_names_the_node_with_the_damaged_one(environment: Environment) -> None:
     cluster = make_cluster(environment, environment.directory)
     initremote(cluster.gateway, "own", sameas=cluster.uuid)
     content = os.urandom(2000)
@@ -55,7 +55,7 @@ def test_without_a_server_and_the_node_is_named(environment: Environment) -> Non
     assert b"cluster-remote check own --content" in said
 
 
-def test_through_our_gateway(environment: Environment) -> None:
+def test_get_through_our_gateway_finds_a_good_copy(environment: Environment) -> None:
     cluster = make_cluster(environment, environment.directory)
     client = cluster.clone()
     with gateway_of(cluster) as gateway:
@@ -70,7 +70,7 @@ def test_through_our_gateway(environment: Environment) -> None:
         _get(client, "mycl", content, key)
 
 
-def test_where_every_copy_is_damaged_nothing_is_got_and_each_is_said(environment: Environment) -> None:
+def test_with_every_copy_damaged_get_fails_and_names_each(environment: Environment) -> None:
     testbed = make_testbed(environment)
     key = testbed.client.add("photo.jpg", os.urandom(1000))
     testbed.client.annex("copy", "--quiet", "--to", "mycl", "photo.jpg")
@@ -83,7 +83,7 @@ def test_where_every_copy_is_damaged_nothing_is_got_and_each_is_said(environment
     assert not testbed.client.has_object(key)
 
 
-def test_a_wrong_part_that_was_left_here_is_no_nodes_fault(environment: Environment) -> None:
+def test_a_wrong_partial_file_here_is_not_blamed_on_a_node(environment: Environment) -> None:
     testbed: Testbed = make_testbed(environment)
     content = os.urandom(5000)
     key = testbed.client.add("photo.jpg", content)
@@ -95,7 +95,7 @@ def test_a_wrong_part_that_was_left_here_is_no_nodes_fault(environment: Environm
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["without a server", *only_in_all("through git-annex's gateway")])
-def test_a_large_content_that_git_annex_did_not_like_comes_from_a_good_node_the_next_time(
+def test_large_content_that_failed_verification_comes_from_a_good_node_next_time(
     environment: Environment, way: str
 ) -> None:
     testbed = make_testbed(environment)

@@ -37,7 +37,9 @@ def stalling(environment: Environment) -> tuple[Testbed, Path]:
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, *only_in_all(signal.SIGINT, signal.SIGHUP)])
-def test_git_annex_is_killed_amid_an_upload(stalling: tuple[Testbed, Path], how: signal.Signals) -> None:
+def test_killing_git_annex_during_an_upload_leaves_no_process(
+    stalling: tuple[Testbed, Path], how: signal.Signals
+) -> None:
     testbed, path = stalling
     node = testbed.cluster.nodes[0]
     key = testbed.client.add("f", b"never arrives")
@@ -55,7 +57,7 @@ def test_git_annex_is_killed_amid_an_upload(stalling: tuple[Testbed, Path], how:
     assert testbed.client.locations(key) == {testbed.client.uuid}
 
 
-def test_an_interrupt_from_the_terminal_ends_all_without_a_word_of_python(stalling: tuple[Testbed, Path]) -> None:
+def test_an_interrupt_from_the_terminal_ends_everything_without_a_traceback(stalling: tuple[Testbed, Path]) -> None:
     """It goes to every process at once."""
     testbed, path = stalling
     testbed.client.add("f", b"never arrives")
@@ -74,7 +76,7 @@ def test_an_interrupt_from_the_terminal_ends_all_without_a_word_of_python(stalli
 
 
 @pytest.mark.parametrize("extensions", ["EXTENSIONS INFO", "EXTENSIONS INFO ASYNC"])
-def test_git_annex_hangs_up_between_requests(testbed: Testbed, extensions: str) -> None:
+def test_the_program_exits_when_git_annex_closes_its_input(testbed: Testbed, extensions: str) -> None:
     with testbed.driver() as annex:
         annex.ask(extensions)
         prefix = "J 1 " if "ASYNC" in extensions else ""
@@ -87,13 +89,13 @@ def test_git_annex_hangs_up_between_requests(testbed: Testbed, extensions: str) 
 
 
 @pytest.mark.parametrize("before", [b"", b"CHECKPRESENT WORM--f\n"], ids=["simple", "looping"])
-def test_a_line_without_end_is_not_collected_for_ever(testbed: Testbed, before: bytes) -> None:
+def test_an_endless_line_is_not_buffered_without_limit(testbed: Testbed, before: bytes) -> None:
     endless = before + b"x" * (2 * 1024 * 1024)
     done = testbed.environment.run("git-annex-remote-cluster", cwd=testbed.client.path, input=endless)
     assert done.stderr == b"git-annex sent a line of more than 1048576 bytes; exiting\n"
 
 
-def test_connections_are_closed_and_what_is_behind_them_ends(testbed: Testbed) -> None:
+def test_connections_are_closed_and_their_processes_end(testbed: Testbed) -> None:
     with testbed.driver() as annex:
         annex.prepare()
         assert annex.ask("CHECKPRESENT WORM-s1-m1--x") == "CHECKPRESENT-FAILURE WORM-s1-m1--x"

@@ -11,7 +11,7 @@ from cluster_remote.remote.fetched import FetchedBefore
 KEY, OTHER = Key("SHA256-s1--ab"), Key("SHA256-s1--c\udce4")
 
 
-def test_another_run_knows_what_was_fetched_within_a_day(tmp_path: Path) -> None:
+def test_fetched_keys_are_remembered_by_other_runs_for_a_day(tmp_path: Path) -> None:
     file = tmp_path / "cluster-remote" / "fetched"
     first = FetchedBefore(file)
     assert not first.times(KEY)
@@ -26,7 +26,7 @@ def test_another_run_knows_what_was_fetched_within_a_day(tmp_path: Path) -> None
     assert not FetchedBefore(file).times(KEY)
 
 
-def test_the_file_stays_small_and_need_not_be_there(tmp_path: Path) -> None:
+def test_the_file_of_fetched_keys_is_bounded_and_optional(tmp_path: Path) -> None:
     file = tmp_path / "fetched"
     file.write_bytes(b"".join(b"%d WORM-s1--%d\n" % (int(time.time()), number) for number in range(20_000)))
     assert FetchedBefore(file).times(Key("WORM-s1--19999"))

@@ -79,7 +79,7 @@ def reaches(client: Repository, name: str, uuid: str) -> bool:
     return client.config(f"remote.{name}.annex-uuid") == uuid
 
 
-def test_without_sameas_it_is_not_the_cluster(place: Place, name: str) -> None:
+def test_initremote_without_sameas_is_refused_for_a_cluster(place: Place, name: str) -> None:
     said = refused(place.client, name, place.url, "timeout=17")
     assert "must be the same as the cluster that it reaches (at gateway (hall))" in said
     obey(place.client, corrected(said))
@@ -93,12 +93,12 @@ def test_without_sameas_it_is_not_the_cluster(place: Place, name: str) -> None:
     assert place.cluster.uuid in whereis(place.client, name)
 
 
-def test_the_corrected_command_is_no_more_private_than_the_first(place: Place, name: str) -> None:
+def test_the_suggested_command_is_private_only_if_the_first_was(place: Place, name: str) -> None:
     assert "--private" not in corrected(refused(place.client, name, place.url, private=False))
 
 
 @pytest.mark.parametrize("whose", ["cluster", "node"])
-def test_uuid_would_take_the_place_of_another(place: Place, name: str, whose: str) -> None:
+def test_initremote_with_anothers_uuid_is_refused(place: Place, name: str, whose: str) -> None:
     uuid = place.cluster.uuid if whose == "cluster" else place.cluster.nodes[1].uuid
     said = refused(place.client, name, place.url, f"uuid={uuid}")
     assert "destroy its description for everybody; use --sameas" in said
@@ -106,14 +106,14 @@ def test_uuid_would_take_the_place_of_another(place: Place, name: str, whose: st
     assert reaches(place.client, name, uuid)
 
 
-def test_a_uuid_that_is_not_there(place: Place, name: str) -> None:
+def test_initremote_with_a_uuid_the_server_lacks_is_refused(place: Place, name: str) -> None:
     said = refused(place.client, name, place.url, sameas=place.client.uuid)
     assert f"at {place.cluster.gateway.path} is gateway (hall), not client (desk)" in said
     obey(place.client, corrected(said))
     assert reaches(place.client, name, place.cluster.uuid)
 
 
-def test_a_cluster_that_is_not_at_a_node(place: Place, name: str) -> None:
+def test_initremote_of_a_cluster_at_a_nodes_address_is_refused(place: Place, name: str) -> None:
     node = place.cluster.nodes[2]
     said = refused(place.client, name, f"url={node.path}", sameas=place.cluster.uuid)
     assert f"at {node.path} is NAS: shelf 3, not cluster mycluster" in said
@@ -122,7 +122,7 @@ def test_a_cluster_that_is_not_at_a_node(place: Place, name: str) -> None:
 
 
 @pytest.mark.parametrize("by", ["uuid=", "nothing"])
-def test_a_cluster_that_this_repository_does_not_know(environment: Environment, by: str) -> None:
+def test_initremote_of_an_unknown_cluster_is_refused(environment: Environment, by: str) -> None:
     cluster = make_cluster(environment, environment.directory / "far away")
     stranger = make_repository(environment, environment.directory / "stranger", "stranger")
     parameters = [f"uuid={cluster.uuid}"] if by == "uuid=" else []
@@ -144,7 +144,7 @@ def test_a_cluster_that_this_repository_does_not_know(environment: Environment, 
     assert stranger.locations(key) == {stranger.uuid, *(node.uuid for node in cluster.nodes)}
 
 
-def test_a_cluster_that_this_repository_shall_never_know(environment: Environment) -> None:
+def test_initremote_of_an_unknown_cluster_is_allowed_with_counts_as_one_copy(environment: Environment) -> None:
     cluster = make_cluster(environment, environment.directory / "far")
     stranger = make_repository(environment, environment.directory / "stranger", "stranger")
     said = refused(stranger, "vault", f"url={cluster.gateway.path}", f"uuid={cluster.uuid}")
@@ -161,7 +161,7 @@ def test_a_cluster_that_this_repository_shall_never_know(environment: Environmen
 
 
 @pytest.mark.parametrize("tracking", [(), ("tracking=nodes",)], ids=["sameas", "nodes"])
-def test_encrypted_contents_cannot_be_counted_on_the_nodes(place: Place, name: str, tracking: tuple[str, ...]) -> None:
+def test_encryption_with_sameas_is_refused(place: Place, name: str, tracking: tuple[str, ...]) -> None:
     sameas = None if tracking else place.cluster.uuid
     said = refused(place.client, name, place.url, "encryption=shared", "chunk=1MiB", *tracking, sameas=sameas)
     assert "with encryption=shared the nodes hold other keys than this repository" in said
@@ -179,7 +179,7 @@ def test_encrypted_contents_cannot_be_counted_on_the_nodes(place: Place, name: s
 
 
 @pytest.mark.parametrize("tracking", [(), ("tracking=nodes",)], ids=["sameas", "nodes"])
-def test_chunks_cannot_be_counted_on_the_nodes(place: Place, name: str, tracking: tuple[str, ...]) -> None:
+def test_chunking_with_sameas_is_refused(place: Place, name: str, tracking: tuple[str, ...]) -> None:
     sameas = None if tracking else place.cluster.uuid
     said = refused(place.client, name, place.url, "chunk=1MiB", *tracking, sameas=sameas)
     assert "with chunks the nodes hold other keys than this repository" in said
@@ -189,7 +189,7 @@ def test_chunks_cannot_be_counted_on_the_nodes(place: Place, name: str, tracking
 
 @pytest.mark.parametrize("chunks", [(), ("chunk=1MiB",)], ids=["whole", "chunks"])
 @pytest.mark.parametrize("cluster", ["named", *only_in_all("by UUID", "not named")])
-def test_contents_in_the_clear_would_be_counted_twice(
+def test_an_unencrypted_remote_with_its_own_uuid_is_refused(
     place: Place, name: str, cluster: str, chunks: tuple[str, ...]
 ) -> None:
     named = {"named": [f"cluster={place.cluster.name}"], "by UUID": [f"cluster={place.cluster.uuid}"], "not named": []}
@@ -199,7 +199,7 @@ def test_contents_in_the_clear_would_be_counted_twice(
     assert reaches(place.client, name, place.cluster.uuid)
 
 
-def test_a_remote_that_is_the_same_as_another_has_no_uuid_of_its_own(place: Place, name: str) -> None:
+def test_a_sameas_remote_cannot_have_its_own_uuid(place: Place, name: str) -> None:
     node = place.cluster.nodes[0]
     said = refused(place.client, name, place.url, "tracking=remote", sameas=node.uuid)
     assert "with tracking=remote the remote has a UUID of its own" in said
@@ -207,7 +207,7 @@ def test_a_remote_that_is_the_same_as_another_has_no_uuid_of_its_own(place: Plac
     assert reaches(place.client, name, node.uuid)
 
 
-def test_a_cluster_by_a_name_that_nobody_knows(place: Place, name: str) -> None:
+def test_initremote_of_an_unknown_cluster_name_is_refused(place: Place, name: str) -> None:
     for client in (place.client, place.stranger):
         said = refused(client, name, place.url, "encryption=shared", "cluster=elsewhere")
         assert "cluster=elsewhere: this repository knows none of that name" in said
@@ -232,25 +232,25 @@ def test_a_cluster_by_a_name_that_nobody_knows(place: Place, name: str) -> None:
         ),
     ],
 )
-def test_an_invalid_url(place: Place, name: str, url: str, complaint: str) -> None:
+def test_an_invalid_url_is_refused(place: Place, name: str, url: str, complaint: str) -> None:
     said = refused(place.client, name, f"url={url}", sameas=place.cluster.uuid)
     assert complaint in said
     assert SECRET not in said
 
 
 @pytest.mark.parametrize("timeout", ["soon", "0", "-1", "nan", "inf", "1e9"])
-def test_an_invalid_timeout(place: Place, name: str, timeout: str) -> None:
+def test_an_invalid_timeout_is_refused(place: Place, name: str, timeout: str) -> None:
     said = refused(place.client, name, place.url, f"timeout={timeout}", sameas=place.cluster.uuid)
     assert f"timeout={timeout}: it is a number of seconds, such as timeout=60" in said
 
 
-def test_an_invalid_tracking(place: Place, name: str) -> None:
+def test_an_invalid_tracking_is_refused(place: Place, name: str) -> None:
     said = refused(place.client, name, place.url, "tracking=both", sameas=place.cluster.uuid)
     assert "tracking=both: it can be tracking=nodes or tracking=remote" in said
 
 
 @pytest.mark.slow
-def test_a_socket_wants_a_token_and_the_right_one(environment: Environment) -> None:
+def test_a_socket_needs_a_valid_token(environment: Environment) -> None:
     cluster = make_cluster(environment, environment.directory, nodes=1)
     client, node = cluster.clone(), cluster.nodes[0]
     with serve_p2p(node) as (path, token):
@@ -283,7 +283,7 @@ def test_a_socket_wants_a_token_and_the_right_one(environment: Environment) -> N
 
 
 @pytest.mark.slow
-def test_what_cannot_be_reached(place: Place, name: str) -> None:
+def test_initremote_of_an_unreachable_address_fails(place: Place, name: str) -> None:
     environment, cluster = place.client.environment, place.cluster
     nobody = free_port()
     for url, complaint in {
@@ -300,7 +300,7 @@ def test_what_cannot_be_reached(place: Place, name: str) -> None:
         assert f"url={url}" in corrected(said)
 
 
-def test_what_could_not_be_reached_can_be_once_it_is_there(environment: Environment) -> None:
+def test_a_failed_initremote_succeeds_once_the_address_is_reachable(environment: Environment) -> None:
     cluster = make_cluster(environment, environment.directory, nodes=1)
     client = cluster.clone()
     away = cluster.gateway.path.rename(environment.directory / "away")
@@ -310,7 +310,7 @@ def test_what_could_not_be_reached_can_be_once_it_is_there(environment: Environm
     assert reaches(client, "mycl", cluster.uuid)
 
 
-def test_enableremote_of_an_address_where_something_else_is(environment: Environment) -> None:
+def test_enableremote_of_an_address_with_another_repository_is_refused(environment: Environment) -> None:
     cluster = make_cluster(environment, environment.directory, nodes=1)
     client = cluster.clone()
     initremote(client, "mycl", f"url={cluster.gateway.path}", sameas=cluster.uuid, private=False)

@@ -82,7 +82,7 @@ def test_copying_with_jobs_starts_one_process_and_stores_everywhere(testbed: Tes
         assert all(node.has_object(key) for node in testbed.cluster.nodes)
 
 
-def test_jobs_are_answered_each_under_its_own_number(testbed: Testbed) -> None:
+def test_each_job_is_answered_under_its_own_number(testbed: Testbed) -> None:
     present = testbed.client.add("numbered", b"numbered")
     testbed.client.annex("copy", "--to", "mycl", "numbered")
     absent = "SHA256E-s4--" + "0" * 64
@@ -108,7 +108,7 @@ def test_parameters_are_asked_for_once_whichever_job_needs_them(testbed: Testbed
         assert jobs.asked.count("GETUUID") == 1
 
 
-def test_a_job_that_fails_does_not_disturb_the_others(testbed: Testbed, tmp_path: Path) -> None:
+def test_a_failing_job_does_not_disturb_the_others(testbed: Testbed, tmp_path: Path) -> None:
     key = testbed.client.add("undisturbed", b"undisturbed")
     target = testbed.client.path / "retrieved"
     testbed.client.annex("copy", "--to", "mycl", "undisturbed")
@@ -123,7 +123,7 @@ def test_a_job_that_fails_does_not_disturb_the_others(testbed: Testbed, tmp_path
     assert answers[3] == "UNSUPPORTED-REQUEST"
 
 
-def test_a_question_that_git_annex_answers_with_an_error_fails_each_request_that_needs_it(testbed: Testbed) -> None:
+def test_an_error_from_git_annex_to_a_question_fails_each_request_that_needs_it(testbed: Testbed) -> None:
     key = "SHA256E-s4--" + "3" * 64
     with testbed.driver() as driver:
         jobs = Jobs(driver, refused="GETGITDIR")
@@ -139,7 +139,7 @@ def test_a_question_that_git_annex_answers_with_an_error_fails_each_request_that
         assert jobs.answer() == (2, f"CHECKPRESENT-FAILURE {key}")
 
 
-def test_an_error_is_for_all_jobs_and_the_end(testbed: Testbed) -> None:
+def test_an_untagged_error_ends_all_jobs_and_the_program(testbed: Testbed) -> None:
     with testbed.driver() as driver:
         jobs = Jobs(driver)
         jobs.say(1, "PREPARE")
@@ -150,14 +150,16 @@ def test_an_error_is_for_all_jobs_and_the_end(testbed: Testbed) -> None:
         assert driver.process.wait(20) == 0
 
 
-def test_debug_messages_of_a_conversation_go_to_the_job_that_has_it(testbed: Testbed) -> None:
+def test_debug_messages_are_tagged_with_their_job(testbed: Testbed) -> None:
     testbed.client.add("traced", b"traced")
     done = testbed.client.annex("copy", "-J3", "--debug", "--to", "mycl", "traced")
     assert any(message.startswith("> PUT") for message in messages(done))
 
 
 @pytest.mark.parametrize("number_of_jobs", [1, 4])
-def test_when_git_annex_hangs_up_requests_under_way_are_given_up_at_once(testbed: Testbed, number_of_jobs: int) -> None:
+def test_running_requests_are_abandoned_at_once_when_git_annex_disconnects(
+    testbed: Testbed, number_of_jobs: int
+) -> None:
     script = [*opening(testbed.cluster.uuid, token="secret"), Expect(re.compile(b"CHECKPRESENT .*")), Stall()]
     with (
         ScriptedPeer(script, tcp=True) as peer,
@@ -172,7 +174,7 @@ def test_when_git_annex_hangs_up_requests_under_way_are_given_up_at_once(testbed
         driver.hang_up(within=15)
 
 
-def test_a_mistake_in_the_program_ends_a_job_with_a_word() -> None:
+def test_a_bug_in_the_program_fails_its_job_with_a_message() -> None:
     output = io.StringIO()
     master = AnnexMaster(cast(io.TextIOWrapper, output), Questions())
 
@@ -186,7 +188,9 @@ def test_a_mistake_in_the_program_ends_a_job_with_a_word() -> None:
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_while_git_annex_owes_a_reply_ends_it(testbed: Testbed, how: signal.Signals) -> None:
+def test_an_interrupt_while_waiting_for_git_annexs_reply_ends_the_program(
+    testbed: Testbed, how: signal.Signals
+) -> None:
     with testbed.driver() as annex:
         annex.ask(EXTENSIONS)
         annex.say("J 1 CHECKPRESENT WORM-s1-m1--absent")

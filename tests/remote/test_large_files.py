@@ -42,9 +42,7 @@ def marked(file: Path, size: int) -> dict[int, bytes]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [LARGE, *only_in_all(LARGER)])
-def test_a_large_file_goes_to_a_node_and_comes_back_in_little_memory(
-    own_testbed: Testbed, tmp_path: Path, size: int
-) -> None:
+def test_a_large_file_round_trips_in_little_memory(own_testbed: Testbed, tmp_path: Path, size: int) -> None:
     node = own_testbed.cluster.nodes[0]
     file = tmp_path / "file"
     with file.open("wb") as opened:

@@ -12,7 +12,7 @@ from tests.support.slow import only_in_all
 
 
 @pytest.mark.parametrize("locale", ["C", *only_in_all("POSIX", "xx_XX.UTF-8")])
-def test_a_cluster_of_umlauts(environment: Environment, locale: str) -> None:
+def test_paths_and_names_with_umlauts_work_in_every_locale(environment: Environment, locale: str) -> None:
     top = environment.directory / "Größe & 'Maß'"
     top.mkdir()
     laptop = make_repository(environment, top / "Läptop", "Läptop von Jörg")

@@ -162,7 +162,7 @@ CHECKS: dict[str, tuple[list[Step], str]] = {
 
 
 @pytest.mark.parametrize("how", representatives(CHECKS, "stalls", "refuses", "talks nonsense"))
-def test_what_is_not_known_is_not_absent(place: tuple[Testbed, Path], how: str) -> None:
+def test_unknown_presence_is_not_reported_as_absent(place: tuple[Testbed, Path], how: str) -> None:
     steps, complaint = CHECKS[how]
     with driver(place) as annex, ScriptedPeer(let_in(place, CHECK, *steps), unix=place[1]):
         annex.prepare()
@@ -215,7 +215,9 @@ UPLOADS: dict[str, tuple[list[Step], str]] = {
         "names nobody",
     ),
 )
-def test_an_upload_that_goes_wrong(place: tuple[Testbed, Path], tmp_path: Path, how: str) -> None:
+def test_a_failing_upload_is_a_failure_and_records_nothing(
+    place: tuple[Testbed, Path], tmp_path: Path, how: str
+) -> None:
     steps, complaint = UPLOADS[how]
     (tmp_path / "file").write_bytes(CONTENT)
     with driver(place) as annex, ScriptedPeer(let_in(place, *steps), unix=place[1]):
@@ -255,7 +257,7 @@ DOWNLOADS: dict[str, tuple[list[Step], str]] = {
         "does not vouch for it",
     ),
 )
-def test_a_download_that_goes_wrong(place: tuple[Testbed, Path], tmp_path: Path, how: str) -> None:
+def test_a_failing_download_is_a_failure_with_the_reason(place: tuple[Testbed, Path], tmp_path: Path, how: str) -> None:
     steps, complaint = DOWNLOADS[how]
     with driver(place) as annex, ScriptedPeer(let_in(place, GET, *steps), unix=place[1]):
         annex.prepare()
@@ -276,7 +278,7 @@ REMOVALS: dict[str, tuple[list[Step], str]] = {
 
 
 @pytest.mark.parametrize("how", REMOVALS)
-def test_a_removal_that_goes_wrong_forgets_no_location(place: tuple[Testbed, Path], how: str) -> None:
+def test_a_failing_removal_forgets_no_location(place: tuple[Testbed, Path], how: str) -> None:
     steps, complaint = REMOVALS[how]
     testbed, path = place
     key = f"WORM-s{SIZE}-m1--removed-{how.replace(' ', '-')}"
@@ -291,7 +293,7 @@ def test_a_removal_that_goes_wrong_forgets_no_location(place: tuple[Testbed, Pat
     nothing_happened(place, answer, *annex.debug)
 
 
-def test_a_peer_that_takes_no_more_of_a_large_file(place: tuple[Testbed, Path], tmp_path: Path) -> None:
+def test_a_peer_that_stops_reading_a_large_file_times_out(place: tuple[Testbed, Path], tmp_path: Path) -> None:
     key = f"WORM-s{BIG}-m1--large"
     with (tmp_path / "file").open("wb") as file:
         file.truncate(BIG)
@@ -303,7 +305,7 @@ def test_a_peer_that_takes_no_more_of_a_large_file(place: tuple[Testbed, Path], 
     nothing_happened(place, answer)
 
 
-def test_a_request_that_failed_does_not_spoil_the_next(place: tuple[Testbed, Path]) -> None:
+def test_a_failed_request_does_not_affect_the_next(place: tuple[Testbed, Path]) -> None:
     def script(connection: int) -> Script:
         return let_in(
             place, CHECK, *([Close()] if connection == 0 else [Send(b"SUCCESS\n"), CHECK, Send(b"FAILURE\n")])
@@ -322,7 +324,7 @@ def scripts_running() -> bool:
     return any(thread.name.startswith("scripted peer ") for thread in threading.enumerate())
 
 
-def test_a_connection_that_died_while_idle_is_opened_again_once(place: tuple[Testbed, Path]) -> None:
+def test_a_connection_lost_while_idle_is_reopened_once(place: tuple[Testbed, Path]) -> None:
     with (
         driver(place) as annex,
         ScriptedPeer(let_in(place, CHECK, Send(b"FAILURE\n"), Close()), unix=place[1]) as peer,
@@ -340,7 +342,7 @@ def test_a_connection_that_died_while_idle_is_opened_again_once(place: tuple[Tes
 
 
 @pytest.mark.slow
-def test_what_git_annex_says_when_a_peer_stalls(place: tuple[Testbed, Path]) -> None:
+def test_git_annex_reports_a_stalled_peer(place: tuple[Testbed, Path]) -> None:
     """Every command ends by itself, with an error in words, and changes nothing."""
     testbed, path = place
     client, node = testbed.client, testbed.cluster.nodes[0].uuid
@@ -370,7 +372,7 @@ def test_what_git_annex_says_when_a_peer_stalls(place: tuple[Testbed, Path]) -> 
         nothing_happened(place, text(done))
 
 
-def test_nobody_sees_the_token_while_a_peer_stalls(place: tuple[Testbed, Path]) -> None:
+def test_the_token_is_not_visible_while_a_peer_stalls(place: tuple[Testbed, Path]) -> None:
     """Neither in the arguments of processes nor in the environment of those that need it not."""
     testbed, path = place
     with ScriptedPeer(let_in(place, CHECK, Stall()), unix=path) as peer:
@@ -389,7 +391,7 @@ def test_nobody_sees_the_token_while_a_peer_stalls(place: tuple[Testbed, Path]) 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ssh", *only_in_all("tcp", "directory")])
-def test_peers_by_other_ways_may_stall_and_break_off_too(environment: Environment, kind: str) -> None:
+def test_stalls_and_disconnects_are_handled_over_every_transport(environment: Environment, kind: str) -> None:
     cluster = make_cluster(environment, environment.directory, nodes=1)
     client, node = cluster.clone(), cluster.nodes[0]
     key = client.add("file", CONTENT)

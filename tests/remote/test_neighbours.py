@@ -32,7 +32,7 @@ def pair(make_environment: Callable[[], Environment]) -> tuple[Testbed, Reposito
 
 
 @pytest.mark.slow
-def test_descriptions_of_nodes_and_cluster_are_as_before(pair: tuple[Testbed, Repository]) -> None:
+def test_descriptions_of_nodes_and_cluster_are_unchanged(pair: tuple[Testbed, Repository]) -> None:
     testbed, other = pair
     descriptions = other.descriptions()
     assert [descriptions[node.uuid] for node in testbed.cluster.nodes] == [
@@ -45,13 +45,13 @@ def test_descriptions_of_nodes_and_cluster_are_as_before(pair: tuple[Testbed, Re
     assert set(descriptions) == known
 
 
-def test_private_remotes_are_in_no_log_that_is_shared(pair: tuple[Testbed, Repository]) -> None:
+def test_private_remotes_are_in_no_shared_log(pair: tuple[Testbed, Repository]) -> None:
     _, other = pair
     branch = other.git("ls-tree", "-r", "--name-only", "git-annex").stdout.decode().split()
     assert "remote.log" not in branch
 
 
-def test_locations_are_shared_though_the_remote_is_private(pair: tuple[Testbed, Repository]) -> None:
+def test_locations_are_shared_even_if_the_remote_is_private(pair: tuple[Testbed, Repository]) -> None:
     testbed, other = pair
     assert whereis(other, "f") == {testbed.client.uuid, testbed.cluster.uuid, *testbed.nodes}
 
@@ -98,7 +98,7 @@ def test_a_shared_remote_can_be_enabled_elsewhere(own_testbed: Testbed) -> None:
     assert other.descriptions()[own_testbed.cluster.uuid] == "cluster mycluster"
 
 
-def test_what_is_uploaded_here_is_downloaded_there(own_testbed: Testbed) -> None:
+def test_content_uploaded_in_one_clone_is_downloaded_in_another(own_testbed: Testbed) -> None:
     """Two clients with a private remote each, and nothing between them but the gateway's branch."""
     other = own_testbed.cluster.clone("other")
     initremote(other, "mine", f"url={own_testbed.url}", sameas=own_testbed.cluster.uuid)
@@ -122,7 +122,7 @@ def test_git_annex_sync_content_works_with_the_remote(own_testbed: Testbed) -> N
     assert "put f (to mycl...)" in said
 
 
-def test_a_remote_of_the_same_name_as_a_directory_is_no_trouble(own_testbed: Testbed) -> None:
+def test_a_remote_named_like_a_directory_works(own_testbed: Testbed) -> None:
     key = own_testbed.client.add("mycl/f", b"not confused")
     own_testbed.client.annex("copy", "--to", "mycl", "mycl/f")
     assert own_testbed.cluster.holders(key) == [True] * 3

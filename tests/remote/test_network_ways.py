@@ -127,7 +127,7 @@ def way(request: pytest.FixtureRequest, environment: Environment) -> Iterator[tu
 
 
 @pytest.mark.slow
-def test_files_go_to_every_node_come_back_and_go_again(way: tuple[Testbed, dict[str, str]]) -> None:
+def test_files_are_stored_on_every_node_retrieved_and_dropped(way: tuple[Testbed, dict[str, str]]) -> None:
     testbed, _ = way
     content = os.urandom(300_000)
     key = testbed.client.add("photo.jpg", content)
@@ -156,7 +156,7 @@ def test_many_files_at_once_with_jobs(way: tuple[Testbed, dict[str, str]]) -> No
 
 
 @pytest.mark.slow
-def test_transfers_that_are_killed_go_on_both_ways(way: tuple[Testbed, dict[str, str]]) -> None:
+def test_killed_transfers_resume_in_both_directions(way: tuple[Testbed, dict[str, str]]) -> None:
     testbed, _ = way
     content = os.urandom(80_000_000)
     key = testbed.client.add("film", content)
@@ -191,13 +191,13 @@ def _size(file: Path) -> int:
 
 
 @pytest.mark.slow
-def test_git_annex_tests_it(way: tuple[Testbed, dict[str, str]]) -> None:
+def test_git_annex_testremote_passes(way: tuple[Testbed, dict[str, str]]) -> None:
     testbed, _ = way
     done = testbed.client.annex("testremote", "--fast", "mycl", "--size=99", timeout=280, check=False)
     assert done.returncode == 0, done.stdout.decode()[-3000:]
 
 
-def test_a_certificate_that_is_not_trusted_is_refused_in_words_until_it_is(cluster: Cluster) -> None:
+def test_an_untrusted_certificate_is_refused_with_the_reason_until_trusted(cluster: Cluster) -> None:
     environment, client, port = cluster.gateway.environment, cluster.clone(), free_port()
     certificate, key = make_certificate(environment)
     options = ("--listen", f"tls://127.0.0.1:{port}", "--certificate", str(certificate), "--key", str(key))
@@ -216,7 +216,7 @@ def test_a_certificate_that_is_not_trusted_is_refused_in_words_until_it_is(clust
         initremote(client, "mycl", url, sameas=cluster.uuid, env=token)
 
 
-def test_a_login_comes_from_gits_credential_helpers(cluster: Cluster) -> None:
+def test_a_login_is_taken_from_gits_credential_helpers(cluster: Cluster) -> None:
     environment, client = cluster.gateway.environment, cluster.clone()
     key = client.add("photo.jpg", b"photo")
     asked = environment.directory / "asked"
@@ -237,7 +237,7 @@ def test_a_login_comes_from_gits_credential_helpers(cluster: Cluster) -> None:
     assert "store" in said, "the helper is told that the login was taken"
 
 
-def test_a_server_that_starts_again_between_two_files_is_no_trouble(cluster: Cluster) -> None:
+def test_a_server_restart_between_two_files_is_harmless(cluster: Cluster) -> None:
     client = cluster.clone()
     _allow(cluster.gateway.environment)
     for number in (1, 2):

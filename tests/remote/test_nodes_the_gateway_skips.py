@@ -49,7 +49,7 @@ def test_content_is_found_on_another_node(
     assert client.object_bytes(key) == content
 
 
-def test_it_is_absent_only_if_no_node_that_should_have_it_does(environment: Environment) -> None:
+def test_content_is_absent_only_if_every_recorded_node_lacks_it(environment: Environment) -> None:
     testbed = make_testbed(environment)
     client, nodes = testbed.client, testbed.cluster.nodes
     key = client.add("photo", b"x" * 1000)
@@ -91,7 +91,7 @@ def test_encrypted_content_is_found_on_another_node(environment: Environment, ch
 
 @pytest.mark.parametrize("way", ["without a server", "through git-annex's gateway"])
 @pytest.mark.parametrize("bad", [1, 2], ids=["one damaged node", "two damaged nodes"])
-def test_a_damaged_chunk_is_replaced_by_what_other_nodes_have(environment: Environment, way: str, bad: int) -> None:
+def test_a_damaged_chunk_is_replaced_from_other_nodes(environment: Environment, way: str, bad: int) -> None:
     """Nothing but the whole file shows the damage. Each node has it in a chunk of its own."""
     testbed = make_testbed(environment)
     gateway = testbed.cluster.gateway

@@ -27,7 +27,7 @@ def requests(log: Path) -> list[str]:
     return [word.decode() for word in re.findall(rb"^([A-Z-]+)(?: |$)", said, re.MULTILINE)]
 
 
-def test_new_files_are_sent_to_the_nodes_without_a_question(cluster: Cluster) -> None:
+def test_new_files_are_sent_without_asking_nodes_for_presence(cluster: Cluster) -> None:
     gateway, log = cluster.gateway, cluster.gateway.environment.directory / "said"
     initremote(gateway, "everywhere", sameas=cluster.uuid)
     for number in range(20):

@@ -31,7 +31,7 @@ NAMES = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["SHA256E", *only_in_all("WORM")])
-def test_files_of_any_name_are_stored_and_come_back(testbed: Testbed, backend: str) -> None:
+def test_files_of_any_name_round_trip(testbed: Testbed, backend: str) -> None:
     directory = os.fsencode(f"odd {backend}")
     contents = {directory + b"/" + name: backend.encode() + b" " + name for name in NAMES}
     contents[directory + b"/empty"] = b""
@@ -86,7 +86,9 @@ KEYS = [
 ]
 
 
-def test_keys_of_any_name_are_stored_on_a_cluster_checked_given_and_removed(testbed: Testbed, tmp_path: Path) -> None:
+def test_keys_of_any_name_are_stored_on_a_cluster_checked_retrieved_and_removed(
+    testbed: Testbed, tmp_path: Path
+) -> None:
     """Through its gateway."""
     nodes = testbed.cluster.nodes
     with testbed.driver() as annex:
@@ -101,7 +103,7 @@ def test_keys_of_any_name_are_stored_on_a_cluster_checked_given_and_removed(test
             assert not any(key in objects(node) for node in nodes), key
 
 
-def test_keys_of_any_name_are_stored_on_a_node_checked_given_and_removed(testbed: Testbed, tmp_path: Path) -> None:
+def test_keys_of_any_name_are_stored_on_a_node_checked_retrieved_and_removed(testbed: Testbed, tmp_path: Path) -> None:
     """By its own git-annex-shell."""
     node = testbed.cluster.nodes[0]
     with testbed.driver(node.uuid, url=str(node.path)) as annex:
@@ -139,7 +141,7 @@ PLACES = [
 ]
 
 
-def test_contents_go_to_and_come_from_files_of_any_name(testbed: Testbed, tmp_path: Path) -> None:
+def test_content_is_sent_from_and_written_to_files_of_any_name(testbed: Testbed, tmp_path: Path) -> None:
     with testbed.driver(testbed.cluster.nodes[0].uuid) as annex:
         annex.prepare()
         for number, place in enumerate(PLACES):
@@ -153,7 +155,7 @@ def test_contents_go_to_and_come_from_files_of_any_name(testbed: Testbed, tmp_pa
             (tmp_path / place).unlink()
 
 
-def test_a_file_may_be_named_relative_to_the_working_directory(testbed: Testbed) -> None:
+def test_a_file_may_be_given_relative_to_the_working_directory(testbed: Testbed) -> None:
     """As git-annex does it; the name may look like an option."""
     key = "WORM-s4-m2--relative"
     (testbed.client.path / "-n").write_bytes(b"here")
@@ -164,7 +166,7 @@ def test_a_file_may_be_named_relative_to_the_working_directory(testbed: Testbed)
     assert testbed.cluster.nodes[0].object_bytes(key) == b"here"
 
 
-def test_what_is_no_key_is_refused_before_anybody_is_asked(testbed: Testbed, tmp_path: Path) -> None:
+def test_a_malformed_key_is_refused_before_any_node_is_asked(testbed: Testbed, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"data")
     keys = ["nonsense", "WORM-s4", "WORM-sx--name", "-s4--name", f"WORM-s{2**63}--x"]
     with testbed.driver() as annex:

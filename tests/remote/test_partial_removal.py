@@ -10,7 +10,7 @@ from tests.support.repositories import DESCRIPTIONS, locked
 
 
 @pytest.mark.parametrize("held", [0, 2])
-def test_drop_names_the_node_that_has_the_content_locked_by_its_description(testbed: Testbed, held: int) -> None:
+def test_drop_names_a_node_with_locked_content_by_its_description(testbed: Testbed, held: int) -> None:
     name = f"locked{held}"
     key = testbed.client.add(name, b"held by somebody %d" % held)
     testbed.client.annex("copy", "--to", "mycl", name)
@@ -30,7 +30,7 @@ def test_drop_names_the_node_that_has_the_content_locked_by_its_description(test
     assert testbed.present(key) == set()
 
 
-def test_drop_that_no_node_can_do_changes_nothing_and_names_all(testbed: Testbed) -> None:
+def test_drop_with_all_nodes_locked_changes_nothing_and_names_all(testbed: Testbed) -> None:
     key = testbed.client.add("all", b"held everywhere")
     testbed.client.annex("copy", "--to", "mycl", "all")
     one, two, three = testbed.cluster.nodes
@@ -44,7 +44,7 @@ def test_drop_that_no_node_can_do_changes_nothing_and_names_all(testbed: Testbed
         assert f"{description} still has it" in text(done)
 
 
-def test_a_node_that_the_log_does_not_name_is_found_and_named(testbed: Testbed) -> None:
+def test_an_unrecorded_node_is_found_and_named(testbed: Testbed) -> None:
     """Nobody knew that it has the content; the gateway tells those it removed from, not those it failed at."""
     content = b"held by a node that nobody suspects"
     key = testbed.client.add("suspect", content)
@@ -69,7 +69,7 @@ def test_drop_from_one_locked_node_fails_and_keeps_its_location(testbed: Testbed
     assert testbed.cluster.holders(key) == [True] * 3
 
 
-def test_move_from_the_cluster_fails_where_a_node_keeps_the_content(testbed: Testbed) -> None:
+def test_move_from_the_cluster_fails_if_a_node_keeps_the_content(testbed: Testbed) -> None:
     key = testbed.client.add("moving", b"held while it moves")
     testbed.client.annex("move", "--to", "mycl", "moving")
     with locked(testbed.cluster.nodes[2], key):
@@ -80,7 +80,7 @@ def test_move_from_the_cluster_fails_where_a_node_keeps_the_content(testbed: Tes
     assert testbed.client.locations(key) == {testbed.client.uuid, testbed.cluster.nodes[2].uuid}
 
 
-def test_a_node_that_may_have_lost_what_this_log_did_not_know_of_is_named(own_testbed: Testbed) -> None:
+def test_a_node_that_may_have_lost_unrecorded_content_is_named(own_testbed: Testbed) -> None:
     """git-annex's gateway gives no answer with a node away; what it has removed by then is found out."""
     lost = 0
     for away in own_testbed.cluster.nodes:

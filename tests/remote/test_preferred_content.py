@@ -39,7 +39,7 @@ def client_of(cluster: Cluster, way: str) -> Iterator[Repository]:
 
 
 @pytest.mark.parametrize("way", representatives(WAYS, "served"))
-def test_rules_that_name_files_see_the_file(cluster: Cluster, way: str) -> None:
+def test_preferred_content_naming_files_sees_the_file_name(cluster: Cluster, way: str) -> None:
     cluster.gateway.annex("wanted", "node2", "include=Fotos/M*")
     cluster.gateway.annex("required", "node3", "exclude=*/tmp/* and exclude=tmp/*")
     cluster.gateway.annex("wanted", "node3", "not anything")
@@ -53,7 +53,7 @@ def test_rules_that_name_files_see_the_file(cluster: Cluster, way: str) -> None:
     }
 
 
-def test_the_name_is_told_to_a_gateway_only_where_a_rule_may_ask_for_it(cluster: Cluster) -> None:
+def test_the_file_name_is_sent_to_a_gateway_only_if_preferred_content_may_need_it(cluster: Cluster) -> None:
     initremote(cluster.gateway, "all", sameas=cluster.uuid)
     initremote(cluster.gateway, "vault", f"cluster={cluster.uuid}", "tracking=remote", "encryption=shared")
     cluster.gateway.add("secret", b"content")
@@ -73,7 +73,7 @@ def _back(node: Repository) -> None:
 
 
 @pytest.mark.parametrize("way", ["serverless", *only_in_all("served")])
-def test_with_a_node_away_the_rules_decide_among_the_others(cluster: Cluster, way: str) -> None:
+def test_with_a_node_unavailable_preferred_content_decides_among_the_others(cluster: Cluster, way: str) -> None:
     cluster.gateway.annex("wanted", "node2", "include=*.jpg")
     with client_of(cluster, way) as client:
         keys = {name: client.add(name, name.encode()) for name in ("a.jpg", "b.jpg", "c.txt", "d.txt")}
@@ -93,7 +93,7 @@ def test_with_a_node_away_the_rules_decide_among_the_others(cluster: Cluster, wa
         assert [node.uuid in present[name] for node in cluster.nodes] == holds
 
 
-def test_a_node_that_goes_between_two_files_of_a_run_is_left_out(cluster: Cluster) -> None:
+def test_a_node_lost_between_two_files_of_a_run_is_skipped(cluster: Cluster) -> None:
     cluster.gateway.annex("wanted", "node2", "include=*")
     initremote(cluster.gateway, "all", sameas=cluster.uuid)
     with Driver(cluster.gateway, cluster.uuid, {"encryption": "none", "sameas-uuid": cluster.uuid}) as program:
@@ -111,7 +111,7 @@ def test_a_node_that_goes_between_two_files_of_a_run_is_left_out(cluster: Cluste
     assert [cluster.holders(key) for key in keys] == [[True, True, True], [True, False, True], [True, True, True]]
 
 
-def test_what_the_user_has_told_of_a_node_holds_where_rules_decide(cluster: Cluster) -> None:
+def test_a_nodes_settings_apply_with_preferred_content_too(cluster: Cluster) -> None:
     gateway, (first, second, third) = cluster.gateway, cluster.nodes
     gateway.annex("wanted", "node1", "include=*")
     initremote(gateway, "all", sameas=cluster.uuid)
@@ -130,7 +130,7 @@ def test_what_the_user_has_told_of_a_node_holds_where_rules_decide(cluster: Clus
 
 
 @pytest.mark.slow
-def test_a_clone_where_the_cluster_is_not_set_up_says_how_to_have_the_rules_followed(cluster: Cluster) -> None:
+def test_a_clone_without_the_cluster_says_how_to_apply_preferred_content(cluster: Cluster) -> None:
     client = cluster.clone()
     for number, node in enumerate(cluster.nodes, 1):
         client.git("remote", "add", f"node{number}", str(node.path))
@@ -182,7 +182,7 @@ FILES = (("photos", "jpg", 20), ("papers", "pdf", 10), ("archive/old", "txt", 10
 
 
 @pytest.mark.slow
-def test_fifty_files_reach_the_nodes_that_they_reach_with_git_annex_alone(
+def test_fifty_files_reach_the_same_nodes_as_with_git_annex_alone(
     make_environment: Callable[[], Environment],
 ) -> None:
     reached: dict[str, dict[str, list[bool]]] = {}

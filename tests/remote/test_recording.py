@@ -45,7 +45,7 @@ def complaint(place: Testbed, request: pytest.FixtureRequest) -> Iterator[str]:
     shim.unlink(missing_ok=True)
 
 
-def test_an_upload_whose_locations_cannot_be_recorded_has_failed(place: Testbed, complaint: str) -> None:
+def test_an_upload_that_cannot_be_recorded_fails(place: Testbed, complaint: str) -> None:
     key = place.client.add("unrecorded", b"nobody can know " + complaint.encode())
     done = place.client.annex("copy", "--to", "mycl", "unrecorded", check=False)
     assert done.returncode != 0
@@ -59,7 +59,7 @@ def test_an_upload_whose_locations_cannot_be_recorded_has_failed(place: Testbed,
     assert place.present(key) == place.nodes
 
 
-def test_a_removal_that_cannot_be_recorded_has_failed(place: Testbed, complaint: str) -> None:
+def test_a_removal_that_cannot_be_recorded_fails(place: Testbed, complaint: str) -> None:
     content = b"nobody can forget " + complaint.encode()
     key = f"WORM-s{len(content)}-m1--{complaint.replace(' ', '-')}"
     place.cluster.nodes[0].set_key(key, content)
@@ -71,7 +71,7 @@ def test_a_removal_that_cannot_be_recorded_has_failed(place: Testbed, complaint:
     assert not place.cluster.nodes[0].has_object(key)
 
 
-def test_success_is_only_said_when_it_cannot_be_forgotten_any_more(place: Testbed, tmp_path: Path) -> None:
+def test_success_is_reported_only_once_it_is_durably_recorded(place: Testbed, tmp_path: Path) -> None:
     """Everything is killed the moment it has been said."""
     (tmp_path / "file").write_bytes(b"data")
     for number in range(3):
@@ -90,7 +90,7 @@ def test_success_is_only_said_when_it_cannot_be_forgotten_any_more(place: Testbe
         assert place.present(key) == set()
 
 
-def test_locations_are_committed_when_git_annex_is_done(place: Testbed) -> None:
+def test_locations_are_committed_when_git_annex_finishes(place: Testbed) -> None:
     key = place.client.add("committed", b"in the branch, not in the journal")
     place.client.annex("copy", "--to", "mycl", "committed")
     place.environment.assert_no_process_left()
@@ -107,7 +107,7 @@ def test_no_cluster_and_no_remote_is_ever_a_location(place: Testbed) -> None:
     assert {line.split()[-1] for line in log.splitlines()} == {place.client.uuid, *place.nodes}
 
 
-def test_nothing_is_recorded_of_encrypted_and_chunked_contents(place: Testbed) -> None:
+def test_nothing_is_recorded_for_encrypted_and_chunked_contents(place: Testbed) -> None:
     """Neither their keys nor the nodes that hold them."""
     stranger = make_repository(place.environment, place.environment.directory / "stranger", "stranger")
     parameters = (f"url={place.url}", f"cluster={place.cluster.uuid}", "tracking=remote", "chunk=1KiB")

@@ -35,7 +35,7 @@ def test_upload_to_a_node_sends_only_what_it_lacks(testbed: Testbed, have: int) 
     assert testbed.present(key) == {testbed.cluster.nodes[1].uuid}
 
 
-def test_upload_to_a_node_that_has_all_bytes_but_has_not_stored_them(testbed: Testbed) -> None:
+def test_upload_to_a_node_with_all_bytes_but_not_yet_stored_completes(testbed: Testbed) -> None:
     content = unique("all")
     key = testbed.client.add("all", content)
     testbed.cluster.nodes[0].leave_partial(key, content)
@@ -44,7 +44,7 @@ def test_upload_to_a_node_that_has_all_bytes_but_has_not_stored_them(testbed: Te
     assert testbed.cluster.nodes[0].object_bytes(key) == content
 
 
-def test_upload_to_the_cluster_begins_where_the_node_that_lacks_most_needs_it(testbed: Testbed) -> None:
+def test_upload_to_the_cluster_starts_at_the_lowest_offset(testbed: Testbed) -> None:
     content = unique("shares")
     key = testbed.client.add("shares", content)
     for node, have in zip(testbed.cluster.nodes, (300_000, 200_000, 1_000_000), strict=True):
@@ -55,7 +55,7 @@ def test_upload_to_the_cluster_begins_where_the_node_that_lacks_most_needs_it(te
     assert testbed.present(key) == testbed.nodes
 
 
-def test_upload_onto_a_part_that_is_wrong_is_done_again_from_the_start(testbed: Testbed) -> None:
+def test_upload_onto_a_wrong_partial_file_restarts(testbed: Testbed) -> None:
     content = unique("spoilt")
     key = testbed.client.add("spoilt", content)
     testbed.cluster.nodes[2].leave_partial(key, b"X" * 5000)
@@ -68,7 +68,7 @@ def test_upload_onto_a_part_that_is_wrong_is_done_again_from_the_start(testbed: 
     assert testbed.cluster.nodes[2].object_bytes(key) == content
 
 
-def test_a_node_that_did_not_store_because_of_a_wrong_part_is_not_recorded(testbed: Testbed) -> None:
+def test_a_node_that_did_not_store_for_a_wrong_partial_file_is_not_recorded(testbed: Testbed) -> None:
     content = unique("spoilt on one")
     key = testbed.client.add("spoilt on one", content)
     testbed.cluster.nodes[1].leave_partial(key, b"X" * 5000)
@@ -97,7 +97,7 @@ def stored(shared_testbed: Testbed) -> tuple[Testbed, str, bytes]:
     ],
     ids=["empty", "a byte", "a part", "complete", "longer"],
 )
-def test_download_goes_on_where_the_file_ends(
+def test_download_resumes_at_the_end_of_the_file(
     stored: tuple[Testbed, str, bytes], tmp_path: Path, there: bytes, asked: int
 ) -> None:
     testbed, key, content = stored
@@ -112,7 +112,7 @@ def test_download_goes_on_where_the_file_ends(
     assert annex.debug[-2:] == ["P2P < VALID", "P2P > SUCCESS"]
 
 
-def test_download_into_a_file_that_is_not_there_makes_it(stored: tuple[Testbed, str, bytes], tmp_path: Path) -> None:
+def test_download_creates_a_missing_file(stored: tuple[Testbed, str, bytes], tmp_path: Path) -> None:
     testbed, key, content = stored
     with testbed.driver() as annex:
         annex.prepare()
@@ -143,7 +143,7 @@ def test_a_key_without_a_size_is_downloaded_from_the_start(testbed: Testbed, tmp
     assert f"P2P > GET 0  {key}" in annex.debug
 
 
-def test_download_of_what_is_not_there_leaves_the_part_as_it_was(testbed: Testbed, tmp_path: Path) -> None:
+def test_download_of_missing_content_leaves_the_partial_file_unchanged(testbed: Testbed, tmp_path: Path) -> None:
     key = f"SHA256-s1000--{64 * '0'}"
     file = tmp_path / "file"
     file.write_bytes(b"a part")
@@ -155,7 +155,7 @@ def test_download_of_what_is_not_there_leaves_the_part_as_it_was(testbed: Testbe
     assert file.read_bytes() == b"a part"
 
 
-def test_download_into_what_cannot_be_written_says_so(stored: tuple[Testbed, str, bytes], tmp_path: Path) -> None:
+def test_download_into_an_unwritable_file_says_so(stored: tuple[Testbed, str, bytes], tmp_path: Path) -> None:
     testbed, key, _ = stored
     with testbed.driver() as annex:
         annex.prepare()
@@ -174,7 +174,7 @@ ENCRYPTED = "GPGHMACSHA1--"
 
 
 @pytest.mark.parametrize("have", [1, 100_000, SIZE, SIZE + 1])
-def test_an_encrypted_upload_never_goes_on_with_another_one(testbed: Testbed, tmp_path: Path, have: int) -> None:
+def test_an_encrypted_upload_never_resumes_another(testbed: Testbed, tmp_path: Path, have: int) -> None:
     node = testbed.cluster.nodes[0]
     key = f"{ENCRYPTED}{have:040x}"
     node.leave_partial(key, b"other".ljust(have)[:have])
@@ -188,7 +188,7 @@ def test_an_encrypted_upload_never_goes_on_with_another_one(testbed: Testbed, tm
     assert objects(node)[key].read_bytes() == CONTENT
 
 
-def test_an_encrypted_upload_through_git_annex_s_gateway_says_where_the_beginning_of_another_one_lies(
+def test_an_encrypted_upload_through_git_annexs_gateway_names_a_leftover_partial_file(
     testbed: Testbed, tmp_path: Path
 ) -> None:
     key = f"{ENCRYPTED}{SIZE:040x}"

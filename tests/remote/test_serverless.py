@@ -99,13 +99,13 @@ def test_setup_makes_the_cluster_its_nodes_and_a_remote_that_costs_less_than_the
     assert float(home.laptop.config("remote.all.annex-cost") or 999) < 100
 
 
-def test_information_is_about_the_cluster_of_this_repository(home: Home) -> None:
+def test_info_describes_the_cluster_of_this_repository(home: Home) -> None:
     shown = text(home.laptop.annex("info", "all"))
     assert "\nurl: none: the cluster of this repository\n" in shown
     assert f"\ncluster: all\ncluster uuid: {home.laptop.config('annex.cluster.all')}\nprotocol version: 4\n" in shown
 
 
-def test_information_is_given_without_what_only_transfers_need(home: Home) -> None:
+def test_info_needs_nothing_that_only_transfers_need(home: Home) -> None:
     # git-annex starts the program again for each of its commands, also where nothing is transferred.
     told = {"PYTHONPROFILEIMPORTTIME": "1"}
     imported = imports(home.laptop.annex("info", "--fast", "all", env=told).stderr)
@@ -129,7 +129,7 @@ def test_setup_again_changes_nothing(home: Home) -> None:
     assert home.laptop.git("config", "--list", "--local").stdout == before
 
 
-def test_one_copy_reaches_nodes_of_three_kinds_and_each_counts(home: Home) -> None:
+def test_copy_reaches_nodes_of_three_kinds_and_each_counts(home: Home) -> None:
     key = home.laptop.add("f", b"to everywhere")
     home.laptop.annex("copy", "--to", "all", "f")
     assert home.holders(key) == [True, True, True]
@@ -153,7 +153,7 @@ def test_move_and_drop_leave_nothing_behind(home: Home) -> None:
     assert home.present(key) == set()
 
 
-def test_a_move_to_nodes_that_have_lost_it_stores_it_whatever_the_log_says(home: Home) -> None:
+def test_a_move_to_nodes_that_lost_content_stores_it_whatever_the_log_says(home: Home) -> None:
     key = home.laptop.add("believed", b"believed to be there")
     home.laptop.annex("copy", "--to", "all", "believed")
     home.laptop.git("fetch", "--quiet", "--all")
@@ -182,7 +182,7 @@ def test_sync_uploads_once(home: Home) -> None:
     assert len(re.findall(r"copy synced.*\(to all", text(done))) + text(done).count("(to all...)") >= 1
 
 
-def test_what_is_recorded_is_recorded_once(home: Home) -> None:
+def test_locations_are_recorded_once(home: Home) -> None:
     key = home.laptop.add("once", b"recorded once")
     home.laptop.annex("copy", "--to", "all", "once")
     home.laptop.annex("merge")
@@ -193,7 +193,7 @@ def test_what_is_recorded_is_recorded_once(home: Home) -> None:
 
 
 @pytest.mark.parametrize("away", ["disk", *only_in_all("nas"), "bucket"])
-def test_a_node_that_is_away_is_left_out_and_filled_when_it_is_back(home: Home, away: str) -> None:
+def test_an_unavailable_node_is_skipped_and_filled_when_it_returns(home: Home, away: str) -> None:
     name = f"away-{away}"
     key = home.laptop.add(name, f"without {away}".encode())
     path = home.bucket if away == "bucket" else getattr(home, away).path
@@ -215,14 +215,14 @@ def test_a_node_that_is_away_is_left_out_and_filled_when_it_is_back(home: Home, 
     assert home.present(key) == home.uuids
 
 
-def test_a_copy_of_new_files_asks_no_node_whether_it_has_them(home: Home) -> None:
+def test_copying_new_files_asks_no_node_for_presence(home: Home) -> None:
     home.laptop.add("new", b"on no node yet")
     said = messages(home.laptop.annex("copy", "--to", "all", "new", "--debug"))
     assert any(line.startswith("> PUT ") for line in said)
     assert not any("CHECKPRESENT" in line for line in said)
 
 
-def test_a_drop_with_a_node_away_removes_the_rest_and_names_it(home: Home) -> None:
+def test_a_drop_with_a_node_unavailable_removes_from_the_others_and_names_it(home: Home) -> None:
     key = home.laptop.add("dropped", b"dropped in part")
     home.laptop.annex("copy", "--to", "all", "dropped")
     hidden = home.disk.path.with_name("hidden")
@@ -237,7 +237,7 @@ def test_a_drop_with_a_node_away_removes_the_rest_and_names_it(home: Home) -> No
     assert home.present(key) == {home.disk.uuid}
 
 
-def test_ssh_that_refuses_is_a_node_that_is_away(home: Home) -> None:
+def test_an_ssh_node_refusing_connections_counts_as_unavailable(home: Home) -> None:
     key = home.laptop.add("refused", b"no ssh today")
     home.server.stop()
     try:
@@ -260,7 +260,7 @@ def test_the_full_testremote_passes(home: Home) -> None:
     assert done.returncode == 0, text(done)[-3000:]
 
 
-def test_initremote_without_url_says_how_it_would_be_right(home: Home) -> None:
+def test_initremote_without_url_suggests_the_right_command(home: Home) -> None:
     uuid = home.laptop.config("annex.cluster.all")
     done = home.laptop.annex(
         "initremote", "wrong", "type=external", "externaltype=cluster", "encryption=none", check=False

@@ -32,7 +32,7 @@ def _asked(said: list[str]) -> list[int]:
 
 
 @pytest.mark.slow
-def test_each_gives_a_part_of_what_is_not_there_and_git_annex_likes_the_whole(environment: Environment) -> None:
+def test_each_node_sends_a_part_of_the_missing_bytes_and_the_whole_verifies(environment: Environment) -> None:
     cluster, key, content = _stored(environment)
     cluster.gateway.leave_partial(key, content[:1_000_000])
     done = cluster.gateway.annex("get", "--from", "own", "film", "--debug")
@@ -44,7 +44,7 @@ def test_each_gives_a_part_of_what_is_not_there_and_git_annex_likes_the_whole(en
     assert not [path for path in (cluster.gateway.path / ".git/annex/tmp").iterdir() if path.is_file()]
 
 
-def test_a_damaged_copy_on_one_node_does_not_keep_the_good_ones_away(environment: Environment) -> None:
+def test_a_damaged_copy_on_one_node_does_not_block_the_good_ones(environment: Environment) -> None:
     cluster, key, content = _stored(environment)
     # So that whatever part it gives is damaged.
     path = cluster.nodes[1].object_path(key)
@@ -57,7 +57,7 @@ def test_a_damaged_copy_on_one_node_does_not_keep_the_good_ones_away(environment
 
 
 @pytest.mark.slow
-def test_a_node_that_is_gone_on_the_way_is_replaced(environment: Environment) -> None:
+def test_a_node_lost_midway_is_replaced(environment: Environment) -> None:
     cluster, key, content = _stored(environment)
     real = environment.which("git-annex-shell")
     environment.program(
@@ -68,7 +68,7 @@ def test_a_node_that_is_gone_on_the_way_is_replaced(environment: Environment) ->
     assert cluster.gateway.object_bytes(key) == content
 
 
-def test_fsck_takes_it_from_one_node_to_tell_whose_copy_is_damaged(environment: Environment) -> None:
+def test_fsck_downloads_from_one_node_to_tell_whose_copy_is_damaged(environment: Environment) -> None:
     cluster, key, _ = _stored(environment)
     done = cluster.gateway.annex("fsck", "--from", "own", "film", "--debug")
     assert _asked(messages(done)) == [0]

@@ -29,9 +29,7 @@ while data := os.read(0, 65536):
 
 
 @pytest.mark.parametrize("backend", ["SHA256", "WORM"])
-def test_a_content_is_passed_on_while_it_comes_if_a_checksum_tells_what_it_is(
-    own_testbed: Testbed, backend: str
-) -> None:
+def test_content_is_streamed_as_it_arrives_if_its_key_has_a_checksum(own_testbed: Testbed, backend: str) -> None:
     gateway, node = own_testbed.client, own_testbed.cluster.nodes[0]
     initremote(gateway, "n1", f"url={own_testbed.url}", sameas=node.uuid)
     gateway.git("config", "remote.n1.annex-proxy", "true")

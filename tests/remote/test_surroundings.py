@@ -16,7 +16,7 @@ def stored(testbed: Testbed, key: str) -> bool:
     return testbed.cluster.holders(key) == [True] * 3 and testbed.present(key) == testbed.nodes
 
 
-def test_from_a_subdirectory(testbed: Testbed) -> None:
+def test_the_remote_works_from_a_subdirectory(testbed: Testbed) -> None:
     key = testbed.client.add("a/b c/below", b"from below")
     testbed.environment.run("git", "annex", "copy", "--to", "mycl", "below", cwd=testbed.client.path / "a/b c")
     assert stored(testbed, key)
@@ -25,14 +25,14 @@ def test_from_a_subdirectory(testbed: Testbed) -> None:
     assert testbed.client.object_bytes(key) == b"from below"
 
 
-def test_from_elsewhere_with_git_c(testbed: Testbed) -> None:
+def test_the_remote_works_with_git_dash_c(testbed: Testbed) -> None:
     key = testbed.client.add("elsewhere", b"from elsewhere")
     testbed.environment.run("git", "-C", "client", "annex", "copy", "--to", "mycl", "elsewhere")
     assert stored(testbed, key)
 
 
 @pytest.mark.parametrize("how", ["absolute", "relative", "options"])
-def test_with_git_dir_set(testbed: Testbed, how: str) -> None:
+def test_the_remote_works_with_git_dir_set(testbed: Testbed, how: str) -> None:
     """GIT_DIR must not lead git-annex-shell, nor the processes for the location log, into the wrong repository."""
     key = testbed.client.add(f"set {how}", how.encode())
     top = testbed.client.path
@@ -48,7 +48,7 @@ def test_with_git_dir_set(testbed: Testbed, how: str) -> None:
     assert stored(testbed, key)
 
 
-def test_in_a_linked_work_tree(own_testbed: Testbed) -> None:
+def test_the_remote_works_in_a_linked_work_tree(own_testbed: Testbed) -> None:
     linked = Repository(own_testbed.environment.directory / "linked", own_testbed.environment)
     own_testbed.client.git("worktree", "add", "--quiet", linked.path, "-b", "aside")
     key = linked.add("aside", b"from aside")
@@ -61,7 +61,7 @@ def test_in_a_linked_work_tree(own_testbed: Testbed) -> None:
     assert own_testbed.present(key) == set()
 
 
-def test_in_a_bare_repository(cluster: Cluster, environment: Environment) -> None:
+def test_the_remote_works_in_a_bare_repository(cluster: Cluster, environment: Environment) -> None:
     path = environment.directory / "bare.git"
     environment.run("git", "clone", "--quiet", "--bare", cluster.gateway.path, path)
     bare = Repository(path, environment)
@@ -77,7 +77,7 @@ def test_in_a_bare_repository(cluster: Cluster, environment: Environment) -> Non
     assert cluster.holders(key) == [False] * 3
 
 
-def test_in_a_hook_of_git(own_testbed: Testbed) -> None:
+def test_the_remote_works_in_a_git_hook(own_testbed: Testbed) -> None:
     """git tells a hook about the repository by variables, which are not for others."""
     hook = own_testbed.client.path / ".git/hooks/post-commit"
     hook.parent.mkdir(exist_ok=True)
@@ -88,21 +88,21 @@ def test_in_a_hook_of_git(own_testbed: Testbed) -> None:
     assert stored(own_testbed, key)
 
 
-def test_in_an_alias_of_git(testbed: Testbed) -> None:
+def test_the_remote_works_in_a_git_alias(testbed: Testbed) -> None:
     key = testbed.client.add("aliased/f", b"by an alias")
     alias = "alias.up=!git annex copy --to mycl aliased/f"
     testbed.environment.run("git", "-c", alias, "up", cwd=testbed.client.path / "aliased")
     assert stored(testbed, key)
 
 
-def test_with_configuration_on_the_command_line(testbed: Testbed) -> None:
+def test_the_remote_works_with_configuration_on_the_command_line(testbed: Testbed) -> None:
     """It is for this repository alone: the gateway would not do anything with another UUID, for instance."""
     key = testbed.client.add("configured", b"with configuration")
     testbed.client.git("-c", "annex.jobs=2", "-c", "core.bare=false", "annex", "copy", "--to", "mycl", "configured")
     assert stored(testbed, key)
 
 
-def test_in_directories_of_any_name(environment: Environment) -> None:
+def test_the_remote_works_in_directories_of_any_name(environment: Environment) -> None:
     testbed = make_testbed(environment, environment.directory / "it's ünï q $(x) %20 &")
     key = testbed.client.add("f", b"in an odd place")
     testbed.client.annex("copy", "--to", "mycl", "f")
@@ -112,7 +112,7 @@ def test_in_directories_of_any_name(environment: Environment) -> None:
     assert testbed.client.object_bytes(key) == b"in an odd place"
 
 
-def test_by_a_link_to_the_repository(testbed: Testbed) -> None:
+def test_the_remote_works_through_a_symlink_to_the_repository(testbed: Testbed) -> None:
     link = testbed.environment.directory / "link"
     link.symlink_to(testbed.client.path)
     key = testbed.client.add("linked", b"by a link")
@@ -122,7 +122,7 @@ def test_by_a_link_to_the_repository(testbed: Testbed) -> None:
 
 
 @pytest.mark.parametrize("version", ["unlocked", "adjusted"])
-def test_with_unlocked_files(own_testbed: Testbed, version: str) -> None:
+def test_the_remote_works_with_unlocked_files(own_testbed: Testbed, version: str) -> None:
     key = own_testbed.client.add("f", b"unlocked")
     own_testbed.client.git("commit", "--quiet", "--message", "add f")
     if version == "unlocked":
@@ -136,7 +136,7 @@ def test_with_unlocked_files(own_testbed: Testbed, version: str) -> None:
     assert (own_testbed.client.path / "f").read_bytes() == b"unlocked"
 
 
-def test_in_a_repository_that_commits_by_hand(own_testbed: Testbed) -> None:
+def test_the_remote_works_with_alwayscommit_false(own_testbed: Testbed) -> None:
     own_testbed.client.git("config", "annex.alwayscommit", "false")
     key = own_testbed.client.add("f", b"in the journal")
     own_testbed.client.annex("copy", "--to", "mycl", "f")
@@ -144,7 +144,7 @@ def test_in_a_repository_that_commits_by_hand(own_testbed: Testbed) -> None:
     assert list((own_testbed.client.path / ".git/annex/journal").glob("*.log"))
 
 
-def test_in_a_private_repository(own_testbed: Testbed) -> None:
+def test_the_remote_works_in_a_private_repository(own_testbed: Testbed) -> None:
     """Where the client itself is not to be mentioned; the nodes are."""
     own_testbed.client.git("config", "annex.private", "true")
     key = own_testbed.client.add("f", b"by an unknown client")
@@ -154,7 +154,7 @@ def test_in_a_private_repository(own_testbed: Testbed) -> None:
     assert {line.split()[-1] for line in log.splitlines()} == own_testbed.nodes
 
 
-def test_without_a_home_of_ones_own(testbed: Testbed, tmp_path: Path) -> None:
+def test_the_remote_works_without_a_home_directory(testbed: Testbed, tmp_path: Path) -> None:
     """As in a container or a service: a home that is not there, and next to no variables."""
     key = testbed.client.add("homeless", b"without a home")
     kept = {name: testbed.environment.env[name] for name in ("PATH", "GIT_CONFIG_GLOBAL", "CLUSTER_REMOTE_TEST")}

@@ -27,7 +27,7 @@ def older(request: pytest.FixtureRequest) -> Iterator[tuple[int, Testbed]]:
 
 
 @pytest.mark.slow
-def test_a_single_repository_stores_gives_checks_and_drops(older: tuple[int, Testbed]) -> None:
+def test_a_single_repository_stores_retrieves_checks_and_drops(older: tuple[int, Testbed]) -> None:
     version, testbed = older
     node = testbed.cluster.nodes[0]
     files = ("single", "empty")
@@ -52,7 +52,7 @@ def test_a_single_repository_stores_gives_checks_and_drops(older: tuple[int, Tes
         assert gone.returncode == 1
 
 
-def test_downloads_of_what_is_not_there_fail(older: tuple[int, Testbed]) -> None:
+def test_downloads_of_missing_content_fail(older: tuple[int, Testbed]) -> None:
     _, testbed = older
     file = testbed.environment.directory / "file"
     with testbed.driver(testbed.cluster.nodes[0].uuid, url=str(testbed.cluster.nodes[0].path)) as annex:
@@ -77,7 +77,7 @@ def test_downloads_resume(older: tuple[int, Testbed]) -> None:
     assert f"P2P < DATA {len(content) - 100_001}" in annex.debug
 
 
-def test_a_cluster_is_stored_to_only_where_its_nodes_are_named(older: tuple[int, Testbed]) -> None:
+def test_a_cluster_is_only_stored_to_if_the_server_names_its_nodes(older: tuple[int, Testbed]) -> None:
     version, testbed = older
     key = testbed.client.add("everywhere", b"on every node")
     done = testbed.client.annex("copy", "--to", "mycl", "everywhere", check=False)
@@ -91,7 +91,7 @@ def test_a_cluster_is_stored_to_only_where_its_nodes_are_named(older: tuple[int,
         assert testbed.present(key) == testbed.nodes
 
 
-def test_a_cluster_that_names_no_nodes_has_lost_what_it_dropped(older: tuple[int, Testbed]) -> None:
+def test_after_a_drop_from_a_cluster_that_names_no_nodes_the_log_has_no_locations(older: tuple[int, Testbed]) -> None:
     _, testbed = older
     content = b"dropped from every node"
     key = testbed.client.add("nowhere", content)

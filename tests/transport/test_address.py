@@ -174,7 +174,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("text", "reason"), [(text, reason) for text, reason in REFUSED if reason is not None])
-def test_what_is_refused_is_refused_with_the_reason(text: str, reason: str) -> None:
+def test_an_invalid_address_is_refused_with_the_reason(text: str, reason: str) -> None:
     with pytest.raises(BadAddress, match=reason) as caught:
         parse_address(text)
     assert str(caught.value).isprintable()
@@ -209,7 +209,7 @@ SECRET = "s3cr3t"
         f"{SECRET}@",
     ],
 )
-def test_no_refusal_repeats_what_may_be_a_password_or_a_token(text: str) -> None:
+def test_no_refusal_quotes_a_possible_password_or_token(text: str) -> None:
     with pytest.raises(BadAddress) as caught:
         parse_address(text)
     assert SECRET not in str(caught.value)
@@ -227,7 +227,7 @@ any_text = st.text() | st.binary().map(lambda raw: raw.decode("utf-8", "surrogat
 
 @given(any_text | addressish)
 @example("ssh://me@host:22/~")
-def test_any_text_is_an_address_or_a_bad_one_and_nothing_else(text: str) -> None:
+def test_any_text_is_an_address_or_raises_bad_address(text: str) -> None:
     outcome: object
     try:
         outcome = parse_address(text)
@@ -245,12 +245,12 @@ def _reads_back(text: str) -> None:
 
 
 @given(addressish | any_text.map("/{}".format))
-def test_an_address_that_was_written_down_is_read_as_the_same(text: str) -> None:
+def test_addresses_round_trip(text: str) -> None:
     _reads_back(text)
 
 
 @pytest.mark.parametrize("text", [text for text, _ in ACCEPTED])
-def test_each_form_of_address_that_was_written_down_is_read_as_the_same(text: str) -> None:
+def test_each_form_of_address_round_trips(text: str) -> None:
     _reads_back(text)
 
 
@@ -261,16 +261,16 @@ _words = st.text(max_size=10)
     st.sampled_from(["host:{}", "me@host:{}", "ssh://host/{}", "ssh://me@[::1]:22/{}", "unix:/{}", "file:///{}"]),
     _words,
 )
-def test_odd_paths_of_every_form_are_read_back(form: str, path: str) -> None:
+def test_odd_paths_of_every_form_round_trip(form: str, path: str) -> None:
     _reads_back(form.format(path))
 
 
-def test_an_address_by_hand_that_no_text_can_say_exactly_is_said_by_its_equal() -> None:
+def test_an_address_without_an_exact_text_is_written_as_an_equivalent() -> None:
     assert parse_address(str(Ssh("host", "annex", port=22))) == Ssh("host", "~/annex", port=22)
 
 
 @given(addressish | any_text | st.sampled_from(["-a@", "-a:", ""]).flatmap(lambda p: addressish.map(lambda t: p + t)))
-def test_nothing_in_a_url_becomes_an_option_or_a_second_word_for_ssh(text: str) -> None:
+def test_nothing_in_a_url_becomes_an_option_or_a_second_argument_for_ssh(text: str) -> None:
     try:
         address = parse_address(text)
     except BadAddress:
@@ -296,7 +296,7 @@ def test_nothing_in_a_url_becomes_an_option_or_a_second_word_for_ssh(text: str) 
         ("tcp://127.example.com:1", True, False),
     ],
 )
-def test_an_address_tells_whether_it_wants_a_token_and_is_on_this_machine(text: str, token: bool, local: bool) -> None:
+def test_an_address_knows_if_it_needs_a_token_and_is_local(text: str, token: bool, local: bool) -> None:
     address = parse_address(text)
     assert address.wants_token is token
     assert address.local is local

@@ -141,7 +141,7 @@ async def test_every_request_is_answered_in_every_version(single: Endpoint, vers
 
 
 @pytest.mark.parametrize("size", [0, 1, 300_000, 3_000_000])
-async def test_contents_of_every_size_go_there_and_back(single: Endpoint, version: int, size: int) -> None:
+async def test_contents_of_every_size_round_trip(single: Endpoint, version: int, size: int) -> None:
     content = Content(size)
     positions: list[int] = []
     async with single.session(version=version) as session:
@@ -154,7 +154,7 @@ async def test_contents_of_every_size_go_there_and_back(single: Endpoint, versio
 
 
 @pytest.mark.parametrize("offset", [0, 1, 999, 1000, 1001])
-async def test_a_download_goes_on_from_any_offset(single: Endpoint, offset: int) -> None:
+async def test_a_download_can_start_at_any_offset(single: Endpoint, offset: int) -> None:
     content = Content(1000)
     async with single.session() as session:
         await session.store(content.key, FILE, content.source())
@@ -162,12 +162,12 @@ async def test_a_download_goes_on_from_any_offset(single: Endpoint, offset: int)
 
 
 @pytest.mark.parametrize("key", ["SHA256-s1000--00", "SHA256-s0--00", "GPGHMACSHA1--00"])
-async def test_a_content_that_is_not_there_is_not_valid(single: Endpoint, version: int, key: str) -> None:
+async def test_missing_content_is_not_valid(single: Endpoint, version: int, key: str) -> None:
     async with single.session(version=version) as session:
         assert await fetched(session, Key(key)) == (b"", False)
 
 
-async def test_wrong_bytes_and_changed_contents_are_not_stored(single: Endpoint, version: int) -> None:
+async def test_wrong_bytes_and_changed_content_are_not_stored(single: Endpoint, version: int) -> None:
     content = Content(1000)
     async with single.session(version=version) as session:
         for source in (Pieces(b"x" * 1000), Pieces(content.bytes, valid=False)):
@@ -177,7 +177,7 @@ async def test_wrong_bytes_and_changed_contents_are_not_stored(single: Endpoint,
             assert not await session.check_present(content.key)
 
 
-async def test_an_upload_whose_source_fails_goes_on_later_where_it_was(single: Endpoint) -> None:
+async def test_an_upload_whose_source_failed_resumes_later(single: Endpoint) -> None:
     content = Content(1_000_000)
     async with single.session() as session:
         broken = Pieces(content.bytes[:600_000], length=len(content.bytes), raises=SourceError("the plug was pulled"))
@@ -200,7 +200,7 @@ async def test_keys_with_odd_names_are_stored_and_found(single: Endpoint, name: 
         assert await session.remove(key) == Removal(True)
 
 
-async def test_a_cluster_says_which_nodes_stored_and_removed(gateway: tuple[Cluster, Endpoint]) -> None:
+async def test_a_cluster_names_the_nodes_that_stored_and_removed(gateway: tuple[Cluster, Endpoint]) -> None:
     cluster, endpoint = gateway
     nodes = {UUID(node.uuid) for node in cluster.nodes}
     content = Content(1000)
@@ -221,7 +221,7 @@ async def test_a_cluster_says_which_nodes_stored_and_removed(gateway: tuple[Clus
 
 
 @pytest.mark.parametrize("ours", [False, True], ids=["p2phttp", "ours"])
-async def test_a_bucket_that_another_tool_has_filled_is_looked_into(environment: Environment, ours: bool) -> None:
+async def test_a_bucket_filled_by_another_tool_is_checked(environment: Environment, ours: bool) -> None:
     cluster = make_cluster(environment, environment.directory, nodes=1)
     gateway, bucket = cluster.gateway, environment.directory / "bucket"
     bucket.mkdir()
@@ -263,20 +263,20 @@ async def test_a_bucket_that_another_tool_has_filled_is_looked_into(environment:
     assert gateway.locations(str(content.key)) == {str(node)}
 
 
-async def test_a_repository_that_is_not_served_is_named(single: Endpoint) -> None:
+async def test_an_unserved_repository_is_named(single: Endpoint) -> None:
     async with single.session("11111111-1111-4111-8111-111111111111") as session:
         with pytest.raises(Unreachable, match="does not serve repository 11111111"):
             await session.check_present(Content(3).key)
 
 
-async def test_a_server_that_is_not_there_is_said() -> None:
+async def test_a_missing_server_is_reported() -> None:
     nowhere = Endpoint(Repository.__new__(Repository), free_port())
     async with nowhere.session("11111111-1111-4111-8111-111111111111") as session:
         with pytest.raises(Unreachable, match=r"the server: checking .*: cannot connect"):
             await session.check_present(Content(3).key)
 
 
-async def test_a_login_is_given_when_it_is_asked_for(environment: Environment) -> None:
+async def test_a_login_is_sent_when_requested(environment: Environment) -> None:
     repository = make_repository(environment, environment.directory / "r", "one (alone)")
     content = Content(1000)
     secrets = {"GIT_ANNEX_P2PHTTP_PASSWORD_ada": "right", "GIT_ANNEX_P2PHTTP_PASSWORD_bob": "right"}
@@ -296,7 +296,7 @@ async def test_a_login_is_given_when_it_is_asked_for(environment: Environment) -
                 await session.remove(content.key)
 
 
-async def test_uploads_and_downloads_at_once_do_not_disturb_each_other(single: Endpoint) -> None:
+async def test_concurrent_uploads_and_downloads_do_not_interfere(single: Endpoint) -> None:
     contents = [Content(500_000) for _ in range(6)]
 
     async def there_and_back(content: Content) -> None:

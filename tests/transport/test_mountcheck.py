@@ -39,21 +39,17 @@ MOUNTS = """\
         ("/dev/shm/annex", True),
     ],
 )
-def test_a_look_waits_for_nobody_where_all_mounts_on_the_way_are_disks_of_this_machine(
-    place: str, at_hand: bool
-) -> None:
+def test_a_path_is_at_hand_only_if_all_mounts_on_the_way_are_local(place: str, at_hand: bool) -> None:
     assert is_at_hand(place, MOUNTS) == at_hand
 
 
 @pytest.mark.parametrize("mounts", ["", "nonsense\n", "27 1 254:0 / / rw,relatime ext4 /dev/vda rw\n"])
-def test_where_nothing_is_known_of_mounts_it_may_have_to_wait(mounts: str) -> None:
+def test_a_path_with_unknown_mounts_is_not_at_hand(mounts: str) -> None:
     assert not is_at_hand("/srv", mounts)
 
 
 @pytest.mark.parametrize("kind", ["ext4", "nfs4"])
-async def test_another_directory_in_its_place_is_not_the_same(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_replaced_directory_is_noticed(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mountcheck, "_mounts", lambda: f"1 0 0:1 / / rw - {kind} somewhere rw\n")
     place = tmp_path / "disk"
     place.mkdir()

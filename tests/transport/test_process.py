@@ -63,7 +63,7 @@ def descriptors() -> int:
 @pytest.mark.parametrize(
     "name", ["it's", "-dash", "latin1\udcff", *only_in_all("with space", '"q"', "100%", "$(ls)", "a;b", "caf\u00e9")]
 )
-async def test_a_repository_in_a_directory_of_any_name_is_reached(environment: Environment, name: str) -> None:
+async def test_a_repository_in_a_directory_of_any_name_is_reachable(environment: Environment, name: str) -> None:
     repository = make_repository(environment, environment.directory / "plain", "odd")
     repository.path.rename(environment.directory / name)
     server = UUID(Repository(environment.directory / name, environment).uuid)
@@ -75,7 +75,7 @@ async def test_a_repository_in_a_directory_of_any_name_is_reached(environment: E
     environment.assert_no_process_left(0)
 
 
-async def test_a_directory_that_is_not_a_repository_is_named_with_git_annexs_own_words(
+async def test_a_directory_that_is_not_a_repository_is_reported_in_git_annexs_words(
     environment: Environment,
 ) -> None:
     with environment.applied():
@@ -86,7 +86,7 @@ async def test_a_directory_that_is_not_a_repository_is_named_with_git_annexs_own
     assert "git-annex-shell: " in str(error)
 
 
-async def test_another_repository_than_the_wanted_one_is_refused_with_git_annexs_own_words(
+async def test_an_unexpected_repository_is_refused_in_git_annexs_words(
     environment: Environment,
 ) -> None:
     repository = make_repository(environment, environment.directory / "r", "r")
@@ -96,7 +96,7 @@ async def test_another_repository_than_the_wanted_one_is_refused_with_git_annexs
     assert str(SERVER) in str(error)
 
 
-async def test_without_git_annex_shell_the_error_says_where_it_comes_from(environment: Environment) -> None:
+async def test_a_missing_git_annex_shell_error_says_where_it_comes_from(environment: Environment) -> None:
     environment.env["PATH"] = str(environment.bin)
     # git is still needed to know which variables not to hand on.
     (environment.bin / "git").symlink_to("/usr/bin/git")
@@ -106,7 +106,7 @@ async def test_without_git_annex_shell_the_error_says_where_it_comes_from(enviro
     assert "cannot run 'git-annex-shell': No such file or directory; git-annex-shell comes with git-annex" in str(error)
 
 
-async def test_a_program_that_may_not_be_run_is_unreachable(environment: Environment) -> None:
+async def test_a_program_that_is_not_executable_is_unreachable(environment: Environment) -> None:
     program = environment.program("git-annex-shell", "#!/bin/sh\n")
     program.chmod(0o644)
     transport = ProcessTransport([str(program)], name="a child", environment=environment.env)
@@ -129,9 +129,7 @@ REPOSITORY_VARIABLES = {
 
 
 @pytest.mark.parametrize("url", ["/some where", "host:/some where"])
-async def test_a_child_sees_no_variable_of_the_repository_that_we_were_started_in(
-    environment: Environment, url: str
-) -> None:
+async def test_a_child_sees_no_git_variable_of_our_own_repository(environment: Environment, url: str) -> None:
     for name in ("git-annex-shell", "ssh"):
         environment.program(name, '#!/bin/sh\nenv -0 > "$HOME/variables"\nprintf "%s\\0" "$@" > "$HOME/arguments"\n')
     environment.env.update(REPOSITORY_VARIABLES, GIT_ANNEX_SHELL_READONLY="1", GIT_SSH_VARIANT="ssh")
@@ -146,7 +144,7 @@ async def test_a_child_sees_no_variable_of_the_repository_that_we_were_started_i
     assert words == ["git-annex-shell", "p2pstdio", "/some where", str(CLIENT), "--uuid", str(SERVER)]
 
 
-async def test_no_token_is_ever_an_argument(environment: Environment) -> None:
+async def test_a_token_is_never_an_argument(environment: Environment) -> None:
     with environment.applied():
         session = stream_session(parse_address("/somewhere"), Caller(CLIENT), token="sesame0pen")
     assert isinstance(session.transport, ProcessTransport)
@@ -157,44 +155,44 @@ async def test_no_token_is_ever_an_argument(environment: Environment) -> None:
 # What a child says
 
 
-async def test_the_end_of_a_childs_stderr_is_in_the_error(environment: Environment) -> None:
+async def test_a_childs_stderr_tail_is_in_the_error(environment: Environment) -> None:
     error = await failure(child(environment, "echo 'the disk is not mounted' >&2; exit 1"))
     assert isinstance(error, ConnectionLost)
     assert str(error).endswith("closed while authenticating: the disk is not mounted")
 
 
-async def test_the_end_of_stderr_inside_a_request_is_in_the_error(environment: Environment) -> None:
+async def test_the_stderr_tail_within_a_request_is_in_the_error(environment: Environment) -> None:
     error = await failure(child(environment, f"{HELLO}; read request; echo 'killed by the cat' >&2"))
     assert isinstance(error, ConnectionLost)
     assert str(error).endswith("closed while waiting for an answer: killed by the cat")
 
 
-async def test_the_end_of_stderr_becomes_one_line_that_a_terminal_does_not_obey(environment: Environment) -> None:
+async def test_the_stderr_tail_becomes_one_line_without_control_characters(environment: Environment) -> None:
     said = r"first\n\n  \033[31msecond\r\n\tthird\033]0;title\007 \302\233 \377\n"
     error = await failure(child(environment, f"printf '{said}' >&2"))
     assert str(error).endswith(r": first; \x1b[31msecond; third\x1b]0;title\x07 \x9b \xff")
 
 
-async def test_of_many_words_the_last_are_kept(environment: Environment) -> None:
+async def test_long_stderr_keeps_its_end(environment: Environment) -> None:
     error = await failure(child(environment, "seq 100000 >&2; echo and then it broke >&2"))
     assert str(error).endswith("; 99999; 100000; and then it broke")
     assert len(str(error)) < 1000
 
 
-async def test_a_talkative_child_is_never_blocked(environment: Environment) -> None:
+async def test_a_child_writing_much_stderr_is_never_blocked(environment: Environment) -> None:
     talk = "dd if=/dev/zero bs=65536 count=48 2>/dev/null >&2"
     session = child(environment, f"{talk}; {HELLO}; read request; {talk}; echo SUCCESS; {talk}; cat")
     assert await session.check_present(KEY)
     await session.aclose()
 
 
-async def test_a_child_that_speaks_another_language_is_a_protocol_error(environment: Environment) -> None:
+async def test_a_child_speaking_another_protocol_is_a_protocol_error(environment: Environment) -> None:
     error = await failure(child(environment, "echo 'Welcome to the machine!'; cat"))
     assert isinstance(error, ProtocolError)
     assert "unknown message 'Welcome'" in str(error)
 
 
-async def test_a_child_that_falls_silent_is_given_up_with_what_it_said(environment: Environment) -> None:
+async def test_a_silent_child_times_out_with_its_stderr_tail(environment: Environment) -> None:
     error = await failure(child(environment, "echo 'password?' >&2; exec sleep 60", timeout=0.3))
     assert isinstance(error, TimedOut)
     assert str(error).endswith("no progress for 0.3 seconds while authenticating: password?")
@@ -257,7 +255,7 @@ async def test_a_child_ends_when_its_request_is_cancelled(environment: Environme
     assert wait_until(lambda: descriptors() <= before)
 
 
-async def test_a_child_that_stops_reading_is_ended(environment: Environment) -> None:
+async def test_a_child_that_stops_reading_is_killed(environment: Environment) -> None:
     content = Pieces(*[b"x" * 100_000] * 10)
     session = child(environment, f"{HELLO}; read request; echo PUT-FROM 0; exec sleep 60", timeout=0.5)
     with pytest.raises(TimedOut, match="while sending content"):
@@ -265,7 +263,7 @@ async def test_a_child_that_stops_reading_is_ended(environment: Environment) -> 
     environment.assert_no_process_left(0)
 
 
-async def test_what_a_child_left_running_on_purpose_is_left_alone_and_not_waited_for(environment: Environment) -> None:
+async def test_a_daemon_left_by_a_child_is_left_alone_and_not_waited_for(environment: Environment) -> None:
     # As the master of a shared ssh connection: in a session of its own, and holding standard error open.
     session = child(environment, f"setsid sleep 60 </dev/null >/dev/null & {HELLO}; exit")
     await session.open()
@@ -285,7 +283,7 @@ def _end_the_one_left(environment: Environment) -> None:
     os.kill(left[0].pid, signal.SIGKILL)
 
 
-async def test_what_made_itself_independent_of_a_child_outlives_its_forced_end(environment: Environment) -> None:
+async def test_a_process_detached_from_a_child_survives_its_kill(environment: Environment) -> None:
     script = "setsid sleep 60 </dev/null >/dev/null 2>&1 & sleep 61 & echo; wait"
     transport = ProcessTransport(["sh", "-c", script], name="a child", environment=environment.env)
     connection = await transport.connect()
@@ -295,7 +293,7 @@ async def test_what_made_itself_independent_of_a_child_outlives_its_forced_end(e
     _end_the_one_left(environment)
 
 
-async def test_of_what_a_child_says_a_bounded_amount_is_kept(environment: Environment) -> None:
+async def test_a_bounded_amount_of_a_childs_stderr_is_kept(environment: Environment) -> None:
     script = "yes | head -c 3000000 >&2; echo; cat"
     transport = ProcessTransport(["sh", "-c", script], name="a child", environment=environment.env)
     connection = await transport.connect()
@@ -305,7 +303,7 @@ async def test_of_what_a_child_says_a_bounded_amount_is_kept(environment: Enviro
     await connection.aclose(1.0)
 
 
-async def test_a_child_that_left_something_holding_its_standard_error_is_not_waited_for(
+async def test_a_child_whose_stderr_stays_open_is_not_waited_for(
     environment: Environment,
 ) -> None:
     session = child(environment, "echo 'gone' >&2; setsid sleep 60 </dev/null >/dev/null & exit 1")
@@ -317,7 +315,7 @@ async def test_a_child_that_left_something_holding_its_standard_error_is_not_wai
         os.kill(process.pid, signal.SIGKILL)
 
 
-async def test_children_come_and_go_without_anything_left(environment: Environment) -> None:
+async def test_children_leave_nothing_behind(environment: Environment) -> None:
     before = descriptors()
     for _ in range(5):
         session = child(environment, f"{HELLO}; cat > /dev/null")
@@ -327,7 +325,7 @@ async def test_children_come_and_go_without_anything_left(environment: Environme
     assert wait_until(lambda: descriptors() <= before)
 
 
-async def test_a_child_that_died_idle_is_restarted(environment: Environment) -> None:
+async def test_a_child_that_died_while_idle_is_restarted(environment: Environment) -> None:
     session = child(environment, f"{HELLO}; read request; echo SUCCESS")
     assert await session.check_present(KEY)
     assert wait_until(lambda: session._stream is not None and session._stream.ended())
@@ -364,9 +362,7 @@ def on_mount(environment: Environment, timeout: float) -> StreamSession:
     return StreamSession(transport, client=CLIENT, timeout=timeout)
 
 
-async def test_a_mount_that_does_not_answer_stops_nobody_else_and_is_given_up_in_time(
-    environment: Environment, mount: Mount
-) -> None:
+async def test_a_hung_mount_blocks_nobody_else_and_times_out(environment: Environment, mount: Mount) -> None:
     session, ticks = on_mount(environment, 0.5), []
 
     async def tick() -> None:
@@ -383,7 +379,7 @@ async def test_a_mount_that_does_not_answer_stops_nobody_else_and_is_given_up_in
     environment.assert_no_process_left(0)
 
 
-async def test_a_mount_that_stops_answering_loses_its_connection(environment: Environment, mount: Mount) -> None:
+async def test_a_mount_that_hangs_later_loses_its_connection(environment: Environment, mount: Mount) -> None:
     mount.answers.set()
     session = on_mount(environment, 0.5)
     assert not await session.check_present(KEY)

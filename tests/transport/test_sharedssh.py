@@ -76,7 +76,7 @@ async def test_ten_sessions_share_a_connection(ssh_server: SshServer, repository
 
 
 @pytest.mark.anyio
-async def test_other_options_are_another_connection(ssh_server: SshServer, repository: Repository) -> None:
+async def test_different_options_need_a_separate_connection(ssh_server: SshServer, repository: Repository) -> None:
     for options in ((), ("-o", "Compression=yes"), ()):
         session = _session(ssh_server, repository, *options)
         await session.open()
@@ -86,7 +86,7 @@ async def test_other_options_are_another_connection(ssh_server: SshServer, repos
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("idle", [True, False], ids=["with an open session", "without one"])
-async def test_a_connection_that_dies_costs_one_more_login(
+async def test_a_lost_connection_costs_one_more_login(
     environment: Environment, ssh_server: SshServer, repository: Repository, idle: bool
 ) -> None:
     session = _session(ssh_server, repository)
@@ -102,7 +102,7 @@ async def test_a_connection_that_dies_costs_one_more_login(
 
 
 @pytest.mark.anyio
-async def test_a_connection_that_hangs_is_not_used_again(
+async def test_a_hung_connection_is_not_reused(
     environment: Environment, ssh_server: SshServer, repository: Repository
 ) -> None:
     session = _session(ssh_server, repository, timeout=1.0)
@@ -122,7 +122,7 @@ async def test_a_connection_that_hangs_is_not_used_again(
 
 
 @pytest.mark.anyio
-async def test_a_server_that_restarts_costs_one_more_login(ssh_server: SshServer, repository: Repository) -> None:
+async def test_a_server_restart_costs_one_more_login(ssh_server: SshServer, repository: Repository) -> None:
     session = _session(ssh_server, repository)
     await session.open()
     ssh_server.stop()
@@ -138,7 +138,7 @@ async def test_a_server_that_restarts_costs_one_more_login(ssh_server: SshServer
 
 
 @pytest.mark.anyio
-async def test_a_login_that_fails_fails_for_all_that_wait_for_it(environment: Environment, tmp_path: Path) -> None:
+async def test_a_failed_login_fails_for_everybody_waiting_for_it(environment: Environment, tmp_path: Path) -> None:
     program = environment.program("ssh", f"#!/bin/sh\necho x >> '{tmp_path}/tries'\nsleep 0.5\necho no >&2; exit 255\n")
     environment.env["GIT_SSH_COMMAND"] = os.environ["GIT_SSH_COMMAND"] = str(program)
     failed = 0
@@ -181,7 +181,7 @@ async def test_a_server_that_allows_one_session_per_connection_serves_all(
 
 
 @pytest.mark.anyio
-async def test_the_sockets_are_in_a_new_directory_that_only_the_user_may_enter(
+async def test_the_sockets_are_in_a_new_private_directory(
     ssh_server: SshServer, repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     long, odd = tmp_path / ("long" * 30), tmp_path / "%h"
@@ -206,7 +206,7 @@ def _check_directory(directory: Path, not_in: tuple[Path, ...]) -> None:
 
 
 @pytest.mark.parametrize("caching", [True, False])
-def test_git_annex_copy_logs_in_once_unless_the_user_wants_otherwise(
+def test_git_annex_copy_logs_in_once_unless_configured_otherwise(
     environment: Environment, ssh_server: SshServer, cluster: Cluster, caching: bool
 ) -> None:
     gateway = cluster.gateway

@@ -59,7 +59,7 @@ def sockets() -> int:
 
 
 @pytest.mark.parametrize("kind", ["unix", "tcp"])
-async def test_the_remotedaemon_is_reached_and_serves_every_request(endpoint: Endpoint, kind: str) -> None:
+async def test_the_remotedaemon_serves_every_request(endpoint: Endpoint, kind: str) -> None:
     content = f"over {kind}".encode()
     key = Key(f"SHA256-s{len(content)}--{hashlib.sha256(content).hexdigest()}")
     session = session_at(
@@ -96,7 +96,7 @@ async def test_a_wrong_token_is_refused_and_not_repeated(endpoint: Endpoint, kin
     assert TOKEN not in str(caught.value)
 
 
-async def test_another_repository_than_the_wanted_one_is_refused(endpoint: Endpoint) -> None:
+async def test_an_unexpected_repository_is_refused(endpoint: Endpoint) -> None:
     session = session_at(parse_address(endpoint.url("unix")), Caller(CLIENT, 20.0), server=NODE, token=endpoint.token)
     with pytest.raises(WrongRepository, match=str(endpoint.uuid)):
         await session.open()
@@ -119,7 +119,7 @@ async def test_a_missing_socket_is_unreachable(tmp_path: Path) -> None:
     assert "cannot connect: No such file or directory" in str(error)
 
 
-async def test_a_socket_that_nobody_listens_on_any_more_is_unreachable(tmp_path: Path) -> None:
+async def test_a_stale_socket_is_unreachable(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as left:
         left.bind(str(tmp_path / "s"))
     assert stat.S_ISSOCK((tmp_path / "s").stat().st_mode)
@@ -135,7 +135,7 @@ async def test_a_file_that_is_not_a_socket_is_unreachable(tmp_path: Path) -> Non
     assert "Connection refused" in str(error)
 
 
-async def test_a_path_that_is_too_long_for_a_socket_is_unreachable() -> None:
+async def test_a_socket_path_that_is_too_long_is_unreachable() -> None:
     error = await _failure(f"unix:/{'long/' * 40}s")
     assert isinstance(error, Unreachable)
     assert "path too long" in str(error)
@@ -147,14 +147,14 @@ async def test_a_closed_port_is_unreachable() -> None:
     assert "Connection refused" in str(error)
 
 
-async def test_a_host_that_is_not_known_is_unreachable() -> None:
+async def test_an_unknown_host_is_unreachable() -> None:
     error = await _failure("tcp://nowhere.invalid:4711")
     assert isinstance(error, Unreachable)
     assert "cannot find the host 'nowhere.invalid'" in str(error)
 
 
 @pytest.mark.parametrize("host", ["a" * 64, "a..b", "." * 300])
-async def test_a_host_that_no_name_server_could_know_is_unreachable(host: str) -> None:
+async def test_an_unresolvable_host_name_is_unreachable(host: str) -> None:
     error = await _failure(f"tcp://{host}:4711")
     assert isinstance(error, Unreachable)
     assert "cannot find the host" in str(error)
@@ -211,7 +211,7 @@ def _deaf(host: str, port: int, stack: ExitStack) -> None:
         waiting.connect_ex(listener.getsockname())
 
 
-async def test_a_full_queue_is_waited_for(tmp_path: Path) -> None:
+async def test_a_full_accept_queue_is_waited_for(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "s"))
         listener.listen(0)
@@ -236,7 +236,7 @@ async def _accept_two_after(seconds: float, listener: socket.socket) -> None:
         accepted.close()
 
 
-async def test_a_queue_that_stays_full_ends_with_the_deadline(tmp_path: Path) -> None:
+async def test_a_full_accept_queue_times_out(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as first:
         listener.bind(str(tmp_path / "s"))
         listener.listen(0)
@@ -246,7 +246,7 @@ async def test_a_queue_that_stays_full_ends_with_the_deadline(tmp_path: Path) ->
     assert "no connection within 0.3 seconds" in str(error)
 
 
-async def test_cancelling_a_connection_that_is_being_made_leaves_no_socket(tmp_path: Path) -> None:
+async def test_cancelling_a_connection_attempt_leaves_no_socket(tmp_path: Path) -> None:
     before = sockets()
     script = [Stall()]
     with ScriptedPeer(script, unix=tmp_path / "s"):
@@ -262,32 +262,32 @@ async def test_cancelling_a_connection_that_is_being_made_leaves_no_socket(tmp_p
 
 @pytest.mark.parametrize("url", ["unix:/s", "tcp://host:4711"])
 @pytest.mark.parametrize("token", [None, ""])
-def test_a_socket_wants_a_token_and_says_where_to_put_it(url: str, token: str | None) -> None:
+def test_a_socket_needs_a_token_and_says_where_to_put_it(url: str, token: str | None) -> None:
     with pytest.raises(BadAddress, match=f"{url} wants a token: .*CLUSTER_REMOTE_TOKEN"):
         transport_to(parse_address(url), Caller(CLIENT), token=token)
 
 
 @pytest.mark.parametrize("token", ["two words", "line\nbreak", "tab\t", "nul\0", "slash/es", " ", "esc\x1b"])
-def test_a_token_that_could_be_more_than_a_token_is_refused_and_not_repeated(token: str) -> None:
+def test_a_token_with_impossible_characters_is_refused_and_not_repeated(token: str) -> None:
     with pytest.raises(BadAddress, match="characters in it that no token has") as caught:
         transport_to(parse_address("unix:/s"), Caller(CLIENT), token=token)
     assert token.strip() not in str(caught.value) or not token.strip()
 
 
-def test_a_node_behind_the_gateway_is_asked_for_with_the_token() -> None:
+def test_a_node_behind_the_gateway_is_requested_with_the_token() -> None:
     for url in (f"unix:/s?node={NODE}", f"tcp://host:4711?node={NODE}"):
         transport = transport_to(parse_address(url), Caller(CLIENT), token=TOKEN)
         assert transport.token == f"{TOKEN}/{NODE}"
         assert transport.name == url
 
 
-def test_an_odd_path_of_a_socket_reaches_the_system_as_its_bytes() -> None:
+def test_an_odd_socket_path_reaches_the_system_as_bytes() -> None:
     transport = transport_to(parse_address("unix:/a b\udcff%20"), Caller(CLIENT), token=TOKEN)
     assert isinstance(transport, UnixTransport)
     assert transport.path == b"/a b\xff%20"
 
 
-def test_an_ipv6_address_is_handed_on_without_its_brackets() -> None:
+def test_an_ipv6_address_is_passed_without_brackets() -> None:
     transport = transport_to(parse_address("tcp://[::1]:4711"), Caller(CLIENT), token=TOKEN)
     assert isinstance(transport, TcpTransport)
     assert (transport.host, transport.port) == ("::1", 4711)

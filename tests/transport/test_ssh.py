@@ -44,7 +44,7 @@ exit 1
 
 @given(st.lists(st.text(st.characters(exclude_characters="\0", codec="utf-8")), min_size=1, max_size=30))
 @settings(max_examples=30)
-def test_a_shell_on_the_other_side_reads_exactly_the_words_that_were_meant(words: list[str]) -> None:
+def test_the_remote_shell_sees_exactly_the_intended_words(words: list[str]) -> None:
     line = ssh_command(HOST, ["printf", "%s\\0", *words], {})[-1]
     read = subprocess.run(["sh", "-c", line], capture_output=True, check=True, timeout=10).stdout
     assert read.split(b"\0")[:-1] == [word.encode() for word in words]
@@ -70,13 +70,13 @@ def test_a_shell_on_the_other_side_reads_exactly_the_words_that_were_meant(words
         "/&",
     ],
 )
-def test_an_odd_path_reaches_git_annex_shell_as_it_is(shell: str, path: str) -> None:
+def test_an_odd_path_reaches_git_annex_shell_unchanged(shell: str, path: str) -> None:
     line = ssh_command(HOST, ["printf", "%s", path], {})[-1]
     read = subprocess.run([shell, "-c", os.fsencode(line)], capture_output=True, check=True, timeout=10).stdout
     assert read == os.fsencode(path)
 
 
-def test_an_exclamation_mark_does_not_stand_inside_quotes() -> None:
+def test_an_exclamation_mark_is_escaped_outside_quotes() -> None:
     assert ssh_command(HOST, ["a b!c"], {})[-1] == r"""'a b'\!'c'"""
 
 
@@ -93,13 +93,13 @@ def test_an_exclamation_mark_does_not_stand_inside_quotes() -> None:
         ({"GIT_SSH_COMMAND": "", "GIT_SSH": ""}, "", ["ssh"]),
     ],
 )
-def test_the_users_program_is_the_one_that_git_would_run(
+def test_the_ssh_program_is_the_one_git_would_run(
     environment: Mapping[str, str], core: str | None, start: list[str]
 ) -> None:
     assert ssh_command(HOST, ["true"], environment, core) == [*start, "me@host", "true"]
 
 
-def test_a_host_without_a_user_is_the_destination_by_itself() -> None:
+def test_a_host_without_a_user_is_the_whole_destination() -> None:
     assert ssh_command(Ssh("host", "/dir"), ["true"], {}) == ["ssh", "host", "true"]
     assert ssh_command(Ssh("::1", "/dir"), ["true"], {}) == ["ssh", "::1", "true"]
 
@@ -117,7 +117,7 @@ def test_a_host_without_a_user_is_the_destination_by_itself() -> None:
         ("simple", ["-p", "22"]),
     ],
 )
-def test_a_port_is_given_as_the_program_wants_it(program: str, options: list[str]) -> None:
+def test_a_port_is_passed_as_the_program_expects(program: str, options: list[str]) -> None:
     address = Ssh("host", "/dir", port=22)
     assert ssh_command(address, ["true"], {"GIT_SSH": program})[1:-2] == options
     for line in (program, f"'{program}'", f"A=1 {program} -x", f"{program} 'unfinished"):
@@ -135,14 +135,14 @@ def test_a_port_is_given_as_the_program_wants_it(program: str, options: list[str
         ({"GIT_SSH": "plink"}, "auto", ["-P", "22"]),
     ],
 )
-def test_a_variant_that_was_named_decides(
+def test_a_configured_variant_decides(
     environment: Mapping[str, str], configured: str | None, options: list[str]
 ) -> None:
     command = ssh_command(Ssh("host", "/dir", port=22), ["true"], environment, None, configured)
     assert command[1:-2] == options
 
 
-def test_a_program_that_cannot_be_given_a_port_is_refused_one() -> None:
+def test_a_port_is_refused_if_the_program_cannot_take_one() -> None:
     with pytest.raises(BadAddress, match=r"ssh://host:22/dir: .*variant simple.* cannot be given a port"):
         ssh_command(Ssh("host", "/dir", port=22), ["true"], {"GIT_SSH_VARIANT": "simple"})
     assert ssh_command(Ssh("host", "/dir"), ["true"], {"GIT_SSH_VARIANT": "simple"})[-2:] == ["host", "true"]
@@ -165,7 +165,7 @@ def test_a_program_that_cannot_be_given_a_port_is_refused_one() -> None:
         ({}, None, ("-o", "controlpersist=yes"), False),
     ],
 )
-def test_only_openssh_shares_and_not_against_the_users_options(
+def test_only_openssh_shares_connections_and_not_against_the_users_options(
     environment: dict[str, str], variant: str | None, options: tuple[str, ...], shared: bool
 ) -> None:
     assert can_share(environment, None, variant, options) is shared
@@ -178,7 +178,7 @@ VARIANTS = [None, "ssh", "plink", "putty", "tortoiseplink", "auto"]
 
 @pytest.mark.parametrize("name", representatives(NAMES, NAMES[0], NAMES[-1]))
 @pytest.mark.parametrize("how", HOW)
-def test_the_program_gets_the_arguments_that_git_would_give_it(environment: Environment, how: str, name: str) -> None:
+def test_the_program_gets_the_arguments_git_would_give_it(environment: Environment, how: str, name: str) -> None:
     program = environment.bin / "a directory" / name
     program.parent.mkdir()
     program.write_text(RECORDER)
@@ -218,9 +218,7 @@ def _recorded(environment: Environment) -> list[str]:
     st.lists(st.sampled_from(["-o", "ssh://", "-", "@", ":", "/", "~", "h", "%2D", "[::1]", " ", "'"]), max_size=8),
     st.sampled_from([{}, {"GIT_SSH_COMMAND": "ssh -v"}, {"GIT_SSH_VARIANT": "plink"}]),
 )
-def test_whatever_the_url_its_words_are_the_destination_and_the_command(
-    pieces: list[str], environment: Mapping[str, str]
-) -> None:
+def test_any_url_gives_just_a_destination_and_a_command(pieces: list[str], environment: Mapping[str, str]) -> None:
     try:
         address = parse_address("".join(pieces))
     except BadAddress:
@@ -247,7 +245,7 @@ def repository(environment: Environment) -> Repository:
 
 
 @pytest.mark.anyio
-async def test_a_repository_is_reached_by_every_way_of_saying_where_it_is(
+async def test_a_repository_is_reached_by_every_form_of_ssh_address(
     environment: Environment, repository: Repository, ssh_server: SshServer
 ) -> None:
     host, name = ssh_server.host, repository.path.name
@@ -307,7 +305,7 @@ async def _failure(environment: Environment, text: str, caller: Caller, server: 
 
 
 @pytest.mark.anyio
-async def test_what_ssh_says_of_a_host_that_refuses_is_in_the_error(
+async def test_sshs_message_about_a_refusing_host_is_in_the_error(
     environment: Environment, ssh_server: SshServer
 ) -> None:
     ssh_server.stop()
@@ -318,7 +316,7 @@ async def test_what_ssh_says_of_a_host_that_refuses_is_in_the_error(
 
 
 @pytest.mark.anyio
-async def test_what_ssh_says_of_a_host_that_is_not_there_is_in_the_error(
+async def test_sshs_message_about_an_unknown_host_is_in_the_error(
     environment: Environment, ssh_server: SshServer
 ) -> None:
     error = await _failure(environment, "nowhere.invalid:dir", _caller())
@@ -327,7 +325,7 @@ async def test_what_ssh_says_of_a_host_that_is_not_there_is_in_the_error(
 
 
 @pytest.mark.anyio
-async def test_what_git_annex_shell_says_over_there_is_in_the_error(
+async def test_the_remote_git_annex_shells_message_is_in_the_error(
     environment: Environment, ssh_server: SshServer
 ) -> None:
     error = await _failure(environment, f"{ssh_server.host}:no such repository", _caller())
@@ -352,7 +350,7 @@ async def test_a_missing_ssh_program_is_an_error_that_names_it(environment: Envi
 
 
 @pytest.mark.anyio
-async def test_an_ssh_that_hangs_is_given_up_and_ended_and_what_it_waits_for_is_said(environment: Environment) -> None:
+async def test_a_hung_ssh_times_out_and_is_killed_with_the_reason_reported(environment: Environment) -> None:
     script = environment.program("slow ssh", "#!/bin/sh\ntrap '' TERM\necho 'waiting for a password' >&2\nsleep 60\n")
     environment.env["GIT_SSH_COMMAND"] = f"'{script}'"
     error = await _failure(environment, "host:dir", _caller(timeout=0.5))
@@ -362,7 +360,7 @@ async def test_an_ssh_that_hangs_is_given_up_and_ended_and_what_it_waits_for_is_
 
 
 @pytest.mark.anyio
-async def test_a_server_that_comes_back_is_reconnected(
+async def test_a_returning_server_is_reconnected(
     environment: Environment, repository: Repository, ssh_server: SshServer
 ) -> None:
     with environment.applied():
@@ -375,7 +373,7 @@ async def test_a_server_that_comes_back_is_reconnected(
         await session.aclose()
 
 
-def test_the_programs_environment_keeps_what_is_said_about_ssh(environment: Environment, tmp_path: Path) -> None:
+def test_the_programs_environment_keeps_the_ssh_variables(environment: Environment, tmp_path: Path) -> None:
     environment.env.update(GIT_DIR=str(tmp_path), GIT_SSH_VARIANT="ssh", GIT_SSH="x")
     with environment.applied():
         kept = ssh_environment()
@@ -384,7 +382,7 @@ def test_the_programs_environment_keeps_what_is_said_about_ssh(environment: Envi
     assert "GIT_DIR" not in kept
 
 
-def test_a_login_that_the_server_refused_is_tried_again_a_few_times() -> None:
+def test_a_refused_login_is_retried_a_few_times() -> None:
     transport = SshTransport(lambda options: ["ssh"], name="nas", environment={}, login=("nas",))
     refused = "the peer closed the connection: kex_exchange_identification: Connection closed by remote host"
     pauses = [transport.again_in(attempt, refused) for attempt in range(1, 7)]
@@ -394,7 +392,7 @@ def test_a_login_that_the_server_refused_is_tried_again_a_few_times() -> None:
 
 
 @pytest.mark.anyio
-async def test_only_a_few_log_in_at_one_server_at_the_same_time() -> None:
+async def test_only_a_few_logins_run_at_once_per_server() -> None:
     inside = most = 0
 
     async def log_in(destination: str) -> None:
