@@ -80,6 +80,8 @@ class Testbed:
             gateway's directory. With `node_remotes` it has `n1`, `n2` and `n3` for the nodes, too.
     """
 
+    __test__ = False  # Its name begins as that of a class of tests.
+
     cluster: Cluster
     client: Repository
 
