@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
+from contextlib import contextmanager
 
 from cluster_remote.annex.errors import CommandFailed
 from cluster_remote.p2p.key import decode
@@ -10,10 +13,11 @@ from cluster_remote.p2p.text import visible
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
+    from typing import Any
 
-__all__ = ["KEPT", "Completed", "run_and_wait"]
+__all__ = ["KEPT", "Completed", "child_group", "run_and_wait"]
 
 KEPT = 4096
 """Bytes to keep from the end of a child's standard error for error messages."""
@@ -31,16 +35,40 @@ class Completed:
         self.complaint = complaint
 
 
+@contextmanager
+def child_group(argv: Sequence[str | Path], **options: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a command in a process group of its own, and kill that at the end if the command is still running.
+
+    `git annex` is git running git-annex: killing only git would leave the other behind. `options` are Popen's.
+    Raises OSError.
+    """
+    with subprocess.Popen(argv, stdin=subprocess.DEVNULL, start_new_session=True, **options) as child:
+        try:
+            yield child
+        finally:
+            if child.poll() is None:
+                os.killpg(child.pid, signal.SIGKILL)
+
+
 def run_and_wait(
-    argv: Sequence[str], *, cwd: Path | None = None, env: Mapping[str, str] | None = None, timeout: float
+    argv: Sequence[str | Path],
+    *,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    timeout: float,
+    merged: bool = False,
 ) -> Completed:
-    """Run a command to its end. Raises CommandFailed where it cannot be started or does not end in time."""
+    """Run a command to its end; with `merged`, its output includes its standard error.
+
+    Raises CommandFailed if it cannot be started or does not end in time.
+    """
+    words = tuple(map(str, argv))
+    stderr = subprocess.STDOUT if merged else subprocess.PIPE
     try:
-        done = subprocess.run(
-            argv, cwd=cwd, env=env, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout, check=False
-        )
+        with child_group(argv, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=stderr) as child:
+            stdout, complaint = child.communicate(timeout=timeout)
     except subprocess.TimeoutExpired as e:
-        raise CommandFailed(argv, None, f"did not end within {timeout:g} seconds") from e
+        raise CommandFailed(words, None, f"did not end within {timeout:g} seconds") from e
     except OSError as e:
-        raise CommandFailed(argv, None, f"cannot be started: {e.strerror or e}") from e
-    return Completed(argv, done.returncode, done.stdout, visible(decode(done.stderr[-KEPT:])).strip())
+        raise CommandFailed(words, None, f"cannot be started: {e.strerror or e}") from e
+    return Completed(words, child.returncode, stdout, visible(decode((complaint or b"")[-KEPT:])).strip())

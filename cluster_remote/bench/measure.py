@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cluster_remote.annex.waiting import child_group
 from cluster_remote.bench.site import BenchFailed
 
 __all__ = ["Usage", "timed"]
@@ -31,15 +32,12 @@ class Usage:
 def timed(argv: Sequence[str], where: Path, environment: Mapping[str, str], servers: Sequence[int] = ()) -> Usage:
     """Run a command to its end. `servers` are other processes that work for it. Raises BenchFailed."""
     started = time.perf_counter()
-    with subprocess.Popen(
-        argv, cwd=where, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    ) as child:
+    with child_group(argv, cwd=where, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as child:
         watch = _Watch([child.pid, *servers])
         watch.start()
         try:
             output, _ = child.communicate(timeout=_TIMEOUT)
         except subprocess.TimeoutExpired:
-            child.kill()
             raise BenchFailed(f"{' '.join(argv)} did not finish within {_TIMEOUT:.0f} seconds") from None
         finally:
             seconds = time.perf_counter() - started

@@ -18,6 +18,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cluster_remote.annex.errors import CommandFailed
+from cluster_remote.annex.waiting import run_and_wait
+
 __all__ = ["BARE", "WAYS", "BenchFailed", "Client", "Site"]
 
 BARE = "git-annex-remote-benchbare"
@@ -186,12 +189,9 @@ class Site:
         """Run a command and return its output. Raises BenchFailed."""
         line = shlex.join(map(str, argv))
         try:
-            done = subprocess.run(
-                argv, cwd=where, env=env or self.environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT, timeout=_TIMEOUT, check=False,
-            )  # fmt: skip
-        except subprocess.TimeoutExpired:
-            raise BenchFailed(f"{line} did not finish within {_TIMEOUT} seconds") from None
+            done = run_and_wait(argv, cwd=where, env=env or self.environment(), timeout=_TIMEOUT, merged=True)
+        except CommandFailed as error:
+            raise BenchFailed(str(error)) from None
         output = done.stdout.decode("utf-8", "replace")
         if done.returncode:
             raise BenchFailed(f"{line} exited with code {done.returncode}: {output.strip()[-500:]}")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +17,8 @@ from pathlib import Path
 
 import typer
 
+from cluster_remote.annex.errors import CommandFailed
+from cluster_remote.annex.waiting import run_and_wait
 from cluster_remote.cli.exitcodes import FAILED
 
 __all__ = ["demo"]
@@ -82,18 +83,15 @@ class Stage:
         if show:
             typer.secho(f"{where}$ {command}", bold=True)
         try:
-            done = subprocess.run(
+            done = run_and_wait(
                 shlex.split(command),
                 cwd=self.directory / where,
                 env=self._environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
                 timeout=_TIMEOUT,
-                check=False,
+                merged=True,
             )
-        except subprocess.TimeoutExpired:
-            raise NotAsShown(f"{command} did not finish within {_TIMEOUT} seconds") from None
+        except CommandFailed as error:
+            raise NotAsShown(str(error)) from None
         output = done.stdout.decode("utf-8", "replace")
         if show:
             for line in output.split("\n"):

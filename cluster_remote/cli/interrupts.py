@@ -4,7 +4,7 @@ asyncio cancels the command at the first one. At the second it raises KeyboardIn
 to be: that can lose the very step that would have ended the command, which then hangs, or leave directories and
 processes behind in the middle of a cleanup. Users press Ctrl-C twice, and programs that start others often forward a
 signal that the terminal has already sent to everyone. git-annex reacts with a SIGTERM to its process group, which
-includes us when we are its child; so SIGTERM counts as the same request.
+includes us when we are its child; so SIGTERM counts as the same request. So does SIGHUP, when the terminal is closed.
 
 Every cleanup has a deadline: nobody needs to press Ctrl-C twice.
 """
@@ -27,7 +27,7 @@ class Interrupted(Exception):
     """Ctrl-C while a command was running."""
 
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def ignore_from_now_on() -> None:
@@ -61,7 +61,7 @@ def keeping_handlers() -> Iterator[None]:
 
 
 def only_the_first_counts() -> None:
-    """Make the first SIGINT or SIGTERM raise KeyboardInterrupt, and ignore later ones. For the main thread.
+    """Make the first SIGINT, SIGTERM or SIGHUP raise KeyboardInterrupt, and ignore later ones. For the main thread.
 
     A program started with one of them ignored, as by nohup or as a background job, keeps ignoring it.
     """

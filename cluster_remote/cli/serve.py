@@ -122,7 +122,11 @@ async def _everybody(
     if not tokens.all() and not public_read:
         _say("warning: there are no tokens yet, so no client can connect: cluster-remote token create")
     # Before any socket exists, which a signal would leave behind.
-    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+    ending = [signal.SIGTERM, signal.SIGINT]
+    # With a certificate, SIGHUP reloads it; nohup ignores it.
+    if shown is None and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        ending.append(signal.SIGHUP)
+    with anyio.open_signal_receiver(*ending) as signals:
         listeners = _open(parsed)
         for listener in listeners:
             _say(f"{listener.name}: serving {behind.cluster}")

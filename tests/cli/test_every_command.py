@@ -484,12 +484,15 @@ def test_an_interrupt_ends_the_command_at_once_and_is_reported(
     assert not (tmp_path / "new").exists()
 
 
-def test_sigterm_counts_as_an_interrupt(common: Testbed, stalling: dict[str, str], tmp_path: Path) -> None:
-    # git-annex sends it to everybody around it when it gets a SIGINT.
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])
+def test_sigterm_and_sighup_count_as_an_interrupt(
+    signum: int, common: Testbed, stalling: dict[str, str], tmp_path: Path
+) -> None:
+    # git-annex sends SIGTERM to everybody around it when it gets a SIGINT; closing a terminal sends SIGHUP.
     mark = tmp_path / "stalled"
     with running("ping", ["mycl"], common, {**stalling, "STALLED": str(mark)}) as process:
         assert wait_until(mark.exists, 30)
-        process.terminate()
+        process.send_signal(signum)
         _, err = process.communicate(timeout=30)
     assert (process.returncode, err) == (130, b"cluster-remote: interrupted\n")
     common.environment.assert_no_process_left()
@@ -511,12 +514,30 @@ def test_an_interrupt_leaves_nothing_behind(name: str, arguments: tuple[str, ...
     assert {file for file in set(temporary.iterdir()) - before if file.is_dir()} == set()
 
 
-def test_an_interrupt_stops_serving_cleanly(common: Testbed, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "arguments"), [("demo", ()), ("bench", ("--case", "small", "--rounds", "1"))])
+def test_a_command_ends_what_it_runs_when_only_it_is_told(
+    name: str, arguments: tuple[str, ...], common: Testbed, tmp_path: Path
+) -> None:
+    mark = tmp_path / "stalled"
+    program = tmp_path / "git-annex"
+    program.write_text(f"#!/bin/sh\ntouch '{mark}'\nexec sleep 1000\n")
+    program.chmod(0o755)
+    path = f"{tmp_path}{os.pathsep}{common.environment.env['PATH']}"
+    with running(name, list(arguments), common, {"PATH": path}) as process:
+        assert wait_until(mark.exists, 30)
+        process.terminate()
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 130, err
+    common.environment.assert_no_process_left()
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGHUP])
+def test_an_interrupt_stops_serving_cleanly(signum: int, common: Testbed, tmp_path: Path) -> None:
     socket = tmp_path / "socket"
     gateway = Testbed(common.cluster, common.cluster.gateway)
     with running("serve", ["--listen", f"unix:{socket}"], gateway) as process:
         assert wait_until(socket.exists, 30)
-        os.killpg(process.pid, signal.SIGINT)
+        os.killpg(process.pid, signum)
         _, err = process.communicate(timeout=30)
     assert process.returncode == 0, err
     assert b"Traceback" not in err
