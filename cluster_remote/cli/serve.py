@@ -19,8 +19,15 @@ from cluster_remote.cli.interrupts import run
 from cluster_remote.cluster.membership import NoCluster
 from cluster_remote.gateway.backend import Backend
 from cluster_remote.gateway.gateway import Gateway, Limits
-from cluster_remote.gateway.listeners import ListenAddress, Listener, WebAddress, handed_over, listen, parse_listen
-from cluster_remote.gateway.stdio import a_place, mode_from, serve_stdio, stderr_is_the_client
+from cluster_remote.gateway.listeners import (
+    ListenAddress,
+    Listener,
+    WebAddress,
+    inherited_listeners,
+    listen,
+    parse_listen,
+)
+from cluster_remote.gateway.stdio import client_slot, mode_from, serve_stdio, stderr_is_the_client
 from cluster_remote.gateway.tokens import Tokens
 from cluster_remote.p2p.key import UUID
 from cluster_remote.p2p.text import printable
@@ -75,9 +82,9 @@ def serve(
     try:
         repository = Repository.here()
         if stdio and uuid and not cluster:
-            behind = Backend(repository, repository.uuid, _parsed(uuid), timeout)
+            backend = Backend(repository, repository.uuid, _parsed(uuid), timeout)
         else:
-            behind = Backend.at(repository, cluster, timeout)
+            backend = Backend.at(repository, cluster, timeout)
     except NoCluster as error:
         if cluster:
             raise BadSettings(f"--cluster: {error}") from None
@@ -85,14 +92,14 @@ def serve(
     if stdio:
         if listen:
             raise BadSettings("--stdio does not listen on sockets: leave out --listen")
-        run(_one_client, behind, _parsed(uuid) if uuid else None, max_clients)
+        run(_one_client, backend, _parsed(uuid) if uuid else None, max_clients)
     elif uuid:
         raise BadSettings("--uuid requires --stdio; clients on a socket choose by themselves (TOKEN/UUID)")
     else:
         if (certificate is None) != (key is None):
             raise BadSettings("--certificate and --key must be given together")
         files = None if certificate is None else (str(certificate), str(key))
-        run(_everybody, behind, listen, max_clients, public_read, files)
+        run(_everybody, backend, listen, max_clients, public_read, files)
 
 
 def _say(line: str) -> None:
@@ -107,7 +114,7 @@ def _say(line: str) -> None:
 
 
 async def _everybody(
-    behind: Backend, addresses: list[str], clients: int, public_read: bool, certificate: tuple[str, str] | None
+    backend: Backend, addresses: list[str], clients: int, public_read: bool, certificate: tuple[str, str] | None
 ) -> None:
     parsed = [parse_listen(address) for address in addresses]
     shown = None
@@ -118,7 +125,7 @@ async def _everybody(
             shown = ServerCertificate(*certificate)
         except ValueError as error:
             raise BadSettings(str(error)) from None
-    tokens = Tokens.of(behind.repository)
+    tokens = Tokens.of(backend.repository)
     if not tokens.all() and not public_read:
         _say("warning: there are no tokens yet, so no client can connect: cluster-remote token create")
     # Before any socket exists, which a signal would leave behind.
@@ -129,8 +136,8 @@ async def _everybody(
     with anyio.open_signal_receiver(*ending) as signals:
         listeners = _open(parsed)
         for listener in listeners:
-            _say(f"{listener.name}: serving {behind.cluster}")
-        gateway = Gateway(behind, tokens, behind.timeout, _say, Limits(clients=clients), shown, public_read)
+            _say(f"{listener.name}: serving {backend.cluster}")
+        gateway = Gateway(backend, tokens, backend.timeout, _say, Limits(clients=clients), shown, public_read)
         try:
             async with anyio.create_task_group() as tasks:
                 if shown is not None:
@@ -139,7 +146,7 @@ async def _everybody(
                 tasks.cancel_scope.cancel()
         finally:
             with anyio.CancelScope(shield=True):
-                await behind.aclose()
+                await backend.aclose()
 
 
 async def _reload_on_hangup(shown: ServerCertificate) -> None:
@@ -154,7 +161,7 @@ async def _reload_on_hangup(shown: ServerCertificate) -> None:
 
 def _open(addresses: list[ListenAddress]) -> list[Listener]:
     """Open all listeners, or none."""
-    listeners = handed_over(os.environ)
+    listeners = inherited_listeners(os.environ)
     try:
         for address in addresses:
             listeners += listen(address)
@@ -180,7 +187,7 @@ def _parsed(uuid: str) -> UUID:
         raise BadSettings(f"--uuid: {error}") from None
 
 
-async def _one_client(behind: Backend, wanted: UUID | None, most: int) -> None:
+async def _one_client(backend: Backend, wanted: UUID | None, most: int) -> None:
     def say(line: str) -> None:
         if not stderr_is_the_client():
             print(f"cluster-remote: {printable(line, _LONGEST)}", file=sys.stderr, flush=True)
@@ -189,13 +196,13 @@ async def _one_client(behind: Backend, wanted: UUID | None, most: int) -> None:
     for name in [name for name in os.environ if name.startswith("GIT_ANNEX_SHELL_")]:
         # Meant for our client; git-annex-shell, which we use to reach the nodes, would apply them to us.
         del os.environ[name]
-    endpoint = await behind.served(wanted, None, mode)
-    with a_place(behind.repository.common_dir / "cluster-remote", most):
+    endpoint = await backend.endpoint(wanted, None, mode)
+    with client_slot(backend.repository.common_dir / "cluster-remote", most):
         try:
-            ended = await serve_stdio(endpoint, behind.timeout, Limits().to_finish, say)
+            ended = await serve_stdio(endpoint, backend.timeout, Limits().to_finish, say)
         finally:
             with anyio.CancelScope(shield=True):
-                await behind.aclose()
+                await backend.aclose()
     if ended.fault is not None:
         say(ended.fault)
         raise typer.Exit(FAILED)

@@ -1,4 +1,4 @@
-"""What is behind a gateway: a cluster, the repositories that it is a proxy for, and its own repository."""
+"""What a gateway serves: a cluster, the repositories that it is a proxy for, and its own repository."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from cluster_remote.transport.opening import Caller, session_at
 
 __all__ = ["Backend"]
 
-# A node's share of the clients' timeout: with all of it, clients would time out together with the node.
-_FOR_A_NODE = 0.5
+# A node's share of the clients' timeout. With all of it, clients would time out together with the node.
+_NODE_SHARE = 0.5
 
 
 class Backend:
     """One gateway's repositories, for all its clients. Close it at the end.
 
-    `own` is the UUID of the gateway's own repository, `cluster` what clients get by default; `timeout` is what clients
-    wait, in seconds without progress.
+    `own` is the UUID of the gateway's own repository, `cluster` the one that clients get by default; `timeout` is how
+    long clients wait, in seconds without progress.
     """
 
     def __init__(self, repository: Repository, own: UUID, cluster: UUID, timeout: float = DEFAULT_TIMEOUT) -> None:
@@ -53,7 +53,7 @@ class Backend:
         uuid, _name = chosen_cluster(repository.config(), cluster)
         return cls(repository, own, uuid, timeout)
 
-    async def served(
+    async def endpoint(
         self,
         wanted: UUID | None,
         client: UUID | None,
@@ -62,10 +62,11 @@ class Backend:
         with_git: bool | None = None,
         note: Callable[[str], None] | None = None,
     ) -> Endpoint:
-        """Return what a client gets that requests this repository or cluster (None: the cluster). It may lack a UUID.
+        """Return what a client gets that requests this repository or cluster (None: the default cluster).
 
-        `with_git` also gives it the gateway's own git repository, through CONNECT; False means that its token does not
-        allow that, None that it has no token. Raises NotServed, AnnexError.
+        `client` is the client's UUID, if it has one. `with_git` also gives it the gateway's own git repository, through
+        CONNECT; False means that its token does not allow that, None that it has no token.
+        Raises NotServed, AnnexError.
         """
         uuid = self.cluster if wanted is None else wanted
         clusters = set((await self.repository.current_config()).clusters().values())
@@ -95,7 +96,7 @@ class Backend:
         config, logs = await self.repository.current_config(), await BranchLogs.read(self.repository)
         return membership(config, logs, self.repository.place, self.cluster.text)
 
-    async def size(self) -> int:
+    async def node_count(self) -> int:
         """Return how many nodes a session with a cluster may connect to."""
         config = await self.repository.current_config()
         return sum(1 for remote in config.remotes() if config.remote(remote, "annex-cluster-node"))
@@ -106,7 +107,7 @@ class Backend:
 
     async def _caller(self, uuid: UUID) -> Caller:
         config = await self.repository.current_config()
-        return replace(caller_of(self.repository, config, self.timeout * _FOR_A_NODE), uuid=uuid)
+        return replace(caller_of(self.repository, config, self.timeout * _NODE_SHARE), uuid=uuid)
 
     async def _cluster_session(self, uuid: UUID, bypass: frozenset[UUID]) -> Session:
         """Open a session with the cluster as it is now: nodes come and go while the gateway runs."""
@@ -132,7 +133,7 @@ class Backend:
         try:
             nodes = (await self._membership()).nodes(await self._caller(self.own))
         except AnnexError:
-            # It is no longer a gateway of a cluster, but still a proxy.
+            # This repository is no longer a gateway of a cluster, but still a proxy.
             return proxied
         direct = (node.session for node in nodes if node.uuid == uuid and node.kind in ("local", "ssh"))
         session = next(direct, None)

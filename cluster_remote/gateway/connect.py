@@ -1,7 +1,7 @@
 """CONNECT: a client's git talks to the gateway's own git repository, through DATA messages in both directions.
 
-The client cannot close only one direction, so the conversation ends when git exits here: with CONNECTDONE and its exit
-code, after which the gateway hangs up.
+The client cannot close only one direction, so the conversation ends when git exits on the gateway: with CONNECTDONE and
+its exit code, after which the gateway hangs up.
 
 A refusal is sent in git's own protocol: ERROR would make git-remote-p2p-annex wait forever (observed with git-annex
 10.20261026), while git shows its user an ERR packet from the server.
@@ -28,12 +28,12 @@ from cluster_remote.p2p.stream import MessageStream
 __all__ = ["SERVICES", "GitService"]
 
 SERVICES = {"git-upload-pack": "upload-pack", "git-receive-pack": "receive-pack"}
-"""What a client may request, and git's command for it."""
+"""The services that a client may request, and git's command for each."""
 
 # Seconds of silence from both sides before both are stopped. A hook may take its time.
 _SILENCE = 3600.0
-# Seconds for git to exit by itself after its client has gone; then the same again after SIGTERM.
-_PATIENCE = 10.0
+# Seconds for git to exit by itself after its client has disconnected; then the same again after SIGTERM.
+_EXIT_WAIT = 10.0
 _CHUNK = 64 * 1024
 
 
@@ -66,13 +66,13 @@ class GitService:
             try:
                 await self.before_fetch()
             except AnnexError as error:
-                # Then a fetch gets something old, but nothing wrong.
-                self._noted(str(error))
+                # The fetch then gets old records, but no wrong ones.
+                self._log(str(error))
         command = ("git", SERVICES[service], str(self.repository.git_dir))
         try:
             process = await child.start(command, cwd=None, env=foreign_environment())
         except CommandFailed as error:
-            self._noted(str(error))
+            self._log(str(error))
             await _refuse(client, f"the gateway cannot start {service}")
             return
         tail = child.Tail()
@@ -82,9 +82,9 @@ class GitService:
             with anyio.CancelScope(shield=True):
                 await _end(process)
         if process.returncode:
-            self._noted(f"{service} exited with code {process.returncode}: {tail.text()}")
+            self._log(f"{service} exited with code {process.returncode}: {tail.text()}")
 
-    def _noted(self, text: str) -> None:
+    def _log(self, text: str) -> None:
         if self.note is not None:
             self.note(text)
 
@@ -97,14 +97,14 @@ class _Relay:
         self._process = process
         self._silence = silence
         self._tail = tail
-        self._heard = anyio.CancelScope()
+        self._silence_scope = anyio.CancelScope()
         self._failure: ClientGone | ClientMisbehaved | None = None
 
     async def run(self) -> None:
         stderr = self._process.stderr
         assert stderr is not None
-        with self._heard:
-            self._something_moved()
+        with self._silence_scope:
+            self._extend_deadline()
             async with anyio.create_task_group() as tasks:
 
                 async def one_way(relay: Callable[[], Awaitable[None]]) -> None:
@@ -121,29 +121,29 @@ class _Relay:
                 tasks.start_soon(one_way, self._from_git)
         if self._failure is not None:
             raise self._failure
-        if self._heard.cancelled_caught:
+        if self._silence_scope.cancelled_caught:
             raise ClientMisbehaved(f"neither git nor its client sent anything for {self._silence:.3g} seconds", None)
 
-    def _something_moved(self) -> None:
-        self._heard.deadline = anyio.current_time() + self._silence
+    def _extend_deadline(self) -> None:
+        self._silence_scope.deadline = anyio.current_time() + self._silence
 
     async def _to_git(self) -> None:
         stdin = self._process.stdin
         assert stdin is not None
-        listening = True
+        git_reads = True
         while True:
             match await self._client.receive("relaying to git", unhurried=True):
                 case Data(length):
                     async for chunk in self._client.stream.receive_data(length):
-                        self._something_moved()
-                        if listening:
+                        self._extend_deadline()
+                        if git_reads:
                             try:
                                 await stdin.send(chunk)
                             except (anyio.BrokenResourceError, anyio.ClosedResourceError):
-                                # git has stopped reading. Still pass on its output.
-                                listening = False
+                                # Still pass on git's output.
+                                git_reads = False
                 case other:
-                    raise ClientMisbehaved(f"{describe(other)[:100]} in place of DATA")
+                    raise ClientMisbehaved(f"{describe(other)[:100]} instead of DATA")
 
     async def _from_git(self) -> None:
         stdout = self._process.stdout
@@ -153,7 +153,7 @@ class _Relay:
                 chunk = await stdout.receive(_CHUNK)
             except anyio.EndOfStream:
                 break
-            self._something_moved()
+            self._extend_deadline()
             await self._client.send_content(_Chunk(chunk), with_validity=False)
         await self._client.send(ConnectDone(await self._process.wait()))
 
@@ -177,21 +177,21 @@ class _Chunk(SourceReading):
 
 
 async def _end(process: Process) -> None:
-    """End git, which may be in the middle of receiving a push: give it time to finish, then to clean up."""
+    """Terminate git, which may be in the middle of receiving a push: give it time to finish, then to clean up."""
     if process.returncode is None:
         assert process.stdin is not None
         assert process.stdout is not None
         assert process.stderr is not None
         await process.stdin.aclose()
-        with anyio.move_on_after(_PATIENCE):
+        with anyio.move_on_after(_EXIT_WAIT):
             async with anyio.create_task_group() as tasks:
-                # Nobody reads it any more, but git must not block on it.
+                # Discard git's output, so that git does not block on a full pipe.
                 tasks.start_soon(child.drain, process.stdout, child.Tail())
                 tasks.start_soon(child.drain, process.stderr, child.Tail())
                 await process.wait()
                 tasks.cancel_scope.cancel()
     if process.returncode is None:
         child.send_signal(process.pid, signal.SIGTERM)
-        with anyio.move_on_after(_PATIENCE):
+        with anyio.move_on_after(_EXIT_WAIT):
             await process.wait()
     await child.kill(process)

@@ -1,4 +1,4 @@
-"""What can keep a gateway from serving. Each message says what was tried and what to do."""
+"""The errors of a gateway. Each message says what was tried and what to do."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class GatewayError(AnnexError):
 
 
 class CannotListen(GatewayError):
-    """A socket could not be opened, or the one passed to us is unusable."""
+    """A listening socket could not be opened, or one that was passed to this process is unusable."""
 
 
 class NotServed(GatewayError):
@@ -28,7 +28,7 @@ class UnknownToken(GatewayError):
 
 
 class HttpFailure(GatewayError):
-    """An HTTP request that fails. `status` and `headers` are those of the response, whose body is the message."""
+    """An HTTP request that fails. `status` and `headers` are the response's; the message is its body."""
 
     def __init__(self, status: int, words: str = "", headers: dict[str, str] | None = None) -> None:
         super().__init__(words)

@@ -1,6 +1,6 @@
 """The gateway: authenticates clients by token, and serves each of them until it hangs up.
 
-Each client has its own session. No client can lock out others: see `Places`.
+Each client has its own session. No client can starve the others: see `Slots`.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from anyio.abc import TaskGroup
 
 from cluster_remote.annex.errors import AnnexError
 from cluster_remote.gateway.backend import Backend
+from cluster_remote.gateway.budget import DescriptorBudget
 from cluster_remote.gateway.errors import CannotListen
 from cluster_remote.gateway.listeners import Accepted, Listener, SocketConnection
-from cluster_remote.gateway.places import Connection, DeadLocks, Guesses, Places
-from cluster_remote.gateway.quiet import QuietLog
-from cluster_remote.gateway.room import Room
+from cluster_remote.gateway.ratelimit import RateLimitedLog
+from cluster_remote.gateway.slots import Connection, FailedLogins, OrphanedLocks, Slots
 from cluster_remote.gateway.tokens import Token, Tokens, read_claim
 from cluster_remote.p2p.errors import ConnectionLost
 from cluster_remote.p2p.key import UUID, Key
@@ -43,18 +43,18 @@ __all__ = ["Gateway", "Limits"]
 # Seconds for a client to read its last message before the connection is closed.
 _LINGER = 1.0
 # Seconds between checks for revoked or expired tokens.
-_TOKENS_LOOK = 0.5
+_TOKEN_CHECK = 0.5
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How many `clients` may be connected, plus how many `strangers`, who have not authenticated yet.
+    """How many `clients` may be connected, plus how many `strangers`, which have not authenticated yet.
 
     Times are in seconds: `to_authenticate` is a stranger's deadline; `after_wrong_token` is the initial delay of a
-    refusal, which slows down guessing; `to_finish` is for requests still running when the gateway is told to stop;
-    `place_wait` is how long a request over HTTP waits for a place (clients wait for a minute without progress).
-    `dead_locks` is how many locks of one token may outlast their connections; for all tokens together it is four times
-    that.
+    refusal, which slows down guessing; `to_finish` is the deadline of running requests when the gateway stops;
+    `slot_wait` is how long a request over HTTP waits for a slot (clients wait for a minute without progress).
+    `orphaned_locks` is how many locks of one token may outlast their connections; all tokens together may have four
+    times as many.
     """
 
     clients: int = 64
@@ -63,15 +63,16 @@ class Limits:
     after_wrong_token: float = 1.0
     to_finish: float = 10.0
     lock_retention: float = LOCK_RETENTION
-    dead_locks: int = 64
-    place_wait: float = 30.0
+    orphaned_locks: int = 64
+    slot_wait: float = 30.0
 
 
 @dataclass
 class Gateway:
-    """`log` takes a line at a time; `timeout` is in seconds without progress within a request.
+    """A gateway with its clients.
 
-    `public_read` allows reading over HTTP without a token.
+    `log` takes a line at a time; `timeout` is in seconds without progress within a request; `public_read` allows
+    reading over HTTP without a token.
     """
 
     backend: Backend
@@ -84,25 +85,25 @@ class Gateway:
     public_read: bool = False
 
     def __post_init__(self) -> None:
-        self._room = Room()
-        self._places = Places(self.limits.clients, self._room.strangers(self.limits.strangers))
-        self._dead_locks = DeadLocks(self.limits.dead_locks, 4 * self.limits.dead_locks)
-        self._guesses = Guesses(self.limits.after_wrong_token)
-        self._quiet = QuietLog(self.log)
+        self._descriptors = DescriptorBudget()
+        self._slots = Slots(self.limits.clients, self._descriptors.strangers(self.limits.strangers))
+        self._orphaned_locks = OrphanedLocks(self.limits.orphaned_locks, 4 * self.limits.orphaned_locks)
+        self._failed_logins = FailedLogins(self.limits.after_wrong_token)
+        self._limited_log = RateLimitedLog(self.log)
         self._arrived = 0
         self._connections = 0
         self._closing = Closing()
-        self._nobody_left = anyio.Event()
+        self._all_closed = anyio.Event()
 
     async def run(self, listeners: Sequence[Listener], signals: AsyncIterator[signal.Signals]) -> None:
-        """Serve until a signal arrives; then give requests time to finish; a second signal ends them.
+        """Serve until a signal arrives; then give running requests time to finish. A second signal cuts them off.
 
         Closes the listeners. Raises CannotListen if one of them stops working.
         """
         async with AsyncExitStack() as stack, anyio.create_task_group() as connections:
             connections.start_soon(self.backend.log.commit_in_time, self.log)
-            connections.start_soon(self._quiet.sum_up_in_time)
-            connections.start_soon(self._end_those_without_token)
+            connections.start_soon(self._limited_log.sum_up_regularly)
+            connections.start_soon(self._end_invalid)
             webs = self._webs(listeners, connections)
             for web in webs.values():
                 stack.push_async_callback(web.aclose)
@@ -123,7 +124,7 @@ class Gateway:
                 await web.stop()
             await self._finish(signals)
             connections.cancel_scope.cancel()
-        self._quiet.sum_up()
+        self._limited_log.sum_up()
         if failures:
             raise failures[0]
 
@@ -132,15 +133,15 @@ class Gateway:
             return
         async with anyio.create_task_group() as waiting:
 
-            async def hurry() -> None:
+            async def stop_on_signal() -> None:
                 async for received in signals:
                     self.log(f"{signal.Signals(received).name} again: stopping now")
                     break
                 waiting.cancel_scope.cancel()
 
-            waiting.start_soon(hurry)
+            waiting.start_soon(stop_on_signal)
             with anyio.move_on_after(self.limits.to_finish) as deadline:
-                await self._nobody_left.wait()
+                await self._all_closed.wait()
             if deadline.cancelled_caught:
                 self.log(f"cutting off {self._connections} connections")
             waiting.cancel_scope.cancel()
@@ -150,23 +151,23 @@ class Gateway:
         paths = {listener.path for listener in listeners if listener.path is not None}
         if not paths:
             return {}
-        from cluster_remote.gateway.web import TokenDoor, Web
+        from cluster_remote.gateway.web import TokenAccess, Web
 
-        door = TokenDoor(
+        access = TokenAccess(
             self.backend,
             self.tokens,
-            self._places,
-            self._guesses,
-            place_wait=self.limits.place_wait,
+            self._slots,
+            self._failed_logins,
+            slot_wait=self.limits.slot_wait,
             public_read=self.public_read,
         )
         return {
             path: Web(
                 self.backend,
-                door,
+                access,
                 tasks,
-                self._room,
-                self._dead_locks,
+                self._descriptors,
+                self._orphaned_locks,
                 path=path,
                 timeout=self.timeout,
                 to_begin=self.limits.to_authenticate,
@@ -188,7 +189,7 @@ class Gateway:
             try:
                 accepted = await (listener.accept() if web is None else listener.accept_web())
             except CannotListen as failure:
-                # Better to exit, and be restarted, than to go on with some listeners dead.
+                # Exit, and be restarted, rather than go on with a dead listener.
                 failures.append(failure)
                 accepting.cancel_scope.cancel()
                 return
@@ -202,31 +203,31 @@ class Gateway:
                 assert web is not None
                 from cluster_remote.gateway.webserver import WebConnection
 
-                connection = visitor = WebConnection(name, accepted.address)
-                visitor.say = partial(self._note, connection)
-                talk = partial(web.talk, accepted, visitor, self.certificate if listener.tls else None)
-            self._places.arrive(connection)
+                connection = web_connection = WebConnection(name, accepted.address)
+                web_connection.say = partial(self._note, connection)
+                talk = partial(web.talk, accepted, web_connection, self.certificate if listener.tls else None)
+            self._slots.arrive(connection)
             self._connections += 1
             connections.start_soon(self._connection, accepted, connection, talk)
 
-    async def _end_those_without_token(self) -> None:
+    async def _end_invalid(self) -> None:
         """End connections whose token is revoked or has expired, until cancelled."""
         seen: object = ()
         while True:
             try:
                 if (version := self.tokens.version()) != seen:
                     seen, ids = version, frozenset(token.id for token in self.tokens.all())
-                    self._places.end_those_without(partial(_is_one_of, ids), "its token was revoked")
+                    self._slots.end_invalid(partial(_is_one_of, ids), "its token was revoked")
             except AnnexError as error:
-                # The file is unreadable at the moment; that is no reason to cut everybody off.
-                self._quiet.say("problems with the token file", str(error))
-            self._places.end_those_without(lambda token: not token.has_expired(), "its token has expired")
-            await anyio.sleep(_TOKENS_LOOK)
+                # The file is unreadable at the moment; this must not disconnect everybody.
+                self._limited_log.say("problems with the token file", str(error))
+            self._slots.end_invalid(lambda token: not token.has_expired(), "its token has expired")
+            await anyio.sleep(_TOKEN_CHECK)
 
     async def _connection(
         self, accepted: SocketConnection | Accepted, connection: Connection, talk: Callable[[], Awaitable[str]]
     ) -> None:
-        """Serve one client, and write its line in the log."""
+        """Serve one client, then write its line in the log."""
         story = "cut off"
         try:
             with connection.scope:
@@ -235,23 +236,23 @@ class Gateway:
             full = out_of_room(error)
             story = f"ended: no room: {full}" if full else f"internal error: {type(error).__name__}: {error}"
         finally:
-            self._places.leave(connection)
+            self._slots.leave(connection)
             if connection.ended is not None:
                 story = f"ended: {connection.ended}"
             line = f"{connection.name}: {printable(story, 2000)} ({time.monotonic() - connection.began:.1f} s)"
             if connection.token is None:
-                self._quiet.say("rejected connections", line)
+                self._limited_log.say("rejected connections", line)
             else:
                 self.log(line)
             if isinstance(accepted, SocketConnection):
                 await accepted.aclose(_LINGER if story != "cut off" and connection.ended is None else 0)
             self._connections -= 1
             if self._closing.begun and not self._connections:
-                self._nobody_left.set()
+                self._all_closed.set()
 
     def _note(self, connection: Connection, text: str) -> None:
         whose = "notes" if connection.token is None else f"notes about clients with token {connection.token.id}"
-        self._quiet.say(whose, f"{connection.name}: {printable(text, 2000)}")
+        self._limited_log.say(whose, f"{connection.name}: {printable(text, 2000)}")
 
     async def _talk(self, accepted: SocketConnection, connection: Connection, tls: bool) -> str:
         stream = MessageStream(accepted, self.limits.to_authenticate)
@@ -266,49 +267,49 @@ class Gateway:
                 return f"rejected: {error or 'no TLS in time'}"
         try:
             with self._closing.idle():
-                endpoint, who = await self._let_in(Client(stream), connection, partial(self._note, connection))
+                endpoint, who = await self._authenticate(Client(stream), connection, partial(self._note, connection))
             if self._closing.begun:
                 return "closed: the gateway is stopping"
         except ClientGone as gone:
             return f"rejected: {gone}"
         except ClientMisbehaved as fault:
-            await _say_last(stream, Error(fault.answer or "protocol error"))
+            await _send_last(stream, Error(fault.answer or "protocol error"))
             return f"rejected: {fault}"
         except _WrongToken as wrong:
-            await anyio.sleep(self._guesses.wrong(connection.address))
-            await _say_last(stream, AuthFailure())
+            await anyio.sleep(self._failed_logins.add(connection.address))
+            await _send_last(stream, AuthFailure())
             return f"rejected: {wrong}"
         assert connection.token is not None
         stream.timeout = self.timeout
-        with self._with_room(endpoint) as limited:
+        with self._within_budget(endpoint) as limited:
             ended = await serve(
                 stream,
                 limited,
-                closing=_Idleness(self._closing, connection),
+                closing=_IdleTracking(self._closing, connection),
                 lock_retention=self.limits.lock_retention,
-                locks=_Locks(self._places, self._dead_locks, connection, connection.token, endpoint.uuid),
+                locks=_Locks(self._slots, self._orphaned_locks, connection, connection.token, endpoint.uuid),
                 note=partial(self._note, connection),
             )
         requests = f"{ended.requests} request{'' if ended.requests == 1 else 's'}"
         return f"{who}, to {endpoint.uuid}: {requests}" + (f"; {ended.fault}" if ended.fault else "")
 
     @contextmanager
-    def _with_room(self, endpoint: Endpoint) -> Iterator[Endpoint]:
-        """Return an endpoint whose session is only opened if there is room for it."""
+    def _within_budget(self, endpoint: Endpoint) -> Iterator[Endpoint]:
+        """Yield an endpoint that opens its session only if there are enough file descriptors for it."""
         taken = 0
 
         async def session(bypass: frozenset[UUID]) -> Session:
             nonlocal taken
             if not taken:
-                taken = self._room.take(await self.backend.size() if endpoint.uuid.is_cluster else 1)
+                taken = self._descriptors.take(await self.backend.node_count() if endpoint.uuid.is_cluster else 1)
             return await endpoint.session(bypass)
 
         try:
             yield replace(endpoint, session=session)
         finally:
-            self._room.give_back(taken)
+            self._descriptors.give_back(taken)
 
-    async def _let_in(
+    async def _authenticate(
         self, client: Client, connection: Connection, note: Callable[[str], None]
     ) -> tuple[Endpoint, str]:
         """Authenticate a client; return what it gets and its name. Raises ClientGone, ClientMisbehaved, _WrongToken."""
@@ -319,17 +320,17 @@ class Gateway:
                 try:
                     token = None if claim is None else self.tokens.check(claim.token)
                 except AnnexError as error:
-                    # None of a stranger's business.
+                    # A stranger must not learn the details.
                     raise ClientMisbehaved(str(error), "this gateway cannot check tokens; see its log") from None
                 if claim is None or token is None:
                     raise _WrongToken(f"wrong token from {who}")
-                if (full := self._places.admit(connection, token)) is not None:
+                if (full := self._slots.admit(connection, token)) is not None:
                     raise ClientMisbehaved(full, f"{full}; try again later")
                 wanted = claim.wanted or token.only or self.backend.cluster
                 if (refusal := token.refusal(wanted, self.backend.own)) is not None:
                     raise ClientMisbehaved(refusal, refusal)
                 try:
-                    endpoint = await self.backend.served(wanted, uuid, token.mode, with_git=token.git, note=note)
+                    endpoint = await self.backend.endpoint(wanted, uuid, token.mode, with_git=token.git, note=note)
                 except AnnexError as error:
                     raise ClientMisbehaved(str(error), printable(str(error))) from None
                 return endpoint, f"{who} with {_named(token)}"
@@ -341,8 +342,8 @@ class _WrongToken(Exception):
     """The client's token is not valid."""
 
 
-class _Idleness(Closing):
-    """Tells whether one connection is idle; ends it when the gateway closes."""
+class _IdleTracking(Closing):
+    """The gateway's closing, as one connection sees it; notes when the connection is idle."""
 
     def __init__(self, closing: Closing, connection: Connection) -> None:
         self._closing = closing
@@ -363,24 +364,24 @@ class _Idleness(Closing):
 
 
 class _Locks(LockKeeper):
-    """The locks of one client. Once it has gone, they take no place."""
+    """The locks of one client. Once it has disconnected, they take no slot."""
 
     def __init__(
-        self, places: Places, dead_locks: DeadLocks, connection: Connection, token: Token, where: UUID
+        self, slots: Slots, orphaned_locks: OrphanedLocks, connection: Connection, token: Token, where: UUID
     ) -> None:
-        self._places = places
-        self._dead_locks = dead_locks
+        self._slots = slots
+        self._orphaned_locks = orphaned_locks
         self._connection = connection
         self._token = token
         self._where = where
 
     def refusal(self) -> str | None:
-        return self._dead_locks.refusal(self._token.id)
+        return self._orphaned_locks.refusal(self._token.id)
 
     @contextmanager
     def keeping(self, key: Key) -> Iterator[None]:
-        self._places.leave(self._connection)
-        forget = self._dead_locks.add(
+        self._slots.leave(self._connection)
+        forget = self._orphaned_locks.add(
             self._token.id,
             (self._where, key),
             lambda: self._connection.end("a newer lock holds the same content"),
@@ -399,9 +400,9 @@ def _named(token: Token) -> str:
     return f"token {token.id}" + (f" ({token.note})" if token.note else "") + f", {token.mode.value}"
 
 
-async def _say_last(stream: MessageStream, message: Error | AuthFailure) -> None:
+async def _send_last(stream: MessageStream, message: Error | AuthFailure) -> None:
     try:
         await Client(stream).send(message)
     except ClientGone:
-        # It has hung up already.
+        # The client has hung up already.
         return

@@ -17,7 +17,7 @@ from starlette.routing import Route
 from cluster_remote.annex import child
 from cluster_remote.annex.errors import AnnexError, CommandFailed
 from cluster_remote.annex.repository import foreign_environment
-from cluster_remote.gateway.p2phttp import note
+from cluster_remote.gateway.httpaccess import note
 from cluster_remote.p2p.messages import Connect
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class GitHttp:
         self._config = config
 
     def routes(self) -> list[Route]:
-        """The routes for Starlette."""
+        """Return the routes for Starlette."""
         return [
             Route("/config", self._answer_config),
             Route("/info/refs", self._answer_refs),
@@ -70,7 +70,7 @@ class GitHttp:
     async def _answer_refs(self, request: Request) -> Response:
         service = request.query_params.get("service", "")
         if service not in ("git-upload-pack", "git-receive-pack"):
-            # Sent by a git that does not speak smart HTTP.
+            # Only a git that does not speak smart HTTP requests anything else.
             return Response("this repository is only available over git's smart HTTP\n", 403, media_type="text/plain")
         return await self._serve(request, service, "/info/refs", f"service={service}")
 
@@ -84,14 +84,14 @@ class GitHttp:
             try:
                 await self._before_fetch()
             except AnnexError as error:
-                # Then a fetch gets something old, but nothing wrong.
+                # The fetch then gets old records, but no wrong ones.
                 note(request, str(error))
         environment = foreign_environment() | {
             "GIT_PROJECT_ROOT": str(self._repository.git_dir),
             "GIT_HTTP_EXPORT_ALL": "1",
             "PATH_INFO": path,
             "REQUEST_METHOD": request.method,
-            # What access was checked for; git may read a query with several services in another way.
+            # The service that access was checked for; git might pick another one from a query with several.
             "QUERY_STRING": query,
             "CONTENT_TYPE": request.headers.get("content-type", ""),
             "REMOTE_USER": user,
@@ -112,18 +112,18 @@ class GitHttp:
             note(request, str(error))
             return Response("the gateway cannot start git\n", 500, media_type="text/plain")
         # A push may take long to compress, and only token holders push; the other requests are small.
-        patience = _SILENCE if service == "git-receive-pack" else self._timeout
-        return await _Backend(process, request, patience).response()
+        timeout = _SILENCE if service == "git-receive-pack" else self._timeout
+        return await _HttpBackend(process, request, timeout).response()
 
 
-class _Backend:
+class _HttpBackend:
     """One run of git http-backend: the request's body goes in, headers and body of the response come out.
 
-    The client may send nothing for `patience` seconds.
+    The client must not send nothing for longer than `timeout` seconds.
     """
 
-    def __init__(self, process: Process, request: Request, patience: float) -> None:
-        self._patience = patience
+    def __init__(self, process: Process, request: Request, timeout: float) -> None:
+        self._timeout = timeout
         self._process = process
         self._request = request
         self._tail = child.Tail()
@@ -135,7 +135,7 @@ class _Backend:
             # are small, except for a push, which git http-backend reads to the end before it responds.
             async with anyio.create_task_group() as tasks:
                 assert self._process.stderr is not None
-                tasks.start_soon(self._listen)
+                tasks.start_soon(child.drain, self._process.stderr, self._tail)
                 with anyio.fail_after(_SILENCE):
                     await self._feed()
                     headers, rest = await self._headers()
@@ -152,16 +152,12 @@ class _Backend:
             if not begun:
                 await child.kill(self._process)
 
-    async def _listen(self) -> None:
-        assert self._process.stderr is not None
-        await child.drain(self._process.stderr, self._tail)
-
     async def _feed(self) -> None:
         stdin = self._process.stdin
         assert stdin is not None
         parts = self._request.stream()
         while True:
-            with anyio.fail_after(self._patience):
+            with anyio.fail_after(self._timeout):
                 chunk = await anext(parts, None)
             if chunk is None:
                 break

@@ -1,4 +1,4 @@
-"""Read a request of the P2P protocol over HTTP: its parameters, its login, and what it requires.
+"""Read a request of the P2P protocol over HTTP: its parameters, its login, and the permissions it needs.
 
 Names, formats and error texts are those observed with git-annex 10.20261026. As there, parameters are parsed before
 authentication.
@@ -30,12 +30,12 @@ from cluster_remote.p2p.messages import (
     since,
 )
 
-__all__ = ["DATA_LENGTH", "NEEDS", "SINCE", "Asked", "login_of", "path_key", "unbracketed"]
+__all__ = ["DATA_LENGTH", "REQUEST_OF", "SINCE", "Parameters", "login_of", "path_key", "unbracketed"]
 
 DATA_LENGTH = "X-git-annex-data-length"
-# For requests without a key.
+# A placeholder in requests without a key.
 _ANY_KEY = Key("WORM-s0--")
-NEEDS: dict[str, Message] = {
+REQUEST_OF: dict[str, Message] = {
     "checkpresent": CheckPresent(_ANY_KEY),
     "key": Get(0, AssociatedFile(), _ANY_KEY),
     "putoffset": Put(AssociatedFile(), _ANY_KEY),
@@ -46,17 +46,17 @@ NEEDS: dict[str, Message] = {
     "lockcontent": LockContent(_ANY_KEY),
     "keeplocked": LockContent(_ANY_KEY),
 }
-"""A request for each endpoint, to find out whether a mode refuses it."""
+"""An equivalent request of the P2P protocol for each endpoint, to find out whether a mode refuses it."""
 SINCE = {"putoffset": 1, "remove-before": since(RemoveBefore), "gettimestamp": since(GetTimestamp)}
-"""The version that introduced an endpoint; the others have always existed."""
+"""The protocol version that introduced an endpoint; the others have always existed."""
 
 
 @dataclass(frozen=True)
-class Asked:
+class Parameters:
     """The parameters of a request; those that its endpoint does not use are ignored.
 
-    `client` is None for one that does not identify itself by UUID. `length` is that of the body, in bytes; `is_present`
-    says that the content has reached the nodes some other way.
+    `client` is None if the client does not identify itself by UUID. `length` is the length of the body in bytes;
+    `is_present` says that the content has reached the nodes some other way.
     """
 
     key: Key
@@ -70,7 +70,7 @@ class Asked:
     lockid: str = ""
 
     @classmethod
-    def read(cls, request: Request, endpoint: str, version: int, key: Key | None = None) -> Asked:
+    def read(cls, request: Request, endpoint: str, version: int, key: Key | None = None) -> Parameters:
         """Parse the parameters; `key` is the one in the path. Raises HttpFailure."""
         query = _query(request)
         if key is None:
@@ -178,4 +178,4 @@ def _file(query: Mapping[str, list[str]]) -> AssociatedFile:
     except binascii.Error:
         raise _unreadable(what, "unable to base64 decode [] wrapped value") from None
     except ValueError:
-        raise _unreadable(what, "not the name of a file") from None
+        raise _unreadable(what, "not a file name") from None

@@ -31,7 +31,7 @@ __all__ = [
     "Listener",
     "SocketConnection",
     "WebAddress",
-    "handed_over",
+    "inherited_listeners",
     "listen",
     "parse_listen",
 ]
@@ -50,7 +50,7 @@ _OUT_OF_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOME
 
 @dataclass(frozen=True)
 class Accepted:
-    """A client's socket. `peer` describes the client to people; strangers are counted by `address`."""
+    """A client's socket. `peer` is the client's name in the log; strangers are counted by `address`."""
 
     socket: socket.socket
     peer: str
@@ -60,7 +60,7 @@ class Accepted:
 class SocketConnection(DescriptorConnection):
     """A client's connection. Owns the socket.
 
-    `peer` describes the client to people: a network address or a user; strangers are counted by `address`.
+    `peer` is the client's name in the log: a network address or a user; strangers are counted by `address`.
     """
 
     def __init__(self, accepted: socket.socket) -> None:
@@ -108,7 +108,7 @@ def _peer(accepted: socket.socket) -> tuple[str, str]:
             return f"user {uid}, process {pid}", f"user {uid}"
         host, port = accepted.getpeername()[:2]
     except OSError:
-        # It has already hung up.
+        # The client has already hung up.
         return "gone", "gone"
     ip = ipaddress.ip_address(host.partition("%")[0])
     # A single machine may use as many addresses of a /64 as it likes.
@@ -161,12 +161,12 @@ class Listener:
                 elif error.errno in (errno.EBADF, errno.EINVAL, errno.ENOTSOCK):
                     raise CannotListen(f"{self.name}: {error.strerror}") from None
                 else:
-                    # That client hung up before we accepted it (see accept(2)); there may be others.
+                    # This client hung up before we accepted it (see accept(2)); there may be others.
                     await anyio.lowlevel.checkpoint()
             else:
                 if accepted.family != socket.AF_UNIX:
                     # Messages are small and urgent. Without keepalive, we would never notice that a client's machine
-                    # died.
+                    # is dead.
                     accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                     accepted.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
                 return accepted
@@ -195,8 +195,8 @@ class WebAddress:
         return f"http{'s' if self.tls else ''}://{str(self.tcp).removeprefix('tcp://')}{self.path or '/'}"
 
 
-# Where a gateway can listen.
 ListenAddress: TypeAlias = Unix | Tcp | Tls | WebAddress
+"""An address that a gateway can listen on."""
 
 
 def parse_listen(text: str) -> ListenAddress:
@@ -222,7 +222,7 @@ def parse_listen(text: str) -> ListenAddress:
 
 
 def listen(address: ListenAddress) -> list[Listener]:
-    """Listen on an address, or on all of them if a host's name has several. Raises CannotListen."""
+    """Listen on an address; if it is a host name, on all of its addresses. Raises CannotListen."""
     if isinstance(address, WebAddress):
         return [
             replace(
@@ -255,8 +255,7 @@ def _listen_unix(address: Unix) -> Listener:
         _check_directory(path.parent, address)
         if len(os.fsencode(hidden)) > _MAX_PATH:
             hidden = path.with_name(secrets.token_hex(1))
-        # Set on the socket itself, from which the file gets its mode (unix(7)): others must not be able to connect,
-        # ever.
+        # The file gets its mode from the socket (unix(7)): other users must not be able to connect, not even briefly.
         os.fchmod(made.fileno(), 0o600)
         made.bind(os.fsencode(hidden))
         try:
@@ -264,12 +263,12 @@ def _listen_unix(address: Unix) -> Listener:
             hidden.chmod(0o600)
             made.listen(_BACKLOG)
             made.setblocking(False)
-            # Give it its name only once it listens, and only if the name is free: this needs no lock, which others
-            # could hold.
+            # Link it to its name only once it listens, and only if the name is free. This needs no lock, which another
+            # process could hold.
             try:
                 os.link(hidden, path)
             except FileExistsError:
-                _make_way(address)
+                _remove_stale_socket(address)
                 os.link(hidden, path)
         finally:
             hidden.unlink(missing_ok=True)
@@ -291,8 +290,8 @@ def _check_directory(directory: Path, address: Unix) -> None:
         raise CannotListen(f"cannot listen on {address}: every user can write to {directory}; use a private directory")
 
 
-def _make_way(address: Unix) -> None:
-    """Remove a socket that nobody listens on any more. Raises CannotListen if there is anything else."""
+def _remove_stale_socket(address: Unix) -> None:
+    """Remove a socket that no process listens on. Raises CannotListen if anything else is at the path."""
     try:
         before = os.lstat(address.path)
     except FileNotFoundError:
@@ -311,7 +310,7 @@ def _make_way(address: Unix) -> None:
 
 
 def _remove(path: Path, inode: int) -> None:
-    """Remove a dead socket, but not one that another gateway has just put in its place."""
+    """Remove a stale socket, but not one that another gateway has just created at the same path."""
     aside = path.with_name(f".{secrets.token_hex(4)}")
     try:
         path.rename(aside)
@@ -340,7 +339,7 @@ def _listen_tcp(address: Tcp) -> list[Listener]:
         try:
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6:
-                # IPv4 gets a socket of its own, or none.
+                # IPv4 has a socket of its own, or none.
                 made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             made.bind(where)
             made.listen(_BACKLOG)
@@ -368,8 +367,8 @@ def _named(listening: socket.socket) -> Listener:
             raise CannotListen(f"cannot use a socket of {other.name}")
 
 
-def handed_over(environment: MutableMapping[str, str]) -> list[Listener]:
-    """Return the sockets that systemd listens on for us (LISTEN_FDS, LISTEN_PID, LISTEN_FDNAMES); often none.
+def inherited_listeners(environment: MutableMapping[str, str]) -> list[Listener]:
+    """Return the sockets that systemd passed to this process (LISTEN_FDS, LISTEN_PID, LISTEN_FDNAMES); often none.
 
     Removes the variables, so that no child process uses the sockets. Raises CannotListen if they are unusable.
     """
@@ -384,7 +383,7 @@ def handed_over(environment: MutableMapping[str, str]) -> list[Listener]:
     try:
         for number in range(int(count)):
             name = names[number] if number < len(names) and names[number] else "unnamed"
-            listeners.append(_taken_over(_FIRST_DESCRIPTOR + number, name))
+            listeners.append(_inherited(_FIRST_DESCRIPTOR + number, name))
     except BaseException:
         for listener in listeners:
             listener.close()
@@ -392,7 +391,7 @@ def handed_over(environment: MutableMapping[str, str]) -> list[Listener]:
     return listeners
 
 
-def _taken_over(descriptor: int, name: str) -> Listener:
+def _inherited(descriptor: int, name: str) -> Listener:
     try:
         taken = socket.socket(fileno=descriptor)
     except OSError as error:

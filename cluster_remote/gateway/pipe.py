@@ -35,7 +35,7 @@ def main() -> int:
         print(_USAGE, file=sys.stderr)
         return 2
     if sys.argv[1] == "address":
-        # This is how git-annex asks a network for our addresses, to serve a repository itself.
+        # git-annex asks for a network's addresses like this, in order to serve a repository itself.
         print("git-annex-p2p-cluster: to serve, run cluster-remote serve --listen ADDRESS", file=sys.stderr)
         return 2
     try:
@@ -86,10 +86,10 @@ def relay(gateway: socket.socket, reading: int, writing: int) -> None:
                 gateway.sendall(data)
             gateway.shutdown(socket.SHUT_WR)
         except OSError:
-            # It closed; the other direction notices after the last message.
+            # The gateway closed; the other direction notices after the last message.
             return
 
-    # A daemon, since it may wait for input that never comes after the gateway has closed.
+    # A daemon thread, since it may wait for input that never comes after the gateway has closed.
     threading.Thread(target=to_gateway, daemon=True).start()
     with gateway:
         try:

@@ -2,7 +2,7 @@
 
 New records go to the journal: every git-annex in this repository sees them, but a fetch of the git-annex branch does
 not. Usually the next git-annex command commits them. A gateway's repository may not run one for months, so the gateway
-commits them itself whenever it is idle for a moment.
+commits them itself whenever no new ones have come for a moment.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class SharedLog:
 
     async def commit(self) -> None:
         """Commit what was recorded so far to the git-annex branch. Raises CommandFailed."""
-        # Also waits for a running commit, which includes earlier records.
+        # The lock also makes a caller wait for a running commit, which includes its records.
         async with self._committing:
             if self._uncommitted:
                 self._uncommitted = False
@@ -75,7 +75,7 @@ class SharedLog:
                 note(f"cannot commit the location log: {error}")
 
     async def aclose(self) -> None:
-        """Commit, and end the child processes, in bounded time. Raises CommandFailed if the commit failed."""
+        """Commit, and end the child processes, in bounded time. Raises CommandFailed if the commit fails."""
         try:
             await self.commit()
         finally:

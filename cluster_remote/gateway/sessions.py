@@ -1,4 +1,4 @@
-"""Sessions lent to one request at a time, for clients without a connection of their own."""
+"""A pool of sessions for HTTP requests: one request uses a session at a time."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import TypeAlias
 
 import anyio
 
-from cluster_remote.gateway.room import Room
+from cluster_remote.gateway.budget import DescriptorBudget
 from cluster_remote.p2p.errors import Unreachable
 from cluster_remote.p2p.key import UUID
 from cluster_remote.p2p.server import Endpoint
 from cluster_remote.p2p.session import Session
 
-__all__ = ["Lending"]
+__all__ = ["SessionPool"]
 
 # Seconds to keep an unused session, and how many of them to keep at most.
 _IDLE, _MOST_IDLE = 30.0, 16
@@ -23,73 +23,76 @@ _IDLE, _MOST_IDLE = 30.0, 16
 _Kind: TypeAlias = tuple[UUID, frozenset[UUID]]
 
 
-class Lending:
-    """Lends sessions by what they lead to; keeps some returned ones for later requests.
+class SessionPool:
+    """Lends sessions by repository and bypassed nodes; keeps some returned ones for later requests.
 
-    `size` returns how many nodes a session with a cluster may connect to.
+    `node_count` returns how many nodes a session with a cluster may connect to.
     """
 
     def __init__(
-        self, room: Room, size: Callable[[], Awaitable[int]], clock: Callable[[], float] = time.monotonic
+        self,
+        descriptors: DescriptorBudget,
+        node_count: Callable[[], Awaitable[int]],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._room = room
-        self._size = size
+        self._descriptors = descriptors
+        self._node_count = node_count
         self._clock = clock
         self._idle: list[tuple[float, _Kind, Session]] = []
-        self._taken_room: dict[Session, int] = {}
+        self._reserved: dict[Session, int] = {}
 
     @asynccontextmanager
     async def lend(self, served: Endpoint, bypass: frozenset[UUID]) -> AsyncIterator[Session]:
         """Lend a session for one request. Raises SessionError."""
         kind = served.uuid, bypass
-        session = await self._taken(kind) or await self._opened(served, bypass)
+        session = await self._reused(kind) or await self._opened(served, bypass)
         try:
             yield session
         except BaseException:
             await self._close(session)
             raise
         self._idle.append((self._clock(), kind, session))
-        await self._let_go(lambda: len(self._idle) > _MOST_IDLE)
+        await self._close_while(lambda: len(self._idle) > _MOST_IDLE)
 
     async def _opened(self, served: Endpoint, bypass: frozenset[UUID]) -> Session:
-        nodes = await self._size() if served.uuid.is_cluster else 1
+        nodes = await self._node_count() if served.uuid.is_cluster else 1
         try:
-            taken = self._room.take(nodes)
+            taken = self._descriptors.take(nodes)
         except Unreachable:
             await self.aclose()
-            taken = self._room.take(nodes)
+            taken = self._descriptors.take(nodes)
         try:
             session = await served.session(bypass)
         except BaseException:
-            self._room.give_back(taken)
+            self._descriptors.give_back(taken)
             raise
-        self._taken_room[session] = taken
+        self._reserved[session] = taken
         return session
 
-    async def _taken(self, kind: _Kind) -> Session | None:
-        await self._let_go(self._overdue)
+    async def _reused(self, kind: _Kind) -> Session | None:
+        await self._close_while(self._oldest_expired)
         # The most recently used one is most likely still good.
-        for place in reversed(range(len(self._idle))):
-            if self._idle[place][1] == kind:
-                return self._idle.pop(place)[2]
+        for index in reversed(range(len(self._idle))):
+            if self._idle[index][1] == kind:
+                return self._idle.pop(index)[2]
         return None
 
-    async def _let_go(self, too_many: Callable[[], bool]) -> None:
-        """Close sessions, those that have been idle the longest first; others may do the same meanwhile."""
-        while self._idle and too_many():
+    async def _close_while(self, condition: Callable[[], bool]) -> None:
+        """Close idle sessions, the longest idle first; other tasks may do the same meanwhile."""
+        while self._idle and condition():
             await self._close(self._idle.pop(0)[2])
 
     async def aclose(self) -> None:
         """Close all idle sessions."""
-        await self._let_go(lambda: True)
+        await self._close_while(lambda: True)
 
-    async def let_go_in_time(self) -> None:
+    async def close_unused(self) -> None:
         """Close sessions that stay unused, until cancelled."""
         while True:
             await anyio.sleep(_IDLE)
-            await self._let_go(self._overdue)
+            await self._close_while(self._oldest_expired)
 
-    def _overdue(self) -> bool:
+    def _oldest_expired(self) -> bool:
         return self._idle[0][0] < self._clock() - _IDLE
 
     async def _close(self, session: Session) -> None:
@@ -97,4 +100,4 @@ class Lending:
             try:
                 await session.aclose()
             finally:
-                self._room.give_back(self._taken_room.pop(session))
+                self._descriptors.give_back(self._reserved.pop(session))

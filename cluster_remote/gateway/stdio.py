@@ -1,6 +1,6 @@
 """One client on standard input and output: for inetd, a socket unit with Accept=yes, or an ssh forced command.
 
-The program that started this one has authenticated the client, so there is no AUTH, and the environment limits what the
+The program that starts this one has authenticated the client, so there is no AUTH, and the environment limits what the
 client may do, as for git-annex-shell.
 """
 
@@ -20,7 +20,7 @@ from cluster_remote.p2p.descriptor import DescriptorConnection
 from cluster_remote.p2p.server import Closing, Ended, Endpoint, Mode, serve
 from cluster_remote.p2p.stream import MessageStream
 
-__all__ = ["mode_from", "serve_stdio", "stderr_is_the_client"]
+__all__ = ["client_slot", "mode_from", "serve_stdio", "stderr_is_the_client"]
 
 _STDIN, _STDOUT, _STDERR = 0, 1, 2
 
@@ -35,7 +35,7 @@ def mode_from(environment: Mapping[str, str]) -> Mode:
 
 
 def stderr_is_the_client() -> bool:
-    """Return whether standard error goes to the client, as under inetd: then nothing may be written to it."""
+    """Return whether standard error goes to the client, as under inetd; then nothing may be written to it."""
     try:
         error, output = os.fstat(_STDERR), os.fstat(_STDOUT)
     except OSError:
@@ -44,9 +44,10 @@ def stderr_is_the_client() -> bool:
 
 
 async def serve_stdio(served: Endpoint, timeout: float, to_finish: float, note: Callable[[str], None]) -> Ended:
-    """Serve until the client hangs up, or until a SIGTERM or SIGINT and the end of running requests.
+    """Serve until the client hangs up, or until SIGTERM or SIGINT and the end of running requests.
 
-    After the signal, a request has `to_finish` seconds left; cutting it off is a fault like any other.
+    After the signal, running requests have `to_finish` seconds left; then they are cut off, which is reported as a
+    fault.
     """
     closing = Closing()
     ended = Ended(0, "cut off")
@@ -70,12 +71,12 @@ async def serve_stdio(served: Endpoint, timeout: float, to_finish: float, note: 
 
 
 @contextmanager
-def a_place(directory: Path, most: int) -> Iterator[None]:
-    """Take one of a number of places, shared by all processes that serve one client of this gateway.
+def client_slot(directory: Path, most: int) -> Iterator[None]:
+    """Take one of `most` slots, which all processes share that each serve one client of this gateway.
 
-    A place is a lock on a file in `directory`, so it is freed however a process ends. Raises GatewayError.
+    A slot is a lock on a file in `directory`, so it becomes free however a process ends. Raises GatewayError.
     """
-    descriptor = _free_place(directory, most)
+    descriptor = _locked_slot(directory, most)
     if descriptor is None:
         raise GatewayError(f"this gateway already serves {most} clients; try again later")
     try:
@@ -84,7 +85,7 @@ def a_place(directory: Path, most: int) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _free_place(directory: Path, most: int) -> int | None:
+def _locked_slot(directory: Path, most: int) -> int | None:
     try:
         directory.mkdir(mode=0o700, exist_ok=True)
         for number in range(most):

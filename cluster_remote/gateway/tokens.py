@@ -113,7 +113,7 @@ def _hash(token: str) -> str:
 
 
 class Tokens:
-    """The tokens of one gateway, in a file that only its owner can read."""
+    """The tokens of one gateway, kept in a file that only its owner can read."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -164,9 +164,9 @@ class Tokens:
         raise UnknownToken(f"there is no token {identity!r}; cluster-remote token list shows all tokens")
 
     def check(self, text: str) -> Token | None:
-        """Return the token with this text, in constant time whether it is right or wrong.
+        """Return the token with this text; None if there is none, or if it has expired.
 
-        Returns None for an expired one, too. Raises TokensUnusable.
+        Takes the same time for right and wrong tokens. Raises TokensUnusable.
         """
         presented = _hash(text)
         found: Token | None = None
@@ -177,7 +177,7 @@ class Tokens:
         return None if found is None or found.has_expired() else found
 
     def version(self) -> tuple[int, int, int] | None:
-        """Return a value that differs after every change: a cheap way to detect one."""
+        """Return a value that differs after every change, as a cheap check for changes."""
         try:
             status = self.file.stat()
         except OSError:
@@ -266,7 +266,7 @@ class Tokens:
 
 
 def _not_private(status: os.stat_result) -> str | None:
-    """Return what is wrong with a file or directory that only this user, or root, should be able to change."""
+    """Return why users other than this one and root can change a file or directory; None if they cannot."""
     if status.st_uid not in (os.geteuid(), 0):
         return f"belongs to user {status.st_uid}"
     return "can be changed by other users" if status.st_mode & 0o022 else None

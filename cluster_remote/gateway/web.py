@@ -21,9 +21,10 @@ from starlette.routing import Mount, Route
 from cluster_remote.annex.errors import AnnexError
 from cluster_remote.gateway.errors import HttpFailure, NotServed
 from cluster_remote.gateway.githttp import GitHttp
-from cluster_remote.gateway.p2phttp import P2pHttp, Visitor, challenge, note, visitor_of
-from cluster_remote.gateway.places import DeadLocks, Guesses, Places
-from cluster_remote.gateway.sessions import Lending
+from cluster_remote.gateway.httpaccess import Principal, challenge, login_could_help, note, principal_of
+from cluster_remote.gateway.p2phttp import P2pHttp
+from cluster_remote.gateway.sessions import SessionPool
+from cluster_remote.gateway.slots import FailedLogins, OrphanedLocks, Slots
 from cluster_remote.gateway.tokens import Token, Tokens, read_claim
 from cluster_remote.gateway.webserver import WebConnection, WebServer
 from cluster_remote.p2p.key import UUID
@@ -34,79 +35,79 @@ from cluster_remote.transport.tls import ServerCertificate
 
 if TYPE_CHECKING:
     from cluster_remote.gateway.backend import Backend
+    from cluster_remote.gateway.budget import DescriptorBudget
     from cluster_remote.gateway.listeners import Accepted
-    from cluster_remote.gateway.room import Room
 
-__all__ = ["TokenDoor", "Web"]
+__all__ = ["TokenAccess", "Web"]
 
-# Seconds between attempts to get a place.
-_PLACE_LOOK = 0.05
+# Seconds between attempts to get a slot.
+_SLOT_INTERVAL = 0.05
 
 
-class TokenDoor:
+class TokenAccess:
     """Requires a token, as the password of any user; with `public_read`, not for reading.
 
-    A request waits at most `place_wait` seconds for a place.
+    A request waits at most `slot_wait` seconds for a slot.
     """
 
     def __init__(
         self,
-        behind: Backend,
+        backend: Backend,
         tokens: Tokens,
-        places: Places,
-        guesses: Guesses,
+        slots: Slots,
+        failed_logins: FailedLogins,
         *,
-        place_wait: float,
+        slot_wait: float,
         public_read: bool = False,
     ) -> None:
-        self._place_wait = place_wait
-        self._behind = behind
+        self._slot_wait = slot_wait
+        self._backend = backend
         self._tokens = tokens
-        self._places = places
-        self._guesses = guesses
+        self._slots = slots
+        self._failed_logins = failed_logins
         self._public_read = public_read
 
     @property
     def takes_logins(self) -> bool:
         return bool(self._tokens.all())
 
-    async def visitor(self, login: tuple[str, str] | None, connection: WebConnection) -> Visitor | None:
+    async def authenticate(self, login: tuple[str, str] | None, connection: WebConnection) -> Principal | None:
         claim = None if login is None else read_claim(login[1])
         token = None if claim is None else self._tokens.check(claim.token)
         if login is not None and token is None:
-            await anyio.sleep(self._guesses.wrong(connection.address))
+            await anyio.sleep(self._failed_logins.add(connection.address))
         if token is None and not self._public_read:
             return None
-        await self._place(connection, token)
+        await self._take_slot(connection, token)
         if token is None:
-            return Visitor(Mode.READ_ONLY, f"somebody at {connection.address}", anonymous=True)
-        return Visitor(token.mode, f"token {token.id} at {connection.address}", token=token)
+            return Principal(Mode.READ_ONLY, f"anonymous at {connection.address}", anonymous=True)
+        return Principal(token.mode, f"token {token.id} at {connection.address}", token=token)
 
-    async def _place(self, connection: WebConnection, token: Token | None) -> None:
-        """Wait for a place. Raises HttpFailure if there is none in time."""
-        full = self._places.admit(connection, token)
+    async def _take_slot(self, connection: WebConnection, token: Token | None) -> None:
+        """Wait for a slot. Raises HttpFailure if none becomes free in time."""
+        full = self._slots.admit(connection, token)
         if full is None:
             return
-        deadline = time.monotonic() + self._place_wait
-        with self._places.queue(connection, token) as is_next:
+        deadline = time.monotonic() + self._slot_wait
+        with self._slots.queue(connection, token) as is_next:
             while full is not None:
                 if time.monotonic() > deadline:
                     raise HttpFailure(503, f"{full}; try again later", {"Retry-After": "10"})
-                await anyio.sleep(_PLACE_LOOK)
+                await anyio.sleep(_SLOT_INTERVAL)
                 if is_next():
-                    full = self._places.admit(connection, token)
+                    full = self._slots.admit(connection, token)
 
-    async def served(self, uuid: UUID, client: UUID | None, visitor: Visitor) -> Endpoint | None:
-        if visitor.token is not None and visitor.token.refusal(uuid, self._behind.own) is not None:
+    async def served(self, uuid: UUID, client: UUID | None, principal: Principal) -> Endpoint | None:
+        if principal.token is not None and principal.token.refusal(uuid, self._backend.own) is not None:
             return None
         try:
-            return await self._behind.served(uuid, client, visitor.mode)
+            return await self._backend.endpoint(uuid, client, principal.mode)
         except NotServed:
             return None
 
 
 class Web:
-    """One gateway over HTTP; its locks and the closing of idle sessions are tasks of `tasks`. Close it at the end.
+    """A gateway over HTTP; its locks and the closing of idle sessions are tasks of `tasks`. Close it at the end.
 
     `path` is the prefix of urls (`/data`, or nothing). Times are in seconds: `timeout` is without progress, `to_begin`
     is the deadline for the head of a client's first request.
@@ -114,23 +115,23 @@ class Web:
 
     def __init__(
         self,
-        behind: Backend,
-        door: TokenDoor,
+        backend: Backend,
+        access: TokenAccess,
         tasks: TaskGroup,
-        room: Room,
-        dead_locks: DeadLocks,
+        descriptors: DescriptorBudget,
+        orphaned_locks: OrphanedLocks,
         *,
         path: str = "",
         timeout: float,
         to_begin: float,
         lock_retention: float = LOCK_RETENTION,
     ) -> None:
-        self._behind = behind
-        self._door = door
+        self._backend = backend
+        self._access = access
         self._path = path
-        self._lending = Lending(room, behind.size)
-        tasks.start_soon(self._lending.let_go_in_time)
-        api = P2pHttp(door, tasks, self._lending, dead_locks, timeout, lock_retention=lock_retention)
+        self._sessions = SessionPool(descriptors, backend.node_count)
+        tasks.start_soon(self._sessions.close_unused)
+        api = P2pHttp(access, tasks, self._sessions, orphaned_locks, timeout, lock_retention=lock_retention)
         self._server = WebServer(self._app(api), to_begin, timeout)
 
     async def talk(self, accepted: Accepted, connection: WebConnection, certificate: ServerCertificate | None) -> str:
@@ -148,11 +149,11 @@ class Web:
 
     async def aclose(self) -> None:
         """Close the idle sessions."""
-        await self._lending.aclose()
+        await self._sessions.aclose()
 
     def _app(self, api: P2pHttp) -> Any:
         git = GitHttp(
-            self._behind.repository, self._admit, self._behind.log.commit, self._git_annex_config, api.timeout
+            self._backend.repository, self._admit, self._backend.log.commit, self._git_annex_config, api.timeout
         )
         routes = [*api.routes(), *git.routes(), Route("/", self._page)]
         return Starlette(
@@ -162,19 +163,20 @@ class Web:
 
     async def _admit(self, request: Request, wanted: Connect) -> str:
         """Check access to git; return the user's name. Raises HttpFailure."""
-        visitor = await visitor_of(request, self._door)
-        if visitor is not None and visitor.token is not None and not visitor.token.git:
+        principal = await principal_of(request, self._access)
+        if principal is not None and principal.token is not None and not principal.token.git:
             raise HttpFailure(403, "this token gives no access to the git repository")
-        if visitor is not None and visitor.may(wanted):
-            return visitor.name
-        if visitor is None or (visitor.anonymous and self._door.takes_logins):
+        if principal is not None and principal.may(wanted):
+            return principal.name
+        if login_could_help(principal, self._access):
             raise HttpFailure(401, "this gateway requires a token, as the password of any user", challenge())
-        raise HttpFailure(403, visitor.mode.refusal(wanted) or "not allowed")
+        assert principal is not None
+        raise HttpFailure(403, principal.mode.refusal(wanted) or "not allowed")
 
     async def _git_annex_config(self, request: Request) -> str:
         """Serve the `config` file that git-annex reads over HTTP: the UUID, and where content is."""
         return (
-            f"[annex]\n\tuuid = {self._behind.own}\n\tversion = 10\n"
+            f"[annex]\n\tuuid = {self._backend.own}\n\tversion = 10\n"
             f"\turl = annex+{_base(request)}{self._path}/git-annex/\n"
         )
 
@@ -193,10 +195,10 @@ class Web:
     async def _state(self) -> str:
         rows = [
             f"<tr><td>{_shown(name)}</td><td>{_shown(str(uuid))}</td><td>{_shown(state)}</td></tr>"
-            for name, uuid, state in await self._behind.nodes()
+            for name, uuid, state in await self._backend.nodes()
         ]
         return (
-            f"<p>Cluster {_shown(str(self._behind.cluster))}</p>"
+            f"<p>Cluster {_shown(str(self._backend.cluster))}</p>"
             "<table><thead><tr><th>node</th><th>UUID</th><th>state</th></tr></thead>"
             f"<tbody>{''.join(rows)}</tbody></table>"
         )
@@ -209,7 +211,7 @@ async def _refused(request: Request, refusal: Exception) -> Response:
 
 
 async def _failed(request: Request, error: Exception) -> Response:
-    """Answer a request that fails inside the gateway, without telling the client details."""
+    """Answer a request that fails inside the gateway, without giving the client details."""
     note(request, f"{request.method} {request.url.path}: {type(error).__name__}: {error}")
     return Response("this gateway cannot answer; see its log\n", 500, None, "text/plain")
 

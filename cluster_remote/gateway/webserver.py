@@ -1,7 +1,7 @@
-"""Serve HTTP/1.1 on the gateway's connections with Hypercorn, within the limits of every client.
+"""Serve HTTP/1.1 on the gateway's connections with Hypercorn, within the limits for every client.
 
 The gateway accepts the connections itself, so that it can count and end them. HTTP/2 is refused: it would put many
-clients in one place.
+clients in one slot.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from hypercorn.config import Config
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cluster_remote.gateway.listeners import Accepted
-from cluster_remote.gateway.places import Connection
+from cluster_remote.gateway.slots import Connection
 
 __all__ = ["WebConnection", "WebServer"]
 
-# Seconds that a connection without a request stays open, normally and while other clients wait.
-_KEEP_ALIVE, _PATIENCE = 90.0, 1.0
+# Seconds that a connection without a request stays open: normally, and while other clients wait.
+_KEEP_ALIVE, _KEEP_ALIVE_IF_FULL = 90.0, 1.0
 # Maximum bytes of a request's headers.
 _LONGEST_HEADERS = 64 * 1024
 # Seconds for a client to finish sending unwanted data before it gets the end of its response.
@@ -40,23 +40,23 @@ class WebConnection(Connection):
     """A connection over HTTP. `say` writes to the gateway's log."""
 
     say: Callable[[str], None] = print
-    longest_idle: float = _PATIENCE
+    longest_idle: float = _KEEP_ALIVE_IF_FULL
     requests: int = 0
 
     def __post_init__(self) -> None:
         self.stream = anyio.CancelScope()
-        """Encloses everything done with the connection."""
+        """Encloses everything that is done with the connection."""
         self._request: anyio.CancelScope | None = None
         self._gone = False
 
     def end(self, why: str) -> None:
-        """End it, see Connection. A running request can close what it has opened."""
+        """End the connection, see Connection. A running request can still close what it has opened."""
         if self.ended is None:
             self.ended = why
             (self._request or self.stream).cancel()
 
     def gone(self) -> None:
-        """Note that the client has hung up. Hypercorn would keep the connection until its idle timeout."""
+        """Handle that the client has hung up. Hypercorn would keep the connection until its idle timeout."""
         self._gone = True
         if self._request is None:
             self.stream.cancel()
@@ -78,7 +78,7 @@ class WebConnection(Connection):
 
 
 class _Reader(asyncio.StreamReader):
-    """Tells the connection that its client has hung up."""
+    """Calls `gone` of the connection when its client hangs up."""
 
     def __init__(self, connection: WebConnection) -> None:
         super().__init__()
@@ -166,7 +166,7 @@ class WebServer:
         transport: asyncio.Transport | None = None
         try:
             with connection.stream:
-                # Until it says something, a stranger costs hardly more than its descriptor.
+                # Until the first byte arrives, a stranger costs hardly more than its descriptor.
                 self._silent.add(connection)
                 with anyio.move_on_after(self._to_begin) as silence:
                     await anyio.wait_readable(accepted.socket)
@@ -187,7 +187,7 @@ class WebServer:
                     await server.run()
                     tasks.cancel_scope.cancel()
             with anyio.move_on_after(_LINGER):
-                # Its last message still has to be sent.
+                # The last response may not have been sent completely.
                 while transport is not None and connection.ended is None and transport.get_write_buffer_size():
                     await anyio.sleep(_FLUSH_LOOK)
         finally:

@@ -206,7 +206,7 @@ async def test_a_conversation_silent_on_both_sides_times_out(repository: Reposit
 async def test_a_git_process_that_does_not_exit_is_killed(
     repository: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connect, "_PATIENCE", 0.3)
+    monkeypatch.setattr(connect, "_EXIT_WAIT", 0.3)
     environment = repository.environment
     started = environment.home / "started"
     environment.program("git", f'#!/bin/sh\ntrap "" TERM\ntouch {started}\nwhile :; do sleep 0.1; done\n')

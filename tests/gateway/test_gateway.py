@@ -303,7 +303,7 @@ async def test_one_client_too_many_is_refused_and_the_others_stay(behind: Backen
         with server.connect() as client:
             told = await off_the_loop(answer, client, f"AUTH {CLIENT} {server.token}")
             assert told.startswith("ERROR token ")
-            assert told.endswith(" has 2 of the 2 places of this gateway; try again later")
+            assert told.endswith(" uses 2 of the 2 client slots of this gateway; try again later")
         for client in clients:
             with closing(client):
                 assert await off_the_loop(answer, client, "VERSION 3") == "VERSION 3"
@@ -348,7 +348,7 @@ async def test_bulk_checks_go_to_a_node_directly_and_transfers_through_git_annex
     node, content = cluster.nodes[0], b"asked for directly"
     keys = [Key(f"SHA256-s{len(content)}--{hashlib.sha256(content).hexdigest()}"), Key("SHA256-s1--absent")]
     node.set_key(keys[0].text, content)
-    endpoint = await behind.served(UUID(node.uuid), None, Mode.READ_WRITE)
+    endpoint = await behind.endpoint(UUID(node.uuid), None, Mode.READ_WRITE)
     session = await endpoint.session(frozenset())
     proxies = len(serving(cluster.gateway))
     try:
@@ -368,7 +368,7 @@ async def test_bulk_checks_go_to_a_node_directly_and_transfers_through_git_annex
 
 async def test_an_unavailable_node_is_reported_in_bulk_checks_too(behind: Backend, gateway: Gateway) -> None:
     node = gateway.cluster.nodes[0]
-    endpoint = await behind.served(UUID(node.uuid), None, Mode.READ_WRITE)
+    endpoint = await behind.endpoint(UUID(node.uuid), None, Mode.READ_WRITE)
     session = await endpoint.session(frozenset())
     with gone(node), pytest.raises(Unreachable):
         await session.check_all([Key("SHA256-s1--a"), Key("SHA256-s1--b")])

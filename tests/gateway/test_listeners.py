@@ -17,7 +17,7 @@ import anyio
 import pytest
 
 from cluster_remote.gateway.errors import CannotListen
-from cluster_remote.gateway.listeners import Listener, SocketConnection, handed_over, listen, parse_listen
+from cluster_remote.gateway.listeners import Listener, SocketConnection, inherited_listeners, listen, parse_listen
 from cluster_remote.transport.address import BadAddress, Tcp, Unix
 from tests.support.sockets import free_port
 
@@ -243,9 +243,9 @@ import os, socket, sys
 sys.path.insert(0, {root!r})
 os.environ["LISTEN_PID"] = os.environ.get("LISTEN_PID") or str(os.getpid())
 from cluster_remote.gateway.errors import CannotListen
-from cluster_remote.gateway.listeners import handed_over
+from cluster_remote.gateway.listeners import inherited_listeners
 try:
-    for listener in handed_over(os.environ):
+    for listener in inherited_listeners(os.environ):
         listener.socket.setblocking(True)
         accepted, _ = listener.socket.accept()
         accepted.sendall(listener.name.encode())
@@ -315,8 +315,8 @@ def test_a_passed_descriptor_that_cannot_be_listened_on_is_named(kind: str, tmp_
 @pytest.mark.parametrize("count", ["x", "-1", "1001"])
 def test_an_invalid_listen_fds_is_refused(count: str) -> None:
     with pytest.raises(CannotListen, match="LISTEN_FDS"):
-        handed_over({"LISTEN_FDS": count, "LISTEN_PID": str(os.getpid())})
+        inherited_listeners({"LISTEN_FDS": count, "LISTEN_PID": str(os.getpid())})
 
 
 def test_without_socket_activation_no_sockets_are_passed() -> None:
-    assert handed_over({}) == []
+    assert inherited_listeners({}) == []

@@ -12,8 +12,8 @@ from typing import cast
 import anyio
 import pytest
 
-from cluster_remote.gateway.room import Room
-from cluster_remote.gateway.sessions import Lending
+from cluster_remote.gateway.budget import DescriptorBudget
+from cluster_remote.gateway.sessions import SessionPool
 from cluster_remote.p2p.errors import Unreachable
 from cluster_remote.p2p.key import UUID
 from cluster_remote.p2p.noroom import NoRoom, no_room_is_a_session_error
@@ -22,13 +22,13 @@ from cluster_remote.p2p.session import Session
 
 
 def test_sessions_beyond_the_descriptor_limit_are_refused_but_never_the_first() -> None:
-    small = Room(30)
+    small = DescriptorBudget(30)
     first = small.take(3)
     with pytest.raises(Unreachable, match="try again later"):
         small.take(3)
     small.give_back(first)
     assert small.take(3) == first
-    large = Room(1024)
+    large = DescriptorBudget(1024)
     assert len([large.take(3) for _ in range(40)]) == 40
 
 
@@ -69,7 +69,7 @@ async def test_idle_sessions_are_closed_once_overdue() -> None:
     async def size() -> int:
         return 1
 
-    lending = Lending(Room(1024), size, clock=lambda: now)
+    lending = SessionPool(DescriptorBudget(1024), size, clock=lambda: now)
     endpoint = Endpoint(UUID("11111111-2222-4333-8444-555555555555"), session)
 
     async def request() -> None:

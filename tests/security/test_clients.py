@@ -18,7 +18,7 @@ from cluster_remote.annex.repository import Repository as AnnexRepository
 from cluster_remote.gateway.backend import Backend
 from cluster_remote.gateway.gateway import Gateway, Limits
 from cluster_remote.gateway.listeners import WebAddress, listen
-from cluster_remote.gateway.quiet import QuietLog
+from cluster_remote.gateway.ratelimit import RateLimitedLog
 from cluster_remote.gateway.tokens import Tokens
 from cluster_remote.p2p.key import UUID
 from cluster_remote.p2p.server import Mode
@@ -201,7 +201,7 @@ async def test_one_token_gets_a_share_and_its_idle_connections_give_way(shared: 
 
 @pytest.mark.slow
 async def test_locks_of_clients_that_are_gone_take_no_place_and_are_limited(shared: Cluster, tmp_path: Path) -> None:
-    async with gateway(shared, tmp_path, Limits(clients=2, dead_locks=3)) as endpoint:
+    async with gateway(shared, tmp_path, Limits(clients=2, orphaned_locks=3)) as endpoint:
         text = endpoint.tokens.create(Mode.READ_WRITE)[1]
         node = shared.nodes[0].uuid
         keys = [f"WORM-s1--lock{number}" for number in range(4)]
@@ -240,7 +240,7 @@ async def test_guessing_is_slowed_across_connections(shared: Cluster, tmp_path: 
 
 def test_a_flood_does_not_fill_the_log() -> None:
     lines: list[str] = []
-    log = QuietLog(lines.append)
+    log = RateLimitedLog(lines.append)
     for number in range(1000):
         log.say("strangers", f"stranger {number}")
     log.sum_up()
@@ -252,7 +252,7 @@ def test_a_flood_does_not_fill_the_log() -> None:
 async def test_a_second_client_stores_and_gets_within_a_second_whatever_others_do(
     shared: Cluster, tmp_path: Path
 ) -> None:
-    async with gateway(shared, tmp_path, Limits(dead_locks=100)) as endpoint:
+    async with gateway(shared, tmp_path, Limits(orphaned_locks=100)) as endpoint:
         (greedy, second), node = (
             (endpoint.tokens.create(Mode.READ_WRITE)[1] for _ in range(2)),
             shared.nodes[0].uuid,

@@ -12,7 +12,7 @@ import pytest
 
 from cluster_remote.gateway.errors import CannotListen, GatewayError, TokensUnusable
 from cluster_remote.gateway.listeners import listen
-from cluster_remote.gateway.stdio import a_place
+from cluster_remote.gateway.stdio import client_slot
 from cluster_remote.gateway.tokens import Tokens
 from cluster_remote.p2p.server import Mode
 from cluster_remote.transport.address import Unix
@@ -98,7 +98,7 @@ def test_a_link_in_the_place_of_a_lock_is_not_followed(tmp_path: Path) -> None:
     with pytest.raises(TokensUnusable):
         Tokens(tmp_path / "own" / "tokens").create(Mode.READ_WRITE)
     (tmp_path / "own" / "place-0").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(GatewayError), a_place(tmp_path / "own", 1):
+    with pytest.raises(GatewayError), client_slot(tmp_path / "own", 1):
         pass
     assert not (tmp_path / "elsewhere").exists()
 
@@ -106,8 +106,8 @@ def test_a_link_in_the_place_of_a_lock_is_not_followed(tmp_path: Path) -> None:
 def test_processes_for_one_client_each_share_the_places_of_the_gateway(tmp_path: Path) -> None:
     with ExitStack() as places:
         for _ in range(2):
-            places.enter_context(a_place(tmp_path, 2))
+            places.enter_context(client_slot(tmp_path, 2))
         with pytest.raises(GatewayError, match="already serves 2 clients"):
-            places.enter_context(a_place(tmp_path, 2))
-    with a_place(tmp_path, 1):
+            places.enter_context(client_slot(tmp_path, 2))
+    with client_slot(tmp_path, 1):
         pass

@@ -30,7 +30,7 @@ from cluster_remote.diagnosis.state import ClusterState, NodeState, Status
 from cluster_remote.diagnosis.transfer import Transfer
 from cluster_remote.gateway import web
 from cluster_remote.gateway.gateway import Gateway
-from cluster_remote.gateway.places import Connection
+from cluster_remote.gateway.slots import Connection
 from cluster_remote.p2p.errors import Unreachable
 from cluster_remote.p2p.key import UUID, Key
 from cluster_remote.p2p.text import printable

@@ -129,7 +129,7 @@ async def until(holds: Callable[[], bool], seconds: float = 10) -> None:
 @pytest.mark.slow
 async def test_connections_over_http_count_with_those_over_sockets(shared: Cluster, tmp_path: Path) -> None:
     path = api(shared.uuid, "checkpresent?key=WORM-s1--x")
-    async with gateway(shared, tmp_path, Limits(clients=8, place_wait=0.5)) as endpoint:
+    async with gateway(shared, tmp_path, Limits(clients=8, slot_wait=0.5)) as endpoint:
         greedy, second = (endpoint.tokens.create(Mode.READ_ONLY)[1] for _ in range(2))
         with ExitStack() as stack:
             for _ in range(6):
@@ -189,7 +189,7 @@ async def test_a_token_holder_that_waits_for_a_place_does_not_give_way_to_strang
 
 
 async def test_clients_without_a_token_are_counted_by_address_and_leave_places(shared: Cluster, tmp_path: Path) -> None:
-    async with gateway(shared, tmp_path, Limits(clients=4, place_wait=1), public_read=True) as endpoint:
+    async with gateway(shared, tmp_path, Limits(clients=4, slot_wait=1), public_read=True) as endpoint:
         token = endpoint.tokens.create(Mode.READ_ONLY)[1]
         key = shared.nodes[0].add("large", os.urandom(32 * MIB))
         with ExitStack() as stack:
@@ -282,7 +282,7 @@ async def test_revoking_a_token_ends_its_requests_under_way_and_no_others(shared
 async def test_locks_that_are_left_behind_are_limited_for_each_token(shared: Cluster, tmp_path: Path) -> None:
     node = shared.nodes[0]
     keys = [node.add(f"lock{number}", f"lock{number}".encode()) for number in range(4)]
-    async with gateway(shared, tmp_path, Limits(dead_locks=3, lock_retention=1.5)) as endpoint:
+    async with gateway(shared, tmp_path, Limits(orphaned_locks=3, lock_retention=1.5)) as endpoint:
         greedy, other = (endpoint.tokens.create(Mode.READ_WRITE)[1] for _ in range(2))
         client = connected(endpoint)
         with client.socket:
@@ -467,7 +467,7 @@ async def test_a_second_client_stores_and_gets_within_a_second_whatever_others_d
     """1,000 connections of one token, each with a request, 1,000 silent strangers, and 100 locks left behind."""
     node = shared.nodes[0]
     keys = [node.add(f"many{number}", f"many{number}".encode()) for number in range(100)]
-    async with gateway(shared, tmp_path, Limits(dead_locks=100)) as endpoint:
+    async with gateway(shared, tmp_path, Limits(orphaned_locks=100)) as endpoint:
         greedy, second = (endpoint.tokens.create(Mode.READ_WRITE)[1] for _ in range(2))
         locker = connected(endpoint)
         with ExitStack() as stack:

@@ -1,6 +1,6 @@
-"""Who is connected to a gateway, who gives way when it is full, and locks of clients that are gone.
+"""Who is connected to a gateway, who gives way when it is full, and the locks of disconnected clients.
 
-Clients are counted by token, and strangers, who have not authenticated yet, by address. So nobody can lock out others:
+Clients are counted by token, and strangers, which have not authenticated yet, by address. So nobody can starve others:
 the heaviest user gives way first.
 """
 
@@ -17,20 +17,20 @@ import anyio
 
 from cluster_remote.gateway.tokens import Token
 
-__all__ = ["Connection", "DeadLocks", "Guesses", "Places"]
+__all__ = ["Connection", "FailedLogins", "OrphanedLocks", "Slots"]
 
-# The largest share of all places for one token, and for all clients without a token together.
+# The largest share of all slots for one token, and for all clients without a token together.
 _SHARE, _WITHOUT_TOKEN = 0.75, 0.5
 # Seconds without a request after which a connection gives way to another one with the same token.
 _LONG_IDLE = 60.0
 # Seconds for which a wrong token counts against its address, how often the delay doubles, and how many addresses to
 # remember.
-_GUESS_MEMORY, _DOUBLINGS, _ADDRESSES = 600.0, 4, 1024
+_FAILURE_MEMORY, _DOUBLINGS, _ADDRESSES = 600.0, 4, 1024
 
 
 @dataclass(eq=False)
 class Connection:
-    """A connection. Times are in seconds of the monotonic clock.
+    """A client's connection. Times are in seconds of the monotonic clock.
 
     Clients without a token are counted by `address`; `name` is for the log. `idle_since` is None during a request;
     after `longest_idle` seconds without one, it gives way to another connection with the same token. `ended` is why the
@@ -47,23 +47,23 @@ class Connection:
     ended: str | None = None
 
     def end(self, why: str) -> None:
-        """End it now; its line in the log says why."""
+        """End the connection now; its line in the log says why."""
         if self.ended is None:
             self.ended = why
             self.scope.cancel()
 
 
-class Places:
-    """The places of a gateway: some for clients, and others for strangers."""
+class Slots:
+    """The connection slots of a gateway: some for clients, and others for strangers."""
 
     def __init__(self, clients: int, strangers: int) -> None:
         self._most_clients = clients
         self._most_strangers = strangers
-        # What each counts as: its token or its address.
+        # The values are the owners: see `_owner`.
         self._clients: dict[Connection, str] = {}
         # In order of arrival.
         self._strangers: dict[Connection, None] = {}
-        # Whose token is known and who wait for a place, by what they count as, in the order in which they get one.
+        # Connections that wait for a slot, with their owners, in the order in which they get one.
         self._waiting: dict[Connection, str] = {}
 
     def arrive(self, stranger: Connection) -> None:
@@ -78,7 +78,7 @@ class Places:
 
     @contextmanager
     def queue(self, connection: Connection, token: Token | None) -> Iterator[Callable[[], bool]]:
-        """Have a connection wait for a place; yield a function that says whether it is its turn to try.
+        """Have a connection wait for a slot; yield a function that says whether it is its turn to try.
 
         While it waits, a connection with a token does not give way to strangers, within the share of its token.
         """
@@ -95,10 +95,10 @@ class Places:
                 self._strangers[connection] = None
 
     def admit(self, connection: Connection, token: Token | None) -> str | None:
-        """Give a connection a client's place, or return why there is none.
+        """Give a connection a client's slot, or return why there is none.
 
-        Without a token (public reading), it counts by address. When all places are taken, the longest idle connection
-        of the heaviest user gives way. A connection whose next request has another token, as behind a reverse proxy, is
+        Without a token (public reading), it counts by address. When all slots are taken, the longest idle connection of
+        the heaviest user gives way. A connection whose next request has another token, as behind a reverse proxy, is
         counted again.
         """
         owner = _owner(connection, token)
@@ -111,9 +111,9 @@ class Places:
         refusal: str | None = None
         if token is None:
             others = {each: whose for each, whose in self._clients.items() if each.token is None}
-            giving_way, refusal = _room_among(others, max(1, int(self._most_clients * _WITHOUT_TOKEN)), owner)
+            giving_way, refusal = _make_room(others, max(1, int(self._most_clients * _WITHOUT_TOKEN)), owner)
         if giving_way is None and refusal is None:
-            giving_way, refusal = _room_among(self._clients, self._most_clients, owner)
+            giving_way, refusal = _make_room(self._clients, self._most_clients, owner)
         if refusal is not None:
             return refusal
         if giving_way is not None:
@@ -125,11 +125,11 @@ class Places:
         return None
 
     def leave(self, connection: Connection) -> None:
-        """Give back its place. Harmless if it has none."""
+        """Free a connection's slot, if it has one."""
         self._clients.pop(connection, None)
         self._strangers.pop(connection, None)
 
-    def end_those_without(self, valid: Callable[[Token], bool], why: str) -> None:
+    def end_invalid(self, valid: Callable[[Token], bool], why: str) -> None:
         """End the connections of all clients whose token is no longer valid."""
         for connection in list(self._clients):
             if connection.token is not None and not valid(connection.token):
@@ -137,23 +137,23 @@ class Places:
                 connection.end(why)
 
 
-def _share_of(places: int) -> int:
-    """Return how many of so many places one owner may take."""
-    return math.ceil(places * _SHARE)
+def _share_of(slots: int) -> int:
+    """Return how many of `slots` one owner may take."""
+    return math.ceil(slots * _SHARE)
 
 
 def _owner(connection: Connection, token: Token | None) -> str:
-    """Return what a connection counts as."""
+    """Return what a connection is counted by: its token, or else its address."""
     return connection.address if token is None else f"token {token.id}"
 
 
-def _room_among(clients: Mapping[Connection, str], most: int, owner: str) -> tuple[Connection | None, str | None]:
-    """Return who must give way to one more connection of `owner`, if anybody, or why there is no room for it."""
+def _make_room(clients: Mapping[Connection, str], most: int, owner: str) -> tuple[Connection | None, str | None]:
+    """Return which connection must give way to one more of `owner`, if any, or why none can."""
     count = Counter(clients.values())
     mine, full = count[owner], len(clients) >= most
     if mine >= _share_of(most) or (full and mine + 1 >= max(count.values())):
         candidates = [each for each, whose in clients.items() if whose == owner and _idle(each) >= each.longest_idle]
-        refusal = f"{owner} has {mine} of the {most} places of this gateway"
+        refusal = f"{owner} uses {mine} of the {most} client slots of this gateway"
     elif full:
         candidates = [each for each, whose in clients.items() if count[whose] > mine + 1 and _idle(each) >= 0]
         refusal = f"all {len(clients)} clients of this gateway are busy"
@@ -165,22 +165,22 @@ def _room_among(clients: Mapping[Connection, str], most: int, owner: str) -> tup
 
 
 def _idle(connection: Connection) -> float:
-    """Return the seconds since its last request; negative during one."""
+    """Return the seconds since the last request; negative during one."""
     return -1 if connection.idle_since is None else time.monotonic() - connection.idle_since
 
 
-class DeadLocks:
-    """Locks that outlast their connection, by token. They take no place, but their number is limited."""
+class OrphanedLocks:
+    """Locks that outlast their connection, by token. They take no slot, but their number is limited."""
 
-    def __init__(self, for_each_token: int, in_all: int) -> None:
-        self._for_each_token = for_each_token
-        self._in_all = in_all
+    def __init__(self, per_token: int, total: int) -> None:
+        self._per_token = per_token
+        self._total = total
         self._locks: dict[tuple[str, Hashable], Callable[[], None]] = {}
 
     def refusal(self, token: str) -> str | None:
         """Return why this token gets no more locks for now, if it has left too many behind."""
         mine = sum(1 for owner, _ in self._locks if owner == token)
-        if mine >= self._for_each_token or len(self._locks) >= self._in_all:
+        if mine >= self._per_token or len(self._locks) >= self._total:
             return (
                 f"{mine} locks are still held for disconnected clients with this token; each ends ten "
                 "minutes after the disconnection"
@@ -188,11 +188,14 @@ class DeadLocks:
         return None
 
     def add(self, token: str, content: Hashable, release: Callable[[], None]) -> Callable[[], None]:
-        """Keep a lock whose client has gone, replacing an older one on the same content. Return how to forget it."""
+        """Add a lock of a disconnected client, replacing an older one on the same content.
+
+        `release` ends it. Return a function that removes it again without ending it.
+        """
         which = (token, content)
         older = self._locks.pop(which, None)
         if older is not None:
-            # The new one lasts longer.
+            # The newer one lasts longer.
             older()
         self._locks[which] = release
 
@@ -203,18 +206,18 @@ class DeadLocks:
         return forget
 
 
-class Guesses:
-    """Wrong tokens, by address: each makes the next refusal take longer, on any connection."""
+class FailedLogins:
+    """Wrong tokens, by address: each delays the next refusal for longer, on any connection."""
 
     def __init__(self, delay: float) -> None:
         self._delay = delay
         self._wrong: OrderedDict[str, tuple[int, float]] = OrderedDict()
 
-    def wrong(self, address: str) -> float:
-        """Count one more. Return how many seconds its refusal must take."""
+    def add(self, address: str) -> float:
+        """Count one more. Return by how many seconds to delay its refusal."""
         now = time.monotonic()
         before, last = self._wrong.pop(address, (0, now))
-        if now - last > _GUESS_MEMORY:
+        if now - last > _FAILURE_MEMORY:
             before = 0
         self._wrong[address] = (before + 1, now)
         if len(self._wrong) > _ADDRESSES:

@@ -8,14 +8,14 @@ from collections.abc import Callable
 
 import anyio
 
-__all__ = ["QuietLog"]
+__all__ = ["RateLimitedLog"]
 
 _WINDOW = 60.0
 _LINES = 10
 
 
-class QuietLog:
-    """Writes lines with `log`, at most `lines` of a kind within `window` seconds, and how many more there were."""
+class RateLimitedLog:
+    """Writes lines with `log`: at most `lines` of a kind within `window` seconds, then how many more there were."""
 
     def __init__(self, log: Callable[[str], None], lines: int = _LINES, window: float = _WINDOW) -> None:
         self._log = log
@@ -25,7 +25,7 @@ class QuietLog:
         self._seen: Counter[str] = Counter()
 
     def say(self, kind: str, line: str) -> None:
-        """Write a line, unless there were too many of its kind. `kind` reads as a plural: "refused strangers"."""
+        """Write a line, unless there were too many of its kind. `kind` is a plural noun: "rejected connections"."""
         if time.monotonic() - self._began >= self._window:
             self.sum_up()
         self._seen[kind] += 1
@@ -33,14 +33,14 @@ class QuietLog:
             self._log(line)
 
     def sum_up(self) -> None:
-        """Write how many were left out, and begin a new window."""
+        """Write how many lines were suppressed, and begin a new window."""
         for kind, number in self._seen.items():
             if number > self._lines:
                 self._log(f"{number - self._lines} more {kind} in {time.monotonic() - self._began:.0f} s")
         self._seen.clear()
         self._began = time.monotonic()
 
-    async def sum_up_in_time(self) -> None:
+    async def sum_up_regularly(self) -> None:
         """Sum up at the end of each window, until cancelled."""
         while True:
             await anyio.sleep(self._window)

@@ -1,4 +1,4 @@
-"""The resources of one gateway: descriptors and processes are scarce, and running out must only fail one request.
+"""The file descriptors of one gateway: they are scarce, and running out must only fail one request.
 
 Each client's session with a cluster has one process and three descriptors per node.
 """
@@ -10,15 +10,15 @@ import resource
 from cluster_remote.limits import MOST_DESCRIPTORS
 from cluster_remote.p2p.errors import Unreachable
 
-__all__ = ["Room"]
+__all__ = ["DescriptorBudget"]
 
-# What the gateway needs besides its clients: the event loop, listeners, children that read logs, git.
+# For the gateway itself: the event loop, listeners, child processes that read logs, git.
 _OWN_DESCRIPTORS = 40
 _PER_NODE, _PER_SESSION = 4, 4
 
 
-class Room:
-    """The descriptors for sessions, shared by all clients of a gateway."""
+class DescriptorBudget:
+    """The descriptors that all clients of a gateway share."""
 
     def __init__(self, descriptors: int | None = None) -> None:
         if descriptors is None:
@@ -28,13 +28,13 @@ class Room:
         self._taken = 0
 
     def strangers(self, wanted: int) -> int:
-        """Return how many unauthenticated clients may connect: they get an eighth of the descriptors at most."""
+        """Return how many unauthenticated clients may connect: they get at most an eighth of the descriptors."""
         return min(wanted, max(self._all // 16, 2))
 
     def take(self, nodes: int) -> int:
-        """Reserve what a session with that many nodes needs; free it with `give_back`.
+        """Reserve and return what a session with so many nodes needs; free it with `give_back`.
 
-        Raises Unreachable if there is too little; the first session always gets what it wants.
+        Raises Unreachable if too few are left; the first session always gets what it needs.
         """
         needed = _PER_SESSION + _PER_NODE * nodes
         if self._taken and self._taken + needed > self._all - self._all // 8:
