@@ -28,7 +28,7 @@ from cluster_remote.cli.viewing import view_of
 from cluster_remote.diagnosis import checking
 from cluster_remote.diagnosis.comparison import Check, Finding
 from cluster_remote.diagnosis.content import Options
-from cluster_remote.diagnosis.encrypted import node_by_node
+from cluster_remote.diagnosis.encrypted import view_of_nodes
 from cluster_remote.p2p.key import UUID
 from cluster_remote.p2p.text import printable
 
@@ -109,7 +109,7 @@ async def _check(
     shown: bool,
     tell: Callable[[Finding], None],
 ) -> Check:
-    view, cipher = node_by_node(await view_of(target, timeout, writing=options.fix))
+    view, cipher = view_of_nodes(await view_of(target, timeout, writing=options.fix))
     with progress(unit="keys", shown=shown) as lines:
         await progress_of(view, selection, lines)
         return await checking.check(

@@ -28,7 +28,7 @@ from cluster_remote.cli.progress import Lines, progress
 from cluster_remote.cli.render import console, duration, show_problems, size, table
 from cluster_remote.cli.viewing import view_of
 from cluster_remote.diagnosis import repairing
-from cluster_remote.diagnosis.encrypted import node_by_node
+from cluster_remote.diagnosis.encrypted import view_of_nodes
 from cluster_remote.diagnosis.repairing import Repair
 from cluster_remote.diagnosis.transfer import Transfer
 from cluster_remote.p2p.key import UUID, Key
@@ -108,7 +108,7 @@ async def _with_files(transfers: Sequence[Transfer]) -> list[Transfer]:
     return [replace(each, file=each.file or names.get(each.key)) for each in transfers]
 
 
-class Brought:
+class Copied:
     """Shows how many bytes were transferred, how fast, and the time left for the current content."""
 
     def __init__(self, lines: Lines) -> None:
@@ -120,13 +120,13 @@ class Brought:
     def moved(self, key: Key, position: int) -> None:
         if not self._begun:
             self._begun = True
-            self._lines.begin("brought", 0, in_bytes=True)
+            self._lines.begin("copied", 0, in_bytes=True)
         if key not in self._positions:
             self._total += key.content_size or 0
-            self._lines.total("brought", self._total)
+            self._lines.total("copied", self._total)
         before = self._positions.get(key, 0)
         self._positions[key] = max(before, position)
-        self._lines.advance("brought", max(0, position - before))
+        self._lines.advance("copied", max(0, position - before))
 
 
 async def _repair(
@@ -139,20 +139,20 @@ async def _repair(
     shown: bool,
     tell: Callable[[Transfer], None],
 ) -> Repair:
-    view, cipher = node_by_node(await view_of(target, timeout, writing=not dry_run))
+    view, cipher = view_of_nodes(await view_of(target, timeout, writing=not dry_run))
     with progress(unit="keys", shown=shown) as lines:
         await progress_of(view, selection, lines)
 
-        brought = Brought(lines)
+        copied = Copied(lines)
         return await repairing.repair(
             view,
             selection,
-            trusting=trust_log,
+            trust_log=trust_log,
             dry_run=dry_run,
             jobs=jobs,
             tell=tell,
             advance=lambda node, count, answers: advanced(lines, node, count, answers),
-            moved=brought.moved,
+            moved=copied.moved,
             cipher=cipher,
         )
 

@@ -1,1 +1,1 @@
-"""Finding out the state of a cluster: the work behind the diagnostic commands, without showing it."""
+"""Finding out the state of a cluster: what the diagnostic commands do, without their output."""

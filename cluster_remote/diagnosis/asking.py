@@ -1,8 +1,8 @@
 """Ask every node about many keys, as fast as the nodes answer.
 
-Each node has a queue of batches, and several sessions that take from it; each session pipelines the questions of a
-batch. Batches come back in order and complete, with every node's answers, or the fact that it gave none. Only a few
-batches per session are in progress at a time, however many keys there are.
+Each node has a queue of batches and several sessions that take from it; each session pipelines the questions of a
+batch. Batches come back complete and in order, with every node's answers, or the fact that it gave none. However many
+keys there are, only a few batches per session are in progress at a time.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from cluster_remote.p2p.errors import Refused, SessionError, TimedOut
 from cluster_remote.p2p.key import UUID, Key
 from cluster_remote.p2p.session import Session
 
-__all__ = ["Advance", "Answered", "Nodes", "asked", "pipelined"]
+__all__ = ["Advance", "AnsweredBatch", "Nodes", "open_nodes", "pipelined"]
 
 Advance: TypeAlias = Callable[[Node, int, bool], None]
-"""Called when a node has handled that many more keys; the flag says whether it still answers."""
+"""Called with a node, the number of keys it has just handled, and whether it still answers."""
 
 
 @dataclass(eq=False)
-class Answered:
+class AnsweredBatch:
     """A batch of keys, and each node's answers: a list for each node, in the order of the keys.
 
     `again` marks a batch of keys that were asked about before.
@@ -40,32 +40,32 @@ class Answered:
     _complete: anyio.Event = field(default_factory=anyio.Event)
 
     async def wait(self) -> None:
-        """Wait until every node has answered or been given up."""
+        """Wait until every node has answered or has been given up."""
         await self._complete.wait()
 
-    def answered(self) -> None:
-        """Note that every node has answered."""
+    def complete(self) -> None:
+        """Wake up those who wait: every node has answered or has been given up."""
         self._complete.set()
 
-    def of(self, number: int) -> dict[UUID, bool | None]:
-        """Return what all nodes said about one key."""
+    def about(self, number: int) -> dict[UUID, bool | None]:
+        """Return all nodes' answers about one key, by its position in the batch."""
         return {uuid: answers[number] for uuid, answers in self.answers.items()}
 
 
-class _Asked:
-    """One node: its queue, its sessions, and whether it is still worth asking."""
+class _NodeQueue:
+    """One node's queue of batches, and whether the node is still worth asking."""
 
     def __init__(self, node: Node, ahead: int) -> None:
         self.node = node
         self.error: str | None = None
         self.given_up = False
         self._worked = False
-        send, receive = anyio.create_memory_object_stream[tuple[Answered, int]](ahead)
-        self.queue: MemoryObjectSendStream[tuple[Answered, int]] = send
-        self._taking: MemoryObjectReceiveStream[tuple[Answered, int]] = receive
+        send, receive = anyio.create_memory_object_stream[tuple[AnsweredBatch, int]](ahead)
+        self.queue: MemoryObjectSendStream[tuple[AnsweredBatch, int]] = send
+        self._taking: MemoryObjectReceiveStream[tuple[AnsweredBatch, int]] = receive
 
     async def work(self, advance: Advance) -> None:
-        """Process the queue with a session of its own, until the queue is closed."""
+        """Process the queue with a new session, until the queue is closed."""
         session = self.node.session()
         try:
             async for batch, nodes in self._taking:
@@ -74,7 +74,7 @@ class _Asked:
                     advance(self.node, len(answers), not self.given_up)
                 batch.answers[self.node.uuid] = answers
                 if len(batch.answers) == nodes:
-                    batch.answered()
+                    batch.complete()
         finally:
             await session.aclose()
 
@@ -114,31 +114,31 @@ class _Asked:
 
 
 class Nodes:
-    """Nodes that can be asked while `asked` is open."""
+    """Nodes that can be asked while `open_nodes` is open."""
 
-    def __init__(self, asked: Sequence[_Asked]) -> None:
-        self._asked = tuple(asked)
+    def __init__(self, queues: Sequence[_NodeQueue]) -> None:
+        self._queues = tuple(queues)
 
     @property
     def errors(self) -> Mapping[UUID, str]:
-        """Return why nodes gave no answer, for those that did not."""
-        return {each.node.uuid: each.error for each in self._asked if each.error is not None}
+        """Why nodes gave no answer, for those that did not."""
+        return {each.node.uuid: each.error for each in self._queues if each.error is not None}
 
     @property
     def given_up(self) -> frozenset[UUID]:
         """The nodes that are no longer asked."""
-        return frozenset(each.node.uuid for each in self._asked if each.given_up)
+        return frozenset(each.node.uuid for each in self._queues if each.given_up)
 
-    async def begin(self, keys: Sequence[Located], *, again: bool = False) -> Answered:
-        """Put a batch into all queues, as soon as there is room."""
-        batch = Answered(keys, again)
-        if not self._asked:
-            batch.answered()
-        for each in self._asked:
-            await each.queue.send((batch, len(self._asked)))
+    async def begin(self, keys: Sequence[Located], *, again: bool = False) -> AnsweredBatch:
+        """Put a batch into all queues, waiting for room in them."""
+        batch = AnsweredBatch(keys, again)
+        if not self._queues:
+            batch.complete()
+        for each in self._queues:
+            await each.queue.send((batch, len(self._queues)))
         return batch
 
-    async def ask(self, keys: Sequence[Located]) -> Answered:
+    async def ask(self, keys: Sequence[Located]) -> AnsweredBatch:
         """Ask about a batch once more, and wait for the answers."""
         batch = await self.begin(keys, again=True)
         await batch.wait()
@@ -146,30 +146,32 @@ class Nodes:
 
 
 @asynccontextmanager
-async def asked(nodes: Sequence[Node], jobs: int, advance: Advance) -> AsyncIterator[Nodes]:
-    """Ask nodes while the context is open, with up to `jobs` sessions each, opened when first needed.
+async def open_nodes(nodes: Sequence[Node], jobs: int, advance: Advance) -> AsyncIterator[Nodes]:
+    """Yield nodes to ask while the context is open, with up to `jobs` sessions each, opened when first needed.
 
-    `advance` is called when a node has handled keys for the first time.
+    `advance` is called when a node has handled keys that it had not been asked about before.
     """
-    each_asked = [_Asked(node, jobs + 1) for node in nodes]
+    queues = [_NodeQueue(node, jobs + 1) for node in nodes]
     try:
         async with anyio.create_task_group() as tasks:
-            for each in each_asked:
+            for each in queues:
                 for _ in range(jobs):
                     tasks.start_soon(each.work, advance)
-            yield Nodes(each_asked)
-            for each in each_asked:
+            yield Nodes(queues)
+            for each in queues:
                 each.queue.close()
     finally:
-        for each in each_asked:
+        for each in queues:
             each.close()
 
 
 @asynccontextmanager
-async def pipelined(batches: Batches, nodes: Nodes, ahead: int) -> AsyncIterator[MemoryObjectReceiveStream[Answered]]:
-    """Ask about every batch, `ahead` of the consumer; batches come complete and in order."""
-    starting, started = anyio.create_memory_object_stream[Answered](ahead)
-    completing, complete = anyio.create_memory_object_stream[Answered](0)
+async def pipelined(
+    batches: Batches, nodes: Nodes, ahead: int
+) -> AsyncIterator[MemoryObjectReceiveStream[AnsweredBatch]]:
+    """Ask about every batch, up to `ahead` batches before the consumer; they come complete and in order."""
+    starting, started = anyio.create_memory_object_stream[AnsweredBatch](ahead)
+    completing, complete = anyio.create_memory_object_stream[AnsweredBatch](0)
 
     async def begin() -> None:
         async with starting:

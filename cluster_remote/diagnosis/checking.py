@@ -15,11 +15,12 @@ from cluster_remote.access.settings import BadSettings
 from cluster_remote.annex import logformat
 from cluster_remote.annex.branchlog import read_files
 from cluster_remote.annex.locationlog import LocationLog
-from cluster_remote.annex.locations import Located, LocationReader, Selection, located
-from cluster_remote.diagnosis.asking import Advance, Answered, Nodes, asked, pipelined
+from cluster_remote.annex.locations import Located, Selection
+from cluster_remote.diagnosis.asking import Advance, AnsweredBatch, pipelined
 from cluster_remote.diagnosis.comparison import Answers, Check, Comparison, Finding, NodeCount, compare, compare_nodes
 from cluster_remote.diagnosis.content import Options, Read, Reader, Verified, move_aside
 from cluster_remote.diagnosis.disks import paths
+from cluster_remote.diagnosis.inquiry import Inquiry, comparable_repository, inquiry
 from cluster_remote.diagnosis.problem import Problem
 from cluster_remote.diagnosis.problems import many, not_verified, unreachable
 from cluster_remote.diagnosis.recording import Recorded, look_again, record
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from cluster_remote.diagnosis.encrypted import Cipher
     from cluster_remote.diagnosis.nodes import View
 
-__all__ = ["check", "comparable", "numcopies"]
+__all__ = ["check", "numcopies"]
 
 _NUMBER = re.compile(r"[0-9]{1,9}")
 
@@ -50,27 +51,11 @@ async def numcopies(repository: Repository) -> int:
     return 1
 
 
-def comparable(view: View) -> Repository:
-    """Return the repository whose location log to compare. Raises BadSettings if there is nothing to compare."""
-    if not view.legible:
-        raise BadSettings(
-            f"{view.label}: its nodes hold encrypted or chunked content, whose keys only git-annex knows; "
-            f"git annex fsck --fast --from {shlex.quote(view.label)} checks it"
-        )
-    if not view.nodes:
-        raise BadSettings(
-            f"{view.label}: this repository knows no node of the cluster; fetch the git-annex branch of its gateway: "
-            "git fetch --all && git annex merge"
-        )
-    assert view.repository is not None
-    return view.repository
-
-
 class _Counts:
-    """The counts so far."""
+    """The totals so far."""
 
     def __init__(self) -> None:
-        self.keys = self.few = self.lost = self.gone = self.recorded = self.mendable = 0
+        self.keys = self.few = self.lost = self.gone = self.recorded = self.fixable = 0
         self.present: Counter[UUID] = Counter()
         self.missing: Counter[UUID] = Counter()
         self.unlogged: Counter[UUID] = Counter()
@@ -86,12 +71,13 @@ class _Counts:
 
 
 class _Check:
+    """A check in progress."""
+
     def __init__(
         self,
         view: View,
         selection: Selection,
-        nodes: Nodes,
-        reader: LocationReader,
+        opened: Inquiry,
         log: LocationLog | None,
         needed: int,
         options: Options,
@@ -101,8 +87,8 @@ class _Check:
     ) -> None:
         self.view = view
         self.selection = selection
-        self.nodes = nodes
-        self.reader = reader
+        self.nodes = opened.nodes
+        self.reader = opened.reader
         self.log = log
         self.needed = needed
         self.options = options
@@ -111,15 +97,15 @@ class _Check:
         self.damaged: Counter[UUID] = Counter()
         self.moved: Counter[UUID] = Counter()
         self.counts = _Counts()
-        self._counting = {uuid for uuid in view.logs.trust if view.trust(uuid) in ("untrusted", "dead")}
+        self._not_counted = {uuid for uuid in view.logs.trust if view.trust(uuid) in ("untrusted", "dead")}
 
     def is_copy(self, uuid: UUID) -> bool:
-        """Return whether a key there counts as a copy: not in a repository that git-annex does not trust."""
-        return uuid not in self._counting
+        """Return whether a key in this repository counts as a copy: not if the repository is untrusted or dead."""
+        return uuid not in self._not_counted
 
-    async def examine(self, batch: Answered) -> Sequence[Finding]:
+    async def examine(self, batch: AnsweredBatch) -> Sequence[Finding]:
         """Return what is wrong with the keys of a batch. Raises AnnexError."""
-        seen: list[tuple[Located, Answers]] = [(each, batch.of(number)) for number, each in enumerate(batch.keys)]
+        seen: list[tuple[Located, Answers]] = [(each, batch.about(number)) for number, each in enumerate(batch.keys)]
         doubtful = [number for number, (each, said) in enumerate(seen) if not self._compare(each, said).agrees]
         again = [seen[number][0] for number in doubtful]
         written: dict[int, Recorded] = {}
@@ -155,9 +141,9 @@ class _Check:
         found = await self.contents.damaged(copies)
         damaged: dict[Key, tuple[UUID, ...]] = {}
         moved: dict[Key, tuple[UUID, ...]] = {}
-        places = await paths(self.view) if found and self.options.move_aside else {}
-        for uuid in sorted({uuid for uuid, _ in found} & places.keys()):
-            await move_aside(places[uuid], [key for owner, key in found if owner == uuid])
+        directories = await paths(self.view) if found and self.options.move_aside else {}
+        for uuid in sorted({uuid for uuid, _ in found} & directories.keys()):
+            await move_aside(directories[uuid], [key for owner, key in found if owner == uuid])
         for number, (each, answers) in enumerate(seen):
             bad = tuple(sorted(uuid for uuid, key in found if key == each.key))
             if not bad:
@@ -168,7 +154,7 @@ class _Check:
                 await self.log.record(each.key, absent=bad)
                 each = replace(each, holders=each.holders - set(bad))
             if self.options.move_aside:
-                now = (await self.nodes.ask([each])).of(0)
+                now = (await self.nodes.ask([each])).about(0)
                 moved[each.key] = tuple(uuid for uuid in bad if now.get(uuid) is False)
                 self.moved.update(moved[each.key])
             seen[number] = (replace(each, holders=each.holders - set(bad)), {**answers, **dict.fromkeys(bad, False)})
@@ -196,7 +182,7 @@ class _Check:
         counts.unlogged.update(unlogged)
         if found.gone and not each.dead and not missing:
             counts.gone += 1
-        # Many old keys are legitimately nowhere any more, because nobody wanted them. A file is another matter.
+        # Many old keys are on no node because they were dropped on purpose. A selected file should still have copies.
         few = (
             found.copies < self.needed
             and not each.dead
@@ -207,7 +193,7 @@ class _Check:
         if few:
             counts.few += 1
             counts.lost += not found.copies
-            counts.mendable += found.copies > 0 and any(answer is False for answer in answers.values())
+            counts.fixable += found.copies > 0 and any(answer is False for answer in answers.values())
         recorded = self.log is not None and found.agrees and bool(written or damaged)
         counts.recorded += recorded
         return Finding(
@@ -314,11 +300,11 @@ class _Check:
                     )
                 )
         counts = self.counts
-        if counts.mendable:
+        if counts.fixable:
             problems.append(
                 Problem(
                     "few-copies",
-                    f"{_short(counts.mendable, self.needed)}, and not all nodes have it",
+                    f"{_too_few(counts.fixable, self.needed)}, and not all nodes have it",
                     "Copy it to the nodes that lack it:",
                     (f"cluster-remote repair {name}",),
                 )
@@ -342,11 +328,11 @@ class _Check:
                     ("git fetch --all",),
                 )
             )
-        if left := counts.few - counts.lost - counts.mendable:
+        if left := counts.few - counts.lost - counts.fixable:
             problems.append(
                 Problem(
                     "few-copies",
-                    f"{_short(left, self.needed)}, and the cluster's nodes cannot hold more copies",
+                    f"{_too_few(left, self.needed)}, and the cluster's nodes cannot hold more copies",
                     "Copy it to another repository too (git annex copy --auto --to), or require fewer copies "
                     "(git annex numcopies). This shows where it is:",
                     ("git annex whereis",),
@@ -355,12 +341,12 @@ class _Check:
         return problems
 
 
-def _short(keys: int, needed: int) -> str:
+def _too_few(keys: int, needed: int) -> str:
     return f"fewer than {many(needed, 'copy', 'copies')} of {many(keys, 'key')}"
 
 
 def _words(selection: Selection) -> str:
-    """Return the selection as it was on the command line."""
+    """Return the selection as command-line arguments."""
     words = ["--all"] if selection.everything else []
     words += [f"--key {shlex.quote(key.text)}" for key in selection.keys]
     words += [shlex.quote(file) for file in selection.files]
@@ -377,12 +363,12 @@ async def check(
     read: Read = lambda _node, _words: None,
     cipher: Cipher | None = None,
 ) -> Check:
-    """Ask every node about every key. `tell` gets each finding at once; the result contains none of them.
+    """Ask every node about every key. `tell` gets each finding immediately; the result contains none of them.
 
     With `cipher`, the keys are those under which the nodes have the encrypted content of a remote; no log lists them.
-    Raises BadSettings, AnnexError; errors during the check arrive as a group.
+    Raises BadSettings, AnnexError; errors during the check are raised as a group.
     """
-    repository = comparable(view)
+    repository = comparable_repository(view)
     if cipher is not None and options.fix:
         raise BadSettings(
             f"--fix: no log lists what the nodes of an encrypted remote have; git annex fsck --fast --from "
@@ -393,19 +379,15 @@ async def check(
     jobs = options.jobs
     verified = Verified(repository, view.uuid, resume=options.resume) if options.content else None
     async with AsyncExitStack() as stack:
-        batches = await stack.enter_async_context(located(repository, selection))
-        if cipher is not None:
-            batches = await stack.enter_async_context(cipher.named(repository, batches))
-        nodes = await stack.enter_async_context(asked(view.living, jobs, advance))
-        reader = await stack.enter_async_context(LocationReader(repository))
+        opened = await stack.enter_async_context(inquiry(view, selection, cipher, jobs, advance))
         log = await stack.enter_async_context(LocationLog(repository)) if options.fix else None
         contents: Reader | None = None
         if verified is not None:
             stack.callback(verified.close)
             contents = Reader(view.living, jobs, verified, read)
             stack.push_async_callback(contents.aclose)
-        complete = await stack.enter_async_context(pipelined(batches, nodes, 2 * jobs + 1))
-        work = _Check(view, selection, nodes, reader, log, needed, options, contents, encrypted=cipher is not None)
+        complete = await stack.enter_async_context(pipelined(opened.batches, opened.nodes, 2 * jobs + 1))
+        work = _Check(view, selection, opened, log, needed, options, contents, encrypted=cipher is not None)
         async for batch in complete:
             for finding in await work.examine(batch):
                 tell(finding)

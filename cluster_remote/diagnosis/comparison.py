@@ -1,4 +1,4 @@
-"""What the nodes say they have, compared with the location log. Pure.
+"""Compare what the nodes say they have with the location log. Pure.
 
 A node that gave no answer is unknown, never missing: the log is still trusted for it.
 """

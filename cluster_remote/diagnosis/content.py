@@ -27,7 +27,7 @@ __all__ = ["Options", "Read", "Reader", "Verified", "move_aside"]
 _FSCK = 3600.0
 
 Read: TypeAlias = Callable[[Node, str], None]
-"""Called with a description of what a node is doing."""
+"""Called with a node and a note on the progress there."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Options:
 
 
 class Verified:
-    """The copies that were read and found good, kept in a file so that an interrupted check can resume."""
+    """The copies whose checksums have been verified, kept in a file so that an interrupted check can resume."""
 
     def __init__(self, repository: Repository, cluster: UUID, *, resume: bool) -> None:
         self._path = repository.common_dir / "cluster-remote" / "verified" / cluster.text
@@ -56,7 +56,7 @@ class Verified:
         return self._line(*copy) in self._known
 
     def add(self, node: UUID, key: Key) -> None:
-        """Save a copy, at once."""
+        """Write a copy to the file immediately."""
         self._file.write(self._line(node, key) + b"\n")
 
     @staticmethod
@@ -67,7 +67,7 @@ class Verified:
         self._file.close()
 
     def finish(self) -> None:
-        """Delete the file: the next check reads everything again."""
+        """Delete the file, so that the next check reads everything again."""
         self._path.unlink(missing_ok=True)
 
 
@@ -89,7 +89,7 @@ class Reader:
             await session.aclose()
 
     async def damaged(self, copies: Mapping[UUID, Sequence[Key]]) -> set[tuple[UUID, Key]]:
-        """Return the damaged copies among those of some nodes. Unreadable ones are counted as `unread`."""
+        """Return which of these copies, by node, are damaged. Unreadable ones are counted in `unread`."""
         found: set[tuple[UUID, Key]] = set()
         async with anyio.create_task_group() as tasks:
             for uuid, keys in copies.items():
@@ -128,20 +128,20 @@ class Reader:
             async for chunk in download.chunks():
                 self.size += len(chunk)
                 checksum.update(chunk)
-            vouched = await download.valid()
-        # Content removed meanwhile looks like empty content that nobody vouches for.
-        if not length and not vouched and not await session.check_present(key):
+            confirmed = await download.valid()
+        # Content removed meanwhile looks like empty content that the node does not confirm.
+        if not length and not confirmed and not await session.check_present(key):
             return True
         return checksum.matches()
 
 
-async def move_aside(place: Path, keys: Collection[Key]) -> None:
-    """Have git-annex verify contents in the repository at `place`: it moves damaged ones to .git/annex/bad.
+async def move_aside(repository: Path, keys: Collection[Key]) -> None:
+    """Have git-annex verify contents in the repository at a path; it moves damaged ones to .git/annex/bad.
 
-    This respects its locks, and makes that repository record that it no longer has them.
+    This respects git-annex's locks, and makes that repository record that it no longer has them.
     """
     for key in keys:
-        command = ("git", "-C", str(place), "annex", "fsck", "--quiet", f"--key={key}")
+        command = ("git", "-C", str(repository), "annex", "fsck", "--quiet", f"--key={key}")
         # Its exit code only says that something was damaged, which is known.
         with suppress(CommandFailed):
             await child.run(command, env=foreign_environment(), timeout=_FSCK, accept=None)

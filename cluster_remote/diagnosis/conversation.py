@@ -33,7 +33,7 @@ __all__ = [
 
 FORMAT = 1
 _MARK = "cluster-remote-trace"
-# Maximum characters of a message to show: lists of UUIDs are long, but nobody reads more than this.
+# Maximum characters of a message to show.
 _LONGEST = 4000
 
 
@@ -163,7 +163,7 @@ def _object(line: str) -> dict[str, Any]:
 
 def _number(found: Mapping[str, Any], name: str) -> float:
     value = found.get(name)
-    # To Python, True and False are numbers; to JSON, 1e999 is one.
+    # In Python, True and False are numbers; in JSON, 1e999 is one.
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e15:
         raise BadTrace(f"{name} is not a number in a line of this trace")
     return value
@@ -196,7 +196,7 @@ def named(message: str, names: Mapping[str, str]) -> str:
 
 
 class Telling:
-    """Describes a conversation in lines for people, message by message. `plain`: in ASCII."""
+    """Formats a conversation as text, message by message. `plain`: in ASCII."""
 
     def __init__(self, heading: Heading, *, plain: bool = False) -> None:
         self._heading = heading
@@ -204,7 +204,7 @@ class Telling:
         self._outgoing, self._incoming = (">", "<") if plain else ("→", "←")
 
     def lines(self, said: Said) -> Iterator[str]:
-        """Describe the next message; before the first of a session, also the session."""
+        """Yield the lines for the next message; before the first of a session, also one for the session."""
         number, new = self._sessions.number(said)
         since = f"{said.time - self._heading.started:9.3f} s"
         if new:

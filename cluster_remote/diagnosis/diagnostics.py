@@ -1,6 +1,6 @@
-"""The known problems of cluster remotes: how each shows, and how to fix it. Pure.
+"""The known problems of cluster remotes: how to recognise each, and how to fix it. Pure.
 
-What git-annex does with each was observed with git-annex 10.20261026.
+What git-annex does in each case was observed with git-annex 10.20261026.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ __all__ = ["diagnose", "find_notes", "notes_on_contents", "problems_at_nodes", "
 _CONSENT = "ACKTHPPT"
 # The cost that makes a sync prefer the cluster without a server.
 _SERVERLESS_COST = 50.0
-# The first protocol version in which a server names the repositories that stored content.
-_PLUS = 2
+# The first protocol version in which a server names the nodes that stored content.
+_NAMES_NODES = 2
 
 
 def diagnose(facts: Snapshot) -> Iterator[Problem]:
     """Yield what is wrong: remote by remote, then in the repository as a whole."""
     if facts.everything:
-        # First, since it gets in the way of fixing the others.
+        # First, because these get in the way of fixing the others.
         yield from _left_over(facts)
         yield from made_with_uuid(facts)
     for ours in facts.ours:
@@ -47,7 +47,7 @@ def diagnose(facts: Snapshot) -> Iterator[Problem]:
         yield from problems_of_own_clusters(facts)
         yield from _not_fetched(facts)
         yield from _aliases_behind(facts)
-    for file in facts.readable:
+    for file in facts.exposed_files:
         yield Problem(
             "readable-by-others",
             f"{file} holds a secret, and other users can read or change it",
@@ -84,7 +84,7 @@ def _unusable(ours: Ours) -> Iterator[Problem]:
 
 
 def _encrypted(facts: Snapshot, ours: Ours) -> Iterator[Problem]:
-    """Find encryption on a remote whose nodes should be tracked: what they get is no copy, or not what it seems."""
+    """Find encryption on a remote that tracks nodes: git-annex then ignores it, or stores what is no copy."""
     if not ours.sameas:
         return
     encryption = (ours.verified or {}).get("encryption", "none")
@@ -113,27 +113,27 @@ def _encrypted(facts: Snapshot, ours: Ours) -> Iterator[Problem]:
 
 
 def _clear_text(facts: Snapshot, ours: Ours) -> Iterator[Problem]:
-    """Find nodes of an encrypted remote without a server to which a sync sends everything unencrypted."""
+    """Find nodes of an encrypted remote without a server that a sync would send unencrypted content to."""
     settings = ours.settings
     if settings is None or settings.address is not None or settings.encryption == "none":
         return
     clusters = facts.config.clusters()
     wanted = settings.cluster.lower()
     names = {name for name, uuid in clusters.items() if wanted in ("", name, uuid.text)}
-    open_ones = [
+    exposed = [
         remote
         for remote in facts.config.remotes()
         if names.intersection(facts.config.clusters_of(remote))
         and facts.config.boolean(f"remote.{remote}.annex-sync", True)
         and not facts.config.boolean(f"remote.{remote}.annex-ignore")
     ]
-    if open_ones:
+    if exposed:
         yield Problem(
             "clear-text",
-            f"git annex sync --content sends unencrypted content to {', '.join(open_ones)}, the nodes of the encrypted "
+            f"git annex sync --content sends unencrypted content to {', '.join(exposed)}, the nodes of the encrypted "
             f"remote {ours.name}, and the git-annex branch with the encryption key",
             "Exclude the nodes from sync; unencrypted content already there stays until you drop it:",
-            tuple(f"git config {shlex.quote(f'remote.{remote}.annex-sync')} false" for remote in open_ones),
+            tuple(f"git config {shlex.quote(f'remote.{remote}.annex-sync')} false" for remote in exposed),
             about=ours.name,
         )
 
@@ -179,7 +179,7 @@ def _node_remotes_missing(facts: Snapshot, ours: Ours) -> Iterator[Problem]:
     settings = ours.settings
     assert settings is not None
     if settings.address is None or next(each for each in facts.ours if each.uuid == ours.uuid) is not ours:
-        # Without a server the nodes are remotes already; of several remotes for a cluster, only the first is checked.
+        # Without a server, the nodes are remotes already. Of several remotes for a cluster, only the first is checked.
         return
     missing = [
         uuid
@@ -238,10 +238,10 @@ def _set_cost(ours: Ours, cost: float) -> str:
 
 
 def _left_over(facts: Snapshot) -> Iterator[Problem]:
-    """Find what a refused or killed initremote leaves: a remote that does not exist, but takes the name."""
+    """Find what a refused or killed initremote leaves: the configuration of a remote that does not exist."""
     for remote in facts.config.remotes():
-        named = ("url", "annex-uuid", "pushurl", "vcs")
-        if facts.config.remote(remote, "annex-private") and not any(facts.config.remote(remote, key) for key in named):
+        keys = ("url", "annex-uuid", "pushurl", "vcs")
+        if facts.config.remote(remote, "annex-private") and not any(facts.config.remote(remote, key) for key in keys):
             yield Problem(
                 "left-over",
                 f"{remote} is left over in git's configuration from a failed initremote",
@@ -290,7 +290,7 @@ def problems_of_servers(facts: Snapshot, servers: Iterable[Server]) -> Iterator[
                 (f"cluster-remote ping {ours.quoted}",),
                 about=server.remote,
             )
-        elif server.version is not None and server.version < _PLUS and ours.is_cluster:
+        elif server.version is not None and server.version < _NAMES_NODES and ours.is_cluster:
             yield Problem(
                 "old-protocol",
                 f"the server of the remote {server.remote} speaks protocol version {server.version}, which "
@@ -302,12 +302,12 @@ def problems_of_servers(facts: Snapshot, servers: Iterable[Server]) -> Iterator[
 
 
 def problems_at_nodes(facts: Snapshot, servers: Iterable[Server], seen: Status) -> Iterator[Problem]:
-    """Yield what the nodes said, or failed to say, unless a remote of their own has shown it already. Pure."""
+    """Yield the problems that `survey` found at nodes, unless a node's own remote has shown them already. Pure."""
     silent = {ours.uuid for ours in facts.ours for server in servers if server.remote == ours.name and server.error}
     for problem in (problem for cluster in seen.clusters for problem in cluster.problems):
         match problem.kind:
             case "node-replaced" | "node-without-remote" if not facts.everything:
-                # Otherwise the clusters of this repository were checked as a whole.
+                # With `everything`, `problems_of_own_clusters` has found these.
                 yield problem
             case "node-unreachable" | "node-removed" | "content-missing" | "content-unlogged":
                 if problem.node is not None and problem.node not in silent:
@@ -315,7 +315,7 @@ def problems_at_nodes(facts: Snapshot, servers: Iterable[Server], seen: Status) 
 
 
 def notes_on_contents(facts: Snapshot, seen: Status) -> Iterator[str]:
-    """Yield notes on contents that git-annex will not get from a cluster remote, although nodes have them. Pure."""
+    """Yield notes on contents that nodes have, but that git-annex refuses to get from a cluster remote. Pure."""
     setting = "annex-security-allow-unverified-downloads"
     everywhere = facts.config.get("annex.security.allow-unverified-downloads")
     for cluster in seen.clusters:
@@ -329,7 +329,7 @@ def notes_on_contents(facts: Snapshot, seen: Status) -> Iterator[str]:
 
 
 def find_notes(facts: Snapshot) -> Iterator[str]:
-    """Yield what is not a mistake but worth knowing."""
+    """Yield notes: things that are worth knowing, but not mistakes."""
     for branch in facts.branches:
         if branch.fetched is not None and branch.there not in (None, branch.fetched):
             yield (

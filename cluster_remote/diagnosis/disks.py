@@ -1,4 +1,4 @@
-"""Where nodes are on this machine, and how much space their disks have."""
+"""The directories of nodes on this machine, and the free space on their disks."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ __all__ = ["free_space", "paths"]
 _CONFIG = 30.0
 
 
-async def free_space(places: Mapping[UUID, Path], timeout: float) -> dict[UUID, int]:
-    """Return the bytes free at each place that answers within `timeout` seconds."""
+async def free_space(directories: Mapping[UUID, Path], timeout: float) -> dict[UUID, int]:
+    """Return the free bytes of each directory's disk that answers within `timeout` seconds."""
     found: dict[UUID, int] = {}
 
     async def look(uuid: UUID, path: Path) -> None:
@@ -38,7 +38,7 @@ async def free_space(places: Mapping[UUID, Path], timeout: float) -> dict[UUID, 
 
     with anyio.move_on_after(timeout):
         async with anyio.create_task_group() as tasks:
-            for uuid, path in places.items():
+            for uuid, path in directories.items():
                 tasks.start_soon(look, uuid, path)
     return found
 
@@ -52,7 +52,10 @@ def _free(path: Path) -> int | None:
 
 
 async def paths(view: View) -> dict[UUID, Path]:
-    """Return the nodes' directories on this machine, as far as configurations readable from here tell."""
+    """Return the nodes' directories on this machine, as far as the gateway's or this repository's configuration tells.
+
+    Empty for a gateway on another machine.
+    """
     if view.gateway is None:
         base = view.repository.work_tree or view.repository.git_dir if view.repository else Path.cwd()
         return _paths_of(view.config, base, view.uuids)

@@ -16,10 +16,10 @@ from cluster_remote.p2p.text import printable
 __all__ = ["MOST_MESSAGES", "Arrow", "Diagram", "as_svg", "as_text", "lay_out"]
 
 MOST_MESSAGES = 1000
-"""The most messages to draw; nobody reads a longer diagram."""
+"""The most messages to draw; a longer diagram is unreadable."""
 
 _US = "git-annex-remote-cluster"
-# Beyond its first characters, a key's checksum says nothing to people; neither does a UUID.
+# The first characters of a checksum or UUID are enough to tell it from others.
 _CHECKSUM = re.compile(r"(--[0-9a-fA-F]{8})[0-9a-fA-F]{24,}")
 _UUID = re.compile(r"\b([0-9a-f]{8})-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\b")
 
@@ -47,7 +47,7 @@ class Diagram:
 
 
 def lay_out(heading: Heading, messages: Iterable[Said], left_out: int = 0) -> Diagram:
-    """Lay out a conversation, whatever it is drawn on; `left_out` more messages follow the given ones."""
+    """Lay out a conversation, as text or SVG; `left_out` more messages follow the given ones."""
     sessions = Sessions(heading.names)
     arrows: list[Arrow] = []
     for said in messages:
@@ -177,6 +177,6 @@ def _svg_arrow(arrow: Arrow, y: int) -> Iterator[str]:
 
 
 def _xml(text: str) -> str:
-    # A character that XML does not allow would make the whole document unreadable.
+    # A single character that XML does not allow would make the whole document invalid.
     safe = "".join(c if c.isprintable() else "\ufffd" for c in text)
     return escape(safe)

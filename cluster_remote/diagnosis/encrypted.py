@@ -1,8 +1,8 @@
-"""Name the contents of an encrypted cluster as its nodes do, so that they can be copied from node to node as they are.
+"""Derive the encrypted keys under which nodes store content, so that it can be copied between nodes without decryption.
 
-git-annex derives a node's key from the repository's key and the remote's cipher. A shared cipher is in remote.log,
-where anybody who has the repository can read it; other ciphers take gpg, and are left to git-annex. (git-annex's pages
-"encryption" and "chunking"; observed with git-annex 10.20261026.)
+git-annex derives an encrypted key from the repository's key and the remote's cipher. A shared cipher is in remote.log,
+readable with the repository; other ciphers require gpg, and are left to git-annex. (git-annex's pages "encryption" and
+"chunking"; observed with git-annex 10.20261026.)
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from cluster_remote.annex.repository import Repository
 from cluster_remote.diagnosis.nodes import View
 from cluster_remote.p2p.key import UUID, Key, decode
 
-__all__ = ["Cipher", "node_by_node"]
+__all__ = ["Cipher", "view_of_nodes"]
 
-# The part of a cipher that is for the names; the rest is for the contents.
-_FOR_NAMES = 256
+# The bytes of a cipher that keys are derived with; the rest encrypts contents.
+_MAC_KEY_LENGTH = 256
 _DIGESTS = {"HMACSHA1": "sha1", "HMACSHA224": "sha224", "HMACSHA256": "sha256", "HMACSHA384": "sha384",
             "HMACSHA512": "sha512"}  # fmt: skip
 _AHEAD = 2
@@ -34,7 +34,7 @@ _AHEAD = 2
 
 @dataclass(frozen=True)
 class Cipher:
-    """A remote's shared cipher, as far as names take it. `remote` is the remote's UUID."""
+    """The part of a remote's shared cipher that keys are derived with. `remote` is the remote's UUID."""
 
     remote: UUID
     mac: str
@@ -46,7 +46,7 @@ class Cipher:
 
     @asynccontextmanager
     async def named(self, repository: Repository, batches: Batches) -> AsyncIterator[Batches]:
-        """Turn keys that the remote has by the location log into those of its nodes; no log knows who has these."""
+        """Replace the keys that the remote has, by the location log, by their encrypted keys, which no log lists."""
         send, receive = anyio.create_memory_object_stream[list[Located]](_AHEAD)
 
         async def work() -> None:
@@ -57,7 +57,7 @@ class Cipher:
                     names = [
                         Located(self.name(key), frozenset(), file=each.file)
                         for each, log in zip(held, logs, strict=True)
-                        for key in _parts(each.key, log, self.remote)
+                        for key in _stored_keys(each.key, log, self.remote)
                     ]
                     if names:
                         await send.send(names)
@@ -68,10 +68,10 @@ class Cipher:
             tasks.cancel_scope.cancel()
 
 
-def node_by_node(view: View) -> tuple[View, Cipher | None]:
-    """Return a view of the single nodes of an encrypted cluster without a server, and its cipher.
+def view_of_nodes(view: View) -> tuple[View, Cipher | None]:
+    """Return a view of the nodes behind an encrypted remote without a server, and the remote's cipher.
 
-    Any other view is returned as it is, also if its cipher cannot be read.
+    Any other view is returned unchanged; so is one whose cipher cannot be read.
     """
     settings, way = view.settings, view.way
     if settings is None or settings.encryption != "shared" or not isinstance(way, Serverless):
@@ -79,10 +79,10 @@ def node_by_node(view: View) -> tuple[View, Cipher | None]:
     parameters = view.logs.remotes.get(settings.uuid, {})
     mac = parameters.get("mac", "HMACSHA1")
     try:
-        secret = base64.b64decode(parameters["cipher"], validate=True)[:_FOR_NAMES]
+        secret = base64.b64decode(parameters["cipher"], validate=True)[:_MAC_KEY_LENGTH]
     except (KeyError, ValueError):
         return view, None
-    if mac not in _DIGESTS or len(secret) < _FOR_NAMES:
+    if mac not in _DIGESTS or len(secret) < _MAC_KEY_LENGTH:
         return view, None
     cluster = way.membership.cluster
     nodes = replace(view, settings=None, known_uuid=cluster, server=cluster)
@@ -96,8 +96,8 @@ async def _chunk_logs(repository: Repository, keys: list[Located]) -> list[bytes
     return [files[path] for path in paths]
 
 
-def _parts(key: Key, log: bytes, remote: UUID) -> Iterator[Key]:
-    """Yield the keys that git-annex stores a content under, by its chunk log: those of its chunks, or its own."""
+def _stored_keys(key: Key, log: bytes, remote: UUID) -> Iterator[Key]:
+    """Yield the keys under which git-annex stores content, by its chunk log: those of its chunks, or its own."""
     lines = ((clock, *rest.rpartition(" ")[::2]) for clock, rest in logformat.dated(log))
     chunked = False
     for where, count in logformat.newest(lines).items():

@@ -1,4 +1,4 @@
-"""Gather the facts that show mistakes: configuration, logs, files, servers' answers. Changes nothing."""
+"""Gather the facts that show problems: configuration, logs, files and servers' answers."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ from cluster_remote.annex.errors import AnnexError, CommandFailed
 from cluster_remote.annex.merge import refresh
 from cluster_remote.annex.verification import pending, verified
 from cluster_remote.diagnosis.checkup import Server
+from cluster_remote.diagnosis.probe import ABSENT_KEY
 from cluster_remote.diagnosis.snapshot import Branch, Ours, Snapshot
 from cluster_remote.diagnosis.uuid_misuse import misused_uuids
 from cluster_remote.p2p.errors import SessionError
-from cluster_remote.p2p.key import UUID, Key, decode
+from cluster_remote.p2p.key import UUID, decode
 from cluster_remote.p2p.text import printable
 from cluster_remote.transport.address import BadAddress, Ssh
 from cluster_remote.transport.by_process import ssh_environment
@@ -41,19 +42,17 @@ if TYPE_CHECKING:
 __all__ = ["gather", "servers"]
 
 # Seconds to ask a git remote for its branches.
-_ASK_GIT = 20.0
+_GIT_TIMEOUT = 20.0
 # Seconds to ask a machine for its version of git-annex.
-_ASK_VERSION = 10.0
+_VERSION_TIMEOUT = 10.0
 # The most servers to ask at once: an ssh server may not accept more connections.
 _AT_ONCE = 8
 # The most versions of uuid.log to search for a description, newest first.
 _HISTORY = 200
-# A key that nobody has: a server, and a gateway's node too, has to look for it.
-_NOBODYS = Key("SHA256-s1--0000000000000000000000000000000000000000000000000000000000000000")
 
 
 async def gather(repository: Repository, only: str = "") -> Snapshot:
-    """Gather the facts about all our remotes, or about one and its cluster's nodes.
+    """Gather the facts about all cluster remotes, or about one and the remotes for its nodes.
 
     Raises NotInitialised, CommandFailed, BranchUnreadable, BadSettings if there is no remote called `only`.
     """
@@ -63,11 +62,11 @@ async def gather(repository: Repository, only: str = "") -> Snapshot:
     logs = await BranchLogs.read(repository)
     ours = _ours(config, logs, verified(repository) or {})
     if only:
-        ours = _about(only, ours, logs)
+        ours = _with_its_nodes(only, ours, logs)
     ours = [await _with_pending(repository, config, each) for each in ours]
     replaced = set(misused_uuids(config, logs).values())
     return Snapshot(
-        place=repository.place,
+        directory=repository.place,
         uuid=own,
         config=config,
         logs=logs,
@@ -75,7 +74,7 @@ async def gather(repository: Repository, only: str = "") -> Snapshot:
         everything=not only,
         branches=() if only else await _branches(repository, config, logs),
         earlier=await _earlier(repository, replaced, logs) if replaced else {},
-        readable=tuple(await anyio.to_thread.run_sync(_readable, repository)),
+        exposed_files=tuple(await anyio.to_thread.run_sync(_exposed_files, repository)),
     )
 
 
@@ -93,8 +92,8 @@ def _ours(config: GitConfig, logs: BranchLogs, safe: Mapping[UUID, Mapping[str, 
         parameters = logs.remotes.get(config_uuid, {})
         ours = Ours(name, uuid, config_uuid, parameters, safe.get(config_uuid))
         try:
-            # What git-annex uses, whatever has arrived in the git-annex branch since.
-            settings = Settings.read(partial(_given, as_used(ours.verified or parameters)), uuid.text, name)
+            # git-annex uses the verified parameters, even if remote.log has changed since.
+            settings = Settings.read(partial(_parameter, as_used(ours.verified or parameters)), uuid.text, name)
         except BadSettings as error:
             found.append(replace(ours, unusable=str(error)))
         else:
@@ -102,12 +101,12 @@ def _ours(config: GitConfig, logs: BranchLogs, safe: Mapping[UUID, Mapping[str, 
     return found
 
 
-def _given(parameters: Mapping[str, str], setting: str) -> str:
+def _parameter(parameters: Mapping[str, str], setting: str) -> str:
     return parameters.get(setting, "")
 
 
-def _about(name: str, ours: Sequence[Ours], logs: BranchLogs) -> list[Ours]:
-    """Return the remote of that name, and those of its cluster's nodes. Raises BadSettings."""
+def _with_its_nodes(name: str, ours: Sequence[Ours], logs: BranchLogs) -> list[Ours]:
+    """Return the remote with this name, and those for its cluster's nodes. Raises BadSettings."""
     one = next((each for each in ours if each.name == name), None)
     if one is None:
         known = ", ".join(each.name for each in ours)
@@ -120,7 +119,7 @@ def _about(name: str, ours: Sequence[Ours], logs: BranchLogs) -> list[Ours]:
 
 
 async def _with_pending(repository: Repository, config: GitConfig, ours: Ours) -> Ours:
-    """Add which configuration git-annex wants the user to verify, if any."""
+    """Add the configuration that git-annex wants the user to verify, if any."""
     if ours.verified is None:
         # An older git-annex, which did not ask, did not record what it used; that counts as verified.
         waiting = config.remote(ours.name, "annex-verified") not in (None, "verified")
@@ -136,7 +135,7 @@ def _without(parameters: Mapping[str, str], names: Collection[str]) -> dict[str,
 
 
 async def _branches(repository: Repository, config: GitConfig, logs: BranchLogs) -> tuple[Branch, ...]:
-    """Return the git-annex branches of git remotes: of those never fetched, and of the gateways."""
+    """Return the git-annex branches of git remotes: those never fetched, and the gateways'."""
     done = await repository.run("git", "for-each-ref", "--format=%(objectname) %(refname)", "refs/remotes")
     fetched: dict[str, str] = {}
     for line in decode(done.stdout).splitlines():
@@ -157,13 +156,13 @@ async def _branches(repository: Repository, config: GitConfig, logs: BranchLogs)
         and not config.boolean(f"remote.{remote}.annex-ignore")
         and (remote not in fetched or config.remote(remote, "annex-uuid") in gateways)
     ]
-    await _all_of(asked, ask)
+    await _for_each(asked, ask)
     return tuple(found[remote] for remote in asked)
 
 
 async def _branch_there(repository: Repository, remote: str) -> str | None:
     try:
-        done = await repository.run("git", "ls-remote", "--", remote, decode(BRANCH), timeout=_ASK_GIT)
+        done = await repository.run("git", "ls-remote", "--", remote, decode(BRANCH), timeout=_GIT_TIMEOUT)
     except AnnexError:
         # An unreachable remote is not a mistake in the configuration.
         return None
@@ -184,10 +183,10 @@ async def _earlier(repository: Repository, uuids: Collection[UUID], logs: Branch
     return found
 
 
-def _readable(repository: Repository) -> list[Path]:
+def _exposed_files(repository: Repository) -> list[Path]:
     """Return files with secrets that other users can read or change."""
-    places = [*_files(repository.annex_dir / "creds"), repository.common_dir / "cluster-remote" / "tokens"]
-    return [place for place in places if place.is_file() and not permissions_ok(place)]
+    files = [*_files(repository.annex_dir / "creds"), repository.common_dir / "cluster-remote" / "tokens"]
+    return [file for file in files if file.is_file() and not permissions_ok(file)]
 
 
 def _files(directory: Path) -> list[Path]:
@@ -198,9 +197,9 @@ def _files(directory: Path) -> list[Path]:
 
 
 async def servers(facts: Snapshot, reach: Callable[[str], Awaitable[Session]], timeout: float) -> list[Server]:
-    """Try every remote of ours with usable parameters, all at once; each gets `timeout` seconds.
+    """Contact the server of every cluster remote with valid parameters, several at once; each gets `timeout` seconds.
 
-    Skips dead and unverified ones. `reach` opens a session with a remote by name.
+    Skips dead and unverified remotes. `reach` opens a session with a remote by name.
     """
     found: dict[str, Server] = {}
     usable = {
@@ -214,7 +213,7 @@ async def servers(facts: Snapshot, reach: Callable[[str], Awaitable[Session]], t
     async def ask(name: str) -> None:
         found[name] = await _server(name, usable[name], reach, facts.config, timeout)
 
-    await _all_of(list(usable), ask)
+    await _for_each(list(usable), ask)
     return [found[name] for name in usable]
 
 
@@ -229,8 +228,8 @@ async def _server(
     try:
         with anyio.fail_after(timeout):
             uuid = await session.open()
-            # A server that answers may still be unable to look.
-            await session.check_present(_NOBODYS)
+            # A server that authenticates us may still be unable to answer requests.
+            await session.check_present(ABSENT_KEY)
             version = session.version
     except SessionError as error:
         return Server(name, address, None, None, None, str(error))
@@ -252,14 +251,14 @@ async def _annex_version(address: Ssh, config: GitConfig) -> str | None:
         config.get("ssh.variant"),
     )
     try:
-        done = await child.run(command, env=ssh_environment(), timeout=_ASK_VERSION)
+        done = await child.run(command, env=ssh_environment(), timeout=_VERSION_TIMEOUT)
     except CommandFailed:
         return None
     text = decode(done.stdout).strip()
     return printable(text, 100) if text[:1].isdigit() else None
 
 
-async def _all_of(names: Sequence[str], ask: Callable[[str], Awaitable[None]]) -> None:
+async def _for_each(names: Sequence[str], ask: Callable[[str], Awaitable[None]]) -> None:
     slots = anyio.Semaphore(_AT_ONCE)
 
     async def one(name: str) -> None:

@@ -1,4 +1,4 @@
-"""What the location log says about a cluster's nodes, in numbers, and a sample of its keys. Pure."""
+"""Count what the location log says about a cluster's nodes, and sample its keys. Pure."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from cluster_remote.p2p.key import UUID
 
 __all__ = ["LogStatistics", "Tally"]
 
-# Backends whose keys say nothing about the content. Only git-annex knows about external backends.
+# Backends whose keys have no checksum. Only git-annex knows about external backends.
 _UNVERIFIABLE = frozenset({"WORM", "URL"})
 
 
 @dataclass
 class Tally:
-    """A number of keys, and their total size as far as the keys say."""
+    """A number of keys, and their total size in bytes; `unsized` of them do not say their size."""
 
     keys: int = 0
     size: int = 0
@@ -42,9 +42,9 @@ class LogStatistics:
         dead: Collection[UUID] = (),
         choose: random.Random | None = None,
     ) -> None:
-        """Pick `sample` keys at random, all with the same probability, among those that any node has.
+        """Sample `sample` keys among those that any node has, all with the same probability.
 
-        What `dead` nodes have is counted only for themselves: it is inaccessible.
+        The contents of `dead` nodes are inaccessible, so they are only counted for these nodes.
         """
         self.nodes = frozenset(nodes)
         self.living = self.nodes - frozenset(dead)
@@ -72,5 +72,5 @@ class LogStatistics:
                 self.lacking[uuid].add(size)
             if len(self.sample) < self._size:
                 self.sample.append(each)
-            elif (place := self._choose.randrange(self.all.keys)) < self._size:
-                self.sample[place] = each
+            elif (index := self._choose.randrange(self.all.keys)) < self._size:
+                self.sample[index] = each

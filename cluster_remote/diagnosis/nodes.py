@@ -1,4 +1,4 @@
-"""The cluster remotes that cannot be examined."""
+"""The cluster remotes of a repository, as the diagnostic commands see them."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Mistakes in the clusters of a repository that is a gateway, or whose remotes are the nodes. Pure.
 
-Git's configuration says which remotes should be nodes, cluster.log which are; git annex updatecluster updates the log.
+git's configuration says which remotes should be nodes, cluster.log which ones are; git annex updatecluster updates the
+log.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ __all__ = ["problems_of_own_clusters"]
 
 
 def problems_of_own_clusters(facts: Snapshot) -> Iterator[Problem]:
+    """Yield the mistakes in all clusters of this repository."""
     clusters = facts.config.clusters()
     configured: dict[str, dict[str, UUID | None]] = {}
     for remote in facts.config.remotes():
@@ -78,9 +80,9 @@ def _own_cluster(facts: Snapshot, name: str, cluster: UUID, configured: Mapping[
 def _unknown(facts: Snapshot, name: str, remote: str) -> Problem:
     quoted = shlex.quote(remote)
     commands = [f"git fetch {quoted}", f"git annex info {quoted} --fast", "git annex updatecluster"]
-    way = way_to(facts.config, remote, facts.place)
+    way = way_to(facts.config, remote, facts.directory)
     if isinstance(way, Direct) and isinstance(way.address, Directory):
-        # Where it has been initialised already this changes nothing.
+        # This does nothing if the repository is initialised already.
         commands.insert(0, f"git -C {shlex.quote(way.address.path)} annex init")
     return Problem(
         "node-unknown",

@@ -63,7 +63,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The base of every result that says whether something is wrong."""
+    """The base class of all results that say whether something is wrong."""
 
     healthy: Annotated[bool, "whether no problems were found"]
     well: Annotated[bool, "the former name of healthy"] = field(init=False)

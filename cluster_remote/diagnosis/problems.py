@@ -1,4 +1,4 @@
-"""What is wrong with a cluster, judging by its state, and how to fix it. Pure."""
+"""Find what is wrong with a cluster, judging by its state, and how to fix it. Pure."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def unusable(remote: Unusable) -> ClusterState:
 def find_problems(state: ClusterState, unverified: int | None = None) -> list[Problem]:
     """Return what is wrong with a cluster, worst first. Pure.
 
-    `unverified` is the number of a configuration that the user has to verify, see annex/verification.py.
+    `unverified` is the number of the configuration that the user has to verify; see annex/verification.py.
     """
     name = shlex.quote(state.name)
     problems: list[Problem] = []
@@ -93,8 +93,8 @@ def not_verified(remote: str, number: int) -> Problem:
 def unreachable(uuid: UUID, title: str, error: str | None, name: str, path: str | None = None) -> Problem:
     """Describe a node that gave no answer; `name` is the cluster remote, quoted for a shell.
 
-    The remedy is never to declare it dead: from here nobody can tell a lost disk from one in a drawer, and everybody
-    who shares the git-annex branch gets the declaration.
+    The remedy is never to declare the node dead: from here, a lost disk looks like one in a drawer, and the declaration
+    reaches everybody who shares the git-annex branch.
     """
     return Problem(
         "node-unreachable",
@@ -106,7 +106,7 @@ def unreachable(uuid: UUID, title: str, error: str | None, name: str, path: str 
 
 
 def node_removed(node: NodeState, remote: str | None) -> Problem:
-    """Describe a node that its gateway no longer leads to; `remote` is the leftover remote, if the logs name one."""
+    """Describe a node that its gateway no longer serves; `remote` is this repository's remote for it, if any."""
     if remote is not None:
         return replace(remote_of_removed_node(node.title, remote), node=node.uuid)
     return Problem(
@@ -148,7 +148,7 @@ def node_without_remote(uuid: UUID, title: str, name: str) -> Problem:
         "node-without-remote",
         f"no remote of this repository leads to the node {title}, so nothing is stored there from here, and no drop is "
         "complete",
-        # Removing it affects everybody, so it is not a command to copy without thinking.
+        # Removing the node affects everybody, so this is not a command to copy without thinking.
         f"Make a remote for it (git remote add NAME PATH, then cluster-remote node add {cluster} NAME); if it has left "
         f"the cluster for good, take it out (cluster-remote node remove {cluster} {uuid}).",
         (),
@@ -166,7 +166,7 @@ def _node_problems(state: ClusterState, node: NodeState, name: str, *, gateway_d
     if contact.stranger and state.gateway is not None:
         yield node_removed(node, state.name if state.uuid == node.uuid else None)
     elif contact.stranger:
-        # git-annex still takes the remote for the node, as it was when last seen.
+        # git-annex has not noticed yet that the remote's UUID has changed.
         now = str(contact.uuid or contact.error)
         yield node_replaced(node.name, now, node.title, state.name, node.uuid)
     elif not contact.reachable and not gateway_down:
@@ -178,7 +178,7 @@ def _node_problems(state: ClusterState, node: NodeState, name: str, *, gateway_d
                 remedy=f"Bring it back at {node.path}, or say where it is now ({moved}); then let it catch up:",
             )
         if state.tracking == "remote":
-            # Only git-annex can tell what it lacks.
+            # Only git-annex can tell what the node lacks.
             where = f" at {node.path}" if node.path else ""
             problem = replace(
                 problem,

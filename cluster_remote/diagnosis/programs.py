@@ -38,7 +38,7 @@ _VERSION = re.compile(r"[0-9]+(?:\.[0-9]+)+\S*")
 
 @dataclass(frozen=True)
 class Programs:
-    """The programs found. `versions` lacks those that do not report one; `own` is where this very program is installed.
+    """The programs found. `versions` lacks those that do not report one; `own` is this program's directory.
 
     `elsewhere` maps programs missing from PATH to directories outside PATH that contain them; `together` is a directory
     with both git-annex and git-annex-shell.
@@ -74,8 +74,9 @@ async def find_programs() -> Programs:
         versions[library] = metadata.version(library)
     annex, shell = (_directories(paths[name]) for name in ("git-annex", "git-annex-shell"))
     missing = (name for name in _NAMES if paths[name] is None)
-    elsewhere = {name: place for name in missing for place in (*annex, own) if _has(place, name)}
-    together = next((place for place in (*annex, *shell) if _has(place, "git-annex", "git-annex-shell")), None)
+    elsewhere = {name: directory for name in missing for directory in (*annex, own) if _has(directory, name)}
+    both = ("git-annex", "git-annex-shell")
+    together = next((directory for directory in (*annex, *shell) if _has(directory, *both)), None)
     return Programs(paths, versions, own, elsewhere, together)
 
 
@@ -132,13 +133,13 @@ def problems_of_programs(programs: Programs, *, needs_ssh: bool) -> Iterator[Pro
 
 
 def _missing(name: str, programs: Programs) -> Problem:
-    place = programs.elsewhere.get(name)
-    if place is not None:
+    directory = programs.elsewhere.get(name)
+    if directory is not None:
         return Problem(
             "program-missing",
-            f"{name} is not on PATH, so git-annex cannot run it; there is one in {place}",
+            f"{name} is not on PATH, so git-annex cannot run it; there is one in {directory}",
             "Add that directory to PATH (also in your shell's startup file):",
-            (_path_command(place),),
+            (_path_command(directory),),
             about=name,
         )
     if name.startswith("git-annex"):
@@ -155,7 +156,7 @@ def _missing(name: str, programs: Programs) -> Problem:
 
 
 def _install(package: str, *, upgrade: bool = False) -> tuple[str, ...]:
-    """Return the command that installs a package next to this program; nothing if there is none."""
+    """Return the command that installs a package next to this program; empty if there is none."""
     prefix = Path(sys.prefix)
     if prefix.parent.name == "venvs" and shutil.which("pipx"):
         return (f"pipx inject --include-apps {'--force ' if upgrade else ''}{shlex.quote(prefix.name)} {package}",)

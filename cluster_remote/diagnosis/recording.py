@@ -1,4 +1,4 @@
-"""Record what nodes have so that the location log ends up right, whatever else happens at the same time."""
+"""Record what nodes have so that the location log ends up right despite concurrent changes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Recorded", "look_again", "record"]
 
-# Content that changes more often than this while we look is for others to record.
+# If content keeps changing while we look, leave the record to the processes that change it.
 _ATTEMPTS = 4
 
 
@@ -28,7 +28,7 @@ class Recorded:
     answers: Answers
     before: frozenset[UUID]
     ours: frozenset[UUID] = frozenset()
-    """The nodes that have it according to a line of ours."""
+    """The nodes that have it according to lines that we wrote."""
     written: bool = False
 
     @property
@@ -45,13 +45,13 @@ class Recorded:
 async def look_again(
     keys: Sequence[Located], nodes: Nodes, reader: LocationReader
 ) -> list[tuple[Located, dict[UUID, bool | None]]]:
-    """Read the log once more, then ask the nodes once more: changes at this very moment are not mistakes."""
+    """Read the log again, then ask the nodes again: changes in progress are not mistakes."""
     if not keys:
         return []
     logged = await reader.read([each.key for each in keys])
     asked = await nodes.ask(keys)
     return [
-        (replace(now, file=each.file), asked.of(number))
+        (replace(now, file=each.file), asked.about(number))
         for number, (each, now) in enumerate(zip(keys, logged, strict=True))
     ]
 
@@ -59,11 +59,11 @@ async def look_again(
 async def record(
     keys: Sequence[Located], nodes: Nodes, reader: LocationReader, log: LocationLog, *, absent: bool
 ) -> list[Recorded]:
-    """Record the truth about some keys in the location log; return all of them as they are then.
+    """Correct the location log about some keys; return all of them as they are afterwards.
 
     The log and the nodes are checked right before a line is written and again afterwards, until they agree: a drop or
-    an upload in between is never overwritten for good. `absent` also records losses; without it, only a line of ours
-    that has become wrong is taken back. Raises AnnexError.
+    an upload in between is never overwritten for good. `absent` also records losses; without it, only our own lines
+    that have become wrong are reverted. Raises AnnexError.
     """
     log.expect()
     found: dict[int, Recorded] = {}

@@ -14,16 +14,16 @@ import anyio
 
 from cluster_remote.annex.batch import BatchProcess
 from cluster_remote.annex.locationlog import LocationLog
-from cluster_remote.annex.locations import Batches, Located, LocationReader, Selection, located
+from cluster_remote.annex.locations import Batches, Located, Selection
 from cluster_remote.cluster.node import Node
 from cluster_remote.cluster.reachability import Reachability
-from cluster_remote.diagnosis.asking import Advance, Nodes, asked, pipelined
-from cluster_remote.diagnosis.checking import comparable
+from cluster_remote.diagnosis.asking import Advance, pipelined
+from cluster_remote.diagnosis.inquiry import Inquiry, comparable_repository, inquiry
 from cluster_remote.diagnosis.problem import Problem, Verdict
 from cluster_remote.diagnosis.problems import many, unreachable
 from cluster_remote.diagnosis.recording import record
 from cluster_remote.diagnosis.replaced import problems_of_missing
-from cluster_remote.diagnosis.transfer import Carrier, Task, Transfer, task_for
+from cluster_remote.diagnosis.transfer import Copier, Task, Transfer, task_for
 from cluster_remote.p2p.key import UUID, Key
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["NodeRepair", "Repair", "repair"]
 
-# Seconds for git-annex to say where a content is.
+# Seconds for git-annex to locate a content.
 _TIMEOUT = 60.0
 
 Moved: TypeAlias = Callable[[Key, int], None]
@@ -80,17 +80,18 @@ class Repair(Verdict):
 
 
 class _Repair:
+    """A repair in progress."""
+
     def __init__(
         self,
         view: View,
         selection: Selection,
-        nodes: Nodes,
-        reader: LocationReader,
+        opened: Inquiry,
         log: LocationLog,
         tell: Callable[[Transfer], None],
         moved: Moved,
         *,
-        trusting: bool,
+        trust_log: bool,
         dry_run: bool,
         encrypted: bool,
     ) -> None:
@@ -98,16 +99,16 @@ class _Repair:
         self.view = view
         self.repository: Repository = view.repository
         self.selection = selection
-        self.nodes = nodes
-        self.reader = reader
+        self.nodes = opened.nodes
+        self.reader = opened.reader
         self.log = log
         self.tell = tell
         self.moved = moved
-        self.trusting = trusting
+        self.trust_log = trust_log
         self.dry_run = dry_run
         self.encrypted = encrypted
         self.reachability = Reachability()
-        self.keys = self.recorded = self.homeless = 0
+        self.keys = self.recorded = self.unavailable = 0
         self.lacked: Counter[UUID] = Counter()
         self.stored: Counter[UUID] = Counter()
         self.size: Counter[UUID] = Counter()
@@ -116,12 +117,12 @@ class _Repair:
         self.unknown: Counter[UUID] = Counter()
         self.reasons: dict[UUID, str] = {}
 
-    # Finding the work
+    # Finding tasks
 
     async def find(self, batches: Batches, jobs: int, tasks: MemoryObjectSendStream[Task]) -> None:
-        """Put the work to do into `tasks`, which is closed at the end."""
+        """Send the tasks to `tasks`, which is closed at the end."""
         async with tasks:
-            if self.trusting and not self.encrypted:
+            if self.trust_log and not self.encrypted:
                 async for keys in batches:
                     for each in keys:
                         await self._consider(each, None, tasks)
@@ -129,7 +130,7 @@ class _Repair:
             async with pipelined(batches, self.nodes, 2 * jobs + 1) as complete:
                 async for batch in complete:
                     for number, each in enumerate(batch.keys):
-                        await self._consider(each, batch.of(number), tasks)
+                        await self._consider(each, batch.about(number), tasks)
 
     async def _consider(
         self, each: Located, answers: dict[UUID, bool | None] | None, tasks: MemoryObjectSendStream[Task]
@@ -141,39 +142,39 @@ class _Repair:
         if task is not None:
             await tasks.send(task)
 
-    # Doing it
+    # Copying
 
-    async def work(self, tasks: MemoryObjectReceiveStream[Task], where: BatchProcess) -> None:
-        """Do the tasks one after the other, until there are no more."""
-        carrier = Carrier(self.view, self.reachability)
+    async def work(self, tasks: MemoryObjectReceiveStream[Task], locator: BatchProcess) -> None:
+        """Do tasks, one after the other, until there are no more."""
+        copier = Copier(self.view, self.reachability)
         try:
             async with tasks:
                 async for task in tasks:
-                    await self._do(task, carrier, where)
+                    await self._do(task, copier, locator)
         finally:
-            await carrier.aclose()
+            await copier.aclose()
 
-    async def _do(self, task: Task, carrier: Carrier, where: BatchProcess) -> None:
+    async def _do(self, task: Task, copier: Copier, locator: BatchProcess) -> None:
         key = task.each.key
         if task.learnt and not self.dry_run:
             [known] = await record([task.each], self.nodes, self.reader, self.log, absent=False)
             self.recorded += bool(known.present & task.learnt)
         if not task.lacking:
             return
-        path = await self._path(key, where) if self.repository.uuid in task.each.holders else None
+        path = await self._path(key, locator) if self.repository.uuid in task.each.holders else None
         source: Literal["here", "nodes"] | None = "here" if path is not None else "nodes" if task.holders else None
         stored: frozenset[UUID] = frozenset()
         reasons: tuple[str, ...] = ()
         if source is None:
-            self.homeless += 1
+            self.unavailable += 1
             reasons = ("neither this repository nor any reachable node has it",)
         elif not self.dry_run:
             all_up = not self.nodes.given_up and self.view.living == self.view.nodes
-            brought = await carrier.bring(task, path, lambda position: self.moved(key, position), all_up=all_up)
-            said, reasons = brought.stored, brought.reasons
-            self.damaged.update(brought.damaged)
+            copied = await copier.copy(task, path, lambda position: self.moved(key, position), all_up=all_up)
+            said, reasons = copied.stored, copied.reasons
+            self.damaged.update(copied.damaged)
             if said:
-                # A node counts only if it confirms after the upload that it has the content.
+                # A node counts only if it confirms the content after the upload.
                 [known] = await record([task.each], self.nodes, self.reader, self.log, absent=False)
                 stored = frozenset(uuid for uuid in said if known.answers.get(uuid))
         for node in task.lacking:
@@ -187,9 +188,9 @@ class _Repair:
         lacking = tuple(sorted(node.uuid for node in task.lacking))
         self.tell(Transfer(key, task.each.file, source, lacking, tuple(sorted(stored)), reasons))
 
-    async def _path(self, key: Key, where: BatchProcess) -> bytes | None:
-        """Return where the content is in this repository; None if it is not, whatever the log says."""
-        answer = await where.ask(bytes(key), _TIMEOUT)
+    async def _path(self, key: Key, locator: BatchProcess) -> bytes | None:
+        """Return the path of the content in this repository; None if it is not here, whatever the log says."""
+        answer = await locator.ask(bytes(key), _TIMEOUT)
         top = self.repository.place
         path = top / os.fsdecode(answer)
         there = bool(answer) and await anyio.Path(path).is_file()
@@ -221,10 +222,10 @@ class _Repair:
 
     def _problems(self, nodes: Sequence[NodeRepair]) -> list[Problem]:
         name = shlex.quote(self.view.label)
-        # By the log alone, what is there is filled, whatever else is missing.
-        problems = [] if self.trusting else problems_of_missing(self.view)
+        # With --trust-log, missing nodes do not count as problems.
+        problems = [] if self.trust_log else problems_of_missing(self.view)
         for node in nodes:
-            if node.unknown and not self.trusting:
+            if node.unknown and not self.trust_log:
                 problems.append(unreachable(node.uuid, node.title, node.error, name))
             elif node.uuid in self.reasons:
                 left = many(node.lacked - node.stored, "content")
@@ -249,12 +250,12 @@ class _Repair:
                     node=uuid,
                 )
             )
-        if self.homeless:
+        if self.unavailable:
             problems.append(
                 Problem(
                     "out-of-reach",
-                    f"{many(self.homeless, 'content')} cannot be found: neither this repository nor any reachable node "
-                    "has it",
+                    f"{many(self.unavailable, 'content')} cannot be found: neither this repository nor any reachable "
+                    "node has it",
                     "Correct the log; git annex whereis then shows who else may have it:",
                     (f"cluster-remote check {name} --all --fix",),
                 )
@@ -263,7 +264,7 @@ class _Repair:
 
 
 def _reason_of(node: Node, reasons: Sequence[str]) -> str:
-    """Return why one node did not store it: reasons that begin with its name, or else all of them."""
+    """Return why a node did not store content: the reasons that begin with its name, or else all of them."""
     own = [reason for reason in reasons if reason.startswith(f"{node}: ")]
     return "; ".join(own or reasons)
 
@@ -272,7 +273,7 @@ async def repair(
     view: View,
     selection: Selection,
     *,
-    trusting: bool,
+    trust_log: bool,
     dry_run: bool,
     jobs: int,
     tell: Callable[[Transfer], None],
@@ -282,20 +283,16 @@ async def repair(
 ) -> Repair:
     """Copy to nodes what they lack, `jobs` contents at once. `tell` gets each transfer; the result contains none.
 
-    With `trusting`, the location log says who lacks what; otherwise every node is asked, as always if the contents are
-    encrypted with `cipher`. `dry_run` changes nothing.
-    Raises BadSettings, AnnexError; errors during the repair arrive as a group.
+    With `trust_log`, the location log says what each node lacks; otherwise, and always for contents encrypted with
+    `cipher`, every node is asked. `dry_run` changes nothing.
+    Raises BadSettings, AnnexError; errors during the repair are raised as a group.
     """
-    repository = comparable(view)
+    repository = comparable_repository(view)
     started = anyio.current_time()
     async with AsyncExitStack() as stack:
-        batches = await stack.enter_async_context(located(repository, selection))
-        if cipher is not None:
-            batches = await stack.enter_async_context(cipher.named(repository, batches))
-        nodes = await stack.enter_async_context(asked(view.living, jobs, advance))
-        reader = await stack.enter_async_context(LocationReader(repository))
+        opened = await stack.enter_async_context(inquiry(view, selection, cipher, jobs, advance))
         log = await stack.enter_async_context(LocationLog(repository))
-        where = await stack.enter_async_context(
+        locator = await stack.enter_async_context(
             BatchProcess(
                 ("git", "annex", "contentlocation", "--batch"),
                 cwd=repository.cwd,
@@ -304,12 +301,12 @@ async def repair(
         )
         encrypted = cipher is not None
         work = _Repair(
-            view, selection, nodes, reader, log, tell, moved, trusting=trusting, dry_run=dry_run, encrypted=encrypted
+            view, selection, opened, log, tell, moved, trust_log=trust_log, dry_run=dry_run, encrypted=encrypted
         )
         sending, receiving = anyio.create_memory_object_stream[Task](jobs)
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(work.find, batches, jobs, sending)
+            tasks.start_soon(work.find, opened.batches, jobs, sending)
             for _ in range(jobs):
-                tasks.start_soon(work.work, receiving.clone(), where)
+                tasks.start_soon(work.work, receiving.clone(), locator)
             receiving.close()
     return work.conclude(anyio.current_time() - started)

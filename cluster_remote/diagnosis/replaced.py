@@ -1,6 +1,6 @@
-"""Nodes in cluster.log that no remote leads to, and remotes that lead to a different repository than before. Pure.
+"""Find nodes in cluster.log without a remote, and remotes that lead to a different repository than before. Pure.
 
-A replacement disk is mounted at the same place, and git-annex silently changes the UUID of the remote: for this
+When a replacement disk is mounted at the same path, git-annex silently changes the UUID of the remote. For this
 repository the node has then left the cluster, and its replacement is not a node.
 """
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from cluster_remote.annex.gitconfig import GitConfig
     from cluster_remote.diagnosis.problem import Problem
 
-__all__ = ["problems_of_missing", "replaced_nodes", "strangers", "unled", "without_remote"]
+__all__ = ["missing_nodes", "nodes_without_remote", "problems_of_missing", "replaced_nodes", "unlisted_remotes"]
 
 
-def strangers(config: GitConfig, logs: BranchLogs, cluster: UUID) -> dict[str, UUID]:
+def unlisted_remotes(config: GitConfig, logs: BranchLogs, cluster: UUID) -> dict[str, UUID]:
     """Return the remotes configured as nodes of a cluster whose repositories cluster.log does not list."""
     names = {name for name, uuid in config.clusters().items() if uuid == cluster}
     listed = logs.clusters.nodes(cluster)
@@ -33,7 +33,7 @@ def strangers(config: GitConfig, logs: BranchLogs, cluster: UUID) -> dict[str, U
     return found
 
 
-def without_remote(config: GitConfig, logs: BranchLogs, cluster: UUID) -> list[UUID]:
+def nodes_without_remote(config: GitConfig, logs: BranchLogs, cluster: UUID) -> list[UUID]:
     """Return the nodes of a cluster that are neither dead, nor this repository, nor a remote of it."""
     here = {config.remote(remote, "annex-uuid") for remote in config.remotes()} | {config.get("annex.uuid")}
     return [
@@ -44,26 +44,26 @@ def without_remote(config: GitConfig, logs: BranchLogs, cluster: UUID) -> list[U
 
 
 def replaced_nodes(config: GitConfig, logs: BranchLogs, cluster: UUID, name: str) -> Iterator[Problem]:
-    """Yield each remote that leads to a different repository than the missing node. `name` is the cluster remote."""
-    missing = without_remote(config, logs, cluster)
+    """Yield each remote that leads to another repository instead of a missing node. `name` is the cluster remote."""
+    missing = nodes_without_remote(config, logs, cluster)
     if not missing:
         return
     titles = ", ".join(logs.descriptions.get(uuid) or uuid.text for uuid in missing)
-    for remote, uuid in strangers(config, logs, cluster).items():
+    for remote, uuid in unlisted_remotes(config, logs, cluster).items():
         now = logs.descriptions.get(uuid) or uuid.text
         yield node_replaced(remote, now, titles, name, missing[0] if len(missing) == 1 else None)
 
 
-def unled(view: View) -> list[UUID]:
-    """Return the nodes of a cluster without a server that nothing here leads to."""
+def missing_nodes(view: View) -> list[UUID]:
+    """Return the nodes of a cluster without a server that this repository has no remote for."""
     if view.repository is None or view.gateway is not None or not view.uuid.is_cluster:
         return []
-    return [uuid for uuid in without_remote(view.config, view.logs, view.uuid) if uuid not in view.uuids]
+    return [uuid for uuid in nodes_without_remote(view.config, view.logs, view.uuid) if uuid not in view.uuids]
 
 
 def problems_of_missing(view: View) -> list[Problem]:
-    """Describe the nodes of a cluster without a server that nothing here leads to, as `status` does."""
-    missing = unled(view)
+    """Describe the nodes that `missing_nodes` returns."""
+    missing = missing_nodes(view)
     replaced = list(replaced_nodes(view.config, view.logs, view.uuid, view.label)) if missing else []
     names = view.logs.descriptions
     return replaced or [node_without_remote(uuid, names.get(uuid) or uuid.text, view.label) for uuid in missing]

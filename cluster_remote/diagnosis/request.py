@@ -1,6 +1,6 @@
-"""One request to one server or node, and its result: for scripts and bug reports.
+"""Send one request to one server or node, and return its result: for scripts and bug reports.
 
-These are plain requests of the protocol. Nothing is recorded and no copies are counted unless the caller asks for it,
+These are plain requests of the protocol. Nothing is recorded and no copies are counted unless the caller requests it,
 so that the server's behaviour can be told apart from git-annex's.
 """
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Downloaded", "Dropped", "Locked", "Presence", "Recorder", "Uploaded", "download", "drop", "lock", "present"]
 
-_Names = Annotated[Mapping[str, str], "this repository's names for the others named here, by UUID"]
+_Names = Annotated[Mapping[str, str], "this repository's descriptions of these repositories, by UUID"]
 _Recorded = Annotated[tuple[UUID, ...], "repositories for which the location log was updated"]
 _Target = Annotated[str, "what the command line named"]
 _Server = Annotated[UUID, "the repository or cluster that answered"]
@@ -97,7 +97,7 @@ class Dropped:
     server: _Server
     version: _Version
     key: Key
-    removed: Annotated[bool, "whether the content is gone from every repository that the server stands for"]
+    removed: Annotated[bool, "whether the content is gone from every repository behind the server"]
     uuids: Annotated[tuple[UUID, ...], "the repositories behind the server that removed it, by the server's account"]
     reasons: Annotated[tuple[str, ...], "why parts of it failed"]
     recorded: _Recorded = ()
@@ -199,7 +199,7 @@ class Recorder:
     """Writes one remote's answers to the location log of this repository.
 
     A remote that counts as one copy is recorded itself. Any other is trusted only about its nodes, or about itself if
-    it is a repository: a gateway's answer never changes what is recorded about others.
+    it is a repository: a gateway's answer never changes the records of other repositories.
     """
 
     repository: Repository
@@ -234,10 +234,10 @@ class Recorder:
     async def record(
         self, key: Key, server: UUID, named: Collection[UUID], *, present: bool, whole: bool = True
     ) -> tuple[tuple[UUID, ...], frozenset[UUID]]:
-        """Record that `server`, and those it named, have the content or no longer have it.
+        """Record that `server` and the repositories it named have the content, or no longer have it.
 
-        `whole` says whether the answer also holds for `server` itself. Returns the repositories that were recorded, and
-        those that were not, because the remote cannot speak for them. Raises LocationLogError.
+        `whole` says whether the answer also holds for `server` itself. Return the repositories that were recorded, and
+        those that were not, because the remote is not trusted about them. Raises LocationLogError.
         """
         if self.settings.tracking == "remote":
             # Copies on single nodes are not tracked here.
@@ -251,7 +251,7 @@ class Recorder:
 
 
 def check_legible(settings: Settings | None, key: Key) -> None:
-    """Refuse to ask an encrypted remote about a key, which it has under another name. Raises BadSettings."""
+    """Refuse to ask an encrypted remote about a key, since it uses encrypted keys. Raises BadSettings."""
     if settings is not None and settings.encryption != "none" and not key.is_encrypted:
         raise BadSettings(
             f"{settings.name} is encrypted: its nodes have the content under an encrypted key that only git-annex "

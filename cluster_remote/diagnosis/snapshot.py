@@ -19,7 +19,7 @@ __all__ = ["Branch", "Ours", "Snapshot"]
 
 @dataclass(frozen=True)
 class Ours:
-    """A remote of this repository that uses this program.
+    """A cluster remote of this repository: one that uses this program.
 
     `config_uuid` is the UUID of its configuration, which differs from `uuid` if the remote is the same as a repository.
     `parameters` are those in remote.log, `verified` those that the user has confirmed as safe. If the parameters are
@@ -42,12 +42,12 @@ class Ours:
 
     @property
     def sameas(self) -> bool:
-        """Whether it is the same as a repository or a cluster, as required for tracking that."""
+        """Whether it was made with --sameas a repository or a cluster, as required for tracking that."""
         return self.config_uuid != self.uuid
 
     @property
     def is_cluster(self) -> bool:
-        """Whether it stands for a cluster whose nodes are the copies."""
+        """Whether it is a remote for a cluster whose nodes count as copies."""
         return self.uuid.is_cluster and self.settings is not None and self.settings.tracking == "nodes"
 
 
@@ -64,12 +64,12 @@ class Branch:
 class Snapshot:
     """Everything in a repository that shows problems.
 
-    `place` is this repository's directory. `ours` are the remotes to check; `everything` says whether these are all, so
-    that the repository as a whole is checked too. `earlier` are previous descriptions of repositories, which were
-    overwritten. `readable` are files with secrets that other users can read.
+    `directory` is this repository's. `ours` are the cluster remotes to check; `everything` says whether these are all
+    of them, so that the repository as a whole is checked too. `earlier` are descriptions of repositories that have been
+    overwritten. `exposed_files` are files with secrets that other users can read.
     """
 
-    place: Path
+    directory: Path
     uuid: UUID
     config: GitConfig
     logs: BranchLogs
@@ -77,7 +77,7 @@ class Snapshot:
     everything: bool = True
     branches: tuple[Branch, ...] = ()
     earlier: Mapping[UUID, str] = field(default_factory=dict)
-    readable: tuple[Path, ...] = ()
+    exposed_files: tuple[Path, ...] = ()
 
     def name_of(self, uuid: UUID) -> str:
         """Return what to call a repository in messages."""
@@ -96,4 +96,4 @@ class Snapshot:
         for ours in self.ours:
             if ours.name == remote and ours.settings is not None and not self.config.remote(remote, "annex-cost"):
                 return float(ours.settings.cost)
-        return cost_of(self.config, remote, way_to(self.config, remote, self.place), self.logs)
+        return cost_of(self.config, remote, way_to(self.config, remote, self.directory), self.logs)

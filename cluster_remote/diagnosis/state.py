@@ -1,4 +1,4 @@
-"""The state of clusters at one moment: the values shown to people and scripts."""
+"""The state of clusters: the values shown to people and scripts."""
 
 from __future__ import annotations
 

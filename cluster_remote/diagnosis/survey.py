@@ -1,8 +1,7 @@
 """Find out the state of clusters: from the logs, from each node, and from a sample that shows whether the two agree.
 
-The logs of the git-annex branch are cheap to read, and what git-annex itself goes by. Each node gets one short
-conversation, all at once. A cluster whose sample is fine may still have lost something else: `check` asks about
-everything.
+The logs of the git-annex branch are cheap to read, and git-annex itself relies on them. All nodes are contacted at once
+and briefly. A cluster whose sample is fine may still have lost other content: `check` asks about everything.
 """
 
 from __future__ import annotations
@@ -24,28 +23,25 @@ from cluster_remote.cluster.node import Node
 from cluster_remote.diagnosis.disks import free_space, paths
 from cluster_remote.diagnosis.log_statistics import LogStatistics
 from cluster_remote.diagnosis.nodes import Gateway, Unusable, View, costs_of
+from cluster_remote.diagnosis.probe import round_trips
 from cluster_remote.diagnosis.problems import find_problems, unusable
-from cluster_remote.diagnosis.replaced import problems_of_missing, unled
+from cluster_remote.diagnosis.replaced import missing_nodes, problems_of_missing
 from cluster_remote.diagnosis.state import ClusterState, Contact, GatewayState, NodeState, Sample, Status
 from cluster_remote.p2p.errors import SessionError, WrongRepository
-from cluster_remote.p2p.key import UUID, Key
+from cluster_remote.p2p.key import UUID
 from cluster_remote.p2p.session import Session
 from cluster_remote.transport.address import BadAddress
 
 __all__ = ["survey", "unverified"]
 
-# Requests to time; the fastest counts, as the least disturbed one.
-_ROUND_TRIPS = 3
-_NO_WAY = Contact(False, "no remote of this repository leads to it", None, None, None, None)
-# The cost of an unreachable node; nobody compares it.
-_FAR = 1000.0
-# What git-annex-shell says of a repository that is not the one asked for.
-_FOUND = re.compile(r"expected repository UUID \S+ but found UUID ([0-9a-f-]{36})")
-# A key that nobody has, for measuring only the time of an answer.
-NOBODYS = Key("SHA256-s1--0000000000000000000000000000000000000000000000000000000000000000")
+_NO_REMOTE = Contact(False, "no remote of this repository leads to it", None, None, None, None)
+# A node without a remote is never compared by cost.
+_UNKNOWN_COST = 1000.0
+# git-annex-shell's message if the repository is not the requested one.
+_FOUND_UUID = re.compile(r"expected repository UUID \S+ but found UUID ([0-9a-f-]{36})")
 
 
-async def _talk(session: Session, timeout: float) -> Contact:
+async def _contact(session: Session, timeout: float) -> Contact:
     """Contact a server or node for at most `timeout` seconds, and leave the session open."""
     started = time.perf_counter()
     uuid: UUID | None = None
@@ -57,10 +53,8 @@ async def _talk(session: Session, timeout: float) -> Contact:
         with anyio.fail_after(timeout):
             uuid = await session.open()
             connecting = time.perf_counter() - started
-            for _ in range(_ROUND_TRIPS):
-                before = time.perf_counter()
-                await session.check_present(NOBODYS)
-                trips.append(time.perf_counter() - before)
+            async for seconds in round_trips(session):
+                trips.append(seconds)
     except SessionError as failure:
         error, stranger = str(failure), _is_stranger(failure)
         uuid = _found(failure) or uuid
@@ -73,20 +67,20 @@ def _found(failure: SessionError) -> UUID | None:
     """Return the other repository that answered, if it said which one it is."""
     if isinstance(failure, WrongRepository):
         return failure.found
-    said = _FOUND.search(str(failure))
+    said = _FOUND_UUID.search(str(failure))
     return None if said is None else UUID.if_valid(said[1])
 
 
 def _is_stranger(failure: SessionError) -> bool:
     """Return whether a repository other than the requested one answered."""
-    # git-annex's gateway says so only on standard error, and so does the node itself.
+    # git-annex's gateway and the node itself report this only on standard error.
     gone = "not configured to proxy for repository" in str(failure)
     return gone or isinstance(failure, WrongRepository) or _found(failure) is not None
 
 
 @dataclass
 class _Findings:
-    """What has been found out about one cluster so far."""
+    """What is known about one cluster so far."""
 
     gateway: Contact | None = None
     nodes: dict[UUID, Contact] = field(default_factory=dict)
@@ -103,7 +97,7 @@ async def survey(views: Sequence[View], broken: Sequence[Unusable] = (), *, time
     """
     statistics = [
         LogStatistics(
-            view.uuids.union(unled(view)),
+            view.uuids.union(missing_nodes(view)),
             sample if view.legible else 0,
             view.uuids - {node.uuid for node in view.living},
         )
@@ -115,7 +109,7 @@ async def survey(views: Sequence[View], broken: Sequence[Unusable] = (), *, time
         for view, own, found in zip(views, statistics, findings, strict=True):
             if view.gateway is not None:
                 tasks.start_soon(_ask_gateway, view.gateway, found, timeout)
-            for node in (*view.living, *_inside(view)):
+            for node in (*view.living, *_nodes_inside(view)):
                 tasks.start_soon(_ask_node, view, node, own, counted, found, timeout)
             tasks.start_soon(_look_at_disks, view, found, timeout)
             tasks.start_soon(_ask_whether_verified, view, found)
@@ -139,7 +133,7 @@ async def _count(views: Sequence[View], statistics: Sequence[LogStatistics]) -> 
 async def _ask_gateway(gateway: Gateway, found: _Findings, timeout: float) -> None:
     session = gateway.session()
     try:
-        found.gateway = await _talk(session, timeout)
+        found.gateway = await _contact(session, timeout)
     finally:
         await session.aclose()
 
@@ -149,12 +143,12 @@ async def _ask_node(
 ) -> None:
     session = node.session()
     try:
-        contact = await _talk(session, timeout)
+        contact = await _contact(session, timeout)
         found.nodes[node.uuid] = contact
-        # The time for counting is not the node's fault, so it is not part of its timeout.
+        # Counting may take long, and must not use up the node's timeout.
         await counted.wait()
         if contact.reachable and statistics.sample and view.repository is not None:
-            # A node that is only slow to answer about so many keys is fine.
+            # A node that is just too slow for so many keys is fine.
             with anyio.move_on_after(timeout):
                 found.samples[node.uuid] = await _spot_check(view.repository, session, node.uuid, statistics.sample)
     except SessionError as failure:
@@ -166,7 +160,7 @@ async def _ask_node(
 async def _spot_check(repository: Repository, session: Session, node: UUID, sample: Sequence[Located]) -> Sample:
     answers = await session.check_all([each.key for each in sample])
     doubtful = [each for each, answer in zip(sample, answers, strict=True) if answer is not (node in each.holders)]
-    # Changes at this very moment are not mistakes: read the log once more, then ask the node again.
+    # Changes in progress are not mistakes: read the log again, then ask the node again.
     async with LocationReader(repository) as reader:
         logged = await reader.read([each.key for each in doubtful])
     again = await session.check_all([each.key for each in doubtful])
@@ -179,10 +173,10 @@ async def _spot_check(repository: Repository, session: Session, node: UUID, samp
 
 
 async def unverified(view: View) -> int | None:
-    """Return the number of a configuration of the remote that the user has to verify, if any. Raises AnnexError."""
+    """Return the number of the remote's configuration that the user has to verify, if any. Raises AnnexError."""
     if view.repository is None or view.settings is None:
         return None
-    # Asking git-annex takes a while, and usually its configuration already says that there is no need.
+    # Asking git-annex takes a while, and usually git's configuration already says that there is no need.
     if view.config.remote(view.label, "annex-verified") not in (None, "verified"):
         waiting = await pending(view.repository, view.label)
         return None if waiting is None else waiting.number
@@ -203,10 +197,10 @@ async def _look_at_disks(view: View, found: _Findings, timeout: float) -> None:
 
 
 def _state(view: View, statistics: LogStatistics, found: _Findings) -> ClusterState:
-    inside = _inside(view)
+    inside = _nodes_inside(view)
     costs = costs_of(view.config) if view.gateway else {node.uuid: node.cost for node in (*view.nodes, *inside)}
     known = view.repository is not None
-    unreached = [_unreached(view, uuid) for uuid in unled(view)]
+    unreached = [_unreached(view, uuid) for uuid in missing_nodes(view)]
     nodes = tuple(
         _node_state(view, node, statistics if known else None, found, costs) for node in [*view.nodes, *unreached]
     ) + tuple(_node_state(view, node, None, found, costs) for node in inside)
@@ -227,12 +221,11 @@ def _state(view: View, statistics: LogStatistics, found: _Findings) -> ClusterSt
         nodes=nodes,
         problems=(),
     )
-    problems = find_problems(state, found.unverified)
-    problems = [*problems_of_missing(view), *problems]
-    return replace(state, problems=tuple(problems))
+    problems = (*problems_of_missing(view), *find_problems(state, found.unverified))
+    return replace(state, problems=problems)
 
 
-def _inside(view: View) -> tuple[Node, ...]:
+def _nodes_inside(view: View) -> tuple[Node, ...]:
     """Return the nodes behind a remote without a server that counts as one copy; no log tracks what each has."""
     if not isinstance(view.way, Serverless) or view.settings is None or view.settings.tracking != "remote":
         return ()
@@ -244,14 +237,14 @@ def _unreached(view: View, uuid: UUID) -> Node:
     def session() -> Session:
         raise BadAddress(f"no remote of this repository leads to {uuid}")
 
-    return Node(uuid, uuid.text, view.logs.descriptions.get(uuid, ""), _FAR, session, "proxied")
+    return Node(uuid, uuid.text, view.logs.descriptions.get(uuid, ""), _UNKNOWN_COST, session, "proxied")
 
 
 def _node_state(
     view: View, node: Node, statistics: LogStatistics | None, found: _Findings, costs: Mapping[UUID, float]
 ) -> NodeState:
     uuid = node.uuid
-    reached = uuid in view.uuids or any(each.uuid == uuid for each in _inside(view))
+    reached = uuid in view.uuids or any(each.uuid == uuid for each in _nodes_inside(view))
     held = statistics.held[uuid] if statistics else None
     lacking = statistics.lacking[uuid] if statistics else None
     path = found.paths.get(uuid)
@@ -259,7 +252,7 @@ def _node_state(
         uuid=uuid,
         name=node.name,
         description=node.description,
-        contact=found.nodes.get(uuid) if reached else _NO_WAY,
+        contact=found.nodes.get(uuid) if reached else _NO_REMOTE,
         trust=view.trust(uuid),
         groups=tuple(sorted(view.logs.groups.get(uuid, ()))),
         cost=costs.get(uuid),

@@ -1,8 +1,8 @@
 """Copy one content to the nodes that lack it, by the shortest path.
 
-The source is this repository if it has the content, otherwise nodes that have it, streamed through here without a
-temporary copy. If several nodes behind a gateway lack it, the gateway gets it once; nodes that this misses get it
-individually.
+The source is this repository if it has the content, otherwise nodes that have it, streamed through this process without
+a temporary copy. If several nodes behind a gateway lack it, it is sent to the gateway once; nodes that did not get it
+that way get it individually.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from cluster_remote.p2p.key import UUID, AssociatedFile, Key
 from cluster_remote.p2p.session import Download, Present, Progress, Session, Source, SourceReading, Stored
 from cluster_remote.p2p.text import printable
 
-__all__ = ["Carrier", "Task", "Transfer", "task_for"]
+__all__ = ["Copier", "Task", "Transfer", "task_for"]
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Transfer:
 
 @dataclass(frozen=True)
 class Task:
-    """A content that some nodes lack, and who has it. `learnt` are holders missing from the location log."""
+    """A content that some nodes lack, and its holders. `learnt` are the holders missing from the location log."""
 
     each: Located
     lacking: tuple[Node, ...]
@@ -58,9 +58,9 @@ class Task:
 def task_for(view: View, each: Located, answers: Answers | None, *, whole: bool) -> Task | None:
     """Return what to do about one key; None if nothing. Pure.
 
-    `answers` are those of the nodes, None to trust the location log. Skips nodes that gave no answer or have preferred
-    or required content. With `whole`, which means every key in the location log, only content that some node has, or is
-    said to have, even a dead one, concerns the cluster.
+    `answers` are the nodes', or None to trust the location log. Skips nodes that gave no answer, or have preferred or
+    required content. With `whole`, which means every key in the location log, skips content that neither is nor was on
+    any node: it does not belong to the cluster.
     """
     living = view.living
     if answers is None:
@@ -69,13 +69,13 @@ def task_for(view: View, each: Located, answers: Answers | None, *, whole: bool)
     if whole and not (holders or each.holders & view.uuids):
         return None
     lacking = tuple(node for node in living if answers.get(node.uuid) is False and view.wants_all(node))
-    # No log knows of an encrypted content.
+    # No log lists encrypted content.
     learnt = frozenset[UUID]() if each.key.is_encrypted else holders - each.holders
     return Task(each, lacking, holders, learnt) if lacking or learnt else None
 
 
-class _Only:
-    """Makes the cluster session use only certain nodes: the location log it is given lists all others."""
+class _ChosenHolders:
+    """A location log that makes the cluster session store only on certain nodes: it lists all others as holders."""
 
     def __init__(self) -> None:
         self.holders: frozenset[UUID] = frozenset()
@@ -85,38 +85,43 @@ class _Only:
 
 
 @dataclass(frozen=True)
-class Brought:
-    """The result of copying one content: who says to have it now, why others do not, and which copies are damaged."""
+class Copied:
+    """The result of copying one content: the nodes that say they have it, why others do not, and damaged copies."""
 
     stored: frozenset[UUID]
     reasons: tuple[str, ...]
     damaged: frozenset[UUID]
 
 
-class Carrier:
+class Copier:
     """Copies one content after the other; opens its sessions with the nodes when first needed, and keeps them."""
 
     def __init__(self, view: View, reachability: Reachability) -> None:
         self._view = view
-        self._to = _Only()
+        self._holders = _ChosenHolders()
         self._nodes = {node.uuid: node for node in sorted(view.living, key=lambda node: node.cost)}
-        self._from: dict[UUID, Session] = {}
+        self._sources: dict[UUID, Session] = {}
         self._writing = ClusterSession(
-            view.uuid, tuple(view.living), self._to, name=view.label, timeout=view.timeout, reachability=reachability
+            view.uuid,
+            tuple(view.living),
+            self._holders,
+            name=view.label,
+            timeout=view.timeout,
+            reachability=reachability,
         )
         self._gateway = view.session() if view.gateway is not None and view.uuid.is_cluster else None
 
     async def aclose(self) -> None:
         """Close all sessions."""
-        for session in [*self._from.values(), self._writing, *([self._gateway] if self._gateway else [])]:
+        for session in [*self._sources.values(), self._writing, *([self._gateway] if self._gateway else [])]:
             await session.aclose()
 
-    async def bring(self, task: Task, path: bytes | None, progress: Progress | None = None, *, all_up: bool) -> Brought:
+    async def copy(self, task: Task, path: bytes | None, progress: Progress | None = None, *, all_up: bool) -> Copied:
         """Copy content to the nodes that lack it, from one source after the other until all of them have it.
 
-        `path` is where the content is in this repository, None if it is not. `all_up` says that every node of the
-        cluster answers: git-annex's gateway aborts an upload if one does not. After a source with damaged content, or
-        whose content no node accepts, the next one is tried; content is never combined from two sources.
+        `path` is the content's path in this repository, if it is here. `all_up` says that every node of the cluster
+        answers: git-annex's gateway aborts an upload if one does not. After a source with damaged content, or whose
+        content no node accepts, the next one is tried; content is never combined from two sources.
         """
         key, file = task.each.key, _associated(task.each.file)
         missing = frozenset(node.uuid for node in task.lacking)
@@ -135,12 +140,12 @@ class Carrier:
             reasons += why
             if not lacking:
                 break
-        return Brought(missing - lacking, tuple(dict.fromkeys(reasons)) if lacking else (), frozenset(damaged))
+        return Copied(missing - lacking, tuple(dict.fromkeys(reasons)) if lacking else (), frozenset(damaged))
 
     def _session(self, uuid: UUID) -> Session:
-        if uuid not in self._from:
-            self._from[uuid] = self._nodes[uuid].session()
-        return self._from[uuid]
+        if uuid not in self._sources:
+            self._sources[uuid] = self._nodes[uuid].session()
+        return self._sources[uuid]
 
     async def _store_together(
         self,
@@ -178,7 +183,7 @@ class Carrier:
     async def _store_on(
         self, nodes: frozenset[UUID], key: Key, file: AssociatedFile, source: Source, progress: Progress | None
     ) -> tuple[frozenset[UUID], tuple[str, ...]]:
-        self._to.holders = self._view.uuids - nodes
+        self._holders.holders = self._view.uuids - nodes
         said, reasons = await self._store(self._writing, key, file, source, progress)
         return said & nodes, reasons
 
@@ -216,7 +221,7 @@ class _Relay(Source):
     @asynccontextmanager
     async def read(self, offset: int) -> AsyncIterator[SourceReading]:
         async with self._session.download(self._key, self._file, offset) as download:
-            # A partial download proves nothing; the node that has the rest verifies the whole.
+            # A partial download cannot be verified here; the receiving node verifies the whole.
             checksum = None if offset else Checksum.of(self._key)
             yield _RelayReading(download, checksum, self._found_damaged)
 
@@ -244,10 +249,10 @@ class _RelayReading(SourceReading):
 
 
 class _Whole(Source):
-    """Content without a checksum, which is therefore sent only as a whole.
+    """Content without a checksum, which is therefore only sent as a whole.
 
-    A part that a node already has may come from another copy, and nobody would notice. No message makes the node
-    discard it: INVALID does not, since git-annex stores anything of the right size.
+    A part that a node already has may come from a different copy, and no checksum would show that. No message makes the
+    node discard it: INVALID does not, since git-annex stores anything of the right size.
     """
 
     repeatable = False

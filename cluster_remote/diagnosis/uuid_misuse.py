@@ -1,4 +1,4 @@
-"""Remotes made with uuid= instead of --sameas, which took the place of a cluster or a node. Pure.
+"""Find remotes made with uuid= instead of --sameas, which have taken over the UUID of a cluster or a node. Pure.
 
 Everybody then sees the remote's name as the description, and its configuration under the cluster's UUID.
 """
@@ -18,7 +18,7 @@ __all__ = ["made_with_uuid", "misused_uuids"]
 
 
 def misused_uuids(config: GitConfig, logs: BranchLogs) -> dict[str, UUID]:
-    """Return the remotes, by name, that were made with uuid= instead of --sameas, and whose place they took.
+    """Return the remotes, by name, that were made with uuid= instead of --sameas, with the UUIDs they have taken over.
 
     A cluster is never a special remote of any type; a node can be one, but not one that leads through a gateway.
     """
@@ -31,12 +31,13 @@ def misused_uuids(config: GitConfig, logs: BranchLogs) -> dict[str, UUID]:
         assert uuid is not None
         if uuid in logs.aliases:
             continue
-        if uuid.is_cluster or (ours and _is_somebody(logs, uuid)):
+        if uuid.is_cluster or (ours and _is_repository(logs, uuid)):
             found[name] = uuid
     return found
 
 
 def made_with_uuid(facts: Snapshot) -> Iterator[Problem]:
+    """Yield a problem for each remote that `misused_uuids` finds."""
     for name, uuid in misused_uuids(facts.config, facts.logs).items():
         what = "cluster" if uuid.is_cluster else "node"
         quoted = shlex.quote(name)
@@ -58,7 +59,7 @@ def made_with_uuid(facts: Snapshot) -> Iterator[Problem]:
 
 
 def _right_commands(facts: Snapshot, old: str, uuid: UUID, url: str) -> list[str]:
-    """Return the commands that do what initremote with uuid= was meant to do."""
+    """Return the commands that create the remote as intended."""
     name = _free_name(facts, old)
     if uuid.is_cluster and url:
         return [f"cluster-remote setup {shlex.quote(name)} {shlex.quote(url)} --cluster {uuid}"]
@@ -73,8 +74,8 @@ def _right_commands(facts: Snapshot, old: str, uuid: UUID, url: str) -> list[str
     ]
 
 
-def _is_somebody(logs: BranchLogs, uuid: UUID) -> bool:
-    """Return whether this UUID belongs to a cluster, a node, a gateway or something behind one: not to a remote."""
+def _is_repository(logs: BranchLogs, uuid: UUID) -> bool:
+    """Return whether a UUID belongs to a cluster, a node, a gateway or a repository behind one, not to a remote."""
     return (
         uuid.is_cluster
         or any(uuid in nodes for nodes in logs.clusters.members.values())

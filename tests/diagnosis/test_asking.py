@@ -11,7 +11,7 @@ import pytest
 
 from cluster_remote.annex.locations import Batches, Located
 from cluster_remote.cluster.node import Node
-from cluster_remote.diagnosis.asking import asked, pipelined
+from cluster_remote.diagnosis.asking import open_nodes, pipelined
 from cluster_remote.p2p.errors import ConnectionLost, Refused, SessionError, TimedOut, Unreachable
 from cluster_remote.p2p.key import UUID, Key
 from tests.diagnosis.places import UUIDS, Place, has
@@ -55,12 +55,12 @@ async def ask(
     answers: list[dict[UUID, bool | None]] = []
     async with (
         given(batches_of(size)) as batches,
-        asked([place.node for place in places], jobs, advance) as nodes,
+        open_nodes([place.node for place in places], jobs, advance) as nodes,
         pipelined(batches, nodes, 3) as complete,
     ):
         async for batch in complete:
             assert list(batch.keys) == KEYS[len(answers) : len(answers) + size]
-            answers += [batch.of(number) for number in range(len(batch.keys))]
+            answers += [batch.about(number) for number in range(len(batch.keys))]
         # What is asked about again is no progress.
         await nodes.ask(KEYS[:1])
         assert silent == nodes.given_up
