@@ -35,11 +35,11 @@ _COMMANDS: Mapping[str, Mapping[str, tuple[str, str]]] = {
         "token": ("token:app", "Create, list and revoke tokens for clients."),
     },
     "Talk to one server or node": {
-        "present": ("requests:present", "Ask whether content is there."),
-        "put": ("requests:put", "Store content there."),
-        "get": ("requests:get", "Download content from there into a file."),
-        "drop": ("requests:drop", "Remove content there WITHOUT checking for other copies."),
-        "lock": ("requests:lock", "Lock content against removal for a while."),
+        "present": ("present:present", "Ask whether content is there."),
+        "put": ("put:put", "Store content there."),
+        "get": ("get:get", "Download content from there into a file."),
+        "drop": ("drop:drop", "Remove content there WITHOUT checking for other copies."),
+        "lock": ("lock:lock", "Lock content against removal for a while."),
     },
     "Try out": {
         "demo": ("demo:demo", "Build a cluster in a temporary directory and use it."),
@@ -47,11 +47,11 @@ _COMMANDS: Mapping[str, Mapping[str, tuple[str, str]]] = {
         "bench": ("bench:bench", "Compare speed with git-annex's own gateway."),
     },
 }
-"""By group: where each command is, and its line in `--help`."""
+"""The commands by group: module and function, and the line in `--help`."""
 
 
-class Later(TyperCommand):
-    """A command that is imported only when somebody runs it or asks for its help."""
+class LazyCommand(TyperCommand):
+    """A command that is only imported when it runs or shows its help."""
 
     def __init__(self, group: str, name: str, where: str, summary: str) -> None:
         super().__init__(name, short_help=summary, rich_help_panel=group)
@@ -63,21 +63,21 @@ class Later(TyperCommand):
 
 
 class Commands(TyperGroup):
-    """All commands, in groups. Turns Ctrl-C into an exception of ours, where typer would exit silently."""
+    """All commands, in groups. Turns Ctrl-C into Interrupted, where typer would exit silently."""
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
         for group, commands in _COMMANDS.items():
             for name, (where, summary) in commands.items():
-                self.add_command(Later(group, name, where, summary))
+                self.add_command(LazyCommand(group, name, where, summary))
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         # rich_help_panel is meant for typer's own layout, which we don't use.
         groups: dict[str, list[tuple[str, str]]] = {}
-        room = formatter.width - 6 - max(map(len, self.commands))
+        width = formatter.width - 6 - max(map(len, self.commands))
         for name, command in self.commands.items():
             groups.setdefault(getattr(command, "rich_help_panel", "") or "Others", []).append(
-                (name, command.get_short_help_str(room))
+                (name, command.get_short_help_str(width))
             )
         for title, rows in groups.items():
             with formatter.section(title):
@@ -99,26 +99,26 @@ def _imported(name: str, where: str) -> Any:
         single.command(name)(found)
         found = single
     command = typer.main.get_command(found)
-    _use_words(command)
+    _set_placeholders(command)
     return command
 
 
-_WORDS = {"timeout": "SECONDS"}
+_PLACEHOLDERS = {"timeout": "SECONDS"}
 
 
-def _use_words(command: Any) -> None:
+def _set_placeholders(command: Any) -> None:
     """Show words instead of Python types as placeholders in a command's help."""
     for each in getattr(command, "commands", {}).values():
-        _use_words(each)
+        _set_placeholders(each)
     for parameter in command.params:
         if parameter.param_type_name == "argument":
             # Newer versions of typer show the type even next to a metavar.
             parameter.display_type_rich = lambda ctx: None
             if parameter.metavar is not None:
-                # And put brackets around it that it has already.
+                # And they add brackets, which the metavar already has.
                 parameter.get_usage_pieces = lambda ctx, own=parameter.metavar: [own]
         elif parameter.metavar is None:
-            parameter.metavar = _WORDS.get(parameter.name, parameter.name.upper())
+            parameter.metavar = _PLACEHOLDERS.get(parameter.name, parameter.name.upper())
 
 
 app = typer.Typer(

@@ -162,8 +162,8 @@ def bench(
 async def _measure_given(text: str, loads: list[Load], rounds: int, results: Results, directory: Path | None) -> None:
     target = await resolve(text, writing=True)
     try:
-        if target.settings is not None and target.settings.encryption != "none":
-            raise BadSettings(f"{text} is encrypted, and this command would store unencrypted contents there")
+        if target.view.settings is not None and target.view.settings.encryption != "none":
+            raise BadSettings(f"{text} is encrypted, and this command would store unencrypted content there")
         for load in loads:
             await measure(target.session, target.label, load, rounds, results, _tell, directory)
     except BenchFailed as error:

@@ -15,8 +15,8 @@ from cluster_remote.cli.exitcodes import FAILED, UNREACHABLE
 from cluster_remote.cli.keywise import (
     Shown,
     advanced,
-    as_words,
     cluster_and_files,
+    collect,
     print_json,
     progress_of,
     selection_of,
@@ -24,7 +24,7 @@ from cluster_remote.cli.keywise import (
 from cluster_remote.cli.options import Json, NodeTimeout, OnlyCluster
 from cluster_remote.cli.progress import progress
 from cluster_remote.cli.render import console, duration, show_problems, size, table
-from cluster_remote.cli.viewing import view_of
+from cluster_remote.cli.target import cluster_view
 from cluster_remote.diagnosis import checking
 from cluster_remote.diagnosis.comparison import Check, Finding
 from cluster_remote.diagnosis.content import Options
@@ -94,7 +94,7 @@ def check(
         outcome = print_json(work, "findings")
     else:
         shown: Shown[Finding] = Shown()
-        outcome = as_words(work, shown)
+        outcome = collect(work, shown)
         _show(outcome, shown.first, shown.hidden, console())
     if not outcome.healthy:
         nobody = all(node.unknown == outcome.keys for node in outcome.nodes)
@@ -109,7 +109,7 @@ async def _check(
     shown: bool,
     tell: Callable[[Finding], None],
 ) -> Check:
-    view, cipher = view_of_nodes(await view_of(target, timeout, writing=options.fix))
+    view, cipher = view_of_nodes(await cluster_view(target, timeout, writing=options.fix))
     with progress(unit="keys", shown=shown) as lines:
         await progress_of(view, selection, lines)
         return await checking.check(

@@ -1,6 +1,6 @@
 """Shell completion of remotes and nodes. Never raises: a shell has nowhere to show an error.
 
-Names come from the git-annex branch, hence from strangers, and end up on a command line.
+Names come from the git-annex branch, which others write to, and end up on a command line.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from cluster_remote.annex.branchlog import BranchLogs
 from cluster_remote.annex.errors import AnnexError
 from cluster_remote.annex.repository import Repository
 
-__all__ = ["behind", "candidates", "clusters", "nodes", "remotes"]
+__all__ = ["behind_gateway", "candidates", "clusters", "nodes", "remotes"]
 
 
 def remotes(incomplete: str) -> list[str]:
@@ -42,7 +42,7 @@ def nodes(incomplete: str) -> list[str]:
     return _offered(found, incomplete)
 
 
-def behind(incomplete: str) -> list[str]:
+def behind_gateway(incomplete: str) -> list[str]:
     """Return this gateway's names for the repositories and clusters behind it."""
     try:
         repository = Repository.here()
@@ -77,8 +77,8 @@ def candidates(incomplete: str) -> list[str]:
 def _offered(names: Iterable[str], incomplete: str) -> list[str]:
     """Return the names with this prefix, each quoted as one shell word that is not an option.
 
-    bash inserts completions verbatim, so names are quoted for it. Other shells quote by themselves, some only after
-    evaluating the text: they get only names that need no quotes.
+    bash inserts completions verbatim, so they are quoted for it. Other shells quote them, but some only after
+    evaluating the text; these only get names that need no quotes.
     """
     bash = "_bash" in os.environ.get("_CLUSTER_REMOTE_COMPLETE", "")
     fitting = [

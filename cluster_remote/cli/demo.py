@@ -1,4 +1,4 @@
-"""cluster-remote demo: the main job, shown on throwaway repositories.
+"""cluster-remote demo: use a cluster of throwaway repositories.
 
 Every command is run exactly as printed, with git-annex's own output below it. The demo checks each result and stops at
 the first one that is wrong.
@@ -27,8 +27,8 @@ __all__ = ["demo"]
 _TIMEOUT = 120
 
 
-class NotAsShown(Exception):
-    """A step without the result that the demo shows."""
+class DemoFailed(Exception):
+    """A step did not have the expected result."""
 
 
 def demo(
@@ -48,7 +48,7 @@ def demo(
         try:
             _serverless(Stage(directory / "without-a-server"))
             _gateway(Stage(directory / "with-a-gateway"))
-        except NotAsShown as error:
+        except DemoFailed as error:
             typer.secho(f"\nThe demo failed: {error}", fg="red", err=True)
             raise typer.Exit(FAILED) from None
     typer.secho("\nEvery step worked.", fg="green", bold=True)
@@ -79,7 +79,7 @@ class Stage:
         typer.secho(f"\n{text}", fg="cyan", bold=True)
 
     def run(self, where: str, command: str, *, fails: bool = False, show: bool = True) -> str:
-        """Run a command line in one of the repositories and return its output. Raises NotAsShown."""
+        """Run a command line in one of the repositories and return its output. Raises DemoFailed."""
         if show:
             typer.secho(f"{where}$ {command}", bold=True)
         try:
@@ -91,28 +91,28 @@ class Stage:
                 merged=True,
             )
         except CommandFailed as error:
-            raise NotAsShown(str(error)) from None
+            raise DemoFailed(str(error)) from None
         output = done.stdout.decode("utf-8", "replace")
         if show:
             for line in output.split("\n"):
-                # git-annex redraws its progress with carriage returns; only the last drawing stays.
-                left = line.rstrip().rpartition("\r")[2]
-                if left.strip():
-                    typer.echo("    " + left)
+                # git-annex redraws its progress with carriage returns; show only the final state.
+                final = line.rstrip().rpartition("\r")[2]
+                if final.strip():
+                    typer.echo("    " + final)
         if bool(done.returncode) != fails:
             if not show:
                 typer.echo(output)
-            raise NotAsShown(f"{command} exited with code {done.returncode}")
+            raise DemoFailed(f"{command} exited with code {done.returncode}")
         return output
 
     def check(self, what: str, condition: bool) -> None:
-        """Print what was checked. Raises NotAsShown if it is false."""
+        """Print what was checked. Raises DemoFailed if it is false."""
         if not condition:
-            raise NotAsShown(f"{what}: not true")
+            raise DemoFailed(f"{what}: not true")
         typer.secho(f"    ✓ {what}", fg="green")
 
     def objects(self, node: str) -> list[bytes]:
-        """Return the contents that a repository really holds."""
+        """Return the contents in a repository's object directory."""
         found = (self.directory / node / ".git" / "annex" / "objects").glob("*/*/*/*")
         return [path.read_bytes() for path in found if path.is_file()]
 
@@ -147,7 +147,7 @@ def _nodes_of(stage: Stage, repository: str) -> None:
         _repository(stage, node, f"disk {number}", repository)
         stage.run(repository, f"git remote add {node} ../{node}")
         stage.run(repository, f"git fetch -q {node}", show=False)
-    # Any command that looks at the remotes learns their UUIDs.
+    # Any command that looks at the remotes makes git-annex learn their UUIDs.
     stage.run(repository, "git annex info --fast", show=False)
 
 
@@ -158,7 +158,7 @@ def _serverless(stage: Stage) -> None:
     _nodes_of(stage, "laptop")
     stage.title("One command turns them into a cluster, and the cluster into a remote")
     stage.run("laptop", "cluster-remote setup photos --node node1 --node node2 --node node3")
-    _main_job(stage, "laptop", "photos")
+    _use_cluster(stage, "laptop", "photos")
 
     stage.title("A missing disk does not stop the others; when it is back, one command fills it")
     (stage.directory / "node2").rename(stage.directory / "unplugged")
@@ -184,10 +184,10 @@ def _gateway(stage: Stage) -> None:
     _repository(stage, "laptop", "laptop", "gateway")
     stage.run("laptop", f"cluster-remote setup photos {stage.directory}/gateway")
     stage.run("laptop", "cluster-remote ping photos")
-    _main_job(stage, "laptop", "photos")
+    _use_cluster(stage, "laptop", "photos")
 
 
-def _main_job(stage: Stage, here: str, remote: str) -> None:
+def _use_cluster(stage: Stage, here: str, remote: str) -> None:
     photo = stage.directory / here / "photo.jpg"
     photo.write_bytes(_PHOTO)
     stage.run(here, "git annex add photo.jpg", show=False)

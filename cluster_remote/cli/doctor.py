@@ -16,8 +16,7 @@ from cluster_remote.cli.exitcodes import FAILED, NOT_USABLE
 from cluster_remote.cli.interrupts import run
 from cluster_remote.cli.options import Json
 from cluster_remote.cli.render import emit, show_problems, table
-from cluster_remote.cli.target import view_named
-from cluster_remote.cli.viewing import every_view, view_of
+from cluster_remote.cli.target import cluster_view, every_cluster, view_named
 from cluster_remote.diagnosis.checkup import Checkup
 from cluster_remote.diagnosis.diagnostics import (
     diagnose,
@@ -87,7 +86,7 @@ async def _doctor(name: str, timeout: float) -> Checkup:
         return Checkup(not findings, None, programs.listed(), (), findings, ())
     place = str(repository.place)
     if broken:
-        # Nothing can be asked without these.
+        # Nothing else can be checked without these.
         return Checkup(False, place, programs.listed(), (), tuple(broken), ())
     facts = await gather(repository, name)
 
@@ -114,9 +113,9 @@ async def _doctor(name: str, timeout: float) -> Checkup:
 
 
 async def _status(name: str, timeout: float) -> Status:
-    """Return what the nodes say. Remotes that cannot be used are left out: they are found without asking anyone."""
+    """Survey the nodes. Skips remotes that cannot be used: `diagnose` finds these."""
     try:
-        views = [await view_of(name, timeout)] if name else (await every_view(timeout))[0]
+        views = [await cluster_view(name, timeout)] if name else (await every_cluster(timeout))[0]
     except (BadSettings, AnnexError):
         return Status(True, ())
     return await survey(views, timeout=timeout, sample=_SAMPLE)
@@ -126,7 +125,7 @@ def _show(outcome: Checkup, console: Console) -> None:
     rows = [
         (each.name, each.version or ("" if each.path else "not found"), each.path or "") for each in outcome.programs
     ]
-    console.print(table(("program", "version", "place"), rows))
+    console.print(table(("program", "version", "path"), rows))
     if outcome.servers:
         console.print()
         console.print(

@@ -34,11 +34,11 @@ def report(error: BaseException) -> int:
     # Concurrent tasks fail with a group; one of its errors is enough to decide.
     cause = next(causes(error))
     if isinstance(cause, BrokenPipeError):
-        # The reader closed our output. Nothing more can be written, not even at exit.
+        # Standard output was closed at the other end. Keep Python from flushing it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT) and cause.filename is None:
-        # Keep Python from flushing, and failing, once more at exit.
+        # Keep Python from flushing again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         print(f"cluster-remote: cannot write to standard output: {cause.strerror or cause}", file=sys.stderr)
         return FAILED

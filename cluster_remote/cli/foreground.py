@@ -1,4 +1,4 @@
-"""Run a command of the user's in our place: it has the terminal and gets Ctrl-C."""
+"""Run a user's command in the foreground: it has the terminal and gets Ctrl-C."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["CANNOT_RUN", "NOT_FOUND", "run_in_foreground", "until_interrupted"]
 
 # The codes that shells use.
 CANNOT_RUN, NOT_FOUND = 126, 127
-# Seconds that a command has to end after a signal, before it is killed.
+# Seconds for a command to end after a signal, before it is killed.
 _GRACE = 10.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -23,7 +23,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 async def run_in_foreground(
     command: Sequence[str], *, env: Mapping[str, str] | None = None, stdout_to_stderr: bool = False
 ) -> int:
-    """Run a command on our own terminal to its end; return the exit code that a shell would give.
+    """Run a command on this terminal to its end; return the exit code that a shell would report.
 
     Ctrl-C goes to the command, which decides how to react; other signals that would end us are forwarded. Cancelling
     ends the command, by force if necessary.
@@ -39,13 +39,13 @@ async def run_in_foreground(
         try:
             async with anyio.create_task_group() as tasks:
 
-                async def hand_on() -> None:
+                async def forward_signals() -> None:
                     async for number in signals:
-                        # A terminal sends Ctrl-C to every program running on it, the command included.
+                        # A terminal sends Ctrl-C to all programs that run on it, including this command.
                         if not (number == signal.SIGINT and sys.stdin.isatty()):
                             child.send_signal(process.pid, number, group=False)
 
-                tasks.start_soon(hand_on)
+                tasks.start_soon(forward_signals)
                 code = await process.wait()
                 tasks.cancel_scope.cancel()
         except BaseException:

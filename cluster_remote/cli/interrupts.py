@@ -1,12 +1,13 @@
 """Ctrl-C: the first one ends a command cleanly, and later ones do not interfere.
 
 asyncio cancels the command at the first one. At the second it raises KeyboardInterrupt wherever its event loop happens
-to be: that can lose the very step that would have ended the command, which then hangs, or leave directories and
-processes behind in the middle of a cleanup. Users press Ctrl-C twice, and programs that start others often forward a
-signal that the terminal has already sent to everyone. git-annex reacts with a SIGTERM to its process group, which
-includes us when we are its child; so SIGTERM counts as the same request. So does SIGHUP, when the terminal is closed.
+to be. That can skip the very step that would have ended the command, which then hangs, or interrupt a cleanup, which
+then leaves directories and processes behind. Users press Ctrl-C twice, and programs that start others often forward a
+signal that the terminal has already sent to all of them. git-annex reacts to Ctrl-C with a SIGTERM to its process
+group, which includes this program if git-annex started it; so SIGTERM counts as the same request. So does SIGHUP, when the
+terminal is closed.
 
-Every cleanup has a deadline: nobody needs to press Ctrl-C twice.
+Every cleanup has a deadline, so nobody needs to press Ctrl-C twice.
 """
 
 from __future__ import annotations
@@ -39,19 +40,19 @@ def ignore_from_now_on() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _already_ending(number: int, frame: FrameType | None) -> None:
-    """Do nothing. Unlike SIG_IGN, programs that we start do not inherit this."""
+def _ignore(number: int, frame: FrameType | None) -> None:
+    """Do nothing. Unlike SIG_IGN, child processes do not inherit this."""
 
 
 def _interrupt_once(number: int, frame: FrameType | None) -> None:
     for each in _SIGNALS:
-        signal.signal(each, _already_ending)
+        signal.signal(each, _ignore)
     raise KeyboardInterrupt
 
 
 @contextmanager
 def keeping_handlers() -> Iterator[None]:
-    """Restore the handlers of these signals afterwards; an event loop that installed its own resets them."""
+    """Restore the handlers of these signals afterwards; an event loop that installs its own resets them."""
     before = {number: signal.getsignal(number) for number in _SIGNALS}
     try:
         yield
@@ -61,7 +62,7 @@ def keeping_handlers() -> Iterator[None]:
 
 
 def only_the_first_counts() -> None:
-    """Make the first SIGINT, SIGTERM or SIGHUP raise KeyboardInterrupt, and ignore later ones. For the main thread.
+    """Make the first SIGINT, SIGTERM or SIGHUP raise KeyboardInterrupt, and ignore later ones. Call it in the main thread.
 
     A program started with one of them ignored, as by nohup or as a background job, keeps ignoring it.
     """
@@ -73,8 +74,9 @@ def only_the_first_counts() -> None:
 def run(function: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs) -> T:
     """Run a function as anyio.run does; the first signal cancels it, and it may take time to end.
 
-    Raises KeyboardInterrupt then, whatever the function's own result: the terminal also interrupts the programs that it
-    talks to, so its errors are only a consequence. Without a signal, raises what the function raises.
+    After a signal, raises KeyboardInterrupt whatever the function returns or raises: the terminal also interrupts the
+    programs that the function talks to, so its errors are only a consequence. Without a signal, raises what the
+    function raises.
     """
     # Help and completion need no event loop.
     import asyncio
@@ -93,7 +95,7 @@ def run(function: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: 
             nonlocal interrupted
             interrupted = True
             for each in ours:
-                signal.signal(each, _already_ending)
+                signal.signal(each, _ignore)
             loop.call_soon_threadsafe(cancel)
 
         for number in ours:

@@ -12,25 +12,25 @@ from cluster_remote.access.configuration import our_remotes
 from cluster_remote.access.settings import BadSettings
 from cluster_remote.access.view import View
 from cluster_remote.annex.locations import Selection, estimate
-from cluster_remote.annex.repository import Repository
 from cluster_remote.cli.interrupts import run
 from cluster_remote.cli.progress import Lines
 from cluster_remote.cli.render import JsonStream
+from cluster_remote.cli.target import annex_repository
 from cluster_remote.cluster.node import Node
 from cluster_remote.p2p.key import Key
 
-__all__ = ["Shown", "advanced", "as_words", "cluster_and_files", "print_json", "progress_of", "selection_of"]
+__all__ = ["Shown", "advanced", "cluster_and_files", "collect", "print_json", "progress_of", "selection_of"]
 
 T = TypeVar("T")
 Item = TypeVar("Item")
 
-# Findings shown to people; --json has all of them.
+# The most findings to show; --json has all of them.
 _SHOWN = 50
 
 
 @dataclass
 class Shown(Generic[Item]):
-    """The first findings, and the number of others."""
+    """The first findings, and the number of the others."""
 
     first: list[Item] = field(default_factory=list)
     hidden: int = 0
@@ -42,13 +42,13 @@ class Shown(Generic[Item]):
             self.hidden += 1
 
 
-def as_words(work: Callable[[bool, Callable[[Any], None]], Coroutine[Any, Any, T]], shown: Shown[Any]) -> T:
-    """Run `work` with progress; keep its findings in `shown`."""
+def collect(work: Callable[[bool, Callable[[Any], None]], Coroutine[Any, Any, T]], shown: Shown[Any]) -> T:
+    """Run `work` with progress, and keep its findings in `shown`."""
     return run(work, True, shown.keep)
 
 
 def print_json(work: Callable[[bool, Callable[[Any], None]], Coroutine[Any, Any, T]], items: str) -> T:
-    """Run `work` and print its outcome as JSON, writing each finding into the field `items` at once."""
+    """Run `work` and print its outcome as JSON, writing each finding into the field `items` immediately."""
     stream = JsonStream()
     with stream.items(items) as add:
         outcome = run(work, False, add)
@@ -64,8 +64,7 @@ def cluster_and_files(target: str, files: Sequence[str]) -> tuple[str, list[str]
 
     Raises BadSettings, NotARepository, NotInitialised.
     """
-    repository = Repository.here()
-    _ = repository.uuid
+    repository = annex_repository()
     config = repository.config()
     names = our_remotes(config)
     if target in names or (target and not _is_file_here(target, repository.work_tree)):
@@ -83,9 +82,9 @@ def _is_file_here(path: str, work_tree: Path | None) -> bool:
     """Return whether a path is in the work tree; a gateway's directory, which is an address, is not."""
     if work_tree is None:
         return os.path.lexists(path)
-    # Its directory too, since annexed files are symlinks.
-    places = (os.path.realpath(path), os.path.realpath(Path(path).absolute().parent))
-    return os.path.lexists(path) and any(Path(place).is_relative_to(os.path.realpath(work_tree)) for place in places)
+    # Or its directory is, since annexed files are symlinks.
+    paths = (os.path.realpath(path), os.path.realpath(Path(path).absolute().parent))
+    return os.path.lexists(path) and any(Path(each).is_relative_to(os.path.realpath(work_tree)) for each in paths)
 
 
 def selection_of(files: Sequence[str], keys: Sequence[str], everything: bool) -> Selection:

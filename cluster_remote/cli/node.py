@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from cluster_remote.access.settings import BadSettings
-from cluster_remote.cli.carrying_out import execute, facts_of, here
 from cluster_remote.cli.completion import candidates, nodes, remotes
+from cluster_remote.cli.execution import execute, facts_of, runner_here
 from cluster_remote.cli.interrupts import run
 from cluster_remote.cli.options import DryRun, Yes
 from cluster_remote.lifecycle.changing import Own, node_called, own_cluster, plan_add, plan_remove, remote_of
@@ -47,7 +47,7 @@ def add(
 
     Example: cluster-remote node add everywhere disk3
     """
-    runner = here()
+    runner = runner_here()
     facts = facts_of(runner, remote)
     own = own_cluster(facts, name)
     if execute(plan_add(facts, own, list(dict.fromkeys(remote))), runner, dry_run, yes) and own.remote is not None:
@@ -70,7 +70,7 @@ def remove(
 
     Example: cluster-remote node remove everywhere disk2 --drain
     """
-    runner = here()
+    runner = runner_here()
     facts = facts_of(runner)
     own = own_cluster(facts, name)
     uuid = node_called(facts, own, node)
@@ -98,7 +98,7 @@ def replace(
 
     Example: cluster-remote node replace everywhere disk2 disk3 --dead
     """
-    runner = here()
+    runner = runner_here()
     facts = facts_of(runner, [new])
     own = own_cluster(facts, name)
     uuid = node_called(facts, own, old)
@@ -111,10 +111,10 @@ def replace(
 
 
 def _fill(own: Own, runner: Runner, dry_run: bool) -> None:
-    """Copy to every node what it lacks, with the command for that. Raises CommandFailed, BadSettings."""
+    """Run cluster-remote repair, to copy to every node what it lacks. Raises CommandFailed, BadSettings."""
     if own.remote is None:
         raise BadSettings(f"nothing can be copied to the nodes without a remote: cluster-remote setup {own.name}")
-    # By the log, so that an unreachable node does not keep the others from being filled.
+    # --trust-log, so that an unreachable node does not keep the others from being filled.
     words = ("repair", own.remote, "--trust-log")
     if dry_run:
         runner.say(f"cluster-remote {' '.join(words)}")

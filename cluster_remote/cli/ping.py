@@ -1,4 +1,4 @@
-"""cluster-remote ping: who answers, and how fast?"""
+"""cluster-remote ping: show who answers, and how fast."""
 
 from __future__ import annotations
 
@@ -12,12 +12,9 @@ from cluster_remote.cli.interrupts import run
 from cluster_remote.cli.options import Json, NameOrUrl, Timeout
 from cluster_remote.cli.render import say
 from cluster_remote.cli.target import resolve
-from cluster_remote.p2p.key import Key
+from cluster_remote.diagnosis.probe import round_trips
 
 __all__ = ["Pong", "ping"]
-
-# Requests to time; the fastest counts, as the least disturbed one.
-_ROUND_TRIPS = 3
 
 
 @dataclass(frozen=True)
@@ -33,21 +30,15 @@ class Pong:
 
 
 async def measure(text: str, timeout: float | None) -> Pong:
-    """Connect, and time a request that any server of any version can answer without doing any work."""
+    """Connect, and time requests that cost the server no work. Raises SessionError, BadSettings, AnnexError."""
     target = await resolve(text, timeout=timeout)
     session = target.session
-    # A key that nobody has: a gateway answers from its location log, without waiting for a dead node.
-    nobodys = Key.parse("SHA256-s1--0000000000000000000000000000000000000000000000000000000000000000")
     try:
         started = time.perf_counter()
         uuid = await session.open()
         connected = time.perf_counter()
-        trips = []
-        for _ in range(_ROUND_TRIPS):
-            before = time.perf_counter()
-            await session.check_present(nobodys)
-            trips.append(time.perf_counter() - before)
-        return Pong(text, session.name, str(uuid), session.version, connected - started, min(trips))
+        fastest = min([seconds async for seconds in round_trips(session)])
+        return Pong(text, session.name, str(uuid), session.version, connected - started, fastest)
     finally:
         await session.aclose()
 

@@ -26,7 +26,7 @@ __all__ = ["Lines", "progress"]
 
 
 class Lines:
-    """The progress of several things at once, one line each; see `progress`. Does nothing if it is not shown."""
+    """The progress of several tasks, one line each; see `progress`. Does nothing if it is not shown."""
 
     def __init__(self, shown: Progress | None) -> None:
         self._shown = shown
@@ -53,18 +53,18 @@ class Lines:
             self._shown.advance(self._tasks[name], by)
 
     def gone(self, name: str) -> None:
-        """Show that nothing more comes from `name`."""
+        """Show that `name` no longer answers."""
         if self._shown is not None:
             self._shown.reset(self._tasks[name], start=False, total=None, note="no answer")
 
     def note(self, name: str, words: str) -> None:
-        """Show a remark beside the bar, such as why it stopped."""
+        """Show a note next to the bar, such as why it stopped."""
         if self._shown is not None:
             self._shown.update(self._tasks[name], note=printable(words, 200))
 
 
 class _Counting(ProgressColumn):
-    """A column for counts: things with a `unit`, or bytes, in all lines or only in some."""
+    """A column for counts: of `unit`, or of bytes in all lines or only in some."""
 
     def __init__(self, unit: str, in_bytes: bool) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""cluster-remote rename and remove: rename a cluster, or take it down."""
+"""cluster-remote rename and remove: rename a cluster remote, or remove it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from cluster_remote.cli.carrying_out import execute, facts_of, here
 from cluster_remote.cli.completion import remotes
+from cluster_remote.cli.execution import execute, facts_of, runner_here
 from cluster_remote.cli.options import DryRun, Yes
 from cluster_remote.lifecycle.changing import plan_rename, plan_take_down
 
@@ -24,7 +24,7 @@ def rename(
 
     Example: cluster-remote rename everywhere photos
     """
-    runner = here()
+    runner = runner_here()
     execute(plan_rename(facts_of(runner), old, new), runner, dry_run, yes)
 
 
@@ -38,5 +38,5 @@ def remove(
 
     Example: cluster-remote remove everywhere --cluster
     """
-    runner = here()
+    runner = runner_here()
     execute(plan_take_down(facts_of(runner), name, cluster=cluster), runner, dry_run, yes)

@@ -1,7 +1,6 @@
-"""Show values: as JSON, or as words and tables, in colour only on a terminal.
+"""Show values: as JSON, or as text and tables, in colour only on a terminal.
 
-A command makes one value (a frozen dataclass) and hands it to `emit`; people and scripts get the same value. Nothing
-here knows what the values mean.
+A command creates one value (a frozen dataclass) and passes it to `emit`; people and scripts get the same value.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ _UNLIMITED = 10_000
 
 class _Console(Console):
     def render(self, *arguments: Any, **options: Any) -> Iterator[Segment]:
-        # All output passes here: escape what was not made printable before.
+        # All output passes through here: escape what has not been made printable yet.
         for segment in super().render(*arguments, **options):
             yield segment if segment.control else Segment(visible(segment.text), segment.style)
 
@@ -62,7 +61,7 @@ class _Console(Console):
         raise BrokenPipeError
 
     def print(self, *objects: Any, soft_wrap: bool | None = None, **options: Any) -> None:
-        """Break lines between words only: a path or a key that is longer than a line stays in one piece."""
+        """Break lines only between words: a path or a key that is longer than a line stays in one piece."""
         if not soft_wrap:
             objects = tuple(_wrapped(each, self.width) if isinstance(each, str | Text) else each for each in objects)
         super().print(*objects, soft_wrap=True, **options)

@@ -17,8 +17,8 @@ from cluster_remote.cli.interrupts import run
 from cluster_remote.cli.keywise import (
     Shown,
     advanced,
-    as_words,
     cluster_and_files,
+    collect,
     print_json,
     progress_of,
     selection_of,
@@ -26,7 +26,7 @@ from cluster_remote.cli.keywise import (
 from cluster_remote.cli.options import DryRun, Json, NodeTimeout, OnlyCluster
 from cluster_remote.cli.progress import Lines, progress
 from cluster_remote.cli.render import console, duration, show_problems, size, table
-from cluster_remote.cli.viewing import view_of
+from cluster_remote.cli.target import cluster_view
 from cluster_remote.diagnosis import repairing
 from cluster_remote.diagnosis.encrypted import view_of_nodes
 from cluster_remote.diagnosis.repairing import Repair
@@ -37,8 +37,8 @@ from cluster_remote.p2p.text import printable
 __all__ = ["repair"]
 
 
-class Incomplete(Shown["Transfer"]):
-    """The transfers that are still to be done."""
+class _Incomplete(Shown["Transfer"]):
+    """The transfers that did not reach every node."""
 
     def keep(self, item: Transfer) -> None:
         if not item.complete:
@@ -51,7 +51,7 @@ def repair(
         list[str] | None,
         typer.Argument(
             metavar="[FILE…]",
-            help="Files or directories that all nodes should have (default: whatever any node has).",
+            help="Files or directories that all nodes should have (default: everything that any node has).",
             show_default=False,
         ),
     ] = None,
@@ -88,8 +88,8 @@ def repair(
     if as_json:
         outcome = print_json(work, "deliveries")
     else:
-        shown = Incomplete()
-        outcome = as_words(work, shown)
+        shown = _Incomplete()
+        outcome = collect(work, shown)
         _show(outcome, run(_with_files, shown.first), shown.hidden, console())
     if not outcome.healthy:
         nobody = bool(outcome.keys) and all(node.unknown == outcome.keys for node in outcome.nodes)
@@ -97,7 +97,7 @@ def repair(
 
 
 async def _with_files(transfers: Sequence[Transfer]) -> list[Transfer]:
-    """Add the names of files to transfers that are known by their keys alone."""
+    """Add file names to transfers that only have keys."""
     nameless = {transfer.key for transfer in transfers if transfer.file is None}
     names: dict[Key, str] = {}
     repository = await Repository.find()
@@ -108,8 +108,8 @@ async def _with_files(transfers: Sequence[Transfer]) -> list[Transfer]:
     return [replace(each, file=each.file or names.get(each.key)) for each in transfers]
 
 
-class Copied:
-    """Shows how many bytes were transferred, how fast, and the time left for the current content."""
+class _TransferProgress:
+    """A progress line for the bytes transferred."""
 
     def __init__(self, lines: Lines) -> None:
         self._lines = lines
@@ -139,11 +139,10 @@ async def _repair(
     shown: bool,
     tell: Callable[[Transfer], None],
 ) -> Repair:
-    view, cipher = view_of_nodes(await view_of(target, timeout, writing=not dry_run))
+    view, cipher = view_of_nodes(await cluster_view(target, timeout, writing=not dry_run))
     with progress(unit="keys", shown=shown) as lines:
         await progress_of(view, selection, lines)
 
-        copied = Copied(lines)
         return await repairing.repair(
             view,
             selection,
@@ -152,7 +151,7 @@ async def _repair(
             jobs=jobs,
             tell=tell,
             advance=lambda node, count, answers: advanced(lines, node, count, answers),
-            moved=copied.moved,
+            moved=_TransferProgress(lines).moved,
             cipher=cipher,
         )
 

@@ -1,7 +1,7 @@
-"""JSON schemas of what `--json` prints, one per command, made from the dataclass that the command emits.
+"""JSON schemas of what `--json` prints, one per command, generated from the dataclass that the command emits.
 
-The meaning of a field stands beside it in the class: `Annotated[float, "seconds"]`. docs/json.md is printed by
-`python -m cluster_remote.cli.schema`; a test compares the two, so that nothing scripts rely on changes by accident.
+Each field's meaning is in its annotation: `Annotated[float, "seconds"]`. `python -m cluster_remote.cli.schema` prints
+docs/json.md; a test compares the two, so that nothing scripts rely on changes by accident.
 """
 
 from __future__ import annotations

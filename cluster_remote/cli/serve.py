@@ -68,10 +68,10 @@ def serve(
 ) -> None:
     """Serve this repository's cluster to others.
 
-    Clients on a socket need a token (cluster-remote token create). A client gets the cluster, or what it names after
-    its token (TOKEN/UUID): a node, or this repository itself. Sockets passed by systemd are served too.
+    Clients on a socket need a token (cluster-remote token create). A client gets the cluster, or the node or repository
+    that it names after its token (TOKEN/UUID). Sockets passed by systemd are served too.
 
-    With --stdio there are no tokens: access is up to whatever starts the program. It may set
+    With --stdio there are no tokens: the program that starts this command controls access. It may set
     GIT_ANNEX_SHELL_READONLY or GIT_ANNEX_SHELL_APPENDONLY, as for git-annex-shell.
 
     SIGTERM and SIGINT give running requests 10 seconds to finish; a second signal ends them.
@@ -109,7 +109,7 @@ def _say(line: str) -> None:
         # Bypass Python's buffer: unwritten text would stay in it, and cause an error at exit.
         os.write(2, text.encode())
     except OSError:
-        # Nobody reads the log any more, or the disk is full: no reason to stop serving.
+        # The log's reader is gone, or the disk is full: no reason to stop serving.
         return
 
 
@@ -128,10 +128,10 @@ async def _everybody(
     tokens = Tokens.of(backend.repository)
     if not tokens.all() and not public_read:
         _say("warning: there are no tokens yet, so no client can connect: cluster-remote token create")
-    # Before any socket exists, which a signal would leave behind.
+    # Handle signals before any socket exists, so that none is left behind.
     ending = [signal.SIGTERM, signal.SIGINT]
     # With a certificate, SIGHUP reloads it; nohup ignores it.
-    if shown is None and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+    if tls_certificate is None and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         ending.append(signal.SIGHUP)
     with anyio.open_signal_receiver(*ending) as signals:
         listeners = _open(parsed)
@@ -194,7 +194,7 @@ async def _one_client(backend: Backend, wanted: UUID | None, most: int) -> None:
 
     mode = mode_from(os.environ)
     for name in [name for name in os.environ if name.startswith("GIT_ANNEX_SHELL_")]:
-        # Meant for our client; git-annex-shell, which we use to reach the nodes, would apply them to us.
+        # These are for our client. git-annex-shell, which connects us to the nodes, would apply them to us.
         del os.environ[name]
     endpoint = await backend.endpoint(wanted, None, mode)
     with client_slot(backend.repository.common_dir / "cluster-remote", most):

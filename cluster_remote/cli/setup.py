@@ -8,8 +8,8 @@ from cluster_remote.access.settings import BadSettings
 from cluster_remote.annex.errors import AnnexError, NotInitialised
 from cluster_remote.annex.gitconfig import ask_git
 from cluster_remote.annex.repository import Repository
-from cluster_remote.cli.carrying_out import execute, facts_of, here, in_repository
 from cluster_remote.cli.completion import candidates, clusters, remotes
+from cluster_remote.cli.execution import execute, facts_of, runner_here, runner_in
 from cluster_remote.cli.interrupts import run
 from cluster_remote.cli.options import DryRun, Yes
 from cluster_remote.lifecycle.serverless import Request
@@ -87,11 +87,11 @@ def setup(
         parameters["tracking"] = "remote"
     given = {key: value for key, value in parameters.items() if value}
     request = Request(name, url, tuple(dict.fromkeys(node)), cluster, given, share, nodes, autoenable)
-    runner = here_in_a_clone()
+    runner = runner_in_clone()
     first = prepare(facts_of(runner), request)
     if first.steps and not execute(first, runner, dry_run, yes):
         return
-    # A shared configuration is shown first. Without confirmation the remote is made, but git-annex does not use it yet.
+    # A shared configuration is shown first. Unconfirmed, the remote is created, but git-annex does not use it yet.
     by_name = not url and not node
     execute(run(plan_setup, facts_of(runner), request, runner), runner, dry_run, yes, may_wait=by_name)
     if runner.failed:
@@ -101,14 +101,14 @@ def setup(
         )
 
 
-def here_in_a_clone() -> Runner:
-    """Return what `here` returns; in a clone of an annex, run git annex init first if nobody has done so."""
+def runner_in_clone() -> Runner:
+    """Return a runner for the current repository; if it is a clone of an annex, run git annex init first if needed."""
     try:
-        return here()
+        return runner_here()
     except NotInitialised:
         repository = Repository.here()
         branches = ask_git("for-each-ref", "--format=%(refname)", cwd=repository.cwd, env=repository.environment())
         if not any(line.endswith(b"/git-annex") for line in branches.splitlines()):
             raise
-        run(in_repository(repository).run, "git", "annex", "init")
-        return here()
+        run(runner_in(repository).run, "git", "annex", "init")
+        return runner_here()

@@ -1,4 +1,4 @@
-"""cluster-remote status: the cluster at a glance, and its problems."""
+"""cluster-remote status: show the state of clusters, and their problems."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cluster_remote.cli.exitcodes import FAILED, UNREACHABLE
 from cluster_remote.cli.interrupts import run
 from cluster_remote.cli.options import Json
 from cluster_remote.cli.render import duration, emit, show_problems, size, table
-from cluster_remote.cli.viewing import every_view, one_view, views_at
+from cluster_remote.cli.target import every_cluster, one_cluster, views_at
 from cluster_remote.diagnosis.nodes import Unusable
 from cluster_remote.diagnosis.state import ClusterState, NodeState, Status
 from cluster_remote.diagnosis.survey import survey
@@ -41,7 +41,7 @@ def status(
     """Show a cluster's state: who answers and how fast, what each node holds, what is wrong and how to fix it.
 
     Asks all nodes at once. Key counts come from the location log; each node is asked about a random sample of keys, to
-    see whether the log is right. cluster-remote check asks about all of them.
+    see whether the log is right. cluster-remote check asks about all keys.
 
     Exit codes: 0 all is well, 1 problems found, 2 wrong usage, 3 nobody answers, 4 not in a repository,
     130 interrupted.
@@ -58,11 +58,11 @@ def status(
 async def _status(target: str, sample: int, timeout: float) -> Status:
     broken: list[Unusable] = []
     if not target:
-        views, broken = await every_view(timeout)
+        views, broken = await every_cluster(timeout)
     elif looks_like_address(target):
         views = await views_at(target, timeout)
     else:
-        views, broken = await one_view(target, timeout)
+        views, broken = await one_cluster(target, timeout)
     return await survey(views, broken, timeout=timeout, sample=sample)
 
 
@@ -118,7 +118,7 @@ def _way(cluster: ClusterState) -> Iterator[str]:
 
 def _nodes_table(cluster: ClusterState) -> object:
     columns = ["node", "state", "latency", "version", "keys", "size", "free", "cost"]
-    # Columns without information are left out, to fit a terminal of 80 columns.
+    # Columns without information are left out, so that the table fits a terminal of 80 columns.
     graded = any(node.trust != "semitrusted" for node in cluster.nodes)
     preferring = any(node.preferred or node.required for node in cluster.nodes)
     rows: list[list[object]] = []

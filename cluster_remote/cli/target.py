@@ -1,34 +1,30 @@
-"""Resolve NAME or URL on a command line, for commands that talk to one server or node."""
+"""Resolve NAME or URL on a command line: to one session, or to views of clusters and their nodes."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cluster_remote.access.configuration import check_writing
+from cluster_remote.access.configuration import NotVerified, check_writing
 from cluster_remote.access.place import Place, looks_like_address
-from cluster_remote.access.settings import Settings
+from cluster_remote.access.settings import BadSettings
 from cluster_remote.access.view import View
-from cluster_remote.annex.branchlog import BranchLogs
+from cluster_remote.annex.errors import AnnexError
 from cluster_remote.annex.repository import Repository
+from cluster_remote.annex.verification import pending
+from cluster_remote.diagnosis.nodes import Unusable
+from cluster_remote.p2p.key import UUID
 from cluster_remote.p2p.session import Session
 
-__all__ = ["Target", "annex_repository", "resolve", "view_named"]
-
-
-@dataclass(frozen=True)
-class Target:
-    """An open session with a server or node.
-
-    `node` is the requested node behind it, if any. `settings` is None for a bare address, `repository` is None outside
-    a git-annex repository.
-    """
-
-    label: str
-    node: str
-    session: Session
-    settings: Settings | None
-    repository: Repository | None
-    logs: BranchLogs
+__all__ = [
+    "Target",
+    "annex_repository",
+    "cluster_view",
+    "every_cluster",
+    "one_cluster",
+    "resolve",
+    "view_named",
+    "views_at",
+]
 
 
 def annex_repository() -> Repository:
@@ -39,10 +35,27 @@ def annex_repository() -> Repository:
     return repository
 
 
+# One session
+
+
+@dataclass(frozen=True)
+class Target:
+    """An open session with a server, or with the `node` behind it if one was requested."""
+
+    view: View
+    node: str
+    session: Session
+
+    @property
+    def label(self) -> str:
+        """What to call it in messages."""
+        return f"{self.view.label} ({self.node})" if self.node else self.view.label
+
+
 async def view_named(text: str, timeout: float | None = None, node: str = "", *, writing: bool = False) -> View:
     """Return the remote or address that `text` names, without connecting.
 
-    `writing` refuses where git-annex would not write. Raises BadSettings, AnnexError.
+    With `writing`, refuse where git-annex would not write. Raises BadSettings, AnnexError.
     """
     address = looks_like_address(text)
     place = await (Place.anywhere() if address else Place.here())
@@ -52,8 +65,67 @@ async def view_named(text: str, timeout: float | None = None, node: str = "", *,
 
 
 async def resolve(text: str, *, timeout: float | None = None, node: str = "", writing: bool = False) -> Target:
-    """Open a session with what `text` names, or with `node` behind it. See `view_named`; also raises BadAddress."""
+    """Return a session with what `text` names, or with `node` behind it. See `view_named`; also raises BadAddress."""
     view = await view_named(text, timeout, node, writing=writing)
-    session = view.node(node) if node else view.session()
-    label = f"{text} ({node})" if node else text
-    return Target(label, node, session, view.settings, view.repository, view.logs)
+    return Target(view, node, view.node(node) if node else view.session())
+
+
+# Clusters and their nodes
+
+
+async def cluster_view(name: str, timeout: float | None = None, *, writing: bool = False) -> View:
+    """Return a remote of this repository, with the current logs. Like `view_named`, but refuses addresses."""
+    if looks_like_address(name):
+        raise BadSettings(
+            f"{name}: give a remote of this repository, which has a location log to compare; "
+            f"cluster-remote setup NAME {name} makes one"
+        )
+    place = await Place.here(merge=True)
+    if writing:
+        check_writing(place.config)
+    return place.remote(name, timeout)
+
+
+async def every_cluster(timeout: float | None) -> tuple[list[View], list[Unusable]]:
+    """Return all cluster remotes of this repository, except those for single nodes of the others.
+
+    Raises BadSettings if there is none, AnnexError.
+    """
+    place = await Place.here(merge=True)
+    if not place.remotes():
+        raise BadSettings("this repository has no cluster remote; cluster-remote setup NAME URL makes one")
+    views: list[View] = []
+    unusable: list[Unusable] = []
+    for name in place.remotes():
+        try:
+            views.append(place.remote(name, timeout))
+        except (BadSettings, AnnexError) as error:
+            # The others are shown all the same.
+            unusable.append(await _unusable(place, name, error))
+    nodes = {uuid for view in views if view.uuid.is_cluster for uuid in view.uuids}
+    return [view for view in views if view.uuid not in nodes], unusable
+
+
+async def one_cluster(name: str, timeout: float | None) -> tuple[list[View], list[Unusable]]:
+    """Return one remote, like `every_cluster`; it is unusable if it is not verified. Raises BadSettings, AnnexError."""
+    place = await Place.here(merge=True)
+    try:
+        return [place.remote(name, timeout)], []
+    except NotVerified as error:
+        return [], [await _unusable(place, name, error)]
+
+
+async def views_at(url: str, timeout: float | None) -> list[View]:
+    """Return the clusters, or the repository, at an address, with this repository's logs, if this is one.
+
+    Raises BadSettings, SessionError, AnnexError.
+    """
+    return await (await Place.anywhere(merge=True)).answering_at(url, timeout)
+
+
+async def _unusable(place: Place, name: str, error: Exception) -> Unusable:
+    uuid = UUID.parse(place.config.remote(name, "annex-uuid") or "")
+    assert place.repository is not None
+    waiting = await pending(place.repository, name) if isinstance(error, NotVerified) else None
+    number = None if waiting is None else waiting.number
+    return Unusable(name, uuid, place.logs.descriptions.get(uuid, ""), str(error), number)

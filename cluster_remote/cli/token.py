@@ -1,4 +1,4 @@
-"""cluster-remote token: who may use this repository's gateway."""
+"""cluster-remote token: manage access to this repository's gateway."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich.console import Console
 from cluster_remote.access.settings import BadSettings
 from cluster_remote.annex.branchlog import BranchLogs
 from cluster_remote.annex.repository import Repository
-from cluster_remote.cli.completion import behind
+from cluster_remote.cli.completion import behind_gateway
 from cluster_remote.cli.interrupts import run
 from cluster_remote.cli.options import Json
 from cluster_remote.cli.render import emit, table
@@ -80,7 +80,7 @@ def create(
         "",
         metavar="NAME|UUID",
         help="Give access only to this repository behind the gateway, and by default not to git.",
-        autocompletion=behind,
+        autocompletion=behind_gateway,
     ),
     git: bool = typer.Option(
         None,
@@ -104,7 +104,7 @@ def create(
     if link != bool(address):
         raise BadSettings("--link and --address ADDRESS must be given together: a link says where the gateway is")
     repository = annex_repository()
-    place = str(parse_listen(address)) if link else ""
+    gateway = str(parse_listen(address)) if link else ""
     wanted = run(_repository_behind, repository, node) if node else None
     mode = Mode.READ_ONLY if read_only else Mode.APPEND_ONLY if append_only else Mode.READ_WRITE
     until = _expiry(expires) if expires else None
@@ -121,10 +121,10 @@ def create(
         raise BadSettings(f"--note: {error}") from None
     linked = None
     if link and wanted is None:
-        linked = f"p2p-annex::cluster:{place}:{text}"
+        linked = f"p2p-annex::cluster:{gateway}:{text}"
     elif link:
         assert wanted is not None
-        linked = f"p2p-annex::cluster:{place}?node={wanted}:{for_node(text, wanted)}"
+        linked = f"p2p-annex::cluster:{gateway}?node={wanted}:{for_node(text, wanted)}"
     emit(NewToken(_known(token), text, linked), as_json, _show_new)
 
 
@@ -159,7 +159,7 @@ _UNITS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
 def _expiry(text: str) -> int:
-    """Parse `30d`, or a date, at whose beginning it ends; return seconds since 1970. Raises BadSettings."""
+    """Parse a duration such as `30d`, or a date; return seconds since 1970. Raises BadSettings."""
     if match := re.fullmatch(r"([0-9]{1,6})([mhdw])", text):
         return int(time.time()) + int(match[1]) * _UNITS[match[2]]
     try:

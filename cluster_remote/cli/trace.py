@@ -45,12 +45,12 @@ from cluster_remote.transport.tracing import VARIABLE
 
 __all__ = ["trace"]
 
-# As an assignment for a shell or env(1), quoted or not; at the end of a link for git annex p2p; or in the form that our
-# gateway creates.
+# A token in an assignment for a shell or env(1), quoted or not; at the end of a link for git annex p2p; or in the form
+# that our gateway creates.
 _TOKEN = re.compile(rf"""({TOKEN}=(?:\\?["'])?)[^\s"']+|(p2p-annex::\S*:)[^\s:"']+|\b[a-z2-7]{{52}}\b""")
-# Seconds between looks for new messages.
-_LOOK = 0.05
-# Maximum characters in a line of a trace: the longest message, and what is said about it.
+# Seconds between checks for new messages.
+_POLL_INTERVAL = 0.05
+# Maximum characters in a line of a trace: the longest message, and its metadata.
 _LINE_LIMIT = 1024 * 1024
 
 
@@ -92,13 +92,13 @@ def trace(
         if file is not None:
             code = _replay(stack.enter_context(file), report)
         else:
-            code = run(_listen, command, report, as_json)
+            code = run(_traced, command, report, as_json)
         if diagram and not as_json:
             for line in as_text(report.diagram(), plain=not _speaks_unicode(shown)):
                 print(visible(line), file=shown)
         if picture is not None:
             picture.writelines(line + "\n" for line in as_svg(report.diagram()))
-        if not report.heard:
+        if not report.messages:
             print(
                 "cluster-remote: no messages: the command used no cluster remote, or could not connect",
                 file=sys.stderr,
@@ -110,7 +110,7 @@ class _Report:
     """Shows a conversation as it happens, saves it, and remembers it for a drawing."""
 
     def __init__(self, shown: IO[str], as_json: bool, keep: IO[str] | None, drawn: bool) -> None:
-        self.heard = 0
+        self.messages = 0
         self._shown = shown
         self._json = JsonStream(shown) if as_json else None
         self._keep = keep
@@ -131,7 +131,7 @@ class _Report:
             self._add = self._stack.enter_context(self._json.items("messages"))
 
     def message(self, said: Said) -> None:
-        self.heard += 1
+        self.messages += 1
         if len(self._first) < self._most:
             self._first.append(said)
         if self._keep is not None:
@@ -152,7 +152,7 @@ class _Report:
         self._shown.flush()
 
     def diagram(self) -> Diagram:
-        return lay_out(self._heading, self._first, self.heard - len(self._first))
+        return lay_out(self._heading, self._first, self.messages - len(self._first))
 
 
 def _speaks_unicode(stream: IO[str]) -> bool:
@@ -161,7 +161,7 @@ def _speaks_unicode(stream: IO[str]) -> bool:
 
 @contextmanager
 def _writable(path: Path, option: str) -> Iterator[IO[str]]:
-    """Open a file for writing before doing anything whose result could not be saved. Raises BadSettings."""
+    """Open a file for writing, before doing anything whose result might not be saved. Raises BadSettings."""
     try:
         file = path.open("w", encoding="utf-8", errors="backslashreplace")
     except OSError as error:
@@ -211,7 +211,7 @@ def _replay(file: IO[str], report: _Report) -> int:
 # A command
 
 
-async def _listen(command: list[str], report: _Report, as_json: bool) -> int:
+async def _traced(command: list[str], report: _Report, as_json: bool) -> int:
     """Run the command and report its messages; return its exit code."""
     with tempfile.TemporaryDirectory(prefix="cluster-remote-trace-") as directory:
         path = Path(directory) / "conversation"
@@ -228,14 +228,14 @@ async def _listen(command: list[str], report: _Report, as_json: bool) -> int:
                 tasks.start_soon(start)
                 rest = b""
                 while not codes:
-                    await anyio.sleep(_LOOK)
-                    rest = _hear(file, rest, report)
-            _hear(file, rest, report)
+                    await anyio.sleep(_POLL_INTERVAL)
+                    rest = _report_new(file, rest, report)
+            _report_new(file, rest, report)
     report.end(Ending(codes[0]))
     return codes[0]
 
 
-def _hear(file: IO[bytes], rest: bytes, report: _Report) -> bytes:
+def _report_new(file: IO[bytes], rest: bytes, report: _Report) -> bytes:
     """Report the complete lines added to the file; return the incomplete rest."""
     while chunk := file.read(_LINE_LIMIT):
         *lines, rest = (rest + chunk).split(b"\n")
@@ -243,7 +243,7 @@ def _hear(file: IO[bytes], rest: bytes, report: _Report) -> bytes:
             try:
                 said = parse_said(line.decode("ascii", "backslashreplace"))
             except BadTrace as error:
-                # Usually a full disk. Tracing must not disturb what is traced.
+                # Usually the disk is full. Tracing must not disturb the traced command.
                 print(f"cluster-remote: cannot read a message: {printable(str(error))}", file=sys.stderr)
             else:
                 report.message(said)
@@ -251,14 +251,14 @@ def _hear(file: IO[bytes], rest: bytes, report: _Report) -> bytes:
 
 
 def _without_token(command: list[str]) -> tuple[str, ...]:
-    """Mask tokens in the command: the one in the environment, and whatever looks like one or is passed as one."""
+    """Mask tokens in the command: the one in the environment, and any word that looks like one or is passed as one."""
     token = given_token()
     words = (word.replace(token, "[token]") if token else word for word in command)
     return tuple(_TOKEN.sub(lambda found: f"{found[1] or found[2] or ''}[token]", word) for word in words)
 
 
 async def _names() -> dict[str, str]:
-    """Return this repository's names for others; none outside a repository, where tracing works too."""
+    """Return this repository's descriptions of others; none outside a repository, where tracing works too."""
     try:
         logs = await BranchLogs.read(await Repository.find(), ("uuid.log",))
     except AnnexError:

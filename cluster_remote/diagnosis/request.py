@@ -27,9 +27,9 @@ from cluster_remote.remote.retrieval import retrieve
 
 if TYPE_CHECKING:
     from cluster_remote.access.settings import Settings
+    from cluster_remote.access.view import View
     from cluster_remote.annex.branchlog import BranchLogs
     from cluster_remote.annex.repository import Repository
-    from cluster_remote.cli.target import Target
     from cluster_remote.p2p.session import Session
 
 __all__ = ["Downloaded", "Dropped", "Locked", "Presence", "Recorder", "Uploaded", "download", "drop", "lock", "present"]
@@ -207,9 +207,12 @@ class Recorder:
     logs: BranchLogs
 
     @classmethod
-    def of(cls, target: Target) -> Recorder:
-        """Check that answers of `target` can be recorded. Raises NotARepository, BadSettings."""
-        repository, settings = target.repository, target.settings
+    def of(cls, view: View, node: str) -> Recorder:
+        """Check that answers of a remote, or of the `node` behind it, can be recorded.
+
+        Raises NotARepository, BadSettings.
+        """
+        repository, settings = view.repository, view.settings
         if repository is None:
             raise NotARepository(
                 "--record writes to a repository's location log: run it inside a repository, or leave out --record"
@@ -225,11 +228,11 @@ class Recorder:
                     f"--record: {settings.name} stores encrypted or chunked content, which this "
                     f"command does not handle; use git annex copy or git annex fsck"
                 )
-            if target.node:
+            if node:
                 raise BadSettings(
                     f"--record: {settings.name} counts as one copy, whichever nodes have it; leave out --node"
                 )
-        return cls(repository, settings, target.logs)
+        return cls(repository, settings, view.logs)
 
     async def record(
         self, key: Key, server: UUID, named: Collection[UUID], *, present: bool, whole: bool = True

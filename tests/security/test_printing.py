@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cluster_remote.cli import check, doctor, failure, repair, requests, serve, status, token
-from cluster_remote.cli.carrying_out import _say as say_of_plans
+from cluster_remote.cli.execution import _say as say_of_plans
 from cluster_remote.cli.render import console, emit, say, table
 from cluster_remote.diagnosis.checkup import Checkup, Program, Server
 from cluster_remote.diagnosis.comparison import Check, Finding, NodeCount

@@ -1,4 +1,4 @@
-"""Show a plan, ask, and carry it out: shared by every command that changes a cluster."""
+"""Show a plan, ask for confirmation, and carry it out: shared by all commands that change a cluster."""
 
 from __future__ import annotations
 
@@ -11,24 +11,22 @@ from cluster_remote.access.settings import BadSettings
 from cluster_remote.annex.repository import Repository
 from cluster_remote.cli.interrupts import run
 from cluster_remote.cli.render import say
+from cluster_remote.cli.target import annex_repository
 from cluster_remote.lifecycle.facts import Facts
 from cluster_remote.lifecycle.nodes import contacted
 from cluster_remote.lifecycle.steps import Plan, Runner, carry_out
 from cluster_remote.p2p.text import visible
 
-__all__ = ["execute", "facts_of", "here", "in_repository"]
+__all__ = ["execute", "facts_of", "runner_here", "runner_in"]
 
 
-def here() -> Runner:
+def runner_here() -> Runner:
     """Return a runner for the current repository that shows its commands. Raises NotARepository, NotInitialised."""
-    repository = Repository.here()
-    # Fail before anything else does.
-    _ = repository.uuid
-    return in_repository(repository)
+    return runner_in(annex_repository())
 
 
-def in_repository(repository: Repository) -> Runner:
-    """Return a runner that shows its commands, for a repository that git-annex may not have initialised yet."""
+def runner_in(repository: Repository) -> Runner:
+    """Return a runner that shows its commands, for a repository that need not be initialised by git-annex."""
     return Runner(repository, _say)
 
 
@@ -39,15 +37,15 @@ def facts_of(runner: Runner, nodes: Sequence[str] = ()) -> Facts:
 
 def _say(line: str) -> None:
     say(line, bold=line.startswith("$ "))
-    # Keep our output ahead of the command's own.
+    # Otherwise the command's own output could come first.
     sys.stdout.flush()
 
 
 def execute(plan: Plan, runner: Runner, dry_run: bool, yes: bool, *, may_wait: bool = False) -> bool:
     """Show a plan, ask if needed, and carry it out. Return whether it was carried out.
 
-    `may_wait`: if nobody can be asked, create the remotes without telling git-annex that they are safe. Raises
-    BadSettings, AnnexError, typer.Abort.
+    `may_wait`: without a terminal to ask on, create the remotes without telling git-annex that they are safe.
+    Raises BadSettings, AnnexError, typer.Abort.
     """
     for note in plan.notes:
         runner.say(note)
@@ -56,10 +54,10 @@ def execute(plan: Plan, runner: Runner, dry_run: bool, yes: bool, *, may_wait: b
             runner.say(line)
         runner.say("Nothing has been done (--dry-run).")
         return False
-    person = sys.stdin.isatty() and sys.stdout.isatty()
+    interactive = sys.stdin.isatty() and sys.stdout.isatty()
     waiting: tuple[str, ...] = ()
     if plan.questions and not yes:
-        if person:
+        if interactive:
             for question in plan.questions:
                 typer.confirm(visible(question), abort=True)
         elif may_wait:
@@ -69,7 +67,7 @@ def execute(plan: Plan, runner: Runner, dry_run: bool, yes: bool, *, may_wait: b
             plan = plan.unverified
         else:
             raise BadSettings(f"{' '.join(plan.questions)} There is no terminal to ask on: read it, then add --yes")
-    elif plan.shares and person and not yes:
+    elif plan.shares and interactive and not yes:
         for line in plan.shown():
             runner.say(line)
         typer.confirm("This writes to the git-annex branch, which others share. Continue?", default=True, abort=True)

@@ -1,0 +1,126 @@
+"""What present, put, get, drop and lock share: their arguments, the session, and the record of an answer."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from cluster_remote.access.identity import not_recorded
+from cluster_remote.access.settings import BadSettings
+from cluster_remote.annex.contents import key_of
+from cluster_remote.annex.repository import Repository
+from cluster_remote.cli.completion import nodes
+from cluster_remote.cli.progress import Lines
+from cluster_remote.cli.render import say
+from cluster_remote.cli.target import Target, resolve
+from cluster_remote.diagnosis.request import Dropped, Presence, Recorder, Uploaded
+from cluster_remote.p2p.key import UUID, Key
+from cluster_remote.p2p.text import printable
+
+__all__ = [
+    "KeyOrFile",
+    "Node",
+    "Record",
+    "connected",
+    "descriptions_of",
+    "key_named",
+    "names_of",
+    "path_exists",
+    "record_answer",
+    "show_recorded",
+    "shown_progress",
+]
+
+
+KeyOrFile = Annotated[
+    str, typer.Argument(metavar="KEY|FILE", help="A key or an annexed file of this repository.", show_default=False)
+]
+Node = Annotated[
+    str,
+    typer.Option(
+        "--node",
+        metavar="UUID|NAME",
+        help="Ask one node behind the server, by UUID, description or name.",
+        autocompletion=nodes,
+        show_default=False,
+    ),
+]
+Record = Annotated[
+    bool, typer.Option("--record", help="Record in the location log what the answer says about NAME's nodes.")
+]
+
+
+@asynccontextmanager
+async def connected(text: str, node: str, timeout: float | None, *, writing: bool = False) -> AsyncIterator[Target]:
+    """Resolve a target, and close its session at the end. Raises BadSettings, BadAddress, AnnexError."""
+    target = await resolve(text, timeout=timeout, node=node, writing=writing)
+    try:
+        yield target
+    finally:
+        await target.session.aclose()
+
+
+async def key_named(text: str) -> tuple[Key, Repository | None]:
+    """Return the key that a word names, and the repository if the word is an annexed file."""
+    if path_exists(text):
+        repository = await Repository.find()
+        return await key_of(repository, text), repository
+    try:
+        return Key.parse(text), None
+    except ValueError as error:
+        raise BadSettings(f"there is no file {text!r} here, and {error}") from None
+
+
+def path_exists(path: str | Path) -> bool:
+    """Return whether a path exists, even as a dangling link: an annexed file without its content is one."""
+    return os.path.lexists(path)
+
+
+def descriptions_of(target: Target, uuids: Collection[UUID]) -> dict[str, str]:
+    """Return this repository's descriptions of others, by UUID."""
+    descriptions = target.view.logs.descriptions
+    return {str(uuid): descriptions[uuid] for uuid in sorted(uuids) if uuid in descriptions}
+
+
+def names_of(uuids: Collection[UUID], descriptions: Mapping[str, str]) -> str:
+    """Format the names of repositories for people."""
+    return ", ".join(printable(descriptions.get(str(uuid), str(uuid))) for uuid in uuids)
+
+
+def show_recorded(uuids: Collection[UUID], descriptions: Mapping[str, str], console: Console) -> None:
+    """Print the repositories for which the location log was updated, if any."""
+    if uuids:
+        console.print(f"recorded in the location log: {names_of(uuids, descriptions)}")
+
+
+async def record_answer(
+    recorder: Recorder,
+    outcome: Presence | Uploaded | Dropped,
+    named: Collection[UUID],
+    *,
+    present: bool,
+    whole: bool = True,
+) -> tuple[UUID, ...]:
+    """Record an answer, warn about repositories that the remote is not trusted about, and return the others."""
+    recorded, others = await recorder.record(outcome.key, outcome.server, named, present=present, whole=whole)
+    if others:
+        say(f"cluster-remote: {not_recorded(outcome.target, others)}", err=True)
+    return recorded
+
+
+def shown_progress(lines: Lines, name: str) -> Callable[[int], None]:
+    """Return a function that takes positions in the content and shows them as progress."""
+    last = 0
+
+    def moved(position: int) -> None:
+        nonlocal last
+        lines.advance(name, position - last)
+        last = position
+
+    return moved
