@@ -14,7 +14,8 @@ from cluster_remote.cli.render import say
 from cluster_remote.cli.target import annex_repository
 from cluster_remote.lifecycle.facts import Facts
 from cluster_remote.lifecycle.nodes import contacted
-from cluster_remote.lifecycle.steps import Plan, Runner, carry_out
+from cluster_remote.lifecycle.runner import Runner
+from cluster_remote.lifecycle.steps import Plan, carry_out
 from cluster_remote.p2p.text import visible
 
 __all__ = ["execute", "facts_of", "runner_here", "runner_in"]
@@ -64,7 +65,7 @@ def execute(plan: Plan, runner: Runner, dry_run: bool, yes: bool, *, may_wait: b
             waiting = plan.verifying
             for question in plan.questions:
                 runner.say(question)
-            plan = plan.unverified
+            plan = plan.without_consent
         else:
             raise BadSettings(f"{' '.join(plan.questions)} There is no terminal to ask on: read it, then add --yes")
     elif plan.shares and interactive and not yes:

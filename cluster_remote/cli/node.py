@@ -12,9 +12,9 @@ from cluster_remote.cli.completion import candidates, nodes, remotes
 from cluster_remote.cli.execution import execute, facts_of, runner_here
 from cluster_remote.cli.interrupts import run
 from cluster_remote.cli.options import DryRun, Yes
-from cluster_remote.lifecycle.changing import Own, node_called, own_cluster, plan_add, plan_remove, remote_of
+from cluster_remote.lifecycle.changing import OwnCluster, node_named, own_cluster, plan_add, plan_remove, remote_of
 from cluster_remote.lifecycle.facts import Facts
-from cluster_remote.lifecycle.steps import Runner
+from cluster_remote.lifecycle.runner import Runner
 
 __all__ = ["app"]
 
@@ -73,7 +73,7 @@ def remove(
     runner = runner_here()
     facts = facts_of(runner)
     own = own_cluster(facts, name)
-    uuid = node_called(facts, own, node)
+    uuid = node_named(facts, own, node)
     plan = plan_remove(facts, own, uuid, dead=dead)
     remote = remote_of(facts, uuid)
     if drain:
@@ -101,7 +101,7 @@ def replace(
     runner = runner_here()
     facts = facts_of(runner, [new])
     own = own_cluster(facts, name)
-    uuid = node_called(facts, own, old)
+    uuid = node_named(facts, own, old)
     first = plan_add(facts, own, [new])
     done = execute(first, runner, dry_run, yes)
     _fill(own, runner, dry_run)
@@ -110,7 +110,7 @@ def replace(
     execute(plan_remove(facts, own, uuid, dead=dead), runner, dry_run, yes)
 
 
-def _fill(own: Own, runner: Runner, dry_run: bool) -> None:
+def _fill(own: OwnCluster, runner: Runner, dry_run: bool) -> None:
     """Run cluster-remote repair, to copy to every node what it lacks. Raises CommandFailed, BadSettings."""
     if own.remote is None:
         raise BadSettings(f"nothing can be copied to the nodes without a remote: cluster-remote setup {own.name}")
@@ -122,8 +122,8 @@ def _fill(own: Own, runner: Runner, dry_run: bool) -> None:
         run(runner.run, sys.executable, "-m", "cluster_remote", *words, shown=f"cluster-remote {' '.join(words)}")
 
 
-def _drain(facts: Facts, own: Own, remote: str | None, runner: Runner, dry_run: bool) -> None:
-    if own.hidden:
+def _drain(facts: Facts, own: OwnCluster, remote: str | None, runner: Runner, dry_run: bool) -> None:
+    if own.encrypted:
         raise BadSettings(
             "the contents there are encrypted, and no log says which ones it holds; fill another node first "
             "(cluster-remote node replace)"

@@ -12,9 +12,9 @@ from cluster_remote.cli.completion import candidates, clusters, remotes
 from cluster_remote.cli.execution import execute, facts_of, runner_here, runner_in
 from cluster_remote.cli.interrupts import run
 from cluster_remote.cli.options import DryRun, Yes
+from cluster_remote.lifecycle.runner import Runner
 from cluster_remote.lifecycle.serverless import Request
 from cluster_remote.lifecycle.setting_up import plan_setup, prepare
-from cluster_remote.lifecycle.steps import Runner
 from cluster_remote.transport import FORMS
 
 __all__ = ["setup"]

@@ -1,1 +1,1 @@
-"""The life of a cluster: set up, changed, renamed, taken down. Changes are planned first, and undone on failure."""
+"""Setting up, changing, renaming and taking down clusters. Changes are planned first, and undone on failure."""

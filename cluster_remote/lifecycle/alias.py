@@ -1,9 +1,9 @@
-"""Clusters that every clone has at once. Pure.
+"""Plan a cluster remote that every new clone has at once. Pure.
 
 git-annex enables a remote automatically if remote.log says `autoenable=true`. That requires the encryption parameter,
-which git-annex does not store for a remote that is the same as another. So such a remote gets a UUID of its own that is
-also a cluster's: an alias, with the same nodes in cluster.log, and `cluster=` naming the cluster that it stands for.
-git-annex never counts a cluster as a copy, so each copy is counted once. (Observed with git-annex 10.20261026.)
+which git-annex does not store for a remote made with --sameas. So such a remote gets a cluster's UUID of its own, an
+alias: it has the same nodes in cluster.log, and `cluster=` names the cluster itself. git-annex never counts a cluster
+as a copy, so each copy is counted once. (Observed with git-annex 10.20261026.)
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ import secrets
 from collections.abc import Iterator
 from dataclasses import replace
 
+from cluster_remote.lifecycle.cluster_steps import RecordNodes
 from cluster_remote.lifecycle.facts import Facts, Stored
+from cluster_remote.lifecycle.remote_steps import RemoveRemote
 from cluster_remote.lifecycle.remotes import Wanted, initremote, plan_remote, recreated
-from cluster_remote.lifecycle.steps import Plan, Record, Setting, Step, TakeOut
+from cluster_remote.lifecycle.steps import Plan, Setting, Step
 from cluster_remote.p2p.key import UUID
 from cluster_remote.p2p.text import printable
 
@@ -22,7 +24,7 @@ __all__ = ["aliases", "plan_alias", "refreshed"]
 
 
 def aliases(facts: Facts, cluster: UUID) -> Iterator[Stored]:
-    """Yield the remotes in the git-annex branch whose UUID stands for a cluster."""
+    """Yield the remotes in the git-annex branch that are aliases of a cluster."""
     for each in facts.stored:
         if facts.logs.aliases.get(each.uuid) == cluster:
             yield each
@@ -34,11 +36,11 @@ def refreshed(facts: Facts) -> Iterator[Step]:
         nodes = facts.logs.clusters.nodes(cluster)
         if facts.logs.clusters.nodes(alias) != nodes:
             name = printable(facts.logs.remotes[alias].get("name", alias.text))
-            yield Record(alias, nodes, f"{name} stands for the cluster in every clone")
+            yield RecordNodes(alias, nodes, f"{name} is the cluster's remote in every clone")
 
 
 def plan_alias(facts: Facts, wanted: Wanted) -> Plan:
-    """Plan a remote that every clone has at once, replacing one that only this repository has. Raises BadSettings."""
+    """Plan a remote that every clone has at once, replacing a private one of this repository. Raises BadSettings."""
     assert isinstance(wanted.sameas, UUID)
     cluster = wanted.sameas
     parameters = {**wanted.parameters, "cluster": cluster.text, "autoenable": "true"}
@@ -50,13 +52,15 @@ def plan_alias(facts: Facts, wanted: Wanted) -> Plan:
     steps: list[Step] = []
     stored = facts.stored_of(wanted.name) if wanted.name in facts.config.remotes() else None
     if stored is not None and facts.remote_uuid(wanted.name) == cluster and stored.private:
-        steps.append(TakeOut(wanted.name, recreated(facts, wanted.name, stored)))
+        steps.append(RemoveRemote(wanted.name, recreated(facts, wanted.name, stored)))
         made = Plan((initremote(alias),))
         made += Plan(tuple(Setting(f"remote.{alias.name}.{key}", value) for key, value in alias.config.items()))
     else:
         made = plan_remote(facts, alias)
     nodes = facts.logs.clusters.nodes(cluster)
-    steps.append(Record(uuid, nodes, f"{alias.name} gets a UUID of its own, which git-annex can enable automatically"))
+    steps.append(
+        RecordNodes(uuid, nodes, f"{alias.name} gets a UUID of its own, which git-annex can enable automatically")
+    )
     return Plan(tuple(steps)) + made
 
 

@@ -1,4 +1,4 @@
-"""Plan changes of an existing cluster: its nodes, its name, its end. Pure."""
+"""Plan changes of an existing cluster: add and remove nodes, rename it, take it down. Pure."""
 
 from __future__ import annotations
 
@@ -7,29 +7,31 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from cluster_remote.access.settings import BadSettings
+from cluster_remote.lifecycle.cluster_steps import CheckNodes, Describe
 from cluster_remote.lifecycle.facts import Facts
 from cluster_remote.lifecycle.names import checked_remote, cluster_name
 from cluster_remote.lifecycle.nodes import Change, plan_change
+from cluster_remote.lifecycle.remote_steps import RemoveRemote, Rename, Verify
 from cluster_remote.lifecycle.remotes import recreated
-from cluster_remote.lifecycle.steps import Check, Command, Describe, Plan, Rename, Step, TakeOut, Verify
+from cluster_remote.lifecycle.steps import Command, Plan, Step
 from cluster_remote.p2p.key import UUID
 from cluster_remote.p2p.text import printable
 
-__all__ = ["Own", "node_called", "own_cluster", "plan_add", "plan_remove", "plan_rename", "plan_take_down"]
+__all__ = ["OwnCluster", "node_named", "own_cluster", "plan_add", "plan_remove", "plan_rename", "plan_take_down"]
 
 
 @dataclass(frozen=True)
-class Own:
-    """A cluster of this repository: its name in git's configuration, and our remote for it, if any."""
+class OwnCluster:
+    """A cluster of this repository: its name in git's configuration, and this repository's remote for it, if any."""
 
     name: str
     uuid: UUID
     remote: str | None
-    hidden: bool
-    """Whether its content is encrypted, so that its nodes must not get unencrypted content."""
+    encrypted: bool
+    """Whether its content is encrypted, so that git annex sync must not send unencrypted content to its nodes."""
 
 
-def own_cluster(facts: Facts, named: str) -> Own:
+def own_cluster(facts: Facts, named: str) -> OwnCluster:
     """Return the cluster with this name, or with a remote of this name. Raises BadSettings."""
     own = facts.config.clusters()
     if facts.ours(named):
@@ -43,17 +45,17 @@ def own_cluster(facts: Facts, named: str) -> Own:
         uuid = facts.remote_uuid(named)
         for name, each in own.items():
             if each == uuid or parameters.get("cluster", "").lower() in (name, each.text):
-                return Own(name, each, named, parameters.get("encryption", "none") != "none")
+                return OwnCluster(name, each, named, parameters.get("encryption", "none") != "none")
         raise BadSettings(f"the cluster of {named} is not set up in this repository: cluster-remote setup {named}")
     name = named.lower()
     if name in own:
         remotes = (each for each in facts.config.remotes() if facts.ours(each))
-        return Own(name, own[name], next((r for r in remotes if facts.remote_uuid(r) == own[name]), None), False)
+        return OwnCluster(name, own[name], next((r for r in remotes if facts.remote_uuid(r) == own[name]), None), False)
     known = ", ".join(sorted({*own, *(each for each in facts.config.remotes() if facts.ours(each))}))
     raise BadSettings(f"this repository has no cluster {named!r}" + (f"; it has {known}" if known else ""))
 
 
-def node_called(facts: Facts, own: Own, text: str) -> UUID:
+def node_named(facts: Facts, own: OwnCluster, text: str) -> UUID:
     """Return the node with this remote, description or UUID. Raises BadSettings."""
     nodes = facts.logs.clusters.nodes(own.uuid)
     found = {uuid for uuid in nodes if text in (uuid.text, facts.logs.descriptions.get(uuid))}
@@ -77,19 +79,19 @@ def remote_of(facts: Facts, uuid: UUID) -> str | None:
     return next((each for each in facts.config.remotes() if facts.remote_uuid(each) == uuid), None)
 
 
-def plan_add(facts: Facts, own: Own, nodes: Sequence[str]) -> Plan:
+def plan_add(facts: Facts, own: OwnCluster, nodes: Sequence[str]) -> Plan:
     """Plan adding nodes to a cluster. Raises BadSettings."""
-    change = plan_change(facts, Change(own.name, own.uuid, nodes, hidden=own.hidden))
+    change = plan_change(facts, Change(own.name, own.uuid, nodes, encrypted=own.encrypted))
     cost: tuple[Step, ...] = ()
     if own.remote is not None and (costs := [each for node in nodes if (each := facts.cost(node)) is not None]):
         now = facts.cost(own.remote)
         if now is not None and min(costs) <= now:
             # git annex sync should upload to the cluster rather than to each node.
             cost = facts.setting(f"remote.{own.remote}.annex-cost", f"{min(costs) - 1:g}")
-    return Plan((facts.guard(),)) + change + Plan(cost)
+    return Plan((facts.restore_logs(),)) + change + Plan(cost)
 
 
-def plan_remove(facts: Facts, own: Own, node: UUID, *, dead: bool = False) -> Plan:
+def plan_remove(facts: Facts, own: OwnCluster, node: UUID, *, dead: bool = False) -> Plan:
     """Plan removing a node from a cluster. Raises BadSettings."""
     listed = facts.logs.clusters.nodes(own.uuid)
     if listed <= {node}:
@@ -98,7 +100,7 @@ def plan_remove(facts: Facts, own: Own, node: UUID, *, dead: bool = False) -> Pl
             f"{_title(facts, node)} is the only node of the cluster; to take the cluster down: cluster-remote remove "
             f"{name} --cluster"
         )
-    plan = Plan((facts.guard(),)) + plan_change(facts, Change(own.name, own.uuid, lost=(node,)))
+    plan = Plan((facts.restore_logs(),)) + plan_change(facts, Change(own.name, own.uuid, lost=(node,)))
     if dead:
         plan += Plan((Command(("git", "annex", "dead", node.text), shares=True),))
     return plan
@@ -112,9 +114,9 @@ def plan_rename(facts: Facts, old: str, new: str) -> Plan:
         raise BadSettings(f"this repository has no cluster remote {old!r}")
     names = {each: new + each.removeprefix(old) for each in (old, *node_remotes(facts, old))}
     for each in names.values():
-        if each in taken or facts.stored_called(each):
+        if each in taken or facts.stored_named(each):
             raise BadSettings(f"a remote {each!r} exists already; choose another name")
-    steps: list[Step] = [facts.guard()]
+    steps: list[Step] = [facts.restore_logs()]
     stored = facts.stored_of(old)
     parameters = {} if stored is None else stored.parameters
     uuid = facts.remote_uuid(old)
@@ -142,7 +144,7 @@ def _renamed_cluster(facts: Facts, old: str, new: str, uuid: UUID) -> Iterator[S
 
 
 def node_remotes(facts: Facts, name: str) -> list[str]:
-    """Return the remotes for single nodes of a cluster behind a gateway, as made by `setup`."""
+    """Return the remotes that `setup` made for single nodes behind a gateway."""
     stored = facts.stored_of(name)
     url = "" if stored is None else stored.parameters.get("url", "")
     found: list[str] = []
@@ -161,19 +163,19 @@ def plan_take_down(facts: Facts, name: str, *, cluster: bool) -> Plan:
         raise BadSettings(
             f"this repository has no cluster remote {name!r}; to take down a cluster without one, add --cluster"
         )
-    steps: list[Step] = [facts.guard()]
+    steps: list[Step] = [facts.restore_logs()]
     notes: list[str] = []
     if remote is not None:
         for each in (*node_remotes(facts, remote), remote):
             stored = facts.stored_of(each)
-            steps.append(TakeOut(each, recreated(facts, each, stored)))
+            steps.append(RemoveRemote(each, recreated(facts, each, stored)))
             if stored is not None and not stored.private:
                 notes.append(f"Others share the configuration of {each}, so it stays in the git-annex branch.")
     if own is not None:
         listed = facts.logs.clusters.nodes(own.uuid)
         here = list(facts.nodes_here(own.name))
         steps += plan_change(facts, Change(own.name, own.uuid, loses=here, lost=tuple(listed))).steps
-        steps = [step for step in steps if not isinstance(step, Check)] + [Check(own.name, frozenset())]
+        steps = [step for step in steps if not isinstance(step, CheckNodes)] + [CheckNodes(own.name, frozenset())]
         steps += facts.setting(f"annex.cluster.{own.name}", None)
         steps.append(Command(("git", "annex", "updateproxy"), shares=True))
     notes.append("The nodes keep their content, and git-annex still knows where it is.")

@@ -1,4 +1,4 @@
-"""Everything that a plan depends on, read before anything is changed."""
+"""The state of a repository that plans depend on, read before anything is changed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from cluster_remote.annex.merge import refresh
 from cluster_remote.annex.repository import Repository
 from cluster_remote.annex.verification import verified
 from cluster_remote.annex.version import NEEDED, OLDEST, version_number
-from cluster_remote.lifecycle.steps import Guard, Setting, Step
+from cluster_remote.lifecycle.cluster_steps import RestoreLogs
+from cluster_remote.lifecycle.steps import Setting, Step
 from cluster_remote.p2p.errors import Unreachable
 from cluster_remote.p2p.key import UUID, decode
 
@@ -26,14 +27,14 @@ __all__ = ["HARMLESS", "Facts", "Stored"]
 
 
 # Seconds for a disk to answer.
-_LOOK = 2.0
+_DISK_TIMEOUT = 2.0
 HARMLESS = frozenset({"autoenable", "cipher", "cipherkeys", "embedcreds"})
 """Parameters that affect neither where contents go nor how they are stored there."""
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A special remote of ours in remote.log. `private` ones are known only to this repository."""
+    """A cluster remote in remote.log. `private` ones are known only to this repository."""
 
     uuid: UUID
     name: str
@@ -42,19 +43,19 @@ class Stored:
 
     @property
     def sameas(self) -> UUID | None:
-        """The repository that it is the same as."""
+        """The repository that the remote was made for with --sameas."""
         return UUID.if_valid(self.parameters.get("sameas-uuid"))
 
     @property
     def given(self) -> dict[str, str]:
-        """The parameters as somebody gave them to initremote."""
+        """The parameters as given to initremote."""
         left_out = {"name", "sameas-name", "sameas-uuid", "type", "externaltype"}
         return {key: value for key, value in self.parameters.items() if key not in left_out}
 
 
 @dataclass(frozen=True)
 class Facts:
-    """A repository at one moment: its configuration and the logs of its git-annex branch."""
+    """A snapshot of a repository: its configuration and the logs of its git-annex branch."""
 
     repository: Repository
     uuid: UUID
@@ -65,9 +66,9 @@ class Facts:
 
     @classmethod
     async def read(cls, repository: Repository) -> Facts:
-        """Read everything, after having git-annex merge what was fetched. Raises AnnexError, Unreachable."""
+        """Have git-annex merge what was fetched, then read everything. Raises AnnexError, Unreachable."""
         _check_disks(await repository.current_config(), repository.place)
-        # Raises NotInitialised here rather than later.
+        # Raise NotInitialised here rather than later.
         uuid = repository.uuid
         await refresh(repository, remotes=True)
         logs = await BranchLogs.read(repository)
@@ -84,30 +85,30 @@ class Facts:
         return self.config.remote(remote, "annex-externaltype") == "cluster"
 
     def stored_of(self, remote: str) -> Stored | None:
-        """Return what remote.log has for a remote of ours that is enabled here."""
+        """Return the entry in remote.log of a cluster remote that is enabled here."""
         uuid = UUID.if_valid(self.config.remote(remote, "annex-config-uuid")) or self.remote_uuid(remote)
         return next((each for each in self.stored if each.uuid == uuid), None)
 
     def accepted(self, stored: Stored) -> bool:
-        """Return whether a configuration, in its current form, is this user's own or was verified here."""
+        """Return whether the current form of a configuration is this user's own, or was verified here."""
         words = self.verified.get(stored.uuid, {})
         return stored.private or all(
             words.get(key) == value for key, value in stored.given.items() if key not in HARMLESS
         )
 
-    def stored_called(self, name: str) -> tuple[Stored, ...]:
-        """Return every remote of ours with this name in remote.log, shared ones first."""
+    def stored_named(self, name: str) -> tuple[Stored, ...]:
+        """Return all cluster remotes with this name in remote.log, shared ones first."""
         return tuple(sorted((each for each in self.stored if each.name == name), key=lambda each: each.private))
 
-    def clusters_called(self, name: str) -> frozenset[UUID]:
-        """Return the clusters with this name, given by their gateway or by git annex initcluster."""
+    def clusters_named(self, name: str) -> frozenset[UUID]:
+        """Return the clusters with this name, according to their gateways and to their descriptions."""
         found = {uuid for names in self.logs.proxied.values() for each, uuid in names.items() if each.lower() == name}
         for uuid, description in self.logs.descriptions.items():
             if description.lower() == f"cluster {name}":
                 found.add(uuid)
         return frozenset(uuid for uuid in found if uuid.is_cluster)
 
-    def called(self, cluster: UUID) -> str | None:
+    def name_of(self, cluster: UUID) -> str | None:
         """Return a cluster's name: in this repository, at a gateway, or from its description."""
         for names in (self.config.clusters(), *self.logs.proxied.values()):
             for name, uuid in names.items():
@@ -129,17 +130,17 @@ class Facts:
             return None
 
     def description(self, uuid: UUID) -> str:
-        """Return what to call a repository in messages."""
+        """Return a repository's name for messages."""
         return self.logs.descriptions.get(uuid) or uuid.text
 
-    # Steps that depend on nothing else
+    # Steps that only depend on these facts
 
-    def guard(self) -> Guard:
-        """Return the step that undoes what later ones record in the logs."""
-        return Guard(self.uuid, self.logs)
+    def restore_logs(self) -> RestoreLogs:
+        """Return the step that undoes what later steps write to the logs."""
+        return RestoreLogs(self.uuid, self.logs)
 
     def setting(self, key: str, value: str | None) -> tuple[Step, ...]:
-        """Return the step that sets a setting; nothing if it has that value already."""
+        """Return the step that changes a setting; none if it has this value already."""
         before = self.config.all(key)
         return () if before == (() if value is None else (value,)) else (Setting(key, value, before),)
 
@@ -147,8 +148,8 @@ class Facts:
         """Return the step that makes a remote a node of exactly these clusters."""
         return self.setting(f"remote.{remote}.annex-cluster-node", " ".join(clusters) or None)
 
-    async def old_program(self) -> None:
-        """Raise AnnexError if git-annex is older than this program supports."""
+    async def check_version(self) -> None:
+        """Check that git-annex is new enough. Raises AnnexError."""
         done = await self.repository.run("git", "annex", "version", "--raw")
         version = decode(done.stdout).strip()
         if version_number(version) < OLDEST:
@@ -156,11 +157,14 @@ class Facts:
 
 
 def _check_disks(config: GitConfig, place: Path) -> None:
-    """Raise Unreachable if a remote is on a disk that hangs: git-annex, which makes the changes, waits for it."""
+    """Check that no remote is on a disk that hangs: git-annex, which makes the changes, would wait for it.
+
+    Raises Unreachable.
+    """
     for remote in config.remotes():
         directory = config.directory_of(remote)
         path = None if directory is None else str(place / directory)
-        if path is not None and look(path, partial(os.path.lexists, f"{path}/.git"), _LOOK) is None:
+        if path is not None and look(path, partial(os.path.lexists, f"{path}/.git"), _DISK_TIMEOUT) is None:
             raise Unreachable(
                 f"{remote}: {path} does not answer, and git-annex would wait for it: bring it back or unmount it "
                 f"(umount -l {shlex.quote(path)}), then try again"
@@ -173,7 +177,7 @@ def _stored(repository: Repository, logs: BranchLogs, accepted: Mapping[UUID, Ma
     except OSError:
         journal = b""
     private = {uuid for _, uuid, _ in logformat.annotated(journal)}
-    # A disabled private remote leaves its name in git-annex's log of verified configurations.
+    # A disabled private remote stays in git-annex's log of verified configurations.
     private |= accepted.keys() - logs.remotes.keys()
     for uuid, parameters in {**accepted, **logs.remotes}.items():
         if parameters.get("externaltype") == "cluster":

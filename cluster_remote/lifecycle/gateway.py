@@ -16,24 +16,26 @@ from cluster_remote.cluster.membership import way_to
 from cluster_remote.lifecycle.alias import plan_alias, refreshed
 from cluster_remote.lifecycle.facts import Facts
 from cluster_remote.lifecycle.names import checked_remote, node_remote
+from cluster_remote.lifecycle.remote_steps import RemoveRemote
 from cluster_remote.lifecycle.remotes import Wanted, plan_remote, recreated
+from cluster_remote.lifecycle.runner import Runner
 from cluster_remote.lifecycle.serverless import Request
-from cluster_remote.lifecycle.steps import Optional, Plan, Runner, Step, TakeOut
+from cluster_remote.lifecycle.steps import BestEffort, Plan, Step
 from cluster_remote.p2p.key import UUID
 from cluster_remote.p2p.text import printable
 from cluster_remote.transport.address import Address, BadAddress, Directory, Http, Ssh, at_node, parse_address
 from cluster_remote.transport.opening import session_at
 
-__all__ = ["address_of", "fetch_logs", "gateways", "known", "plan_gateway", "plan_nodes", "server_at"]
+__all__ = ["address_of", "fetch_logs", "gateways", "is_known", "plan_gateway", "plan_nodes", "server_at"]
 
 
 def address_of(facts: Facts, text: str) -> Address:
-    """Return the address meant by a url, a path relative to the working directory, or a git remote's name.
+    """Parse a gateway's address: a url, a path relative to the working directory, or the name of a git remote.
 
     Raises BadSettings.
     """
     config = facts.config
-    place = facts.repository.work_tree or facts.repository.git_dir
+    place = facts.repository.place
     if text in config.remotes() and not facts.ours(text):
         way = way_to(config, text, place)
         address = getattr(way, "address", None)
@@ -62,7 +64,7 @@ def _outside(facts: Facts, address: Address) -> Address:
 
 
 def gateways(facts: Facts, cluster: UUID | None = None) -> Iterator[str]:
-    """Yield the git remotes of this repository that are gateways of that cluster, or of any, by proxy.log."""
+    """Yield the git remotes of this repository that are gateways of a cluster, or of any if None, by proxy.log."""
     for remote in facts.config.remotes():
         uuid = facts.remote_uuid(remote)
         if uuid is None or facts.ours(remote):
@@ -73,12 +75,12 @@ def gateways(facts: Facts, cluster: UUID | None = None) -> Iterator[str]:
 
 
 async def server_at(facts: Facts, name: str, address: Address, cluster: str | None = None) -> UUID:
-    """Return which repository answers at an address. Raises BadSettings, SessionError, AnnexError.
+    """Return the repository that answers at an address. Raises BadSettings, SessionError, AnnexError.
 
-    Over HTTP a server does not say so; it is asked for the `cluster` if one is named.
+    Over HTTP a server does not identify itself; the `cluster` is requested from it, if one is named.
     """
     caller = caller_of(facts.repository, facts.config)
-    token = given_token() or _kept_token(facts, name, address)
+    token = given_token() or _existing_token(facts, name, address)
     try:
         session = session_at(address, caller, server=_asked_for(facts, address, cluster), token=token)
     except BadAddress as error:
@@ -94,31 +96,31 @@ def _asked_for(facts: Facts, address: Address, cluster: str | None) -> UUID | No
         return None
     if (uuid := UUID.if_valid(cluster)) is not None:
         return uuid
-    found = facts.clusters_called(cluster.lower())
+    found = facts.clusters_named(cluster.lower())
     return next(iter(found)) if len(found) == 1 else None
 
 
-def _kept_token(facts: Facts, name: str, address: Address) -> str | None:
-    """Return the token that git-annex stores for an existing remote, if it leads to this very address."""
+def _existing_token(facts: Facts, name: str, address: Address) -> str | None:
+    """Return the token that git-annex stores for an existing remote, if the remote has this address."""
     uuid = facts.remote_uuid(name)
     if not facts.ours(name) or uuid is None or not address.wants_token:
         return None
     return stored_token(facts.repository, uuid, address)
 
 
-def known(facts: Facts, server: UUID) -> bool:
+def is_known(facts: Facts, server: UUID) -> bool:
     """Return whether this repository knows a gateway or a cluster."""
     return bool(facts.logs.clusters.nodes(server)) if server.is_cluster else server in facts.logs.descriptions
 
 
 async def fetch_logs(facts: Facts, server: UUID, address: Address, runner: Runner) -> bool:
-    """Fetch the git-annex branch that knows a server, which a clone with --depth or --single-branch lacks.
+    """Fetch the git-annex branch that describes a server, which a clone with --depth or --single-branch lacks.
 
-    Fetches from a remote that is the server, or has its address; otherwise from a remote whose branch was never
-    fetched. Returns whether anything was fetched. Raises CommandFailed.
+    Fetch it from a remote that is the server, or has its address; otherwise from a remote whose branch was never
+    fetched. Return whether anything was fetched. Raises CommandFailed.
     """
     config = facts.config
-    place = facts.repository.work_tree or facts.repository.git_dir
+    place = facts.repository.place
     likely: list[str] = []
     for remote in config.remotes():
         if facts.ours(remote) or not config.remote(remote, "url") or remote.startswith("-"):
@@ -140,8 +142,8 @@ async def _fetched(facts: Facts, remote: str) -> bool:
     return done.returncode == 0
 
 
-def unknown(server: UUID, name: str, address: Address) -> BadSettings:
-    """Return the error for a server that stays unknown."""
+def unknown_server(server: UUID, name: str, address: Address) -> BadSettings:
+    """Return the error for a server that this repository's logs do not know, even after fetching."""
     url = str(address)
     quoted = shlex.quote(url)
     again = f"cluster-remote setup {shlex.quote(name)} {quoted}"
@@ -157,25 +159,25 @@ def unknown(server: UUID, name: str, address: Address) -> BadSettings:
 
 
 def plan_gateway(facts: Facts, request: Request, address: Address, server: UUID) -> Plan:
-    """Plan a remote that leads to a gateway, which has identified itself. Raises BadSettings."""
+    """Plan a remote for a gateway; `server` is what answered there. Raises BadSettings."""
     checked_remote(request.name)
     parameters = {**request.parameters, "url": str(address)}
-    sameas, notes = _choose(facts, request, server)
+    sameas, notes = _choose_sameas(facts, request, server)
     wanted = Wanted(request.name, sameas, parameters, not request.share)
-    plan = Plan((facts.guard(),), notes)
-    plan += plan_alias(facts, wanted) if _is_for_all(facts, request) else plan_remote(facts, wanted)
+    plan = Plan((facts.restore_logs(),), notes)
+    plan += plan_alias(facts, wanted) if _for_every_clone(facts, request) else plan_remote(facts, wanted)
     plan += Plan(tuple(refreshed(facts)))
     if sameas.is_cluster and request.node_remotes:
         plan += _plan_nodes(_Gateway(facts, request, address, server, sameas))
     return plan
 
 
-def _is_for_all(facts: Facts, request: Request) -> bool:
+def _for_every_clone(facts: Facts, request: Request) -> bool:
     return request.autoenable or facts.remote_uuid(request.name) in facts.logs.aliases
 
 
-def _choose(facts: Facts, request: Request, server: UUID) -> tuple[UUID, tuple[str, ...]]:
-    """Return what the remote should be the same as, and notes about it."""
+def _choose_sameas(facts: Facts, request: Request, server: UUID) -> tuple[UUID, tuple[str, ...]]:
+    """Return the repository or cluster that the remote is for (--sameas), and notes about it."""
     if server.is_cluster:
         return server, ()
     proxied = facts.logs.proxied.get(server, {})
@@ -226,12 +228,12 @@ class _Gateway:
 
 
 def plan_nodes(facts: Facts, request: Request, address: Address, cluster: UUID) -> Plan:
-    """Plan remotes for the nodes of a cluster whose remote exists, or is enabled as others shared it."""
+    """Plan remotes for the nodes of a cluster whose own remote exists, or is shared and gets enabled."""
     return _plan_nodes(_Gateway(facts, request, address, cluster, cluster))
 
 
 def _plan_nodes(gateway: _Gateway) -> Plan:
-    """Plan a remote for each node, through which git-annex can verify the copies there."""
+    """Plan a remote for each node, so that git-annex can verify the copies there."""
     facts, logs, name = gateway.facts, gateway.facts.logs, gateway.request.name
     cost = (100 if gateway.address.local else 200) + 1
     names = gateway.names
@@ -255,20 +257,20 @@ def _plan_nodes(gateway: _Gateway) -> Plan:
         made = plan_remote(facts, Wanted(remote, uuid, parameters, not gateway.request.share, settings))
         if made.steps:
             title = printable(logs.descriptions.get(uuid) or names.get(uuid) or uuid.text)
-            # An unreachable node is no reason to do without the others.
-            plan += Plan((Optional(title, made.steps),), made.notes, made.questions)
-    return plan + Plan(tuple(_left_over(gateway, nodes)))
+            # An unreachable node must not keep the others from getting their remotes.
+            plan += Plan((BestEffort(title, made.steps),), made.notes, made.questions)
+    return plan + Plan(tuple(_obsolete_remotes(gateway, nodes)))
 
 
 def _has_another_way(facts: Facts, uuid: UUID, remote: str) -> bool:
-    """Return whether a remote that is not ours leads to a node. Ours may lead through another gateway."""
+    """Return whether a remote of another type leads to a node; cluster remotes may lead through another gateway."""
     return any(
         facts.remote_uuid(each) == uuid and each != remote and not facts.ours(each) for each in facts.config.remotes()
     )
 
 
-def _left_over(gateway: _Gateway, nodes: frozenset[UUID]) -> Iterator[Step]:
-    """Yield the steps for remotes of former nodes that are no longer behind the gateway."""
+def _obsolete_remotes(gateway: _Gateway, nodes: frozenset[UUID]) -> Iterator[Step]:
+    """Yield the steps that remove remotes for former nodes, which are no longer behind the gateway."""
     facts = gateway.facts
     for remote in facts.config.remotes():
         uuid = facts.remote_uuid(remote)
@@ -277,4 +279,4 @@ def _left_over(gateway: _Gateway, nodes: frozenset[UUID]) -> Iterator[Step]:
         stored = facts.stored_of(remote)
         theirs = stored is not None and stored.parameters.get("url", "") == str(at_node(gateway.address, uuid))
         if theirs and not uuid.is_cluster and uuid not in nodes and uuid not in gateway.names:
-            yield TakeOut(remote, recreated(facts, remote, stored))
+            yield RemoveRemote(remote, recreated(facts, remote, stored))

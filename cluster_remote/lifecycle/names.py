@@ -14,12 +14,12 @@ from cluster_remote.access.settings import BadSettings
 __all__ = ["checked_remote", "cluster_name", "node_remote", "suggestion"]
 
 _CLUSTER = re.compile(r"[a-z][a-z0-9-]*")
-# What git refuses in a ref name, and what our commands take for an address.
+# What git refuses in a ref name, and what makes a word an address for our commands.
 _NOT_IN_REMOTE = re.compile(r"[\x00-\x20\x7f~^:?*\[\\/]|\.\.|@\{")
 
 
 def checked_remote(name: str) -> str:
-    """Return the name, if a remote can have it. Raises BadSettings, suggesting one that works."""
+    """Return the name if it is valid for a remote. Raises BadSettings, which suggests a valid one."""
     bad = (
         not name
         or name.startswith(("-", "."))
@@ -33,7 +33,7 @@ def checked_remote(name: str) -> str:
 
 
 def cluster_name(name: str) -> str:
-    """Return a cluster's name as git's configuration has it: in lower case. Raises BadSettings, suggesting another."""
+    """Return a cluster's name as in git's configuration, in lower case. Raises BadSettings, which suggests another."""
     lowered = name.lower()
     if not _CLUSTER.fullmatch(lowered):
         raise BadSettings(
@@ -45,7 +45,7 @@ def cluster_name(name: str) -> str:
 
 
 def suggestion(name: str) -> str:
-    """Return a similar name that works."""
+    """Return a similar name that is valid."""
     plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
     words = re.sub(r"[^a-z0-9]+", "-", plain.lower()).strip("-")[:40].rstrip("-")
     if not words:

@@ -1,4 +1,4 @@
-"""Which remotes can be nodes, and the steps that give a cluster of this repository the right nodes."""
+"""Decide which remotes can be nodes, and plan changes of a cluster's nodes."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ from pathlib import Path
 from cluster_remote.access.settings import BadSettings
 from cluster_remote.cluster.membership import Direct, special_settings, way_to
 from cluster_remote.lifecycle.alias import aliases
+from cluster_remote.lifecycle.cluster_steps import CheckNodes, RecordNodes
 from cluster_remote.lifecycle.facts import Facts
 from cluster_remote.lifecycle.names import checked_remote
-from cluster_remote.lifecycle.steps import Check, Command, Later, Plan, Record, Step
+from cluster_remote.lifecycle.runner import Later
+from cluster_remote.lifecycle.steps import Command, Plan, Step
 from cluster_remote.p2p.key import UUID
 from cluster_remote.p2p.text import printable
 from cluster_remote.transport.address import Directory
 
-__all__ = ["Change", "check_node", "contacted", "directory_of", "plan_change", "uninitialised", "unread"]
+__all__ = ["Change", "check_node", "contacted", "directory_of", "plan_change", "uncontacted", "uninitialised"]
 
 
 def check_node(facts: Facts, remote: str) -> UUID:
@@ -57,7 +59,7 @@ def check_node(facts: Facts, remote: str) -> UUID:
 def _check_way(facts: Facts, remote: str, settings: Mapping[str, str]) -> None:
     if settings.get("type", "git") != "git" or facts.config.remote(remote, "annex-externaltype"):
         return
-    place = _place(facts)
+    place = facts.repository.place
     way = way_to(facts.config, remote, place)
     if isinstance(way, Direct):
         top = facts.repository.work_tree
@@ -84,26 +86,26 @@ def _place(facts: Facts) -> Path:
 
 def directory_of(facts: Facts, remote: str) -> Path | None:
     """Return a remote's directory on this machine."""
-    way = way_to(facts.config, remote, _place(facts))
+    way = way_to(facts.config, remote, facts.repository.place)
     return Path(way.address.path) if isinstance(way, Direct) and isinstance(way.address, Directory) else None
 
 
-def unread(facts: Facts, nodes: Iterable[str]) -> list[str]:
-    """Return the remotes that git-annex has not contacted yet."""
+def uncontacted(facts: Facts, nodes: Iterable[str]) -> list[str]:
+    """Return the remotes whose UUIDs git-annex does not know yet."""
     return [each for each in nodes if each in facts.config.remotes() and facts.remote_uuid(each) is None]
 
 
 async def contacted(facts: Facts, nodes: Iterable[str]) -> Facts:
-    """Have git-annex contact remotes that it does not know the UUID of, which it learns when it starts."""
-    if not unread(facts, nodes):
+    """Have git-annex contact remotes to learn their UUIDs, if it does not know them yet. Raises AnnexError."""
+    if not uncontacted(facts, nodes):
         return facts
     await facts.repository.run("git", "annex", "info", "--fast", "--json", timeout=120.0)
     return await Facts.read(facts.repository)
 
 
 def uninitialised(facts: Facts, nodes: Iterable[str]) -> Iterator[tuple[str, Path]]:
-    """Yield the requested nodes that are repositories on this machine without git annex init."""
-    for remote in unread(facts, nodes):
+    """Yield the requested nodes that are git repositories on this machine, but not initialised by git-annex."""
+    for remote in uncontacted(facts, nodes):
         path = directory_of(facts, remote)
         top = facts.repository.work_tree
         if path is None or (top is not None and path.resolve().is_relative_to(top.resolve())):
@@ -116,7 +118,7 @@ def uninitialised(facts: Facts, nodes: Iterable[str]) -> Iterator[tuple[str, Pat
 class Change:
     """The nodes that a cluster of this repository gains and loses. `uuid` is None for a new cluster.
 
-    `hidden`: git annex sync must not send unencrypted content to any node.
+    `encrypted`: git annex sync must not send unencrypted content to any node.
     """
 
     cluster: str
@@ -126,29 +128,29 @@ class Change:
     """Remotes that are no longer nodes."""
     lost: Collection[UUID] = ()
     """Former nodes without a remote here."""
-    hidden: bool = False
+    encrypted: bool = False
 
 
 def plan_change(facts: Facts, change: Change) -> Plan:
-    """Plan giving a cluster its nodes, without earlier steps (`annex.cluster.NAME`). Raises BadSettings."""
+    """Plan a change of a cluster's nodes; `annex.cluster.NAME` is set by earlier steps. Raises BadSettings."""
     name = change.cluster
     gained = {remote: check_node(facts, remote) for remote in change.gains}
     listed = frozenset[UUID]() if change.uuid is None else facts.logs.clusters.nodes(change.uuid)
     leaving = frozenset(uuid for each in change.loses if (uuid := facts.remote_uuid(each))) | frozenset(change.lost)
-    # Another remote here may lead to the same repository.
+    # A repository that leaves and is gained stays: two remotes may lead to it.
     wanted = (listed - leaving) | frozenset(gained.values())
     steps: list[Step] = []
     for remote in change.gains:
         if name not in facts.config.clusters_of(remote):
             steps += facts.node_of(remote, [*facts.config.clusters_of(remote), name])
-        if change.hidden:
+        if change.encrypted:
             steps += facts.setting(f"remote.{remote}.annex-sync", "false")
     for remote in facts.config.remotes():
         if facts.remote_uuid(remote) in leaving and name in facts.config.clusters_of(remote):
             steps += facts.node_of(remote, [each for each in facts.config.clusters_of(remote) if each != name])
     steps += _recorded(facts, change, listed, wanted, {*gained.values()})
     notes: tuple[str, ...] = ()
-    if change.hidden and gained:
+    if change.encrypted and gained:
         notes = (
             f"git annex sync now skips {', '.join(gained)} (annex-sync=false): it would store unencrypted content "
             "there, and the encryption key.",
@@ -159,9 +161,9 @@ def plan_change(facts: Facts, change: Change) -> Plan:
 def _recorded(
     facts: Facts, change: Change, listed: frozenset[UUID], wanted: frozenset[UUID], gained: set[UUID]
 ) -> Iterator[Step]:
-    """Return the steps that write cluster.log and proxy.log; git annex updatecluster if it does no harm.
+    """Yield the steps that write cluster.log and proxy.log: git annex updatecluster, if it does no harm.
 
-    That command removes every node that is not a remote of this repository from all of its clusters.
+    That command removes all nodes that are not remotes of this repository from all of its clusters.
     """
     here: dict[str, set[UUID]] = {}
     clusters = {**facts.config.clusters(), **({change.cluster: change.uuid} if change.uuid else {})}
@@ -178,7 +180,7 @@ def _recorded(
         if elsewhere:
             yield Command(("git", "annex", "updateproxy"), shares=True)
             uuid = change.uuid or Later(change.cluster)
-            yield Record(uuid, wanted, "git annex updatecluster would remove nodes without a remote here")
+            yield RecordNodes(uuid, wanted, "git annex updatecluster would remove nodes without a remote here")
         else:
             yield Command(("git", "annex", "updatecluster"), shares=True)
     elif wanted:
@@ -188,6 +190,6 @@ def _recorded(
     if change.uuid is not None:
         for alias in aliases(facts, change.uuid):
             if facts.logs.clusters.nodes(alias.uuid) != wanted:
-                yield Record(alias.uuid, wanted, f"{alias.name} stands for the cluster in every clone")
+                yield RecordNodes(alias.uuid, wanted, f"{alias.name} is the cluster's remote in every clone")
     if wanted != listed or gained:
-        yield Check(change.cluster, wanted)
+        yield CheckNodes(change.cluster, wanted)

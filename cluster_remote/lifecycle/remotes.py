@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from cluster_remote.access.settings import BadSettings
 from cluster_remote.access.tokens import given_token
 from cluster_remote.lifecycle.facts import HARMLESS, Facts, Stored
-from cluster_remote.lifecycle.steps import Enable, Initremote, Later, Plan, Setting, Step, TakeOut, Verify
+from cluster_remote.lifecycle.remote_steps import Enable, Initremote, RemoveRemote, Verify
+from cluster_remote.lifecycle.runner import Later
+from cluster_remote.lifecycle.steps import Plan, Setting, Step
 from cluster_remote.p2p.key import UUID
 from cluster_remote.p2p.text import printable
 
@@ -18,7 +20,7 @@ __all__ = ["Wanted", "initremote", "plan_remote", "recreated"]
 
 @dataclass(frozen=True)
 class Wanted:
-    """The remote to set up. `sameas` is None for one with a UUID of its own, which `uuid` may give."""
+    """The remote to set up. `sameas` is None for a remote with a UUID of its own: `uuid`, or a random one."""
 
     name: str
     sameas: UUID | Later | None
@@ -29,7 +31,7 @@ class Wanted:
 
 
 def initremote(wanted: Wanted) -> Initremote:
-    """Return the step that creates it."""
+    """Return the step that creates a remote."""
     argv: list[str | Later] = ["git", "annex", "initremote", wanted.name]
     match wanted.sameas:
         case UUID():
@@ -46,28 +48,27 @@ def initremote(wanted: Wanted) -> Initremote:
 
 
 def plan_remote(facts: Facts, wanted: Wanted) -> Plan:
-    """Plan what a remote needs; nothing if it is right already. Raises BadSettings."""
+    """Plan the steps that a remote needs; none if it is as wanted already. Raises BadSettings."""
     config = facts.config
     here = wanted.name in config.remotes()
     if here:
         _check_same(facts, wanted)
-    stored = facts.stored_of(wanted.name) if here else next(iter(facts.stored_called(wanted.name)), None)
+    stored = facts.stored_of(wanted.name) if here else next(iter(facts.stored_named(wanted.name)), None)
     settings = tuple(
         step for key, value in wanted.config.items() for step in facts.setting(f"remote.{wanted.name}.{key}", value)
     )
     if here and stored is not None and stored.private and not wanted.private:
-        again = recreated(facts, wanted.name, stored)
-        # Its settings went with the remote, so all are set again.
+        # Removing the remote also removes its settings, so all are set again.
         fresh = tuple(
             step for key, value in wanted.config.items() for step in _fresh(f"remote.{wanted.name}.{key}", value)
         )
-        return Plan((TakeOut(wanted.name, again), initremote(wanted), *fresh))
+        return Plan((RemoveRemote(wanted.name, recreated(facts, wanted.name, stored)), initremote(wanted), *fresh))
     if here and stored is not None:
         if _as_wanted(facts, wanted, stored):
             return Plan(settings, () if settings else (f"{wanted.name} is set up already.",))
         return _enable(facts, wanted, stored, tuple(_given(stored))) + Plan(settings)
     if stored is None or stored.private:
-        freed = () if stored is None else _freed(facts, stored)
+        freed = () if stored is None else _freed_name(facts, stored)
         return Plan((*freed, initremote(wanted), *settings))
     if stored.sameas != wanted.sameas:
         what = "nothing else" if stored.sameas is None else facts.description(stored.sameas)
@@ -100,10 +101,10 @@ def _check_same(facts: Facts, wanted: Wanted) -> None:
 
 
 def _as_wanted(facts: Facts, wanted: Wanted, stored: Stored) -> bool:
-    """Return whether nothing is left to do: the parameters are right and verified, and there is no new token."""
+    """Return whether nothing is left to do: the parameters are as wanted and verified, and there is no new token."""
     return (
         facts.config.remote(wanted.name, "annex-verified") == "verified"
-        # The encryption of a remote that is the same as another is not stored; it is always none.
+        # git-annex does not store the encryption of a remote made with --sameas; it is always none.
         and all(stored.parameters.get(key) == value for key, value in wanted.parameters.items() if key != "encryption")
         and facts.accepted(stored)
         and not given_token()
@@ -114,31 +115,31 @@ def _given(stored: Stored) -> list[str]:
     return [f"{key}={value}" for key, value in {"encryption": "none", **stored.given}.items()]
 
 
-def _enable(facts: Facts, wanted: Wanted, stored: Stored, again: tuple[str, ...] | None) -> Plan:
+def _enable(facts: Facts, wanted: Wanted, stored: Stored, restore: tuple[str, ...] | None) -> Plan:
     """Plan enabling a remote in remote.log; the user has to confirm what others wrote there."""
     parameters = dict(wanted.parameters)
     if stored.sameas is None:
-        # Stored there, and immutable.
+        # It is stored in remote.log, and immutable.
         parameters.pop("encryption", None)
     expected = {**stored.given, **wanted.parameters}
     accepted = facts.verified.get(stored.uuid, {})
-    strange = {
+    unconfirmed = {
         key: value
         for key, value in stored.given.items()
         if key not in HARMLESS and not stored.private and expected[key] == value
-        # What this user requested, or accepted here before, needs no confirmation.
+        # What the user requested now, or accepted here before, needs no confirmation.
         and wanted.parameters.get(key) != value and accepted.get(key) != value
     }  # fmt: skip
     changed = any(stored.given.get(key, "") != value for key, value in parameters.items() if key != "encryption")
     step = Enable(
         wanted.name,
         tuple(f"{key}={value}" for key, value in parameters.items()),
-        again,
+        restore,
         shares=changed and not stored.private,
     )
     questions: tuple[str, ...] = ()
-    if strange:
-        shown = ", ".join(f"{key}={printable(value)}" for key, value in sorted(strange.items()))
+    if unconfirmed:
+        shown = ", ".join(f"{key}={printable(value)}" for key, value in sorted(unconfirmed.items()))
         questions = (f"The configuration of {wanted.name} comes from the git-annex branch: {shown}. Use it?",)
     # Verify a configuration before giving it a token.
     then = (step,) if given_token() and stored.uuid not in facts.verified else ()
@@ -146,7 +147,7 @@ def _enable(facts: Facts, wanted: Wanted, stored: Stored, again: tuple[str, ...]
 
 
 def recreated(facts: Facts, name: str, stored: Stored | None) -> tuple[Step, ...]:
-    """Return the steps that recreate a remote of ours as it is now."""
+    """Return the steps that recreate a cluster remote as it is now."""
     if stored is None:
         return ()
     private = stored.private
@@ -158,10 +159,10 @@ def recreated(facts: Facts, name: str, stored: Stored | None) -> tuple[Step, ...
     return made + tuple(step for key, value in values if value is not None for step in _fresh(key, value))
 
 
-def _freed(facts: Facts, stored: Stored) -> tuple[Step, ...]:
-    """Remove a private remote from git-annex's log after it was removed from git's configuration by hand.
+def _freed_name(facts: Facts, stored: Stored) -> tuple[Step, ...]:
+    """Return the steps that make git-annex forget a private remote that was removed from git's configuration by hand.
 
-    Otherwise git-annex would refuse its name. It must find the remote in the configuration to know that it is private.
+    Otherwise git-annex refuses its name. It only knows that a remote is private if that is in the configuration.
     """
     uuid = stored.sameas or stored.uuid
     values = {
@@ -171,4 +172,4 @@ def _freed(facts: Facts, stored: Stored) -> tuple[Step, ...]:
         "annex-config-uuid": stored.uuid.text,
     }
     settings = [step for key, value in values.items() for step in facts.setting(f"remote.{stored.name}.{key}", value)]
-    return (*settings, TakeOut(stored.name))
+    return (*settings, RemoveRemote(stored.name))

@@ -1,4 +1,4 @@
-"""Plan a cluster of this repository's own remotes, which needs no server. Pure."""
+"""Plan a cluster whose nodes are remotes of this repository, without a server. Pure."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from dataclasses import dataclass, field, replace
 
 from cluster_remote.access.settings import BadSettings
 from cluster_remote.lifecycle.alias import plan_alias
+from cluster_remote.lifecycle.cluster_steps import InitCluster
 from cluster_remote.lifecycle.facts import Facts
 from cluster_remote.lifecycle.names import checked_remote, cluster_name
 from cluster_remote.lifecycle.nodes import Change, check_node, plan_change
 from cluster_remote.lifecycle.remotes import Wanted, plan_remote
-from cluster_remote.lifecycle.steps import InitCluster, Later, Plan, Step
+from cluster_remote.lifecycle.runner import Later
+from cluster_remote.lifecycle.steps import Plan, Step
 from cluster_remote.p2p.key import UUID
 from cluster_remote.p2p.text import printable
 
@@ -23,7 +25,7 @@ _COST = 50
 
 @dataclass(frozen=True)
 class Request:
-    """What the user wants from a setup; empty means not given. `parameters` are those of initremote."""
+    """The arguments of `setup`; empty means not given. `parameters` are those of initremote."""
 
     name: str
     url: str = ""
@@ -59,8 +61,8 @@ def joined(facts: Facts, request: Request, nodes: Iterable[UUID]) -> tuple[str, 
     if name in own:
         return name, own[name]
     asked = frozenset(nodes)
-    # A cluster that has another name here was renamed, or is a different one.
-    others = facts.clusters_called(name) - set(own.values())
+    # A cluster that has another name in this repository was renamed, or is a different one.
+    others = facts.clusters_named(name) - set(own.values())
     listed = {each: facts.logs.clusters.nodes(each) for each in others}
     fitting = sorted(each for each in listed if listed[each] & asked)
     if len(fitting) > 1:
@@ -68,7 +70,7 @@ def joined(facts: Facts, request: Request, nodes: Iterable[UUID]) -> tuple[str, 
             f"several clusters are called {name} and have these nodes; choose with --cluster: "
             f"{', '.join(map(str, fitting))}"
         )
-    # One without nodes is left from a setup that was undone, or was taken down.
+    # A cluster without nodes is left over from an undone setup, or was taken down.
     return name, next(iter(fitting or sorted(each for each in listed if not listed[each])), None)
 
 
@@ -81,7 +83,7 @@ def _named(facts: Facts, request: Request, own: dict[str, UUID]) -> tuple[str, U
         uuid = UUID.parse(text)
     except ValueError:
         name = cluster_name(text)
-        found = sorted(facts.clusters_called(name))
+        found = sorted(facts.clusters_named(name))
         if len(found) > 1:
             raise BadSettings(
                 f"--cluster {text}: several have this name; give the UUID: {', '.join(map(str, found))}"
@@ -92,7 +94,7 @@ def _named(facts: Facts, request: Request, own: dict[str, UUID]) -> tuple[str, U
             f"--cluster {text}: this repository knows no such cluster; git annex sync --no-content or git fetch "
             "may bring it"
         )
-    for wanted in (facts.called(uuid) or "", request.name):
+    for wanted in (facts.name_of(uuid) or "", request.name):
         try:
             name = cluster_name(wanted)
         except BadSettings:
@@ -113,18 +115,18 @@ def plan_serverless(facts: Facts, request: Request) -> Plan:
     listed = frozenset[UUID]() if uuid is None else facts.logs.clusters.nodes(uuid)
     nodes = list(request.nodes)
     if not nodes:
-        # When joining a cluster, those of its nodes that are remotes here.
+        # Join the cluster with those of its nodes that are remotes of this repository.
         nodes = [each for each in facts.config.remotes() if _can_join(facts, each, listed)]
         if not nodes:
             raise BadSettings(_without_nodes(facts, request, uuid))
-    hidden = request.counts_as_one and request.parameters.get("encryption", "none") != "none"
-    steps: list[Step] = [facts.guard()]
+    encrypted = request.counts_as_one and request.parameters.get("encryption", "none") != "none"
+    steps: list[Step] = [facts.restore_logs()]
     if new:
         steps.append(InitCluster(name))
     else:
         assert uuid is not None
         steps += facts.setting(f"annex.cluster.{name}", uuid.text)
-    change = plan_change(facts, Change(name, uuid, nodes, hidden=hidden))
+    change = plan_change(facts, Change(name, uuid, nodes, encrypted=encrypted))
     members = [*nodes, *facts.nodes_here(name)]
     costs = [cost for remote in members if (cost := facts.cost(remote)) is not None]
     config = {"annex-cost": f"{min([_COST, *(cost - 1 for cost in costs)]):g}"}

@@ -1,4 +1,4 @@
-"""Turn what the user wants and what the repository has into one plan."""
+"""Plan a setup: from the user's request, and from what the repository knows."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from cluster_remote.lifecycle.gateway import (
     address_of,
     fetch_logs,
     gateways,
-    known,
+    is_known,
     plan_gateway,
     plan_nodes,
     server_at,
-    unknown,
+    unknown_server,
 )
 from cluster_remote.lifecycle.names import checked_remote, cluster_name
 from cluster_remote.lifecycle.nodes import contacted, uninitialised
 from cluster_remote.lifecycle.remotes import Wanted, plan_remote
+from cluster_remote.lifecycle.runner import Runner
 from cluster_remote.lifecycle.serverless import Request, plan_serverless
-from cluster_remote.lifecycle.steps import Command, Plan, Runner
+from cluster_remote.lifecycle.steps import Command, Plan
 from cluster_remote.p2p.key import UUID
 from cluster_remote.p2p.text import printable
 
@@ -30,7 +31,7 @@ __all__ = ["plan_setup", "prepare"]
 
 
 def prepare(facts: Facts, request: Request) -> Plan:
-    """Plan what must be done before planning: initialise repositories on this machine that git-annex does not know."""
+    """Plan the steps that come before planning: initialise nodes on this machine, so that they have UUIDs."""
     return Plan(
         tuple(
             step
@@ -48,12 +49,12 @@ async def plan_setup(facts: Facts, request: Request, runner: Runner) -> Plan:
 
     Raises BadSettings, SessionError, AnnexError.
     """
-    await facts.old_program()
+    await facts.check_version()
     if not request.name:
-        request = _anything(facts, request)
+        request = _only_candidate(facts, request)
     checked_remote(request.name)
     if not request.url and not request.nodes:
-        request = _filled_in(facts, request)
+        request = _completed(facts, request)
         if not request.url and not request.nodes and (shared := _shared(facts, request)) is not None:
             return shared
     if not request.url:
@@ -63,28 +64,28 @@ async def plan_setup(facts: Facts, request: Request, runner: Runner) -> Plan:
         parameters = {**request.parameters, "url": str(address)}
         if request.cluster:
             parameters["cluster"] = request.cluster
-        return Plan((facts.guard(),)) + plan_remote(facts, Wanted(request.name, None, parameters, False))
+        return Plan((facts.restore_logs(),)) + plan_remote(facts, Wanted(request.name, None, parameters, False))
     server = await server_at(facts, request.name, address, request.cluster)
-    if not known(facts, server):
+    if not is_known(facts, server):
         if await fetch_logs(facts, server, address, runner):
             facts = await Facts.read(facts.repository)
-        if not known(facts, server):
-            raise unknown(server, request.name, address)
+        if not is_known(facts, server):
+            raise unknown_server(server, request.name, address)
     return plan_gateway(facts, request, address, server)
 
 
-def _filled_in(facts: Facts, request: Request) -> Request:
-    """Complete a request that is only a name, from what this repository has by that name."""
+def _completed(facts: Facts, request: Request) -> Request:
+    """Complete a request that is only a name, from what this repository knows under that name."""
     stored = facts.stored_of(request.name) if facts.ours(request.name) else None
-    settled = stored is not None and facts.accepted(stored) and "cluster" not in stored.parameters
-    if stored is not None and settled and stored.parameters.get("url"):
+    accepted = stored is not None and facts.accepted(stored) and "cluster" not in stored.parameters
+    if stored is not None and accepted and stored.parameters.get("url"):
         given = {key: value for key, value in stored.given.items() if key not in {"encryption", "url"}}
         parameters = {**given, **request.parameters}
         if stored.sameas is None and stored.parameters.get("encryption", "none") != "none":
             return request
         share = request.share or not stored.private
         return replace(request, url=stored.parameters["url"], parameters=parameters, share=share)
-    if stored is not None or any(not each.private for each in facts.stored_called(request.name)):
+    if stored is not None or any(not each.private for each in facts.stored_named(request.name)):
         return request
     try:
         name = cluster_name(request.cluster or request.name)
@@ -92,7 +93,7 @@ def _filled_in(facts: Facts, request: Request) -> Request:
         return request
     if name in facts.config.clusters():
         return request
-    wanted = facts.clusters_called(name)
+    wanted = facts.clusters_named(name)
     if request.cluster:
         try:
             wanted = frozenset({UUID.parse(request.cluster)})
@@ -111,20 +112,20 @@ def _filled_in(facts: Facts, request: Request) -> Request:
 
 
 def _shared(facts: Facts, request: Request) -> Plan | None:
-    """Plan a remote that somebody shared under this name; None if nobody did."""
-    stored = next(iter(facts.stored_called(request.name)), None)
+    """Plan a remote that is shared under this name; None if there is none."""
+    stored = next(iter(facts.stored_named(request.name)), None)
     if stored is None or (stored.private and request.name not in facts.config.remotes()):
         return None
     if not stored.parameters.get("url") and _cluster_of(stored) is not None:
-        # A cluster of remotes, which must be set up in this repository.
+        # A cluster without a server must be set up in this repository.
         return None
     parameters = {"encryption": "none", **request.parameters} if stored.sameas is not None else request.parameters
     parameters = {key: value for key, value in parameters.items() if key in {"encryption", "timeout"}}
     wanted = Wanted(request.name, stored.sameas, parameters, stored.private)
-    plan = Plan((facts.guard(),)) + plan_remote(facts, wanted) + Plan(tuple(refreshed(facts)))
+    plan = Plan((facts.restore_logs(),)) + plan_remote(facts, wanted) + Plan(tuple(refreshed(facts)))
     cluster = _cluster_of(stored)
     if cluster is not None and stored.parameters.get("url") and request.node_remotes:
-        # Agreeing to the cluster's configuration covers its nodes' remotes.
+        # The user's consent to the cluster's configuration covers the nodes' remotes.
         url = stored.parameters["url"]
         given = {key: value for key, value in stored.given.items() if key == "timeout"}
         nodes = replace(request, parameters={"encryption": "none", **given, **parameters}, share=False)
@@ -144,10 +145,10 @@ def _cluster_of(stored: Stored) -> UUID | None:
         return None
 
 
-def _anything(facts: Facts, request: Request) -> Request:
-    """Return the one cluster that others share and that is not set up here. Raises BadSettings."""
+def _only_candidate(facts: Facts, request: Request) -> Request:
+    """Return a request for the only shared cluster that is not set up here. Raises BadSettings."""
     here = facts.config.remotes()
-    waiting = [each for each in facts.stored if not each.private and _waits(facts, each)]
+    waiting = [each for each in facts.stored if not each.private and _not_set_up(facts, each)]
     if len(waiting) == 1:
         return replace(request, name=waiting[0].name)
     if waiting:
@@ -169,9 +170,9 @@ def _anything(facts: Facts, request: Request) -> Request:
     )
 
 
-def _waits(facts: Facts, stored: Stored) -> bool:
+def _not_set_up(facts: Facts, stored: Stored) -> bool:
     if stored.name not in facts.config.remotes():
-        # Remotes of single nodes come with their cluster's.
+        # Remotes for single nodes are set up with their cluster's remote.
         return stored.sameas is None or stored.sameas.is_cluster
     return facts.ours(stored.name) and facts.config.remote(stored.name, "annex-verified") != "verified"
 
