@@ -1,1 +1,1 @@
-"""Compare our speed with git-annex's own on the same machine, for `cluster-remote bench`."""
+"""Compare this program's speed with git-annex's own on one machine, for `cluster-remote bench`."""

@@ -59,7 +59,7 @@ def run_transfers(
     site: Site, clients: dict[str, Client], load: Load, jobs: Sequence[int], rounds: int, results: Results,
     tell: Callable[[str], None], steps: Sequence[str] = ("up", "down", "check", "drop"),
 ) -> None:  # fmt: skip
-    """Upload, download, check and drop, with every way in turn, so that other load on the machine affects all alike."""
+    """Upload, download, check and drop, in every way in turn, so that other load on the machine affects all equally."""
     for round_number in range(rounds):
         for job in jobs:
             for way, client in clients.items():
@@ -78,14 +78,14 @@ def run_transfers(
 
 
 def _step(site: Site, way: str, client: Client, step: str, jobs: int, mark: str) -> Usage:
-    """Run what a user would type for one step; for the way `plain`, one command per node."""
+    """Run the commands that a user would type for one step; for the way `plain`, one per node."""
     verb = {
         "up": ["copy", "--to"],
         "down": ["get", "--from"],
         "check": ["fsck", "--fast", "--from"],
         "drop": ["drop", "--from"],
     }[step]
-    # Content is downloaded once, from wherever git-annex likes.
+    # Content is downloaded only once, from the first remote.
     remotes = client.remotes[:1] if step == "down" else client.remotes
     usages = [
         timed(["git", "annex", *verb, remote, "-q", f"-J{jobs}", mark], client.path, site.environment(), servers)
@@ -100,7 +100,7 @@ def _step(site: Site, way: str, client: Client, step: str, jobs: int, mark: str)
 
 
 def run_limit(site: Site, load: Load, rounds: int, results: Results, tell: Callable[[str], None]) -> None:
-    """Measure the nodes' limit: a prepared conversation directly with each node's git-annex-shell, at once."""
+    """Measure the nodes' limit: a prepared conversation directly with every node's git-annex-shell, all at once."""
     for round_number in range(rounds):
         client = Client(site.gateway, ())
         mark = f"{load.name}-limit-{round_number}".replace(" ", "-")
@@ -120,7 +120,7 @@ def run_limit(site: Site, load: Load, rounds: int, results: Results, tell: Calla
 
 
 def _feed(site: Site, number: int, mark: str, size: int) -> subprocess.Popen[bytes]:
-    # A shell does this, so that none of our code is part of the limit.
+    # A shell sends the messages, so that none of our code is part of the limit.
     names = site.annex(site.gateway, "find", "--format", "${key} ${file}\\n", mark).splitlines()
     script = ["printf 'VERSION 4\\n'"]
     for line in names:
@@ -145,7 +145,7 @@ def _script(text: str) -> int:
 
 
 def run_start_up(site: Site, client: Client, rounds: int, results: Results, tell: Callable[[str], None]) -> None:
-    """Measure from start to the first line, and `git annex info NAME`, next to a trivial special remote."""
+    """Measure the time to the first line and of `git annex info NAME`, compared with a trivial special remote."""
     environment = site.environment()
     site.init_bare(client.path, "nothing")
     nothing = str(site.directory / "bin" / BARE)
@@ -177,7 +177,7 @@ def run_slow_node(
     results: Results,
     tell: Callable[[str], None],
 ) -> None:
-    """Measure when two fast nodes have the file, alone and next to one that accepts 5 MB/s."""
+    """Measure the time until two fast nodes have the file, without and with a third one that accepts 5 MB/s."""
     case = f"{load.name} up, until the 2 fast nodes have it"
     beside: Mapping[int, float] = {3: 5.0}
     for nodes, lines, way in ((2, {}, "alone"), (3, beside, "beside a slow node")):
@@ -199,7 +199,7 @@ def run_slow_lines(
     make_site: Callable[[int, Mapping[int, float]], Site], load: Load, rounds: int, results: Results,
     tell: Callable[[str], None], nodes: int = 3, line: float = 10.0,
 ) -> None:  # fmt: skip
-    """Download a file from a cluster whose nodes have connections of so many MB/s each, and from one node alone."""
+    """Download a file from a cluster whose nodes have connections of `line` MB/s each, and from one node alone."""
     case = f"{load.name} down, {nodes} nodes on lines of {line:g} MB/s"
     site = make_site(nodes, dict.fromkeys(range(1, nodes + 1), line))
     try:

@@ -1,7 +1,7 @@
-"""Measure an existing remote or address: the same requests as git-annex makes, without git-annex.
+"""Measure an existing remote or address with the requests that git-annex would make, but without git-annex.
 
-Stores random contents under unique keys, and removes each again even after errors. Nothing is recorded here, though a
-gateway may record the changes in its own log.
+Stores random contents under unique keys, and removes them again, even after errors. Nothing is recorded in this
+repository, though a gateway may record the changes in its own log.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ async def measure(
 ) -> None:  # fmt: skip
     """Upload, check, download and drop, with new contents in each round. Raises BenchFailed, SessionError."""
     for _ in range(rounds):
-        with tempfile.TemporaryDirectory(prefix="cluster-remote-bench-", dir=directory) as place:
-            contents = [make_content(Path(place), number, load.size) for number in range(load.files)]
+        with tempfile.TemporaryDirectory(prefix="cluster-remote-bench-", dir=directory) as folder:
+            contents = [make_content(Path(folder), number, load.size) for number in range(load.files)]
             begun: list[Key] = []
             try:
                 await _round(session, label, load, contents, begun, results, tell)
@@ -89,9 +89,9 @@ async def _round(
         tell(f"{case}: {label} {seconds:.2f} s")
 
 
-def make_content(place: Path, number: int, size: int) -> tuple[Key, Path]:
-    """Make a file of `size` random bytes, and return its key and path."""
-    path = place / str(number)
+def make_content(directory: Path, number: int, size: int) -> tuple[Key, Path]:
+    """Create a file of `size` random bytes; return its key and path."""
+    path = directory / str(number)
     digest = hashlib.sha256()
     with path.open("wb") as file:
         left = size

@@ -28,17 +28,17 @@ __all__ = ["grows", "make_keys", "run_clients", "run_keys"]
 
 _CONTENT = b"four"
 _CLIENT = UUID("00000000-0000-0000-0000-000000000001")
-# Clients that use the same token, at the most.
-_CLIENTS_OF_A_TOKEN = 16
-# The first transfers of a process, of which the median counts.
+# The most clients with the same token.
+_CLIENTS_PER_TOKEN = 16
+# The number of first transfers; their median counts.
 _FIRST = 5
 
 
 def make_keys(site: Site, count: int) -> None:
     """Give all nodes `count` contents, and the location logs for them.
 
-    The nodes share one directory of contents, and git gets all logs at once: a git-annex that does the same would take
-    longer than all that is measured.
+    The nodes share one directory of contents, and git imports all logs at once: with git-annex this would take longer
+    than all measurements.
     """
     keys = [f"SHA256-s{len(_CONTENT)}--{hashlib.sha256(b'%d' % number).hexdigest()}" for number in range(count)]
     now = int(time.time())
@@ -56,7 +56,7 @@ def make_keys(site: Site, count: int) -> None:
         for key in keys:
             importing.stdin.write(f"M 100644 inline {_log_of(key)}\ndata {len(log)}\n{log}\n".encode())
     if importing.returncode:
-        raise BenchFailed(f"git fast-import ended with exit code {importing.returncode}")
+        raise BenchFailed(f"git fast-import exited with code {importing.returncode}")
     first = site.node(1) / ".git/annex/objects"
     content = site.directory / "content"
     content.write_bytes(_CONTENT)
@@ -69,7 +69,7 @@ def make_keys(site: Site, count: int) -> None:
         if objects.exists():
             objects.rmdir()
         objects.symlink_to(first)
-    # git-annex reads the new logs into its index once.
+    # git-annex reads the new logs into its index, once.
     site.annex(site.gateway, "merge")
 
 
@@ -81,7 +81,7 @@ def run_keys(
     make_site: Callable[[int], Site], numbers: Sequence[int], nodes: int, ways: Sequence[str], rounds: int,
     results: Results, tell: Callable[[str], None],
 ) -> None:  # fmt: skip
-    """`status`, `check --all`, `repair --dry-run` and the first transfer, with so many keys in all repositories."""
+    """Measure `status`, `check --all`, `repair --dry-run` and a first transfer, with these numbers of keys."""
     commands = {
         "status": ["cluster-remote", "status"],
         "check --all": ["cluster-remote", "check", "--all"],
@@ -93,7 +93,7 @@ def run_keys(
             make_keys(site, number)
             clients = {way: site.client(way) for way in ways if way in ("serverless", "remote", "gateway")}
             for client in clients.values():
-                # What git-annex has to do once after a clone.
+                # git-annex has to do this once after a clone.
                 site.annex(client.path, "merge")
             for _ in range(rounds):
                 for way, client in clients.items():
@@ -139,7 +139,7 @@ def _first_transfer(
 
 
 def grows(results: Results, what: str, cases: Mapping[int, str], tell: Callable[[str], None]) -> None:
-    """Tell for each way how many times as long the largest of several numbers takes as the smallest."""
+    """Report, for each way, how many times as long the largest of several numbers takes as the smallest."""
     if len(cases) < 2:
         return
     least, most = min(cases), max(cases)
@@ -151,9 +151,9 @@ def grows(results: Results, what: str, cases: Mapping[int, str], tell: Callable[
 
 
 def run_clients(site: Site, numbers: Sequence[int], load: Load, results: Results, tell: Callable[[str], None]) -> None:
-    """Have so many clients of `serve` store files at the same time, `load.files` in all."""
-    # One token may hold only part of the gateway's places.
-    tokens = [site.token() for _ in range(max(numbers) // _CLIENTS_OF_A_TOKEN + 1)]
+    """Measure each number of clients of `serve` that store files at the same time, `load.files` in all."""
+    # One token gets only a share of the gateway's client slots.
+    tokens = [site.token() for _ in range(max(numbers) // _CLIENTS_PER_TOKEN + 1)]
     cases = {number: f"{load.name} stored by {number} clients of serve" for number in numbers}
     for number, case in cases.items():
         (pid,) = site.server_pids("gateway")
@@ -161,7 +161,7 @@ def run_clients(site: Site, numbers: Sequence[int], load: Load, results: Results
         started = time.perf_counter()
         waits = anyio.run(_clients, site, tokens, number, load)
         seconds = time.perf_counter() - started
-        # With its first file each client waits for its connection, and for processes that serve the nodes.
+        # Each client's first file includes the time to connect, and to start the processes that serve the nodes.
         first = max(each[0] for each in waits)
         later = [second for each in waits for second in each[1:] or each]
         waited, typical = max(later), statistics.median(later)
@@ -180,14 +180,14 @@ def run_clients(site: Site, numbers: Sequence[int], load: Load, results: Results
 
 
 async def _clients(site: Site, tokens: Sequence[str], number: int, load: Load) -> list[list[float]]:
-    """Return for each client how long each of its files took, in seconds. Raises BenchFailed."""
+    """Return, for each client, how long each of its files took, in seconds. Raises BenchFailed."""
     waits: list[list[float]] = [[] for _ in range(number)]
     failures: list[Exception] = []
     each = max(load.files // number, 1)
 
-    async def store_all(session: StreamSession, place: Path, mine: list[float]) -> None:
+    async def store_all(session: StreamSession, directory: Path, mine: list[float]) -> None:
         for count in range(each):
-            key, path = make_content(place, count, load.size)
+            key, path = make_content(directory, count, load.size)
             began = time.perf_counter()
             outcome = await session.store(key, AssociatedFile(), FileSource(os.fsencode(path)))
             mine.append(time.perf_counter() - began)
@@ -195,11 +195,11 @@ async def _clients(site: Site, tokens: Sequence[str], number: int, load: Load) -
             if isinstance(outcome, Present) or not outcome.stored or len(outcome.uuids) != site.nodes:
                 raise BenchFailed(f"serve did not store a content on all nodes: {outcome}")
 
-    async def client(place: Path, mine: list[float], token: str) -> None:
+    async def client(directory: Path, mine: list[float], token: str) -> None:
         transport = UnixTransport(os.fsencode(site.directory / "gateway.sock"), token=token, name="serve")
         session = StreamSession(transport, client=_CLIENT)
         try:
-            await store_all(session, place, mine)
+            await store_all(session, directory, mine)
         except (SessionError, BenchFailed) as error:
             failures.append(error)
             tasks.cancel_scope.cancel()
@@ -208,9 +208,9 @@ async def _clients(site: Site, tokens: Sequence[str], number: int, load: Load) -
 
     async with anyio.create_task_group() as tasks:
         for count, mine in enumerate(waits):
-            place = site.directory / f"contents-{number}-{count}"
-            place.mkdir()
-            tasks.start_soon(client, place, mine, tokens[count % len(tokens)])
+            directory = site.directory / f"contents-{number}-{count}"
+            directory.mkdir()
+            tasks.start_soon(client, directory, mine, tokens[count % len(tokens)])
     if failures:
         raise BenchFailed(str(failures[0]))
     return waits
@@ -221,6 +221,6 @@ def _descriptors(pid: int) -> int:
 
 
 def _memory(pid: int) -> int:
-    """Return the present resident size in bytes."""
+    """Return the current resident set size in bytes."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")

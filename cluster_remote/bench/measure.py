@@ -1,4 +1,4 @@
-"""One measurement: how long a command takes, and the resources of its processes."""
+"""Measure how long a command takes, and the resources of its processes."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from cluster_remote.bench.site import BenchFailed
 
 __all__ = ["Usage", "timed"]
 
-# Seconds between looks at the processes.
-_LOOK = 0.25
+# Seconds between samples of the processes.
+_SAMPLE_INTERVAL = 0.25
 _TIMEOUT = 3600.0
 _OURS = (b"git-annex-remote-cluster", b"cluster-remote")
 
@@ -48,8 +48,10 @@ def timed(argv: Sequence[str], where: Path, environment: Mapping[str, str], serv
 
 
 class _Watch(threading.Thread):
-    """Watches the descendants of some processes. Short peaks go unseen, except for memory, whose high-water mark the
-    kernel keeps."""
+    """Samples some processes and their descendants.
+
+    Short peaks are missed, except for memory, whose high-water mark the kernel keeps.
+    """
 
     def __init__(self, roots: Sequence[int]) -> None:
         super().__init__(daemon=True)
@@ -59,7 +61,7 @@ class _Watch(threading.Thread):
         self._end = threading.Event()
 
     def run(self) -> None:
-        while not self._end.wait(_LOOK):
+        while not self._end.wait(_SAMPLE_INTERVAL):
             found = _family(self._roots)
             self.processes = max(self.processes, len(found))
             for pid in found:
@@ -86,9 +88,9 @@ def _family(roots: Sequence[int]) -> set[int]:
 
 
 def _high_water(pid: int) -> int:
-    """Return the peak resident size in bytes of one of our processes; 0 for any other."""
+    """Return the peak resident set size in bytes of a process of this program; 0 for any other."""
     try:
-        # The program, or the script that an interpreter runs.
+        # The first word is the program, or its interpreter; the second one may be its script.
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[:2]
         if not any(word.rpartition(b"/")[2] in _OURS for word in words):
             return 0

@@ -1,4 +1,4 @@
-"""The results as a table, as JSON and as a chart, all from the same figures."""
+"""Present the results as a table, as JSON and as a chart, all from the same figures."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ _COLOURS = {
 class Row:
     """One case: medians in seconds by way. `native` is the faster of git-annex's own ways through its gateway.
 
-    `floor` is the minimum for any special remote: git-annex's own share (`bare`) plus the nodes' (`limit`), which
-    happen one after the other for small files; None if one of them was not measured.
+    `floor` is the minimum for any special remote: git-annex's own share (`bare`) plus the nodes' (`limit`), which do
+    not overlap for small files; None if one of them was not measured.
     """
 
     case: str
@@ -86,9 +86,9 @@ def as_json(results: Results, versions: dict[str, str]) -> str:
 
 
 def profiled(files: Sequence[Path], most: int = 30) -> str:
-    """Sum up the profiles of several processes, as a table of the functions that took the most time themselves."""
+    """Sum up the profiles of several processes, as a table of the functions with the most time of their own."""
     if not files:
-        return "no process of ours exited cleanly, so there is no profile"
+        return "no process of the special remote exited cleanly, so there is no profile"
     text = io.StringIO()
     pstats.Stats(*map(str, files), stream=text).strip_dirs().sort_stats("tottime").print_stats(most)
     # The table is preceded by the names of all files, one per line.

@@ -1,7 +1,7 @@
-"""The repositories to measure: nodes, a gateway, and a client for each way to the cluster.
+"""The repositories to measure: nodes, a gateway, and a client for each way to reach the cluster.
 
-The ways are those of the table in docs/benchmark.md. In addition there is the limit: the same bytes directly to each
-node's git-annex-shell.
+The ways are those of the table in docs/benchmark.md. In addition there is the limit: the same bytes sent directly to
+each node's git-annex-shell.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ WAYS = {
     "bare": "(f) a special remote that copies one file: git-annex's own share",
 }
 
-# Seconds for one command: a run that takes longer is useless.
+# Seconds for one command; slower runs are not worth measuring.
 _TIMEOUT = 1800
 _CLUSTER = "bench"
 
-# Runs the command on this very machine, so that neither side pays for encryption. Options may come before and after the
-# host; what is left is the command.
+# Runs the command on this machine, so that no side has to encrypt. Options may come before and after the host; the rest
+# is the command.
 _SSH = """#!/bin/sh
 host=
 while [ $# -gt 0 ]; do
@@ -56,7 +56,7 @@ done
 exec sh -c "$*"
 """
 
-# A node on a slow connection, whose rate in MB/s is part of the host's name and applies in both directions.
+# A slow connection: the rate in MB/s is part of the host's name and applies in both directions.
 _SLOW_SSH = """#!{python}
 import os, subprocess, sys, threading, time
 words, plain = sys.argv[1:], []
@@ -74,7 +74,7 @@ def copy(source, target):
     try:
         while data := os.read(source, 65536):
             if start + passed / rate < time.monotonic() - 0.1:
-                # It was idle: what it could have sent then is not made up for.
+                # The connection was idle. Do not make up for that time.
                 start, passed = time.monotonic(), 0
             passed += len(data)
             while data:
@@ -93,7 +93,7 @@ os._exit(child.wait())
 """
 
 
-# The minimum that git-annex needs for a special remote: one file copied, regardless of the number of nodes.
+# The minimum for a special remote: it copies one file, regardless of the number of nodes.
 _BARE = """#!{python}
 import os
 import shutil
@@ -101,7 +101,7 @@ from annexremote import Master, RemoteError, SpecialRemote
 
 class Bare(SpecialRemote):
     def listconfigs(self):
-        return {{"directory": "where the files lie"}}
+        return {{"directory": "where the files are"}}
 
     def initremote(self):
         os.makedirs(self.annex.getconfig("directory"), exist_ok=True)
@@ -144,7 +144,7 @@ class BenchFailed(Exception):
 
 @dataclass(frozen=True)
 class Client:
-    """A repository and its remotes for the cluster: one, or for the way `plain` one per node."""
+    """A repository and its remotes for the cluster: one, or one per node for the way `plain`."""
 
     path: Path
     remotes: tuple[str, ...]
@@ -181,7 +181,7 @@ class Site:
             **inherited,
             "HOME": str(self.directory / "home"),
             "GIT_CONFIG_NOSYSTEM": "1",
-            # As `ssh` on PATH, because git-annex does not ask git which ssh to use.
+            # The stand-in is `ssh` on PATH, because git-annex ignores git's settings for ssh.
             "PATH": f"{self.directory / 'bin'}{os.pathsep}{inherited.get('PATH', os.defpath)}",
         }
 
@@ -239,7 +239,7 @@ class Site:
         return self.run(self.gateway, "git", "config", f"annex.cluster.{_CLUSTER}").strip()
 
     def client(self, way: str) -> Client:
-        """Create a client that reaches the cluster in one of the WAYS; start its server if needed."""
+        """Create a client that reaches the cluster in one of the WAYS, and start its server if it needs one."""
         if way == "serverless":
             self._initremote(self.gateway)
             return Client(self.gateway, ("bench-remote",))
@@ -277,7 +277,7 @@ class Site:
         return Client(path, ("bench-remote",))
 
     def init_bare(self, path: Path, name: str) -> None:
-        """Give a repository the special remote that only copies one file."""
+        """Create the special remote that only copies one file in a repository."""
         self.annex(
             path, "initremote", name, "type=external", f"externaltype={BARE.removeprefix('git-annex-remote-')}",
             "encryption=none", f"directory={self.directory / 'bare'}",
@@ -316,21 +316,21 @@ class Site:
         return port
 
     def token(self) -> str:
-        """Make a token for `cluster-remote serve`."""
+        """Create a token for `cluster-remote serve`."""
         return self.run(self.gateway, "cluster-remote", "token", "create").strip().split()[-1]
 
     def serve(self) -> None:
-        """Have `cluster-remote serve` listen at gateway.sock."""
+        """Start `cluster-remote serve`, listening on gateway.sock."""
         path = self.directory / "gateway.sock"
         self._start("gateway", "cluster-remote", "serve", "--cluster", _CLUSTER, "--listen", f"unix:{path}")
         _wait_for(lambda: _listens(str(path)), "cluster-remote serve")
 
     def server_pids(self, way: str) -> list[int]:
-        """Return the server processes of one of the ways."""
+        """Return the PIDs of the server processes for one of the ways."""
         return [server.pid for name, server in self._servers if name == way]
 
     def forget(self, keys: Sequence[str]) -> None:
-        """Delete contents from every repository, so that the disk does not fill up."""
+        """Delete contents from all repositories, so that the disk does not fill up."""
         gone = frozenset(keys)
         for repository in self.directory.iterdir():
             objects = repository / ".git" / "annex" / "objects"
