@@ -36,32 +36,31 @@ __all__ = ["Downloaded", "Dropped", "Locked", "Presence", "Recorder", "Uploaded"
 
 _Names = Annotated[Mapping[str, str], "this repository's descriptions of these repositories, by UUID"]
 _Recorded = Annotated[tuple[UUID, ...], "repositories for which the location log was updated"]
-_Target = Annotated[str, "what the command line named"]
-_Server = Annotated[UUID, "the repository or cluster that answered"]
-_Version = Annotated[int | None, "the negotiated protocol version"]
 _Seconds = Annotated[float, "duration from connecting to the last byte"]
 
 
 @dataclass(frozen=True)
-class Presence:
+class _Answer:
+    """What every result has."""
+
+    target: Annotated[str, "what the command line named"]
+    server: Annotated[UUID, "the repository or cluster that answered"]
+    version: Annotated[int | None, "the negotiated protocol version"]
+    key: Key
+
+
+@dataclass(frozen=True)
+class Presence(_Answer):
     """Whether a server has the content."""
 
-    target: _Target
-    server: _Server
-    version: _Version
-    key: Key
     present: bool
     recorded: _Recorded = ()
 
 
 @dataclass(frozen=True)
-class Uploaded:
+class Uploaded(_Answer):
     """The result of an upload."""
 
-    target: _Target
-    server: _Server
-    version: _Version
-    key: Key
     stored: Annotated[bool, "whether the content is there now"]
     already_present: Annotated[bool, "whether it was there before, so that nothing was sent"]
     uuids: Annotated[
@@ -75,13 +74,9 @@ class Uploaded:
 
 
 @dataclass(frozen=True)
-class Downloaded:
+class Downloaded(_Answer):
     """The result of a download."""
 
-    target: _Target
-    server: _Server
-    version: _Version
-    key: Key
     path: Annotated[str, "the file that was written"]
     offset: Annotated[int, "bytes that were in the file before"]
     size: Annotated[int, "bytes that are in the file now"]
@@ -90,13 +85,9 @@ class Downloaded:
 
 
 @dataclass(frozen=True)
-class Dropped:
+class Dropped(_Answer):
     """The result of a removal."""
 
-    target: _Target
-    server: _Server
-    version: _Version
-    key: Key
     removed: Annotated[bool, "whether the content is gone from every repository behind the server"]
     uuids: Annotated[tuple[UUID, ...], "the repositories behind the server that removed it, by the server's account"]
     reasons: Annotated[tuple[str, ...], "why parts of it failed"]
@@ -105,13 +96,9 @@ class Dropped:
 
 
 @dataclass(frozen=True)
-class Locked:
+class Locked(_Answer):
     """The result of locking content."""
 
-    target: _Target
-    server: _Server
-    version: _Version
-    key: Key
     locked: bool
     held: Annotated[float, "seconds it was locked"] = 0.0
     exit_code: Annotated[int | None, "exit code of the command that was run meanwhile"] = None
