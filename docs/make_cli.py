@@ -1,6 +1,6 @@
-"""The reference of `cluster-remote`, made from the code: `python docs/make_cli.py > docs/reference/cli.md`.
+"""Generate the reference of `cluster-remote`: `python docs/make_cli.py > docs/reference/cli.md`.
 
-From the same words as `--help`, but not from its layout, which differs between versions of the libraries that draw it.
+It has the text of `--help`, but not its layout, which differs between versions of typer.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ from cluster_remote.cli.app import every_command
 INTRODUCTION = """\
 # cluster-remote
 
-What `--help` says, for reading at leisure. Every command with `--json` prints [one object](../json.md); exit codes mean
-[the same everywhere](../exit-codes.md). Colours are left out with `NO_COLOR`, and where standard output is no terminal.
-`cluster-remote --install-completion` makes the shell complete commands, remotes and nodes.
+The text of `--help` for every command. With `--json`, a command prints [one object](../json.md); all commands use [the
+same exit codes](../exit-codes.md). Colours are off with `NO_COLOR`, and if standard output is not a terminal.
+`cluster-remote --install-completion` installs shell completion of commands, remotes and nodes.
 
-`git-annex-remote-cluster`, which git-annex starts without arguments, is the same program when given some.
+`git-annex-remote-cluster`, which git-annex starts without arguments, is the same program if it gets any.
 
-This page is made from the code, by `make docs`.
+This page is generated: `python docs/make_cli.py > docs/reference/cli.md`.
 """
 
 
 def document() -> str:
-    """docs/reference/cli.md: every command with its arguments and options."""
+    """Return docs/reference/cli.md: every command with its arguments and options."""
     parts = [INTRODUCTION]
     for name, command in every_command().items():
         parts += [f"## cluster-remote {name}\n", *_command(f"cluster-remote {name}", command)]
     return "\n".join(parts)
 
 
-# What typer makes of a function has the attributes of click's commands and parameters, whichever click that is.
+# typer's commands and parameters have the attributes of click's, even if typer does not use click itself.
 
 
 def _command(name: str, command: Any) -> Iterator[str]:
@@ -45,10 +45,10 @@ def _command(name: str, command: Any) -> Iterator[str]:
             yield f"Example:\n\n```text\n{' '.join(paragraph.removeprefix('Example: ').split())}\n```\n"
         else:
             yield f"{_escaped(paragraph)}\n"
-    rows = [(_bare(argument), argument) for argument in arguments] + [(_spelt(option), option) for option in options]
-    rows = [(spelt, parameter) for spelt, parameter in rows if parameter.help]
+    rows = [(_bare(argument), argument) for argument in arguments] + [(_syntax(option), option) for option in options]
+    rows = [(syntax, parameter) for syntax, parameter in rows if parameter.help]
     if rows:
-        yield "".join(f"* `{spelt}`: {_meaning(parameter)}\n" for spelt, parameter in rows)
+        yield "".join(f"* `{syntax}`: {_help(parameter)}\n" for syntax, parameter in rows)
 
 
 def _bare(argument: Any) -> str:
@@ -60,27 +60,27 @@ def _in_usage(argument: Any) -> str:
     return f"{_bare(argument)}{several}" if argument.required else f"[{_bare(argument)}{several}]"
 
 
-def _spelt(option: Any) -> str:
-    spelt = ", ".join([*option.opts, *option.secondary_opts])
+def _syntax(option: Any) -> str:
+    names = ", ".join([*option.opts, *option.secondary_opts])
     if option.is_flag:
-        return spelt
-    return f"{spelt} {option.metavar or option.name.upper()}"
+        return names
+    return f"{names} {option.metavar or option.name.upper()}"
 
 
-def _meaning(parameter: Any) -> str:
-    meaning = _escaped(" ".join(parameter.help.split()))
+def _help(parameter: Any) -> str:
+    text = _escaped(" ".join(parameter.help.split()))
     match parameter.default:
         case bool() | "":
-            return meaning
+            return text
         case str() as default:
-            return f"{meaning} Default: {default}."
+            return f"{text} Default: {default}."
         case int() | float() as default:
-            return f"{meaning} Default: {default:g}."
-    return meaning
+            return f"{text} Default: {default:g}."
+    return text
 
 
 def _escaped(text: str) -> str:
-    """As text of Markdown that means nothing more."""
+    """Escape the characters that have a meaning in Markdown."""
     return "".join(f"\\{c}" if c in "*_<`" else c for c in text)
 
 

@@ -1,8 +1,8 @@
-"""Pictures of what people see on their terminals: `python docs/make_pictures.py`, which writes docs/pictures/*.svg.
+"""Generate pictures of terminals, docs/pictures/*.svg: `python docs/make_pictures.py`.
 
-A small cluster of real repositories is made in a temporary directory, a few things go wrong with it, and the commands
-run on a terminal of their own. Nothing in a picture is drawn by hand, and nothing in it tells on which machine it was
-made; nor does a picture load anything from elsewhere.
+The commands run on a pseudo-terminal, in a small cluster of real repositories in a temporary directory, with a few
+faults. The pictures show their unedited output, do not reveal the machine that they were made on, and load nothing from
+elsewhere.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from rich.console import Console
 from rich.text import Text
 
 COLUMNS = 100
-# What the temporary directory is called in the pictures.
+# The name of the temporary directory in the pictures.
 SHOWN_AS = "/home/tess"
 NODES = {"attic": "disk in the attic", "nas": "nas in the hall", "usb": "usb stick"}
 GIT_CONFIG = "[user]\n\tname = Tess\n\temail = tess@example.com\n[init]\n\tdefaultBranch = main\n[gc]\n\tauto = 0\n"
 
-# How rich takes away what it has drawn last: the line that the cursor is on, if any, and those above it.
+# rich erases its last output like this: the cursor's line, if any, and the lines above it.
 _ERASED = re.compile(r"\r(?:\x1b\[2K|(?=\x1b\[1A))(?:\x1b\[1A\x1b\[2K)*")
 _CURSOR = re.compile(r"\x1b\[\?25[lh]")
 _COUNTS = re.compile(r"(\d+)/(\d+)")
-# The monospaced font of whoever looks at it, in place of one from the network.
+# The viewer's own monospaced font, instead of one from the network.
 _FONTS = "ui-monospace, SFMono-Regular, Menlo, Consolas, DejaVu Sans Mono"
 _TEMPLATE = re.sub(r"@font-face \{\{.*?\}\}\s*|<!--.*?-->\s*", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
 _TEMPLATE = _TEMPLATE.replace("Fira Code", _FONTS)
@@ -59,17 +59,17 @@ class Stage:
         }
 
     def run(self, where: str, *command: str, input: bytes = b"") -> str:
-        """Runs a command without showing it; gives its output."""
-        place = self.directory / where
+        """Run a command without showing it; return its output."""
+        cwd = self.directory / where
         done = subprocess.run(
-            command, cwd=place, env=self.env, input=input, capture_output=True, timeout=120, check=False
+            command, cwd=cwd, env=self.env, input=input, capture_output=True, timeout=120, check=False
         )
         if done.returncode:
-            raise SystemExit(f"{' '.join(command)} ended with exit code {done.returncode}: {done.stderr.decode()}")
+            raise SystemExit(f"{' '.join(command)} exited with code {done.returncode}: {done.stderr.decode()}")
         return done.stdout.decode()
 
     def on_terminal(self, where: str, *command: str) -> str:
-        """Everything that a command writes to a terminal."""
+        """Return everything that a command writes to a terminal."""
         ours, its = pty.openpty()
         written = io.BytesIO()
         with subprocess.Popen(command, cwd=self.directory / where, env=self.env, stdin=its, stdout=its, stderr=its):
@@ -78,30 +78,30 @@ class Stage:
                 while chunk := os.read(ours, 1 << 16):
                     written.write(chunk)
             except OSError:
-                # How a terminal says that nobody writes to it any more.
+                # The other end of the pseudo-terminal was closed.
                 pass
             finally:
                 os.close(ours)
         text = written.getvalue().decode().replace("\r\n", "\n").replace(str(self.directory), SHOWN_AS)
-        # git-annex's messages have the machine's name in them.
+        # git-annex's messages contain the machine's name.
         return _CURSOR.sub("", text.replace(f" in {socket.gethostname()} on ", " in desk on "))
 
 
 @contextmanager
 def stage() -> Iterator[Stage]:
-    """A stage in a temporary directory."""
+    """Yield a stage in a temporary directory, and delete it at the end."""
     directory = Path(tempfile.mkdtemp(prefix="cluster-remote-pictures-")).resolve()
     try:
         yield Stage(directory)
     finally:
-        # git-annex takes away the right to write to what it keeps.
+        # git-annex write-protects its objects.
         for folder, _folders, _files in os.walk(directory):
             Path(folder).chmod(0o700)
         shutil.rmtree(directory)
 
 
 def build(made: Stage, files: int) -> None:
-    """`photos`, with the cluster `everywhere` of three nodes, each of which has the content of so many files."""
+    """Create `photos` with the cluster `everywhere`, whose three nodes have the content of all `files` files."""
     made.run(".", "git", "init", "--quiet", "photos")
     made.run("photos", "git", "annex", "init", "--quiet", "desk")
     for number in range(files):
@@ -118,30 +118,30 @@ def build(made: Stage, files: int) -> None:
     made.run("photos", "git", "annex", "copy", "--quiet", "--to", "everywhere", ".")
 
 
-def stock(made: Stage, keys: int) -> None:
-    """So many contents more on every node, past all remotes, which would take their time."""
+def add_keys(made: Stage, keys: int) -> None:
+    """Add `keys` contents to every node directly, since copying them through a remote would take long."""
     contents = {}
     for number in range(keys):
         content = f"photo number {number}\n".encode()
         contents[f"SHA256E-s{len(content)}--{hashlib.sha256(content).hexdigest()}.jpg"] = content
-    asked = "".join(f"{key}\n" for key in contents).encode()
-    folders = made.run("photos", "git", "annex", "examinekey", "--batch", "--format=${hashdirmixed}\n", input=asked)
+    lines = "".join(f"{key}\n" for key in contents).encode()
+    folders = made.run("photos", "git", "annex", "examinekey", "--batch", "--format=${hashdirmixed}\n", input=lines)
     located = []
     for name in NODES:
         for (key, content), folder in zip(contents.items(), folders.split("\n"), strict=False):
-            place = made.directory / name / ".git/annex/objects" / folder / key
-            place.mkdir(parents=True)
-            (place / key).write_bytes(content)
+            directory = made.directory / name / ".git/annex/objects" / folder / key
+            directory.mkdir(parents=True)
+            (directory / key).write_bytes(content)
             located.append(f"{key} {_uuid(made, name)} 1\n")
     made.run("photos", "git", "annex", "setpresentkey", "--batch", input="".join(located).encode())
 
 
-def ail(made: Stage) -> None:
-    """One node is away, another has lost something, and the third has something that the log does not know of."""
+def damage(made: Stage) -> None:
+    """Make one node unreachable, delete content from another, and delete a line of the third from the log."""
     for file in ("photo-003.jpg", "photo-008.jpg"):
-        place = made.directory / "nas" / made.run("nas", "git", "annex", "contentlocation", _key(made, file)).strip()
-        place.parent.chmod(0o700)
-        place.unlink()
+        path = made.directory / "nas" / made.run("nas", "git", "annex", "contentlocation", _key(made, file)).strip()
+        path.parent.chmod(0o700)
+        path.unlink()
     made.run("photos", "git", "annex", "setpresentkey", _key(made, "photo-005.jpg"), _uuid(made, "attic"), "0")
     (made.directory / "usb").rename(made.directory / "unplugged")
 
@@ -155,13 +155,13 @@ def _key(made: Stage, file: str) -> str:
     return made.run("photos", "git", "annex", "lookupkey", file).strip()
 
 
-def at_last(written: str) -> str:
-    """What is to be seen when a command has ended."""
+def final_frame(written: str) -> str:
+    """Return what is visible when a command has ended."""
     return _ERASED.split(written)[-1]
 
 
-def halfway(written: str) -> str:
-    """What is to be seen in the middle of a command that shows its progress: the picture nearest to half of it."""
+def middle_frame(written: str) -> str:
+    """Return what is visible when a command's progress is closest to one half."""
 
     def distance(frame: str) -> float:
         done = [int(count) / int(total) for count, total in _COUNTS.findall(frame)]
@@ -171,7 +171,7 @@ def halfway(written: str) -> str:
 
 
 def draw(title: str, shown: str) -> str:
-    """A terminal with this text on it, as SVG."""
+    """Draw a terminal with this text as SVG."""
     console = Console(record=True, width=COLUMNS, file=io.StringIO(), force_terminal=True, color_system="truecolor")
     console.print(Text.from_ansi(shown.strip("\n")), end="")
     drawn = console.export_svg(title=title, code_format=_TEMPLATE, unique_id=re.sub(r"\W", "-", title))
@@ -179,7 +179,7 @@ def draw(title: str, shown: str) -> str:
 
 
 def pictures(files: int = 40, keys: int = 3000) -> Mapping[str, str]:
-    """Each picture's SVG, by its name; the cluster has so many files, and in the progress so many keys more."""
+    """Return the pictures, by name, of a cluster with `files` files; the one of the progress has `keys` more keys."""
     with stage() as made:
 
         def typed(*command: str, shown: Callable[[str], str]) -> str:
@@ -188,14 +188,14 @@ def pictures(files: int = 40, keys: int = 3000) -> Mapping[str, str]:
             return draw(" ".join(command[:2]), f"\x1b[1m$ {line}\x1b[0m\n{shown(written)}")
 
         build(made, files)
-        ail(made)
+        damage(made)
         drawn = {
-            "status": typed("cluster-remote", "status", "everywhere", shown=at_last),
-            "check": typed("cluster-remote", "check", "everywhere", shown=at_last),
+            "status": typed("cluster-remote", "status", "everywhere", shown=final_frame),
+            "check": typed("cluster-remote", "check", "everywhere", shown=final_frame),
         }
         (made.directory / "unplugged").rename(made.directory / "usb")
-        stock(made, keys)
-        drawn["progress"] = typed("cluster-remote", "check", "everywhere", "--all", shown=halfway)
+        add_keys(made, keys)
+        drawn["progress"] = typed("cluster-remote", "check", "everywhere", "--all", shown=middle_frame)
     return drawn
 
 

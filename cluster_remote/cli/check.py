@@ -97,8 +97,8 @@ def check(
         outcome = collect(work, shown)
         _show(outcome, shown.first, shown.hidden, console())
     if not outcome.healthy:
-        nobody = all(node.unknown == outcome.keys for node in outcome.nodes)
-        raise typer.Exit(UNREACHABLE if outcome.keys and nobody else FAILED)
+        no_answer = all(node.unknown == outcome.keys for node in outcome.nodes)
+        raise typer.Exit(UNREACHABLE if outcome.keys and no_answer else FAILED)
 
 
 async def _check(

@@ -92,8 +92,8 @@ def repair(
         outcome = collect(work, shown)
         _show(outcome, run(_with_files, shown.first), shown.hidden, console())
     if not outcome.healthy:
-        nobody = bool(outcome.keys) and all(node.unknown == outcome.keys for node in outcome.nodes)
-        raise typer.Exit(UNREACHABLE if nobody else FAILED)
+        no_answer = all(node.unknown == outcome.keys for node in outcome.nodes)
+        raise typer.Exit(UNREACHABLE if outcome.keys and no_answer else FAILED)
 
 
 async def _with_files(transfers: Sequence[Transfer]) -> list[Transfer]:

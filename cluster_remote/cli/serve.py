@@ -92,14 +92,14 @@ def serve(
     if stdio:
         if listen:
             raise BadSettings("--stdio does not listen on sockets: leave out --listen")
-        run(_one_client, backend, _parsed(uuid) if uuid else None, max_clients)
+        run(_serve_one_client, backend, _parsed(uuid) if uuid else None, max_clients)
     elif uuid:
         raise BadSettings("--uuid requires --stdio; clients on a socket choose by themselves (TOKEN/UUID)")
     else:
         if (certificate is None) != (key is None):
             raise BadSettings("--certificate and --key must be given together")
         files = None if certificate is None else (str(certificate), str(key))
-        run(_everybody, backend, listen, max_clients, public_read, files)
+        run(_serve_sockets, backend, listen, max_clients, public_read, files)
 
 
 def _say(line: str) -> None:
@@ -113,16 +113,16 @@ def _say(line: str) -> None:
         return
 
 
-async def _everybody(
+async def _serve_sockets(
     backend: Backend, addresses: list[str], clients: int, public_read: bool, certificate: tuple[str, str] | None
 ) -> None:
     parsed = [parse_listen(address) for address in addresses]
-    shown = None
+    tls_certificate = None
     if any(isinstance(address, Tls) or (isinstance(address, WebAddress) and address.tls) for address in parsed):
         if certificate is None:
             raise BadSettings("tls:// and https:// require --certificate and --key")
         try:
-            shown = ServerCertificate(*certificate)
+            tls_certificate = ServerCertificate(*certificate)
         except ValueError as error:
             raise BadSettings(str(error)) from None
     tokens = Tokens.of(backend.repository)
@@ -137,11 +137,11 @@ async def _everybody(
         listeners = _open(parsed)
         for listener in listeners:
             _say(f"{listener.name}: serving {backend.cluster}")
-        gateway = Gateway(backend, tokens, backend.timeout, _say, Limits(clients=clients), shown, public_read)
+        gateway = Gateway(backend, tokens, backend.timeout, _say, Limits(clients=clients), tls_certificate, public_read)
         try:
             async with anyio.create_task_group() as tasks:
-                if shown is not None:
-                    tasks.start_soon(_reload_on_hangup, shown)
+                if tls_certificate is not None:
+                    tasks.start_soon(_reload_on_hangup, tls_certificate)
                 await gateway.run(listeners, signals)
                 tasks.cancel_scope.cancel()
         finally:
@@ -149,11 +149,11 @@ async def _everybody(
                 await backend.aclose()
 
 
-async def _reload_on_hangup(shown: ServerCertificate) -> None:
+async def _reload_on_hangup(tls_certificate: ServerCertificate) -> None:
     with anyio.open_signal_receiver(signal.SIGHUP) as signals:
         async for _ in signals:
             try:
-                shown.reload()
+                tls_certificate.reload()
                 _say("SIGHUP: certificate reloaded")
             except ValueError as error:
                 _say(f"SIGHUP: keeping the old certificate: {error}")
@@ -187,7 +187,7 @@ def _parsed(uuid: str) -> UUID:
         raise BadSettings(f"--uuid: {error}") from None
 
 
-async def _one_client(backend: Backend, wanted: UUID | None, most: int) -> None:
+async def _serve_one_client(backend: Backend, wanted: UUID | None, most: int) -> None:
     def say(line: str) -> None:
         if not stderr_is_the_client():
             print(f"cluster-remote: {printable(line, _LONGEST)}", file=sys.stderr, flush=True)

@@ -100,7 +100,7 @@ async def every_cluster(timeout: float | None) -> tuple[list[View], list[Unusabl
         try:
             views.append(place.remote(name, timeout))
         except (BadSettings, AnnexError) as error:
-            # The others are shown all the same.
+            # Still show the others.
             unusable.append(await _unusable(place, name, error))
     nodes = {uuid for view in views if view.uuid.is_cluster for uuid in view.uuids}
     return [view for view in views if view.uuid not in nodes], unusable

@@ -219,7 +219,7 @@ def _node_problems(state: ClusterState, node: NodeState, name: str, *, gateway_d
             "disk-full",
             f"{node.title} is full: {node.free // 10**6} MB are left, and git-annex keeps "
             f"{_RESERVE // 10**6} MB free (annex.diskreserve)",
-            "Free up space on its disk; this shows content that no file uses any more:",
+            "Free up space on its disk; this shows content that no file uses:",
             ("git annex unused",),
             node=node.uuid,
         )

@@ -233,8 +233,8 @@ class Recorder:
             # Copies on single nodes are not tracked here.
             ours, others = frozenset({self.settings.uuid} if whole else ()), frozenset[UUID]()
         else:
-            everybody = {*named, server} if whole else set(named)
-            ours, others = believed(everybody, self.settings.uuid, self.logs, self.repository.uuid)
+            answered = {*named, server} if whole else set(named)
+            ours, others = believed(answered, self.settings.uuid, self.logs, self.repository.uuid)
         async with LocationLog(self.repository) as log:
             await log.record(key, present=ours if present else (), absent=() if present else ours)
         return tuple(sorted(recordable(key, ours, None))), others

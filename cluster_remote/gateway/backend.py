@@ -110,7 +110,7 @@ class Backend:
         return replace(caller_of(self.repository, config, self.timeout * _NODE_SHARE), uuid=uuid)
 
     async def _cluster_session(self, uuid: UUID, bypass: frozenset[UUID]) -> Session:
-        """Open a session with the cluster as it is now: nodes come and go while the gateway runs."""
+        """Open a session with the current nodes of a cluster, which may change while the gateway runs."""
         try:
             return await open_cluster(
                 self.repository,

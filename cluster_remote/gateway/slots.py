@@ -1,7 +1,7 @@
 """Who is connected to a gateway, who gives way when it is full, and the locks of disconnected clients.
 
-Clients are counted by token, and strangers, which have not authenticated yet, by address. So nobody can starve others:
-the heaviest user gives way first.
+Clients are counted by token, and strangers, which have not authenticated yet, by address. The heaviest user gives way
+first, so no client can starve the others.
 """
 
 from __future__ import annotations
