@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import typer
@@ -98,57 +99,15 @@ def bench(
         if way or not set(case) <= {"large", "small"}:
             raise BadSettings("NAME|URL works only with --case large and small, and without --way")
         loads = [load for name, load in (("large", large), ("small", small)) if name in cases]
-        run(_measure_given, target, loads, rounds, results, directory)
+        run(_measure_existing, target, loads, rounds, results, directory)
         _report(results, json_file, chart_file)
         return
     if profile is not None:
         profile.mkdir(parents=True, exist_ok=True)
     top = Path(tempfile.mkdtemp(prefix="cluster-remote-bench-", dir=directory)).resolve()
-
-    def make_site(number: int, lines: Mapping[int, float] | None = None) -> Site:
-        directory = Path(tempfile.mkdtemp(prefix="site-", dir=top))
-        site = Site(directory, number, lines or {}, profile and profile.resolve())
-        site.build()
-        return site
-
+    measurements = _Measurements(top, cases, ways, rounds, nodes, jobs, large, small, profile, results)
     try:
-        if cases & {"large", "small", "limit", "start"}:
-            for number in nodes:
-                site = make_site(number)
-                try:
-                    by_way = {way: site.client(way) for way in ways}
-                    if "large" in cases:
-                        run_transfers(site, by_way, large, [1], rounds, results, _tell, ("up", "down"))
-                    if "small" in cases:
-                        run_transfers(site, by_way, small, jobs, rounds, results, _tell)
-                    if "limit" in cases:
-                        for load, wanted in ((large, "large"), (small, "small")):
-                            if wanted in cases:
-                                run_limit(site, load, rounds, results, _tell)
-                    some = next((by_way[way] for way in ("serverless", "remote", "gateway") if way in by_way), None)
-                    if "start" in cases and some is not None and number == nodes[0]:
-                        run_start_up(site, some, rounds, results, _tell)
-                finally:
-                    site.close()
-            if "small" in cases:
-                for step in ("up", "down", "check", "drop"):
-                    for job in jobs:
-                        cases_by_nodes = {n: f"{small.name} {step}, {n} nodes, -J{job}" for n in nodes}
-                        grows(results, "nodes", cases_by_nodes, _tell)
-        if "slow" in cases:
-            run_slow_node(make_site, Load("1 file of 64M", 1, 64 << 20), rounds, results, _tell)
-        if "lines" in cases:
-            load = large if large.size < 256 << 20 else Load("1 file of 256M", 1, 256 << 20)
-            run_slow_lines(make_site, load, rounds, results, _tell)
-        if "keys" in cases:
-            run_keys(make_site, keys, nodes[0], ways, rounds, results, _tell)
-        if "clients" in cases:
-            site = make_site(nodes[0])
-            try:
-                site.serve()
-                run_clients(site, clients, small, results, _tell)
-            finally:
-                site.close()
+        measurements.run(keys, clients)
     except BenchFailed as error:
         say(f"cluster-remote: {error}", err=True)
         raise typer.Exit(FAILED) from None
@@ -159,7 +118,78 @@ def bench(
         say(profiled(sorted(profile.glob("*.profile"))))
 
 
-async def _measure_given(text: str, loads: list[Load], rounds: int, results: Results, directory: Path | None) -> None:
+@dataclass(frozen=True)
+class _Measurements:
+    """The measurements on clusters that are created for them, below the directory `top`."""
+
+    top: Path
+    cases: set[str]
+    ways: list[str]
+    rounds: int
+    nodes: list[int]
+    jobs: list[int]
+    large: Load
+    small: Load
+    profile: Path | None
+    results: Results
+
+    def run(self, keys: list[int], clients: list[int]) -> None:
+        """Measure all cases. Raises BenchFailed."""
+        if self.cases & {"large", "small", "limit", "start"}:
+            for number in self.nodes:
+                site = self._site(number)
+                try:
+                    self._transfers(site)
+                finally:
+                    site.close()
+            self._growth_with_nodes()
+        if "slow" in self.cases:
+            run_slow_node(self._site, Load("1 file of 64M", 1, 64 << 20), self.rounds, self.results, _tell)
+        if "lines" in self.cases:
+            load = self.large if self.large.size < 256 << 20 else Load("1 file of 256M", 1, 256 << 20)
+            run_slow_lines(self._site, load, self.rounds, self.results, _tell)
+        if "keys" in self.cases:
+            run_keys(self._site, keys, self.nodes[0], self.ways, self.rounds, self.results, _tell)
+        if "clients" in self.cases:
+            site = self._site(self.nodes[0])
+            try:
+                site.serve()
+                run_clients(site, clients, self.small, self.results, _tell)
+            finally:
+                site.close()
+
+    def _site(self, nodes: int, lines: Mapping[int, float] | None = None) -> Site:
+        directory = Path(tempfile.mkdtemp(prefix="site-", dir=self.top))
+        site = Site(directory, nodes, lines or {}, self.profile and self.profile.resolve())
+        site.build()
+        return site
+
+    def _transfers(self, site: Site) -> None:
+        """Measure the transfers, their limit and the start-up on one cluster."""
+        by_way = {way: site.client(way) for way in self.ways}
+        if "large" in self.cases:
+            run_transfers(site, by_way, self.large, [1], self.rounds, self.results, _tell, ("up", "down"))
+        if "small" in self.cases:
+            run_transfers(site, by_way, self.small, self.jobs, self.rounds, self.results, _tell)
+        if "limit" in self.cases:
+            for load, case in ((self.large, "large"), (self.small, "small")):
+                if case in self.cases:
+                    run_limit(site, load, self.rounds, self.results, _tell)
+        ours = next((by_way[way] for way in ("serverless", "remote", "gateway") if way in by_way), None)
+        if "start" in self.cases and ours is not None and site.nodes == self.nodes[0]:
+            run_start_up(site, ours, self.rounds, self.results, _tell)
+
+    def _growth_with_nodes(self) -> None:
+        if "small" in self.cases:
+            for step in ("up", "down", "check", "drop"):
+                for job in self.jobs:
+                    cases_by_nodes = {n: f"{self.small.name} {step}, {n} nodes, -J{job}" for n in self.nodes}
+                    grows(self.results, "nodes", cases_by_nodes, _tell)
+
+
+async def _measure_existing(
+    text: str, loads: list[Load], rounds: int, results: Results, directory: Path | None
+) -> None:
     target = await resolve(text, writing=True)
     try:
         if target.view.settings is not None and target.view.settings.encryption != "none":

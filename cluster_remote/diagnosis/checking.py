@@ -6,7 +6,7 @@ import re
 import shlex
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -252,93 +252,84 @@ class _Check:
         problems = [] if waiting is None else [not_verified(self.view.label, waiting)]
         problems += problems_of_missing(self.view)
         for node in nodes:
-            if node.unknown:
-                problems.append(unreachable(node.uuid, node.title, node.error, name))
-            if node.unread:
-                error = self.contents.errors.get(node.uuid) if self.contents else None
-                problems.append(unreachable(node.uuid, node.title, error, name))
-            if left := node.damaged - self.moved[node.uuid]:
-                problems.append(
-                    Problem(
-                        "damaged",
-                        f"{node.title} has {many(left, 'damaged copy', 'damaged copies')}"
-                        + (", recorded as missing" if self.log is not None else ""),
-                        "Move them aside, if the node is a directory on this machine, then restore good copies. "
-                        "On another machine, run git annex fsck in that repository to move them aside:",
-                        (f"{again} --content --move-aside", f"cluster-remote repair {name}"),
-                        node=node.uuid,
-                    )
-                )
-            if node.missing and self.encrypted:
-                problems.append(
-                    Problem(
-                        "content-missing",
-                        f"{node.title} does not have {many(node.missing, 'encrypted key')} of this remote's content",
-                        "Copy what other nodes have to it:",
-                        (f"cluster-remote repair {name}",),
-                        node=node.uuid,
-                    )
-                )
-            elif node.missing and self.log is None:
-                problems.append(
-                    Problem(
-                        "content-missing",
-                        f"{node.title} does not have {many(node.missing, 'key')} that the location log says it has",
-                        "Correct the log, then restore the missing content:",
-                        (again, f"cluster-remote repair {name}"),
-                        node=node.uuid,
-                    )
-                )
-            if node.unlogged and self.log is None:
-                problems.append(
-                    Problem(
-                        "content-unlogged",
-                        f"{node.title} has {many(node.unlogged, 'key')} that the location log does not list",
-                        "Correct the log:",
-                        (again,),
-                        node=node.uuid,
-                    )
-                )
+            problems += self._problems_of_node(node, name, again)
+        return problems + list(self._problems_of_copies(name))
+
+    def _problems_of_node(self, node: NodeCount, name: str, again: str) -> Iterator[Problem]:
+        """Yield what is wrong on one node. `again` is the command that corrects the log."""
+        if node.unknown:
+            yield unreachable(node.uuid, node.title, node.error, name)
+        if node.unread:
+            error = self.contents.errors.get(node.uuid) if self.contents else None
+            yield unreachable(node.uuid, node.title, error, name)
+        if left := node.damaged - self.moved[node.uuid]:
+            yield Problem(
+                "damaged",
+                f"{node.title} has {many(left, 'damaged copy', 'damaged copies')}"
+                + (", recorded as missing" if self.log is not None else ""),
+                "Move them aside, if the node is a directory on this machine, then restore good copies. "
+                "On another machine, run git annex fsck in that repository to move them aside:",
+                (f"{again} --content --move-aside", f"cluster-remote repair {name}"),
+                node=node.uuid,
+            )
+        if node.missing and self.encrypted:
+            yield Problem(
+                "content-missing",
+                f"{node.title} does not have {many(node.missing, 'encrypted key')} of this remote's content",
+                "Copy what other nodes have to it:",
+                (f"cluster-remote repair {name}",),
+                node=node.uuid,
+            )
+        elif node.missing and self.log is None:
+            yield Problem(
+                "content-missing",
+                f"{node.title} does not have {many(node.missing, 'key')} that the location log says it has",
+                "Correct the log, then restore the missing content:",
+                (again, f"cluster-remote repair {name}"),
+                node=node.uuid,
+            )
+        if node.unlogged and self.log is None:
+            yield Problem(
+                "content-unlogged",
+                f"{node.title} has {many(node.unlogged, 'key')} that the location log does not list",
+                "Correct the log:",
+                (again,),
+                node=node.uuid,
+            )
+
+    def _problems_of_copies(self, name: str) -> Iterator[Problem]:
+        """Yield the keys that have too few copies, by what can be done about them."""
         counts = self.counts
         if counts.fixable:
-            problems.append(
-                Problem(
-                    "few-copies",
-                    f"{_too_few(counts.fixable, self.needed)}, and not all nodes have it",
-                    "Copy it to the nodes that lack it:",
-                    (f"cluster-remote repair {name}",),
-                )
+            yield Problem(
+                "few-copies",
+                f"{_too_few(counts.fixable, self.needed)}, and not all nodes have it",
+                "Copy it to the nodes that lack it:",
+                (f"cluster-remote repair {name}",),
             )
         if counts.lost and self.encrypted:
-            problems.append(
-                Problem(
-                    "lost",
-                    f"no node has {many(counts.lost, 'encrypted key')} of content that {self.view.label} should have",
-                    "Have git-annex correct the location log, which then shows who else has the content:",
-                    (f"git annex fsck --fast --all --from {name}",),
-                )
+            yield Problem(
+                "lost",
+                f"no node has {many(counts.lost, 'encrypted key')} of content that {self.view.label} should have",
+                "Have git-annex correct the location log, which then shows who else has the content:",
+                (f"git annex fsck --fast --all --from {name}",),
             )
         elif counts.lost:
-            problems.append(
-                Problem(
-                    "lost",
-                    f"no repository is known to have {many(counts.lost, 'key')}",
-                    "If another repository has it, fetch its git-annex branch. If it is lost for good, you can declare "
-                    "it dead, key by key (git annex dead --key), to stop these warnings.",
-                    ("git fetch --all",),
-                )
+            yield Problem(
+                "lost",
+                f"no repository is known to have {many(counts.lost, 'key')}",
+                "If another repository has it, fetch its git-annex branch. If it is lost for good, you can declare "
+                "it dead, key by key (git annex dead --key), to stop these warnings.",
+                ("git fetch --all",),
             )
         if left := counts.few - counts.lost - counts.fixable:
-            problems.append(
-                Problem(
-                    "few-copies",
-                    f"{_too_few(left, self.needed)}, and the cluster's nodes cannot hold more copies",
-                    "Copy it to another repository too (git annex copy --auto --to), or require fewer copies "
-                    "(git annex numcopies). This shows where it is:",
-                    ("git annex whereis",),
-                )
+            yield Problem(
+                "few-copies",
+                f"{_too_few(left, self.needed)}, and the cluster's nodes cannot hold more copies",
+                "Copy it to another repository too (git annex copy --auto --to), or require fewer copies "
+                "(git annex numcopies). This shows where it is:",
+                ("git annex whereis",),
             )
-        return problems
 
 
 def _too_few(keys: int, needed: int) -> str:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import replace
 
 from cluster_remote.diagnosis.nodes import Unusable
 from cluster_remote.diagnosis.problem import Problem
-from cluster_remote.diagnosis.state import ClusterState, NodeState
+from cluster_remote.diagnosis.state import ClusterState, Contact, NodeState
 from cluster_remote.p2p.key import UUID
 
 __all__ = [
@@ -156,13 +156,17 @@ def node_without_remote(uuid: UUID, title: str, name: str) -> Problem:
     )
 
 
-def _node_problems(state: ClusterState, node: NodeState, name: str, *, gateway_down: bool) -> Iterable[Problem]:
-    contact = node.contact
-    if contact is None:
-        return
-    if not node.remote:
-        # See problems_of_missing.
-        return
+def _node_problems(state: ClusterState, node: NodeState, name: str, *, gateway_down: bool) -> Iterator[Problem]:
+    """Yield what is wrong with one node; `name` is the cluster remote, quoted for a shell."""
+    # Nodes without a remote are left to problems_of_missing.
+    if node.contact is not None and node.remote:
+        yield from _contact_problems(state, node, node.contact, name, gateway_down=gateway_down)
+        yield from _content_problems(node, node.contact, name)
+
+
+def _contact_problems(
+    state: ClusterState, node: NodeState, contact: Contact, name: str, *, gateway_down: bool
+) -> Iterator[Problem]:
     if contact.stranger and state.gateway is not None:
         yield node_removed(node, state.name if state.uuid == node.uuid else None)
     elif contact.stranger:
@@ -186,6 +190,9 @@ def _node_problems(state: ClusterState, node: NodeState, name: str, *, gateway_d
                 commands=(f"cluster-remote status {name}",),
             )
         yield problem
+
+
+def _content_problems(node: NodeState, contact: Contact, name: str) -> Iterator[Problem]:
     sample = node.sample
     if sample is not None and sample.missing:
         yield Problem(
