@@ -161,7 +161,7 @@ def _node_problems(state: ClusterState, node: NodeState, name: str, *, gateway_d
     # Nodes without a remote are left to problems_of_missing.
     if node.contact is not None and node.remote:
         yield from _contact_problems(state, node, node.contact, name, gateway_down=gateway_down)
-        yield from _content_problems(node, node.contact, name)
+        yield from _state_problems(node, node.contact, name)
 
 
 def _contact_problems(
@@ -192,7 +192,7 @@ def _contact_problems(
         yield problem
 
 
-def _content_problems(node: NodeState, contact: Contact, name: str) -> Iterator[Problem]:
+def _state_problems(node: NodeState, contact: Contact, name: str) -> Iterator[Problem]:
     sample = node.sample
     if sample is not None and sample.missing:
         yield Problem(
