@@ -93,8 +93,8 @@ def _encrypted(facts: Snapshot, ours: Ours) -> Iterator[Problem]:
         yield Problem(
             "encrypted",
             f"the remote {ours.name} is the same as {facts.name_of(ours.uuid)}, which is a special remote with "
-            f"encryption={inherited}, and git-annex encrypts for both alike: what it stores through the gateway is not "
-            "a copy that anyone can find there again",
+            f"encryption={inherited}, so git-annex encrypts for both: content that it stores through the gateway has "
+            "another key there, and is no copy",
             "Remove it, and use the cluster instead, or enable the special remote itself:",
             (f"git remote remove -- {ours.quoted}",),
             about=ours.name,

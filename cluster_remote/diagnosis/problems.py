@@ -179,7 +179,7 @@ def _contact_problems(
             moved = f"git remote set-url {shlex.quote(node.name)} DIRECTORY"
             problem = replace(
                 problem,
-                remedy=f"Bring it back at {node.path}, or say where it is now ({moved}); then let it catch up:",
+                remedy=f"Bring it back at {node.path}, or set its new directory ({moved}); then let it catch up:",
             )
         if state.tracking == "remote":
             # Only git-annex can tell what the node lacks.

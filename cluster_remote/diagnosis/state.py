@@ -20,9 +20,9 @@ class Contact:
     error: Annotated[str | None, "why not"]
     uuid: Annotated[UUID | None, "who answered"]
     version: Annotated[int | None, "the negotiated protocol version"]
-    connecting: Annotated[float | None, "seconds until it had identified itself"]
+    connecting: Annotated[float | None, "seconds until it identified itself"]
     latency: Annotated[float | None, "seconds from a request to its answer, the fastest of three"]
-    stranger: Annotated[bool, "whether another repository answered, or the gateway does not lead to this one"] = False
+    stranger: Annotated[bool, "whether another repository answered, or the gateway does not serve this one"] = False
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ class Transfer:
     file: Annotated[str | None, "a file with this content, if files were selected"]
     source: Annotated[Literal["here", "nodes"] | None, "where the content comes from; null if it cannot be found"]
     lacking: Annotated[tuple[UUID, ...], "nodes that lacked it"]
-    stored: Annotated[tuple[UUID, ...], "nodes that have it now, as is recorded"]
+    stored: Annotated[tuple[UUID, ...], "nodes that have it now, according to the location log"]
     reasons: Annotated[tuple[str, ...], "why others do not"]
 
     @property

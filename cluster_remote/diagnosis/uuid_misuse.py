@@ -44,7 +44,7 @@ def made_with_uuid(facts: Snapshot) -> Iterator[Problem]:
         parameters = facts.logs.remotes.get(uuid, {})
         description = facts.earlier.get(uuid) or _default_description(facts, uuid)
         commands = [f"git remote remove -- {quoted}", f"git annex describe {uuid} {shlex.quote(description)}"]
-        remedy = "Remove it, and give the description back."
+        remedy = "Remove it, and restore the description."
         if parameters.get("externaltype") == "cluster":
             commands += _right_commands(facts, name, uuid, parameters.get("url", ""))
             remedy += " Then make a remote with --sameas; it needs another name."
