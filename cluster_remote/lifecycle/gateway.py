@@ -206,7 +206,7 @@ def _choose_sameas(facts: Facts, request: Request, server: UUID) -> tuple[UUID, 
     if not found[0].is_cluster:
         title = printable(names_of(server, facts.logs.descriptions))
         return found[0], (
-            f"{title} is not the gateway of a cluster known here; the remote will be just this repository.",
+            f"{title} is not the gateway of a cluster known here; the remote will be for that repository alone.",
         )
     return found[0], ()
 
@@ -246,8 +246,8 @@ def _plan_nodes(gateway: _Gateway) -> Plan:
         if logs.remotes.get(uuid, {}).get("encryption", "none") != "none":
             plan += Plan(
                 notes=(
-                    f"{printable(names.get(uuid, uuid.text))} is an encrypted special remote, and a remote that is the "
-                    "same as it would encrypt too. To verify its copies: git annex enableremote "
+                    f"{printable(names.get(uuid, uuid.text))} is an encrypted special remote, and a remote made for it "
+                    "with --sameas would encrypt too. To verify its copies: git annex enableremote "
                     f"{shlex.quote(logs.remotes[uuid].get('name', uuid.text))}",
                 )
             )

@@ -73,7 +73,7 @@ def plan_remote(facts: Facts, wanted: Wanted) -> Plan:
     if stored.sameas != wanted.sameas:
         what = "nothing else" if stored.sameas is None else facts.description(stored.sameas)
         raise BadSettings(
-            f"the git-annex branch already has a remote {wanted.name!r}, which is the same as {printable(what)}; "
+            f"the git-annex branch already has a remote {wanted.name!r}, which is for {printable(what)}; "
             "choose another name"
         )
     return _enable(facts, wanted, stored, None) + Plan(settings)
