@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cluster_remote.cli import check, doctor, failure, repair, requests, serve, status, token
+from cluster_remote.cli import check, doctor, drop, failure, get, lock, present, put, repair, serve, status, token
 from cluster_remote.cli.execution import _say as say_of_plans
 from cluster_remote.cli.render import console, emit, say, table
 from cluster_remote.diagnosis.checkup import Checkup, Program, Server
@@ -79,11 +79,11 @@ CLUSTER = few(ClusterState, nodes=NodeState, problems=Problem)
 SHOWN: dict[str, tuple[st.SearchStrategy[Any], Callable[[Any, Any], None]]] = {
     "status": (st.builds(Status, clusters=st.tuples(CLUSTER)), status._show),
     "doctor": (few(Checkup, programs=Program, servers=Server, findings=Problem), doctor._show),
-    "present": (st.from_type(Presence), requests._show_presence),
-    "put": (st.from_type(Uploaded), requests._show_upload),
-    "get": (st.from_type(Downloaded), requests._show_download),
-    "drop": (st.from_type(Dropped), requests._show_removal),
-    "lock": (st.from_type(Locked), requests._show_lock),
+    "present": (st.from_type(Presence), present._show_presence),
+    "put": (st.from_type(Uploaded), put._show_upload),
+    "get": (st.from_type(Downloaded), get._show_download),
+    "drop": (st.from_type(Dropped), drop._show_removal),
+    "lock": (st.from_type(Locked), lock._show_lock),
     "token create": (st.from_type(token.NewToken), token._show_new),
     "token list": (few(token.KnownTokens, tokens=token.KnownToken), token._show_known),
     "token revoke": (st.from_type(token.KnownToken), token._show_revoked),
