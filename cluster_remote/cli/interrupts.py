@@ -4,8 +4,8 @@ asyncio cancels the command at the first one. At the second it raises KeyboardIn
 to be. That can skip the very step that would have ended the command, which then hangs, or interrupt a cleanup, which
 then leaves directories and processes behind. Users press Ctrl-C twice, and programs that start others often forward a
 signal that the terminal has already sent to all of them. git-annex reacts to Ctrl-C with a SIGTERM to its process
-group, which includes this program if git-annex started it; so SIGTERM counts as the same request. So does SIGHUP, when the
-terminal is closed.
+group, which includes this program if git-annex started it; so SIGTERM counts as the same request. So does SIGHUP, when
+the terminal is closed.
 
 Every cleanup has a deadline, so nobody needs to press Ctrl-C twice.
 """
@@ -62,9 +62,10 @@ def keeping_handlers() -> Iterator[None]:
 
 
 def only_the_first_counts() -> None:
-    """Make the first SIGINT, SIGTERM or SIGHUP raise KeyboardInterrupt, and ignore later ones. Call it in the main thread.
+    """Make the first SIGINT, SIGTERM or SIGHUP raise KeyboardInterrupt, and ignore later ones.
 
-    A program started with one of them ignored, as by nohup or as a background job, keeps ignoring it.
+    Call it in the main thread. A program started with one of them ignored, as by nohup or as a background job, keeps
+    ignoring it.
     """
     for number in _SIGNALS:
         if signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL):
