@@ -91,13 +91,14 @@ def run_keys(
         site = make_site(nodes)
         try:
             make_keys(site, number)
-            clients = {way: site.client(way) for way in ways if way in ("serverless", "remote", "gateway")}
+            clients = {way: site.client(way) for way in ways if way in ("serverless", "remote", "gateway", "bare")}
             for client in clients.values():
                 # git-annex has to do this once after a clone.
                 site.annex(client.path, "merge")
             for _ in range(rounds):
                 for way, client in clients.items():
-                    for name, argv in commands.items():
+                    # `bare` has no cluster: only a transfer shows how git-annex itself grows.
+                    for name, argv in commands.items() if way != "bare" else ():
                         case = _case(name, number, nodes)
                         usage = timed(
                             [*argv, client.remotes[0]], client.path, site.environment(), site.server_pids(way)
