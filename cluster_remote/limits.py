@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import resource
 from contextlib import suppress
 
-__all__ = ["MOST_DESCRIPTORS", "guard_this_process"]
+__all__ = ["MOST_DESCRIPTORS", "guard_this_process", "reason"]
 
 MOST_DESCRIPTORS = 65536
 """More than is ever needed; a hard limit may be a billion, which some programs that we start loop over."""
@@ -21,3 +22,9 @@ def guard_this_process() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
     with suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+
+
+def reason(error: OSError) -> str:
+    """Return why the system refused to open or start something, and what to do if a limit is reached."""
+    what = error.strerror or str(error)
+    return f"{what}; raise the limit with ulimit -n" if error.errno in (errno.EMFILE, errno.ENFILE) else what

@@ -8,6 +8,7 @@ import subprocess
 from contextlib import contextmanager
 
 from cluster_remote.annex.errors import CommandFailed
+from cluster_remote.limits import reason
 from cluster_remote.p2p.key import decode
 from cluster_remote.p2p.text import visible
 
@@ -70,5 +71,5 @@ def run_and_wait(
     except subprocess.TimeoutExpired as e:
         raise CommandFailed(words, None, f"did not end within {timeout:g} seconds") from e
     except OSError as e:
-        raise CommandFailed(words, None, f"cannot be started: {e.strerror or e}") from e
+        raise CommandFailed(words, None, f"cannot be started: {reason(e)}") from e
     return Completed(words, child.returncode, stdout, visible(decode((complaint or b"")[-KEPT:])).strip())

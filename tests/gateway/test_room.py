@@ -111,3 +111,12 @@ def test_the_descriptor_limit_is_raised_and_core_files_are_disabled() -> None:
         pytest.skip("this machine allows too few descriptors")
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "(2000, 2000) 0\n"
+
+
+def test_a_limit_of_open_files_that_is_reached_is_named_with_the_remedy() -> None:
+    program = (
+        "import os, resource; from cluster_remote.annex.waiting import run_and_wait;"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (os.dup(0) + 2,) * 2); run_and_wait(['true'], timeout=9)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
+    assert b"CommandFailed: true: cannot be started: Too many open files; raise the limit with ulimit -n" in done.stderr
