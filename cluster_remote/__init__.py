@@ -1,3 +1,3 @@
-"""A git-annex cluster as one special remote, whatever way leads to it."""
+"""A git-annex special remote for a cluster of repositories, with or without a server."""
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""Where the program starts: as the special remote when git-annex starts it, as the command line otherwise."""
+"""Start the program: the special remote if git-annex starts it, otherwise the command line."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from cluster_remote.limits import guard_this_process
 
 __all__ = ["command_line", "main"]
 
-# New objects before Python looks for garbage. With its own 700 it looks again and again while modules are imported, and
-# once more through all of them at exit unless they are frozen: a fifth of the time that a short run takes.
+# New objects before a garbage collection. With Python's default of 700, collections during imports, and one at exit
+# unless objects are frozen, take a fifth of the time of a short run.
 _GARBAGE = 20_000
 
 
 def main() -> int:
-    """git-annex-remote-cluster: without arguments it speaks the external special remote protocol."""
+    """Run git-annex-remote-cluster: without arguments, it speaks the external special remote protocol."""
     return command_line() if len(sys.argv) > 1 else special_remote()
 
 
 def special_remote() -> int:
-    """Serves git-annex on standard input and output until it hangs up. Gives the exit code."""
-    # Only what the first answers need: git-annex starts the program several times for a single command.
+    """Serve git-annex on standard input and output until it hangs up; return the exit code."""
+    # Import only what the first answers need: git-annex starts the program several times per command.
     from cluster_remote.remote.jobs import serve
 
     if sys.stdin.isatty():
         print(
             "git-annex starts this program by itself: git annex initremote NAME type=external externaltype=cluster …\n"
-            "See git-annex-remote-cluster --help for what you can do with it.",
+            "See git-annex-remote-cluster --help for its commands.",
             file=sys.stderr,
         )
         return 2
@@ -36,7 +36,7 @@ def special_remote() -> int:
     try:
         serve()
     except (BrokenPipeError, KeyboardInterrupt):
-        # git-annex is gone, or the user wants it to be.
+        # git-annex has exited, or the user has interrupted it.
         return 1
     finally:
         gc.freeze()
@@ -44,14 +44,14 @@ def special_remote() -> int:
 
 
 def command_line() -> int:
-    """cluster-remote: the commands."""
+    """Run cluster-remote, the command line."""
     try:
         from cluster_remote.cli.app import run
 
         guard_this_process()
         gc.set_threshold(_GARBAGE)
         return run()
-    except KeyboardInterrupt:  # while the program was still being read
+    except KeyboardInterrupt:  # during the imports
         print("cluster-remote: interrupted", file=sys.stderr)
         return 130
     finally:

@@ -1,4 +1,4 @@
-"""Limits of this process: descriptors, and what a core file may hold."""
+"""Set the limits of this process: descriptors and core files."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from contextlib import suppress
 __all__ = ["MOST_DESCRIPTORS", "guard_this_process", "reason"]
 
 MOST_DESCRIPTORS = 65536
-"""More than is ever needed; a hard limit may be a billion, which some programs that we start loop over."""
+"""More than ever needed. The hard limit may be a billion, and some programs that we start loop over all descriptors."""
 
 
 def guard_this_process() -> None:
-    """Raise the soft limit of descriptors to the hard one, and keep tokens out of core files."""
+    """Raise the soft limit of descriptors, and keep tokens out of core files."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MOST_DESCRIPTORS)
-    # Some systems allow less than the hard limit says: the soft one then stays.
+    # Some systems allow less than the hard limit; then keep the soft limit.
     with suppress(OSError, ValueError):
         if soft != resource.RLIM_INFINITY and soft < wanted:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

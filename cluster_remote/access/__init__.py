@@ -1,1 +1,1 @@
-"""Resolve the names that people and remotes use to repositories, and open sessions with them."""
+"""Resolve names and addresses to repositories, and open sessions with them."""

@@ -1,6 +1,6 @@
 """Use a remote's configuration only if the user has accepted it in this repository.
 
-The configuration of a special remote may come from somebody else, through the git-annex branch. git-annex never uses an
+The configuration of a special remote may come from another user, through the git-annex branch. git-annex never uses an
 unverified one, and keeps using the verified one when another arrives; users accept it with `git annex verifyremote`.
 Our commands and INITREMOTE follow the same rule here. (Observed with git-annex 10.20261026: annex-verified is
 `verified`; `manual` after enableremote, when git-annex does not use the remote; or `automatic` after autoenable, when
@@ -67,10 +67,10 @@ class Configuration:
                     if known
                     else "; there is none yet (cluster-remote setup makes one)"
                 )
-                + ". An address has a slash or a colon in it"
+                + ". An address contains a slash or a colon"
             )
-        uuid = UUID.parse(config.remote(name, "annex-uuid") or "")
-        identity = UUID.parse(config.remote(name, "annex-config-uuid") or uuid.text)
+        uuid = UUID(config.remote(name, "annex-uuid") or "")
+        identity = UUID(config.remote(name, "annex-config-uuid") or uuid.text)
         state = config.remote(name, "annex-verified")
         parameters = (verified or {}).get(identity) if state == "verified" else None
         return cls(
@@ -90,8 +90,8 @@ class Configuration:
         """Raise NotVerified unless the user has accepted the configuration."""
         if not self.accepted:
             raise NotVerified(
-                f"the configuration of {self.name} has come by the git-annex branch, and you have not said here that "
-                f"it is safe; look at it, and say so: git annex verifyremote {as_argument(self.name)}"
+                f"the configuration of {self.name} came through the git-annex branch, and you have not confirmed here "
+                f"that it is safe: check and confirm it with git annex verifyremote {as_argument(self.name)}"
             )
 
 
@@ -122,8 +122,8 @@ def check_writing(config: GitConfig) -> None:
     waiting = [name for name in config.remotes() if config.remote(name, "annex-verified") == "automatic"]
     if waiting:
         raise NotVerified(
-            f"git-annex writes to no special remote before you have said whether {', '.join(waiting)} is safe, and "
-            f"neither does this: git annex verifyremote {as_argument(waiting[0])}"
+            f"git-annex does not write to special remotes until you have confirmed that {', '.join(waiting)} is safe, "
+            f"and neither does this program: git annex verifyremote {as_argument(waiting[0])}"
         )
 
 

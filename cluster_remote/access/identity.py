@@ -1,4 +1,4 @@
-"""Find out which repository a remote refers to, and what to call it."""
+"""Resolve which repository a remote refers to, and how to display it."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ if TYPE_CHECKING:
     from cluster_remote.annex.branchlog import BranchLogs
     from cluster_remote.annex.gitconfig import GitConfig
 
-__all__ = ["believed", "candidates", "named_repository", "names_of", "node_named", "not_recorded", "wanted_server"]
+__all__ = ["believed", "candidates", "display_name", "named_repository", "node_named", "not_recorded", "wanted_server"]
 
 
-def names_of(uuid: UUID, descriptions: Mapping[UUID, str]) -> str:
+def display_name(uuid: UUID, descriptions: Mapping[UUID, str]) -> str:
     """Return a repository's display name: its description, or its UUID if it has none."""
-    description = descriptions.get(uuid, "")
-    return description or str(uuid)
+    return descriptions.get(uuid) or str(uuid)
 
 
 def named_repository(name: str, logs: BranchLogs, own_clusters: Mapping[str, UUID]) -> UUID:
@@ -26,25 +25,25 @@ def named_repository(name: str, logs: BranchLogs, own_clusters: Mapping[str, UUI
 
     Raises BadSettings.
     """
-    try:
-        return UUID.parse(name)
-    except ValueError:
-        pass
+    if (uuid := UUID.if_valid(name)) is not None:
+        return uuid
     found = {names[name] for names in logs.proxied.values() if name in names}
     if name in own_clusters:
         found.add(own_clusters[name])
     if len(found) == 1:
         return found.pop()
     if found:
-        raise BadSettings(f"cluster={name}: several are called so; give its UUID: {', '.join(sorted(map(str, found)))}")
+        raise BadSettings(
+            f"cluster={name}: several clusters have this name; give the UUID: {', '.join(sorted(map(str, found)))}"
+        )
     raise BadSettings(
-        f"cluster={name}: this repository knows none of that name; give its UUID (on the gateway: git config "
+        f"cluster={name}: this repository knows no cluster of that name; give its UUID (on the gateway: git config "
         f"annex.cluster.{name}), or fetch the gateway's git-annex branch first"
     )
 
 
 def wanted_server(settings: Settings, logs: BranchLogs, own_clusters: Mapping[str, UUID]) -> UUID | None:
-    """Return the repository to request at the address; None for the one that is there. Raises BadSettings."""
+    """Return the repository to request at the address; None for the one at the address. Raises BadSettings."""
     if settings.is_alias:
         return named_repository(settings.cluster, logs, own_clusters)
     if settings.tracking == "nodes" or settings.sameas:
@@ -59,14 +58,14 @@ def believed(
 ) -> tuple[frozenset[UUID], frozenset[UUID]]:
     """Split the repositories named in an answer into those that the location log may record, and the others.
 
-    A cluster may speak for its nodes according to cluster.log, a repository for itself, and nobody for `own`, the local
-    repository. A cluster's presence follows from its nodes, so clusters are in neither part. `remote` is the UUID of
-    the remote that answered.
+    A cluster may speak for its nodes according to cluster.log, a repository for itself, and neither for `own`, the
+    local repository. A cluster's presence follows from its nodes, so clusters are in neither part. `remote` is the UUID
+    of the remote that answered.
     """
     nodes = logs.clusters.nodes(remote) if remote.is_cluster else frozenset({remote})
     named = frozenset(uuid for uuid in named if not uuid.is_cluster)
-    can_be_meant = named & nodes - {own}
-    return can_be_meant, named - can_be_meant
+    credible = named & nodes - {own}
+    return credible, named - credible
 
 
 def not_recorded(name: str, others: Collection[UUID]) -> str:
@@ -87,23 +86,23 @@ def node_named(text: str, config: GitConfig, logs: BranchLogs, cluster: UUID | N
 
     If several match, nodes of `cluster` take precedence. Raises BadSettings.
     """
-    try:
-        return UUID.parse(text)
-    except ValueError:
-        pass
+    if (uuid := UUID.if_valid(text)) is not None:
+        return uuid
     found = {uuid for uuid, description in logs.descriptions.items() if description == text}
     found |= {names[text] for names in logs.proxied.values() if text in names}
     own = config.remote(text, "annex-uuid")
     if own:
-        found.add(UUID.parse(own))
+        found.add(UUID(own))
     if len(found) > 1 and cluster is not None:
         found = found & logs.clusters.nodes(cluster) or found
     if len(found) == 1:
         return found.pop()
     if found:
-        raise BadSettings(f"--node {text}: several are called so; give a UUID: {', '.join(sorted(map(str, found)))}")
+        raise BadSettings(
+            f"--node {text}: several repositories match; give a UUID: {', '.join(sorted(map(str, found)))}"
+        )
     known = sorted({name for names in logs.proxied.values() for name, uuid in names.items() if not uuid.is_cluster})
     raise BadSettings(
-        f"--node {text}: this repository knows none of that name; "
+        f"--node {text}: no such node is known here; "
         + (f"its gateways have {', '.join(known)}" if known else "give its UUID")
     )

@@ -20,10 +20,9 @@ __all__ = ["DESCRIPTIONS", "TOKEN", "BadSettings", "Settings", "as_argument"]
 DEFAULT_TIMEOUT = 60.0
 
 DESCRIPTIONS = {
-    "url": f"address of the cluster's gateway: {FORMS}; leave it out for the cluster that is configured in this very "
-    "repository",
-    "cluster": "the cluster's name or UUID, where there are several without a server, or where the remote has a UUID "
-    "of its own (tracking=remote) and has to say whom to ask for behind the gateway",
+    "url": f"address of the cluster's gateway: {FORMS}; omit it for a cluster that is configured in this repository",
+    "cluster": "the cluster's name or UUID; needed without a url if this repository has several clusters, and with "
+    "tracking=remote to select the cluster behind the gateway",
     "tracking": "nodes: the remote is the cluster (--sameas) and each node that stores a file counts as a copy; "
     "remote: the remote has a UUID of its own and counts as one copy "
     "(default: nodes without encryption and chunks, otherwise remote)",
@@ -43,7 +42,7 @@ def as_argument(name: str) -> str:
 
 
 class Settings:
-    """One remote's parameters, each of them checked."""
+    """The checked parameters of one remote."""
 
     def __init__(
         self,
@@ -58,13 +57,13 @@ class Settings:
         encryption: str,
         chunked: bool,
         sameas: bool,
-        given: str,
+        explicit_tracking: str,
         others: Mapping[str, str],
     ) -> None:
         """Create settings.
 
-        `given` is the tracking parameter, empty if not set; `others` are the raw parameters that affect no decision, or
-        only by being set.
+        `explicit_tracking` is the tracking parameter, empty if not set; `others` are raw parameters, kept to be able to
+        show the user the whole command again.
         """
         self.uuid = uuid
         self.name = name
@@ -76,7 +75,7 @@ class Settings:
         self.encryption = encryption
         self.chunked = chunked
         self.sameas = sameas
-        self.given = given
+        self.explicit_tracking = explicit_tracking
         self.others = others
 
     @classmethod
@@ -85,17 +84,17 @@ class Settings:
         url = ask("url")
         address = _address(url) if url else None
         encryption = ask("encryption") or "none"
-        # git-annex has two names for it; the older one lacks progress during uploads.
+        # git-annex has two parameters for chunks; the older one does not show upload progress.
         others = {name: value for name in ("timeout", "chunk", "chunksize") if (value := ask(name))}
         chunked = any(others.get(name, "0") != "0" for name in ("chunk", "chunksize"))
-        tracking = given = ask("tracking")
+        tracking = explicit_tracking = ask("tracking")
         if tracking not in {"", "nodes", "remote"}:
             raise BadSettings(f"tracking={tracking}: it can be tracking=nodes or tracking=remote")
         if not tracking:
             tracking = "nodes" if encryption == "none" and not chunked else "remote"
         return cls(
-            uuid=UUID.parse(uuid),
-            # A sameas remote has its name elsewhere.
+            uuid=UUID(uuid),
+            # A sameas remote keeps its name in another parameter.
             name=name or ask("sameas-name") or ask("name") or "cluster",
             url=url,
             address=address,
@@ -105,7 +104,7 @@ class Settings:
             encryption=encryption,
             chunked=chunked,
             sameas=bool(ask("sameas-uuid")),
-            given=given,
+            explicit_tracking=explicit_tracking,
             others=others,
         )
 

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["given_token", "store_token", "stored_token"]
 
-# Used in place of the address by versions that did not store it with the token.
-_BEFORE = "token"
+# Stored instead of the address by versions that did not record it.
+_NO_ADDRESS = "token"
 
 
 def given_token() -> str | None:
@@ -37,7 +37,7 @@ def stored_token(repository: Repository, uuid: UUID, address: Address) -> str | 
     """
     gateway = str(gateway_of(address))
     stored = read_credentials(repository, uuid, _setting(gateway))
-    return stored[1] if stored is not None and stored[0] in (gateway, _BEFORE) else None
+    return stored[1] if stored is not None and stored[0] in (gateway, _NO_ADDRESS) else None
 
 
 def store_token(repository: Repository, uuid: UUID, address: Address, token: str) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from cluster_remote.access.identity import node_named
 from cluster_remote.access.ways import ThroughGateway, Way
-from cluster_remote.cluster.node import Node
+from cluster_remote.cluster.node import NETWORK_COST, Node
 from cluster_remote.p2p.key import UUID
 
 if TYPE_CHECKING:
@@ -21,13 +21,10 @@ if TYPE_CHECKING:
 
 __all__ = ["View"]
 
-# git-annex's default cost of a repository on the network.
-_COST = 200.0
-
 
 @dataclass(frozen=True)
 class View:
-    """What a name or an address refers to here, independent of who asks.
+    """The cluster or repository that a name or an address refers to here.
 
     `label` is the name as given; `repository` is None outside of a git-annex repository; `settings` is None for a bare
     address. `uuid` is the cluster's or repository's, None if only the server knows it; `server` is the one to request.
@@ -44,7 +41,7 @@ class View:
 
     @property
     def uuid(self) -> UUID:
-        assert self.known_uuid is not None, "who is at the address has not been asked"
+        assert self.known_uuid is not None, "the server at the address has not been asked for its UUID"
         return self.known_uuid
 
     def session(self, trace: Trace | None = None) -> Session:
@@ -63,7 +60,7 @@ class View:
             if self.uuid.is_cluster:
                 return nodes
             name = self.logs.descriptions.get(self.uuid) or self.label
-            return (Node(self.uuid, name, "", _COST, self.session, "proxied"),)
+            return (Node(self.uuid, name, "", NETWORK_COST, self.session, "proxied"),)
         if self.settings.tracking == "nodes" and self.settings.uuid.is_cluster:
             return self.way.nodes(self.settings.uuid)
         description = self.logs.descriptions.get(self.uuid, "")

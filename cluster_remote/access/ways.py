@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from cluster_remote.access.settings import BadSettings
 from cluster_remote.annex.locationlog import LocationLog
 from cluster_remote.cluster.membership import Direct
-from cluster_remote.cluster.node import Node
+from cluster_remote.cluster.node import NETWORK_COST, Node
 from cluster_remote.p2p.key import UUID
 from cluster_remote.transport.address import Address, Directory, at_node
 from cluster_remote.transport.opening import Caller, session_at
@@ -28,9 +28,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Serverless", "ThroughGateway", "Way", "costs_of"]
 
-# git-annex's default cost of a repository on the network, for nodes that are not remotes here.
-_COST = 200.0
-
 
 class Way(ABC):
     """A way to reach a cluster or a single repository. Nothing connects before a session is used."""
@@ -39,7 +36,7 @@ class Way(ABC):
 
     @abstractmethod
     def session(self, server: UUID | None = None, trace: Trace | None = None) -> Session:
-        """Return a session with a cluster or repository; None for the one there. Raises BadSettings, BadAddress."""
+        """Return a session with `server` (None: the one at the address). Raises BadSettings, BadAddress."""
 
     @abstractmethod
     def node(self, uuid: UUID, trace: Trace | None = None) -> Session:
@@ -52,7 +49,7 @@ class Way(ABC):
 
 @dataclass(frozen=True)
 class ThroughGateway(Way):
-    """Reach a cluster through whatever answers at an address.
+    """Reach a cluster through the server at an address.
 
     `by_address` means that the address itself selects the repository behind it, if that is not the cluster.
     """
@@ -96,7 +93,7 @@ class ThroughGateway(Way):
                 uuid,
                 names.get(uuid, uuid.text),
                 self.logs.descriptions.get(uuid, ""),
-                costs.get(uuid, _COST),
+                costs.get(uuid, NETWORK_COST),
                 session(uuid),
                 "proxied",
             )
@@ -149,10 +146,10 @@ class Serverless(Way):
         )
 
     def nodes(self, cluster: UUID) -> tuple[Node, ...]:
-        return tuple(self._by_themselves())
+        return tuple(self._individual_nodes())
 
-    def _by_themselves(self) -> Iterator[Node]:
-        """Return the nodes, including each one behind another gateway."""
+    def _individual_nodes(self) -> Iterator[Node]:
+        """Yield the nodes, including each node behind another gateway."""
         members = {member.name: member for member in self.membership.members}
         for node in self.membership.nodes(self.caller):
             way = members[node.name].way
@@ -171,7 +168,7 @@ def costs_of(config: GitConfig) -> Mapping[UUID, float]:
     for remote in config.remotes():
         uuid, cost = config.remote(remote, "annex-uuid"), config.remote(remote, "annex-cost")
         try:
-            each, number = UUID.parse(uuid or ""), float(cost or "")
+            each, number = UUID(uuid or ""), float(cost or "")
         except ValueError:
             continue
         found[each] = min(number, found.get(each, number))

@@ -20,9 +20,9 @@ __all__ = ["Answers", "BatchProcess"]
 
 T = TypeVar("T")
 
-# An answer is a line; git-annex's JSON about one key repeats it a few times.
+# Maximum bytes of a line. git-annex's JSON about a key repeats the key a few times.
 _LINE_LIMIT = 2**20
-# Bytes read at once.
+# Bytes to read at once.
 _CHUNK = 2**16
 # Seconds for a child that has closed its output to exit and say why.
 _EXIT = 2.0
@@ -42,7 +42,7 @@ class Answers:
     async def receive(self) -> bytes:
         """Return at least one byte."""
         if not self._buffer:
-            await self._more()
+            await self._fill()
         data = bytes(self._buffer)
         self._buffer.clear()
         return data
@@ -54,20 +54,20 @@ class Answers:
             searched = len(self._buffer)
             if searched > limit:
                 raise BadAnswer(f"answered with a line longer than {limit} bytes")
-            await self._more()
+            await self._fill()
         line = bytes(self._buffer[:end])
         del self._buffer[: end + 1]
         return line
 
     async def receive_exactly(self, length: int) -> bytes:
-        """Return exactly `count` bytes."""
+        """Return exactly `length` bytes."""
         while len(self._buffer) < length:
-            await self._more()
+            await self._fill()
         data = bytes(self._buffer[:length])
         del self._buffer[:length]
         return data
 
-    async def _more(self) -> None:
+    async def _fill(self) -> None:
         data = await self._child.receive(_CHUNK)
         if not data:
             raise _Ended
@@ -75,7 +75,7 @@ class Answers:
 
 
 class BatchProcess:
-    """A child that starts with the first question, and restarts if it has died since the last one.
+    """A child that starts with the first question, and is restarted if it has died since the last one.
 
     Answers one question at a time; other callers wait. Nothing reads the child's output between questions, so at most a
     pipe's capacity is buffered.
@@ -139,7 +139,7 @@ class BatchProcess:
         with anyio.move_on_after(timeout) as deadline:
             async with self._lock:
                 if self._closed:
-                    raise BatchFailed(self._argv, None, "was asked after it was closed")
+                    raise BatchFailed(self._argv, None, "was queried after it was closed")
                 fresh = self._child is None
                 try:
                     return await self._converse_once(request, read)

@@ -21,13 +21,13 @@ from cluster_remote.p2p.key import UUID, decode, encode
 if TYPE_CHECKING:
     from cluster_remote.annex.repository import Repository
 
-__all__ = ["BRANCH", "BranchLogs", "Trust", "journalled", "read_files"]
+__all__ = ["BRANCH", "JOURNALS", "BranchLogs", "Trust", "journalled", "read_files"]
 
 # The full ref, because a tag may have the same name.
 BRANCH = b"refs/heads/git-annex"
 
 # The private journal is for repositories with annex.private; it is never committed.
-_JOURNALS = ("journal", "journal-private")
+JOURNALS = ("journal", "journal-private")
 
 Trust = Literal["trusted", "semitrusted", "untrusted", "dead"]
 _TRUST: Mapping[str, Trust] = {"1": "trusted", "?": "semitrusted", "0": "untrusted", "X": "dead"}
@@ -41,7 +41,6 @@ _FILES = (
     "group.log",
     "preferred-content.log",
     "required-content.log",
-    "group-preferred-content.log",
 )
 
 
@@ -49,7 +48,7 @@ def journalled(annex_dir: Path, path: bytes) -> bytes:
     """Return the journalled content of a branch file in whole lines; empty if none. Raises BranchUnreadable."""
     name = decode(logformat.journal_name(path))
     found = b""
-    for journal in _JOURNALS:
+    for journal in JOURNALS:
         file = annex_dir / journal / name
         try:
             content = file.read_bytes()
@@ -83,7 +82,7 @@ async def read_files(repository: Repository, paths: Collection[str]) -> dict[str
 
 @dataclass(frozen=True)
 class BranchLogs:
-    """A snapshot of what the git-annex branch says about the repositories."""
+    """A snapshot of the git-annex branch's logs about repositories."""
 
     files: Mapping[str, bytes]
 
@@ -130,7 +129,7 @@ class BranchLogs:
             if not uuid.is_cluster or "sameas-uuid" in parameters or parameters.get("externaltype") != "cluster":
                 continue
             try:
-                cluster = UUID.parse(parameters.get("cluster", ""))
+                cluster = UUID(parameters.get("cluster", ""))
             except ValueError:
                 continue
             if cluster != uuid and cluster in self.clusters.members:
@@ -159,15 +158,6 @@ class BranchLogs:
         """Return the required content expressions of the repositories that have one."""
         return self._expressions("required-content.log")
 
-    @cached_property
-    def group_preferred(self) -> Mapping[str, str]:
-        """Return the `groupwanted` expression of each group."""
-        lines = (
-            (clock, *rest.partition(" ")[::2])
-            for clock, rest in logformat.dated(self._file("group-preferred-content.log"))
-        )
-        return {group: wanted for group, wanted in logformat.newest(lines).items() if wanted.strip()}
-
     def has_preferred_content(self, uuids: Iterable[UUID]) -> bool:
         """Return whether any of these repositories has preferred or required content."""
         return any(uuid in self.preferred or uuid in self.required for uuid in uuids)
@@ -187,8 +177,8 @@ def parse_proxies(raw: bytes) -> dict[UUID, Mapping[str, UUID]]:
             for word in proxied:
                 uuid, separator, name = word.partition(":")
                 if separator and name:
-                    names[name] = UUID.parse(uuid)
-            entries.append((clock, UUID.parse(gateway), names))
+                    names[name] = UUID(uuid)
+            entries.append((clock, UUID(gateway), names))
         except ValueError:
             continue
     return logformat.newest(entries)

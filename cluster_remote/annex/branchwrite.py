@@ -52,7 +52,7 @@ async def _append(repository: Repository, content: bytes) -> None:
     entries.append(f"100644 blob {blob}\t{_FILE}".encode())
     tree = await git("mktree", "-z", input=b"".join(entry + b"\0" for entry in entries))
     parent = await git("rev-parse", "--verify", branch)
-    # The author of these commits does not matter, and the user may have no git identity configured.
+    # The author of this commit does not matter, and the user may have no identity configured in git.
     identity = ("-c", "user.name=git-annex", "-c", "user.email=git-annex@localhost")
     commit = await git(*identity, "commit-tree", "--no-gpg-sign", "-p", parent, "-m", "update", tree)
     ref = f"refs/cluster-remote/{os.getpid()}/git-annex"

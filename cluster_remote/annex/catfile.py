@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["BLOB_LIMIT", "Blobs", "read_blobs"]
 
 BLOB_LIMIT = 16 * 2**20
-"""Bytes of one log: far more than a line for each repository that ever had a key, or for each that is known."""
+"""Maximum bytes of one log, which has at most a few lines per repository."""
 
 
 class Blobs:
@@ -23,7 +23,7 @@ class Blobs:
         self._buffer = b""
 
     def feed(self, chunk: bytes) -> Iterator[bytes | None]:
-        """Return the contents that are now complete, None for missing ones. Raises BadAnswer."""
+        """Yield each blob that is now complete, None for a missing one. Raises BadAnswer."""
         buffer = self._buffer + chunk if self._buffer else chunk
         position = 0
         while (end := buffer.find(b"\n", position)) >= 0:
@@ -44,7 +44,7 @@ class Blobs:
 
 
 async def read_blobs(repository: Repository, names: Sequence[bytes]) -> list[bytes | None]:
-    """Return contents by their names (`branch:path`), with one command; None for what is missing.
+    """Return blobs by name (`branch:path`) with a single command; None for each missing one.
 
     Raises CommandFailed, BadAnswer.
     """
@@ -52,5 +52,5 @@ async def read_blobs(repository: Repository, names: Sequence[bytes]) -> list[byt
     done = await repository.run("git", "cat-file", "--batch", input=request)
     found = list(Blobs().feed(done.stdout))
     if len(found) != len(names):
-        raise BadAnswer(f"answered with {len(found)} contents where {len(names)} were asked for")
+        raise BadAnswer(f"answered with {len(found)} blobs instead of {len(names)}")
     return found

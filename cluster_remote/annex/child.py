@@ -40,13 +40,13 @@ __all__ = [
     "until",
 ]
 
-# Seconds to wait for a killed child. Only a process stuck in the kernel takes that long.
+# Seconds to wait for a killed child. Only a process stuck in the kernel takes this long.
 _REAP = 10.0
 # Seconds to wait for the rest of a child's standard error after it has ended: its own children may hold the pipe open.
 _STDERR_REST = 0.5
-# Seconds between polls for a child's end: the first interval, doubled up to the second.
-_FIRST_LOOK, _LONGEST_LOOK = 0.001, 0.05
-# Bytes of output of a one-shot command that are taken before it is given up.
+# Seconds between polls: the first interval, doubled up to the second.
+_FIRST_POLL, _MAX_POLL = 0.001, 0.05
+# Maximum bytes of output of a one-shot command.
 _OUTPUT_LIMIT = 64 * 2**20
 
 
@@ -80,18 +80,18 @@ class StderrTail:
 
     @property
     def last(self) -> bytes:
-        """Return the last 4096 bytes."""
+        """Return the last `KEPT` bytes."""
         return self._tail.last
 
     def text(self) -> str:
-        """Return the same as text, see Tail."""
+        """Return the tail as text, see Tail."""
         return self._tail.text()
 
     async def wait(self, seconds: float) -> None:
         """Wait for the end of the stream, with a deadline in seconds."""
         with anyio.move_on_after(seconds):
             while self._listener.is_alive():
-                await anyio.sleep(_FIRST_LOOK)
+                await anyio.sleep(_FIRST_POLL)
 
     def _listen(self) -> None:
         stderr = self._child.stderr
@@ -112,12 +112,12 @@ def pipes_of(child: subprocess.Popen[bytes]) -> tuple[int, int]:
 
 
 async def until(condition: Callable[[], bool], seconds: float) -> bool:
-    """Poll a condition for at most this many seconds and return whether it became true."""
-    pause = _FIRST_LOOK
+    """Poll a condition for at most `seconds` and return whether it became true."""
+    pause = _FIRST_POLL
     with anyio.move_on_after(seconds):
         while not condition():
             await anyio.sleep(pause)
-            pause = min(2 * pause, _LONGEST_LOOK)
+            pause = min(2 * pause, _MAX_POLL)
     return condition()
 
 
@@ -153,7 +153,7 @@ class PipedChild:
     def send_at_once(self, data: bytes) -> memoryview:
         """Send as much as possible without waiting and return the rest.
 
-        Returns nothing if the child has stopped reading; its output tells.
+        Returns an empty rest if the child has stopped reading: its output will show why.
         """
         try:
             return memoryview(data)[self._pipes.send_at_once(data) :]
@@ -161,7 +161,7 @@ class PipedChild:
             return memoryview(b"")
 
     async def send(self, data: memoryview) -> None:
-        """Send everything, unless the child has stopped reading; its output tells."""
+        """Send everything, unless the child has stopped reading: its output will show why."""
         try:
             while data:
                 data = data[await self._pipes.send_some(data) :]
@@ -180,7 +180,7 @@ class PipedChild:
         self._pipes.close_writing()
 
     async def wait(self) -> None:
-        """Wait until it has ended and its standard error has been read. Has no deadline."""
+        """Wait until it has exited and its standard error has been read. Has no deadline."""
         await until(lambda: self._child.poll() is not None, math.inf)
         await self._stderr.wait(_STDERR_REST)
 
@@ -224,9 +224,9 @@ async def kill(process: Process) -> None:
 
 
 async def end(process: Process, grace: float, *, group: bool) -> None:
-    """Ask a child to end, and kill it after `grace` seconds; with its process group, if it has one of its own.
+    """Terminate a child, and kill it after `grace` seconds; with `group`, signal its whole process group.
 
-    For a child on our terminal, which kept our group: there it may ask the user. Shielded from cancellation.
+    A child on our terminal, where it may ask the user, is in our own group. Shielded from cancellation.
     """
     with anyio.CancelScope(shield=True):
         for number in (signal.SIGTERM, signal.SIGKILL):
@@ -237,7 +237,7 @@ async def end(process: Process, grace: float, *, group: bool) -> None:
 
 
 def send_signal(pid: int, number: int, *, group: bool = True) -> None:
-    """Send a signal to the process group of a child that may have ended, or to the child alone."""
+    """Send a signal to a child that may have ended, or to its process group."""
     try:
         os.killpg(pid, number) if group else os.kill(pid, number)
     except ProcessLookupError:
@@ -253,11 +253,10 @@ async def run(
     timeout: float,
     accept: Collection[int] | None = (0,),
 ) -> Completed:
-    """Run a command to its end, at most `timeout` seconds, with `input`.
+    """Run a command with `input` until it exits, for at most `timeout` seconds.
 
-    `argv` goes into errors as it is, so it must hold no secret. Raises CommandFailed where the command cannot be
-    started, does not end in time, ends with an exit code that is not in `accept` (None: all are), or writes more than
-    64 MiB.
+    Errors quote `argv`, so it must not contain secrets. Raises CommandFailed if the command cannot be started, does not
+    exit in time, exits with a code that is not in `accept` (None accepts all), or writes more than 64 MiB.
     """
     tail = Tail()
     output = bytearray()
@@ -271,7 +270,7 @@ async def run(
         try:
             await stdin.send(input)
         except (anyio.BrokenResourceError, anyio.ClosedResourceError):
-            # It ended without reading all of it; its exit code says whether that is an error.
+            # It exited without reading everything; its exit code says whether that is an error.
             return
         await stdin.aclose()
 
@@ -292,7 +291,7 @@ async def run(
         returncode = process.returncode
         await kill(process)
     if len(output) > _OUTPUT_LIMIT:
-        raise CommandFailed(argv, None, f"wrote more than {_OUTPUT_LIMIT} bytes; given up", tail.text())
+        raise CommandFailed(argv, None, f"wrote more than {_OUTPUT_LIMIT} bytes", tail.text())
     if deadline.cancelled_caught or returncode is None:
         raise CommandFailed(argv, None, f"did not end within {timeout:g} seconds", tail.text())
     if accept is not None and returncode not in accept:

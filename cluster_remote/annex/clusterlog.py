@@ -13,15 +13,15 @@ __all__ = ["ClusterLog"]
 
 @dataclass(frozen=True)
 class ClusterLog:
-    """The clusters known to this repository. Others may exist whose gateway was never fetched."""
+    """The clusters known to this repository. There may be others, whose gateways it has never fetched from."""
 
     members: Mapping[UUID, frozenset[UUID]]
 
     @classmethod
     def parse(cls, raw: bytes) -> ClusterLog:
-        """Parse lines `TIMESTAMPs CLUSTERUUID NODEUUID…`, of which the newest per cluster counts.
+        """Parse lines `TIMESTAMPs CLUSTERUUID NODEUUID…`; the newest one per cluster counts.
 
-        A line without nodes still has the space before the first one.
+        A line without nodes still has the space after the cluster.
         """
         entries: list[tuple[logformat.Clock, UUID, frozenset[UUID]]] = []
         for clock, rest in logformat.dated(raw):

@@ -1,4 +1,7 @@
-"""Ask a disk without waiting for it: one that hangs must block neither the event loop nor the program's end."""
+"""Call functions that may wait for a disk: one that hangs must block neither the event loop nor the program's exit.
+
+Where there is no event loop, use `waiting.ask_disk_and_wait`.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,9 @@ T = TypeVar("T")
 
 
 async def ask_disk(function: Callable[..., T], *arguments: object) -> T:
-    """Return what a function returns that may wait for a disk; cancel this to stop waiting.
+    """Run a function that may wait for a disk, and return its result; cancel this to stop waiting.
 
-    It runs in a daemon thread, which does not keep the program from ending. Raises what the function raises.
+    It runs in a daemon thread, which does not keep the program from exiting. Raises what the function raises.
     """
     loop = asyncio.get_running_loop()
     answer: asyncio.Future[T] = loop.create_future()
@@ -35,10 +38,10 @@ async def ask_disk(function: Callable[..., T], *arguments: object) -> T:
             value = function(*arguments)
         except Exception as error:  # noqa: BLE001 -- raised to the caller
             failure = error
-        # The loop may be closed by the time a disk answers.
+        # The loop may be closed by the time the disk answers.
         with suppress(RuntimeError):
             loop.call_soon_threadsafe(settle, value, failure)
 
-    # Unlike threading's, this does not wait for the thread to start.
+    # Unlike threading.Thread.start, this does not wait for the thread to start.
     _thread.start_new_thread(ask, ())
     return await answer

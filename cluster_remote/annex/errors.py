@@ -1,4 +1,4 @@
-"""Errors of git and git-annex. Each message says what was tried and what to do."""
+"""Errors of git and git-annex. Each message says what was tried, and what to do."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = [
 
 
 class AnnexError(Exception):
-    """git or git-annex could not be run, or did not do what was asked."""
+    """git or git-annex could not be run, or failed."""
 
 
 class NotARepository(AnnexError):

@@ -1,7 +1,7 @@
-"""Find the work tree file that has a key, which git-annex does not tell special remotes.
+"""Find the work tree file with a key, because git-annex does not pass its name to special remotes.
 
-The index knows, without reading any file: an annexed file is a symlink or a pointer whose text follows from its key, so
-the blob to look for is known. (git-annex's pages "internals" and "hashing".)
+The index is enough: an annexed file is a symlink or a pointer whose text follows from its key, so the hash of its blob
+can be computed. (git-annex's pages "internals" and "hashing".)
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import anyio
 import anyio.to_thread
@@ -19,10 +17,8 @@ import anyio.to_thread
 from cluster_remote.annex.locations import output_of
 from cluster_remote.annex.logformat import key_file
 from cluster_remote.annex.objects import folders_of
+from cluster_remote.annex.repository import FileState, Repository, state_of
 from cluster_remote.p2p.key import AssociatedFile, Key, decode
-
-if TYPE_CHECKING:
-    from cluster_remote.annex.repository import Repository
 
 __all__ = ["FileNames"]
 
@@ -35,31 +31,27 @@ class FileNames:
     def __init__(self, repository: Repository) -> None:
         self._repository = repository
         self._reading = anyio.Lock()
-        self._looked: tuple[int, int, int] | None = None
+        self._read_from: FileState | None = None
         self._paths: dict[bytes, bytes] = {}
         self._depth = 0
 
     async def of(self, key: Key) -> AssociatedFile:
         """Return the file with this key, relative to the top of the work tree, or none.
 
-        If several files have it, return the first in the index, which is where `git annex copy .` comes first. Raises
+        If several files have it, return the first in the index, which `git annex copy .` processes first. Raises
         CommandFailed.
         """
         async with self._reading:
-            looks = await anyio.to_thread.run_sync(self._look)
-            if looks is None or looks != self._looked:
+            state = await anyio.to_thread.run_sync(self._index_state)
+            if state is None or state != self._read_from:
                 await self._read()
-                self._looked = looks
+                self._read_from = state
         paths = [path for blob in _blobs(key, self._depth, self._algorithm) if (path := self._paths.get(blob))]
         return AssociatedFile(decode(min(paths, default=b"")))
 
-    def _look(self) -> tuple[int, int, int] | None:
+    def _index_state(self) -> FileState | None:
         index = os.environ.get("GIT_INDEX_FILE") or self._repository.git_dir / "index"
-        try:
-            status = ((self._repository.cwd or Path.cwd()) / index).stat()
-        except OSError:
-            return None
-        return status.st_ino, status.st_mtime_ns, status.st_size
+        return state_of(self._repository.working_directory / index)
 
     async def _read(self) -> None:
         self._paths, self._depth = {}, 0
@@ -81,7 +73,7 @@ class FileNames:
 
 
 def _blobs(key: Key, depth: int, algorithm: str) -> Iterator[bytes]:
-    """Yield the hashes of all blobs that stand for a key: its pointer, and its symlinks down to a depth."""
+    """Yield the hashes of all possible blobs for a key: the pointer, and the symlinks down to a depth."""
     name = key_file(key)
     yield _hash(b"/annex/objects/" + name + b"\n", algorithm)
     for folders in folders_of(key):

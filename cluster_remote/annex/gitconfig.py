@@ -1,6 +1,6 @@
 """Run git once for a query, and read its configuration.
 
-This is all that `git annex info` needs of this package for a serverless cluster, so it imports as little as possible.
+`git annex info` needs no more of this package for a serverless cluster, so this imports as little as possible.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class GitConfig:
                 continue
             name, separator, value = decode(entry).partition("\n")
             values.setdefault(_canonical(name), []).append(value if separator else "true")
-        return cls({name: tuple(all_of_it) for name, all_of_it in values.items()})
+        return cls({name: tuple(found) for name, found in values.items()})
 
     def with_values(self, values: Mapping[str, str]) -> GitConfig:
         """Return a copy of the configuration with these values overridden."""
@@ -82,7 +82,7 @@ class GitConfig:
         return self.get(f"remote.{name}.{key}", default)
 
     def remote_uuid(self, name: str) -> UUID | None:
-        """Return the UUID of a remote's repository; None where git-annex has not found it out."""
+        """Return the UUID of a remote's repository; None if git-annex does not know it."""
         return UUID.if_valid(self.remote(name, "annex-uuid"))
 
     def directory_of(self, name: str) -> str | None:
@@ -95,24 +95,24 @@ class GitConfig:
         return tuple((self.remote(name, "annex-ssh-options") or self.get("annex.ssh-options") or "").split())
 
     def url_of(self, name: str) -> str:
-        """Return where a remote's repository is: its annexUrl, or else its url, rewritten; empty if it has none."""
+        """Return a remote's annexUrl, or else its url, rewritten as by git; empty if it has neither."""
         return self.rewritten(self.remote(name, "annexUrl") or self.remote(name, "url") or "")
 
     def rewritten(self, url: str) -> str:
-        """Return what git makes of a url by `url.BASE.insteadOf`: the longest beginning that fits is replaced."""
+        """Rewrite a url by `url.BASE.insteadOf` as git does: the longest matching prefix is replaced."""
         longest, replacement = "", ""
         for base in self.subsections("url"):
-            for beginning in self.all(f"url.{base}.insteadOf"):
-                if len(beginning) > len(longest) and url.startswith(beginning):
-                    longest, replacement = beginning, base
+            for prefix in self.all(f"url.{base}.insteadOf"):
+                if len(prefix) > len(longest) and url.startswith(prefix):
+                    longest, replacement = prefix, base
         return replacement + url.removeprefix(longest) if longest else url
 
     def clusters_of(self, name: str) -> list[str]:
-        """Return the names of the clusters that a remote is a node of (`annex-cluster-node`), in lower case."""
+        """Return the names of the clusters that have a remote as a node (`annex-cluster-node`), in lower case."""
         return (self.remote(name, "annex-cluster-node") or "").lower().split()
 
     def clusters(self) -> dict[str, UUID]:
-        """Return the clusters that this repository is a gateway of (`annex.cluster.NAME`), name to UUID.
+        """Return the clusters for which this repository is a gateway (`annex.cluster.NAME`), by name.
 
         Names are in lower case after the last dot, because git's variable names are case-insensitive.
         """
@@ -120,7 +120,7 @@ class GitConfig:
         for name in self._values:
             if name.startswith("annex.cluster."):
                 try:
-                    found[name.removeprefix("annex.cluster.")] = UUID.parse(self._values[name][-1])
+                    found[name.removeprefix("annex.cluster.")] = UUID(self._values[name][-1])
                 except ValueError:
                     continue
         return found

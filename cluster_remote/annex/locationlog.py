@@ -18,15 +18,13 @@ from cluster_remote.annex.locations import LocationReader
 from cluster_remote.p2p.key import UUID, Key
 
 if TYPE_CHECKING:
-    from cluster_remote.annex.batch import BatchProcess
-    from cluster_remote.annex.locations import LocationReader
     from cluster_remote.annex.repository import Repository
 
 __all__ = ["LocationLog", "recordable"]
 
 
 def recordable(key: Key, uuids: Iterable[UUID], own: UUID | None) -> list[UUID]:
-    """Return those of `uuids` whose copy of `key` may be recorded in the location log, in order, without duplicates.
+    """Return the `uuids` whose copies of `key` may be recorded in the location log, in order, without duplicates.
 
     Chunk keys and encrypted keys are not keys of the repository. A cluster's presence follows from its nodes'.
     git-annex itself records `own`, the remote's own UUID.
@@ -43,7 +41,7 @@ class LocationLog:
     """
 
     def __init__(self, repository: Repository, own: UUID | None = None, *, locked: bool = False) -> None:
-        """`locked` says that git-annex, which waits for this program, holds its lock for everything (annex.pidlock)."""
+        """`locked`: git-annex, which waits for this program, holds its single lock for everything (annex.pidlock)."""
         self._repository = repository
         self._locked = locked
         self._own = own
@@ -59,7 +57,7 @@ class LocationLog:
         await self.aclose()
 
     def expect(self) -> None:
-        """Start the child that writes in advance, because starting takes some 40 ms."""
+        """Start the writing child in advance, because that takes some 40 ms."""
         try:
             self._get_writer().start()
         except CommandFailed:
@@ -69,7 +67,7 @@ class LocationLog:
     async def record(
         self, key: Key, present: Collection[UUID] = (), absent: Collection[UUID] = (), timeout: float = 30.0
     ) -> None:
-        """Record which repositories have the content of `key` and which do not, as far as that is `recordable`.
+        """Record which repositories have the content of `key` and which do not, if it is `recordable`.
 
         Returns once git-annex has confirmed each line. Raises LocationLogError if it does not.
         """
@@ -94,7 +92,7 @@ class LocationLog:
         for uuid, value in lines:
             argv = ("git", "annex", "setpresentkey", "--quiet", "--", str(key), str(uuid), value.decode())
             try:
-                await self._repository.run(*argv, timeout=timeout, env=self._lock())
+                await self._repository.run(*argv, timeout=timeout, env=self._lock_variables())
             except CommandFailed as e:
                 raise LocationLogError(f"the location of {key} could not be recorded: {e}") from e
 
@@ -114,7 +112,7 @@ class LocationLog:
         return found.holders
 
     async def aclose(self) -> None:
-        """Ends the children: git-annex may take up to a minute to put away what it wrote, then it is killed."""
+        """End the children. git-annex gets up to a minute to commit what was recorded, then it is killed."""
         writer, reader = self._writer, self._reader
         try:
             if writer is not None:
@@ -127,13 +125,13 @@ class LocationLog:
         if self._writer is None:
             argv = ("git", "annex", "setpresentkey", "--batch", "--json", "--json-error-messages")
             here = self._repository
-            self._writer = BatchProcess(argv, cwd=here.cwd, env=here.environment() | self._lock())
+            self._writer = BatchProcess(argv, cwd=here.cwd, env=here.environment() | self._lock_variables())
         return self._writer
 
-    def _lock(self) -> dict[str, str]:
-        """Return what git-annex tells its own children while it holds its lock for everything.
+    def _lock_variables(self) -> dict[str, str]:
+        """Return the variables that tell our children that git-annex already holds its single lock.
 
-        A child of ours that did not know would wait for that lock in vain (variable and value as observed with
+        Without them, a child would wait for that lock in vain. git-annex sets them for its own children (observed with
         git-annex 10.20261026).
         """
         if not self._locked:
@@ -143,13 +141,13 @@ class LocationLog:
 
 
 def _confirm(key: Key, uuid: UUID, answer: bytes) -> None:
-    """Raises LocationLogError unless `answer` is git-annex's JSON for success."""
+    """Raise LocationLogError unless `answer` is git-annex's JSON for success."""
     try:
-        said = json.loads(answer)
+        parsed = json.loads(answer)
     except ValueError:
-        said = None
-    if not isinstance(said, dict) or said.get("success") is not True:
-        messages = said.get("error-messages") if isinstance(said, dict) else None
+        parsed = None
+    if not isinstance(parsed, dict) or parsed.get("success") is not True:
+        messages = parsed.get("error-messages") if isinstance(parsed, dict) else None
         reason = " ".join(map(str, messages)) if isinstance(messages, list) else ""
         raise LocationLogError(
             f"git-annex did not record the location of {key} at {uuid}: {reason or repr(answer[:200])}"

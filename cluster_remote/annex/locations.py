@@ -1,4 +1,4 @@
-"""Read the location logs of many keys at once: all known keys, the files below a directory, or given keys.
+"""Read the location logs of many keys: all known keys, those of the files below a directory, or given keys.
 
 Keys come in batches, so that a million need no more memory than a thousand. Each batch is a snapshot of its logs.
 """
@@ -21,8 +21,9 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 
 from cluster_remote.annex import child, logformat
 from cluster_remote.annex.batch import Answers, BatchProcess
-from cluster_remote.annex.branchlog import BRANCH, journalled
+from cluster_remote.annex.branchlog import BRANCH, JOURNALS, journalled
 from cluster_remote.annex.catfile import BLOB_LIMIT, Blobs
+from cluster_remote.annex.contents import keys_of
 from cluster_remote.annex.errors import BadAnswer, BatchFailed, BranchUnreadable, CommandFailed, NotAKey
 from cluster_remote.p2p.key import UUID, Key, decode, encode
 
@@ -33,27 +34,27 @@ if TYPE_CHECKING:
 
 __all__ = ["Batches", "Located", "LocationReader", "Selection", "estimate", "located", "output_of", "read_log"]
 
-# Keys in a batch: enough that what a batch costs does not count, few enough that the first is there at once.
+# Keys in a batch: enough to make the cost per batch negligible, few enough that the first batch arrives at once.
 BATCH = 256
 # Batches to read ahead.
 _AHEAD = 2
 _CHUNK = 64 * 1024
 # git's exit code for an unknown option.
 _USAGE = 129
-_JOURNALS = ("journal", "journal-private")
 _LOG = re.compile(rb"[0-9a-f]{3}/(?:[0-9a-f]{3}/)?([^/]+)\.log")
 _LISTED = re.compile(rb"[0-7]+ blob ([0-9a-f]+)\t([^\0]*)\0")
-# A log as git-annex writes it as a rule, which can be taken apart at its spaces.
+# The usual form of a log, which can simply be split at its spaces.
 _USUAL = re.compile(rb"(?:[0-9]{1,20}(?:\.[0-9]{1,100})?s [01X] [0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\n)*")
 _ESCAPED = re.compile(r"&([asc])|%")
-_MEANT = {"&a": "&", "&s": "%", "&c": ":", "%": "/"}
+_UNESCAPED = {"&a": "&", "&s": "%", "&c": ":", "%": "/"}
 
 
 @dataclass(frozen=True, slots=True)
 class Located:
-    """A key, and who has its content by the location log. `file` is a file of the work tree, where one was asked for.
+    """A key, and the repositories that have its content according to the location log.
 
-    `dead` is a key that nobody has and that needs no more warnings (`git annex dead --key`).
+    `dead` keys are lost, and need no more warnings (`git annex dead --key`). `file` is the work tree file, if the key
+    was selected by file.
     """
 
     key: Key
@@ -72,9 +73,9 @@ Batches: TypeAlias = MemoryObjectReceiveStream[list[Located]]
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which keys are meant: every one that the location log knows, given ones, or those of files.
+    """A choice of keys: all in the location log, given ones, or those of files.
 
-    Without any of these, the files below the working directory.
+    By default, those of the files below the working directory.
     """
 
     everything: bool = False
@@ -88,9 +89,9 @@ def _uuid(raw: bytes) -> UUID:
 
 
 def read_log(raw: bytes) -> tuple[frozenset[UUID], bool]:
-    """What a location log says: who has the content, and whether the key is dead.
+    """Parse a location log: return the repositories that have the content, and whether the key is dead.
 
-    The same as `logformat.presence`, at a tenth of its cost for logs without anything unusual.
+    Gives the same as `logformat.presence`, at a tenth of the cost for a log in the usual form.
     """
     if _USUAL.fullmatch(raw):
         words = raw.split()
@@ -113,7 +114,7 @@ def _key_of(path: bytes) -> Key | None:
     if match is None:
         return None
     try:
-        return Key(_ESCAPED.sub(lambda found: _MEANT[found[0]], decode(match[1])))
+        return Key(_ESCAPED.sub(lambda found: _UNESCAPED[found[0]], decode(match[1])))
     except ValueError:
         return None
 
@@ -124,20 +125,20 @@ def _located(key: Key, raw: bytes, file: str | None = None) -> Located:
 
 
 class LocationReader:
-    """Reads the location logs of given keys, many at once or one after the other. Close it in the end.
+    """Read the location logs of given keys. Close it after use.
 
-    git is asked by `cat-file --batch-command`, which can tell whether the branch has changed without showing all of its
-    folders; a git from before version 2.36 has only `--batch`. May be used by several tasks at once.
+    Uses `git cat-file --batch-command`, which can tell whether the branch has changed without listing all of its
+    directories; git before version 2.36 only has `--batch`. May be used by several tasks at once.
     """
 
     def __init__(self, repository: Repository) -> None:
         self._repository = repository
         self._git = self._cat_file("--batch-command")
-        self._old = False
+        self._has_batch_command = True
         self._lock = anyio.Lock(fast_acquire=True)
-        # The branch's tree and its folders as they were when they were last asked for; nothing without a branch.
+        # The branch's tree and its top directories when last read; empty if there is no branch.
         self._tree = b""
-        self._folders: Mapping[bytes, bytes] = {}
+        self._directories: Mapping[bytes, bytes] = {}
 
     def _cat_file(self, mode: str) -> BatchProcess:
         repository = self._repository
@@ -156,54 +157,54 @@ class LocationReader:
         await self._git.aclose()
 
     async def read(self, keys: Sequence[Key], timeout: float = 60.0) -> list[Located]:
-        """Return what the log currently says about each key. Raises BatchFailed, BranchUnreadable."""
+        """Return the current locations of each key. Raises BatchFailed, BranchUnreadable."""
         found: list[Located] = []
         levels = await self._repository.log_levels()
-        # In portions whose questions fit into a pipe.
+        # The requests of one batch fit into a pipe.
         for start in range(0, len(keys), BATCH):
-            portion = keys[start : start + BATCH]
-            paths = [logformat.branch_path(key, levels=levels) for key in portion]
-            # First the journal: git-annex moves what is there to the branch, never back.
+            batch = keys[start : start + BATCH]
+            paths = [logformat.branch_path(key, levels=levels) for key in batch]
+            # Read the journal first, because git-annex moves its content to the branch.
             recent = [journalled(self._repository.annex_dir, path) for path in paths]
             async with self._lock:
                 committed = await self._committed(paths, timeout)
-            found += [_located(key, new + old) for key, new, old in zip(portion, recent, committed, strict=True)]
+            found += [_located(key, new + old) for key, new, old in zip(batch, recent, committed, strict=True)]
         return found
 
     async def _committed(self, paths: Sequence[bytes], timeout: float) -> list[bytes]:
-        """Files of the branch.
+        """Return the content of files on the branch, empty for missing ones.
 
-        git would go through all of the branch's 4096 folders for each of them, which takes it a millisecond; so they
-        are looked up here.
+        Their directories are resolved here: git would search the branch's 4096 directories for each file, which takes
+        a millisecond.
         """
-        if not self._old:
+        if self._has_batch_command:
             try:
-                return await self._asked_together(paths, timeout)
+                return await self._read_and_check_tree(paths, timeout)
             except BatchFailed as error:
                 if error.returncode != _USAGE:
                     raise
             await self._git.aclose()
-            self._git, self._old = self._cat_file("--batch"), True
-        await self._git.converse(BRANCH + b"^{tree}\n", self._read_top, timeout)
-        return await self._files(paths, b"", timeout)
+            self._git, self._has_batch_command = self._cat_file("--batch"), False
+        await self._git.converse(BRANCH + b"^{tree}\n", self._read_tree, timeout)
+        return await self._read_files(paths, b"", timeout)
 
-    async def _asked_together(self, paths: Sequence[bytes], timeout: float) -> list[bytes]:
-        """Asks at once for the files in the folders that are known, and whether these are still the branch's."""
+    async def _read_and_check_tree(self, paths: Sequence[bytes], timeout: float) -> list[bytes]:
+        """Read files and the branch's current tree in one round trip; repeat if the known tree was outdated."""
         while True:
-            question = b"info " + BRANCH + b"^{tree}\n"
+            request = b"info " + BRANCH + b"^{tree}\n"
             latest: list[bytes] = []
 
             async def current(stream: Answers, latest: list[bytes] = latest) -> None:
                 latest.append(_tree_of(await stream.receive_line(_CHUNK))[0])
 
-            found = await self._files(paths, b"contents ", timeout, question, current)
+            found = await self._read_files(paths, b"contents ", timeout, request, current)
             if latest[-1] == self._tree:
                 return found
-            self._tree, self._folders = b"", {}
+            self._tree, self._directories = b"", {}
             if latest[-1]:
-                await self._git.converse(b"contents " + latest[-1] + b"\n", self._read_top, timeout)
+                await self._git.converse(b"contents " + latest[-1] + b"\n", self._read_tree, timeout)
 
-    async def _files(
+    async def _read_files(
         self,
         paths: Sequence[bytes],
         command: bytes,
@@ -211,13 +212,13 @@ class LocationReader:
         first: bytes = b"",
         read_first: Callable[[Answers], Awaitable[None]] | None = None,
     ) -> list[bytes]:
-        """Files of the known folders; `first` is a question to be put before, whose answer `read_first` takes."""
-        questions: list[bytes] = []
+        """Read files in the known directories; `first` is sent before, and `read_first` reads its answer."""
+        requests: list[bytes] = []
         for path in paths:
-            folder, _, rest = path.partition(b"/")
-            identity = self._folders.get(folder)
-            questions.append(b"" if identity is None else command + identity + b":" + rest + b"\n")
-        expected = sum(1 for question in questions if question)
+            directory, _, rest = path.partition(b"/")
+            identity = self._directories.get(directory)
+            requests.append(b"" if identity is None else command + identity + b":" + rest + b"\n")
+        expected = sum(1 for request in requests if request)
 
         async def answers(stream: Answers) -> list[bytes]:
             if read_first is not None:
@@ -225,27 +226,27 @@ class LocationReader:
             blobs = Blobs()
             read: list[bytes] = []
             while len(read) < expected:
-                # What is not there or is damaged counts as empty, as with git-annex.
+                # Missing and corrupt files count as empty, as in git-annex.
                 read += [raw or b"" for raw in blobs.feed(await stream.receive())]
             return read
 
-        read = iter(await self._git.converse(first + b"".join(questions), answers, timeout))
-        return [next(read) if question else b"" for question in questions]
+        read = iter(await self._git.converse(first + b"".join(requests), answers, timeout))
+        return [next(read) if request else b"" for request in requests]
 
-    async def _read_top(self, stream: Answers) -> None:
-        """Reads the folders of the branch, unless they are those that were read last."""
+    async def _read_tree(self, stream: Answers) -> None:
+        """Read the top directories of the branch, and parse them if its tree has changed."""
         identity, size = _tree_of(await stream.receive_line(_CHUNK))
         if not identity:
-            self._tree, self._folders = b"", {}
+            self._tree, self._directories = b"", {}
             return
         content = await stream.receive_exactly(size)
         await stream.receive_exactly(1)
         if identity != self._tree:
-            self._tree, self._folders = identity, dict(_entries(content, len(identity) // 2))
+            self._tree, self._directories = identity, dict(_entries(content, len(identity) // 2))
 
 
 def _tree_of(header: bytes) -> tuple[bytes, int]:
-    """The identity and the size in bytes of the tree that an answer is about; empty if there is no branch.
+    """Parse the header of an answer about the branch's tree: its hash, empty if there is no branch, and its bytes.
 
     Raises BadAnswer.
     """
@@ -254,12 +255,12 @@ def _tree_of(header: bytes) -> tuple[bytes, int]:
     identity, _, rest = header.partition(b" ")
     kind, _, size = rest.partition(b" ")
     if kind != b"tree" or not size.isdigit() or int(size) > BLOB_LIMIT:
-        raise BadAnswer(f"answered with {header[:200]!r} where the git-annex branch was asked for")
+        raise BadAnswer(f"answered with {header[:200]!r} instead of the git-annex branch")
     return identity, int(size)
 
 
 def _entries(tree: bytes, length: int) -> Iterator[tuple[bytes, bytes]]:
-    """The names in a tree object of git and what they stand for; `length` is that of an identity, in bytes."""
+    """Yield the entries of a git tree object, name and hash; `length` is that of a hash in bytes."""
     position = 0
     while position < len(tree):
         space = tree.index(b" ", position)
@@ -270,10 +271,10 @@ def _entries(tree: bytes, length: int) -> Iterator[tuple[bytes, bytes]]:
 
 @asynccontextmanager
 async def located(repository: Repository, selection: Selection) -> AsyncIterator[Batches]:
-    """The selected keys with their locations, in batches, while the context is open.
+    """Yield the selected keys with their locations, in batches, while the context is open.
 
-    Raises NotAKey for a file that is not annexed, CommandFailed and BranchUnreadable; those that come up while the
-    batches are read leave the context as a group.
+    Raises NotAKey for a file that is not annexed, CommandFailed and BranchUnreadable; errors while batches are read
+    leave the context in an exception group.
     """
     plain, directories = await _keys_of_files(repository, selection.files)
     given = [(key, None) for key in selection.keys] + plain
@@ -298,7 +299,7 @@ async def located(repository: Repository, selection: Selection) -> AsyncIterator
 
 
 async def estimate(repository: Repository, selection: Selection) -> int:
-    """About how many keys a selection has, for showing how far something has come. Raises CommandFailed."""
+    """Estimate the number of keys in a selection, for a progress bar. Raises CommandFailed."""
     if selection.everything:
         argv = ["git", "ls-tree", "-r", "-z", "--name-only", "--full-tree", decode(BRANCH)]
     elif selection.keys and not selection.files:
@@ -328,25 +329,16 @@ async def _look_up(
 async def _keys_of_files(
     repository: Repository, files: Sequence[str]
 ) -> tuple[list[tuple[Key, str | None]], list[str]]:
-    """The keys of those that are files, and those that are directories. Raises NotAKey."""
-    plain, directories = _sorted_out(repository.cwd or Path.cwd(), files)
-    found: list[tuple[Key, str | None]] = []
-    if plain:
-        # In batch mode, since git-annex drops non-UTF-8 bytes from arguments that it passes to git.
-        question = b"".join(encode(file) + b"\0" for file in plain)
-        done = await repository.run("git", "annex", "lookupkey", "--batch", "-z", input=question, timeout=600)
-        answers = done.stdout.split(b"\n")
-        for file, answer in zip(plain, answers, strict=False):
-            if not answer:
-                raise NotAKey(f"{file!r} is not an annexed file of this repository (git annex add makes it one)")
-            found.append((Key.parse(decode(answer)), file))
-    return found, directories
+    """Return the keys of those that are files, and those that are directories. Raises NotAKey."""
+    plain, directories = _files_and_directories(repository.working_directory, files)
+    keys = await keys_of(repository, plain) if plain else []
+    return list(zip(keys, plain, strict=True)), directories
 
 
-def _sorted_out(base: Path, files: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Which are files, and which are directories. Raises NotAKey for what is not there."""
+def _files_and_directories(base: Path, files: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Separate files from directories. Raises NotAKey for a path that does not exist."""
     for file in files:
-        # Also a link that leads nowhere: that is what an annexed file without its content is.
+        # A broken symlink exists too: it is an annexed file without its content.
         if not os.path.lexists(base / file):
             raise NotAKey(f"there is no file {file!r} here")
     directories = [file for file in files if (base / file).is_dir()]
@@ -359,7 +351,7 @@ async def _find(
     reader: LocationReader,
     send: MemoryObjectSendStream[list[Located]],
 ) -> None:
-    """All annexed files below directories (none: below the working directory), with their locations."""
+    """Send the locations of all annexed files below directories, or below the working directory if there are none."""
     argv = ("git", "annex", "find", "--anything", "--format=${key}\\000${file}\\000", "--", *directories)
     async with output_of(repository, argv) as stdout:
         rest = b""
@@ -369,7 +361,7 @@ async def _find(
             if len(words) % 2:
                 rest = words.pop() + b"\0" + rest
             for key, file in zip(words[::2], words[1::2], strict=True):
-                found.append((Key.parse(decode(key)), decode(file)))
+                found.append((Key(decode(key)), decode(file)))
             while len(found) >= BATCH:
                 await _look_up(reader, found[:BATCH], send)
                 del found[:BATCH]
@@ -381,9 +373,9 @@ async def _find(
 
 
 def _journal(annex_dir: Path) -> dict[bytes, bytes]:
-    """The location logs in the journals as they are at the moment, by their paths on the branch."""
+    """Return the location logs that are currently in the journals, by path on the branch."""
     found: dict[bytes, bytes] = {}
-    for journal in _JOURNALS:
+    for journal in JOURNALS:
         try:
             files = list((annex_dir / journal).iterdir())
         except (FileNotFoundError, NotADirectoryError):
@@ -397,18 +389,18 @@ def _journal(annex_dir: Path) -> dict[bytes, bytes]:
 
 
 async def _walk(repository: Repository, send: MemoryObjectSendStream[list[Located]]) -> None:
-    """Yield every key in the location log, in no particular order."""
-    # First the journal: git-annex moves what is there to the branch, never back.
+    """Send every key in the location log, in no particular order."""
+    # Read the journal first, because git-annex moves its content to the branch.
     journal = _journal(repository.annex_dir)
     keys: deque[tuple[Key, bytes]] = deque()
     batch: list[Located] = []
     listing = ("git", "ls-tree", "-r", "-z", "--full-tree", decode(BRANCH))
     async with (
         output_of(repository, listing) as names,
-        _converse(repository, ("git", "cat-file", "--batch", "--buffer")) as git,
+        _running(repository, ("git", "cat-file", "--batch", "--buffer")) as git,
         anyio.create_task_group() as tasks,
     ):
-        tasks.start_soon(_ask_for, names, git, keys, journal)
+        tasks.start_soon(_request_logs, names, git, keys, journal)
         assert git.stdout is not None
         blobs = Blobs()
         async for chunk in git.stdout:
@@ -429,10 +421,10 @@ async def _walk(repository: Repository, send: MemoryObjectSendStream[list[Locate
         await send.send(batch[start : start + BATCH])
 
 
-async def _ask_for(
+async def _request_logs(
     names: ByteReceiveStream, git: Process, keys: deque[tuple[Key, bytes]], journal: dict[bytes, bytes]
 ) -> None:
-    """Asks git for the contents of all location logs that `names` lists; what is asked for is appended to `keys`."""
+    """Request all location logs that `names` lists from git; append each requested key to `keys`."""
     assert git.stdin is not None
     rest = b""
     async for chunk in names:
@@ -454,10 +446,10 @@ async def _ask_for(
 
 
 @asynccontextmanager
-async def _converse(repository: Repository, argv: Sequence[str]) -> AsyncIterator[Process]:
-    """A child in the repository, for as long as the context is open.
+async def _running(repository: Repository, argv: Sequence[str]) -> AsyncIterator[Process]:
+    """Run a child in the repository while the context is open; kill it if the context is left early.
 
-    Raises CommandFailed where it ends with an error; if the context was left early, it is ended.
+    Raises CommandFailed if it exits with an error.
     """
     tail = child.Tail()
     process = await child.start(argv, cwd=repository.cwd, env=repository.environment())
@@ -475,8 +467,8 @@ async def _converse(repository: Repository, argv: Sequence[str]) -> AsyncIterato
 
 @asynccontextmanager
 async def output_of(repository: Repository, argv: Sequence[str]) -> AsyncIterator[ByteReceiveStream]:
-    """What a child writes, which is given nothing to read."""
-    async with _converse(repository, argv) as process:
+    """Yield the output of a child whose standard input is empty. See `_running` for errors."""
+    async with _running(repository, argv) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         await process.stdin.aclose()

@@ -1,8 +1,8 @@
 """Parse the logs on the git-annex branch. No I/O.
 
-Every log is made to be merged by joining lines, so it can hold several lines about one thing, and the newest counts.
-A line that cannot be read is passed over, as git-annex does: a later version may have written it.
-Formats observed with git-annex 10.20261026.
+Logs are merged by concatenating lines, so a log can have several lines about one subject, of which the newest counts.
+Lines that cannot be parsed are skipped, as in git-annex: a later version may have written them. Formats observed with
+git-annex 10.20261026.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ __all__ = [
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
-# Picoseconds since 1970; of a line without a time, less than any.
+# Picoseconds since 1970; a line without a time is older than any other.
 Clock = int | float
 _UNDATED = -math.inf
 
-# So many digits that no clock needs more, and few enough to be a number at once.
+# More digits than any clock needs, but not so many that converting them takes long.
 _TIME = re.compile(r"([+-]?[0-9]{1,20})(?:\.([0-9]{1,100}))?s?")
 _ESCAPED = re.compile(r"&([0-9]{1,7});")
 _KEY_FILE = str.maketrans({"&": "&a", "%": "&s", ":": "&c", "/": "%"})
 
 
 def picoseconds(text: str) -> int | None:
-    """Reads a time of a log, `1795358606s` or `1795358606.25s`: picoseconds since 1970; None for anything else.
+    """Parse a log's timestamp, `1795358606s` or `1795358606.25s`, to picoseconds since 1970; None for anything else.
 
-    Exact, where floats would make different times equal; git-annex, too, uses twelve decimal places.
+    Exact, because floats would make different times equal. git-annex uses twelve decimal places too.
     """
     match = _TIME.fullmatch(text)
     if match is None:
@@ -62,7 +62,7 @@ def _lines(raw: bytes) -> Iterator[str]:
 
 
 def dated(raw: bytes) -> Iterator[tuple[Clock, str]]:
-    """The lines of a log whose lines begin with their time: `TIMESTAMPs REST`."""
+    """Yield the lines of a log whose lines begin with a timestamp: `TIMESTAMPs REST`."""
     for line in _lines(raw):
         stamp, _, rest = line.partition(" ")
         clock = picoseconds(stamp)
@@ -71,48 +71,48 @@ def dated(raw: bytes) -> Iterator[tuple[Clock, str]]:
 
 
 def annotated(raw: bytes) -> Iterator[tuple[Clock, UUID, str]]:
-    """The lines of a log whose lines begin with a UUID and end with their time: `UUID VALUE timestamp=TIMESTAMPs`.
+    """Yield the lines of a log whose lines begin with a UUID and end with a timestamp.
 
-    The time may be missing; such a line is older than every other.
+    The format is `UUID VALUE timestamp=TIMESTAMPs`. A line without a timestamp is older than every other.
     """
     for line in _lines(raw):
         name, _, value = line.partition(" ")
         before, _, last = value.rpartition(" ")
         clock = picoseconds(last.removeprefix("timestamp=")) if last.startswith("timestamp=") else None
         try:
-            uuid = UUID.parse(name)
+            uuid = UUID(name)
         except ValueError:
             continue
         yield (_UNDATED, uuid, value) if clock is None else (clock, uuid, before)
 
 
 def newest(entries: Iterable[tuple[Clock, K, V]]) -> dict[K, V]:
-    """Return the newest value of each item; for equal times, the later line."""
+    """Return the newest value for each subject; for equal times, the later line."""
     best: dict[K, tuple[Clock, V]] = {}
-    for clock, thing, value in entries:
-        if thing not in best or best[thing][0] <= clock:
-            best[thing] = clock, value
-    return {thing: value for thing, (_, value) in best.items()}
+    for clock, subject, value in entries:
+        if subject not in best or best[subject][0] <= clock:
+            best[subject] = clock, value
+    return {subject: value for subject, (_, value) in best.items()}
 
 
 def presence(raw: bytes) -> frozenset[UUID]:
-    """The repositories that a location log says have the content: lines `TIMESTAMPs 1|0|X UUID`, X for dead.
+    """Return the repositories that have the content according to a location log: `TIMESTAMPs 1|0|X UUID`, X for dead.
 
-    In this log it is the EARLIER line that git-annex believes, of two with the same time.
+    Of two lines with the same time, the EARLIER one counts in this log, as in git-annex.
     """
     entries: list[tuple[Clock, UUID, bool]] = []
     for clock, rest in dated(raw):
         status, _, name = rest.partition(" ")
         if status in ("0", "1", "X"):
             try:
-                entries.append((clock, UUID.parse(name), status == "1"))
+                entries.append((clock, UUID(name), status == "1"))
             except ValueError:
                 continue
     return frozenset(uuid for uuid, present in newest(reversed(entries)).items() if present)
 
 
 def settings(value: str) -> dict[str, str]:
-    """The parameters of a special remote as remote.log has them: words `name=value`, characters escaped as `&32;`."""
+    """Parse the parameters of a special remote in remote.log: words `name=value`, characters escaped as `&32;`."""
     found: dict[str, str] = {}
     for word in value.split(" "):
         name, separator, escaped = word.partition("=")
@@ -129,15 +129,15 @@ def _character(match: re.Match[str]) -> str:
 def branch_path(key: Key, *, levels: int = 2) -> bytes:
     """Return the path of a key's location log on the git-annex branch.
 
-    `levels` is 2, or 1 in a repository that was made with annex.tune.branchhash1.
+    `levels` is 2, or 1 in a repository that was initialised with annex.tune.branchhash1.
     """
     digest = hashlib.md5(bytes(key), usedforsecurity=False).hexdigest()
-    folders = "/".join((digest[:3], digest[3:6])[:levels])
-    return folders.encode() + b"/" + key_file(key) + b".log"
+    directories = "/".join((digest[:3], digest[3:6])[:levels])
+    return directories.encode() + b"/" + key_file(key) + b".log"
 
 
 def key_file(key: Key) -> bytes:
-    """Return the name of a file that is called after a key, such as an object."""
+    """Return the name of a file that is named after a key, such as an object."""
     return encode(key.text.translate(_KEY_FILE))
 
 

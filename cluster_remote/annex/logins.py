@@ -1,4 +1,4 @@
-"""Logins for HTTP: those of git's credential helpers, asked for as git-annex asks for them."""
+"""Get logins for HTTP from git's credential helpers, in the same way as git-annex."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["GitCredentials", "Login"]
 
-# Seconds for a credential helper, which may have to ask the user in a window of its own.
+# Seconds for a credential helper, which may have to ask the user in its own window.
 _HELPER = 120.0
 
 
@@ -28,23 +28,22 @@ class Login:
 
     @property
     def header(self) -> bytes:
-        """The value of the Authorization header."""
+        """Return the value of the Authorization header."""
         return b"Basic " + base64.b64encode(encode(f"{self.user}:{self.password}"))
 
 
 class GitCredentials:
-    """Give the login that a token or one of git's credential helpers has for a server.
+    """Provide the login for a server: a token, or the login that git's credential helpers have.
 
-    `protocol` and `host` are what git is asked for (annex+https, HOST:PORT), with the path that git-annex itself asks
-    for (observed with git-annex 10.20261026). Helpers are told whether the server took what they gave. git cannot ask
-    on the terminal here, since this is not the program that the user has started. Without a `repository` there is only
-    the token.
+    `protocol` and `host` go to git's helpers (annex+https, HOST:PORT), with the path that git-annex uses (observed with
+    git-annex 10.20261026). Helpers are told whether the server accepted their login. git cannot prompt on the terminal
+    here, because the user has not started this program. Without a `repository`, there is only the token.
     """
 
     def __init__(self, repository: Repository | None, protocol: str, host: str, token: str | None = None) -> None:
         self._repository = repository
         self._description = f"protocol={protocol}\nhost={host}\npath=git-annex\n"
-        # Our own gateway takes the token as a password, whatever the user name.
+        # Our own gateway accepts the token as the password, with any user name.
         self._token = None if token is None else Login("token", token)
 
     async def login(self, refused: Sequence[Login]) -> Login | None:
@@ -59,11 +58,11 @@ class GitCredentials:
         return None if login in refused else login
 
     async def accepted(self, login: Login) -> None:
-        """Tell the helpers that the server took a login."""
+        """Tell the helpers that the server accepted a login."""
         await self._tell("approve", login)
 
     async def rejected(self, login: Login) -> None:
-        """Tell the helpers that the server did not take a login."""
+        """Tell the helpers that the server rejected a login."""
         await self._tell("reject", login)
 
     async def _tell(self, verb: str, login: Login) -> None:
@@ -78,6 +77,6 @@ class GitCredentials:
                 "git", "credential", verb, input=encode(f"{description}\n"), timeout=_HELPER, accept=range(256)
             )
         except AnnexError:
-            # A helper that hangs or a git that is missing has no login to give; the server's answer is the news.
+            # A helper that hangs, or a missing git, means that there is no login. The server's error is more useful.
             return ""
         return decode(done.stdout)

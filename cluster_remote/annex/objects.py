@@ -12,22 +12,22 @@ from cluster_remote.p2p.key import Key
 
 __all__ = ["Objects", "folders_of"]
 
-# How git-annex writes five bits in the names of the directories for objects.
+# git-annex's digits for five bits each, in the names of object directories.
 _LETTERS = "0123456789zqjxkmvwgpfZQJXKMVWGPF"
 # In a repository with a work tree, and in a bare one.
 _ROOTS = (b"/.git/annex/objects/", b"/annex/objects/")
 
 
 class Objects:
-    """The contents in a repository on a local disk. A file may be missing, damaged or modified: verify what it has."""
+    """The objects of a repository on a local disk. Any may be missing, damaged or modified, so verify its content."""
 
     def __init__(self, directory: str) -> None:
         self._directory = os.fsencode(directory)
         self._found_in: tuple[bytes, int] | None = None
 
-    def read(self, key: Key, most: int) -> bytes | None:
-        """Return a content of the key's length; None if there is none, or it has more than `most` bytes."""
-        if key.content_size is None or key.content_size > most:
+    def read(self, key: Key, max_bytes: int) -> bytes | None:
+        """Return content of the key's length; None if there is none, or the key has more than `max_bytes`."""
+        if key.content_size is None or key.content_size > max_bytes:
             return None
         name = key_file(key)
         layouts = [(root, number, folders) for root in _ROOTS for number, folders in enumerate(folders_of(key))]
@@ -42,7 +42,7 @@ class Objects:
 
 def _read(path: bytes, size: int) -> bytes | None:
     try:
-        # Whatever lies there must not be followed, nor make us wait.
+        # Do not follow a symlink, nor block on a named pipe.
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return None
@@ -62,7 +62,7 @@ def folders_of(key: Key) -> Iterator[bytes]:
     """Yield the directories that may contain an object: git-annex's usual ones first, then those of other tunings."""
     digest = hashlib.md5(bytes(key), usedforsecurity=False).digest()
     number = int.from_bytes(digest[:4], "little")
-    a, b, c, d = (_LETTERS[number >> 6 * place & 31] for place in range(4))
+    a, b, c, d = (_LETTERS[number >> 6 * digit & 31] for digit in range(4))
     lower = digest.hex()
     for first, second in ((b + a, d + c), (lower[:3], lower[3:6])):
         yield f"{first}/{second}/".encode()

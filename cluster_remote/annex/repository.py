@@ -1,8 +1,8 @@
-"""Where git-annex's repository is, its configuration, and commands run in it.
+"""Find the git repository, read its configuration, and run commands in it.
 
-git-annex starts a special remote with GIT_DIR and GIT_WORK_TREE set. A child that works in this repository needs
-them (made absolute, since it may run in another directory); a child that works in another one must not see them, or it
-would look at the wrong repository. So nothing here starts a child with the environment as it happens to be.
+git-annex starts a special remote with GIT_DIR and GIT_WORK_TREE set. A child that works in this repository needs them
+(made absolute, because it may run in another directory); a child that works in another repository must not see them, or
+it would use the wrong one. So no child is started with the inherited environment as it is.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import time
 from collections.abc import Collection, Mapping
 from functools import cache, cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import anyio
 
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
 
 __all__ = ["LOCAL_VARIABLES", "Repository", "foreign_environment", "utf8_locale", "without_token"]
 
-# Seconds after which the configuration is read again although no file has changed.
+# Seconds after which the configuration is read again even if no file has changed.
 _CONFIG_AGE = 30.0
 # Seconds for a git command that only reads files of the repository.
 _QUICK = 30.0
-# Where the git directory is, and the work tree.
-_WHERE = ("git", "rev-parse", "--absolute-git-dir"), ("git", "rev-parse", "--show-toplevel")
+# The commands that print the git directory and the work tree.
+_LOCATE = ("git", "rev-parse", "--absolute-git-dir"), ("git", "rev-parse", "--show-toplevel")
 
 
 LOCAL_VARIABLES = frozenset(
@@ -58,20 +58,20 @@ LOCAL_VARIABLES = frozenset(
         "GIT_WORK_TREE",
     }
 )
-"""The environment variables that tie git to one repository: `git rev-parse --local-env-vars`, of any version.
+"""The environment variables that tie git to one repository: `git rev-parse --local-env-vars` of any version.
 
-A test compares them with those of the git that is installed.
+A test compares them with those of the installed git.
 """
 
 
 @cache
 def utf8_locale() -> dict[str, str]:
-    """Return the variables that children need besides to have a locale of UTF-8.
+    """Return the additional variables that give children a UTF-8 locale.
 
-    In any other one git-annex loses the bytes beyond ASCII of the directories and names that it passes to git (observed
-    with git-annex 10.20261026).
+    In any other locale, git-annex drops non-ASCII bytes from the paths that it passes to git (observed with git-annex
+    10.20261026).
     """
-    # As it was set at the start: one that this machine does not have is not UTF-8 either.
+    # Ask for the locale in effect, not the environment: it may name a locale that this machine does not have.
     codeset = locale.nl_langinfo(locale.CODESET).upper().replace("-", "")
     return {} if codeset == "UTF8" else {"LC_ALL": "C.UTF-8"}
 
@@ -83,7 +83,7 @@ def without_token() -> dict[str, str]:
 
 def foreign_environment() -> dict[str, str]:
     """Return the environment for a child that works in ANOTHER repository, without references to this one."""
-    # The numbered variables carry what GIT_CONFIG_COUNT announces, and git does not list them.
+    # The numbered variables belong to GIT_CONFIG_COUNT; git does not list them.
     return {
         name: value
         for name, value in without_token().items()
@@ -91,30 +91,35 @@ def foreign_environment() -> dict[str, str]:
     }
 
 
-class _State(NamedTuple):
-    """What files looked like when the configuration was read from them. `read` is in seconds of the monotonic clock."""
-
-    files: dict[Path, tuple[int, int, int] | None]
-    read: float
-
-    def still_holds(self) -> bool:
-        # A file that is included but was not there yet is not known: hence the limit.
-        young = time.monotonic() - self.read < _CONFIG_AGE
-        return young and all(_looks(file) == before for file, before in self.files.items())
+FileState: TypeAlias = tuple[int, int, int, int]
+"""What identifies the state of a file: device, inode, size and modification time."""
 
 
-def _looks(file: Path) -> tuple[int, int, int] | None:
+def state_of(file: Path) -> FileState | None:
+    """Return the state of a file; None if it cannot be read. An equal state does not prove equal content."""
     try:
         status = file.stat()
     except OSError:
         return None
-    return status.st_ino, status.st_mtime_ns, status.st_size
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+class _ConfigFiles(NamedTuple):
+    """The states of the files that the configuration was read from. `read` is in seconds of the monotonic clock."""
+
+    states: dict[Path, FileState | None]
+    read: float
+
+    def are_unchanged(self) -> bool:
+        # An included file that did not exist at that time is not listed here, hence the age limit.
+        is_recent = time.monotonic() - self.read < _CONFIG_AGE
+        return is_recent and all(state_of(file) == before for file, before in self.states.items())
 
 
 class Repository:
     """One git repository on this machine. `git_dir` is absolute; `cwd` is where its children run (None: here).
 
-    `work_tree` is None where there is none, or where git is to find out for itself.
+    `work_tree` is None if there is none, or if git should determine it.
     """
 
     def __init__(self, git_dir: Path, cwd: Path | None = None, work_tree: Path | None = None) -> None:
@@ -123,17 +128,17 @@ class Repository:
         self.work_tree = work_tree
         self._last_read: GitConfig | None = None
         self._reading: Lock | None = None
-        self._read_from: _State | None = None
+        self._config_files: _ConfigFiles | None = None
 
     @classmethod
     def here(cls, cwd: Path | None = None) -> Repository:
         """Find the repository that git uses in `cwd` (None: the working directory), before an event loop runs.
 
-        GIT_DIR counts. Raises NotARepository, CommandFailed.
+        Respects GIT_DIR. Raises NotARepository, CommandFailed.
         """
         base = (cwd or Path.cwd()).resolve()
         environment = dict(os.environ)
-        return cls._found(base, *(run_and_wait(argv, cwd=base, env=environment, timeout=_QUICK) for argv in _WHERE))
+        return cls._found(base, *(run_and_wait(argv, cwd=base, env=environment, timeout=_QUICK) for argv in _LOCATE))
 
     @classmethod
     async def find(cls, cwd: Path | None = None) -> Repository:
@@ -142,7 +147,7 @@ class Repository:
         environment = dict(os.environ)
         return cls._found(
             base,
-            *[await child.run(argv, cwd=base, env=environment, timeout=_QUICK, accept=None) for argv in _WHERE],
+            *[await child.run(argv, cwd=base, env=environment, timeout=_QUICK, accept=None) for argv in _LOCATE],
         )
 
     @classmethod
@@ -152,27 +157,32 @@ class Repository:
                 f"there is no usable git repository at {base}: run this inside one "
                 f"(git init && git annex init makes one). git says: {git_dir.complaint}"
             )
-        # There is no work tree in a bare repository, and in the git directory itself.
+        # A bare repository has no work tree; nor does git report one inside the git directory.
         tree = Path(_line(work_tree.stdout)) if work_tree.returncode == 0 else None
         return cls(Path(_line(git_dir.stdout)), base, tree)
 
     @classmethod
     def of_remote(cls, gitdir: str, cwd: Path | None = None) -> Repository:
-        """The repository that git-annex means by its answer to GETGITDIR, which is relative to the working directory.
+        """Return the repository for git-annex's answer to GETGITDIR, which is relative to the working directory.
 
         Raises NotARepository if there is no such directory.
         """
         base = (cwd or Path.cwd()).resolve()
         git_dir = (base / gitdir).resolve()
         if not git_dir.exists():
-            raise NotARepository(f"git-annex says that its repository is {git_dir}, but nothing is there")
+            raise NotARepository(f"git-annex says that its repository is {git_dir}, but that does not exist")
         named = os.environ.get("GIT_WORK_TREE")
         return cls(git_dir, base, (base / named).resolve() if named else None)
 
     @property
-    def place(self) -> Path:
-        """Return the repository's location for display: the work tree, or the git directory if it is bare."""
+    def directory(self) -> Path:
+        """Return the repository's directory: the work tree, or the git directory if it is bare."""
         return self.work_tree or self.git_dir
+
+    @property
+    def working_directory(self) -> Path:
+        """Return the directory where children run."""
+        return self.cwd or Path.cwd()
 
     def environment(self) -> dict[str, str]:
         """Return the environment for children that work IN this repository."""
@@ -181,19 +191,19 @@ class Repository:
         if self.work_tree is None:
             environment.pop("GIT_WORK_TREE", None)
         else:
-            # With GIT_DIR alone, git takes the working directory for the top of the work tree.
+            # With GIT_DIR alone, git assumes that the working directory is the top of the work tree.
             environment["GIT_WORK_TREE"] = str(self.work_tree)
         return environment
 
     @cached_property
     def common_dir(self) -> Path:
-        """What all work trees of a repository share; the git directory itself where there is but one.
+        """Return the directory that all work trees of a repository share; usually the git directory itself.
 
-        As gitrepository-layout(5) has it, under `commondir`. Raises OSError where that cannot be read.
+        See `commondir` in gitrepository-layout(5). Raises OSError if that file cannot be read.
         """
         named = os.environ.get("GIT_COMMON_DIR")
         if named is not None:
-            return ((self.cwd or Path.cwd()) / named).resolve()
+            return (self.working_directory / named).resolve()
         try:
             common = _line((self.git_dir / "commondir").read_bytes())
         except FileNotFoundError:
@@ -211,31 +221,28 @@ class Repository:
         return self._last_read
 
     async def current_config(self) -> GitConfig:
-        """Return the configuration as it is now; git is only asked if one of its files has changed.
+        """Return the current configuration; run git only if one of the files has changed.
 
-        Other tasks go on meanwhile, and callers at the same time share one answer. Raises CommandFailed.
+        Does not block the event loop; concurrent callers share one answer. Raises CommandFailed.
         """
         if self._reading is None:
             self._reading = anyio.Lock()
         async with self._reading:
             read = self._last_read
-            if read is None or self._read_from is None or not self._read_from.still_holds():
+            if read is None or self._config_files is None or not self._config_files.are_unchanged():
                 began = time.monotonic()
-                # Checked before git reads them, so that a change in between is noticed the next time.
-                known = self._usual_files() if self._read_from is None else self._read_from.files
-                before = {file: _looks(file) for file in known}
+                # Take the states before git reads the files, so that a change in between is noticed next time.
+                known = self._usual_files() if self._config_files is None else self._config_files.states
+                before = {file: state_of(file) for file in known}
                 done = await self.run("git", "config", "--list", "--show-origin", "-z", timeout=_QUICK)
                 read, files = GitConfig.parse_with_origins(done.stdout)
                 self._last_read = read
-                found = {file: _looks(file) for file in map(self._absolute, files)}
-                self._read_from = _State({**found, **before}, began)
+                found = {file: state_of(file) for file in (self.working_directory / name for name in files)}
+                self._config_files = _ConfigFiles({**found, **before}, began)
         return read
 
-    def _absolute(self, name: str) -> Path:
-        return (self.cwd or Path.cwd()) / name
-
     def _usual_files(self) -> list[Path]:
-        """Where git looks, whether or not there is anything yet; HEAD too, for `includeIf "onbranch:"`."""
+        """Return the files that git usually reads, even if missing, and HEAD, for `includeIf "onbranch:"`."""
         home = Path(os.environ.get("HOME", "/"))
         user = Path(os.environ.get("XDG_CONFIG_HOME") or home / ".config")
         return [
@@ -254,15 +261,15 @@ class Repository:
         """
         text = (self._last_read or self.config()).get("annex.uuid") or ""
         try:
-            return UUID.parse(text)
+            return UUID(text)
         except ValueError:
             what = f"annex.uuid is {text[:64]!r}" if text else "annex.uuid is not set"
             raise NotInitialised(
-                f"{self.place} is not a repository of git-annex ({what}): run git annex init in it"
+                f"{self.directory} is not a repository of git-annex ({what}): run git annex init in it"
             ) from None
 
     async def find_uuid(self) -> UUID:
-        """Return `uuid` in an event loop. Raises NotInitialised, CommandFailed."""
+        """Return `uuid`; for use in an event loop. Raises NotInitialised, CommandFailed."""
         await self.current_config()
         return self.uuid
 
@@ -278,11 +285,11 @@ class Repository:
         accept: Collection[int] | None = (0,),
         env: Mapping[str, str] | None = None,
     ) -> Completed:
-        """Run a command in this repository to its end, see `child.run`; `env` adds to its environment."""
+        """Run a command in this repository, see `child.run`; `env` adds to its environment."""
         environment = {**self.environment(), **(env or {})}
         return await child.run(argv, cwd=self.cwd, env=environment, input=input, timeout=timeout, accept=accept)
 
 
 def _line(raw: bytes) -> str:
-    """One line of output that may itself hold newlines, as a path can."""
+    """Decode output without its final newline. A path may contain other newlines."""
     return decode(raw.removesuffix(b"\n"))

@@ -1,9 +1,8 @@
 """Read which configurations of special remotes the user has verified.
 
-The configuration of a special remote may come from somebody else, by the git-annex branch; so git-annex keeps those
-that were verified, goes on with these when another one comes, and uses none that never was. `git annex verifyremote
-NAME` shows the one that is waiting and gives it a number; the same with `--safe NUMBER` verifies it. (Observed with
-git-annex 10.20261026, whose files are verified-remote.log and verifying-remote.log.)
+git-annex stores the verified configurations (see access/configuration.py for the rule). `git annex verifyremote NAME`
+shows the pending one with a number; the same with `--safe NUMBER` verifies it. (Observed with git-annex 10.20261026,
+whose files are verified-remote.log and verifying-remote.log.)
 """
 
 from __future__ import annotations
@@ -28,17 +27,17 @@ _NUMBER = re.compile(r"verifyremote .*--safe ([0-9]+)")
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """A configuration that is waiting for verification."""
+    """A configuration that awaits verification."""
 
     number: int
     configuration: str
 
 
 def verified(repository: Repository) -> Mapping[UUID, Mapping[str, str]] | None:
-    """The parameters that were verified, by the UUID of the configuration. Raises BranchUnreadable.
+    """Return the verified parameters by the UUID of the configuration. Raises BranchUnreadable.
 
-    None where git-annex keeps no such log, since it is too old to ask. Unlike remote.log it also has the encryption
-    of a remote that is the same as another.
+    None if there is no such log, because git-annex is too old to verify. Unlike remote.log, it also has the encryption
+    of sameas remotes.
     """
     file = repository.annex_dir / _FILE
     try:
@@ -54,7 +53,7 @@ def verified(repository: Repository) -> Mapping[UUID, Mapping[str, str]] | None:
 async def pending(repository: Repository, name: str) -> Pending | None:
     """Return the configuration of a remote that awaits verification, if any. Raises CommandFailed."""
     argv = ("git", "annex", "verifyremote", "--", name)
-    # Without an answer it ends with 1.
+    # Without an answer to its question, it exits with 1.
     done = await repository.run(*argv, accept=(0, 1))
     text = decode(done.stdout)
     number = _NUMBER.search(text)

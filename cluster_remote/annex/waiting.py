@@ -1,10 +1,11 @@
-"""Run a child process where there is no event loop. In one, use `child.run`."""
+"""Wait for a child process or a disk where there is no event loop. In one, use `child.run` and `disk.ask_disk`."""
 
 from __future__ import annotations
 
 import os
 import signal
 import subprocess
+import threading
 from contextlib import contextmanager
 
 from cluster_remote.annex.errors import CommandFailed
@@ -14,18 +15,20 @@ from cluster_remote.p2p.text import visible
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
-    from typing import Any
+    from typing import Any, TypeVar
 
-__all__ = ["KEPT", "Completed", "child_group", "run_and_wait"]
+    T = TypeVar("T")
+
+__all__ = ["KEPT", "Completed", "ask_disk_and_wait", "child_group", "run_and_wait"]
 
 KEPT = 4096
 """Bytes to keep from the end of a child's standard error for error messages."""
 
 
 class Completed:
-    """A command that ended: its exit code and output. `complaint` is the end of its standard error."""
+    """A command that has exited: its exit code and output. `complaint` is the tail of its standard error."""
 
     __slots__ = ("argv", "complaint", "returncode", "stdout")
 
@@ -38,9 +41,9 @@ class Completed:
 
 @contextmanager
 def child_group(argv: Sequence[str | Path], **options: Any) -> Iterator[subprocess.Popen[bytes]]:
-    """Start a command in a process group of its own, and kill that at the end if the command is still running.
+    """Start a command in its own process group, and kill the group at the end if the command is still running.
 
-    `git annex` is git running git-annex: killing only git would leave the other behind. `options` are Popen's.
+    `git annex` is git running git-annex: killing only git would leave git-annex behind. `options` are Popen's.
     Raises OSError.
     """
     with subprocess.Popen(argv, stdin=subprocess.DEVNULL, start_new_session=True, **options) as child:
@@ -59,9 +62,9 @@ def run_and_wait(
     timeout: float,
     merged: bool = False,
 ) -> Completed:
-    """Run a command to its end; with `merged`, its output includes its standard error.
+    """Run a command until it exits; with `merged`, its output includes its standard error.
 
-    Raises CommandFailed if it cannot be started or does not end in time.
+    Raises CommandFailed if it cannot be started or does not exit in time.
     """
     words = tuple(map(str, argv))
     stderr = subprocess.STDOUT if merged else subprocess.PIPE
@@ -73,3 +76,25 @@ def run_and_wait(
     except OSError as e:
         raise CommandFailed(words, None, f"cannot be started: {reason(e)}") from e
     return Completed(words, child.returncode, stdout, visible(decode((complaint or b"")[-KEPT:])).strip())
+
+
+# Threads that still wait for a disk, by directory.
+_waiting: dict[str, threading.Thread] = {}
+
+
+def ask_disk_and_wait(directory: str, question: Callable[[], T], seconds: float) -> T | None:
+    """Return the answer to a question about a directory; None if its disk does not answer within `seconds`.
+
+    While a disk hangs, only the first caller waits for it. The thread is a daemon, so that the program can exit.
+    """
+    earlier = _waiting.get(directory)
+    if earlier is not None and earlier.is_alive():
+        return None
+    answers: list[T] = []
+    thread = threading.Thread(target=lambda: answers.append(question()), daemon=True, name=f"disk of {directory}")
+    thread.start()
+    thread.join(seconds)
+    if not answers:
+        _waiting[directory] = thread
+        return None
+    return answers[0]

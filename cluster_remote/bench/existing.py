@@ -100,7 +100,7 @@ def make_content(directory: Path, number: int, size: int) -> tuple[Key, Path]:
             digest.update(block)
             file.write(block)
             left -= len(block)
-    return Key.parse(f"SHA256-s{size}--{digest.hexdigest()}"), path
+    return Key(f"SHA256-s{size}--{digest.hexdigest()}"), path
 
 
 async def _clean(session: Session, keys: list[Key], tell: Callable[[str], None]) -> None:

@@ -84,7 +84,7 @@ async def _doctor(name: str, timeout: float) -> Checkup:
             raise
         findings = tuple(problems_of_programs(programs, needs_ssh=False))
         return Checkup(not findings, None, programs.listed(), (), findings, ())
-    place = str(repository.place)
+    place = str(repository.directory)
     if broken:
         # Nothing else can be checked without these.
         return Checkup(False, place, programs.listed(), (), tuple(broken), ())

@@ -14,7 +14,7 @@ from cluster_remote.cli.render import emit_error
 from cluster_remote.cli.schema import OUTCOMES
 from cluster_remote.p2p.errors import Refused, SessionError, SourceError
 from cluster_remote.p2p.text import visible
-from cluster_remote.remote.failure import causes, in_words
+from cluster_remote.remote.failure import leaf_errors, message_of
 from cluster_remote.remote.protocol import one_line
 from cluster_remote.remote.retrieval import CannotWrite, NotRetrieved
 
@@ -32,7 +32,7 @@ def report(error: BaseException) -> int:
     if isinstance(error, Interrupted | KeyboardInterrupt) or type(error).__name__ == "Abort":
         return _interrupted()
     # Concurrent tasks fail with a group; one of its errors is enough to decide.
-    cause = next(causes(error))
+    cause = next(leaf_errors(error))
     if isinstance(cause, BrokenPipeError):
         # Standard output was closed at the other end. Keep Python from flushing it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -42,7 +42,7 @@ def report(error: BaseException) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         print(f"cluster-remote: cannot write to standard output: {cause.strerror or cause}", file=sys.stderr)
         return FAILED
-    words, expected = in_words(error)
+    words, expected = message_of(error)
     code = _fail(one_line(words), _exit_code(cause) if expected else FAILED)
     if not expected:
         print("This is a bug in the program. CLUSTER_REMOTE_DEBUG=1 shows where it happened.", file=sys.stderr)

@@ -92,7 +92,7 @@ def selection_of(files: Sequence[str], keys: Sequence[str], everything: bool) ->
     if everything and (files or keys):
         raise BadSettings("--all covers every key: leave out either --all, or the files and --key")
     try:
-        return Selection(everything, tuple(map(Key.parse, keys)), tuple(files))
+        return Selection(everything, tuple(map(Key, keys)), tuple(files))
     except ValueError as error:
         raise BadSettings(f"--key: {error}") from None
 

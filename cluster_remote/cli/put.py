@@ -90,7 +90,7 @@ async def _put(
         path = await content_of(repository, key)
     else:
         try:
-            key = Key.parse(key_text)
+            key = Key(key_text)
         except ValueError as error:
             raise BadSettings(f"--key: {error}") from None
         path = os.fsencode(source) if source else await content_of(await Repository.find(), key)

@@ -72,7 +72,7 @@ async def key_named(text: str) -> tuple[Key, Repository | None]:
         repository = await Repository.find()
         return await key_of(repository, text), repository
     try:
-        return Key.parse(text), None
+        return Key(text), None
     except ValueError as error:
         raise BadSettings(f"there is no file {text!r} here, and {error}") from None
 

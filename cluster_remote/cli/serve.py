@@ -182,7 +182,7 @@ def _open(addresses: list[ListenAddress]) -> list[Listener]:
 
 def _parsed(uuid: str) -> UUID:
     try:
-        return UUID.parse(uuid)
+        return UUID(uuid)
     except ValueError as error:
         raise BadSettings(f"--uuid: {error}") from None
 

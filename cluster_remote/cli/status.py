@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from cluster_remote.access.place import looks_like_address
+from cluster_remote.access.local import looks_like_address
 from cluster_remote.cli.completion import remotes
 from cluster_remote.cli.exitcodes import FAILED, UNREACHABLE
 from cluster_remote.cli.interrupts import run

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cluster_remote.access.configuration import NotVerified, check_writing
-from cluster_remote.access.place import Place, looks_like_address
+from cluster_remote.access.local import LocalRepository, looks_like_address
 from cluster_remote.access.settings import BadSettings
 from cluster_remote.access.view import View
 from cluster_remote.annex.errors import AnnexError
@@ -58,7 +58,7 @@ async def view_named(text: str, timeout: float | None = None, node: str = "", *,
     With `writing`, refuse where git-annex would not write. Raises BadSettings, AnnexError.
     """
     address = looks_like_address(text)
-    place = await (Place.anywhere() if address else Place.here())
+    place = await (LocalRepository.anywhere() if address else LocalRepository.here())
     if writing:
         check_writing(place.config)
     return place.address(text, timeout, node) if address else place.remote(text, timeout)
@@ -80,7 +80,7 @@ async def cluster_view(name: str, timeout: float | None = None, *, writing: bool
             f"{name}: give a remote of this repository, which has a location log to compare; "
             f"cluster-remote setup NAME {name} makes one"
         )
-    place = await Place.here(merge=True)
+    place = await LocalRepository.here(merge=True)
     if writing:
         check_writing(place.config)
     return place.remote(name, timeout)
@@ -91,7 +91,7 @@ async def every_cluster(timeout: float | None) -> tuple[list[View], list[Unusabl
 
     Raises BadSettings if there is none, AnnexError.
     """
-    place = await Place.here(merge=True)
+    place = await LocalRepository.here(merge=True)
     if not place.remotes():
         raise BadSettings("this repository has no cluster remote; cluster-remote setup NAME URL makes one")
     views: list[View] = []
@@ -108,7 +108,7 @@ async def every_cluster(timeout: float | None) -> tuple[list[View], list[Unusabl
 
 async def one_cluster(name: str, timeout: float | None) -> tuple[list[View], list[Unusable]]:
     """Return one remote, like `every_cluster`; it is unusable if it is not verified. Raises BadSettings, AnnexError."""
-    place = await Place.here(merge=True)
+    place = await LocalRepository.here(merge=True)
     try:
         return [place.remote(name, timeout)], []
     except NotVerified as error:
@@ -120,11 +120,11 @@ async def views_at(url: str, timeout: float | None) -> list[View]:
 
     Raises BadSettings, SessionError, AnnexError.
     """
-    return await (await Place.anywhere(merge=True)).answering_at(url, timeout)
+    return await (await LocalRepository.anywhere(merge=True)).answering_at(url, timeout)
 
 
-async def _unusable(place: Place, name: str, error: Exception) -> Unusable:
-    uuid = UUID.parse(place.config.remote(name, "annex-uuid") or "")
+async def _unusable(place: LocalRepository, name: str, error: Exception) -> Unusable:
+    uuid = UUID(place.config.remote(name, "annex-uuid") or "")
     assert place.repository is not None
     waiting = await pending(place.repository, name) if isinstance(error, NotVerified) else None
     number = None if waiting is None else waiting.number

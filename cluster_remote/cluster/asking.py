@@ -1,4 +1,4 @@
-"""Ask nodes: one session with each, kept between requests, and a memory of failures."""
+"""Ask nodes: keep one session with each of them between requests, and remember failures."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ __all__ = ["NodeSessions", "Observed", "within"]
 
 T = TypeVar("T")
 
-# Seconds before the next node is asked the same, and the largest part of the timeout that this may be: behind a
-# gateway, all nodes together share the client's timeout.
-_HEAD_START, _PART_OF_TIMEOUT = 2.0, 0.2
+# Seconds before the next node gets the same request, and the largest fraction of the timeout that this may be: behind
+# a gateway, all nodes together share the client's timeout.
+_HEAD_START, _MAX_FRACTION = 2.0, 0.2
 
 
 class Observed:
@@ -39,11 +39,11 @@ class Observed:
 
     def __init__(self, began: float) -> None:
         self.began = began
-        self.has_moved = False
+        self.has_progressed = False
 
-    def moved(self) -> None:
-        """Note that the node has answered or accepted something."""
-        self.has_moved = True
+    def progressed(self) -> None:
+        """Note that the node has answered, or accepted data."""
+        self.has_progressed = True
 
 
 class NodeSessions:
@@ -54,13 +54,13 @@ class NodeSessions:
 
     def __init__(self, timeout: float, reachability: Reachability) -> None:
         self.timeout = timeout
-        self.head_start = min(_HEAD_START, timeout * _PART_OF_TIMEOUT)
+        self.head_start = min(_HEAD_START, timeout * _MAX_FRACTION)
         self._reachability = reachability
         self._sessions: dict[str, Session] = {}
 
     @property
     def traffic(self) -> Traffic:
-        """The nodes that downloads read from, among all sessions that share the memory of nodes."""
+        """Return which nodes downloads read from, in all sessions that share the reachability."""
         return self._reachability.traffic
 
     def session(self, node: Node) -> Session:
@@ -83,7 +83,7 @@ class NodeSessions:
 
     # Choosing nodes
 
-    def rested(self, nodes: Iterable[Node]) -> tuple[list[Node], list[Node]]:
+    def split_resting(self, nodes: Iterable[Node]) -> tuple[list[Node], list[Node]]:
         """Return the nodes to ask, with recently silent ones last, and those to skip for now."""
         awake: list[Node] = []
         resting: list[Node] = []
@@ -91,29 +91,29 @@ class NodeSessions:
             (resting if self._reachability.resting(node.name) else awake).append(node)
         return sorted(awake, key=lambda node: self._reachability.was_silent(node.name)), resting
 
-    def others_first(self, key: Key, nodes: Iterable[Node]) -> list[Node]:
+    def recent_senders_last(self, key: Key, nodes: Iterable[Node]) -> list[Node]:
         """Move the nodes that served this content recently to the end, the last one last.
 
         A client that asks again has a reason: the content was damaged, or the transfer broke off.
         """
-        givers = self._reachability.givers(key)
-        return sorted(nodes, key=lambda node: givers.index(node.name) if node.name in givers else -1)
+        senders = self._reachability.senders(key)
+        return sorted(nodes, key=lambda node: senders.index(node.name) if node.name in senders else -1)
 
     def silent(self, node: Node) -> None:
         """Remember that a node missed its head start: for a while, reads go to others first."""
         self._reachability.silent(node.name, self.head_start)
 
-    def gives(self, key: Key, node: Node) -> None:
+    def sends(self, key: Key, node: Node) -> None:
         """Remember that a node has started to send this content."""
-        self._reachability.gives(key, node.name)
+        self._reachability.sends(key, node.name)
 
     def not_tried(self, node: Node) -> Unreachable:
         """Return the error for a node that is skipped."""
-        return NotTried(self._reachability.resting(node.name) or f"{node} could not be reached a moment ago: left out")
+        return NotTried(self._reachability.resting(node.name) or f"{node} was unreachable a moment ago: left out")
 
     @contextmanager
     def observed(self, node: Node) -> Iterator[Observed]:
-        """Wrap everything asked of a node in one request; remember whether it was reachable."""
+        """Wrap one request to a node, and remember whether the node was reachable."""
         observed = Observed(self._reachability.clock())
         try:
             yield observed
@@ -121,28 +121,28 @@ class NodeSessions:
             # This says nothing about the node.
             raise
         except Unreachable as error:
-            self._away(node, observed, error)
+            self._unreachable(node, observed, error)
             raise
         except (Refused, ProtocolError, ConnectionLost):
-            # It was reachable, but could not handle this key; other keys are unaffected. If it has gone, the next
-            # connection will show it.
+            # It was reachable, but could not handle this key; other keys are unaffected. If it is gone by now, the next
+            # connection will fail.
             self._reachability.answered(node.name)
             raise
         except SessionError as error:
-            if observed.has_moved:
-                self.broke_off(node, error)
+            if observed.has_progressed:
+                self.failed_midway(node, error)
             else:
-                self._away(node, observed, error)
+                self._unreachable(node, observed, error)
             raise
         else:
             self._reachability.answered(node.name)
 
-    def _away(self, node: Node, observed: Observed, error: SessionError) -> None:
+    def _unreachable(self, node: Node, observed: Observed, error: SessionError) -> None:
         self._reachability.failed(node.name, self._reachability.clock() - observed.began, reason(node, error))
 
-    def broke_off(self, node: Node, error: SessionError) -> None:
-        """Note that a node failed after it had started to do its work."""
-        # Failing at once costs nothing; a stall costs the whole timeout.
+    def failed_midway(self, node: Node, error: SessionError) -> None:
+        """Note that a node failed after it had started to work on a request."""
+        # An immediate failure costs nothing; a stall costs the whole timeout.
         if isinstance(error, TimedOut):
             self._reachability.failed(node.name, self.timeout, reason(node, error))
 
@@ -158,34 +158,34 @@ class NodeSessions:
         except TimeoutError:
             raise TimedOut(f"no answer within {seconds:.3g} seconds") from None
 
-    async def caught(
+    async def answer_of(
         self, node: Node, request: Callable[[Session], Awaitable[T]], extra_timeout: float = 0.0
     ) -> T | SessionError:
-        """Return a node's answer to one request, or why there is none."""
+        """Return a node's answer to one request, or the error if there is none."""
         try:
             with self.observed(node), self.deadline(extra_timeout):
                 return await request(self.session(node))
         except SessionError as error:
             return error
 
-    async def until(
+    async def ask_until(
         self, good: T, groups: Iterable[Collection[Node]], request: Callable[[Session], Awaitable[T]]
     ) -> list[tuple[Node, T | SessionError]]:
         """Ask one group after another until a node gives the `good` answer; return the answers so far.
 
-        Nodes of a group are asked concurrently; the next group is asked once all before it have answered or missed
-        their head start. After the good answer, the others are not waited for.
+        The nodes of a group are asked concurrently; the next group, once all earlier ones have answered or missed
+        their head start. The good answer cancels all other requests.
         """
         answers: list[tuple[Node, T | SessionError]] = []
         asked: list[Node] = []
-        news = anyio.Event()
+        new_answer = anyio.Event()
 
         async def one(node: Node) -> None:
-            answer = await self.caught(node, request)
+            answer = await self.answer_of(node, request)
             answers.append((node, answer))
             if answer == good:
                 tasks.cancel_scope.cancel()
-            news.set()
+            new_answer.set()
 
         async with anyio.create_task_group() as tasks:
             for group in groups:
@@ -194,8 +194,8 @@ class NodeSessions:
                     tasks.start_soon(one, node)
                 with anyio.move_on_after(self.head_start) as waiting:
                     while len(answers) < len(asked):
-                        news = anyio.Event()
-                        await news.wait()
+                        new_answer = anyio.Event()
+                        await new_answer.wait()
                 if waiting.cancelled_caught:
                     answered = {node for node, _ in answers}
                     for node in asked:
@@ -208,7 +208,7 @@ class NodeSessions:
 
 @asynccontextmanager
 async def within(seconds: float, context: AbstractAsyncContextManager[T]) -> AsyncIterator[T]:
-    """Enter a context within so many seconds. Raises TimedOut."""
+    """Enter a context within `seconds`. Raises TimedOut."""
     with anyio.CancelScope(deadline=anyio.current_time() + seconds) as scope:
         async with context as entered:
             scope.deadline = math.inf

@@ -1,7 +1,7 @@
-"""One download from whichever nodes can give the content.
+"""Download content from the nodes that have it.
 
-Starts with the first node that has it. If that fails on the way, the next node resumes at the same byte, unless only
-the whole of one node's copy can be trusted. While a node stays silent, the next ones are asked too.
+Starts with the first node that has it. If that fails midway, the next node resumes at the same byte, unless copies may
+differ and only a complete one can be trusted. While a node stays silent, the next ones are asked too.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from cluster_remote.p2p.session import Download, Progress, write_at
 
 __all__ = ["ClusterDownload", "Fetch", "Helpers"]
 
-# Asks one node for the content from a byte on.
+# Requests the content from one node, starting at a byte.
 Fetch = Callable[[Node, int], AbstractAsyncContextManager[Download]]
 
 
 @dataclass(frozen=True)
 class Helpers:
-    """The nodes that may send a content at the same time, how to ask each, and which are in use.
+    """The nodes that may send parts of the content at the same time, how to ask each, and which are in use.
 
-    `checksum` starts a new one of the key's kind, if that can be computed here.
+    `checksum` starts a new checksum for the key; it returns None if the key's hash is not supported here.
     """
 
     nodes: Sequence[Node]
@@ -45,7 +45,7 @@ class Helpers:
     checksum: Callable[[], Checksum | None]
 
 
-class _Giver:
+class _Sender:
     """The download from one node, in its own task, since each context must stay in one task."""
 
     def __init__(self, node: Node, position: int, answered: Callable[[], None]) -> None:
@@ -54,28 +54,28 @@ class _Giver:
         self.download: Download | None = None
         self.error: Exception | None = None
         self._answered = answered
-        self._wanted = anyio.CancelScope()
-        self._left = anyio.Event()
+        self._scope = anyio.CancelScope()
+        self._finish = anyio.Event()
         self._ended = anyio.Event()
 
     @property
     def has_answered(self) -> bool:
         return self.download is not None or self.error is not None
 
-    async def run(self, fetch: Fetch, earlier: _Giver | None) -> None:
+    async def run(self, fetch: Fetch, earlier: _Sender | None) -> None:
         """Run the download. `earlier` is an abandoned one from the same node: a session takes one request at a time."""
         try:
-            with self._wanted:
+            with self._scope:
                 if earlier is not None:
                     await earlier._ended.wait()
                 async with fetch(self.node, self.position) as download:
-                    if download.length == 0 and not await _vouched(download):
+                    if download.length == 0 and not await _is_empty(download):
                         raise Refused("does not have the content")
                     self.download = download
                     self._answered()
-                    await self._left.wait()
+                    await self._finish.wait()
         except Exception as error:
-            # The content has arrived, even if the node no longer hears our confirmation.
+            # The content has arrived, even if our confirmation no longer reaches the node.
             if self.download is None:
                 self.error = error
             elif not isinstance(error, SessionError):
@@ -84,14 +84,14 @@ class _Giver:
             self._ended.set()
             self._answered()
 
-    async def leave(self) -> None:
-        """Finish an answered exchange, and release the node's session."""
-        self._left.set()
+    async def finish(self) -> None:
+        """Finish a request that the node has answered, and release its session."""
+        self._finish.set()
         await self._ended.wait()
 
     def give_up(self) -> None:
         """Stop waiting for the node."""
-        self._wanted.cancel()
+        self._scope.cancel()
 
 
 class ClusterDownload(Download):
@@ -114,13 +114,13 @@ class ClusterDownload(Download):
     ) -> None:
         """`nodes` are asked in this order; `size` is that of the whole content in bytes, if known.
 
-        `alike` says that all copies are identical, or that the key's checksum shows if not. Otherwise (encrypted
-        content; WORM, URL and other keys without a checksum) no other node resumes a download: a file is started again,
-        and a stream, part of which has been passed on, fails.
+        `alike` says that all copies are identical, or that the key's checksum shows if they are not. Otherwise
+        (encrypted content; WORM, URL and other keys without a checksum) no other node resumes a download: a file starts
+        over, and a stream, part of which has already been passed on, fails.
 
         `failed` is called with a node that failed after it had started to send; `silent` with one that did not answer
-        within its `head_start`, in seconds, after which the next one is asked as well. `tasks` runs the tasks that ask
-        the nodes. `helpers` are those that several may be taken from at once, see `may_spread`.
+        within its `head_start`, in seconds, after which the next one is asked as well. `tasks` runs the requests to the
+        nodes. `helpers` are the nodes that may send parts at the same time, see `may_spread`.
         """
         self._doing = doing
         self._nodes = deque(nodes)
@@ -139,10 +139,10 @@ class ClusterDownload(Download):
         self._end = None if size is None else max(size, offset)
         self._failures: list[tuple[Node, SessionError]] = []
         self._node: Node | None = None
-        self._giver: _Giver | None = None
-        self._givers: set[Node] = set()
-        self._given_up: dict[Node, _Giver] = {}
-        self._news = anyio.Event()
+        self._sender: _Sender | None = None
+        self._senders: set[Node] = set()
+        self._abandoned: dict[Node, _Sender] = {}
+        self._new_answer = anyio.Event()
 
     async def begin(self) -> None:
         """Find the node to start with. Raises SessionError with each node's reason if there is none."""
@@ -155,7 +155,7 @@ class ClusterDownload(Download):
             download = self._download()
             try:
                 async for chunk in download.chunks():
-                    self._gave()
+                    self._note_sender()
                     self._position += len(chunk)
                     yield chunk
                 self._check_complete()
@@ -163,11 +163,11 @@ class ClusterDownload(Download):
                 await self._fail(error)
 
     async def save(self, descriptor: int, position: int, progress: Progress) -> None:
-        # How far positions in the file are ahead of those in the content.
+        # Positions in the file minus those in the content.
         shift = position - self._position
 
         def moved(position: int) -> None:
-            self._gave()
+            self._note_sender()
             self._position = position - shift
             progress(position)
 
@@ -179,26 +179,26 @@ class ClusterDownload(Download):
                     self._check_complete()
             except SessionError as error:
                 if not self._alike and self._position > self._start:
-                    self._begin_anew()
+                    self._start_over()
                 await self._fail(error)
                 self.length = self._left() + self._position - self._start
-            if self._giver is None and self._left() > 0:
+            if self._sender is None and self._left() > 0:
                 await self._next()
-        if self._mixed is not None and not await self._mixed.is_right(self._position):
+        if self._mixed is not None and not await self._mixed.matches(self._position):
             os.ftruncate(descriptor, self._start)
-            givers = ", ".join(sorted(map(str, self._givers)))
-            raise Damaged(f"{self._doing}: what came from {givers} at the same time is damaged")
+            senders = ", ".join(sorted(map(str, self._senders)))
+            raise Damaged(f"{self._doing}: checksum mismatch in the content fetched in parts from {senders}")
 
     def may_spread(self, directory: bytes) -> None:
         self._directory = directory
 
     async def _spread(self, download: Download, descriptor: int, progress: Progress, moved: Progress) -> bool:
-        """Save the first part from this node; if it is slow, have others help and return True.
+        """Save the first part from the sending node; if it is slow, have others help, and return whether they did.
 
-        Then everything is saved, unless all nodes failed.
+        After that, everything is saved, unless all nodes failed.
         """
-        giver, helpers, directory, nodes = self._giver, self._helpers, self._directory, self._may_help()
-        if giver is None or helpers is None or directory is None or len(nodes) < 2:
+        sender, helpers, directory, nodes = self._sender, self._helpers, self._directory, self._may_help()
+        if sender is None or helpers is None or directory is None or len(nodes) < 2:
             return False
         checksum = helpers.checksum()
         if checksum is None:
@@ -211,7 +211,7 @@ class ClusterDownload(Download):
 
         chunks = download.chunks()
         rate = await slow_rate(chunks, self._left(), write)
-        aside = None if rate is None else _unlinked(directory)
+        aside = None if rate is None else _temporary_file(directory)
         if rate is None or aside is None:
             return False
         assert self._end is not None
@@ -223,50 +223,50 @@ class ClusterDownload(Download):
         finally:
             os.close(aside)
             self._position = plan.frontier
-        self._givers |= spread.givers
+        self._senders |= spread.senders
         for node, error in spread.failures:
             self._failures.append((node, error))
             self._failed(node, error)
         failed = {node for node, _ in spread.failures}
-        self._nodes = deque(node for node in (giver.node, *self._nodes) if node not in failed)
-        # A node that was cut off does not vouch for anything; the checksum does.
+        self._nodes = deque(node for node in (sender.node, *self._nodes) if node not in failed)
+        # A node that was cut off cannot say whether the content is valid; the checksum can.
         self._verdict = spread.verdict is not False
         return True
 
     def _may_help(self) -> list[Node]:
-        """Return the sending node, then those that may help it: they cost no more."""
-        if self._helpers is None or self._giver is None or self._giver.node not in self._helpers.nodes:
+        """Return the sending node, then those that may help it because they cost no more."""
+        if self._helpers is None or self._sender is None or self._sender.node not in self._helpers.nodes:
             return []
-        first = self._giver.node
-        waiting = [node for node in self._nodes if node in self._helpers.nodes and node not in self._given_up]
+        first = self._sender.node
+        waiting = [node for node in self._nodes if node in self._helpers.nodes and node not in self._abandoned]
         return [first, *(node for node in waiting if node.cost <= first.cost)]
 
-    def _begin_anew(self) -> None:
+    def _start_over(self) -> None:
         """Discard what the last node sent, and the length it announced."""
         self._position = self._start
-        self._givers.clear()
+        self._senders.clear()
         self._end = None if self._size is None else max(self._size, self._start)
 
     def _left(self) -> int:
         assert self._end is not None
         return self._end - self._position
 
-    def _gave(self) -> None:
-        assert self._giver is not None
-        self._givers.add(self._giver.node)
+    def _note_sender(self) -> None:
+        assert self._sender is not None
+        self._senders.add(self._sender.node)
 
     def _download(self) -> Download:
-        assert self._giver is not None
-        assert self._giver.download is not None
-        return self._giver.download
+        assert self._sender is not None
+        assert self._sender.download is not None
+        return self._sender.download
 
     @property
     def origin(self) -> UUID | None:
         """See Download. A gateway does not say which node behind it sent the content."""
-        # Empty content comes from the node that vouches for it.
-        givers = {node.uuid for node in self._givers or [self._node] if node is not None}
-        origin = givers.pop()
-        return None if givers or origin.is_cluster else origin
+        # For empty content, this is the node that confirmed it.
+        senders = {node.uuid for node in self._senders or [self._node] if node is not None}
+        origin = senders.pop()
+        return None if senders or origin.is_cluster else origin
 
     def _check_complete(self) -> None:
         assert self._end is not None
@@ -276,7 +276,7 @@ class ClusterDownload(Download):
     async def valid(self) -> bool:
         if self._end is None or self._position < self._end:
             raise RuntimeError("the content has not been read to its end")
-        if self._giver is None and self._verdict is not None:
+        if self._sender is None and self._verdict is not None:
             return self._verdict
         while True:
             download = self._download()
@@ -288,14 +288,14 @@ class ClusterDownload(Download):
 
     async def aclose(self) -> None:
         """Discard the unread rest, and release the node's session."""
-        giver, self._giver = self._giver, None
-        if giver is not None:
-            await giver.leave()
+        sender, self._sender = self._sender, None
+        if sender is not None:
+            await sender.finish()
 
     async def _fail(self, error: SessionError) -> None:
-        assert self._giver is not None
-        self._failures.append((self._giver.node, error))
-        self._failed(self._giver.node, error)
+        assert self._sender is not None
+        self._failures.append((self._sender.node, error))
+        self._failed(self._sender.node, error)
         await self.aclose()
         if self._position > self._start and not self._alike:
             raise failure_of_all(self._doing, self._failures)
@@ -303,7 +303,7 @@ class ClusterDownload(Download):
 
     async def _next(self) -> None:
         """Find the first node that sends the content; ask the next when one fails or stays silent."""
-        asked: list[_Giver] = []
+        asked: list[_Sender] = []
         try:
             while asked or self._nodes:
                 seconds = math.inf
@@ -311,68 +311,68 @@ class ClusterDownload(Download):
                     asked.append(self._ask(self._nodes.popleft()))
                     if self._nodes:
                         seconds = self._head_start(asked[-1].node)
-                giver = await self._answered(asked, seconds)
-                if giver is None:
+                sender = await self._first_answer(asked, seconds)
+                if sender is None:
                     self._silent(asked[-1].node)
                     continue
-                asked.remove(giver)
+                asked.remove(sender)
                 try:
-                    self._accept(giver)
+                    self._accept(sender)
                 except SessionError as error:
-                    self._failures.append((giver.node, error))
-                    await giver.leave()
+                    self._failures.append((sender.node, error))
+                    await sender.finish()
                 else:
                     return
         finally:
-            for giver in asked:
-                giver.give_up()
+            for sender in asked:
+                sender.give_up()
                 # It can still be asked if the sending node fails.
-                self._given_up[giver.node] = giver
-                self._nodes.append(giver.node)
+                self._abandoned[sender.node] = sender
+                self._nodes.append(sender.node)
         raise failure_of_all(self._doing, self._failures)
 
-    def _ask(self, node: Node) -> _Giver:
-        giver = _Giver(node, self._position, lambda: self._news.set())
-        self._tasks.start_soon(giver.run, self._fetch, self._given_up.pop(node, None))
-        return giver
+    def _ask(self, node: Node) -> _Sender:
+        sender = _Sender(node, self._position, lambda: self._new_answer.set())
+        self._tasks.start_soon(sender.run, self._fetch, self._abandoned.pop(node, None))
+        return sender
 
-    async def _answered(self, asked: list[_Giver], seconds: float) -> _Giver | None:
-        """Return a node that has answered; None if none does within this many seconds."""
+    async def _first_answer(self, asked: list[_Sender], seconds: float) -> _Sender | None:
+        """Return the first of the asked nodes to answer; None if none does within `seconds`."""
         with anyio.move_on_after(seconds):
             while True:
-                for giver in asked:
-                    if giver.has_answered:
-                        return giver
-                self._news = anyio.Event()
-                await self._news.wait()
+                for sender in asked:
+                    if sender.has_answered:
+                        return sender
+                self._new_answer = anyio.Event()
+                await self._new_answer.wait()
         return None
 
-    def _accept(self, giver: _Giver) -> None:
-        """Continue with this node. Raises SessionError if it does not send what is needed."""
-        if giver.error is not None:
-            raise giver.error
-        assert giver.download is not None
-        end = self._position + giver.download.length
+    def _accept(self, sender: _Sender) -> None:
+        """Continue with this node. Raises SessionError if it does not send the missing bytes."""
+        if sender.error is not None:
+            raise sender.error
+        assert sender.download is not None
+        end = self._position + sender.download.length
         if self._end is not None and end != self._end:
             raise Refused(f"has {end} of the content's {self._end} bytes")
         self._end = end
-        self._giver, self._node = giver, giver.node
+        self._sender, self._node = sender, sender.node
 
 
-def _unlinked(directory: bytes) -> int | None:
-    """Return the descriptor of an unlinked temporary file in a directory; None if it cannot be created."""
-    # Importing it takes a while.
-    import tempfile
-
+def _temporary_file(directory: bytes) -> int | None:
+    """Return the descriptor of a new unlinked file in a directory; None if it cannot be created."""
+    # Not the tempfile module: importing it takes longer than a small download.
+    path = os.path.join(directory, b".cluster-remote-" + os.urandom(8).hex().encode())  # noqa: PTH118 -- bytes
     try:
-        with tempfile.TemporaryFile(dir=directory, buffering=0) as file:
-            return os.dup(file.fileno())
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except OSError:
         return None
+    os.unlink(path)  # noqa: PTH108 -- bytes
+    return descriptor
 
 
-async def _vouched(download: Download) -> bool:
-    """Return whether a node that announces 0 bytes really has the content: a missing key looks the same until then."""
+async def _is_empty(download: Download) -> bool:
+    """Return whether a node that announces 0 bytes has the content; for a missing key, it announces the same."""
     async for _ in download.chunks():
         pass
     return await download.valid()

@@ -1,7 +1,7 @@
 """Distribute an upload whose content can be read only once.
 
 Each node needs the content from its own offset. The content is read once, from the lowest offset; each node takes its
-part from a buffer of its own, at its own pace. A full buffer pauses the reading, so the slowest node sets the pace; a
+part from its own buffer, at its own pace. A full buffer pauses the reading, so the slowest node sets the pace; a
 node that makes no progress is dropped by its own session, after its own timeout.
 
 Content that can be read repeatedly (a file) needs none of this: each node reads it independently.
@@ -21,7 +21,7 @@ from cluster_remote.p2p.stream import LARGE_CHUNK
 
 __all__ = ["BUFFER", "Share", "SlowestProgress", "distribute", "pieces", "wanted"]
 
-# Bytes that wait for one node. Data for several nodes is held in memory only once.
+# Maximum bytes that wait for one node. Data for several nodes is in memory only once.
 BUFFER = LARGE_CHUNK
 
 
@@ -53,48 +53,48 @@ class Share(Source):
     def __init__(self, offset: int, end: int, limit: int = BUFFER) -> None:
         """`offset` and `end` are positions in the content. Raises SourceError if nothing is between them."""
         if offset > end:
-            raise SourceError(f"the content has {end} bytes, but the node says that it has {offset} already")
+            raise SourceError(f"the content has {end} bytes, but the node claims to have {offset} already")
         self.offset = offset
         self.end = end
-        self.over = False
+        self.closed = False
         self._limit = limit
         self._waiting: deque[memoryview] = deque()
         self._held = 0
         self._verdict: bool | None = None
         self._broken: str | None = None
-        self._given = anyio.Event()
-        self._taken = anyio.Event()
+        self._added = anyio.Event()
+        self._has_room = anyio.Event()
 
     # The writing side
 
-    async def give(self, piece: memoryview, position: int) -> None:
-        """Add the needed part of `piece` to the buffer; wait for room as long as the node keeps reading."""
+    async def add(self, piece: memoryview, position: int) -> None:
+        """Add the part of `piece` that the node needs to the buffer, waiting for room while the node keeps reading."""
         # Compute the part again after each wait: the reader may have announced its offset only then.
-        while not self.over and (part := piece[wanted(position, len(piece), self.offset)]):
+        while not self.closed and (part := piece[wanted(position, len(piece), self.offset)]):
             if not self._held or self._held + len(part) <= self._limit:
                 self._waiting.append(part)
                 self._held += len(part)
-                self._given.set()
+                self._added.set()
                 return
-            self._taken = anyio.Event()
-            await self._taken.wait()
+            self._has_room = anyio.Event()
+            await self._has_room.wait()
 
     def finish(self, valid: bool) -> None:
-        """Mark the end of the content; `valid` says whether it is right."""
+        """Mark the end of the content; `valid` says whether the source vouches for it."""
         self._verdict = valid
-        self._given.set()
+        self._added.set()
 
     def break_off(self, reason: str) -> None:
         """Stop early. The reader gets a SourceError once the buffer is empty."""
         self._broken = reason
-        self._given.set()
+        self._added.set()
 
     # The reading side
 
     @asynccontextmanager
     async def read(self, offset: int) -> AsyncIterator[SourceReading]:
         if offset < self.offset:
-            raise SourceError(f"the content is sent from byte {self.offset} on, and cannot be read from byte {offset}")
+            raise SourceError(f"the content is sent from byte {self.offset}, so it cannot be read from byte {offset}")
         self._skip_to(offset)
         try:
             yield _ShareReading(self)
@@ -103,14 +103,14 @@ class Share(Source):
 
     def close(self) -> None:
         """Stop reading: later data is dropped."""
-        self.over = True
+        self.closed = True
         self._waiting.clear()
         self._held = 0
-        self._taken.set()
+        self._has_room.set()
 
     def _skip_to(self, offset: int) -> None:
         if offset > self.end:
-            raise BeyondTheEnd(f"the content has {self.end} bytes, and cannot be read from byte {offset}")
+            raise BeyondTheEnd(f"the content has {self.end} bytes, so it cannot be read from byte {offset}")
         while self._waiting and self.offset < offset:
             part = self._waiting.popleft()
             kept = part[wanted(self.offset, len(part), offset)]
@@ -119,17 +119,17 @@ class Share(Source):
             if kept:
                 self._waiting.appendleft(kept)
         self.offset = offset
-        self._taken.set()
+        self._has_room.set()
 
     async def _take(self) -> memoryview:
         while not self._waiting:
             self._check()
             if self._verdict is not None:
-                raise SourceError("the content ended too early")
+                raise SourceError("the content ended early")
             await self._wait()
         part = self._waiting.popleft()
         self._held -= len(part)
-        self._taken.set()
+        self._has_room.set()
         return part
 
     async def _validity(self) -> bool:
@@ -139,8 +139,8 @@ class Share(Source):
         return self._verdict
 
     async def _wait(self) -> None:
-        self._given = anyio.Event()
-        await self._given.wait()
+        self._added = anyio.Event()
+        await self._added.wait()
 
     def _check(self) -> None:
         if self._broken is not None:
@@ -164,19 +164,19 @@ class _ShareReading(SourceReading):
 
 
 async def distribute(reading: SourceReading, start: int, shares: Sequence[Share]) -> bool:
-    """Read a content once, from byte `start`, and give each share its part.
+    """Read content once, from byte `start`, and add to each share its part.
 
-    Returns whether the content was read to its end: not if no reader is left. Raises what the source raises, after
-    breaking off the shares.
+    Returns whether the content was read to its end; False if no reader is left. If reading fails, breaks off the shares
+    and raises the source's error.
     """
     position = start
     try:
         async for chunk in reading.large_chunks():
             for piece in pieces(chunk):
                 for share in shares:
-                    await share.give(piece, position)
+                    await share.add(piece, position)
                 position += len(piece)
-            if position < start + reading.length and all(share.over for share in shares):
+            if position < start + reading.length and all(share.closed for share in shares):
                 return False
         if position != start + reading.length:
             raise SourceError(f"the content has {position - start} bytes instead of the {reading.length} announced")
@@ -191,7 +191,7 @@ async def distribute(reading: SourceReading, start: int, shares: Sequence[Share]
 
 
 class SlowestProgress:
-    """Combines many progresses into one: the position of the slowest one still running. Never goes back."""
+    """Combine the progress of many uploads into one: the position of the slowest still running. Never goes back."""
 
     def __init__(self, report: Progress | None) -> None:
         self._report = report
@@ -199,25 +199,25 @@ class SlowestProgress:
         self._reported = -1
 
     def begin(self, positions: Iterable[tuple[str, int]]) -> None:
-        """Start with these names and positions."""
+        """Add uploads by name, with the positions they start from."""
         self._positions.update(positions)
 
     def of(self, name: str) -> Progress:
-        """Return the progress callback for one of them."""
+        """Return the progress callback of one upload."""
 
         def report(position: int) -> None:
             if name in self._positions:
                 self._positions[name] = position
-                self._tell()
+                self._report_slowest()
 
         return report
 
     def drop(self, name: str) -> None:
-        """Stop waiting for one of them, which failed."""
+        """Ignore an upload from now on, because it failed."""
         if self._positions.pop(name, None) is not None:
-            self._tell()
+            self._report_slowest()
 
-    def _tell(self) -> None:
+    def _report_slowest(self) -> None:
         if self._report is None or not self._positions:
             return
         slowest = min(self._positions.values())

@@ -23,19 +23,12 @@ from cluster_remote.annex.branchlog import BranchLogs
 from cluster_remote.annex.errors import AnnexError, NotInitialised
 from cluster_remote.annex.gitconfig import GitConfig, is_path
 from cluster_remote.annex.repository import Repository
-from cluster_remote.cluster.node import Kind, Node
+from cluster_remote.cluster.commands import Commands, WithCommands
+from cluster_remote.cluster.node import NETWORK_COST, Kind, Node
 from cluster_remote.cluster.reachability import Reachability
 from cluster_remote.cluster.session import ClusterSession, Locations, Recorder
-from cluster_remote.cluster.wrapping import (
-    AtHand,
-    Commands,
-    FirstThatAnswers,
-    OneAtATime,
-    Rates,
-    Started,
-    Throttled,
-    pidlocked,
-)
+from cluster_remote.cluster.throttling import Rates, Throttled
+from cluster_remote.cluster.wrapping import Failover, LocalReads, Serialised, uses_pidlock
 from cluster_remote.p2p.errors import Refused
 from cluster_remote.p2p.key import UUID
 from cluster_remote.p2p.session import Session
@@ -58,19 +51,19 @@ __all__ = [
     "way_to",
 ]
 
-# git-annex's default costs without remote.R.annex-cost (as observed): for this machine, for a network, the surcharge
-# for encryption, and for an anonymity network.
-_LOCAL, _NETWORK, _ENCRYPTION, _HIDDEN = 100.0, 200.0, 50.0, 1000.0
+# git-annex's other default costs (as observed): for this machine, the surcharge for encryption, and for an anonymity
+# network.
+_LOCAL, _ENCRYPTION, _HIDDEN = 100.0, 50.0, 1000.0
 
 # A rate as git-annex parses it: 500KiB, 1 MB, 10Mbit.
 _RATE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*")
-# The name that the cluster gets for git-annex's gateway code.
-_SEEN = "seen-by-cluster-remote"
+# The name under which git-annex's gateway code sees the cluster.
+_DELEGATED = "seen-by-cluster-remote"
 _DECIMAL, _BINARY = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5}, {"ki": 1, "mi": 2, "gi": 3, "ti": 4, "pi": 5}
 
 
 class NoCluster(AnnexError):
-    """No such cluster in this repository, or nothing that could be its nodes; says what to do."""
+    """No such cluster in this repository, or the cluster has no nodes here; the message says what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,13 +143,13 @@ class Member:
 class Membership:
     """A cluster as seen by one repository, which is a gateway of it or needs none.
 
-    `place` and `own` are this repository's directory and UUID. `has_preferred_content` says whether any node has
+    `directory` and `own` are this repository's directory and UUID. `has_preferred_content` says whether any node has
     preferred or required content; then git-annex's own gateway does the uploads, since these are its rules.
     """
 
     cluster: UUID
     name: str
-    place: Directory
+    directory: Directory
     own: UUID
     members: tuple[Member, ...]
     has_preferred_content: bool = False
@@ -179,7 +172,7 @@ class Membership:
                 kind=member.kind,
                 members=member.behind,
                 writable=member.writable,
-                place=str(member.way.address) if isinstance(member.way, Direct) else "",
+                location=str(member.way.address) if isinstance(member.way, Direct) else "",
             )
             for member in self.members
             if member.gateway not in bypass
@@ -187,31 +180,31 @@ class Membership:
 
     def _session(self, member: Member, caller: Caller, bypass: frozenset[UUID]) -> Session:
         if member.gateway is None:
-            ways = [partial(self._by_remote, member.uuid, remote, caller) for remote in member.remotes]
-            return ways[0]() if len(ways) == 1 else FirstThatAnswers(ways)
+            sessions = [partial(self._through, member.uuid, remote, caller) for remote in member.remotes]
+            return sessions[0]() if len(sessions) == 1 else Failover(sessions)
         if isinstance(member.way, Proxied):
             raise BadAddress(f"no gateway can be reached through the url of the remote {member.name}")
-        # The request must not come back here, nor go to the gateways that are asked from here.
+        # The gateway must not forward the request back here, nor to gateways that are asked from here.
         gateways = {other.gateway for other in self.members if other.gateway is not None}
-        beyond = bypass | {self.own} | gateways - {member.gateway}
+        avoid = bypass | {self.own} | gateways - {member.gateway}
         caller = replace(caller, ssh_options=member.way.ssh_options)
-        return session_at(member.way.address, caller, server=member.uuid, bypass=beyond)
+        return session_at(member.way.address, caller, server=member.uuid, bypass=avoid)
 
-    def _by_remote(self, uuid: UUID, remote: Remote, caller: Caller) -> Session:
+    def _through(self, uuid: UUID, remote: Remote, caller: Caller) -> Session:
         """Return a session with a node through one of its remotes, subject to that remote's settings."""
         if isinstance(remote.way, Direct):
             caller = replace(caller, ssh_options=remote.way.ssh_options)
             session = session_at(remote.way.address, caller, server=uuid, token=remote.token)
             if isinstance(remote.way.address, Directory):
                 directory = remote.way.address.path
-                locked = pidlocked(Path(directory))
-                session = OneAtATime(session, _turn(uuid)) if locked else AtHand(session, directory)
+                locked = uses_pidlock(Path(directory))
+                session = Serialised(session, _request_lock(uuid)) if locked else LocalReads(session, directory)
         else:
-            session = session_at(self.place, caller, server=uuid)
+            session = session_at(self.directory, caller, server=uuid)
         if remote.rates != Rates():
             session = Throttled(session, remote.rates)
         if (remote.start or remote.stop) and caller.repository is not None:
-            session = Started(session, _commands(caller.repository, uuid, remote))
+            session = WithCommands(session, _commands(caller.repository, uuid, remote))
         return session
 
     def session(
@@ -231,7 +224,9 @@ class Membership:
         """
         nodes = self.nodes(caller, bypass)
         if not nodes:
-            raise NoCluster(f"cluster {self.name}: the only nodes left are behind gateways that were asked before")
+            raise NoCluster(
+                f"cluster {self.name}: all its nodes are behind gateways that the request has already passed"
+            )
         return ClusterSession(
             self.cluster,
             nodes,
@@ -239,17 +234,17 @@ class Membership:
             name=f"cluster {self.name}",
             record=record,
             record_uploads=record_uploads,
-            # A gateway that was asked before answers for the cluster as a whole.
+            # The gateway that the request came through answers for the cluster as a whole.
             missing={} if bypass else self.missing,
             uploader=partial(self._uploader, caller, bypass) if self.has_preferred_content else None,
             timeout=caller.timeout,
             reachability=reachability,
         )
 
-    def _uploader(self, caller: Caller, bypass: frozenset[UUID], there: Mapping[str, str]) -> Session:
-        """Return a session with git-annex's own gateway code, run here, which sees only the nodes in `there`.
+    def _uploader(self, caller: Caller, bypass: frozenset[UUID], reachable: Mapping[str, str]) -> Session:
+        """Return a session with git-annex's own gateway code, run here, which sees only the `reachable` nodes.
 
-        It depends on git's configuration, where a special name for the cluster replaces the user's. Raises Refused.
+        It goes by git's configuration, in which a name of ours for the cluster replaces the user's. Raises Refused.
         """
         if not self.is_gateway:
             nodes = " ".join(f"--node {member.name}" for member in self.members if member.gateway is None)
@@ -259,15 +254,16 @@ class Membership:
             )
         settings = dict(self.hidden)
         for member in self.members:
-            if member.name not in there:
+            if member.name not in reachable:
                 continue
-            by = next((each for each in member.remotes if _place_of(each) == there[member.name]), member.remotes[0])
+            used = reachable[member.name]
+            by = next((each for each in member.remotes if _session_name(each) == used), member.remotes[0])
             if member.gateway is None:
-                settings[f"remote.{by.name}.annex-cluster-node"] = _SEEN
+                settings[f"remote.{by.name}.annex-cluster-node"] = _DELEGATED
             else:
                 settings[f"remote.{by.name}.annex-cluster-gateway"] = self.cluster.text
-        settings[f"annex.cluster.{_SEEN}"] = self.cluster.text
-        return session_at(self.place, replace(caller, settings=settings), server=self.cluster, bypass=bypass)
+        settings[f"annex.cluster.{_DELEGATED}"] = self.cluster.text
+        return session_at(self.directory, replace(caller, settings=settings), server=self.cluster, bypass=bypass)
 
 
 def chosen_cluster(config: GitConfig, wanted: str | None, logs: BranchLogs | None = None) -> tuple[UUID, str]:
@@ -305,32 +301,32 @@ def live_nodes(logs: BranchLogs, cluster: UUID) -> frozenset[UUID]:
     return frozenset(uuid for uuid in logs.clusters.nodes(cluster) if logs.trust.get(uuid) != "dead")
 
 
-def membership(config: GitConfig, logs: BranchLogs, place: Path, wanted: str | None = None) -> Membership:
+def membership(config: GitConfig, logs: BranchLogs, directory: Path, wanted: str | None = None) -> Membership:
     """Return the cluster with this name or UUID (None: the only one). Pure.
 
-    `place` is this repository's directory: its work tree, or its git directory if it has none. Raises NoCluster,
+    `directory` is this repository's directory: its work tree, or its git directory if it has none. Raises NoCluster,
     NotInitialised.
     """
     cluster, name = chosen_cluster(config, wanted, logs)
     own = UUID.if_valid(config.get("annex.uuid"))
     if own is None:
-        raise NotInitialised(f"{place} is not a git-annex repository: run git annex init there")
+        raise NotInitialised(f"{directory} is not a git-annex repository: run git annex init there")
     listed = live_nodes(logs, cluster)
     nodes: dict[UUID, Member] = {}
     missing = _named_but_not_listed(config, logs, cluster)
     for remote in config.remotes():
         uuid = config.remote_uuid(remote)
-        if uuid is None or uuid not in listed or not _is_a_way(config, remote, logs):
+        if uuid is None or uuid not in listed or not _is_direct(config, remote, logs):
             continue
-        found = _remote(config, remote, place, logs)
+        found = _remote(config, remote, directory, logs)
         known = nodes.get(uuid)
         remotes = sorted([*(known.remotes if known else ()), found], key=lambda each: each.cost)
         writable = not config.boolean(f"remote.{remote}.annex-readonly") and (known is None or known.writable)
         nodes[uuid] = Member(uuid, logs.descriptions.get(uuid, ""), tuple(remotes), writable)
-    gateways = list(_gateways(config, logs, place, cluster, set(nodes)))
+    gateways = list(_gateways(config, logs, directory, cluster, set(nodes)))
     if not nodes and not gateways:
         raise NoCluster(_no_nodes(name, missing))
-    preferring = logs.has_preferred_content(nodes)
+    has_preferred_content = logs.has_preferred_content(nodes)
     reached = frozenset(nodes).union(*(gateway.behind for gateway in gateways))
     members = (*nodes.values(), *gateways)
     unknown = {uuid: logs.descriptions.get(uuid, uuid.text) for uuid in sorted(listed - reached)}
@@ -341,7 +337,9 @@ def membership(config: GitConfig, logs: BranchLogs, place: Path, wanted: str | N
         if config.remote(remote, setting)
     }
     is_gateway = cluster in logs.proxied.get(own, {}).values()
-    return Membership(cluster, name, Directory(str(place)), own, members, preferring, hidden, is_gateway, unknown)
+    return Membership(
+        cluster, name, Directory(str(directory)), own, members, has_preferred_content, hidden, is_gateway, unknown
+    )
 
 
 def _named_but_not_listed(config: GitConfig, logs: BranchLogs, cluster: UUID) -> list[str]:
@@ -355,15 +353,15 @@ def _named_but_not_listed(config: GitConfig, logs: BranchLogs, cluster: UUID) ->
     ]
 
 
-def _is_a_way(config: GitConfig, remote: str, logs: BranchLogs) -> bool:
+def _is_direct(config: GitConfig, remote: str, logs: BranchLogs) -> bool:
     """Return whether a remote leads directly to its repository, rather than through a cluster or not at all."""
     if config.boolean(f"remote.{remote}.annex-ignore") or config.remote(remote, "annex-externaltype") == "cluster":
         return False
     return bool(config.remote(remote, "url") or config.remote(remote, "annexUrl")) or _is_special(config, remote, logs)
 
 
-def _remote(config: GitConfig, remote: str, place: Path, logs: BranchLogs) -> Remote:
-    way = way_to(config, remote, place, special=_is_special(config, remote, logs))
+def _remote(config: GitConfig, remote: str, directory: Path, logs: BranchLogs) -> Remote:
+    way = way_to(config, remote, directory, special=_is_special(config, remote, logs))
 
     def rate(direction: str) -> float | None:
         limits = (config.remote(remote, f"annex-bwlimit{direction}"), config.remote(remote, "annex-bwlimit"))
@@ -397,7 +395,7 @@ def _bytes_a_second(text: str | None) -> float | None:
 
 
 @cache
-def _turn(uuid: UUID) -> anyio.Lock:
+def _request_lock(uuid: UUID) -> anyio.Lock:
     """Return the lock for requests to a repository with annex.pidlock, shared by this process."""
     return anyio.Lock()
 
@@ -420,32 +418,34 @@ def _no_nodes(name: str, missing: list[str]) -> str:
     )
 
 
-def _gateways(config: GitConfig, logs: BranchLogs, place: Path, cluster: UUID, near: set[UUID]) -> Iterator[Member]:
+def _gateways(
+    config: GitConfig, logs: BranchLogs, directory: Path, cluster: UUID, direct: set[UUID]
+) -> Iterator[Member]:
     """Yield the other gateways of a cluster, with the nodes that are only reachable through them."""
     for remote in config.remotes():
         uuid = config.remote_uuid(remote)
-        of = (config.remote(remote, "annex-cluster-gateway") or "").lower().split()
-        if uuid is None or cluster.text not in of:
+        clusters = (config.remote(remote, "annex-cluster-gateway") or "").lower().split()
+        if uuid is None or cluster.text not in clusters:
             continue
-        behind = live_nodes(logs, cluster) - near
+        behind = live_nodes(logs, cluster) - direct
         if uuid in logs.proxied:
             behind &= frozenset(logs.proxied[uuid].values())
-        way = _way_to_gateway(config, remote, place)
-        name = f"{remote} (gateway)" if uuid in near else remote
+        way = _way_to_gateway(config, remote, directory)
+        name = f"{remote} (gateway)" if uuid in direct else remote
         description = logs.descriptions.get(uuid, "")
         found = Remote(name, cost_of(config, remote, way, logs), way)
         yield Member(cluster, description, (found,), gateway=uuid, behind=behind)
 
 
-def way_to(config: GitConfig, remote: str, place: Path, *, special: bool = False) -> Way:
-    """Return how to reach a node: its annexUrl, or else its url. Relative paths start at `place`. Pure."""
+def way_to(config: GitConfig, remote: str, directory: Path, *, special: bool = False) -> Way:
+    """Return how to reach a node: its annexUrl, or else its url. Relative paths start at `directory`. Pure."""
     url = config.url_of(remote)
     # Only git-annex may decide about a remote that it enabled from the git-annex branch.
     unverified = config.remote(remote, "annex-verified") not in (None, "verified")
     if special or unverified or not url:
         return Proxied()
     if is_path(url):
-        return Direct(Directory(str(place / url)))
+        return Direct(Directory(str(directory / url)))
     try:
         address = parse_address(url)
     except BadAddress:
@@ -459,9 +459,9 @@ def way_to(config: GitConfig, remote: str, place: Path, *, special: bool = False
             return Proxied()
 
 
-def _way_to_gateway(config: GitConfig, remote: str, place: Path) -> Way:
-    """Return how to reach a gateway: as for a node, but never through git-annex's proxy, which would come back here."""
-    way = way_to(config, remote, place)
+def _way_to_gateway(config: GitConfig, remote: str, directory: Path) -> Way:
+    """Return how to reach a gateway: as for a node, but never through git-annex's proxy, which would lead back here."""
+    way = way_to(config, remote, directory)
     if isinstance(way, Proxied):
         try:
             return Direct(parse_address(config.rewritten(config.remote(remote, "url") or "")))
@@ -483,18 +483,18 @@ def cost_of(config: GitConfig, remote: str, way: Way, logs: BranchLogs) -> float
         case Direct(Directory()):
             return _LOCAL
         case Direct():
-            return _NETWORK
+            return NETWORK_COST
     settings = special_settings(config, remote, logs)
     kind = settings.get("type", "git")
     if kind == "git" and (config.remote(remote, "url") or "").startswith(("p2p-annex::", "tor-annex::")):
         return _HIDDEN
     near = kind == "directory" or (kind == "rsync" and ":" not in settings.get("rsyncurl", ":"))
     encrypted = settings.get("encryption", "none") != "none"
-    return (_LOCAL if near else _NETWORK) + (_ENCRYPTION if encrypted else 0.0)
+    return (_LOCAL if near else NETWORK_COST) + (_ENCRYPTION if encrypted else 0.0)
 
 
-def _place_of(remote: Remote) -> str:
-    """Return the name of a session by this remote."""
+def _session_name(remote: Remote) -> str:
+    """Return the name of the session that a remote leads to."""
     return str(remote.way.address) if isinstance(remote.way, Direct) else ""
 
 

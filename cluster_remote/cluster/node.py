@@ -9,7 +9,10 @@ from typing import Literal
 from cluster_remote.p2p.key import UUID
 from cluster_remote.p2p.session import Session
 
-__all__ = ["Kind", "Node"]
+__all__ = ["NETWORK_COST", "Kind", "Node"]
+
+NETWORK_COST = 200.0
+"""git-annex's default cost of a repository on the network."""
 
 # A git repository on this machine or over ssh; anything reached through git-annex; another gateway of the cluster.
 Kind = Literal["local", "ssh", "proxied", "gateway"]
@@ -19,8 +22,8 @@ Kind = Literal["local", "ssh", "proxied", "gateway"]
 class Node:
     """One node, or another gateway with the nodes behind it.
 
-    `uuid` is who answers there: the node itself, or the cluster if it is another gateway. `name` is that of the remote,
-    and unique; `description` is for people. Costs compare as in git-annex: lower is better. `session` creates a new
+    `uuid` is that of the node, or of the cluster if this is another gateway. `name` is the remote's, and unique;
+    `description` is for people. Costs compare as in git-annex: lower is better. `session` creates a new
     session without connecting.
     """
 
@@ -34,8 +37,8 @@ class Node:
     """The nodes behind another gateway, as far as known."""
     writable: bool = True
     """Whether the user allows storing and removing content there (`annex-readonly` is not set)."""
-    place: str = ""
-    """Where it is, for people: a directory or a host; empty if only git-annex knows."""
+    location: str = ""
+    """The directory or host, for people; empty if only git-annex knows."""
 
     @property
     def repositories(self) -> frozenset[UUID]:

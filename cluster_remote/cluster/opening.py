@@ -6,19 +6,20 @@ demand; here that happens before the nodes of a cluster are determined, which is
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import anyio
 
 from cluster_remote.annex.branchlog import BranchLogs
 from cluster_remote.annex.errors import AnnexError
 from cluster_remote.annex.gitconfig import GitConfig
-from cluster_remote.annex.locationlog import LocationLog
 from cluster_remote.annex.repository import Repository
 from cluster_remote.cluster.membership import Direct, membership, way_to
 from cluster_remote.cluster.reachability import Reachability
 from cluster_remote.cluster.session import ClusterSession, Locations, Recorder
 from cluster_remote.p2p.errors import SessionError
 from cluster_remote.p2p.key import UUID
-from cluster_remote.transport.address import BadAddress
+from cluster_remote.transport.address import BadAddress, Http
 from cluster_remote.transport.opening import Caller, session_at
 
 __all__ = ["open_cluster", "resolved"]
@@ -33,33 +34,27 @@ _LOGS = (
     "required-content.log",
 )
 # Seconds for one remote to identify itself, and for a cost command.
-_ANSWER = 10.0
+_TIMEOUT = 10.0
 
 
 async def resolved(config: GitConfig, repository: Repository) -> GitConfig:
     """Return the configuration with missing values filled in, for remotes that are nodes.
 
     A remote named as a node (`annex-cluster-node`) without a known UUID is asked for it; an `annex-cost-command` is run
-    to replace `annex-cost`. What cannot be found out stays as it is.
+    to replace `annex-cost`. Values that cannot be determined stay missing.
     """
     found: dict[str, str] = {}
 
     async def identify(remote: str) -> None:
-        way = way_to(config, remote, repository.place)
-        if not isinstance(way, Direct):
+        way = way_to(config, remote, repository.directory)
+        if not isinstance(way, Direct) or isinstance(way.address, Http):
+            # A server over HTTP does not say which repository it serves.
             return
-        caller = Caller(
-            repository.uuid,
-            _ANSWER,
-            config.get("core.sshCommand"),
-            config.get("ssh.variant"),
-            config.boolean("annex.sshcaching", True),
-            ssh_options=way.ssh_options,
-        )
+        caller = Caller.of(repository, config, _TIMEOUT)
         try:
-            session = session_at(way.address, caller)
+            session = session_at(way.address, replace(caller, ssh_options=way.ssh_options))
             try:
-                with anyio.move_on_after(_ANSWER):
+                with anyio.move_on_after(_TIMEOUT):
                     found[f"remote.{remote}.annex-uuid"] = (await session.open()).text
             finally:
                 await session.aclose()
@@ -67,12 +62,12 @@ async def resolved(config: GitConfig, repository: Repository) -> GitConfig:
             # It is unreachable, so it stays a node in cluster.log without a remote.
             return
 
-    async def value(remote: str, command: str) -> None:
+    async def compute_cost(remote: str, command: str) -> None:
         try:
-            done = await repository.run("sh", "-c", command, timeout=_ANSWER)
+            done = await repository.run("sh", "-c", command, timeout=_TIMEOUT)
             found[f"remote.{remote}.annex-cost"] = str(float(done.stdout.decode("ascii", "replace").strip()))
         except (AnnexError, ValueError):
-            # As with git-annex, the remote then has its cost without the command.
+            # As in git-annex, the remote then has its default cost.
             return
 
     async with anyio.create_task_group() as tasks:
@@ -83,7 +78,7 @@ async def resolved(config: GitConfig, repository: Repository) -> GitConfig:
                 tasks.start_soon(identify, remote)
             command = config.remote(remote, "annex-cost-command")
             if command and not config.remote(remote, "annex-cost"):
-                tasks.start_soon(value, remote, command)
+                tasks.start_soon(compute_cost, remote, command)
     return config.with_values(found) if found else config
 
 
@@ -92,21 +87,17 @@ async def open_cluster(
     wanted: str | None,
     caller: Caller,
     *,
-    locations: Locations | None = None,
+    locations: Locations,
     record: Recorder | None = None,
     bypass: frozenset[UUID] = frozenset(),
     reachability: Reachability | None = None,
 ) -> ClusterSession:
     """Open a session with a cluster of this repository, by name or UUID (None: the only one).
 
-    The caller keeps ownership of `locations`; without it, the session has its own, and closes it. Callers that open
-    many sessions read the `membership` once. Raises NoCluster, NotInitialised, CommandFailed, BranchUnreadable.
+    The caller keeps ownership of `locations`. Raises NoCluster, NotInitialised, CommandFailed, BranchUnreadable.
     """
     logs = await BranchLogs.read(repository, _LOGS)
-    found = membership(await resolved(await repository.current_config(), repository), logs, repository.place, wanted)
-    if locations is not None:
-        return found.session(caller, locations=locations, record=record, bypass=bypass, reachability=reachability)
-    log = LocationLog(repository)
-    session = found.session(caller, locations=log, record=record, bypass=bypass, reachability=reachability)
-    session.owns(log)
-    return session
+    found = membership(
+        await resolved(await repository.current_config(), repository), logs, repository.directory, wanted
+    )
+    return found.session(caller, locations=locations, record=record, bypass=bypass, reachability=reachability)

@@ -1,4 +1,4 @@
-"""Which nodes were unreachable recently, so that they don't cost their timeout for each of many files."""
+"""Remember which nodes were unreachable recently, so that they do not cost their timeout for each of many files."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ __all__ = ["LONGEST_REST", "REST", "Reachability", "Traffic"]
 # A node is skipped for this many times the cost of its failure: at most a tenth of the time goes into retries. One that
 # refuses immediately is retried immediately; a timeout is paid for once in a while.
 REST = 10.0
-# The longest time to skip a node, in seconds: someone who has just brought it back should not have to wait.
+# The longest time to skip a node, in seconds: a user who has just brought it back should not have to wait.
 LONGEST_REST = 120.0
-# How long, in seconds, and for how many contents to remember which nodes sent them.
+# For how many seconds, and for how many contents, to remember which nodes sent them.
 _MEMORY = 120.0
 _REMEMBERED = 1000
 
@@ -34,10 +34,10 @@ class Traffic:
 
     @contextmanager
     def reading(self, name: str) -> Iterator[None]:
-        """Mark a download from a node; a helper of another download there gives way."""
-        give_way = self._helping.pop(name, None)
-        if give_way is not None:
-            give_way()
+        """Mark a download from a node, and end the help it gives to another download."""
+        stop = self._helping.pop(name, None)
+        if stop is not None:
+            stop()
         self._reading[name] += 1
         try:
             yield
@@ -45,25 +45,25 @@ class Traffic:
             self._reading[name] -= 1
 
     @contextmanager
-    def helping(self, name: str, give_way: Callable[[], None]) -> Iterator[None]:
-        """Mark a node as a helper; `give_way` ends it."""
-        self._helping[name] = give_way
+    def helping(self, name: str, stop: Callable[[], None]) -> Iterator[None]:
+        """Mark a node as a helper; `stop` ends its help."""
+        self._helping[name] = stop
         try:
             yield
         finally:
-            if self._helping.get(name) == give_way:
+            if self._helping.get(name) == stop:
                 del self._helping[name]
 
 
 class Reachability:
-    """Remembers failures to reach a node. Several cluster sessions of one process may share it."""
+    """Remember failures to reach nodes. Several cluster sessions of one process may share it."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
         self.traffic = Traffic()
         self._resting: dict[str, tuple[float, str]] = {}
         self._silent: dict[str, float] = {}
-        self._givers: OrderedDict[Key, tuple[float, tuple[str, ...]]] = OrderedDict()
+        self._senders: OrderedDict[Key, tuple[float, tuple[str, ...]]] = OrderedDict()
 
     def failed(self, name: str, cost: float, reason: str) -> None:
         """Note that a node was unreachable or stalled, and that finding out took `cost` seconds."""
@@ -75,7 +75,7 @@ class Reachability:
         self._silent.pop(name, None)
 
     def silent(self, name: str, seconds: float) -> None:
-        """Note that a node has been silent for some seconds. It may still answer: uploads and removals wait."""
+        """Note that a node has been silent for `seconds`. It may still answer, so uploads and removals wait for it."""
         self._silent[name] = self.clock() + min(REST * seconds, LONGEST_REST)
 
     def was_silent(self, name: str) -> bool:
@@ -87,15 +87,15 @@ class Reachability:
         until, reason = self._resting.get(name, (0.0, ""))
         return reason if self.clock() < until else None
 
-    def gives(self, key: Key, name: str) -> None:
-        """Remember that a node has started to send a content."""
-        before = tuple(giver for giver in self.givers(key) if giver != name)
-        self._givers[key] = self.clock() + _MEMORY, (*before, name)
-        self._givers.move_to_end(key)
-        if len(self._givers) > _REMEMBERED:
-            self._givers.popitem(last=False)
+    def sends(self, key: Key, name: str) -> None:
+        """Remember that a node has started to send the content of a key."""
+        before = tuple(sender for sender in self.senders(key) if sender != name)
+        self._senders[key] = self.clock() + _MEMORY, (*before, name)
+        self._senders.move_to_end(key)
+        if len(self._senders) > _REMEMBERED:
+            self._senders.popitem(last=False)
 
-    def givers(self, key: Key) -> tuple[str, ...]:
-        """Return the nodes that sent a content recently, the latest one last."""
-        until, names = self._givers.get(key, (0.0, ()))
+    def senders(self, key: Key) -> tuple[str, ...]:
+        """Return the nodes that sent the content of a key recently, the latest last."""
+        until, names = self._senders.get(key, (0.0, ()))
         return names if self.clock() < until else ()

@@ -1,4 +1,4 @@
-"""Which nodes a request goes to, and how to combine their answers. Pure.
+"""Decide which nodes a request goes to, and combine their answers. Pure.
 
 The rules are those of git-annex's clusters: reads trust the location log and prefer low costs, uploads go to every node
 that lacks the content, removals to every node regardless of the log. The difference is what happens with an unreachable
@@ -30,18 +30,18 @@ __all__ = [
     "ReadingOrder",
     "UploadAnswer",
     "absent_where_reachable",
-    "away",
     "failure_of_all",
     "gained",
     "in_log",
     "kept",
     "lacking",
     "lost",
+    "missing_disk",
     "presence",
     "reading_order",
     "reason",
     "removal_outcome",
-    "strangers",
+    "unknown_repositories",
     "upload_outcome",
 ]
 
@@ -56,21 +56,21 @@ UploadAnswer: TypeAlias = Present | Stored | SessionError
 def in_log(key: Key) -> bool:
     """Return whether the location log can list a key: it never lists chunks and encrypted content.
 
-    Nor chunks with a WORM key, which a special remote has to use for repositories to accept them. git-annex's proxies
-    still record those, but only for the nodes behind them.
+    Nor does it list chunks with a WORM key, which a special remote has to use for repositories to accept them.
+    git-annex's proxies still record those, but only for the nodes behind them.
     """
     if key.is_chunk or key.is_encrypted:
         return False
     if key.backend != "WORM":
         return True
     try:
-        return not Key.parse(key.text.partition("--")[2]).is_chunk
+        return not Key(key.text.partition("--")[2]).is_chunk
     except ValueError:
         return True
 
 
 def lacking(nodes: Iterable[Node], holders: Collection[UUID]) -> list[Node]:
-    """Return where an upload goes: nodes that the log does not list, and gateways with such a node behind them."""
+    """Return the targets of an upload: nodes that the log does not list, and gateways to such nodes."""
     return [node for node in nodes if not node.repositories or not node.repositories <= frozenset(holders)]
 
 
@@ -124,7 +124,7 @@ def absent_where_reachable(answers: Iterable[bool | SessionError]) -> bool:
 
 
 def gained(node: Node, answer: UploadAnswer, cluster: frozenset[UUID]) -> frozenset[UUID]:
-    """Return the repositories that got the content by this upload, according to a node's answer.
+    """Return the repositories that received the content in this upload, according to a node's answer.
 
     A gateway is only trusted about nodes of the `cluster` that it names, since some nodes behind it may have been
     unreachable. A repository speaks only for itself.
@@ -160,8 +160,8 @@ def lost(node: Node, answer: Removal | SessionError, cluster: frozenset[UUID]) -
             return frozenset()
 
 
-def strangers(node: Node, answer: UploadAnswer, cluster: frozenset[UUID]) -> frozenset[UUID]:
-    """Return the repositories that a node names in its answer without being trusted about them."""
+def unknown_repositories(node: Node, answer: UploadAnswer, cluster: frozenset[UUID]) -> frozenset[UUID]:
+    """Return the repositories that a node names in its answer but is not trusted about."""
     match answer:
         case Present(uuids) | Stored(_, uuids):
             return uuids - _believed(node, uuids, cluster) - {node.uuid} - _clusters(uuids)
@@ -183,7 +183,7 @@ def _clusters(uuids: Iterable[UUID]) -> frozenset[UUID]:
 
 
 def reason(node: Node, answer: UploadAnswer | Removal) -> str:
-    """Return why a node did not do it, for people."""
+    """Return why a node did not do its part, for people."""
     match answer:
         case Stored(reasons=reasons) | Removal(reasons=reasons) if reasons:
             return f"{node}: {', '.join(reasons)}"
@@ -194,18 +194,18 @@ def reason(node: Node, answer: UploadAnswer | Removal) -> str:
         case NotTried():
             return str(answer)
         case SessionError():
-            return away(node, answer) or f"{node}: {answer}"
+            return missing_disk(node, answer) or f"{node}: {answer}"
         case _:
             return f"{node}: {answer}"
 
 
-def away(node: Node, error: SessionError) -> str | None:
-    """Return a message for the owner that a disk is missing, the same for every request; None for other errors."""
-    where = f" ({node.place})" if node.place else ""
+def missing_disk(node: Node, error: SessionError) -> str | None:
+    """Return a message about a missing or swapped disk, the same for every request; None for other errors."""
+    where = f" ({node.location})" if node.location else ""
     match error:
         case WrongRepository():
             return f"{node}: another repository is in its place{where}: left out"
-        case NotReached() if node.kind == "local" and node.place:
+        case NotReached() if node.kind == "local" and node.location:
             return f"{node} is not there{where}: left out"
         case _:
             return None
@@ -214,15 +214,15 @@ def away(node: Node, error: SessionError) -> str | None:
 def upload_outcome(answers: Sequence[tuple[Node, UploadAnswer]], cluster: frozenset[UUID]) -> Present | Stored:
     """Combine the answers of all nodes that were asked: stored if one stored it or has it.
 
-    Names the nodes that failed, except those that got the content in another way (through another gateway).
+    Names the nodes that failed, except those that received the content through another gateway.
     """
     new = frozenset().union(*(gained(node, answer, cluster) for node, answer in answers))
     old = frozenset().union(*(kept(node, answer, cluster) for node, answer in answers)) - new
     uuids = new | old
     reasons = [
-        f"{node}: names repositories that are not nodes of this cluster, which is not recorded: {_listed(found)}"
+        f"{node}: claims copies in repositories that are not nodes of this cluster; not recorded: {_listed(found)}"
         for node, answer in answers
-        if (found := strangers(node, answer, cluster))
+        if (found := unknown_repositories(node, answer, cluster))
     ]
     if answers and not reasons and all(isinstance(answer, Present) for _, answer in answers):
         return Present(uuids)
@@ -231,8 +231,8 @@ def upload_outcome(answers: Sequence[tuple[Node, UploadAnswer]], cluster: frozen
         match answer:
             case Present():
                 continue
-            case Stored(True, _, complaints):
-                reasons += [f"{node}: {complaint}" for complaint in complaints]
+            case Stored(True, _, warnings):
+                reasons += [f"{node}: {warning}" for warning in warnings]
             case _ if not node.repositories or not node.repositories <= uuids:
                 reasons.append(reason(node, answer))
     return Stored(stored, new, tuple(reasons), old)

@@ -1,4 +1,4 @@
-"""The cluster as one session: many sessions that answer as one.
+"""Combine the sessions with many nodes into one session with the cluster.
 
 If a node is unreachable, stalls or fails, uploads leave it out, removals are partial, and reads go to the next node.
 The result names each such node and what happened.
@@ -29,10 +29,10 @@ from cluster_remote.cluster.routing import UploadAnswer
 from cluster_remote.cluster.upload import Attempt, ClusterUpload, store_everywhere, task_group
 from cluster_remote.p2p import MAX_VERSION
 from cluster_remote.p2p.checksum import Checksum
-from cluster_remote.p2p.client import DEFAULT_TIMEOUT, extra_timeout_for, reading_time
 from cluster_remote.p2p.errors import ConnectionLost, ProtocolError, Refused, SessionError, TimedOut, Unreachable
 from cluster_remote.p2p.key import UUID, AssociatedFile, Key
 from cluster_remote.p2p.session import Download, Present, Progress, Removal, Session, Source, Stored, Upload
+from cluster_remote.p2p.timeouts import DEFAULT_TIMEOUT, extra_timeout_for, reading_time
 
 __all__ = ["ClusterSession", "Locations", "Recorder"]
 
@@ -40,14 +40,14 @@ T = TypeVar("T")
 
 # Seconds for all sessions together to close; each has its own deadline, too.
 _CLOSING = 20.0
-# Seconds to find out what a silent node has done, and until it is asked a second time.
-_FINDING_OUT, _SECOND_LOOK = 6.0, 1.0
+# Seconds to check what a silent node has done, and between the first check and the second.
+_CHECKING, _RECHECK = 6.0, 1.0
 
 NONE_MISSING: Mapping[UUID, str] = MappingProxyType({})
 
 
 class Locations(Protocol):
-    """Where content is, as far as known here."""
+    """A source of content locations, such as the location log."""
 
     async def locations(self, key: Key) -> frozenset[UUID]:
         """Return the repositories that have the content of `key`. Raises AnnexError."""
@@ -58,7 +58,7 @@ class Closable(Protocol):
 
 
 class Recorder(Protocol):
-    """Records that content was added or removed."""
+    """Record that content was added or removed."""
 
     def expect(self) -> None:
         """Prepare for recording soon, in the background. Never raises."""
@@ -68,18 +68,18 @@ class Recorder(Protocol):
 
 
 def _may_have_begun(answer: Removal | SessionError) -> TypeGuard[SessionError]:
-    """Return whether a node that gave no answer to a removal may have done it."""
+    """Return whether a node that did not answer a removal may have carried it out."""
     return isinstance(answer, ConnectionLost | TimedOut | ProtocolError)
 
 
-async def _leave(key: Key, session: Session) -> Removal:
-    """Return the result of a removal on a read-only node: done only if there is nothing to remove."""
+async def _remove_read_only(key: Key, session: Session) -> Removal:
+    """Return the outcome of a removal on a read-only node: a success only if the content is absent."""
     if await session.check_present(key):
         return Removal(False, reasons=("has it and is read-only (annex-readonly)",))
     return Removal(True)
 
 
-def _any_of(count: int) -> int:
+def _random_index(count: int) -> int:
     # Not the random module: importing it takes longer than storing a small file.
     return int.from_bytes(os.urandom(4), "big") % count
 
@@ -103,7 +103,7 @@ class ClusterSession(Session):
         uploader: Uploader | None = None,
         timeout: float = DEFAULT_TIMEOUT,
         clock: Callable[[], float] = time.monotonic,
-        pick: routing.Pick = _any_of,
+        pick: routing.Pick = _random_index,
         reachability: Reachability | None = None,
     ) -> None:
         """`nodes` is not empty, and their names are unique.
@@ -116,7 +116,7 @@ class ClusterSession(Session):
         clock that `timestamp` reads, in seconds.
         """
         if not nodes:
-            raise ValueError("a cluster without nodes cannot do anything")
+            raise ValueError("a cluster needs at least one node")
         if len({node.name for node in nodes}) < len(nodes):
             raise ValueError("two nodes of a cluster have the same name")
         self.uuid = uuid
@@ -141,15 +141,15 @@ class ClusterSession(Session):
 
     @property
     def version(self) -> int | None:
-        """The newest: older nodes are handled individually."""
+        """Return the newest version: sessions with older nodes adapt individually."""
         return MAX_VERSION
 
     async def open(self) -> UUID:
-        """Return who answers, without connecting: the cluster is this very process, and nodes are asked on demand."""
+        """Return the cluster's UUID. Connects to nothing: nodes are asked on demand."""
         return self.uuid
 
     def owns(self, resource: Closable) -> None:
-        """Make this session close `resource` together with itself."""
+        """Make `aclose` close `resource` too."""
         self._owned.append(resource)
 
     async def aclose(self) -> None:
@@ -164,24 +164,24 @@ class ClusterSession(Session):
     # Reading
 
     async def check_present(self, key: Key) -> bool:
-        """Return whether any node has it.
+        """Return whether any node has the content.
 
         Asks only the nodes that have it according to the log, one after the other, without waiting long for silent
-        ones; all nodes if no log tracks the content (chunks, encrypted content). Raises SessionError if none said yes
-        and one of those asked gave no answer.
+        ones; all nodes if no log tracks the content (chunks, encrypted content). Raises SessionError if no node has it
+        and one did not answer.
         """
         with self._request():
             order = routing.reading_order(self.nodes, await self._holders(key), self._pick)
-            awake, later = self._ask.rested(order.logged)
+            awake, later = self._ask.split_resting(order.logged)
             if not self._logged(key):
                 later += order.others
-            answers = await self._ask.until(
+            answers = await self._ask.ask_until(
                 True, [*([node] for node in awake), later], lambda session: session.check_present(key)
             )
             present = routing.presence(answer for _, answer in answers)
             if present is None and not self._logged(key) and routing.absent_where_reachable(a for _, a in answers):
-                # No log tracks it. An upload reaches every reachable node, so what none of these has is most likely on
-                # no other; and the worst effect of a wrong "absent" is extra work.
+                # Uploads go to every reachable node, so content that no reachable node has is most likely on no other
+                # node either. No log tracks it, so the worst effect of a wrong "absent" is extra work.
                 return False
             if present is None:
                 failures = [(node, answer) for node, answer in answers if isinstance(answer, SessionError)]
@@ -190,13 +190,13 @@ class ClusterSession(Session):
 
     @asynccontextmanager
     async def download(self, key: Key, file: AssociatedFile, offset: int = 0) -> AsyncIterator[Download]:
-        """See Session. The sending node may change on the way, at any byte."""
+        """See Session. The sending node may change at any byte."""
         with self._request():
             order = routing.reading_order(self.nodes, await self._holders(key), self._pick)
-            awake, resting = self._ask.rested(self._ask.others_first(key, [*order.logged, *order.others]))
+            awake, resting = self._ask.split_resting(self._ask.recent_senders_last(key, [*order.logged, *order.others]))
 
             def extra_timeout(node: Node) -> float:
-                # Local content comes at once; git-annex has to fetch the rest first.
+                # A repository sends content at once; git-annex has to fetch it first from anything else.
                 return (reading_time if node.kind in ("local", "ssh") else extra_timeout_for)(key.size)
 
             @asynccontextmanager
@@ -204,19 +204,19 @@ class ClusterSession(Session):
                 async with AsyncExitStack() as stack:
                     with self._ask.observed(node):
                         download = self._ask.session(node).download(key, file, position)
-                        given = await stack.enter_async_context(
+                        started = await stack.enter_async_context(
                             within(self._ask.timeout + extra_timeout(node), download)
                         )
-                    self._ask.gives(key, node)
-                    yield given
+                    self._ask.sends(key, node)
+                    yield started
 
             @asynccontextmanager
             async def fetch_first(node: Node, position: int) -> AsyncIterator[Download]:
                 with self._ask.traffic.reading(node.name):
-                    async with fetch(node, position) as given:
-                        yield given
+                    async with fetch(node, position) as started:
+                        yield started
 
-            # git-annex fetches the whole content or nothing; another gateway leads to the same nodes.
+            # Proxied nodes cannot send a part alone, and another gateway leads to the same nodes.
             direct = [node for node in awake if node in order.logged and node.kind in ("local", "ssh")]
             async with task_group() as tasks:
                 download = ClusterDownload(
@@ -225,7 +225,7 @@ class ClusterSession(Session):
                     fetch_first,
                     offset,
                     key.content_size,
-                    self._ask.broke_off,
+                    self._ask.failed_midway,
                     self._ask.silent,
                     tasks=tasks,
                     head_start=lambda node: self._ask.head_start + extra_timeout(node),
@@ -253,8 +253,8 @@ class ClusterSession(Session):
                     async def enter(session: Session) -> Present | Upload:
                         return await stack.enter_async_context(session.upload(key, file))
 
-                    offered, away = await self._delegation.ask(self._writable(), enter)
-                    reasons = await self._reasons(key, away)
+                    offered, skipped = await self._delegation.ask(self._writable(), enter)
+                    reasons = await self._reasons(key, skipped)
                     yield DelegatedUpload(offered, reasons) if isinstance(offered, Upload) else offered
                 return
             targets, left_out = self._upload_targets(await self._holders(key))
@@ -265,7 +265,7 @@ class ClusterSession(Session):
                 with self._ask.observed(node) as observed:
                     upload = self._ask.session(node).upload(key, file)
                     async with within(self._ask.timeout + reading_time(key.size), upload) as offered:
-                        observed.moved()
+                        observed.progressed()
                         yield offered
 
             async def conclude() -> Stored:
@@ -298,22 +298,22 @@ class ClusterSession(Session):
             return await super().store(key, file, source, progress)
         with self._request():
             if self._delegation is not None:
-                stored, away = await self._delegation.ask(
+                stored, skipped = await self._delegation.ask(
                     self._writable(), lambda session: session.store(key, file, source, progress)
                 )
                 if isinstance(stored, Present):
                     return stored
-                return replace(stored, reasons=stored.reasons + await self._reasons(key, away))
+                return replace(stored, reasons=stored.reasons + await self._reasons(key, skipped))
             targets, left_out = self._upload_targets(await self._holders(key))
 
             async def store(node: Node, tell: Progress) -> Present | Stored:
                 with self._ask.observed(node) as observed:
 
-                    def moved(position: int) -> None:
-                        observed.moved()
+                    def report(position: int) -> None:
+                        observed.progressed()
                         tell(position)
 
-                    return await self._ask.session(node).store(key, file, source, moved)
+                    return await self._ask.session(node).store(key, file, source, report)
 
             self._expect_to_record()
             answers, failure = await store_everywhere(targets, store, progress)
@@ -330,23 +330,24 @@ class ClusterSession(Session):
             with anyio.CancelScope(shield=True):
                 await self._record(key, present=outcome.uuids | present)
         if isinstance(outcome, Stored) and outcome.stored:
-            return replace(outcome, reasons=outcome.reasons + self._nothing_leads_to())
+            return replace(outcome, reasons=outcome.reasons + self._without_remote())
         return outcome
 
-    def _nothing_leads_to(self) -> tuple[str, ...]:
+    def _without_remote(self) -> tuple[str, ...]:
+        """Return a message for each node that this repository has no remote for."""
         return tuple(f"{name}: no remote of this repository leads to it: left out" for name in self._missing.values())
 
     async def _reasons(self, key: Key, left_out: LeftOut) -> tuple[str, ...]:
         """Return why nodes that lack the content, according to the log, did not get it."""
         lacking = routing.lacking((node for node, _ in left_out), await self._holders(key))
-        told = tuple(routing.reason(node, error) for node, error in left_out if node in lacking)
-        return told + self._nothing_leads_to()
+        reasons = tuple(routing.reason(node, error) for node, error in left_out if node in lacking)
+        return reasons + self._without_remote()
 
     async def remove(self, key: Key, before: int | None = None) -> Removal:
         """See Session. Removes from every node, regardless of the log, even from a recently unreachable one.
 
-        With `before`, reads each node's clock, then our own, and gives the node the time that is left on ours: a
-        delayed answer makes that shorter, never longer. A node without a clock does not remove.
+        With `before`, reads each node's clock, then our own, and grants the node the time left on ours: a delayed
+        answer shortens that time, and never extends it. A node without a clock does not remove.
         """
 
         async def request(session: Session) -> Removal:
@@ -359,11 +360,11 @@ class ClusterSession(Session):
             return await session.remove(key, theirs + left)
 
         outcome = await self._remove(key, self.nodes, request)
-        missing = tuple(f"{name}: no remote of this repository leads to it" for name in self._missing.values())
+        missing = self._without_remote()
         return Removal(outcome.removed and not missing, outcome.uuids, outcome.reasons + missing)
 
     async def remove_from(self, key: Key, uuids: frozenset[UUID]) -> Removal:
-        """Remove the content from these nodes only. Skip gateways that stand for others too."""
+        """Remove the content from these nodes only. Skip gateways that also lead to others."""
         nodes = [node for node in self.nodes if node.repositories and node.repositories <= uuids]
         outcome = await self._remove(key, nodes, lambda session: session.remove(key))
         return Removal(outcome.removed and uuids <= outcome.uuids, outcome.uuids, outcome.reasons)
@@ -376,16 +377,16 @@ class ClusterSession(Session):
             unrecorded: list[SessionError] = []
 
             async def one(node: Node) -> None:
-                answer: Removal | SessionError = ConnectionLost("given up")
+                answer: Removal | SessionError = ConnectionLost("cancelled")
                 try:
-                    wanted = request if node.writable else partial(_leave, key)
-                    answer = await self._ask.caught(node, wanted, reading_time(key.size))
+                    wanted = request if node.writable else partial(_remove_read_only, key)
+                    answer = await self._ask.answer_of(node, wanted, reading_time(key.size))
                 finally:
-                    # A node that does not answer may still remove the content; and it does not care whether anybody
-                    # waits.
+                    # A node that does not answer may still remove the content, whether or not the request is cancelled
+                    # here.
                     with anyio.CancelScope(shield=True):
                         if _may_have_begun(answer) and not node.uuid.is_cluster:
-                            answer = await self._found_out(node, key, answer)
+                            answer = await self._check_removal(node, key, answer)
                         answers[node.name] = answer
                         await self._record_now(unrecorded, key, absent=routing.lost(node, answer, self._cluster))
 
@@ -397,13 +398,13 @@ class ClusterSession(Session):
                 raise unrecorded[0]
             return routing.removal_outcome([(node, answers[node.name]) for node in nodes], self._cluster)
 
-    async def _found_out(self, node: Node, key: Key, error: SessionError) -> Removal | SessionError:
-        """Find out, within a few seconds, what a node did that gave no answer to a removal."""
+    async def _check_removal(self, node: Node, key: Key, error: SessionError) -> Removal | SessionError:
+        """Check, within a few seconds, what a node that did not answer a removal has done."""
         found = error
-        with anyio.move_on_after(min(_FINDING_OUT, self._ask.timeout)):
-            for pause in (0.0, _SECOND_LOOK):
+        with anyio.move_on_after(min(_CHECKING, self._ask.timeout)):
+            for pause in (0.0, _RECHECK):
                 await anyio.sleep(pause)
-                match await self._ask.caught(node, lambda session: session.check_present(key)):
+                match await self._ask.answer_of(node, lambda session: session.check_present(key)):
                     case False:
                         return Removal(True, frozenset({node.uuid}))
                     case True:
@@ -411,7 +412,7 @@ class ClusterSession(Session):
         return found
 
     async def timestamp(self) -> int:
-        """Return the seconds of our own clock, which is always available: removals ask the nodes' clocks later."""
+        """Return our own clock in seconds. It is always available; removals read the nodes' clocks later."""
         return math.floor(self._clock())
 
     @asynccontextmanager
@@ -431,13 +432,13 @@ class ClusterSession(Session):
             self._busy = False
 
     def _upload_targets(self, holders: frozenset[UUID]) -> tuple[list[Node], list[tuple[Node, Unreachable]]]:
-        """Return the nodes that lack it and will be asked, and those that are left out for now.
+        """Return the nodes that lack the content and will be asked, and those that are left out for now.
 
-        If the log lists all of them, ask all: a client that stores content already there has a reason to doubt that,
-        and may drop its own copy because of the answer.
+        If the log lists all nodes, ask all: a client that stores content that is already there has a reason to doubt
+        the log, and may drop its own copy because of the answer.
         """
         writable = self._writable()
-        awake, resting = self._ask.rested(routing.lacking(writable, holders) or writable)
+        awake, resting = self._ask.split_resting(routing.lacking(writable, holders) or writable)
         if not awake:
             return resting, []
         return awake, [(node, self._ask.not_tried(node)) for node in resting]
@@ -468,7 +469,7 @@ class ClusterSession(Session):
     async def _record_now(
         self, failures: list[SessionError], key: Key, present: Collection[UUID] = (), absent: Collection[UUID] = ()
     ) -> None:
-        """Record what one node has done while others are still working, even if nobody waits for the result any more.
+        """Record what one node has done while others are still working, even if the request has been cancelled.
 
         If recording fails, the request fails, not the node.
         """

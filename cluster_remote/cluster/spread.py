@@ -1,7 +1,7 @@
 """Download one content from several nodes at once, if each has a slow connection.
 
-The file only grows at its end, as with a single node: git-annex hashes it meanwhile, and what is left when everything
-stops is the beginning of the content. Data from further on waits in an unlinked temporary file of limited size.
+The file only grows at its end, as with a single node: git-annex hashes it meanwhile, and an interrupted download leaves
+the beginning of the content. Data from further on waits in an unlinked temporary file of limited size.
 
 The result is verified by the key's checksum, since one node's damaged copy would spoil all of it. Nodes that serve
 other downloads do not help.
@@ -29,9 +29,9 @@ from cluster_remote.p2p.session import Download, Progress, write_at
 
 __all__ = ["Spread", "slow_rate"]
 
-# A node is slow below this rate, in bytes per second, measured over so many bytes or seconds, whichever is sooner.
-_SLOW, _LOOK, _LOOK_SECONDS = 30e6, 16 * 1024 * 1024, 0.25
-# If one node alone would take this many more seconds, it pays to ask others too.
+# A node is slow below this rate, in bytes per second, measured over these bytes or seconds, whichever comes first.
+_SLOW, _MEASURED, _MEASURED_SECONDS = 30e6, 16 * 1024 * 1024, 0.25
+# If one node alone would need at least this many more seconds, it pays to ask others too.
 _WORTH_IT = 3.0
 # The most nodes to use at once; seconds between checks of their progress; bytes to copy at once.
 _MOST_NODES, _TICK, _PORTION = 8, 0.25, 1024 * 1024
@@ -51,7 +51,7 @@ async def slow_rate(
             continue
         count += len(chunk)
         seconds = now - began
-        if count >= _LOOK or seconds >= _LOOK_SECONDS:
+        if count >= _MEASURED or seconds >= _MEASURED_SECONDS:
             rate = count / max(seconds, 1e-6)
             return rate if rate < _SLOW and left / rate > _WORTH_IT else None
     return None
@@ -71,8 +71,8 @@ class Spread:
 
     Attributes:
         failures: the nodes that failed, and why.
-        givers: the nodes that sent a part.
-        verdict: whether the node that sent the last byte vouches for the content; None if it did not say.
+        senders: the nodes that sent a part.
+        verdict: whether the content is valid according to the node that sent the last byte; None if it did not say.
     """
 
     def __init__(
@@ -88,11 +88,11 @@ class Spread:
     ) -> None:
         """`nodes` are the first one, then possible helpers; `rate` is the first one's, in bytes per second.
 
-        The content goes to the file `descriptor`, which is complete up to the plan's frontier. `checksum` is a fresh
-        one of the key's kind.
+        The content goes to the file `descriptor`, which is complete up to the plan's frontier. `checksum` is a new
+        one for the key.
         """
         self.failures: list[tuple[Node, SessionError]] = []
-        self.givers: set[Node] = set()
+        self.senders: set[Node] = set()
         self.verdict: bool | None = None
         self._plan = plan
         self._nodes = nodes[:_MOST_NODES]
@@ -105,9 +105,9 @@ class Spread:
         self._progress = progress
         self._received = plan.frontier
         self._workers: dict[Node, _Worker] = {}
-        self._own: Stretch[Node] | None = None
+        self._first_stretch: Stretch[Node] | None = None
         self._error: OSError | None = None
-        self._news = anyio.Event()
+        self._wake = anyio.Event()
 
     async def run(
         self, download: Download, chunks: AsyncIterator[bytes | memoryview], leave: Callable[[], Awaitable[None]],
@@ -122,11 +122,11 @@ class Spread:
             first = self._nodes[0]
             stretch = self._take(first)
             assert stretch is not None
-            self._own = stretch
+            self._first_stretch = stretch
             worker = self._workers[first] = _Worker(stretch)
-            tasks.start_soon(self._go_on, worker, download, chunks, leave)
+            tasks.start_soon(self._continue_first, worker, download, chunks, leave)
             while True:
-                self._news = anyio.Event()
+                self._wake = anyio.Event()
                 self._hand_out(tasks, aside)
                 frontier, idle = self._plan.frontier, not self._workers
                 await self._lengthen_file(aside)
@@ -135,11 +135,11 @@ class Spread:
                 if self._plan.frontier >= self._plan.end or (idle and self._plan.frontier == frontier):
                     break
                 with anyio.move_on_after(_TICK):
-                    await self._news.wait()
+                    await self._wake.wait()
 
     def _take(self, node: Node) -> Stretch[Node] | None:
-        together = sum(self._rates.values())
-        return self._plan.take(node, self._rates[node], together, anyio.current_time())
+        total = sum(self._rates.values())
+        return self._plan.take(node, self._rates[node], total, anyio.current_time())
 
     def _hand_out(self, tasks: TaskGroup, aside: int) -> None:
         for node in self._nodes:
@@ -156,7 +156,7 @@ class Spread:
                 self._rates.pop(worker.stretch.node, None)
                 worker.scope.cancel()
 
-    async def _go_on(
+    async def _continue_first(
         self, worker: _Worker, download: Download, chunks: AsyncIterator[bytes | memoryview],
         leave: Callable[[], Awaitable[None]],
     ) -> None:  # fmt: skip
@@ -192,7 +192,7 @@ class Spread:
         except SessionError as error:
             self._failed(worker, error)
         except OSError:
-            # There is no room for early data; the file itself may still have some.
+            # The disk has no room for early data, but perhaps for the file itself.
             self._rates.clear()
         finally:
             self._ended(worker)
@@ -209,7 +209,7 @@ class Spread:
         if rate and stretch.node in self._rates:
             self._rates[stretch.node] = rate
         del self._workers[stretch.node]
-        self._news.set()
+        self._wake.set()
 
     async def _receive(
         self, worker: _Worker, download: Download, chunks: AsyncIterator[bytes | memoryview],
@@ -222,12 +222,12 @@ class Spread:
                 part = data[: stretch.left]
                 write(part, stretch.position)
                 data = data[len(part) :]
-                stretch.came(len(part), anyio.current_time())
-                self.givers.add(stretch.node)
+                stretch.received(len(part), anyio.current_time())
+                self.senders.add(stretch.node)
                 self._received += len(part)
                 self._progress(self._received)
                 if not stretch.left:
-                    self._plan.go_on(stretch)
+                    self._plan.extend(stretch)
             if not stretch.left:
                 break
         worker.receiving = False
@@ -235,10 +235,10 @@ class Spread:
             self.verdict = await download.valid()
 
     async def _lengthen_file(self, aside: int) -> None:
-        """Append to the file what follows its end."""
+        """Append data that continues the file."""
         while (stretch := self._plan.first()) is not None:
             start, end = self._plan.frontier, stretch.position
-            if stretch is not self._own:
+            if stretch is not self._first_stretch:
                 await anyio.to_thread.run_sync(self._copy, aside, start, end)
             self._plan.frontier = end
         await anyio.to_thread.run_sync(self._check)
@@ -248,11 +248,11 @@ class Spread:
         while self._checked < self._plan.frontier:
             data = os.pread(self._descriptor, min(_PORTION, self._plan.frontier - self._checked), self._checked)
             if not data:
-                raise OSError(errno.EIO, "the file became shorter")
+                raise OSError(errno.EIO, "the file was truncated")
             self._checksum.update(data)
             self._checked += len(data)
 
-    async def is_right(self, end: int) -> bool:
+    async def matches(self, end: int) -> bool:
         """Return whether the content, now complete in the file up to byte `end`, matches its key."""
         self._plan.frontier = end
         await anyio.to_thread.run_sync(self._check)
@@ -260,7 +260,7 @@ class Spread:
 
     def _copy(self, aside: int, position: int, end: int) -> None:
         while position < end:
-            place = position % AHEAD
-            data = os.pread(aside, min(_PORTION, end - position, AHEAD - place), place)
+            offset = position % AHEAD
+            data = os.pread(aside, min(_PORTION, end - position, AHEAD - offset), offset)
             write_at(self._descriptor, data, position)
             position += len(data)

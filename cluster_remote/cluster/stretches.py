@@ -1,8 +1,8 @@
-"""Decide which stretch of a content to fetch from which node when several send it at once. Pure.
+"""Decide which stretch of the content to fetch from which node when several send it at once. Pure.
 
 GET has an offset but no end: a node is cut off at the end of its stretch, which costs a new connection and the data in
-flight. So stretches are large at first and shrink with what is left, and are given out in order, so that little early
-data has to be kept.
+flight. So stretches are large at first and shrink with the rest of the content. They are assigned in order, so that
+little early data has to be kept.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ T = TypeVar("T")
 LEAST, _LEAST_SECONDS = 2 * 1024 * 1024, 2.0
 # The largest stretch in bytes, and the most to fetch ahead of the first gap.
 _MOST, AHEAD = 64 * 1024 * 1024, 256 * 1024 * 1024
-# The part of its share that a node gets at first.
-_PART = 0.7
+# The fraction of its share that a node gets at first.
+_FRACTION = 0.7
 # Seconds without a byte after which a stretch counts as stuck if another node is idle.
 _STUCK = 3.0
 
 
 @dataclass(eq=False, slots=True)
 class Stretch(Generic[T]):
-    """Bytes `start` to `end` of a content, for one `node`; those before `position` have arrived."""
+    """Bytes `start` to `end` of the content, for one `node`; those before `position` have arrived."""
 
     node: T
     start: int
@@ -43,7 +43,7 @@ class Stretch(Generic[T]):
     def left(self) -> int:
         return self.end - self.position
 
-    def came(self, count: int, now: float) -> None:
+    def received(self, count: int, now: float) -> None:
         """Note that the next `count` bytes have arrived."""
         self.position += count
         self.moved = now
@@ -56,10 +56,10 @@ class Stretch(Generic[T]):
 
 
 class Plan(Generic[T]):
-    """The stretches of a content from byte `frontier`, up to which the file is complete, to `end`.
+    """The stretches of the content from byte `frontier`, up to which the file is complete, to `end`.
 
     Attributes:
-        stretches: those not in the file yet, in order; together with what is not given out yet they leave no gap.
+        stretches: those not in the file yet, in order; together with the unassigned bytes they leave no gap.
     """
 
     def __init__(self, frontier: int, end: int) -> None:
@@ -69,14 +69,14 @@ class Plan(Generic[T]):
         self._next = frontier
         self._given_back: list[tuple[int, int]] = []
 
-    def take(self, node: T, rate: float, together: float, now: float) -> Stretch[T] | None:
-        """Give a stretch to a node with this `rate`, in bytes per second; `together` is the rate of all nodes.
+    def take(self, node: T, rate: float, total: float, now: float) -> Stretch[T] | None:
+        """Assign a stretch to a node with this `rate`, in bytes per second; `total` is the rate of all nodes.
 
-        Returns None if there is nothing worthwhile for it to do.
+        Returns None if no stretch is worth its while.
         """
         if self._given_back:
             start, end = self._given_back[0]
-            last = start + self._length(end - start, rate, together)
+            last = start + self._length(end - start, rate, total)
             self._given_back[0] = last, end
             if last == end:
                 del self._given_back[0]
@@ -85,11 +85,11 @@ class Plan(Generic[T]):
             if room <= 0:
                 return self._take_over(node, rate, now)
             start = self._next
-            last = start + self._length(room, rate, together)
+            last = start + self._length(room, rate, total)
             self._next = last
-        return self._begun(Stretch(node, start, last, now))
+        return self._insert(Stretch(node, start, last, now))
 
-    def _length(self, room: int, rate: float, together: float) -> int:
+    def _length(self, room: int, rate: float, total: float) -> int:
         missing = (
             self.end
             - self._next
@@ -97,9 +97,9 @@ class Plan(Generic[T]):
             + sum(each.left for each in self.stretches)
         )
         # With this share each, all nodes would finish at the same time.
-        share = missing * rate / max(together, rate, 1.0)
+        share = missing * rate / max(total, rate, 1.0)
         # A node's future rate is uncertain, so keep something for later if that pays.
-        part = _PART * share if _PART * share > rate * _LEAST_SECONDS else share
+        part = _FRACTION * share if _FRACTION * share > rate * _LEAST_SECONDS else share
         wanted = max(LEAST, int(min(_MOST, part)))
         return room if wanted + LEAST > room else wanted
 
@@ -122,17 +122,17 @@ class Plan(Generic[T]):
         if theirs and slowest.end - middle < LEAST:
             return None
         end, slowest.end = slowest.end, middle
-        return self._begun(Stretch(node, middle, end, now))
+        return self._insert(Stretch(node, middle, end, now))
 
-    def _begun(self, stretch: Stretch[T]) -> Stretch[T]:
-        place = len(self.stretches)
-        while place and self.stretches[place - 1].start >= stretch.start:
-            place -= 1
-        self.stretches.insert(place, stretch)
+    def _insert(self, stretch: Stretch[T]) -> Stretch[T]:
+        index = len(self.stretches)
+        while index and self.stretches[index - 1].start >= stretch.start:
+            index -= 1
+        self.stretches.insert(index, stretch)
         return stretch
 
-    def go_on(self, stretch: Stretch[T]) -> bool:
-        """Extend a complete stretch if nobody has what follows it: this needs no new connection."""
+    def extend(self, stretch: Stretch[T]) -> bool:
+        """Extend a complete stretch if the bytes after it are unassigned: this needs no new connection."""
         end = min(self.end, self.frontier + AHEAD, stretch.end + LEAST)
         if self._given_back or stretch.end != self._next or end <= stretch.end:
             return False
@@ -140,7 +140,7 @@ class Plan(Generic[T]):
         return True
 
     def give_back(self, stretch: Stretch[T]) -> None:
-        """Let others fetch what a node has not sent."""
+        """Let others fetch the rest of a stretch."""
         if stretch.left:
             self._given_back.append((stretch.position, stretch.end))
             self._given_back.sort()

@@ -1,8 +1,8 @@
-"""One upload to many nodes.
+"""Upload one content to many nodes.
 
 A stream takes two steps: all nodes are asked concurrently where to start, the lowest of these offsets is the cluster's
-answer, and then each gets its part. A file takes one step: each node's upload runs independently from the offer to the
-result.
+answer, and then each node gets its part. A file takes one step: each node's upload runs independently from the offer to
+the outcome.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ StoreOne = Callable[[Node, Progress], Awaitable[Present | Stored]]
 
 @asynccontextmanager
 async def task_group(wait: bool = False) -> AsyncIterator[TaskGroup]:
-    """A task group that raises the body's errors unwrapped, after cancelling its tasks.
+    """Open a task group that raises the body's errors unwrapped, after cancelling its tasks.
 
-    At the end of the body, the tasks are waited for or cancelled.
+    At the end of the body, cancel the tasks too, or `wait` for them.
     """
     raised: Exception | None = None
     async with anyio.create_task_group() as tasks:
@@ -53,7 +53,7 @@ class Attempt:
     def __init__(self, node: Node) -> None:
         self.node = node
         self.offset: int | None = None
-        """The offset that the node wants, in bytes; None if it does not want the content."""
+        """The offset that the node requests, in bytes; None if it does not want the content."""
         self.answer: UploadAnswer | None = None
         """The result, once known."""
         self.offered = anyio.Event()
@@ -61,7 +61,7 @@ class Attempt:
         self._begin = anyio.Event()
         self._scope = anyio.CancelScope()
         self._source: Source | None = None
-        self._looking = False
+        self._checking = False
         self._progress: Progress | None = None
 
     async def run(self, offer: Offer) -> None:
@@ -75,8 +75,8 @@ class Attempt:
                     self.offset = offered.offset
                     self.offered.set()
                     await self._begin.wait()
-                    if self._looking:
-                        self.answer = await offered.look()
+                    if self._checking:
+                        self.answer = await offered.check_arrived()
                         return
                     assert self._source is not None
                     self.answer = await offered.send(self._source, self._progress)
@@ -87,14 +87,14 @@ class Attempt:
             self.ended.set()
 
     def send(self, source: Source, progress: Progress) -> None:
-        """Send the content to the node. Call this once, if it wants it."""
+        """Send the content to the node. Call this once, if the node requested an offset."""
         self._source = source
         self._progress = progress
         self._begin.set()
 
-    def look(self) -> None:
-        """Have the node check whether it already has the content. Call this once, instead of `send`."""
-        self._looking = True
+    def check_arrived(self) -> None:
+        """Ask the node whether the content has reached it some other way. Call this once, instead of `send`."""
+        self._checking = True
         self._begin.set()
 
     def give_up(self, reason: SessionError) -> None:
@@ -105,14 +105,14 @@ class Attempt:
 
 
 class ClusterUpload(Upload):
-    """All nodes that wait for a content."""
+    """All nodes that are waiting for the content."""
 
     def __init__(
         self, failing: str, attempts: Sequence[tuple[Attempt, int]], conclude: Callable[[], Awaitable[Stored]]
     ) -> None:
         """`attempts` is not empty and includes the offsets that the nodes requested.
 
-        `conclude` combines the answers of all nodes and records the result. `failing` starts the error message that
+        `conclude` combines the answers of all nodes and records the outcome. `failing` begins the error message that
         lists all reasons.
         """
         self._failing = failing
@@ -135,10 +135,10 @@ class ClusterUpload(Upload):
             raise SessionError(f"{self._failing}: {'; '.join(outcome.reasons)}")
         return outcome
 
-    async def look(self) -> Stored:
+    async def check_arrived(self) -> Stored:
         """See Upload. Every node checks for itself."""
         for attempt, _ in self._attempts:
-            attempt.look()
+            attempt.check_arrived()
         for attempt, _ in self._attempts:
             await attempt.ended.wait()
         return await self._conclude()
@@ -178,7 +178,7 @@ class ClusterUpload(Upload):
 
                 for attempt, offset in self._attempts:
                     if offset > end:
-                        attempt.give_up(Refused(f"it claims to have {offset} bytes of a content of {end} bytes"))
+                        attempt.give_up(Refused(f"it claims to have {offset} bytes, but the content has {end}"))
                         pace.drop(attempt.node.name)
                         continue
                     shares.append(Share(offset, end))

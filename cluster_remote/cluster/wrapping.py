@@ -1,16 +1,13 @@
-"""Sessions around sessions, which apply the user's git-annex settings for a remote to a node.
+"""Wrap sessions with nodes to apply the user's git-annex settings for a remote.
 
-Each is a session itself, so they can be nested, and callers don't notice. The settings are those of git-annex(1),
+Each wrapper is a session itself, so wrappers nest, and callers do not notice. The settings are those of git-annex(1),
 `remote.<name>.*`.
 """
 
 from __future__ import annotations
 
-import fcntl
-import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TypeVar
@@ -18,10 +15,8 @@ from typing import TypeVar
 import anyio
 
 from cluster_remote.annex.disk import ask_disk
-from cluster_remote.annex.errors import AnnexError
-from cluster_remote.annex.looking import look
 from cluster_remote.annex.objects import Objects
-from cluster_remote.annex.repository import Repository
+from cluster_remote.annex.waiting import ask_disk_and_wait
 from cluster_remote.p2p.checksum import Checksum
 from cluster_remote.p2p.errors import Refused, SessionError, Unreachable
 from cluster_remote.p2p.key import UUID, AssociatedFile, Key
@@ -32,40 +27,34 @@ from cluster_remote.p2p.session import (
     Removal,
     Session,
     Source,
-    SourceReading,
     Stored,
     Upload,
 )
 from cluster_remote.transport.mountcheck import is_local
 
 __all__ = [
-    "AskedDirectly",
-    "AtHand",
-    "Commands",
-    "FirstThatAnswers",
-    "OneAtATime",
-    "Rates",
-    "Started",
-    "Throttled",
-    "pidlocked",
+    "DirectChecks",
+    "Failover",
+    "LocalReads",
+    "Serialised",
+    "Wrapper",
+    "uses_pidlock",
 ]
 
 T = TypeVar("T")
 
-# The largest content, in bytes, that is read at once.
+# The largest content to read as a whole, in bytes.
 _SMALL = 1024 * 1024
-# Seconds for a start or stop command; waking up a machine takes a while.
-_COMMAND = 300.0
-# Seconds for a repository's configuration to be read; nothing else happens meanwhile.
-_AT_ONCE = 0.5
+# Seconds for reading a repository's configuration, which blocks everything else.
+_CONFIG = 0.5
 
 
-class _Around(Session):
-    """Forwards everything to the session inside."""
+class Wrapper(Session):
+    """Forward every request to the session inside."""
 
     def __init__(self, inside: Session) -> None:
         self.inside = inside
-        self.asks_ahead = inside.asks_ahead
+        self.pipelines_checks = inside.pipelines_checks
 
     @property
     def name(self) -> str:
@@ -80,7 +69,7 @@ class _Around(Session):
 
     @asynccontextmanager
     async def _use(self) -> AsyncIterator[Session]:
-        """Open while a request about a content is answered; gives the session inside. Raises SessionError."""
+        """Wrap a request about a key, and yield the session inside. Raises SessionError."""
         await self._before()
         yield self.inside
 
@@ -132,21 +121,21 @@ class _Around(Session):
 # A node behind git-annex's own proxy
 
 
-class AskedDirectly(_Around):
-    """Asks a node directly whether it has many contents; everything else goes through its proxy.
+class DirectChecks(Wrapper):
+    """Check many keys with the node itself; all other requests go through its proxy.
 
-    The proxy slows down many questions. Changes go through it, since it keeps the log.
+    The proxy slows down many checks. Changes must go through it, since it updates the log.
     """
 
     def __init__(self, inside: Session, direct: Callable[[], Session]) -> None:
-        """`direct` creates a session with the node. Raises ValueError."""
+        """`direct` creates a session with the node itself, or raises ValueError."""
         super().__init__(inside)
-        self.asks_ahead = True
+        self.pipelines_checks = True
         self._make = direct
         self._direct: Session | None = None
 
     async def check_present(self, key: Key) -> bool:
-        # A caller that asks about a single key is likely to transfer it next.
+        # A caller that checks a single key is likely to transfer it next.
         return await (self._direct or self.inside).check_present(key)
 
     async def check_all(self, keys: Sequence[Key]) -> list[bool | Refused]:
@@ -167,10 +156,10 @@ class AskedDirectly(_Around):
 # A node on a local disk
 
 
-class AtHand(_Around):
-    """Reads small contents from the node's directory, as git-annex does with a remote on a local disk.
+class LocalReads(Wrapper):
+    """Read small contents straight from the node's directory, as git-annex does with a remote on a local disk.
 
-    Only once git-annex-shell has been started there: then it is the right repository, and the user trusts it.
+    Only after git-annex-shell has answered there: then it is the right repository, and the user trusts it.
     """
 
     def __init__(self, inside: Session, directory: str) -> None:
@@ -188,7 +177,7 @@ class AtHand(_Around):
             yield _InMemory(memoryview(content)[offset:])
 
     async def _read(self, key: Key) -> bytes | None:
-        # Only what has a checksum, and where git-annex-shell, too, would only wait for a disk and not for a server.
+        # Without a checksum, damage would go unnoticed; and only a local disk cannot block us for long.
         checksum = Checksum.of(key)
         if checksum is None or self.inside.version is None or not self._is_local:
             return None
@@ -207,7 +196,7 @@ class AtHand(_Around):
 
 
 class _InMemory(Download):
-    """A content that has been read and verified."""
+    """Content that has been read and verified."""
 
     def __init__(self, content: memoryview) -> None:
         self.length = len(content)
@@ -222,233 +211,56 @@ class _InMemory(Download):
         return True
 
 
-# annex-start-command, annex-stop-command
-
-
-@dataclass
-class Commands:
-    """The commands to run before a remote is used, and after its last use. Shared by all sessions with it.
-
-    As in git-annex (observed with 10.20261026), the start command runs once per process, regardless of other users of
-    the remote, and the stop command in the last process, which the lock file determines.
-    """
-
-    repository: Repository
-    uuid: UUID
-    start: str | None
-    stop: str | None
-    _users: int = 0
-    _descriptor: int | None = None
-    _starting: anyio.Lock = field(default_factory=anyio.Lock)
-
-    async def begin(self) -> None:
-        """Run the start command on first use. Raises Unreachable if the lock file cannot be created."""
-        async with self._starting:
-            self._users += 1
-            if self._descriptor is None:
-                self._descriptor = self._locked()
-                await self._run(self.start)
-
-    async def end(self) -> None:
-        """Run the stop command after the last use, here and in other processes."""
-        async with self._starting:
-            self._users -= 1
-            if self._users or self._descriptor is None:
-                return
-            descriptor, self._descriptor = self._descriptor, None
-            try:
-                fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                await self._run(self.stop)
-            except OSError:
-                # Another process still uses the remote, and will stop it.
-                pass
-            finally:
-                os.close(descriptor)
-
-    def _locked(self) -> int:
-        file = self.repository.annex_dir / "remotes" / f"{self.uuid}.lck"
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        except OSError as error:
-            raise Unreachable(f"cannot open {file}: {error.strerror}") from None
-        try:
-            fcntl.lockf(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
-            # Another process is running the stop command. The start command, which comes next, may run at any time.
-            pass
-        return descriptor
-
-    async def _run(self, command: str | None) -> None:
-        if command is not None:
-            try:
-                # As in git-annex, the command's exit code does not matter; the remote answers or does not.
-                await self.repository.run("sh", "-c", command, timeout=_COMMAND, accept=range(256))
-            except AnnexError as error:
-                raise Unreachable(str(error)) from None
-
-
-class Started(_Around):
-    """Runs the remote's start command before its first use, and the stop command after its last."""
-
-    def __init__(self, inside: Session, commands: Commands) -> None:
-        super().__init__(inside)
-        self._commands = commands
-        self._begun = False
-
-    async def _before(self) -> None:
-        if not self._begun:
-            self._begun = True
-            await self._commands.begin()
-
-    async def aclose(self) -> None:
-        await super().aclose()
-        if self._begun:
-            self._begun = False
-            await self._commands.end()
-
-
-# annex-bwlimit
-
-
-@dataclass(frozen=True)
-class Rates:
-    """Maximum bytes per second; None for no limit."""
-
-    up: float | None = None
-    down: float | None = None
-
-
-class _Pacing:
-    """Waits so that the average since the start never exceeds the rate."""
-
-    def __init__(self, rate: float) -> None:
-        self._rate = rate
-        self._began = anyio.current_time()
-        self._passed = 0
-
-    async def passed(self, count: int) -> None:
-        self._passed += count
-        await anyio.sleep_until(self._began + self._passed / self._rate)
-
-
-class Throttled(_Around):
-    """Applies the remote's bandwidth limits."""
-
-    def __init__(self, inside: Session, rates: Rates) -> None:
-        super().__init__(inside)
-        self._rates = rates
-
-    @asynccontextmanager
-    async def upload(self, key: Key, file: AssociatedFile) -> AsyncIterator[Present | Upload]:
-        async with self.inside.upload(key, file) as offer:
-            limited = self._rates.up is not None and isinstance(offer, Upload)
-            yield _SlowUpload(offer, self._rates.up) if limited else offer  # type: ignore[arg-type]
-
-    async def store(
-        self, key: Key, file: AssociatedFile, source: Source, progress: Progress | None = None
-    ) -> Present | Stored:
-        slowed = source if self._rates.up is None else _SlowSource(source, self._rates.up)
-        return await self.inside.store(key, file, slowed, progress)
-
-    @asynccontextmanager
-    async def download(self, key: Key, file: AssociatedFile, offset: int = 0) -> AsyncIterator[Download]:
-        async with self.inside.download(key, file, offset) as download:
-            yield download if self._rates.down is None else _SlowDownload(download, self._rates.down)
-
-
-class _SlowUpload(Upload):
-    def __init__(self, inside: Upload, rate: float) -> None:
-        self.offset = inside.offset
-        self._inside = inside
-        self._rate = rate
-
-    async def send(self, source: Source, progress: Progress | None = None) -> Stored:
-        return await self._inside.send(_SlowSource(source, self._rate), progress)
-
-    async def look(self) -> Stored:
-        return await self._inside.look()
-
-
-class _SlowSource(Source):
-    def __init__(self, inside: Source, rate: float) -> None:
-        self.repeatable = inside.repeatable
-        self._inside = inside
-        self._rate = rate
-
-    @asynccontextmanager
-    async def read(self, offset: int) -> AsyncIterator[SourceReading]:
-        async with self._inside.read(offset) as reading:
-            yield _SlowReading(reading, self._rate)
-
-
-class _SlowReading(SourceReading):
-    def __init__(self, inside: SourceReading, rate: float) -> None:
-        self.length = inside.length
-        self._inside = inside
-        self._pacing = _Pacing(rate)
-
-    async def chunks(self) -> AsyncIterator[bytes | memoryview]:
-        async for chunk in self._inside.chunks():
-            await self._pacing.passed(len(chunk))
-            yield chunk
-
-    async def valid(self) -> bool:
-        return await self._inside.valid()
-
-
-class _SlowDownload(Download):
-    def __init__(self, inside: Download, rate: float) -> None:
-        self.length = inside.length
-        self._inside = inside
-        self._rate = rate
-
-    @property
-    def origin(self) -> UUID | None:
-        return self._inside.origin
-
-    async def chunks(self) -> AsyncIterator[bytes | memoryview]:
-        pacing = _Pacing(self._rate)
-        async for chunk in self._inside.chunks():
-            await pacing.passed(len(chunk))
-            yield chunk
-
-    async def valid(self) -> bool:
-        return await self._inside.valid()
-
-
 # annex.pidlock
 
 
-class OneAtATime(_Around):
-    """Runs one request at a time on a repository whose git-annex has one lock for everything."""
+class Serialised(Wrapper):
+    """Run one request at a time on a repository whose git-annex uses one lock for everything."""
 
-    def __init__(self, inside: Session, turn: anyio.Lock) -> None:
+    def __init__(self, inside: Session, lock: anyio.Lock) -> None:
         super().__init__(inside)
-        self._turn = turn
+        self._lock = lock
 
     @asynccontextmanager
     async def _use(self) -> AsyncIterator[Session]:
-        async with self._turn, super()._use() as inside:
+        async with self._lock, super()._use() as inside:
             yield inside
+
+
+def uses_pidlock(directory: Path) -> bool:
+    """Return whether git-annex uses one lock for everything in a repository on this machine (annex.pidlock).
+
+    False if the disk does not answer; the session will report that.
+    """
+    return bool(ask_disk_and_wait(str(directory), partial(_configures_pidlock, directory), _CONFIG))
+
+
+def _configures_pidlock(directory: Path) -> bool:
+    for file in (directory / ".git" / "config", directory / "config"):
+        try:
+            text = file.read_text("utf-8", "replace")
+        except OSError:
+            continue
+        return any(line.strip().replace(" ", "").lower() in ("pidlock=true", "pidlock") for line in text.splitlines())
+    return False
 
 
 # Several remotes for one repository
 
 
-class FirstThatAnswers(Session):
-    """One repository through several remotes: the cheapest reachable one. Sticks to the one that was found."""
+class Failover(Session):
+    """One repository through several remotes: use the cheapest reachable one, as long as it is reachable."""
 
-    def __init__(self, ways: Sequence[Callable[[], Session]]) -> None:
-        """`ways` create sessions, the cheapest first; there is at least one."""
-        self._ways = ways
-        self._sessions: list[Session | None] = [None] * len(ways)
+    def __init__(self, factories: Sequence[Callable[[], Session]]) -> None:
+        """`factories` create sessions, the cheapest first; there is at least one."""
+        self._factories = factories
+        self._sessions: list[Session | None] = [None] * len(factories)
         self._current = 0
 
-    def _session(self, place: int) -> Session:
-        session = self._sessions[place]
+    def _session(self, index: int) -> Session:
+        session = self._sessions[index]
         if session is None:
-            session = self._sessions[place] = self._ways[place]()
+            session = self._sessions[index] = self._factories[index]()
         return session
 
     @property
@@ -460,19 +272,19 @@ class FirstThatAnswers(Session):
         return self._session(self._current).version
 
     async def _connected(self) -> Session:
-        """Return a connected session. Raises the error of the first one that was tried."""
-        count = len(self._ways)
+        """Return a connected session. Raises the error of the first attempt if all fail."""
+        count = len(self._factories)
         failure: SessionError | None = None
-        for place in [self._current, *(each for each in range(count) if each != self._current)]:
+        for index in [self._current, *(each for each in range(count) if each != self._current)]:
             try:
-                session = self._session(place)
+                session = self._session(index)
                 await session.open()
             except Unreachable as error:
                 failure = failure or error
             except ValueError as error:
                 failure = failure or Unreachable(str(error))
             else:
-                self._current = place
+                self._current = index
                 return session
         assert failure is not None
         raise failure
@@ -518,21 +330,3 @@ class FirstThatAnswers(Session):
         for session in self._sessions:
             if session is not None:
                 await session.aclose()
-
-
-def pidlocked(directory: Path) -> bool:
-    """Return whether git-annex uses one lock for everything in a repository on this machine (annex.pidlock).
-
-    False if the disk does not answer; its session will say so.
-    """
-    return bool(look(str(directory), partial(_says_pidlock, directory), _AT_ONCE))
-
-
-def _says_pidlock(directory: Path) -> bool:
-    for file in (directory / ".git" / "config", directory / "config"):
-        try:
-            text = file.read_text("utf-8", "replace")
-        except OSError:
-            continue
-        return any(line.strip().replace(" ", "").lower() in ("pidlock=true", "pidlock") for line in text.splitlines())
-    return False

@@ -66,7 +66,7 @@ async def gather(repository: Repository, only: str = "") -> Snapshot:
     ours = [await _with_pending(repository, config, each) for each in ours]
     replaced = set(misused_uuids(config, logs).values())
     return Snapshot(
-        directory=repository.place,
+        directory=repository.directory,
         uuid=own,
         config=config,
         logs=logs,
@@ -84,8 +84,8 @@ def _ours(config: GitConfig, logs: BranchLogs, safe: Mapping[UUID, Mapping[str, 
         if config.remote(name, "annex-externaltype") != "cluster":
             continue
         try:
-            uuid = UUID.parse(config.remote(name, "annex-uuid") or "")
-            config_uuid = UUID.parse(config.remote(name, "annex-config-uuid") or uuid.text)
+            uuid = UUID(config.remote(name, "annex-uuid") or "")
+            config_uuid = UUID(config.remote(name, "annex-config-uuid") or uuid.text)
         except ValueError:
             # Left over from a failed initremote; git-annex ignores it too.
             continue

@@ -191,7 +191,7 @@ class _Repair:
     async def _path(self, key: Key, locator: BatchProcess) -> bytes | None:
         """Return the path of the content in this repository; None if it is not here, whatever the log says."""
         answer = await locator.ask(bytes(key), _TIMEOUT)
-        top = self.repository.place
+        top = self.repository.directory
         path = top / os.fsdecode(answer)
         there = bool(answer) and await anyio.Path(path).is_file()
         return bytes(path) if there else None

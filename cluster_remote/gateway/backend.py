@@ -6,22 +6,21 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
 
-from cluster_remote.access.place import caller_of
 from cluster_remote.annex.branchlog import BranchLogs
 from cluster_remote.annex.errors import AnnexError
 from cluster_remote.annex.repository import Repository
 from cluster_remote.cluster.membership import Membership, chosen_cluster, membership
 from cluster_remote.cluster.opening import open_cluster
 from cluster_remote.cluster.reachability import Reachability
-from cluster_remote.cluster.wrapping import AskedDirectly
+from cluster_remote.cluster.wrapping import DirectChecks
 from cluster_remote.gateway.connect import GitService
 from cluster_remote.gateway.errors import NotServed
 from cluster_remote.gateway.recording import SharedLog
-from cluster_remote.p2p.client import DEFAULT_TIMEOUT
 from cluster_remote.p2p.errors import Unreachable
 from cluster_remote.p2p.key import UUID
 from cluster_remote.p2p.server import Endpoint, Mode
 from cluster_remote.p2p.session import Session
+from cluster_remote.p2p.timeouts import DEFAULT_TIMEOUT
 from cluster_remote.transport.address import BadAddress, Directory
 from cluster_remote.transport.opening import Caller, session_at
 
@@ -94,7 +93,7 @@ class Backend:
 
     async def _membership(self) -> Membership:
         config, logs = await self.repository.current_config(), await BranchLogs.read(self.repository)
-        return membership(config, logs, self.repository.place, self.cluster.text)
+        return membership(config, logs, self.repository.directory, self.cluster.text)
 
     async def node_count(self) -> int:
         """Return how many nodes a session with a cluster may connect to."""
@@ -107,7 +106,7 @@ class Backend:
 
     async def _caller(self, uuid: UUID) -> Caller:
         config = await self.repository.current_config()
-        return replace(caller_of(self.repository, config, self.timeout * _NODE_SHARE), uuid=uuid)
+        return replace(Caller.of(self.repository, config, self.timeout * _NODE_SHARE), uuid=uuid)
 
     async def _cluster_session(self, uuid: UUID, bypass: frozenset[UUID]) -> Session:
         """Open a session with the current nodes of a cluster, which may change while the gateway runs."""
@@ -126,7 +125,7 @@ class Backend:
 
     async def _proxied_session(self, uuid: UUID, client: UUID, bypass: frozenset[UUID]) -> Session:
         """Open a session through git-annex's own proxy, which records changes in this repository."""
-        place = Directory(str(self.repository.place))
+        place = Directory(str(self.repository.directory))
         # The proxy asks the node itself, so it gets the whole timeout.
         caller = replace(await self._caller(client), timeout=self.timeout)
         proxied = session_at(place, caller, server=uuid, bypass=bypass)
@@ -137,7 +136,7 @@ class Backend:
             return proxied
         direct = (node.session for node in nodes if node.uuid == uuid and node.kind in ("local", "ssh"))
         session = next(direct, None)
-        return proxied if session is None else AskedDirectly(proxied, session)
+        return proxied if session is None else DirectChecks(proxied, session)
 
     async def aclose(self) -> None:
         """Commit what was recorded. Takes at most about a minute."""

@@ -239,7 +239,7 @@ class P2pHttp:
                 if isinstance(offer, Present):
                     outcome = offer
                 else:
-                    outcome = await (offer.look() if params.is_present else offer.send(source))
+                    outcome = await (offer.check_arrived() if params.is_present else offer.send(source))
         except SourceError as error:
             outcome = Stored(False, reasons=(str(error),))
         except ClientDisconnect:
@@ -247,9 +247,9 @@ class P2pHttp:
         match outcome:
             case Present(uuids):
                 return _Json(_with_uuids({"stored": True}, uuids, version))
-            case Stored(uuids=uuids, reasons=reasons):
+            case Stored(uuids=uuids, reasons=reasons, newly_stored=stored):
                 note(request, *reasons)
-                return _Json(_with_uuids({"stored": outcome.by_it}, uuids if outcome.by_it else frozenset(), version))
+                return _Json(_with_uuids({"stored": stored}, uuids if stored else frozenset(), version))
 
 
 def _with_uuids(answer: dict[str, object], uuids: frozenset[UUID], version: int) -> dict[str, object]:

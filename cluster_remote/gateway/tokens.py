@@ -98,7 +98,7 @@ def read_claim(text: str) -> Claim | None:
         token, digits = text[:_TOKEN_LENGTH], text[_TOKEN_LENGTH:]
         uuid = "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
     try:
-        return Claim(token, UUID.parse(uuid) if uuid or slash else None)
+        return Claim(token, UUID(uuid) if uuid or slash else None)
     except ValueError:
         return None
 
@@ -299,7 +299,7 @@ def _read_token(line: bytes) -> Token:
         int(found["created"]),
         found["sha256"],
         None if expires is None else int(expires),
-        None if only is None else UUID.parse(only),
+        None if only is None else UUID(only),
         found.get("git", True) is True,
         found.get("own", False) is True,
     )

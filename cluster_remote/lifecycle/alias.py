@@ -67,4 +67,4 @@ def plan_alias(facts: Facts, wanted: Wanted) -> Plan:
 def _new_cluster() -> UUID:
     """Return a UUID as git-annex makes them for clusters: version 8, starting with `ac`."""
     digits = secrets.token_hex(16)
-    return UUID.parse(f"ac{digits[2:8]}-{digits[8:12]}-8{digits[13:16]}-8{digits[17:20]}-{digits[20:]}")
+    return UUID(f"ac{digits[2:8]}-{digits[8:12]}-8{digits[13:16]}-8{digits[17:20]}-{digits[20:]}")

@@ -97,7 +97,7 @@ class RecordNodes(Step):
         runner.say(self.shown())
         cluster = self.cluster
         if isinstance(cluster, Later):
-            cluster = UUID.parse((await resolve_words([cluster], runner))[0])
+            cluster = UUID((await resolve_words([cluster], runner))[0])
         await record_nodes(runner.repository, cluster, self.nodes)
 
 

@@ -13,11 +13,11 @@ from cluster_remote.annex import logformat
 from cluster_remote.annex.branchlog import BranchLogs
 from cluster_remote.annex.errors import AnnexError
 from cluster_remote.annex.gitconfig import GitConfig
-from cluster_remote.annex.looking import look
 from cluster_remote.annex.merge import refresh
 from cluster_remote.annex.repository import Repository
 from cluster_remote.annex.verification import verified
 from cluster_remote.annex.version import NEEDED, OLDEST, version_number
+from cluster_remote.annex.waiting import ask_disk_and_wait
 from cluster_remote.lifecycle.cluster_steps import RestoreLogs
 from cluster_remote.lifecycle.steps import Setting, Step
 from cluster_remote.p2p.errors import Unreachable
@@ -67,7 +67,7 @@ class Facts:
     @classmethod
     async def read(cls, repository: Repository) -> Facts:
         """Have git-annex merge what was fetched, then read everything. Raises AnnexError, Unreachable."""
-        _check_disks(await repository.current_config(), repository.place)
+        _check_disks(await repository.current_config(), repository.directory)
         # Raise NotInitialised here rather than later.
         uuid = repository.uuid
         await refresh(repository, remotes=True)
@@ -164,7 +164,10 @@ def _check_disks(config: GitConfig, place: Path) -> None:
     for remote in config.remotes():
         directory = config.directory_of(remote)
         path = None if directory is None else str(place / directory)
-        if path is not None and look(path, partial(os.path.lexists, f"{path}/.git"), _DISK_TIMEOUT) is None:
+        if (
+            path is not None
+            and ask_disk_and_wait(path, partial(os.path.lexists, f"{path}/.git"), _DISK_TIMEOUT) is None
+        ):
             raise Unreachable(
                 f"{remote}: {path} does not answer, and git-annex would wait for it: bring it back or unmount it "
                 f"(umount -l {shlex.quote(path)}), then try again"

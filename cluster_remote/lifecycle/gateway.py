@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster_remote.access.identity import candidates, names_of
-from cluster_remote.access.place import caller_of
+from cluster_remote.access.identity import candidates, display_name
 from cluster_remote.access.settings import BadSettings
 from cluster_remote.access.tokens import given_token, stored_token
 from cluster_remote.cluster.membership import way_to
@@ -24,7 +23,7 @@ from cluster_remote.lifecycle.steps import BestEffort, Plan, Step
 from cluster_remote.p2p.key import UUID
 from cluster_remote.p2p.text import printable
 from cluster_remote.transport.address import Address, BadAddress, Directory, Http, Ssh, at_node, parse_address
-from cluster_remote.transport.opening import session_at
+from cluster_remote.transport.opening import Caller, session_at
 
 __all__ = ["address_of", "fetch_logs", "gateways", "is_known", "plan_gateway", "plan_nodes", "server_at"]
 
@@ -35,7 +34,7 @@ def address_of(facts: Facts, text: str) -> Address:
     Raises BadSettings.
     """
     config = facts.config
-    place = facts.repository.place
+    place = facts.repository.directory
     if text in config.remotes() and not facts.ours(text):
         way = way_to(config, text, place)
         address = getattr(way, "address", None)
@@ -79,7 +78,7 @@ async def server_at(facts: Facts, name: str, address: Address, cluster: str | No
 
     Over HTTP a server does not identify itself; the `cluster` is requested from it, if one is named.
     """
-    caller = caller_of(facts.repository, facts.config)
+    caller = Caller.of(facts.repository, facts.config)
     token = given_token() or _existing_token(facts, name, address)
     try:
         session = session_at(address, caller, server=_asked_for(facts, address, cluster), token=token)
@@ -120,7 +119,7 @@ async def fetch_logs(facts: Facts, server: UUID, address: Address, runner: Runne
     fetched. Return whether anything was fetched. Raises CommandFailed.
     """
     config = facts.config
-    place = facts.repository.place
+    place = facts.repository.directory
     likely: list[str] = []
     for remote in config.remotes():
         if facts.ours(remote) or not config.remote(remote, "url") or remote.startswith("-"):
@@ -204,7 +203,7 @@ def _choose_sameas(facts: Facts, request: Request, server: UUID) -> tuple[UUID, 
             f"the gateway has several clusters; choose with --cluster: {printable(', '.join(sorted(names)))}"
         )
     if not found[0].is_cluster:
-        title = printable(names_of(server, facts.logs.descriptions))
+        title = printable(display_name(server, facts.logs.descriptions))
         return found[0], (
             f"{title} is not the gateway of a cluster known here; the remote will be for that repository alone.",
         )

@@ -59,7 +59,7 @@ def check_node(facts: Facts, remote: str) -> UUID:
 def _check_way(facts: Facts, remote: str, settings: Mapping[str, str]) -> None:
     if settings.get("type", "git") != "git" or facts.config.remote(remote, "annex-externaltype"):
         return
-    place = facts.repository.place
+    place = facts.repository.directory
     way = way_to(facts.config, remote, place)
     if isinstance(way, Direct):
         top = facts.repository.work_tree
@@ -86,7 +86,7 @@ def _place(facts: Facts) -> Path:
 
 def directory_of(facts: Facts, remote: str) -> Path | None:
     """Return a remote's directory on this machine."""
-    way = way_to(facts.config, remote, facts.repository.place)
+    way = way_to(facts.config, remote, facts.repository.directory)
     return Path(way.address.path) if isinstance(way, Direct) and isinstance(way.address, Directory) else None
 
 

@@ -80,7 +80,7 @@ def _named(facts: Facts, request: Request, own: dict[str, UUID]) -> tuple[str, U
         if text in (name, uuid.text):
             return name, uuid
     try:
-        uuid = UUID.parse(text)
+        uuid = UUID(text)
     except ValueError:
         name = cluster_name(text)
         found = sorted(facts.clusters_named(name))

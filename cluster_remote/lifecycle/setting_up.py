@@ -96,7 +96,7 @@ def _completed(facts: Facts, request: Request) -> Request:
     wanted = facts.clusters_named(name)
     if request.cluster:
         try:
-            wanted = frozenset({UUID.parse(request.cluster)})
+            wanted = frozenset({UUID(request.cluster)})
         except ValueError:
             pass
     here = {facts.remote_uuid(each) for each in facts.config.remotes() if not facts.ours(each)}
@@ -140,7 +140,7 @@ def _cluster_of(stored: Stored) -> UUID | None:
     if stored.sameas is not None:
         return stored.sameas if stored.sameas.is_cluster else None
     try:
-        return UUID.parse(stored.parameters.get("cluster", ""))
+        return UUID(stored.parameters.get("cluster", ""))
     except ValueError:
         return None
 

@@ -1,4 +1,4 @@
-"""The P2P protocol of git-annex and nothing else: no git-annex, no clusters."""
+"""git-annex's P2P protocol, without any dependency on git-annex or clusters."""
 
 MAX_VERSION = 4
 """The newest version of the protocol that this program speaks."""

@@ -7,7 +7,6 @@ faster one in descriptor.py.
 from __future__ import annotations
 
 import contextlib
-import select
 import socket
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import anyio
 from anyio.abc import ByteStream, SocketAttribute
 
-from cluster_remote.p2p.descriptor import is_hung_up
+from cluster_remote.p2p.descriptor import is_hung_up, is_readable
 from cluster_remote.p2p.errors import ConnectionLost
 from cluster_remote.p2p.stream import Connection
 
@@ -53,11 +52,7 @@ class ByteStreamConnection(Connection):
         if not self._open:
             return True
         descriptor = self._stream.extra(SocketAttribute.raw_socket).fileno()
-        if descriptor < 0:
-            return True
-        readable = select.poll()
-        readable.register(descriptor, select.POLLIN)
-        return bool(readable.poll(0))
+        return descriptor < 0 or is_readable(descriptor)
 
     def hung_up(self) -> bool:
         """See Connection."""

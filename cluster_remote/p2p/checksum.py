@@ -34,7 +34,7 @@ _ALGORITHMS: Mapping[str, Callable[[], _Hash]] = {
 
 
 class Checksum:
-    """An incremental checksum of a content, compared with the key's."""
+    """An incremental checksum of content, compared with the key's."""
 
     def __init__(self, digest: _Hash, wanted: str) -> None:
         self._digest = digest

@@ -25,7 +25,7 @@ from cluster_remote.p2p.errors import ConnectionLost
 from cluster_remote.p2p.session import write_at
 from cluster_remote.p2p.stream import CHUNK, Connection
 
-__all__ = ["DescriptorConnection"]
+__all__ = ["DescriptorConnection", "is_hung_up", "is_readable"]
 
 # Reads or writes in a row that succeed without blocking before other tasks get a turn.
 _FAIR = 8
@@ -34,9 +34,9 @@ _PIPE = 1024 * 1024
 # Seconds after which a transfer thread checks for cancellation.
 _SLICE = 0.2
 # Shortest and longest sleep in seconds while the peer is busy, see `_Pace`.
-_NAP, _LONGEST_NAP = 0.0003, 0.004
-# Buffers of at least this many bytes are sent by a thread too; smaller ones are not worth one.
-_MUCH = 2 * CHUNK
+_MIN_SLEEP, _MAX_SLEEP = 0.0003, 0.004
+# A thread sends buffers of at least this many bytes too; smaller ones are not worth one.
+_WORTH_A_THREAD = 2 * CHUNK
 
 
 class _Pace:
@@ -50,11 +50,11 @@ class _Pace:
     def __init__(self, capacity: int) -> None:
         """Create a pace for a pipe of `capacity` bytes; 0 if it is not a pipe."""
         self.capacity = capacity
-        self._nap = _NAP
+        self._seconds = _MIN_SLEEP
         self._woken = False
 
     def sleep(self) -> None:
-        time.sleep(self._nap)
+        time.sleep(self._seconds)
         self._woken = True
 
     def moved(self, count: int) -> None:
@@ -63,9 +63,9 @@ class _Pace:
             return
         self._woken = False
         if count < self.capacity // 8:
-            self._nap = min(2 * self._nap, _LONGEST_NAP)
+            self._seconds = min(2 * self._seconds, _MAX_SLEEP)
         elif count > self.capacity // 3:
-            self._nap = max(self._nap / 2, _NAP)
+            self._seconds = max(self._seconds / 2, _MIN_SLEEP)
 
 
 class DescriptorConnection(Connection):
@@ -77,7 +77,7 @@ class DescriptorConnection(Connection):
         self._reading = reading
         self._writing = writing
         self._open = True
-        self._good = True
+        self._usable = True
         self._in_a_row = 0
         # Created for the first large content.
         self._outgoing: _Pace | None = None
@@ -92,7 +92,7 @@ class DescriptorConnection(Connection):
                 self._in_a_row = 0
                 await anyio.wait_readable(self._reading)
             except OSError as error:
-                raise ConnectionLost(f"the connection broke: {error.strerror}") from None
+                raise _broken(error) from None
             else:
                 await self._be_fair()
                 return data
@@ -100,14 +100,14 @@ class DescriptorConnection(Connection):
     async def receive_much(self, length: int) -> memoryview:
         self._check_open()
         buffer = memoryview(bytearray(length))
-        received = buffer[: await _moved(_receive_much, self._reading, buffer, self._pace_in())]
+        received = buffer[: await _in_thread(_receive_much, self._reading, buffer, self._pace_in())]
         # A short read must not keep the whole buffer in memory.
         return received.toreadonly() if len(received) > length // 2 else memoryview(bytes(received))
 
     async def send_some(self, data: memoryview) -> int:
-        if len(data) >= _MUCH:
+        if len(data) >= _WORTH_A_THREAD:
             self._check_open()
-            return await _moved(_send_much, self._writing, data, self._pace_out())
+            return await _in_thread(_send_much, self._writing, data, self._pace_out())
         while not (sent := self.send_at_once(data)):
             self._in_a_row = 0
             await anyio.wait_writable(self._writing)
@@ -122,7 +122,7 @@ class DescriptorConnection(Connection):
         except BlockingIOError:
             return 0
         except OSError as error:
-            raise ConnectionLost(f"the connection broke: {error.strerror}") from None
+            raise _broken(error) from None
 
     def copied_last(self) -> int | None:
         # Once a full buffer's worth has followed, everything before it has been consumed.
@@ -130,11 +130,11 @@ class DescriptorConnection(Connection):
 
     async def send_file(self, descriptor: int, offset: int, length: int) -> int:
         self._check_open()
-        return await _moved(_send_file, self._writing, descriptor, offset, length, self._pace_out())
+        return await _in_thread(_send_file, self._writing, descriptor, offset, length, self._pace_out())
 
     async def receive_file(self, descriptor: int, position: int, length: int) -> int:
         self._check_open()
-        return await _moved(_receive_file, self._reading, descriptor, position, length, self._pace_in())
+        return await _in_thread(_receive_file, self._reading, descriptor, position, length, self._pace_in())
 
     def _pace_out(self) -> _Pace:
         if self._outgoing is None:
@@ -157,19 +157,19 @@ class DescriptorConnection(Connection):
             await anyio.lowlevel.checkpoint()
 
     def ended(self) -> bool:
-        if self._open and self._good:
+        if self._open and self._usable:
             try:
-                # Unsolicited data is as bad as the end: it would be taken for the answer to the next request.
+                # Unsolicited data is as bad as the end: it would look like the answer to the next request.
                 os.read(self._reading, 1)
             except BlockingIOError:
                 return False
             except OSError:
                 pass
-            self._good = False
+            self._usable = False
         return True
 
     def hung_up(self) -> bool:
-        """See Connection. Of two pipes, the one to the peer counts: what it reads from may have ended before."""
+        """See Connection. Of two pipes, only the one to the peer is checked: the peer may close its output early."""
         return not self._open or is_hung_up(self._writing)
 
     def close_writing(self) -> None:
@@ -187,6 +187,10 @@ class DescriptorConnection(Connection):
     def _check_open(self) -> None:
         if not self._open:
             raise ConnectionLost("the connection has been closed")
+
+
+def _broken(error: OSError) -> ConnectionLost:
+    return ConnectionLost(f"the connection broke: {error.strerror}")
 
 
 def _pipe_size(descriptor: int) -> int:
@@ -214,8 +218,8 @@ def _held_by_unix_socket(descriptor: int) -> int:
         return 2 * opened.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) if opened.family == socket.AF_UNIX else 0
 
 
-async def _moved(move: Callable[..., int | None], *arguments: object) -> int:
-    """Run `move` in a thread, because the disk may block, until it has moved something; return how many bytes."""
+async def _in_thread(move: Callable[..., int | None], *arguments: object) -> int:
+    """Run `move` in a thread, because the disk may block, until it has moved some bytes; return how many."""
     # Do not use the shared thread limit: its threads may all be waiting for this one's peer.
     limiter = anyio.CapacityLimiter(1)
     while True:
@@ -250,7 +254,7 @@ def _keep_moving(descriptor: int, event: int, length: int, pace: _Pace, move: Ca
     return moved
 
 
-def _move(pipe: int, descriptor: int, offset: int, length: int) -> int:
+def _send_some(pipe: int, descriptor: int, offset: int, length: int) -> int:
     try:
         return os.sendfile(pipe, descriptor, offset, length)
     except OSError as error:
@@ -264,10 +268,10 @@ def _send_file(pipe: int, descriptor: int, offset: int, length: int, pace: _Pace
     """Have the kernel send part of a file. See `_keep_moving`. Raises ConnectionLost, OSError."""
     try:
         return _keep_moving(
-            pipe, select.POLLOUT, length, pace, lambda sent: _move(pipe, descriptor, offset + sent, length - sent)
+            pipe, select.POLLOUT, length, pace, lambda sent: _send_some(pipe, descriptor, offset + sent, length - sent)
         )
     except ConnectionError as error:
-        raise ConnectionLost(f"the connection broke: {error.strerror}") from None
+        raise _broken(error) from None
 
 
 def _receive_file(source: int, descriptor: int, position: int, length: int, pace: _Pace) -> int | None:
@@ -281,7 +285,7 @@ def _receive_file(source: int, descriptor: int, position: int, length: int, pace
         select.POLLIN,
         length,
         pace,
-        lambda count: _take(source, descriptor, position + count, length - count, pipe),
+        lambda count: _receive_some(source, descriptor, position + count, length - count, pipe),
     )
 
 
@@ -290,7 +294,7 @@ def _send_much(descriptor: int, data: memoryview, pace: _Pace) -> int | None:
     try:
         return _keep_moving(descriptor, select.POLLOUT, len(data), pace, lambda sent: os.write(descriptor, data[sent:]))
     except OSError as error:
-        raise ConnectionLost(f"the connection broke: {error.strerror}") from None
+        raise _broken(error) from None
 
 
 def _receive_much(descriptor: int, buffer: memoryview, pace: _Pace) -> int | None:
@@ -300,10 +304,10 @@ def _receive_much(descriptor: int, buffer: memoryview, pace: _Pace) -> int | Non
             descriptor, select.POLLIN, len(buffer), pace, lambda count: os.readv(descriptor, [buffer[count:]])
         )
     except OSError as error:
-        raise ConnectionLost(f"the connection broke: {error.strerror}") from None
+        raise _broken(error) from None
 
 
-def _take(source: int, descriptor: int, position: int, length: int, pipe: bool) -> int:
+def _receive_some(source: int, descriptor: int, position: int, length: int, pipe: bool) -> int:
     if pipe:
         try:
             return os.splice(source, descriptor, length, offset_dst=position, flags=os.SPLICE_F_NONBLOCK)
@@ -316,13 +320,20 @@ def _take(source: int, descriptor: int, position: int, length: int, pipe: bool) 
     except BlockingIOError:
         raise
     except OSError as error:
-        raise ConnectionLost(f"the connection broke: {error.strerror}") from None
+        raise _broken(error) from None
     write_at(descriptor, data, position)
     return len(data)
 
 
+def is_readable(descriptor: int) -> bool:
+    """Return whether data, or the end of the stream, can be read from a socket. Does not wait."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(0))
+
+
 def is_hung_up(descriptor: int) -> bool:
-    """Whether the other end of a socket or pipe is closed, as far as the system can tell. Does not wait."""
+    """Return whether the other end of a socket or pipe is closed, as far as the kernel can tell. Does not wait."""
     poll = select.poll()
     # POLLHUP and POLLERR are reported without being asked for.
     poll.register(descriptor, getattr(select, "POLLRDHUP", 0))

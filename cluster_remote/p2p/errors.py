@@ -54,7 +54,7 @@ class NotReached(Unreachable, ConnectionLost):
 
 
 class NotTried(Unreachable):
-    """The peer was unreachable recently. The text is complete: it names the peer and what happened."""
+    """The peer was unreachable recently, so it was not tried. The text already names the peer and the failure."""
 
 
 class NotTheProtocol(Unreachable, ProtocolError):
@@ -69,7 +69,7 @@ class WrongRepository(Unreachable):
     """The peer is not the expected repository."""
 
     def __init__(self, words: str, found: UUID | None = None) -> None:
-        """`found` is who answered, if it said so."""
+        """`found` is the repository that answered, if known."""
         super().__init__(words)
         self.found = found
 
@@ -86,14 +86,14 @@ class Damaged(SessionError):
     """The content does not match its key."""
 
     def __init__(self, words: str, origin: UUID | None = None) -> None:
-        """`origin` sent it, as far as known."""
+        """`origin` is the repository that sent it, if known."""
         super().__init__(words)
         self.origin = origin
 
 
 class SourceError(SessionError):
-    """The content to upload could not be read completely, or changed while it was read."""
+    """The content to upload could not be read completely, or changed while it was being read."""
 
 
 class BeyondTheEnd(SourceError):
-    """The content ends before the offset that the peer asked for: the peer has too many bytes."""
+    """The peer asked for an offset beyond the end of the content: its partial upload is too long."""

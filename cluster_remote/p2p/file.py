@@ -44,12 +44,12 @@ class _FileReading(SourceReading):
         self._path = path
         self._before = os.fstat(descriptor)
         if not stat.S_ISREG(self._before.st_mode):
-            raise SourceError(f"cannot read {os.fsdecode(path)!r}: it is not a file")
+            raise SourceError(f"cannot read {os.fsdecode(path)!r}: not a regular file")
         self._offset = offset
         self.length = self._before.st_size - offset
         if self.length < 0:
             raise BeyondTheEnd(
-                f"{os.fsdecode(path)!r} has {self._before.st_size} bytes; the peer says it has {offset} already"
+                f"{os.fsdecode(path)!r} has {self._before.st_size} bytes, but the peer claims to have {offset} already"
             )
 
     def file(self) -> FilePart:
@@ -66,7 +66,7 @@ class _FileReading(SourceReading):
         while position < end:
             part = buffer[: end - position]
             try:
-                read = _at_hand(self._descriptor, part, position)
+                read = _read_cached(self._descriptor, part, position)
                 if not read:
                     # In a thread, because a slow disk or a network file system must not block everything else.
                     read = await anyio.to_thread.run_sync(os.preadv, self._descriptor, [part], position)
@@ -78,7 +78,7 @@ class _FileReading(SourceReading):
             yield part[:read]
 
     def _shorter(self) -> SourceError:
-        return SourceError(f"{os.fsdecode(self._path)!r} became shorter while it was read")
+        return SourceError(f"{os.fsdecode(self._path)!r} was truncated while it was being read")
 
     async def valid(self) -> bool:
         # An unlocked file may change at any time; then what was sent is neither the old nor the new content.
@@ -87,8 +87,8 @@ class _FileReading(SourceReading):
         return (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
 
 
-def _at_hand(descriptor: int, buffer: memoryview, position: int) -> int:
-    """Read what the page cache has of a part of a file; return how many bytes, 0 if it cannot tell.
+def _read_cached(descriptor: int, buffer: memoryview, position: int) -> int:
+    """Read what is in the page cache of part of a file; return the number of bytes, 0 if none or unknown.
 
     Starting a thread for each small file would take longer than everything else done to send it.
     """

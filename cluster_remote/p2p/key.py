@@ -12,10 +12,9 @@ __all__ = ["UUID", "AssociatedFile", "Key", "decode", "encode"]
 
 # ASCII whitespace according to Haskell's isSpace, where git-annex splits its messages.
 _WHITESPACE = " \t\n\r\f\v"
-# What `git annex examinekey` accepts, less whitespace: any backend, fields in this order only, also an empty name.
 # git-annex's backends whose keys contain a checksum.
 _HASHES = re.compile(r"(?:SHA|MD5|BLAKE|SKEIN)[0-9A-Z_]*\Z")
-
+# What `git annex examinekey` accepts, less whitespace: any backend, fields in this order only, also an empty name.
 _KEY = re.compile(
     r"(?P<backend>[^ \t\n\r\f\v\0-]+)"
     r"(?:-s(?P<size>[0-9]+))?"
@@ -45,13 +44,13 @@ def _check_encodable(text: str) -> None:
     try:
         encode(text)
     except UnicodeEncodeError:
-        raise ValueError(f"{text[:200]!r} has characters in it that cannot be written as bytes") from None
+        raise ValueError(f"{text[:200]!r} contains characters that cannot be written as bytes") from None
 
 
 class _Text:
     """An immutable text value, equal to the same text of the same class and ordered by it.
 
-    Not a dataclass: importing dataclasses takes as long as everything else the program does if nothing is transferred.
+    Not a dataclass, because importing dataclasses would double the run time of a program that transfers nothing.
     """
 
     __slots__ = ("text",)
@@ -98,11 +97,6 @@ class UUID(_Text):
         super().__init__(text.lower())
 
     @classmethod
-    def parse(cls, text: str) -> UUID:
-        """Parse a UUID. Raises ValueError for anything but 8-4-4-4-12 hexadecimal digits."""
-        return cls(text)
-
-    @classmethod
     def if_valid(cls, text: str | None) -> UUID | None:
         """Parse a UUID; None for anything else."""
         try:
@@ -128,14 +122,9 @@ class Key(_Text):
             raise ValueError(f"{text[:200]!r} is not a key of git-annex (BACKEND-sSIZE--NAME)")
         digits = (match["size"] or "").lstrip("0")
         if len(digits) > len(str(_MAX_SIZE)) or int(digits or 0) > _MAX_SIZE:
-            raise ValueError(f"{text[:200]!r}: the size in this key is larger than any file")
+            raise ValueError(f"{text[:200]!r}: the size in this key is larger than any file can be")
         _check_encodable(text)
         super().__init__(text)
-
-    @classmethod
-    def parse(cls, text: str) -> Key:
-        """Parse a key. Raises ValueError for anything else; keys contain no whitespace."""
-        return cls(text)
 
     @property
     def backend(self) -> str:

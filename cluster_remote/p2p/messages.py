@@ -93,7 +93,7 @@ _REFS: _Form[tuple[str, ...]] = _Form(
 )
 _OFFSET = _number("the offset", 0, MAX_DATA_LENGTH)
 _LENGTH = _number("the length", 0, MAX_DATA_LENGTH)
-# A timestamp converted between clocks may be negative: it is in the past.
+# Converting a timestamp between clocks can make it negative, which means the past.
 _TIMESTAMP = _number("the timestamp", -MAX_DATA_LENGTH, MAX_DATA_LENGTH)
 _VERSION = _number("the version", 0, 10**6)
 _EXIT_CODE = _number("the exit code", -(2**31), 2**31)
@@ -102,7 +102,7 @@ _EXIT_CODE = _number("the exit code", -(2**31), 2**31)
 class _Row:
     """One message on the wire."""
 
-    __slots__ = ("alone", "forms", "kind", "names", "since", "word")
+    __slots__ = ("forms", "kind", "names", "since", "without_parameters", "word")
 
     def __init__(self, word: str, kind: type[Message], forms: tuple[_Form[Any], ...], since: int) -> None:
         self.word = word.encode("ascii")
@@ -110,17 +110,17 @@ class _Row:
         self.forms = forms
         self.since = since
         self.names = tuple(field.name for field in fields(kind))  # type: ignore[arg-type] # every message is a dataclass
-        self.alone: Message | None = None
-        """What the word means without parameters; None if it needs them."""
+        self.without_parameters: Message | None = None
+        """The message for a bare word without parameters; None if parameters are required."""
         if all(form.empty is not None for form in forms):
-            self.alone = self.kind(*(form.empty for form in forms))
+            self.without_parameters = self.kind(*(form.empty for form in forms))
 
     def read(self, raw: bytes | None) -> Message:
-        """Read the parameters; None means that the line ended with the word. Raises ValueError."""
+        """Parse the parameters; None means that the line ended after the word. Raises ValueError."""
         if raw is None:
-            if self.alone is None:
+            if self.without_parameters is None:
                 raise MalformedMessage(f"{decode(self.word)} without its parameters")
-            return self.alone
+            return self.without_parameters
         if not self.forms:
             raise MalformedMessage(f"{decode(self.word)} takes no parameters")
         words = raw.split(b" ", len(self.forms) - 1)
@@ -142,12 +142,12 @@ _BY_KIND: dict[type[Message], _Row] = {}
 def _wire(word: str, *forms: _Form[Any], since: int = 0) -> Callable[[M], M]:
     """Register a message: its word, its fields in order, and the version that introduced it."""
 
-    def enter(kind: M) -> M:
+    def register(kind: M) -> M:
         row = _Row(word, kind, forms, since)
         _BY_WORD[row.word] = _BY_KIND[kind] = row
         return kind
 
-    return enter
+    return register
 
 
 # Opening
@@ -250,7 +250,7 @@ class Timestamp(Message):
 @_wire("GET", _OFFSET, _FILE, _KEY)
 @dataclass(frozen=True, slots=True)
 class Get(Message):
-    """Request a content, starting at byte `offset`."""
+    """Request the content of a key, starting at byte `offset`."""
 
     offset: int
     file: AssociatedFile
@@ -376,19 +376,19 @@ class Changed(Message):
 MESSAGES: tuple[type[Message], ...] = tuple(_BY_KIND)
 
 _DONE = True
-_GOES_ON = False
+_CONTINUES = False
 _STORED: Mapping[type[Message], bool] = {Success: _DONE, SuccessPlus: _DONE, Failure: _DONE, FailurePlus: _DONE}
 
 # The possible answers to each request, and whether they end it and so free the connection for the next one. ERROR is
 # always possible and ends the request.
 ANSWERS: Mapping[type[Message], Mapping[type[Message], bool]] = {
     CheckPresent: {Success: _DONE, Failure: _DONE},
-    LockContent: {Success: _GOES_ON, Failure: _DONE},
+    LockContent: {Success: _CONTINUES, Failure: _DONE},
     Remove: _STORED,
     RemoveBefore: _STORED,
     GetTimestamp: {Timestamp: _DONE},
-    Put: {PutFrom: _GOES_ON, AlreadyHave: _DONE, AlreadyHavePlus: _DONE},
-    Get: {Data: _GOES_ON},
+    Put: {PutFrom: _CONTINUES, AlreadyHave: _DONE, AlreadyHavePlus: _DONE},
+    Get: {Data: _CONTINUES},
     # After the content of a PUT, in versions 1 and up, and in version 0.
     Valid: _STORED,
     Invalid: _STORED,

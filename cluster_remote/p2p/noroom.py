@@ -1,6 +1,7 @@
 """Handle exhausted resources: descriptors, processes, memory.
 
-Running out must only fail one request, with a clear error. Any call can raise it, also within an exception group.
+Running out must only fail one request, with a clear error. Any call can raise such an error, also within a
+group of exceptions.
 """
 
 from __future__ import annotations
@@ -43,4 +44,4 @@ def no_room_is_a_session_error() -> Iterator[None]:
         what = out_of_room(error)
         if what is None:
             raise
-        raise NoRoom(f"no room for this request at the moment: {what}; try again later") from None
+        raise NoRoom(f"out of resources at the moment: {what}; try again later") from None

@@ -1,8 +1,8 @@
 """Relay between a client and the session that serves it.
 
-Either side's connection can fail, and it matters which: if the session fails, the client is told; if the client fails,
-nobody is left to tell. So client failures have their own exceptions, never a SessionError, which a session would
-mistake for a failure of its own peer.
+Either side's connection can fail, and it matters which: a failure of the session is reported to the client; a failure
+of the client ends the conversation. So client failures have their own exceptions, never a SessionError, which a session
+would mistake for a failure of its own peer.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from cluster_remote.p2p.stream import MessageStream
 
 __all__ = ["Client", "ClientGone", "ClientMisbehaved", "ClientSource", "SessionFailed", "relayed"]
 
-# Bytes of a failed upload to read and discard so that the client can be answered. If more is still to come, hanging up
-# saves it from sending everything in vain.
-_READ_TO_NOWHERE = 16 * 1024 * 1024
+# Most bytes of a failed upload to read and discard so that the client can get an answer. If more are still to come,
+# hanging up saves it from sending them all in vain.
+_MAX_DISCARDED = 16 * 1024 * 1024
 
 
 class ClientGone(Exception):
@@ -29,7 +29,7 @@ class ClientGone(Exception):
 
 
 class ClientMisbehaved(Exception):
-    """The client violated the protocol. It is told so, and the conversation ends.
+    """The client violated the protocol. It gets an error, and the conversation ends.
 
     `answer` is the error to send; None if the protocol has no place for one.
     """
@@ -61,7 +61,7 @@ class Client:
             raise ClientGone(str(error)) from None
 
     async def receive(self, doing: str, *, unhurried: bool = False) -> Message:
-        """Return the client's next message; `unhurried` waits as long as the connection lasts.
+        """Return the client's next message; with `unhurried`, wait as long as the connection lasts.
 
         Raises ClientGone (also at the end of the connection), ClientMisbehaved (also if the client sent ERROR, which
         ends a conversation and has no answer).
@@ -73,7 +73,7 @@ class Client:
         except SessionError as error:
             raise ClientGone(str(error)) from None
         if isinstance(message, Error):
-            raise ClientMisbehaved(f"the client said: {message.text[:200]}", None)
+            raise ClientMisbehaved(f"the client reported an error: {message.text[:200]}", None)
         return message
 
     async def send_content(self, reading: SourceReading, *, with_validity: bool) -> None:
@@ -91,7 +91,7 @@ class Client:
             return []
 
         try:
-            # DATA may have been sent already, so if resources run out, all that is left is to hang up.
+            # DATA may already have been sent, so if resources run out, the only option is to hang up.
             with no_room_is_a_session_error():
                 await self.stream.send_data(reading, after)
         except SourceError as error:
@@ -147,10 +147,12 @@ class ClientSource(Source):
     async def read(self, offset: int) -> AsyncIterator[SourceReading]:
         skipped = offset - self._offset
         if skipped < 0:
-            raise SourceError(f"the client sends the content from {self._offset} bytes on, not from {offset}")
+            raise SourceError(f"the client sends the content from byte {self._offset}, not from byte {offset}")
         if skipped > self._left:
-            raise BeyondTheEnd(f"the content has {self._offset + self._left} bytes; {offset} are there already")
-        await self._forget(skipped)
+            raise BeyondTheEnd(
+                f"the content has {self._offset + self._left} bytes, but the node claims to have {offset} already"
+            )
+        await self._discard(skipped)
         yield _ClientReading(self, self._left)
 
     async def finish(self, why: str) -> None:
@@ -159,17 +161,17 @@ class ClientSource(Source):
         Raises ClientGone or ClientMisbehaved, also for a failure of the client during an earlier read. Raises
         ClientMisbehaved with the answer `why` if too much is left to discard.
         """
-        if self._failure is None and self._left > _READ_TO_NOWHERE:
-            raise ClientMisbehaved(f"{self._left} bytes of a failed upload were not waited for: {why}", why)
+        if self._failure is None and self._left > _MAX_DISCARDED:
+            raise ClientMisbehaved(f"hung up with {self._left} bytes of a failed upload still to come: {why}", why)
         try:
-            await self._forget(self._left)
+            await self._discard(self._left)
             await self.validity()
         except SourceError:
             assert self._failure is not None
         if self._failure is not None:
             raise self._failure
 
-    async def _forget(self, count: int) -> None:
+    async def _discard(self, count: int) -> None:
         async for chunk in self.chunks(count):
             del chunk
 
@@ -191,10 +193,10 @@ class ClientSource(Source):
         if self._failure is not None:
             raise SourceError(str(self._failure))
         if self._validity is None:
-            self._validity = await self._hear() if self._client.version else True
+            self._validity = await self._receive_validity() if self._client.version else True
         return self._validity
 
-    async def _hear(self) -> bool:
+    async def _receive_validity(self) -> bool:
         try:
             match await self._client.receive("waiting to hear whether the content is valid"):
                 case Valid():

@@ -55,12 +55,12 @@ __all__ = ["LOCK_RETENTION", "Closing", "Ended", "Endpoint", "LockKeeper", "Mode
 LOCK_RETENTION = 600.0
 """Seconds that a lock outlasts a client whose connection broke (P2P protocol: at least 10 minutes)."""
 
-_FOR_THE_SESSION = (CheckPresent, Remove, RemoveBefore, GetTimestamp, Put, Get, LockContent)
-# Seconds between two looks at whether a client that waits for nodes is still there.
-_LOOKING = 1.0
-# Questions that are passed on at once: answers wait for each other, so they must not be many where nodes are slow.
-_TOGETHER = 16
-# Characters of an error that a client is told.
+_SESSION_REQUESTS = (CheckPresent, Remove, RemoveBefore, GetTimestamp, Put, Get, LockContent)
+# Seconds between checks whether a client that waits for nodes is still connected.
+_HANG_UP_CHECK = 1.0
+# Most CHECKPRESENT requests to forward at once. Their answers wait for each other, and nodes may be slow.
+_MAX_BATCH = 16
+# Most characters of an error to send to a client.
 _ERROR_LIMIT = 2000
 
 
@@ -101,10 +101,10 @@ class Endpoint:
 
     @asynccontextmanager
     async def upload(self, session: Session, key: Key, file: AssociatedFile) -> AsyncIterator[Present | Upload]:
-        """Offer a content to the session, within the client's mode: a client that may not remove may not replace.
+        """Offer content to the session; an append-only client may not replace content that is already present.
 
-        Some nodes, such as special remotes, accept content that they already have, and without a checksum nobody would
-        notice that it differs.
+        Some nodes, such as special remotes, accept content that they already have, and without a checksum nothing would
+        detect that it differs.
         """
         if self.mode is Mode.APPEND_ONLY and await session.check_present(key):
             yield Present()
@@ -176,24 +176,24 @@ async def serve(
     Does not close the connection. Nothing that the client does raises an exception; only bugs and cancellation do.
 
     Between requests, and while it holds a lock, a client may take as long as it likes; within a request `stream`'s
-    timeout holds. When it hangs up while nodes are asked for it, that ends.
+    timeout applies. If it hangs up while a request is running, the request is cancelled.
     """
     server = _Server(Client(stream), endpoint, closing or Closing(), lock_retention, locks or LockKeeper(), note)
     fault: str | None = None
-    mistake: Exception | None = None
+    bug: Exception | None = None
     try:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(server.watch)
             try:
                 fault = await server.converse()
             except Exception as error:  # noqa: BLE001
-                # Raised below as it is, rather than in a group.
-                mistake = error
+                # Raised below, outside of the task group, so that it is not wrapped in an exception group.
+                bug = error
             tasks.cancel_scope.cancel()
     finally:
         await server.close_session()
-    if mistake is not None:
-        raise mistake
+    if bug is not None:
+        raise bug
     return Ended(server.requests, fault)
 
 
@@ -215,48 +215,48 @@ class _Server:
         self._closing = closing
         self._lock_retention = lock_retention
         self._locks = locks
-        # What came after questions that were collected, and has not been dealt with.
+        # The message that followed a batch of checks, and has not been handled yet.
         self._next: Message | ClientMisbehaved | None = None
         self._bypass: frozenset[UUID] = frozenset()
         self._session: Session | None = None
-        # Set while nodes are asked for a client that has nothing to say until they have answered.
+        # Set while nodes are asked on behalf of a client that must wait for the answer.
         self._asking: anyio.CancelScope | None = None
         self._asked = anyio.Event()
 
     async def watch(self) -> None:
-        """End what is asked of nodes for a client that has hung up."""
+        """Cancel the request in progress if the client hangs up."""
         while True:
             await self._asked.wait()
-            await anyio.sleep(_LOOKING)
+            await anyio.sleep(_HANG_UP_CHECK)
             if self._asking is None:
                 self._asked = anyio.Event()
             elif self._client.stream.connection.hung_up():
                 self._asking.cancel()
 
-    async def _pass_on_watched(self, request: Message) -> None:
-        """As `_pass_on`. Raises ClientGone too if the client hangs up meanwhile."""
+    async def _forward_watched(self, request: Message) -> None:
+        """Forward a request, see `_forward`. Also raises ClientGone if the client hangs up meanwhile."""
         with anyio.CancelScope() as self._asking:
             self._asked.set()
             try:
-                await self._pass_on(request)
+                await self._forward(request)
             finally:
                 self._asking = None
             return
-        raise ClientGone("the client hung up while nodes were asked for it")
+        raise ClientGone("the client hung up while its request was running")
 
     async def converse(self) -> str | None:
         """Run the whole conversation and return the fault that ended it, if any."""
         try:
             await self._client.send(AuthSuccess(self._endpoint.uuid))
             while (request := await self._next_request()) is not None:
-                if not await self._take(request):
+                if not await self._handle(request):
                     return None
                 self._begun = True
         except ClientGone as gone:
             return str(gone)
         except ClientMisbehaved as fault:
             if fault.answer is not None:
-                await self._say_last(Error(fault.answer))
+                await self._send_last(Error(fault.answer))
             return str(fault)
         except SessionFailed as failure:
             # DATA has been announced: hanging up is the only way to report the failure.
@@ -277,11 +277,11 @@ class _Server:
                 return None
         return None
 
-    async def _say_last(self, message: Message) -> None:
+    async def _send_last(self, message: Message) -> None:
         try:
             await self._client.send(message)
         except ClientGone:
-            # Report that it misbehaved, not that it is gone.
+            # Report the misbehaviour, not that it is gone.
             return
 
     async def close_session(self) -> None:
@@ -295,7 +295,7 @@ class _Server:
             self._session = await self._endpoint.session(self._bypass)
         return self._session
 
-    async def _take(self, request: Message) -> bool:
+    async def _handle(self, request: Message) -> bool:
         """Answer a request and return whether another one may follow."""
         if not isinstance(request, Version | Bypass):
             self.requests += 1
@@ -317,30 +317,30 @@ class _Server:
             case _:
                 try:
                     with no_room_is_a_session_error():
-                        await self._pass_on_watched(request)
+                        await self._forward_watched(request)
                 except SessionError as error:
                     if isinstance(error, NoRoom):
                         # The session may be half initialised.
                         await self.close_session()
-                    self._noted(str(error))
+                    self._report(str(error))
                     await self._client.send(_error(error))
         return True
 
-    def _noted(self, *reasons: str) -> None:
+    def _report(self, *reasons: str) -> None:
         if self._note is not None:
             for reason in reasons:
                 self._note(printable(reason, _ERROR_LIMIT))
 
-    async def _pass_on(self, request: Message) -> None:
+    async def _forward(self, request: Message) -> None:
         """Forward a request to the session. Raises SessionError only if the client is still waiting for an answer."""
-        if not isinstance(request, _FOR_THE_SESSION):
+        if not isinstance(request, _SESSION_REQUESTS):
             raise ClientMisbehaved(f"unexpected {describe(request)[:100]}")
         session = await self._opened()
         match request:
             case CheckPresent(key):
-                keys = [key, *await self._questions_at_hand()] if session.asks_ahead else [key]
+                keys = [key, *await self._pipelined_keys()] if session.pipelines_checks else [key]
                 self.requests += len(keys) - 1
-                await self._client.send(*await self._checked(session, keys))
+                await self._client.send(*await self._check(session, keys))
             case Remove(key):
                 await self._remove(session, key, None)
             case RemoveBefore(timestamp, key):
@@ -354,10 +354,10 @@ class _Server:
             case LockContent(key):
                 await self._lock(session, key)
 
-    async def _questions_at_hand(self) -> list[Key]:
+    async def _pipelined_keys(self) -> list[Key]:
         """Take the CHECKPRESENT requests that the client has sent ahead."""
         keys: list[Key] = []
-        while len(keys) < _TOGETHER - 1 and self._client.stream.has_line():
+        while len(keys) < _MAX_BATCH - 1 and self._client.stream.has_line():
             try:
                 following = await self._client.receive("waiting for a request")
             except ClientMisbehaved as fault:
@@ -369,30 +369,30 @@ class _Server:
             keys.append(following.key)
         return keys
 
-    async def _checked(self, session: Session, keys: Sequence[Key]) -> list[Message]:
-        """Return the answer to each question. Raises SessionError if there is only one."""
+    async def _check(self, session: Session, keys: Sequence[Key]) -> list[Message]:
+        """Return the answer for each key. Raises SessionError if there is only one."""
         if len(keys) == 1:
             return [_presence(await session.check_present(keys[0]))]
         try:
             return [_presence(answer) for answer in await session.check_all(keys)]
         except (TimedOut, Unreachable) as error:
-            # Each would take as long to find that out.
-            self._noted(str(error))
+            # Each of them would fail the same way, and take as long.
+            self._report(str(error))
             return [_error(error)] * len(keys)
         except SessionError:
-            # Only one of them may have made the node break off.
-            return [await self._alone(session, key) for key in keys]
+            # Perhaps only one of the keys made the node hang up.
+            return [await self._check_one(session, key) for key in keys]
 
-    async def _alone(self, session: Session, key: Key) -> Message:
+    async def _check_one(self, session: Session, key: Key) -> Message:
         try:
             return _presence(await session.check_present(key))
         except SessionError as error:
-            self._noted(str(error))
+            self._report(str(error))
             return _error(error)
 
     async def _remove(self, session: Session, key: Key, before: int | None) -> None:
         removal = await session.remove(key, before)
-        self._noted(*removal.reasons)
+        self._report(*removal.reasons)
         uuids = removal.uuids
         if removal.removed and not self._endpoint.uuid.is_cluster:
             # A gateway that proxies a single repository need not know that it is not a cluster.
@@ -405,7 +405,7 @@ class _Server:
 
     async def _lock(self, session: Session, key: Key) -> None:
         if (refusal := self._locks.refusal()) is not None:
-            self._noted(refusal)
+            self._report(refusal)
             await self._client.send(Error(refusal))
             return
         answered = False
@@ -420,7 +420,7 @@ class _Server:
             if not answered:
                 raise
             # Unlocking failed, or the node was lost. UNLOCKCONTENT has no answer to report it in.
-            self._noted(str(error))
+            self._report(str(error))
 
     async def _hold(self, key: Key) -> None:
         """Hold a lock until the client's next message, or for the retention time if its connection breaks."""
@@ -432,7 +432,7 @@ class _Server:
                 await anyio.sleep(self._lock_retention)
             raise
         if not isinstance(message, UnlockContent):
-            raise ClientMisbehaved(f"{describe(message)[:100]} in place of UNLOCKCONTENT")
+            raise ClientMisbehaved(f"{describe(message)[:100]} instead of UNLOCKCONTENT")
 
     async def _get(self, session: Session, offset: int, file: AssociatedFile, key: Key) -> None:
         answered = False
@@ -444,14 +444,14 @@ class _Server:
         except SessionError as error:
             if not answered:
                 raise
-            self._noted(str(error))
+            self._report(str(error))
         # Nothing here depends on the client's verdict, so it may take its time, for instance to hash the content.
         with self._closing.idle():
             match await self._client.receive("waiting to hear whether the content arrived", unhurried=True):
                 case Success() | SuccessPlus() | Failure() | FailurePlus():
                     return
                 case other:
-                    raise ClientMisbehaved(f"{describe(other)[:100]} in place of SUCCESS or FAILURE")
+                    raise ClientMisbehaved(f"{describe(other)[:100]} instead of SUCCESS or FAILURE")
 
     async def _put(self, session: Session, file: AssociatedFile, key: Key) -> None:
         source: ClientSource | None = None
@@ -462,8 +462,8 @@ class _Server:
                     if isinstance(offer, Present):
                         outcome = offer
                     else:
-                        source = await self._offered(offer)
-                        outcome = await (offer.look() if source is None else offer.send(source))
+                        source = await self._request_content(offer)
+                        outcome = await (offer.check_arrived() if source is None else offer.send(source))
         except SourceError as error:
             # Usually the client's fault; `finish` below raises again if it ended the conversation.
             outcome = Stored(False, reasons=(str(error),))
@@ -477,16 +477,16 @@ class _Server:
             case Present(uuids):
                 with_uuids = uuids and self._speaks(AlreadyHavePlus)
                 await self._client.send(AlreadyHavePlus(uuids) if with_uuids else AlreadyHave())
-            case Stored(uuids=uuids, reasons=reasons) if outcome.by_it:
-                self._noted(*reasons)
+            case Stored(uuids=uuids, reasons=reasons) if outcome.newly_stored:
+                self._report(*reasons)
                 with_uuids = uuids and self._speaks(SuccessPlus)
                 await self._client.send(SuccessPlus(uuids) if with_uuids else Success())
             case Stored(reasons=reasons):
-                self._noted(*reasons)
+                self._report(*reasons)
                 await self._client.send(Failure())
 
-    async def _offered(self, offer: Upload) -> ClientSource | None:
-        """Asks the client for the content. None where it says that the nodes have it already."""
+    async def _request_content(self, offer: Upload) -> ClientSource | None:
+        """Ask the client for the content; return None if it says that the nodes already have it (DATA-PRESENT)."""
         self._asking = None
         await self._client.send(PutFrom(offer.offset))
         match await self._client.receive("waiting for the content"):
@@ -495,7 +495,7 @@ class _Server:
             case DataPresent():
                 return None
             case other:
-                raise ClientMisbehaved(f"{describe(other)[:100]} in place of DATA")
+                raise ClientMisbehaved(f"{describe(other)[:100]} instead of DATA")
 
     async def _relay(self, service: str, refusal: str | None) -> None:
         if self._endpoint.connect is None:

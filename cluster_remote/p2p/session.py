@@ -42,7 +42,7 @@ class FilePart:
 
 
 class SourceReading(ABC):
-    """A single read of a content, from an offset to the end."""
+    """A single pass over the content, from an offset to the end."""
 
     length: int
     """Total bytes that `chunks` yields. Known before reading starts, because DATA announces it."""
@@ -75,7 +75,7 @@ class SourceReading(ABC):
 
 
 class Source(ABC):
-    """A content to upload."""
+    """Content to upload."""
 
     repeatable: bool
     """Whether it supports concurrent readers, each from any offset (a file), or only one read (a stream)."""
@@ -100,7 +100,7 @@ class Stored:
     """The outcome of an upload.
 
     `uuids` are the repositories, besides the session's own, that received the content from this upload; `present` those
-    that already had it. `reasons` are human-readable explanations of whatever failed.
+    that already had it. `reasons` are human-readable explanations of failures.
     """
 
     stored: bool
@@ -109,10 +109,10 @@ class Stored:
     present: frozenset[UUID] = frozenset()
 
     @property
-    def by_it(self) -> bool:
-        """Return whether the upload itself stored it anywhere, which is what a server tells its client.
+    def newly_stored(self) -> bool:
+        """Return whether this upload stored the content anywhere that did not have it yet.
 
-        The client may undo that. As with git-annex 10.20261026.
+        This is what a server reports to its client, which may undo it (as with git-annex 10.20261026).
         """
         return self.stored and bool(self.uuids or not self.present)
 
@@ -140,7 +140,7 @@ class Upload(ABC):
         """
 
     @abstractmethod
-    async def look(self) -> Stored:
+    async def check_arrived(self) -> Stored:
         """Ask the peer whether the content has reached it some other way. May be called once, instead of `send`.
 
         Raises SessionError if the outcome is unknown.
@@ -157,7 +157,7 @@ def write_at(descriptor: int, data: bytes | memoryview, position: int) -> None:
 
 
 class Download(ABC):
-    """A content being received."""
+    """Content being received."""
 
     length: int
     """Bytes to be received, counted from the requested offset."""
@@ -171,13 +171,13 @@ class Download(ABC):
     def chunks(self) -> AsyncIterator[bytes | memoryview]:
         """Yield `length` bytes in total; a chunk is only valid until the next one is requested. Raises SessionError.
 
-        Where an iteration stops, another one, or `save`, goes on.
+        If an iteration stops early, another one, or `save`, continues from there.
         """
 
     def may_spread(self, directory: bytes) -> None:  # noqa: B027 -- only a cluster has several to choose from
-        """Let `save` fetch from several repositories at once; what comes early is kept in `directory` meanwhile.
+        """Let `save` fetch from several repositories at once, keeping early data in a temporary file in `directory`.
 
-        Call only if the content's checksum is verified afterwards. If several gave parts, there is no `origin`.
+        Call only if the content's checksum is verified afterwards. If several sent parts, there is no `origin`.
         """
 
     async def save(self, descriptor: int, position: int, progress: Progress) -> None:
@@ -192,7 +192,7 @@ class Download(ABC):
 
     @abstractmethod
     async def valid(self) -> bool:
-        """Return whether the server says that what it sent is valid. Call after the last chunk.
+        """Return whether the server says that the content it sent is valid. Call after the last chunk.
 
         Also False for a key that the server does not have.
         """
@@ -206,8 +206,8 @@ class Session(ABC):
     new one.
     """
 
-    asks_ahead = False
-    """Whether `check_all` sends questions before the earlier ones are answered, so that it pays to collect some."""
+    pipelines_checks = False
+    """Whether `check_all` pipelines its requests, so that collecting several keys pays off."""
 
     @property
     @abstractmethod
@@ -242,12 +242,12 @@ class Session(ABC):
 
     @abstractmethod
     def upload(self, key: Key, file: AssociatedFile) -> AbstractAsyncContextManager[Present | Upload]:
-        """Offer a content. Leaving the context without `send` aborts the upload and closes the connection."""
+        """Offer content. Leaving the context without `send` aborts the upload and closes the connection."""
 
     async def store(
         self, key: Key, file: AssociatedFile, source: Source, progress: Progress | None = None
     ) -> Present | Stored:
-        """Upload a content that is available locally: offer it, send it and return the outcome.
+        """Upload content that is available locally: offer it, send it and return the outcome.
 
         A cluster does this faster than with `upload`: if the source is repeatable, nodes need not wait for each other.
         """
@@ -267,7 +267,7 @@ class Session(ABC):
     async def remove(self, key: Key, before: int | None = None) -> Removal:
         """Remove the content; removing absent content succeeds too.
 
-        With `before`, remove it only if the session's clock has not passed that many seconds (see `timestamp`).
+        With `before`, remove it only if the session's clock has not passed `before` seconds (see `timestamp`).
         """
 
     @abstractmethod
@@ -283,4 +283,4 @@ class Session(ABC):
 
     @abstractmethod
     async def aclose(self) -> None:
-        """Close the connection and everything behind it. Bounded in time, never raises."""
+        """Close the connection and every resource behind it. Bounded in time, never raises."""

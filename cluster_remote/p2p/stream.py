@@ -23,7 +23,7 @@ __all__ = ["CHUNK", "LARGE_CHUNK", "MAX_LINE", "Connection", "MessageStream", "P
 MAX_LINE = 64 * 1024
 # Bytes read or written at once.
 CHUNK = 256 * 1024
-# Bytes of large contents read ahead at once while earlier bytes are still being processed, shared by all contents.
+# Bytes to read ahead of large contents while earlier bytes are still being processed, shared by all contents.
 LARGE_CHUNK = 4 * 1024 * 1024
 # Content up to _SMALL bytes is sent in one write with its DATA and VALID. Content from a slow source is held back for
 # at most _HELD seconds, or the peer would time out.
@@ -36,8 +36,8 @@ _PORTION_SECONDS = 0.25
 # Files of at least this many bytes are sent by the kernel if possible; smaller ones are not worth a thread.
 _LARGE = 4 * 1024 * 1024
 
-# Contents currently being read ahead in this process; they share LARGE_CHUNK.
-_ahead = 0
+# How many contents this process is reading ahead; they share LARGE_CHUNK.
+_reading_ahead = 0
 
 # Called with True for a sent message, False for a received one.
 Trace = Callable[[bool, Message], None]
@@ -90,12 +90,12 @@ class Connection(ABC):
         """
 
     def hung_up(self) -> bool:
-        """Whether the peer will say nothing more, or hear nothing more. Does not wait, and takes nothing off."""
+        """Return whether the peer has closed its reading or its writing side. Does not wait, and consumes nothing."""
         return False
 
     @abstractmethod
     async def aclose(self, grace: float) -> None:
-        """Close the connection and end what is behind it, by force after `grace` seconds. Never raises."""
+        """Close the connection and end the process behind it, if any, by force after `grace` seconds. Never raises."""
 
     async def stderr_tail(self) -> str:
         """Return what the peer wrote outside the protocol (standard error) as one line; often empty."""
@@ -127,7 +127,7 @@ class Portions:
 
 
 class _Deadline:
-    """Raise TimedOut if no progress is made. A class because it is entered for every message, and this is faster."""
+    """Raise TimedOut if no progress is made. A class, because that is faster and every message enters it."""
 
     def __init__(self, seconds: float, doing: str) -> None:
         self._seconds = seconds
@@ -153,7 +153,7 @@ class MessageStream:
         self.timeout = timeout
         self._trace = trace
         self._buffer = bytearray()
-        # Bytes already searched for a newline, so that reading a line takes linear time.
+        # How many bytes were already searched for a newline, so that reading a line takes linear time.
         self._searched = 0
 
     def _deadline(self, doing: str, extra_timeout: float = 0) -> _Deadline:
@@ -234,7 +234,7 @@ class MessageStream:
         async for chunk in reading.chunks():
             left -= len(chunk)
             if left < 0:
-                raise SourceError("there is more content than announced")
+                raise SourceError("the content is longer than announced")
             if len(pending) + len(chunk) <= _SMALL and anyio.current_time() < held_until:
                 pending += chunk
                 continue
@@ -243,7 +243,7 @@ class MessageStream:
                 pending = bytearray()
             await self._send_all(memoryview(chunk), "sending content")
         if left:
-            raise SourceError(f"the content ended {left} bytes too early")
+            raise SourceError(f"the content ended {left} bytes early")
         valid = await reading.valid()
         messages = after(valid)
         for message in messages:
@@ -278,15 +278,15 @@ class MessageStream:
             with self._deadline("receiving content"):
                 chunk = await self.connection.receive(min(left, CHUNK))
             if not chunk:
-                raise _closed_within(left, length)
+                raise _closed_early(left, length)
             left -= len(chunk)
             yield chunk
 
     async def receive_ahead(self, length: int) -> AsyncGenerator[bytes | memoryview, None]:
         """Yield the same as `receive_data`, but large contents in large chunks that stay valid. See `LARGE_CHUNK`."""
-        global _ahead
+        global _reading_ahead
         left, portions = length, Portions()
-        _ahead += 1
+        _reading_ahead += 1
         try:
             if left > _LARGE and self._buffer:
                 first = self._take_buffered(left)
@@ -294,15 +294,15 @@ class MessageStream:
                 yield first
             while left > _LARGE:
                 with self._deadline("receiving content"):
-                    chunk = await self.connection.receive_much(min(left, portions.next(LARGE_CHUNK // _ahead)))
+                    chunk = await self.connection.receive_much(min(left, portions.next(LARGE_CHUNK // _reading_ahead)))
                 if not chunk:
-                    raise _closed_within(left, length)
+                    raise _closed_early(left, length)
                 left -= len(chunk)
-                given = anyio.current_time()
+                yielded = anyio.current_time()
                 yield chunk
-                portions.taken(len(chunk), anyio.current_time() - given)
+                portions.taken(len(chunk), anyio.current_time() - yielded)
         finally:
-            _ahead -= 1
+            _reading_ahead -= 1
         async for rest in self.receive_data(left):
             yield rest
 
@@ -322,7 +322,7 @@ class MessageStream:
             with self._deadline("receiving content"):
                 count = await self.connection.receive_file(descriptor, position, left)
             if not count:
-                raise _closed_within(left, length)
+                raise _closed_early(left, length)
             left -= count
             position += count
             yield count
@@ -346,5 +346,5 @@ class MessageStream:
             self._trace(outgoing, message)
 
 
-def _closed_within(left: int, length: int) -> ConnectionLost:
+def _closed_early(left: int, length: int) -> ConnectionLost:
     return ConnectionLost(f"the connection was closed with {left} of {length} bytes still to come")

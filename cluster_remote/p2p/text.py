@@ -18,7 +18,7 @@ def printable(said: bytes | str, limit: int = 500) -> str:
     text = said.decode("utf-8", "surrogateescape") if isinstance(said, bytes) else said
     if len(text) <= limit and text.isprintable() and text == text.strip():
         return text
-    # Escaping only lengthens text, so earlier characters would be cut off in any case.
+    # Escaping only makes text longer, so earlier characters would be cut off anyway.
     cut = len(text) > limit
     lines = (visible(line.strip()) for line in text[-limit:].splitlines())
     joined = "; ".join(line for line in lines if line)

@@ -1,1 +1,1 @@
-"""The external special remote: what git-annex starts."""
+"""The external special remote, which git-annex starts."""

@@ -1,13 +1,14 @@
-"""Why git-annex removes content. It does not say, but its previous request about the same content shows it.
+"""Infer why git-annex removes content from its previous request about the same content.
 
 * It undoes an upload by removing the same key, if the file changed or was dropped during the upload.
 * `git annex fsck --from` removes damaged content that it has just downloaded to a specially named file.
 
-Of a content in chunks each chunk is fetched into a file of the usual kind, but what they make up is such a file, which
-is still there when the chunks are removed, or has just been moved to where git-annex keeps damaged contents.
+For content in chunks, fsck fetches each chunk into a file with the usual name, but assembles them in such a specially
+named file. That file still exists when the chunks are removed, or has just been moved to git-annex's directory for
+damaged content.
 
 Observed with git-annex 10.20261026. With several jobs, the removal may come in another job than the request before it,
-so only the last request about the key counts, in whatever job. Any other removal follows neither.
+so only the last request about the key counts, whichever its job. All other removals follow neither request.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from cluster_remote.p2p.key import UUID, Key
 
 __all__ = ["Cause", "Causes", "Fetched", "Uploaded", "is_for_fsck"]
 
-# How many uploads and checks to remember: more than git-annex has jobs, each of which removes at once or not at all.
+# How many requests to remember: more than git-annex has jobs, each of which removes at once or not at all.
 _MOST = 1024
 
 # Seconds that the clock of a file system may be behind.
@@ -42,7 +43,7 @@ class Uploaded:
     """The last request stored the content."""
 
     added: frozenset[UUID]
-    """The repositories that had not had it before."""
+    """The repositories that did not have it before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,15 +75,15 @@ class Causes:
         """Return and forget the previous request. Every request about the key calls this."""
         return self._last.pop(key, None)
 
-    def fetched_chunk(self, whole: Key, path: bytes) -> None:
-        """Remember that a chunk of a content was fetched into a file where git-annex keeps unfinished ones."""
+    def remember_chunk(self, whole: Key, path: bytes) -> None:
+        """Remember that a chunk of `whole` was fetched to `path`, in git-annex's directory for unfinished downloads."""
         self._chunks.setdefault(whole, (Path(os.fsdecode(path)).parent, time.time()))
         self._chunks.move_to_end(whole)
         if len(self._chunks) > _MOST:
             self._chunks.popitem(last=False)
 
-    def fsck_has_chunks(self, whole: Key) -> bool:
-        """Return whether fsck has fetched the chunks of this content, and found it damaged if it removes any."""
+    def fsck_fetched_chunks(self, whole: Key) -> bool:
+        """Return whether fsck has fetched the chunks of this content, so that removing one means that it is damaged."""
         if whole not in self._chunks:
             return False
         folder, since = self._chunks[whole]

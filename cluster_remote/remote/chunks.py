@@ -1,4 +1,4 @@
-"""Unencrypted chunks, in repositories that verify what they store.
+"""Map unencrypted chunks to keys under which repositories accept them.
 
 A git-annex repository checks that content has the size and checksum in its key. A chunk's key has those of the whole
 file, so no repository would accept it (observed with git-annex 10.20261026: `Verification of content failed`).
@@ -13,7 +13,7 @@ __all__ = ["is_plain_chunk", "stored_as", "whole_of"]
 
 
 def is_plain_chunk(key: Key) -> bool:
-    """Return whether it is the key of a chunk that is not encrypted."""
+    """Return whether a key is that of an unencrypted chunk."""
     return key.is_chunk and not key.is_encrypted
 
 
@@ -36,7 +36,7 @@ def stored_as(key: Key) -> Key:
 
 
 def _length(key: Key) -> int | None:
-    """Return the chunk's length in bytes, if its key tells: all chunks but the last have the same length."""
+    """Return the chunk's length in bytes; None if its key lacks a field. Only the last chunk may be shorter."""
     _backend, *fields = key.text.partition("--")[0].split("-")
     numbers = {field[0]: int(field[1:]) for field in fields}
     if not {"s", "S", "C"} <= numbers.keys():

@@ -1,10 +1,10 @@
-"""The context of a running remote: its sessions, the repository, its logs."""
+"""Hold the state of a running remote: its sessions, the repository, and its logs."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
 from contextlib import asynccontextmanager, suppress
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import anyio
 
 from cluster_remote.access.configuration import is_accepted
-from cluster_remote.access.identity import believed, names_of, wanted_server
-from cluster_remote.access.place import caller_of, way_of
+from cluster_remote.access.identity import believed, display_name, wanted_server
+from cluster_remote.access.local import way_of
 from cluster_remote.access.settings import Settings
 from cluster_remote.access.ways import Serverless, Way
 from cluster_remote.annex.branchlog import BranchLogs
@@ -30,18 +30,19 @@ from cluster_remote.p2p.key import UUID, AssociatedFile, Key
 from cluster_remote.p2p.session import Progress, Session
 from cluster_remote.p2p.stream import Trace
 from cluster_remote.remote.agreement import retrieve_agreed
-from cluster_remote.remote.behind import NodesBehind
 from cluster_remote.remote.causes import Causes
 from cluster_remote.remote.chunks import stored_as
 from cluster_remote.remote.fetched import FetchedBefore
+from cluster_remote.remote.gateway_nodes import GatewayNodes
 from cluster_remote.remote.pool import SessionPool
 from cluster_remote.remote.retrieval import (
     NotRetrieved,
-    can_be_looked_at,
+    is_verified_here,
     retrieve,
     retrieve_apart,
     retrieve_whole,
 )
+from cluster_remote.transport.opening import Caller
 
 if TYPE_CHECKING:
     from cluster_remote.annex.filenames import FileNames
@@ -49,18 +50,18 @@ if TYPE_CHECKING:
 __all__ = ["Context"]
 
 
-class GivenUp(SessionError):
-    """Nobody is waiting for the answer any more."""
+class Aborted(SessionError):
+    """git-annex has exited, so the request was cancelled."""
 
 
 # Seconds for which a lookup in the location log stays valid.
-_A_MOMENT = 0.1
+_LOOKUP_AGE = 0.1
 
 
-class _Log(LocationLog):
-    """The location log, which remembers its last lookup for a moment.
+class _CachedLog(LocationLog):
+    """The location log, with its last lookup cached for a moment.
 
-    git-annex asks whether content is there, and stores it right after that; each needs the log.
+    git-annex checks whether content is present and stores it right after that; both need the log.
     """
 
     _last: tuple[Key, float, frozenset[UUID]] | None = None
@@ -69,11 +70,11 @@ class _Log(LocationLog):
     async def locations(self, key: Key, timeout: float = 30.0) -> frozenset[UUID]:
         if self._last is not None:
             known, since, found = self._last
-            if known == key and time.monotonic() - since < _A_MOMENT:
+            if known == key and time.monotonic() - since < _LOOKUP_AGE:
                 return found
         before = self._records
         found = await super().locations(key, timeout)
-        # A lookup during a recording may be older than that.
+        # A lookup during a recording may be outdated.
         if self._records == before:
             self._last = key, time.monotonic(), found
         return found
@@ -85,7 +86,7 @@ class _Log(LocationLog):
         try:
             await super().record(key, present, absent, timeout)
         finally:
-            # Others may have read the log meanwhile.
+            # Another task may have read the log meanwhile.
             self._forget()
 
     def _forget(self) -> None:
@@ -94,7 +95,7 @@ class _Log(LocationLog):
 
 
 class Context:
-    """Created by the first request that needs it, closed when git-annex hangs up. Handles concurrent requests."""
+    """Created by the first request that needs it, closed when git-annex hangs up. Supports concurrent requests."""
 
     repository: Repository
     logs: BranchLogs
@@ -107,33 +108,33 @@ class Context:
         self._gitdir = gitdir
         self._token = token
         self._sessions = SessionPool(lambda trace: self.session_with(self.server, trace))
-        self.behind = NodesBehind(self._session_with_node)
+        self.gateway_nodes = GatewayNodes(self._session_with_node)
         self.causes = Causes()
-        self._read_again = False
-        self._location_log: _Log | None = None
+        self._logs_reread = False
+        self._location_log: _CachedLog | None = None
         self._file_names: FileNames | None = None
         self._reachability = Reachability()
         self._ready = False
-        self._opening = anyio.Lock()
+        self._preparing = anyio.Lock()
         self._requests: set[anyio.CancelScope] = set()
 
     @asynccontextmanager
     async def request(self, trace: Trace | None = None) -> AsyncIterator[Session]:
-        """Lend a session for one request; `trace` gets its messages. It connects on first use."""
+        """Lend a session for one request; it connects on first use. `trace` receives its messages."""
         with anyio.CancelScope() as scope:
             self._requests.add(scope)
             try:
                 if not self._ready:
-                    await self._get_ready()
+                    await self._prepare()
                 async with self._sessions.lend(trace) as session:
                     yield session
             finally:
                 self._requests.discard(scope)
         if scope.cancelled_caught:
-            raise GivenUp("aborted, because git-annex has exited")
+            raise Aborted("aborted, because git-annex has exited")
 
-    async def _get_ready(self) -> None:
-        async with self._opening:
+    async def _prepare(self) -> None:
+        async with self._preparing:
             if not self._ready:
                 await self.read_repository()
                 self.server = wanted_server(self.settings, self.logs, self.config.clusters())
@@ -153,14 +154,14 @@ class Context:
 
     @property
     def accepted(self) -> bool:
-        """Whether the user has accepted the configuration of this remote."""
+        """Return whether the user has accepted the configuration of this remote."""
         return is_accepted(self.settings.name, self.config, verified(self.repository))
 
     @cached_property
     def way(self) -> Way:
-        """How to reach the remote's cluster. Raises NoCluster."""
+        """Return the way to the remote's cluster. Raises NoCluster."""
         shared = not self.config.boolean(f"remote.{self.settings.name}.annex-private")
-        caller = caller_of(self.repository, self.config, self.settings.timeout)
+        caller = Caller.of(self.repository, self.config, self.settings.timeout)
         return way_of(self.settings, caller, self.config, self.logs, self._token, shared=shared)
 
     async def session_with(self, server: UUID | None, trace: Trace | None = None) -> Session:
@@ -180,26 +181,26 @@ class Context:
         except ValueError as error:
             raise Unreachable(str(error)) from None
 
-    def _locations(self) -> _Log:
+    def _locations(self) -> _CachedLog:
         if self._location_log is None:
-            # git-annex, which waits for us, then holds the lock.
+            # With annex.pidlock, git-annex holds its lock while it waits for us.
             locked = self.config.boolean("annex.pidlock")
-            self._location_log = _Log(self.repository, self.settings.uuid, locked=locked)
+            self._location_log = _CachedLog(self.repository, self.settings.uuid, locked=locked)
         return self._location_log
 
     @property
     def counts_nodes(self) -> bool:
-        """Whether the remote is a cluster whose nodes are the copies."""
+        """Return whether the remote is a cluster whose nodes count as copies."""
         return self.settings.tracking == "nodes" and self.settings.uuid.is_cluster
 
     @property
     def is_serverless(self) -> bool:
-        """Whether it is a cluster of this very repository."""
+        """Return whether the remote is a cluster of this repository."""
         return isinstance(self.way, Serverless)
 
     @property
     def is_cluster(self) -> bool:
-        """Whether it is a cluster, and not a single repository."""
+        """Return whether the remote leads to a cluster rather than a single repository."""
         return self.is_serverless or (self.server is not None and self.server.is_cluster)
 
     def expect_to_record(self) -> None:
@@ -208,24 +209,25 @@ class Context:
             self._locations().expect()
 
     async def record(self, key: Key, present: Collection[UUID] = (), absent: Collection[UUID] = ()) -> None:
-        """Record where the content is now, as far as this remote may. Raises LocationLogError."""
+        """Record where the content is now, unless the remote counts as one copy. Raises LocationLogError."""
         if self.settings.tracking == "nodes":
             await self._locations().record(key, present, absent)
 
     async def believed(self, named: frozenset[UUID]) -> tuple[frozenset[UUID], frozenset[UUID]]:
-        """Split the repositories that an answer names into those that can be recorded, and the others."""
+        """Split the repositories named in an answer into those that may be recorded, and the others."""
         if self.settings.tracking == "remote":
             return frozenset(uuid for uuid in named if not uuid.is_cluster), frozenset()
         ours, others = believed(named, self.settings.uuid, self.logs, self.repository.uuid)
-        if others and not self._read_again:
+        if others and not self._logs_reread:
             # A node may have been added since.
-            self._read_again = True
+            self._logs_reread = True
             self.logs = await BranchLogs.read(self.repository)
             ours, others = believed(named, self.settings.uuid, self.logs, self.repository.uuid)
         return ours, others
 
     def name_of(self, uuid: UUID) -> str:
-        return names_of(uuid, self.logs.descriptions)
+        """Return a repository's display name."""
+        return display_name(uuid, self.logs.descriptions)
 
     def cluster_name(self) -> str:
         """Return the gateway's name for the cluster, or its description."""
@@ -239,18 +241,18 @@ class Context:
         return self.name_of(server)
 
     def names_of(self, uuids: Iterable[UUID]) -> str:
-        """Format their names as a list."""
+        """Return the display names of repositories as a list."""
         return ", ".join(sorted(map(self.name_of, uuids)))
 
     @property
     def nodes(self) -> frozenset[UUID]:
-        """The nodes of the cluster in cluster.log; none if the cluster is not known here."""
+        """Return the cluster's nodes in cluster.log; none if the cluster is not known here."""
         cluster = self.settings.uuid if self.counts_nodes else self.server
         return frozenset() if cluster is None else self.logs.clusters.nodes(cluster)
 
     @property
     def living_nodes(self) -> frozenset[UUID]:
-        """The nodes that are not dead."""
+        """Return the nodes that are not dead."""
         return frozenset(node for node in self.nodes if self.logs.trust.get(node) != "dead")
 
     async def nodes_with(self, key: Key) -> frozenset[UUID]:
@@ -280,7 +282,8 @@ class Context:
     async def is_present(self, session: Session, key: Key) -> bool:
         """Return whether any node that should have content has it. Raises SessionError if that is unknown.
 
-        git-annex's own gateway asks only one node. If it does not say yes, the others are asked through it.
+        git-annex's own gateway asks only one node. If that says no, the others are asked individually through the
+        gateway.
         """
         stored = stored_as(key)
         failure: SessionError | None = None
@@ -293,7 +296,8 @@ class Context:
             failure = error
         if self.is_serverless:
             return False
-        found, failures = await self.behind.first(await self._holders(key), lambda node: node.check_present(stored))
+        holders = await self._holders(key)
+        found, failures = await self.gateway_nodes.first(holders, lambda node: node.check_present(stored))
         if found is not None:
             return True
         if failure is not None:
@@ -310,16 +314,16 @@ class Context:
     ) -> None:
         """Download content; if it arrives damaged, try one node after the other until one sends a good copy.
 
-        `tell` gets a message about a damaged copy. Raises NotRetrieved, CannotWrite, SessionError.
+        `tell` receives a message about a damaged copy. Raises NotRetrieved, CannotWrite, SessionError.
         """
         stored = stored_as(key)
         again = self._fetched.times(key)
         has_checksum = Checksum.of(stored) is not None
         if again and not has_checksum and self.is_cluster:
             self._fetched.add(key)
-            if await retrieve_agreed(self.behind, await self._holders(key), stored, again - 1, path, progress):
+            if await retrieve_agreed(self.gateway_nodes, await self._holders(key), stored, again - 1, path, progress):
                 return
-        by_git_annex = stored.is_verifiable and not can_be_looked_at(stored) and not (has_checksum and again)
+        by_git_annex = stored.is_verifiable and not is_verified_here(stored) and not (has_checksum and again)
         remedy = f"to find and replace it: cluster-remote check {self.settings.name} --content --fix, then repair"
 
         async def get(session: Session) -> None:
@@ -338,8 +342,8 @@ class Context:
             return
         except Damaged as damaged:
             if by_git_annex:
-                # git-annex has hashed what it saw of the file, so damaged content cannot be replaced now. It will ask
-                # again: that means that the content was wrong, and then each node is asked individually.
+                # git-annex has already hashed the growing file, so damaged content cannot be replaced now. When it asks
+                # again, each node is asked individually.
                 self._fetched.add(key)
                 raise Damaged(f"{damaged}; {remedy}") from None
             failures: list[SessionError] = [damaged]
@@ -351,14 +355,23 @@ class Context:
                 raise
             # git-annex's own gateway asks only one node.
             failures = [error]
-        left = await self._holders(key) - {origin}
-        while left:
-            node, _ = await self.behind.first(left, lambda single: single.check_present(stored))
+        await self._fetch_from_each(stored, await self._holders(key) - {origin}, get, failures)
+
+    async def _fetch_from_each(
+        self,
+        stored: Key,
+        nodes: frozenset[UUID],
+        get: Callable[[Session], Awaitable[None]],
+        failures: list[SessionError],
+    ) -> None:
+        """Call `get` with one node after the other until it succeeds. Raises SessionError, with all failures."""
+        while nodes:
+            node, _ = await self.gateway_nodes.first(nodes, lambda single: single.check_present(stored))
             if node is None:
                 break
-            left -= {node}
+            nodes -= {node}
             try:
-                async with self.behind.session(node) as single:
+                async with self.gateway_nodes.session(node) as single:
                     await get(single)
                     return
             except SessionError as error:
@@ -370,17 +383,17 @@ class Context:
         raise NotRetrieved("; ".join(map(str, failures)))
 
     async def fetch_from_one(self, session: Session, key: Key, path: bytes, progress: Progress) -> UUID | None:
-        """Download content to be checked, from one repository if possible, and return that; None if unknown.
+        """Download content to be checked, from a single repository if possible; return that, or None if unknown.
 
         Behind a gateway, asks each node that should have it individually, in the order of their names.
         """
         known = frozenset() if self.is_serverless else await self._holders(key)
         for node in sorted(known, key=lambda node: (self.name_of(node), node)):
             with suppress(SessionError):
-                async with self.behind.session(node) as single:
+                async with self.gateway_nodes.session(node) as single:
                     await retrieve(single, stored_as(key), path, progress)
                     return node
-            # Don't resume one node's download from another.
+            # Do not resume one node's download from another.
             with suppress(FileNotFoundError):
                 os.truncate(path, 0)
         return await retrieve(session, stored_as(key), path, progress)
@@ -388,6 +401,6 @@ class Context:
     async def aclose(self) -> None:
         """Close everything. Bounded in time."""
         await self._sessions.aclose()
-        await self.behind.aclose()
+        await self.gateway_nodes.aclose()
         if self._location_log is not None:
             await self._location_log.aclose()

@@ -1,4 +1,4 @@
-"""Turn any failure into a message for people."""
+"""Turn any error into a message for people."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from cluster_remote.p2p.errors import SessionError
 from cluster_remote.remote.retrieval import CannotWrite
 from cluster_remote.transport.address import BadAddress
 
-__all__ = ["causes", "in_words"]
+__all__ = ["leaf_errors", "message_of"]
 
 _EXPECTED = (SessionError, BadAddress, BadSettings, AnnexError, CannotWrite)
 
 
-def in_words(error: BaseException) -> tuple[str, bool]:
+def message_of(error: BaseException) -> tuple[str, bool]:
     """Return a message, and whether the error is an expected one."""
-    found = list(causes(error))
-    expected = all(isinstance(cause, _EXPECTED) for cause in found)
-    words = "; ".join(
+    found = list(leaf_errors(error))
+    expected = all(isinstance(each, _EXPECTED) for each in found)
+    message = "; ".join(
         dict.fromkeys(
-            str(cause) if isinstance(cause, _EXPECTED) else f"internal error: {type(cause).__name__}: {cause}"
-            for cause in found
+            str(each) if isinstance(each, _EXPECTED) else f"internal error: {type(each).__name__}: {each}"
+            for each in found
         )
     )
-    return words, expected
+    return message, expected
 
 
-def causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield the errors of concurrent tasks, which come as a group (ExceptionGroup, built in since Python 3.11)."""
+def leaf_errors(error: BaseException) -> Iterator[BaseException]:
+    """Yield the errors in an exception group (built in since Python 3.11), or the error itself."""
     parts: tuple[BaseException, ...] | None = getattr(error, "exceptions", None)
     if parts is None:
         yield error
     else:
         for part in parts:
-            yield from causes(part)
+            yield from leaf_errors(part)

@@ -1,6 +1,6 @@
-"""Remember which contents git-annex has fetched that it verifies itself, across runs.
+"""Remember, across runs, which content git-annex has fetched that only it can verify.
 
-These are large contents, chunks and encrypted contents. If it asks for one again, the content was wrong.
+That is large content, chunks and encrypted content. If git-annex asks for it again, the last copy was wrong.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from cluster_remote.p2p.key import Key, decode
 
 __all__ = ["FetchedBefore"]
 
-# Seconds for which a content is remembered, and the most entries in the file.
+# Seconds to remember content, and the most entries in the file.
 _MEMORY = 24 * 3600
 _MOST = 10_000
 
 
 class FetchedBefore:
-    """Keys in a file, one line each with the time. If the file is unusable, they last for one run."""
+    """Keys in a file, one line each with the time. If the file is unusable, they are remembered for this run only."""
 
     def __init__(self, file: Path) -> None:
         self._file = file

@@ -1,7 +1,7 @@
 """Check that a remote is what it claims: which repository answers, and what INITREMOTE refuses.
 
-A remote with the wrong UUID makes the location log lie to everybody who shares the repository. So every detectable
-mistake is refused when the remote is made, with the command that would be right.
+A remote with the wrong UUID makes the location log lie to everyone who shares the repository. So every detectable
+mistake is refused when the remote is created, with the command that would be right.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cluster_remote.access.identity import candidates, names_of
+from cluster_remote.access.identity import candidates, display_name
 from cluster_remote.access.settings import BadSettings, Settings
 from cluster_remote.p2p.key import UUID
 from cluster_remote.transport.address import Directory, Ssh
@@ -25,11 +25,11 @@ __all__ = ["Commands", "check_server"]
 
 @dataclass(frozen=True)
 class Commands:
-    """The right command lines for when the given one is wrong."""
+    """Correct command lines to suggest when the given one is wrong."""
 
     settings: Settings
     private: bool = False
-    """Whether the remote is made with --private."""
+    """Whether the remote is created with --private."""
     exists: bool = False
     """Whether git-annex already knows the remote, so that this is enableremote."""
 
@@ -64,37 +64,39 @@ class Commands:
         return shlex.join(words)
 
     def again(self) -> str:
-        """Return the same command, for when the fault is elsewhere."""
+        """Return the same command again, to repeat once the problem is solved."""
         if self.exists:
             encryption = "encryption=none" if self.settings.sameas else ""
             return shlex.join(filter(None, ["git", "annex", "enableremote", self.settings.name, encryption]))
-        return self.initremote(self.settings.uuid if self.settings.sameas else None, tracking=self.settings.given)
+        return self.initremote(
+            self.settings.uuid if self.settings.sameas else None, tracking=self.settings.explicit_tracking
+        )
 
     def same_as(self, uuids: Iterable[UUID]) -> str:
-        """Return the command for a remote that is the same as one of these, whose nodes are then the copies."""
-        # Without chunks, since nodes only count as copies of whole contents.
+        """Return the command for a remote that is the same as one of `uuids`, so that nodes count as copies."""
+        # Without chunks, because nodes only count as copies of whole content.
         return " or ".join(
             self.initremote(uuid, cluster="", encryption="none", chunk="", chunksize="") for uuid in uuids
         )
 
     def own_uuid(self, clusters: Iterable[UUID]) -> str:
-        """Return the command for a remote with a UUID of its own that stores to one of these."""
+        """Return the command for a remote with its own UUID that stores to one of `clusters`."""
         return " or ".join(self.initremote(None, cluster=str(uuid)) for uuid in clusters)
 
 
 def check_server(commands: Commands, server: UUID, logs: BranchLogs) -> None:
-    """Refuse a wrong remote, once `server` has identified itself. Raises BadSettings."""
+    """Refuse a wrong remote, given the UUID of the `server` at its address. Raises BadSettings."""
     settings = commands.settings
     if settings.encryption != "none":
-        if settings.sameas or settings.given == "nodes":
+        if settings.sameas or settings.explicit_tracking == "nodes":
             raise BadSettings(
                 f"with encryption={settings.encryption} the nodes hold other keys than this repository, so "
-                f"they cannot be counted as copies; give the remote a UUID of its own: "
+                f"they cannot be counted as copies; give the remote its own UUID: "
                 f"{commands.own_uuid([settings.uuid] if settings.sameas else candidates(server, logs))}"
             )
         # Encrypted content is not a copy of anything recorded for the nodes.
         return
-    if settings.chunked and (settings.sameas or settings.given == "nodes"):
+    if settings.chunked and (settings.sameas or settings.explicit_tracking == "nodes"):
         raise BadSettings(
             "with chunks the nodes hold other keys than this repository, so they cannot be counted as "
             f"copies; leave chunks out: {commands.same_as(_fitting(settings, server, logs))}"
@@ -113,7 +115,7 @@ def _check_alias(settings: Settings, server: UUID, logs: BranchLogs) -> None:
     nodes = logs.clusters.nodes(server)
     if not nodes or logs.clusters.nodes(settings.uuid) != nodes:
         raise BadSettings(
-            f"in cluster.log, {settings.uuid} lacks the nodes of {names_of(server, logs.descriptions)}: "
+            f"in cluster.log, {settings.uuid} lacks the nodes of {display_name(server, logs.descriptions)}: "
             f"cluster-remote setup {shlex.quote(settings.name)} {shlex.quote(settings.url)} --autoenable makes such a "
             "remote"
         )
@@ -127,8 +129,8 @@ def _check_not_counted_twice(commands: Commands, server: UUID, logs: BranchLogs)
         )
     if _known(server, logs) or logs.clusters.nodes(server) & logs.descriptions.keys():
         raise BadSettings(
-            f"this repository already knows {names_of(server, logs.descriptions)}; the same content would be counted "
-            f"twice, as a copy on the remote and on the nodes. Make the remote the same as what it reaches: "
+            f"this repository already knows {display_name(server, logs.descriptions)}; the same content would be "
+            f"counted twice, as a copy on the remote and on the nodes. Make the remote the same as what it reaches: "
             f"{commands.same_as(candidates(server, logs))}"
         )
 
@@ -138,7 +140,7 @@ def _known(server: UUID, logs: BranchLogs) -> bool:
 
 
 def _fitting(settings: Settings, server: UUID, logs: BranchLogs) -> list[UUID]:
-    """Return what the remote can be the same as, preferably what the user gave."""
+    """Return what the remote can be the same as, preferably the user's choice."""
     if settings.sameas and settings.uuid in {server, *candidates(server, logs)}:
         return [settings.uuid]
     return candidates(server, logs)
@@ -148,16 +150,16 @@ def _wrong_uuid(commands: Commands, server: UUID, logs: BranchLogs) -> str:
     settings = commands.settings
     if not _known(server, logs):
         return _unknown(commands, server)
-    there = names_of(server, logs.descriptions)
+    there = display_name(server, logs.descriptions)
     options = candidates(server, logs)
     if settings.sameas:
-        problem = f"at {settings.url} is {there}, not {names_of(settings.uuid, logs.descriptions)}"
+        problem = f"at {settings.url} is {there}, not {display_name(settings.uuid, logs.descriptions)}"
         if commands.exists:
             return f"{problem}; give its url: git annex enableremote {settings.name} url=URL"
     elif settings.uuid in logs.descriptions:
         problem = (
-            f"uuid= would take the place of {names_of(settings.uuid, logs.descriptions)} and destroy its description "
-            "for everybody; use --sameas"
+            f"uuid= would take the place of {display_name(settings.uuid, logs.descriptions)} and destroy its "
+            "description for everyone; use --sameas"
         )
         # A node behind the gateway is as good a choice as its cluster.
         if settings.uuid in logs.proxied.get(server, {}).values():
@@ -169,7 +171,7 @@ def _wrong_uuid(commands: Commands, server: UUID, logs: BranchLogs) -> str:
 
 def _unknown(commands: Commands, server: UUID) -> str:
     settings = commands.settings
-    # If git understands the url too, it leads to the git-annex branch.
+    # If git understands the url too, it can fetch the git-annex branch from there.
     url = settings.url if isinstance(settings.address, Directory | Ssh) else "URL"
     fetch = (
         f"git remote add {shlex.quote(settings.name)}-gateway {shlex.quote(url)} && "

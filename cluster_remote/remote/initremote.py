@@ -1,4 +1,4 @@
-"""INITREMOTE: check that the remote is what it claims, and that everything it needs works."""
+"""Handle INITREMOTE: check that the remote is what it claims to be, and that it works."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ __all__ = ["initialise", "refuse_embedding"]
 
 
 def refuse_embedding(embedcreds: str) -> None:
-    """Refuse to store the token in the git-annex branch, which everybody gets. Raises BadSettings.
+    """Refuse to store the token in the git-annex branch, which is shared. Raises BadSettings.
 
-    The parameter may have come through the branch, from somebody who wants to read others' tokens there.
+    The parameter may have come through the branch, from someone who wants to read the tokens of others there.
     """
     if embedcreds not in {"", "no"}:
         raise BadSettings(
-            f"embedcreds={embedcreds} would store the token in the git-annex branch, readable by everybody; it "
+            f"embedcreds={embedcreds} would store the token in the git-annex branch, readable by everyone; it "
             "belongs in .git/annex/creds: use embedcreds=no"
         )
 
@@ -36,24 +36,23 @@ def refuse_embedding(embedcreds: str) -> None:
 async def initialise(context: Context) -> str:
     """Check the remote and store its token; return a message for the user, if any.
 
-    What came through the git-annex branch and was never verified here is neither contacted nor given a token.
+    A configuration that came through the git-annex branch and was never verified here gets no connection and no token.
     Raises BadSettings, SessionError, AnnexError.
     """
     settings = context.settings
     await context.read_repository()
     token = given_token() if settings.address is not None and settings.address.wants_token else None
     if awaits_verification(settings, context.logs, verified(context.repository)):
-        words = (
+        message = (
             f"nothing was contacted, because this configuration came through the git-annex branch: check it, and "
             f"confirm that it is safe: git annex verifyremote {as_argument(settings.name)}"
         )
-        return (
-            f"{words}. The token was not used; provide it after that: {settings.new_token_command}" if token else words
-        )
+        if token is not None:
+            message += f". The token was not used; provide it after that: {settings.new_token_command}"
+        return message
     await _check(context)
     if token is not None:
         assert settings.address is not None
-        # Only after the check.
         store_token(context.repository, settings.uuid, settings.address, token)
     return ""
 
@@ -67,10 +66,10 @@ async def _check(context: Context) -> None:
         return
     wanted = wanted_server(settings, context.logs, context.config.clusters())
     if settings.tracking == "nodes" and not settings.sameas and not settings.is_alias:
-        # Either git-annex has just made up the UUID, or the remote must not take it over.
+        # git-annex has just generated the UUID, or the remote must not take over this one.
         wanted = None
     try:
-        server = await _who_is_there(context, wanted)
+        server = await _identify_server(context, wanted)
     except (AuthenticationFailed, BadAddress) as error:
         # The address is known to be right; only the token can be wrong now.
         raise BadSettings(f"{error}: {TOKEN}=… {commands.again()}") from None
@@ -81,13 +80,13 @@ async def _check(context: Context) -> None:
     check_server(commands, server, context.logs)
 
 
-async def _who_is_there(context: Context, wanted: UUID | None) -> UUID:
+async def _identify_server(context: Context, wanted: UUID | None) -> UUID:
     try:
         return await _ask(context, wanted)
     except (WrongRepository, ConnectionLost):
         if wanted is None:
             raise
-        # git-annex-shell exits if it does not serve the requested repository. Then who is there?
+        # git-annex-shell exits if it does not serve the requested repository. Find out which one it serves.
         try:
             server = await _ask(context, None)
         except SessionError:

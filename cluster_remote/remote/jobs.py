@@ -1,10 +1,10 @@
-"""git-annex's requests, from the first line to the last: one process, one event loop, any number of jobs.
+"""Dispatch git-annex's requests: one process, one event loop, any number of jobs.
 
 With the ASYNC extension, every line in both directions starts with a job number (`J n …`); without it there is one job,
 whose lines have no prefix. Requests that transfer, check or remove content are handled in the event loop, where the
-sessions live. Everything else is handled by code that may ask git-annex questions and wait for the reply: in the main
+sessions live. All others are handled by code that may ask git-annex questions and wait for the reply: in the main
 thread before the loop runs, and in one thread per request from then on. The loop starts with the first request that
-needs it, since most runs of the program (LISTCONFIGS, GETCOST) don't.
+needs it, because most runs of the program (LISTCONFIGS, GETCOST) do not.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = ["Job", "JobMaster", "Service", "serve"]
 
 _CHUNK = 64 * 1024
 # Maximum bytes of a line from git-annex; keys and paths are far shorter.
-_LONGEST_LINE = 1024 * 1024
+_MAX_LINE = 1024 * 1024
 
 
 class _Input:
@@ -41,13 +41,13 @@ class _Input:
         self._ended = False
 
     def take(self) -> str:
-        """Return the next line with its newline; empty at the end. Blocks the thread."""
+        """Return the next line with its newline; empty at the end of input. Blocks the thread."""
         while not self.ready:
             self.read()
         return self._lines.popleft() if self._lines else ""
 
     def put_back(self, line: str) -> None:
-        """Make a line the next one again."""
+        """Put a line back in front of the others."""
         self._lines.appendleft(line)
 
     @property
@@ -60,8 +60,8 @@ class _Input:
         data = os.read(self.descriptor, _CHUNK)
         self._ended = not data
         *lines, self._rest = (self._rest + data).split(b"\n")
-        if len(self._rest) > _LONGEST_LINE:
-            print(f"git-annex sent a line of more than {_LONGEST_LINE} bytes; exiting", file=sys.stderr)
+        if len(self._rest) > _MAX_LINE:
+            print(f"git-annex sent a line of more than {_MAX_LINE} bytes; exiting", file=sys.stderr)
             self._rest, self._ended = b"", True
         self._lines += [f"{line.decode('utf-8', 'surrogateescape')}\n" for line in lines]
 
@@ -85,7 +85,7 @@ class Job:
 
 
 class JobMaster(AnnexMaster):
-    """Speaks for one job over the shared line. An ERROR concerns all jobs, and is the end."""
+    """Speak for one job on the shared output. An ERROR concerns all jobs and ends the conversation."""
 
     def __init__(self, whole: AnnexMaster, number: str, shared: Shared) -> None:
         super().__init__(whole.output, shared.questions)
@@ -101,21 +101,21 @@ class JobMaster(AnnexMaster):
 
 
 class Service:
-    """Everything that runs for one git-annex."""
+    """Serve one git-annex process, with all its jobs."""
 
     def __init__(self, stdin: int, stdout: io.TextIOWrapper) -> None:
         self.input = _Input(stdin)
         self.shared = Shared()
         self._whole = AnnexMaster(stdout, self.shared.questions)
         self._whole.LinkRemote(ClusterRemote(self._whole, self.shared))
-        # The only job, unless jobs have numbers.
-        self._only = Job(self._whole, self._replied)
+        # The job of lines without a number.
+        self._unnumbered = Job(self._whole, self._replied)
         self._numbered: dict[str, Job] = {}
         self.looping = False
         self.hung_up = False
 
-    def answer_what_is_simple(self) -> bool:
-        """Answer requests until git-annex hangs up or needs the event loop; return whether it does."""
+    def answer_without_sessions(self) -> bool:
+        """Answer requests until git-annex hangs up or a request needs the event loop; return whether one does."""
         self._whole.greet()
         while line := self.input.take():
             job, request = self.job_of(line)
@@ -131,15 +131,16 @@ class Service:
         tag, _space, rest = line.partition(" ")
         number, space, request = rest.partition(" ")
         if is_error(line) and self.shared.questions.asking is not None:
-            # It has no number, even with ASYNC.
+            # An ERROR has no number, even with ASYNC.
             return next(job for job in self.jobs() if job.master is self.shared.questions.asking), line
         if not (self._whole.asynchronous and tag == "J" and space):
-            return self._only, line
+            return self._unnumbered, line
         if number not in self._numbered:
             self._numbered[number] = Job(JobMaster(self._whole, number, self.shared), self._replied)
         return self._numbered[number], request
 
     def _replied(self, asking: Job) -> str:
+        """Return the next line for a job that has asked a question; keep those for other jobs."""
         if self.looping:
             return "" if self.hung_up else asking.replies.get()
         others: list[str] = []
@@ -155,14 +156,15 @@ class Service:
                 self.input.put_back(line)
 
     def jobs(self) -> list[Job]:
-        return [self._only, *self._numbered.values()]
+        """Return all jobs that have sent requests so far."""
+        return [self._unnumbered, *self._numbered.values()]
 
 
 def serve() -> None:
     """Answer git-annex on standard input and output until it hangs up, then close everything."""
     service = Service(*standard_streams())
-    if service.answer_what_is_simple():
-        # A session is needed: this imports everything for it.
+    if service.answer_without_sessions():
+        # This imports everything that sessions need.
         from cluster_remote.remote.loop import run
 
         run(service)

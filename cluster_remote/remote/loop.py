@@ -1,4 +1,4 @@
-"""git-annex's requests once there is an event loop: concurrent, until git-annex hangs up."""
+"""Answer git-annex's requests concurrently in an event loop, until git-annex hangs up."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from cluster_remote.transport.tracing import JOB
 __all__ = ["run"]
 
 # Seconds for requests to notice that git-annex has exited.
-_PARTING = 10.0
+_CANCELLING = 10.0
 # Maximum delay of debug messages, in seconds.
-_NOW_AND_THEN = 0.5
+_FLUSH_INTERVAL = 0.5
 
 
 def run(service: Service) -> None:
     """Answer requests until git-annex hangs up, and close everything."""
-    anyio.run(_Loop(service).answer_everything)
+    anyio.run(_Loop(service).answer_all)
 
 
 class _Loop:
@@ -28,24 +28,24 @@ class _Loop:
         self._service = service
         self._requests = service.shared.requests = Requests()
 
-    async def answer_everything(self) -> None:
+    async def answer_all(self) -> None:
         service = self._service
         service.looping = True
         self._listening = anyio.CancelScope()
         try:
             async with anyio.create_task_group() as flushing:
-                flushing.start_soon(self._flush_now_and_then)
+                flushing.start_soon(self._flush_periodically)
                 async with anyio.create_task_group() as requests:
                     try:
                         with self._listening:
                             await self._listen(requests)
                     finally:
-                        # In any case, release threads that wait for a reply: they would keep the program from exiting.
+                        # Release threads that wait for a reply, which would keep the program from exiting.
                         service.hung_up = True
                         for job in service.jobs():
                             job.replies.put("")
-                    # Nobody is left to hear how the running requests end.
-                    requests.cancel_scope.deadline = anyio.current_time() + _PARTING
+                    # git-annex has exited, so the results of running requests do not matter.
+                    requests.cancel_scope.deadline = anyio.current_time() + _CANCELLING
                     self._requests.abandon()
                 flushing.cancel_scope.cancel()
         finally:
@@ -79,12 +79,12 @@ class _Loop:
             if not await job.master.answer_in_the_loop(request, converse):
                 self._listening.cancel()
         except BrokenPipeError:
-            # git-annex has exited, which the end of our input may not show.
+            # git-annex has exited; another process may still hold our input open.
             self._listening.cancel()
 
-    async def _flush_now_and_then(self) -> None:
+    async def _flush_periodically(self) -> None:
         while True:
-            await anyio.sleep(_NOW_AND_THEN)
+            await anyio.sleep(_FLUSH_INTERVAL)
             try:
                 for job in self._service.jobs():
                     job.master.flush()

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 __all__ = ["SessionPool"]
 
 
-class _Listener:
-    """A trace that goes to the current user of the session."""
+class _Forwarder:
+    """A trace that forwards to the current borrower of the session."""
 
     def __init__(self) -> None:
         self.trace: Trace | None = None
@@ -29,29 +29,29 @@ class _Listener:
 
 
 class SessionPool:
-    """Lends each session to one request at a time, and creates a new one only if all are lent.
+    """Lend each session to one request at a time, and create a new one only if all are lent.
 
-    So there are never more sessions than there were concurrent requests.
+    So there are never more sessions than the highest number of concurrent requests.
     """
 
     def __init__(self, make: Callable[[Trace], Awaitable[Session]]) -> None:
         self._make = make
-        self._idle: list[tuple[Session, _Listener]] = []
+        self._idle: list[tuple[Session, _Forwarder]] = []
 
     @asynccontextmanager
     async def lend(self, trace: Trace | None) -> AsyncIterator[Session]:
-        """Lend a session exclusively. `trace` gets its messages."""
+        """Lend a session exclusively. `trace` receives its messages."""
         if self._idle:
-            session, listener = self._idle.pop()
+            session, forwarder = self._idle.pop()
         else:
-            listener = _Listener()
-            session = await self._make(listener)
-        listener.trace = trace
+            forwarder = _Forwarder()
+            session = await self._make(forwarder)
+        forwarder.trace = trace
         try:
             yield session
         finally:
-            listener.trace = None
-            self._idle.append((session, listener))
+            forwarder.trace = None
+            self._idle.append((session, forwarder))
 
     async def aclose(self) -> None:
         """Close all sessions that are not lent, concurrently."""

@@ -1,4 +1,4 @@
-"""The external special remote protocol, where annexremote is not exact enough for arbitrary keys and file names.
+"""Extend annexremote's external special remote protocol to arbitrary keys and file names, and to ASYNC.
 
 annexremote strips any whitespace from git-annex's lines, including a control character at the end of a file name; and
 it mistakes a TypeError in the program for a protocol error by git-annex.
@@ -33,20 +33,18 @@ __all__ = ["AnnexMaster", "Questions", "is_error", "one_line", "standard_streams
 
 
 def one_line(text: str) -> str:
-    """Return a message that fits the protocol, and that git-annex can safely show on a terminal."""
-    return printable(text, _LONGEST_MESSAGE) or "unknown error"
+    """Return a message that fits on a line of the protocol, and is safe to print."""
+    return printable(text, _MAX_MESSAGE) or "unknown error"
 
 
 # Maximum characters of one message to git-annex: enough for every node of a large cluster.
-_LONGEST_MESSAGE = 16_000
+_MAX_MESSAGE = 16_000
 # The most debug messages to hold back.
-_HELD_MESSAGES = 64
+_MAX_HELD = 64
 
-# What is handled in the event loop, and what is handled by code that only needs it.
+# Requests that are handled in the event loop, and those that need it for a session.
 _IN_THE_LOOP = frozenset({"CHECKPRESENT", "REMOVE", "TRANSFER"})
 _WITH_SESSIONS = _IN_THE_LOOP | {"INITREMOTE", "WHEREIS"}
-
-
 # The extensions of git-annex that we use.
 _EXTENSIONS = ("INFO", "ASYNC", "UNAVAILABLERESPONSE")
 
@@ -85,7 +83,7 @@ class _Protocol(Protocol):  # type: ignore[misc] # annexremote has no types
         try:
             reply = method(parameters) if parameters else method()
         except TypeError as error:
-            # Only the call itself, not something inside it.
+            # Only for an error in the call itself, not inside the method.
             if error.__traceback__ is None or error.__traceback__.tb_next is not None:
                 raise
             raise ProtocolError(f"{word} came with {'too many' if parameters else 'no'} parameters") from None
@@ -94,7 +92,7 @@ class _Protocol(Protocol):  # type: ignore[misc] # annexremote has no types
         return reply
 
     async def transact(self, line: str) -> str:
-        """Handle a request about content; annexremote has blocking equivalents."""
+        """Handle a request about content, like annexremote's blocking methods."""
         word, _space, parameters = line.partition(" ")
         first, _space, rest = parameters.partition(" ")
         key, _space, file = rest.partition(" ")
@@ -126,7 +124,7 @@ class _Protocol(Protocol):  # type: ignore[misc] # annexremote has no types
 
 
 class Questions:
-    """Allows one question to git-annex at a time, from any job: an ERROR in reply does not say which it is for."""
+    """Allow one question to git-annex at a time, from any job: an ERROR in reply does not name the job."""
 
     def __init__(self) -> None:
         self._one = threading.Lock()
@@ -134,7 +132,7 @@ class Questions:
 
     @contextmanager
     def asked_by(self, master: AnnexMaster) -> Iterator[None]:
-        """Hold until the reply has arrived."""
+        """Hold while a question has no reply."""
         with self._one:
             self.asking = master
             try:
@@ -144,7 +142,7 @@ class Questions:
 
 
 class AnnexMaster(Master):  # type: ignore[misc] # annexremote has no types
-    """Speaks with git-annex, or for one of its jobs."""
+    """Exchange messages with git-annex, for all or for one of its jobs."""
 
     input: Lines
 
@@ -158,12 +156,12 @@ class AnnexMaster(Master):  # type: ignore[misc] # annexremote has no types
 
     @property
     def asynchronous(self) -> bool:
-        """Whether git-annex and this program have agreed on the ASYNC extension."""
+        """Return whether git-annex and this program have agreed on the ASYNC extension."""
         return "ASYNC" in self.protocol.extensions
 
     @property
     def talking(self) -> bool:
-        """Whether git-annex's next message to this job is a reply to a question."""
+        """Return whether git-annex's next message to this job is a reply to a question."""
         return self._conversations > 0
 
     def LinkRemote(self, remote: SpecialRemote) -> None:
@@ -185,23 +183,23 @@ class AnnexMaster(Master):  # type: ignore[misc] # annexremote has no types
             try:
                 return bool(self.remote.info_needs_sessions())
             except RemoteError:
-                # If something is wrong, the answer will say so.
+                # The answer will report the error.
                 return True
         return word in _WITH_SESSIONS
 
     def answer(self, line: str) -> bool:
-        """Answer one request. Return False if nothing more can be said."""
-        return self._said(*self._reply_to(line))
+        """Answer one request; return False if the conversation cannot continue."""
+        return self._send_reply(*self._reply_to(line))
 
     async def answer_in_the_loop(self, line: str, converse: Callable[..., Coroutine[Any, Any, Any]]) -> bool:
-        """Do the same concurrently with others; `converse` runs what may ask git-annex questions in a thread."""
+        """Answer one request concurrently with others; `converse` runs code that may ask git-annex in a thread."""
         if _word(line) not in _IN_THE_LOOP:
-            return self._said(*await converse(self, self._reply_to, line))
+            return self._send_reply(*await converse(self, self._reply_to, line))
         try:
             reply = await self.protocol.transact(line.removesuffix("\n"))
         except Exception as error:  # noqa: BLE001 -- a job that ended silently would leave git-annex waiting
-            return self._said(*_last_reply(error))
-        return self._said(reply, True)
+            return self._send_reply(*_last_reply(error))
+        return self._send_reply(reply, True)
 
     @contextmanager
     def conversation(self) -> Iterator[None]:
@@ -222,21 +220,21 @@ class AnnexMaster(Master):  # type: ignore[misc] # annexremote has no types
         except Exception as error:  # noqa: BLE001 -- see above
             return _last_reply(error)
 
-    def _said(self, reply: str, go_on: bool) -> bool:
+    def _send_reply(self, reply: str, go_on: bool) -> bool:
         if reply:
             self.say(reply)
         return go_on
 
     def debug(self, *args: object) -> None:
-        """Send a debug message as annexremote does, but maybe a little later, together with the next message.
+        """Send a debug message like annexremote, but possibly later, together with the next message.
 
         Most users never see these messages, so each must not cost a context switch. The code that waits for requests
         flushes them periodically.
         """
         with self._sending:
             self._held.append(" ".join(["DEBUG", *map(str, args)]))
-            many = len(self._held) >= _HELD_MESSAGES
-        if many:
+            is_full = len(self._held) >= _MAX_HELD
+        if is_full:
             self.flush()
 
     def flush(self) -> None:
@@ -268,7 +266,7 @@ def _last_reply(error: Exception) -> tuple[str, bool]:
         case UnsupportedRequest():
             return "UNSUPPORTED-REQUEST", True
         case AnnexError() | SyntaxError():
-            # If git-annex violates the protocol, we can only exit.
+            # git-annex has violated the protocol; the only option is to exit.
             return f"ERROR {one_line(str(error))}", False
         case _:
             return f"ERROR {one_line(f'internal error: {type(error).__name__}: {error}')}", False

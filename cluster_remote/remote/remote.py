@@ -1,8 +1,7 @@
-"""The special remote: git-annex's requests, answered by one session.
+"""Implement the special remote, which answers git-annex's requests with a session of any kind.
 
-It does not know what kind of session it has; without a url it is the cluster of this very repository. All requests have
-in common that each has a session to itself, records before it reports success, and turns every failure into a one-line
-message.
+Without a url, that is the cluster of this repository. Every request has a session to itself, records locations before
+it reports success, and turns a failure into a one-line message.
 """
 
 from __future__ import annotations
@@ -28,30 +27,30 @@ __all__ = ["ClusterRemote", "Shared"]
 
 
 class Shared:
-    """What all jobs of one process share."""
+    """The state that all jobs of one process share."""
 
     def __init__(self) -> None:
         self.settings: Settings | None = None
         self.requests: Requests
-        """Handles requests that need a session; exists once the event loop does."""
+        """The handler of requests that need a session; set when the event loop starts."""
         self.questions = Questions()
-        # Held while asking git-annex what all of them need.
+        # Held while asking git-annex for settings that all jobs need.
         self.asking = threading.RLock()
-        # What the user has been told in this run.
+        # Messages that the user has seen in this run.
         self.told: set[str] = set()
 
 
 class ClusterRemote(SpecialRemote):  # type: ignore[misc] # annexremote has no types
-    """One remote of one repository. Handles one request at a time; concurrent requests need several of these."""
+    """The remote as one job sees it. Handles one request at a time."""
 
     def __init__(self, annex: AnnexMaster, shared: Shared) -> None:
-        # Bypass the parent's constructor, which makes `info` a fixed value; here it is computed each time.
+        # Skip the parent's constructor, which sets `info` to a fixed value; here it is a property.
         self.annex = annex
         self.shared = shared
         self._clusters: Mapping[str, UUID] | None = None
         self._initialising = False
 
-    # What git-annex asks without a need to connect
+    # Requests that need no connection
 
     def listconfigs(self) -> dict[str, str]:
         from cluster_remote.access.settings import DESCRIPTIONS
@@ -97,7 +96,7 @@ class ClusterRemote(SpecialRemote):  # type: ignore[misc] # annexremote has no t
         await self.shared.requests.remove(self, key)
 
     def whereis(self, key: str) -> str:
-        # Neither this nor info can report a failure without ending the program.
+        # Neither this nor `info` can report a failure without ending the program.
         try:
             where = self.shared.requests.whereis(self, key)
         except RemoteError as error:
@@ -107,9 +106,9 @@ class ClusterRemote(SpecialRemote):  # type: ignore[misc] # annexremote has no t
 
     @property
     def info(self) -> dict[str, str]:
-        return {name: one_line(value) for name, value in self._fields_of_info().items()}
+        return {name: one_line(value) for name, value in self._info_fields().items()}
 
-    def _fields_of_info(self) -> dict[str, str]:
+    def _info_fields(self) -> dict[str, str]:
         settings = self.settings()
         fields = {"url": settings.url or "none: the cluster of this repository", "tracking": settings.tracking}
         own = self._own_cluster_name()
@@ -126,11 +125,11 @@ class ClusterRemote(SpecialRemote):  # type: ignore[misc] # annexremote has no t
         return fields | found
 
     def info_needs_sessions(self) -> bool:
-        """Whether information about the remote requires a session; not for the cluster of this very repository."""
+        """Return whether `info` requires a session; not for a cluster of this repository."""
         return self._own_cluster_name() is None
 
     def _own_cluster_name(self) -> str | None:
-        """Return the name of the remote's cluster here, if it is one of this repository."""
+        """Return the name of the remote's cluster if it is a cluster of this repository; otherwise None."""
         settings = self.settings()
         if settings.address is not None or settings.tracking != "nodes":
             return None
@@ -173,7 +172,7 @@ class ClusterRemote(SpecialRemote):  # type: ignore[misc] # annexremote has no t
         return ""
 
     def tell(self, text: str) -> None:
-        """Tell the user something once per run: an unplugged disk is not news for every file."""
+        """Show a message to the user, once per run: an unplugged disk must not be reported for every file."""
         if text in self.shared.told:
             self.annex.debug(one_line(text))
             return

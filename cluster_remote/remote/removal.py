@@ -1,6 +1,6 @@
-"""Removals: from every node, from those that an upload reached, or from the one that sent damaged content.
+"""Remove content from every node, from those that an upload reached, or from the one that sent damaged content.
 
-Records each node's result, and finds it out if no answer says it.
+Records each node's outcome, and checks nodes whose outcome no answer reports.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ if TYPE_CHECKING:
 
 __all__ = ["NotRemoved", "remove", "undo"]
 
-# Seconds for asking nodes about the result of a removal; the second is for when nobody waits for it any more.
-_FINDING_OUT, _PARTING = 20.0, 6.0
+# Seconds for checking the outcome of a removal; the second applies after git-annex has exited.
+_CHECKING, _CHECKING_AT_EXIT = 20.0, 6.0
 
 
 class NotRemoved(SessionError):
-    """The content is still on a node, or may be; says on which, and why."""
+    """The content is still on a node, or may be; the message says on which, and why."""
 
 
 async def remove(context: Context, session: Session, key: Key, cause: Cause | None) -> None:
-    """Remove what `cause` implies. Raises NotRemoved, SessionError, LocationLogError."""
+    """Remove content from the nodes that `cause` implies. Raises NotRemoved, SessionError, LocationLogError."""
     context.expect_to_record()
     if not context.is_cluster:
-        await _remove_from_the_only_one(context, session, key, cause)
+        await _remove_from_single_repository(context, session, key, cause)
         return
     match cause:
         case Uploaded(added):
@@ -48,26 +48,26 @@ async def remove(context: Context, session: Session, key: Key, cause: Cause | No
 
 
 async def undo(context: Context, session: Session, key: Key, added: frozenset[UUID]) -> Removal:
-    """Remove content from the nodes that got it in the last upload. Complete if no other node may have it.
+    """Remove content from the nodes that received it in the last upload. Complete if no other node may have it.
 
-    The reasons also describe what was done. Raises SessionError, LocationLogError.
+    The reasons also say what was removed. Raises SessionError, LocationLogError.
     """
     outcome = await _remove_from(context, session, key, added)
     others = context.living_nodes - added
     done = f"removed again from {context.names_of(outcome.uuids)}" if outcome.uuids else "removed from no node"
-    kept = (f"the upload did not go to {context.names_of(others)}",) if others else ()
+    not_reached = (f"the upload did not go to {context.names_of(others)}",) if others else ()
     complete = outcome.removed and not others and bool(context.living_nodes)
-    return Removal(complete, outcome.uuids, (done, *outcome.reasons, *kept))
+    return Removal(complete, outcome.uuids, (done, *outcome.reasons, *not_reached))
 
 
-async def _remove_from_the_only_one(context: Context, session: Session, key: Key, cause: Cause | None) -> None:
+async def _remove_from_single_repository(context: Context, session: Session, key: Key, cause: Cause | None) -> None:
     if isinstance(cause, Uploaded) and not cause.added:
         raise NotRemoved(f"{session.name} had it before the upload and keeps it; drop it again to remove it")
     await session.open()
     try:
         outcome = await session.remove(stored_as(key))
     except (ConnectionLost, TimedOut, ProtocolError):
-        with anyio.move_on_after(min(_FINDING_OUT, context.settings.timeout)):
+        with anyio.move_on_after(min(_CHECKING, context.settings.timeout)):
             if not await session.check_present(stored_as(key)):
                 return
         raise
@@ -93,10 +93,10 @@ async def _remove_damaged(context: Context, session: Session, key: Key, origin: 
 
 
 async def _remove_from(context: Context, session: Session, key: Key, nodes: frozenset[UUID]) -> Removal:
-    """Remove content only from these nodes of a cluster, and record that."""
+    """Remove content from these nodes of a cluster only, and record that."""
     if isinstance(session, ClusterSession):
         return await session.remove_from(stored_as(key), nodes)
-    answers = await context.behind.each(nodes, lambda single: single.remove(stored_as(key)))
+    answers = await context.gateway_nodes.each(nodes, lambda single: single.remove(stored_as(key)))
     gone = frozenset(node for node, answer in answers.items() if isinstance(answer, Removal) and answer.removed)
     with anyio.CancelScope(shield=True):
         await context.record(key, absent=gone)
@@ -110,67 +110,67 @@ async def _remove_from(context: Context, session: Session, key: Key, nodes: froz
 
 async def _remove_everywhere(context: Context, session: Session, key: Key) -> None:
     if context.is_serverless or not context.counts_nodes:
-        # A cluster of this repository records by itself; for a remote that counts as one copy, no log tracks its nodes.
+        # A serverless session records by itself; for a remote that counts as one copy, no log tracks its nodes.
         outcome = await session.remove(stored_as(key))
-        error, words = "", "; ".join(outcome.reasons) or f"{session.name} did not remove it"
+        error, remaining = "", "; ".join(outcome.reasons) or f"{session.name} did not remove it"
     else:
-        outcome, error, words = await _remove_behind_a_gateway(context, session, key)
+        outcome, error, remaining = await _remove_through_gateway(context, session, key)
     if not outcome.removed:
         # Without an answer, a node may have lost content that this log did not list.
         names = context.names_of(outcome.uuids) or ("" if error else "no node")
         where = f"removed from {names}" if context.counts_nodes and names else ""
-        raise NotRemoved("; ".join(filter(None, [error, where, words])))
+        raise NotRemoved("; ".join(filter(None, [error, where, remaining])))
 
 
-async def _remove_behind_a_gateway(context: Context, session: Session, key: Key) -> tuple[Removal, str, str]:
-    """Return the result, the error that replaced an answer, and what is left on which node."""
-    outcome, broken = Removal(False), ""
+async def _remove_through_gateway(context: Context, session: Session, key: Key) -> tuple[Removal, str, str]:
+    """Return the outcome, the error if there was no answer, and a message about the nodes that still have content."""
+    outcome, error_text = Removal(False), ""
     # Without a connection, nothing has happened on any node.
     await session.open()
     try:
         outcome = await session.remove(stored_as(key))
     except (ConnectionLost, TimedOut, ProtocolError) as error:
-        # git-annex's own gateway ends like this if a node is unreachable, whatever it has removed by then.
-        broken = str(error)
+        # git-annex's own gateway hangs up if a node is unreachable, even after removing from others.
+        error_text = str(error)
     except anyio.get_cancelled_exc_class():
-        with anyio.move_on_after(_PARTING, shield=True):
-            await _settle(context, key, outcome)
+        with anyio.move_on_after(_CHECKING_AT_EXIT, shield=True):
+            await _check_remaining(context, key, outcome)
         raise
     with anyio.CancelScope(shield=True):
-        # Before version 2 no nodes are named, but a cluster's removal succeeds on every node or not at all.
-        named, _strangers = await context.believed(outcome.uuids)
+        # Answers below version 2 name no nodes, but there a removal succeeds on every node or not at all.
+        named, _others = await context.believed(outcome.uuids)
         gone = named if outcome.uuids or not outcome.removed else await context.nodes_with(key)
         await context.record(key, absent=gone)
     if outcome.removed and not outcome.uuids:
         return Removal(True, gone), "", ""
-    outcome, words = await _settle(context, key, Removal(outcome.removed, gone))
-    return outcome, broken, words
+    outcome, remaining = await _check_remaining(context, key, Removal(outcome.removed, gone))
+    return outcome, error_text, remaining
 
 
-async def _settle(context: Context, key: Key, outcome: Removal) -> tuple[Removal, str]:
-    """Find out about the nodes that a gateway's answer does not name, by asking each through the gateway.
+async def _check_remaining(context: Context, key: Key, outcome: Removal) -> tuple[Removal, str]:
+    """Check the nodes that a gateway's answer does not name, each through the gateway.
 
-    Returns the updated result, and a message about which nodes still have the content, and why.
+    Returns the updated outcome, and a message about which nodes still have the content, and why.
     """
     left = context.living_nodes - outcome.uuids
     if not left:
         return Removal(True, outcome.uuids), ""
     known = await context.nodes_with(key)
 
-    async def look(single: Session) -> bool:
+    async def check(single: Session) -> bool:
         try:
-            with anyio.fail_after(min(_FINDING_OUT, context.settings.timeout)):
+            with anyio.fail_after(min(_CHECKING, context.settings.timeout)):
                 return await single.check_present(stored_as(key))
         except TimeoutError:
             raise TimedOut("no answer in time") from None
 
-    answers = await context.behind.each(sorted(left, key=lambda node: (node not in known, node)), look)
+    answers = await context.gateway_nodes.each(sorted(left, key=lambda node: (node not in known, node)), check)
     absent = frozenset(node for node, answer in answers.items() if answer is False)
     present = frozenset(node for node, answer in answers.items() if answer is True)
     with anyio.CancelScope(shield=True):
-        # Say nothing about nodes that never had it.
+        # Record nothing about nodes that never had the content.
         await context.record(key, present - known, absent & known)
-    words = [
+    messages = [
         f"{context.name_of(node)} could not be asked ({answer})"
         if isinstance(answer, SessionError)
         else f"{context.name_of(node)} still has it: it is reachable, but did not remove it (the content is "
@@ -179,5 +179,5 @@ async def _settle(context: Context, key: Key, outcome: Removal) -> tuple[Removal
         if answer is not False
     ]
     if absent - known:
-        words.append(f"not on {context.names_of(absent - known)}")
-    return Removal(left == absent, outcome.uuids | absent & known), "; ".join(sorted(words))
+        messages.append(f"not on {context.names_of(absent - known)}")
+    return Removal(left == absent, outcome.uuids | absent & known), "; ".join(sorted(messages))

@@ -1,4 +1,4 @@
-"""git-annex's requests that need a session, and all their imports; imported with the event loop."""
+"""Handle git-annex's requests that need a session. Imported together with the event loop."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from cluster_remote.p2p.session import Session
 from cluster_remote.remote.causes import Fetched, is_for_fsck
 from cluster_remote.remote.chunks import is_plain_chunk, whole_of
 from cluster_remote.remote.context import Context
-from cluster_remote.remote.failure import causes, in_words
+from cluster_remote.remote.failure import leaf_errors, message_of
 from cluster_remote.remote.initremote import initialise, refuse_embedding
 from cluster_remote.remote.protocol import AnnexMaster, one_line
 from cluster_remote.remote.remote import ClusterRemote
@@ -43,15 +43,15 @@ _INFO_TIMEOUT = 10.0
 
 
 async def converse(master: AnnexMaster, function: Callable[..., T], *arguments: object) -> T:
-    """Run a function that may ask git-annex in a thread; meanwhile, messages to this job are replies."""
+    """Run a function that may ask git-annex in a thread; until it returns, messages to this job are replies."""
     with master.conversation():
-        # One thread per job: those that wait for git-annex must not block others.
+        # One thread per job: jobs that wait for git-annex must not block others.
         limiter = anyio.CapacityLimiter(math.inf)
         return await anyio.to_thread.run_sync(function, *arguments, abandon_on_cancel=True, limiter=limiter)
 
 
 class Requests:
-    """Handles requests for all jobs of one process, with one context; `remote` is the job's."""
+    """Handle requests for all jobs of one process, with one context; `remote` belongs to the job."""
 
     def __init__(self) -> None:
         self._context: Context | None = None
@@ -62,7 +62,7 @@ class Requests:
             self._context.cancel_requests()
 
     async def aclose(self) -> None:
-        """Close the connections. git-annex commits what was recorded then, at the latest."""
+        """Close the connections, and let git-annex commit what was recorded."""
         if self._context is not None:
             await self._context.aclose()
             self._context = None
@@ -80,7 +80,7 @@ class Requests:
         async def answer(context: Context, session: Session, parsed: Key) -> None:
             context.causes.take(parsed)
             if is_plain_chunk(parsed):
-                context.causes.fetched_chunk(whole_of(parsed), path)
+                context.causes.remember_chunk(whole_of(parsed), path)
             if not is_for_fsck(path):
                 await context.fetch(session, parsed, path, _progress(remote), remote.tell)
                 return
@@ -98,17 +98,17 @@ class Requests:
     # In a thread
 
     def initialise(self, remote: ClusterRemote) -> None:
-        with _in_words(remote):
+        with _as_remote_error(remote):
             refuse_embedding(remote.annex.getconfig("embedcreds"))
 
         async def check() -> str:
             context = await self._ready(remote, initialising=True)
-            with _in_words(remote):
+            with _as_remote_error(remote):
                 return await initialise(context)
 
-        words = anyio.from_thread.run(check)
-        if words:
-            remote.tell(words)
+        message = anyio.from_thread.run(check)
+        if message:
+            remote.tell(message)
 
     def whereis(self, remote: ClusterRemote, key: str) -> str:
         return anyio.from_thread.run(self._ask, remote, _whereis, _key(key))
@@ -125,14 +125,14 @@ class Requests:
         def debug(outgoing: bool, message: Message) -> None:
             remote.annex.debug(one_line(f"P2P {'>' if outgoing else '<'} {describe(message)}"))
 
-        with _in_words(remote):
+        with _as_remote_error(remote):
             async with context.request(debug) as session:
                 return await answer(context, session, *arguments)
 
     async def _ready(self, remote: ClusterRemote, *, initialising: bool = False) -> Context:
         if self._context is None:
-            # This asks git-annex, which takes a thread.
-            with _in_words(remote):
+            # This asks git-annex, so it needs a thread.
+            with _as_remote_error(remote):
                 await converse(remote.annex, self._make_context, remote, initialising)
         assert self._context is not None
         return self._context
@@ -151,8 +151,8 @@ async def _check_present(context: Context, session: Session, key: Key) -> bool:
 
 async def _remove(context: Context, session: Session, key: Key) -> None:
     cause = context.causes.take(key)
-    if cause is None and is_plain_chunk(key) and context.causes.fsck_has_chunks(whole_of(key)):
-        # Nobody knows which of the chunks is damaged, nor which node sent it.
+    if cause is None and is_plain_chunk(key) and context.causes.fsck_fetched_chunks(whole_of(key)):
+        # It is unknown which chunk is damaged, and which node sent it.
         cause = Fetched(None)
     await remove(context, session, key, cause)
 
@@ -169,7 +169,7 @@ async def _info(context: Context, session: Session) -> dict[str, str]:
         "cluster uuid": str(context.server or "that of the repository at the url"),
     }
     if not context.accepted:
-        return fields | {"protocol version": "unknown: not asked, for its configuration is not verified"}
+        return fields | {"protocol version": "unknown: not asked, because the configuration is not verified"}
     try:
         with anyio.fail_after(min(_INFO_TIMEOUT, context.settings.timeout)):
             uuid = await session.open()
@@ -181,24 +181,24 @@ async def _info(context: Context, session: Session) -> dict[str, str]:
 
 
 def _token(settings: Settings, git_dir: str, initialising: bool) -> str | None:
-    """Return the remote's own token; the environment's only when the remote is made or gets a new one."""
+    """Return the remote's own token; during INITREMOTE, the environment's takes precedence."""
     if settings.address is None or not settings.address.wants_token:
         return None
-    # Don't ask git-annex: with --debug, everything it says is printed.
+    # Do not ask git-annex: with --debug, it prints its answer.
     repository = Repository.of_remote(git_dir)
     return (given_token() if initialising else None) or stored_token(repository, settings.uuid, settings.address)
 
 
 def _key(text: str) -> Key:
     try:
-        return Key.parse(text)
+        return Key(text)
     except ValueError as error:
         raise RemoteError(one_line(str(error))) from None
 
 
 @contextmanager
-def _in_words(remote: ClusterRemote) -> Iterator[None]:
-    """Turn any failure into a message for git-annex."""
+def _as_remote_error(remote: ClusterRemote) -> Iterator[None]:
+    """Turn any error into a RemoteError with a message for git-annex."""
     try:
         yield
     except RemoteError as error:
@@ -206,13 +206,13 @@ def _in_words(remote: ClusterRemote) -> Iterator[None]:
     except CancelledError:
         raise RemoteError("aborted, because git-annex has exited") from None
     except Exception as error:  # noqa: BLE001 -- users should not see a traceback; --debug shows it
-        words, expected = in_words(error)
-        if any(isinstance(cause, AuthenticationFailed) for cause in causes(error)):
-            words += f"; set the right one: {remote.settings().new_token_command}"
+        message, expected = message_of(error)
+        if any(isinstance(each, AuthenticationFailed) for each in leaf_errors(error)):
+            message += f"; set the right one: {remote.settings().new_token_command}"
         if not expected:
             for line in traceback.format_exc().splitlines():
                 remote.annex.debug(one_line(line))
-        raise RemoteError(one_line(words)) from None
+        raise RemoteError(one_line(message)) from None
 
 
 def _progress(remote: ClusterRemote) -> Callable[[int], None]:

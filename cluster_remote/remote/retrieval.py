@@ -1,9 +1,9 @@
-"""The file that content is downloaded into, which may already contain a part of it.
+"""Download content into a file, which may already contain part of it.
 
 If git-annex itself is a gateway, it forwards the file while it grows, so nothing may be written twice. Content without
 a checksum, which starts over when its node fails, is downloaded to a temporary file and renamed when complete. So is
-small content with a checksum: it is verified before git-annex gets it, since a damaged copy on one node must not hide
-the good ones. Other content goes straight into the file, and git-annex verifies it as it arrives; if it rejects one
+small content with a checksum: it is verified before git-annex gets it, because a damaged copy on one node must not hide
+the good ones. All other content goes straight into the file, and git-annex verifies it as it arrives; if it rejects one
 node's copy, it asks again, and another node is used.
 """
 
@@ -21,11 +21,11 @@ from cluster_remote.p2p.errors import Damaged, SessionError
 from cluster_remote.p2p.key import UUID, AssociatedFile, Key
 from cluster_remote.p2p.session import Progress, Session
 
-__all__ = ["CannotWrite", "NotRetrieved", "can_be_looked_at", "retrieve", "retrieve_apart", "retrieve_whole"]
+__all__ = ["CannotWrite", "NotRetrieved", "is_verified_here", "retrieve", "retrieve_apart", "retrieve_whole"]
 
-# The largest content, in bytes, to verify here: reading it twice takes no noticeable time.
-_LOOKED_AT = 8 * 1024 * 1024
-# The largest that is verified at once, in bytes, while other jobs wait: half a millisecond.
+# The largest content to verify here, in bytes: reading it twice takes no noticeable time.
+_MAX_VERIFIED = 8 * 1024 * 1024
+# The largest content to verify without a thread, in bytes: other jobs wait half a millisecond.
 _SMALL = 256 * 1024
 
 
@@ -34,32 +34,32 @@ class CannotWrite(Exception):
 
 
 class NotRetrieved(SessionError):
-    """The server sent content that it does not vouch for, or does not have it."""
+    """The server called the content that it sent invalid, or does not have it."""
 
 
-def can_be_looked_at(key: Key) -> bool:
+def is_verified_here(key: Key) -> bool:
     """Return whether content is verified here before git-annex gets it."""
     size = key.content_size
-    return size is not None and size <= _LOOKED_AT and Checksum.of(key) is not None
+    return size is not None and size <= _MAX_VERIFIED and Checksum.of(key) is not None
 
 
 async def retrieve_whole(session: Session, key: Key, path: bytes, progress: Progress) -> None:
-    """Download content whose key has a checksum to a temporary file, and rename it to `path` if it is right.
+    """Download content whose key has a checksum to a temporary file, and rename it to `path` if it is valid.
 
     Raises Damaged, leaving nothing at `path`; NotRetrieved, CannotWrite, SessionError.
     """
-    beside = _beside(path)
+    temporary = _temporary_path(path)
     try:
-        # Find out now whether it is writable, not at the end. An earlier download may have left a part in it.
+        # Fail now, not at the end, if it is not writable. An earlier download may have left part of the content.
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666))
-        os.replace(path, beside)  # noqa: PTH105 -- bytes
+        os.replace(path, temporary)  # noqa: PTH105 -- bytes
         while True:
-            resumed = _length(beside) > 0
-            origin = await _kept(session, key, beside, path, progress)
-            if await _is_right(key, beside):
-                os.replace(beside, path)  # noqa: PTH105 -- bytes
+            resumed = _length(temporary) > 0
+            origin = await _retrieve_or_keep_part(session, key, temporary, path, progress)
+            if await _is_valid(key, temporary):
+                os.replace(temporary, path)  # noqa: PTH105 -- bytes
                 return
-            os.unlink(beside)  # noqa: PTH108 -- bytes
+            os.unlink(temporary)  # noqa: PTH108 -- bytes
             if not resumed:
                 break
     except OSError as error:
@@ -72,27 +72,27 @@ async def retrieve_apart(
 ) -> bool:
     """Download content without a checksum to a temporary file, and rename it to `path` when it is complete.
 
-    Returns False, leaving nothing, if the downloaded file is not wanted. If its node fails, it starts over with
-    another one, and git-annex may be forwarding what is at `path` meanwhile.
-    Raises NotRetrieved, CannotWrite, SessionError.
+    Returns False, leaving nothing, if the downloaded file is not wanted. Uses a temporary file because the download
+    starts over when its node fails, and git-annex may be forwarding `path` meanwhile. Raises NotRetrieved, CannotWrite,
+    SessionError.
     """
-    beside = _beside(path)
+    temporary = _temporary_path(path)
     try:
         with suppress(FileNotFoundError):
             os.unlink(path)  # noqa: PTH108 -- bytes
-        await retrieve(session, key, beside, progress)
-        if not await anyio.to_thread.run_sync(is_wanted, Path(os.fsdecode(beside))):
+        await retrieve(session, key, temporary, progress)
+        if not await anyio.to_thread.run_sync(is_wanted, Path(os.fsdecode(temporary))):
             return False
-        os.replace(beside, path)  # noqa: PTH105 -- bytes
+        os.replace(temporary, path)  # noqa: PTH105 -- bytes
         return True
     except OSError as error:
         raise _cannot_write(path, error) from None
     finally:
         with suppress(OSError):
-            os.unlink(beside)  # noqa: PTH108 -- bytes
+            os.unlink(temporary)  # noqa: PTH108 -- bytes
 
 
-def _beside(path: bytes) -> bytes:
+def _temporary_path(path: bytes) -> bytes:
     folder, _, name = path.rpartition(b"/")
     return (folder or b".") + b"/.cluster-remote-" + name[-200:]
 
@@ -104,18 +104,20 @@ def _length(path: bytes) -> int:
         return 0
 
 
-async def _kept(session: Session, key: Key, beside: bytes, path: bytes, progress: Progress) -> UUID | None:
-    """Download to `beside`; leave the part from a broken download at `path`, for the next one."""
+async def _retrieve_or_keep_part(
+    session: Session, key: Key, temporary: bytes, path: bytes, progress: Progress
+) -> UUID | None:
+    """Download to `temporary`; if that fails, leave the partial content at `path` for the next attempt."""
     try:
-        return await retrieve(session, key, beside, progress)
+        return await retrieve(session, key, temporary, progress)
     except BaseException:
         with suppress(OSError):
-            os.replace(beside, path)  # noqa: PTH105 -- bytes
+            os.replace(temporary, path)  # noqa: PTH105 -- bytes
         raise
 
 
-async def _is_right(key: Key, path: bytes) -> bool:
-    # Handing a small content to a thread takes longer than hashing it.
+async def _is_valid(key: Key, path: bytes) -> bool:
+    # Handing small content to a thread takes longer than hashing it.
     small = _length(path) <= _SMALL
     return _matches(key, path) if small else await anyio.to_thread.run_sync(_matches, key, path)
 
@@ -135,9 +137,8 @@ async def retrieve(session: Session, key: Key, path: bytes, progress: Progress, 
     With `spread`, several nodes may send parts of it at once. Returns the repository that sent the whole file; None if
     unknown.
 
-    On success the file has exactly the content's length. If the server does not vouch for what it sent, the file is
-    truncated to its old length. git-annex verifies the complete content afterwards.
-    Raises NotRetrieved, CannotWrite, SessionError.
+    On success, the file has exactly the content's length. If the server calls it invalid, the file is truncated to its
+    old length. git-annex verifies the complete content afterwards. Raises NotRetrieved, CannotWrite, SessionError.
     """
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -157,8 +158,7 @@ async def _retrieve(
     size = key.content_size
     offset = os.fstat(descriptor).st_size
     if size is None or offset > size or not key.is_verifiable:
-        # It may be too long; or nobody knows which node it came from, and no checksum would show that another node's
-        # content is different.
+        # The file may be too long; or its part may come from a different copy, and no checksum would detect that.
         os.ftruncate(descriptor, 0)
         offset = 0
     async with session.download(key, AssociatedFile(), offset) as download:
@@ -171,7 +171,7 @@ async def _retrieve(
         raise NotRetrieved(
             f"{session.name} does not have the content of {key}"
             if download.length == 0 and size != 0
-            else f"{session.name} sent content of {key} and then called it invalid; it may have changed meanwhile"
+            else f"{session.name} sent the content of {key} and then called it invalid; it may have changed meanwhile"
         )
     os.ftruncate(descriptor, offset + download.length)
     return None if offset else download.origin

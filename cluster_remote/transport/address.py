@@ -1,7 +1,7 @@
 """Parse the `url=` of a remote in all its forms, and refuse dangerous ones.
 
-A url may come from the git-annex branch, hence from a stranger. So no part of it may become an ssh option, a shell word
-or a program name; anything that could be mistaken for one is refused here.
+A url may come from the git-annex branch, and thus from a stranger. So no part of it may become an ssh option, a shell
+word or a program name; anything that could be mistaken for one is refused here.
 
 A new kind of address needs one parser, one class and one line in the table `_PARSERS`.
 """
@@ -59,7 +59,7 @@ class Address(ABC):
     __slots__ = ()
 
     wants_token = False
-    """Return whether a peer at this kind of address may require a token."""
+    """Whether a peer at this kind of address may require a token."""
 
     @property
     @abstractmethod
@@ -240,7 +240,7 @@ def _suffix(node: UUID | None) -> str:
 
 
 def at_node(address: Address, node: UUID | None) -> Address:
-    """Return the address of one repository behind a gateway, or of the gateway itself where `node` is None.
+    """Return the address of one repository behind a gateway, or of the gateway itself if `node` is None.
 
     Directory, ssh and HTTP addresses stay the same.
     """
@@ -290,7 +290,7 @@ def _shown(text: str) -> str:
 
 def _check_characters(text: str, part: str) -> None:
     if any(ord(c) < 32 or 127 <= ord(c) < 160 for c in part):
-        raise BadAddress(f"the url {_shown(text)} has control characters in it")
+        raise BadAddress(f"the url {_shown(text)} contains control characters")
 
 
 def _file(text: str, rest: str) -> Directory:
@@ -331,12 +331,12 @@ def _scp(text: str) -> Ssh:
 
 
 def _password() -> BadAddress:
-    return BadAddress("a password cannot stand in an ssh url; let ssh ask for it, or use a key")
+    return BadAddress("an ssh url cannot contain a password; let ssh ask for it, or use a key")
 
 
 def _checked_ssh(text: str, address: Ssh) -> Ssh:
     if address.user is not None and not _USER.fullmatch(address.user):
-        raise BadAddress(f"{_shown(text)}: what stands before the @ is not the name of a user")
+        raise BadAddress(f"{_shown(text)}: the part before the @ is not a user name")
     if not address.path.strip("/") or address.path.startswith("-"):
         raise BadAddress(f"{_shown(text)} does not say which directory on the host is the repository")
     return address
@@ -348,7 +348,7 @@ def _node(text: str, rest: str) -> tuple[str, UUID | None]:
     if parts["node"] is None:
         return parts["rest"], None
     try:
-        return parts["rest"], UUID.parse(parts["node"])
+        return parts["rest"], UUID(parts["node"])
     except ValueError as error:
         raise BadAddress(f"{_shown(text)}: after ?node= comes a repository's UUID: {error}") from None
 
@@ -409,18 +409,18 @@ def _host_and_port(text: str, rest: str, form: str) -> tuple[str, int, UUID | No
 def _no_token(authority: str) -> None:
     if "@" in unquote(authority):
         raise BadAddress(
-            "a token cannot stand in a url, which others can read; put it into the environment variable "
+            "a url cannot contain a token, because others can read it; put it into the environment variable "
             "CLUSTER_REMOTE_TOKEN"
         )
 
 
 def _host(text: str, parts: re.Match[str], *, quoted: bool) -> str:
-    """Return the host, which ssh cannot take for an option. `quoted`: whether the url is percent-encoded."""
+    """Return the host, which ssh cannot mistake for an option. `quoted`: whether the url is percent-encoded."""
     if parts["ipv6"]:
         return parts["ipv6"].replace("%25", "%") if quoted else parts["ipv6"]
     host = _unquote(text, parts["host"]) if quoted else parts["host"]
     if not _HOST.fullmatch(host):
-        raise BadAddress(f"{_shown(text)} does not have the name of a host where one should be")
+        raise BadAddress(f"{_shown(text)} does not have a valid host name")
     return host
 
 

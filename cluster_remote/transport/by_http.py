@@ -1,8 +1,7 @@
-"""Open sessions over HTTP: httpcore, which connects through our own network."""
+"""Open sessions over HTTP, with httpcore connecting through our own Network."""
 
 from __future__ import annotations
 
-import select
 import ssl
 from collections.abc import Iterable
 from functools import partial
@@ -17,10 +16,12 @@ from cluster_remote.annex.branchlog import BranchLogs
 from cluster_remote.annex.errors import AnnexError
 from cluster_remote.annex.logins import GitCredentials
 from cluster_remote.annex.repository import Repository
+from cluster_remote.p2p.descriptor import is_readable
 from cluster_remote.p2p.errors import Unreachable
 from cluster_remote.p2p.key import UUID
 from cluster_remote.transport.address import Http
 from cluster_remote.transport.http import HttpSession
+from cluster_remote.transport.httpclient import HttpClient
 from cluster_remote.transport.network import Network, proxy_for
 from cluster_remote.transport.opening import Caller
 from cluster_remote.transport.tracing import recorded
@@ -35,7 +36,7 @@ def http_session(
     network = Network(caller.allowed_ips, proxy_for(scheme, address.host, caller.http_proxy))
     context = caller.tls.context() if address.tls else None
     pool = httpcore.AsyncConnectionPool(context, network_backend=Backend(network), max_keepalive_connections=2)
-    return HttpSession(
+    http = HttpClient(
         f"{scheme}://{address.authority}{address.prefix}",
         server,
         name=str(address),
@@ -44,13 +45,13 @@ def http_session(
         authentication=GitCredentials(caller.repository, address.scheme, address.authority, token),
         timeout=caller.timeout,
         bypass=bypass,
-        trace=recorded(caller.trace, str(address), server, token),
         candidates=partial(_candidates, caller.repository),
     )
+    return HttpSession(http, recorded(caller.trace, str(address), server, token))
 
 
 async def _candidates(repository: Repository | None) -> list[UUID]:
-    """Return who may be meant by a url: the clusters that are known here, then gateways, then everybody else."""
+    """Return the repositories that a url may refer to: clusters known here, then gateways, then all others."""
     if repository is None:
         return []
     try:
@@ -85,7 +86,7 @@ class Backend(httpcore.AsyncNetworkBackend):
     async def connect_unix_socket(
         self, path: str, timeout: float | None = None, socket_options: Iterable[Any] | None = None
     ) -> httpcore.AsyncNetworkStream:
-        raise httpcore.UnsupportedProtocol("unix sockets are not spoken with over HTTP")
+        raise httpcore.UnsupportedProtocol("HTTP over unix sockets is not supported")
 
     async def sleep(self, seconds: float) -> None:
         await anyio.sleep(seconds)
@@ -138,7 +139,5 @@ class _Stream(httpcore.AsyncNetworkStream):
 
     def get_extra_info(self, info: str) -> Any:
         if info == "is_readable":
-            readable = select.poll()
-            readable.register(self._stream.extra(SocketAttribute.raw_socket).fileno(), select.POLLIN)
-            return bool(readable.poll(0))
+            return is_readable(self._stream.extra(SocketAttribute.raw_socket).fileno())
         return None

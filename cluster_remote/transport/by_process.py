@@ -16,23 +16,23 @@ from cluster_remote.transport.trust import check_directory
 
 __all__ = ["by_program", "shell_in_directory", "shell_over_ssh", "ssh_environment"]
 
-_SHELL_HINT = "git-annex-shell comes with git-annex; put the directory that it is in on PATH"
+_SHELL_HINT = "git-annex-shell comes with git-annex; add its directory to PATH"
 
 
 def shell_in_directory(address: Directory, caller: Caller, server: UUID | None, token: str | None) -> Transport:
-    environment = foreign_environment() | _as_variables(caller.settings)
+    environment = foreign_environment() | _config_variables(caller.settings)
     return ProcessTransport(
         _shell_command(address.path, caller.uuid, server),
         name=str(address),
         environment=environment,
         hint=_SHELL_HINT,
-        place=address.path,
+        directory=address.path,
         check=lambda: check_directory(address.path, caller.repository, environment),
     )
 
 
-def _as_variables(settings: Mapping[str, str]) -> dict[str, str]:
-    """Return settings in the form in which git takes them from its environment (git-config(1), GIT_CONFIG_COUNT)."""
+def _config_variables(settings: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment variables that pass settings to git (git-config(1), GIT_CONFIG_COUNT)."""
     variables = {"GIT_CONFIG_COUNT": str(len(settings))} if settings else {}
     for number, (name, value) in enumerate(settings.items()):
         variables |= {f"GIT_CONFIG_KEY_{number}": name, f"GIT_CONFIG_VALUE_{number}": value}
@@ -69,7 +69,7 @@ def by_program(address: P2pAnnex, caller: Caller, server: UUID | None, token: st
         [program, address.path],
         name=str(address),
         environment=foreign_environment(),
-        hint=f"the program for this network has to be on PATH as {program}",
+        hint=f"this network needs the program {program} on PATH",
         token=token_for(address, token, address.node),
     )
 

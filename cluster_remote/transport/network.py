@@ -20,7 +20,7 @@ from cluster_remote.transport.trust import Refusal, connectable
 __all__ = ["Network", "proxy_for"]
 
 # Seconds to try one address of a host that has several.
-_SHARE = 5.0
+_PER_ADDRESS = 5.0
 
 
 def proxy_for(scheme: str, host: str, configured: str | None = None) -> str | None:
@@ -51,63 +51,63 @@ class Network:
     async def connect(self, host: str, port: int) -> ByteStream:
         """Connect to a port of a host. Raises Unreachable. The caller sets the deadline."""
         if self.proxy is not None:
-            return await self._by_proxy(host, port, self.proxy)
+            return await self._through_proxy(host, port, self.proxy)
         if self.allowed_ips is None:
             return await self._directly(host, port)
-        return await self._where_allowed(host, port, self.allowed_ips)
+        return await self._to_allowed(host, port, self.allowed_ips)
 
     async def _directly(self, host: str, port: int) -> SocketStream:
         try:
             # anyio tries a host's addresses concurrently (happy eyeballs).
-            return _prepared(await anyio.connect_tcp(host, port))
+            return _kept_alive(await anyio.connect_tcp(host, port))
         except (socket.gaierror, UnicodeError) as error:
-            raise _unknown(host, error) from None
+            raise _unresolved(host, error) from None
         except OSError as error:
             raise Unreachable(f"cannot connect to {host}:{port}: {_cause(error)}") from None
 
-    async def _where_allowed(self, host: str, port: int, allowed_ips: str) -> SocketStream:
+    async def _to_allowed(self, host: str, port: int, allowed_ips: str) -> SocketStream:
         try:
             candidates = await anyio.getaddrinfo(host, port)
         except (OSError, UnicodeError) as error:
-            raise _unknown(host, error) from None
+            raise _unresolved(host, error) from None
         addresses = list(dict.fromkeys(str(candidate[4][0]) for candidate in candidates))
         permitted = [address for address in addresses if connectable(address, port, allowed_ips)]
         if not permitted:
             raise Refusal(
-                f"{host} is {', '.join(addresses)}, not a public address, and the url came by the git-annex branch: if "
-                f"it should be used, git config annex.security.allowed-ip-addresses {addresses[0]}"
+                f"{host} is {', '.join(addresses)}, not a public address, and the url came through the git-annex "
+                f"branch: to allow it, run git config annex.security.allowed-ip-addresses {addresses[0]}"
             )
         reasons = []
         # Connect by address: the name may resolve differently next time.
         for address in permitted:
             try:
-                with anyio.fail_after(None if address == permitted[-1] else _SHARE):
-                    return _prepared(await anyio.connect_tcp(address, port))
+                with anyio.fail_after(None if address == permitted[-1] else _PER_ADDRESS):
+                    return _kept_alive(await anyio.connect_tcp(address, port))
             except TimeoutError:
                 reasons.append(f"{address}: no answer")
             except OSError as error:
                 reasons.append(f"{address}: {_cause(error)}")
         raise Unreachable(f"cannot connect to {host}:{port}: {'; '.join(reasons)}")
 
-    async def _by_proxy(self, host: str, port: int, proxy: str) -> ByteStream:
+    async def _through_proxy(self, host: str, port: int, proxy: str) -> ByteStream:
         if self.allowed_ips is not None and self.allowed_ips.split() != ["all"]:
             raise Refusal(
-                f"{host} would be reached by a proxy, which may connect it to any address, and the url came by the "
-                "git-annex branch: if it should be used, git config annex.security.allowed-ip-addresses all"
+                f"{host} would be reached through a proxy, which may connect to any address, and the url came through "
+                "the git-annex branch: to allow it, run git config annex.security.allowed-ip-addresses all"
             )
-        # Few use a proxy.
-        from cluster_remote.transport.proxy import connect_by
+        # Imported only when needed: few users have a proxy.
+        from cluster_remote.transport.proxy import connect_through
 
-        return await connect_by(proxy, host, port)
+        return await connect_through(proxy, host, port)
 
 
-def _prepared(stream: SocketStream) -> SocketStream:
+def _kept_alive(stream: SocketStream) -> SocketStream:
     """Set the socket options for long-lived connections with small messages; anyio sets TCP_NODELAY."""
     stream.extra(SocketAttribute.raw_socket).setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     return stream
 
 
-def _unknown(host: str, error: Exception) -> Unreachable:
+def _unresolved(host: str, error: Exception) -> Unreachable:
     return Unreachable(f"cannot find the host {host!r}: {getattr(error, 'strerror', None) or error}")
 
 

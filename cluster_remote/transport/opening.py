@@ -11,14 +11,16 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from cluster_remote.annex.repository import Repository
-from cluster_remote.p2p.client import DEFAULT_TIMEOUT, StreamSession, Transport
+from cluster_remote.p2p.client import StreamSession, Transport
 from cluster_remote.p2p.key import UUID
 from cluster_remote.p2p.stream import Trace
+from cluster_remote.p2p.timeouts import DEFAULT_TIMEOUT
 from cluster_remote.transport.address import Address, BadAddress, Directory, Http, P2pAnnex, Ssh, Tcp, Tls, Tor, Unix
 from cluster_remote.transport.tls import TlsSettings
 from cluster_remote.transport.tracing import recorded
 
 if TYPE_CHECKING:
+    from cluster_remote.annex.gitconfig import GitConfig
     from cluster_remote.p2p.session import Session
 
 __all__ = ["Caller", "session_at", "stream_session", "token_for", "transport_to"]
@@ -26,7 +28,7 @@ __all__ = ["Caller", "session_at", "stream_session", "token_for", "transport_to"
 
 @dataclass(frozen=True)
 class Caller:
-    """Who opens sessions, and the user's settings for them.
+    """The repository that opens sessions, and the user's settings for them.
 
     `uuid` is the asking repository; `timeout` is in seconds without progress; `ssh_command` and `ssh_variant` are git's
     core.sshCommand and ssh.variant, `share_ssh` is annex.sshcaching; `repository` is None outside of one. `allowed_ips`
@@ -48,12 +50,26 @@ class Caller:
     ssh_options: tuple[str, ...] = ()
     settings: Mapping[str, str] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, repository: Repository, config: GitConfig, timeout: float = DEFAULT_TIMEOUT) -> Caller:
+        """Return the caller for sessions opened from a repository. Raises NotInitialised."""
+        return cls(
+            repository.uuid,
+            timeout,
+            ssh_command=config.get("core.sshCommand"),
+            ssh_variant=config.get("ssh.variant"),
+            share_ssh=config.boolean("annex.sshcaching", True),
+            repository=repository,
+            tls=TlsSettings.of(config),
+            http_proxy=config.get("http.proxy"),
+        )
+
     def restricted_to(self, allowed_ips: str) -> Caller:
         """Return the same caller for an address that may be a stranger's."""
         return replace(self, allowed_ips=allowed_ips)
 
 
-# By class of address the module here, and the function in it, that makes the transport; or the session, for HTTP.
+# For each class of address, the module in this package and its function that makes the transport (or the session).
 _TRANSPORTS: Mapping[type[Address], str] = {
     Directory: "by_process:shell_in_directory",
     Ssh: "by_process:shell_over_ssh",
@@ -71,12 +87,12 @@ def transport_to(
 ) -> Transport:
     """Return the transport to the peer at an address.
 
-    `server` is the repository to reach there; None for whichever one the address names. Raises BadAddress if the
+    `server` is the repository to reach there; None for the one that the address names. Raises BadAddress if the
     address cannot be used like this.
     """
     opener = _TRANSPORTS.get(type(address))
     if opener is None:
-        raise BadAddress(f"{address} is not a stream of bytes")
+        raise BadAddress(f"{address} cannot be reached over a byte stream")
     transport: Transport = _imported(opener)(address, caller, server, token)
     return transport
 
@@ -121,12 +137,12 @@ def _imported(opener: str) -> Callable[..., Any]:
 
 
 def token_for(address: Address, token: str | None, node: UUID | None) -> str:
-    """Return what AUTH carries: the token, and the node that is wanted behind the gateway. Raises BadAddress."""
+    """Return the token for AUTH, followed by the requested node behind the gateway, if any. Raises BadAddress."""
     if not token:
         raise BadAddress(
             f"{address} wants a token: put it into the environment variable CLUSTER_REMOTE_TOKEN when you give the "
             "address, or give a remote its own: CLUSTER_REMOTE_TOKEN=… git annex enableremote NAME"
         )
     if any(c.isspace() or not c.isprintable() for c in token) or "/" in token:
-        raise BadAddress("the token in CLUSTER_REMOTE_TOKEN has characters in it that no token has")
+        raise BadAddress("the token in CLUSTER_REMOTE_TOKEN contains characters that no token has")
     return token if node is None else f"{token}/{node}"

@@ -30,7 +30,7 @@ _STDERR_REST = 0.5
 class ProcessTransport(Transport):
     """Run a program and talk to it over standard input and output.
 
-    `name` is for display; `command` must not contain secrets, because every local user can see it. `place` is the
+    `name` is for display; `command` must not contain secrets, because every local user can see it. `directory` is the
     directory that the program works on if it is on this machine; `check` raises Unreachable if it must not be started.
     """
 
@@ -41,7 +41,7 @@ class ProcessTransport(Transport):
         name: str,
         environment: Mapping[str, str],
         hint: str = "",
-        place: str | None = None,
+        directory: str | None = None,
         check: Callable[[], None] | None = None,
         token: str | None = None,
     ) -> None:
@@ -50,11 +50,11 @@ class ProcessTransport(Transport):
         self.token = token
         self._environment = dict(environment)
         self._hint = hint
-        self._place = place
+        self._directory = directory
         self._check = check
 
     async def connect(self) -> DescriptorConnection:
-        mount_check = None if self._place is None else MountCheck(self._place)
+        mount_check = None if self._directory is None else MountCheck(self._directory)
         try:
             if mount_check is not None:
                 await mount_check.begin()
@@ -91,10 +91,10 @@ class _ProcessConnection(DescriptorConnection):
     def ended(self) -> bool:
         # If the disk was unmounted, a newly started program finds no repository and says so. If a mount does not
         # answer, only that program waits for it.
-        return super().ended() or (self._mount_check is not None and not self._mount_check.shows_the_same())
+        return super().ended() or (self._mount_check is not None and not self._mount_check.is_unchanged())
 
     async def stderr_tail(self) -> str:
-        # Standard error is another pipe, so a child's reason may arrive after the end of its output.
+        # Standard error is a pipe of its own, so the child's message may arrive after the end of its output.
         await self._stderr.wait(_STDERR_REST)
         return printable(self._stderr.last)
 
@@ -102,53 +102,53 @@ class _ProcessConnection(DescriptorConnection):
         if self._mount_check is not None:
             self._mount_check.end()
         await super().aclose(grace)
-        if await self._ended(grace):
+        if await self._has_ended(grace):
             return
-        with _Offspring() as offspring:
-            for blow in (signal.SIGTERM, signal.SIGKILL):
+        with _Descendants() as descendants:
+            for number in (signal.SIGTERM, signal.SIGKILL):
                 if self._child.poll() is None:
-                    offspring.look(self._child.pid)
-                self._child.send_signal(blow)
-                offspring.send_signal(blow)
+                    descendants.add_new(self._child.pid)
+                self._child.send_signal(number)
+                descendants.send_signal(number)
                 # Only a process stuck in the kernel survives SIGKILL; do not wait for it.
-                if await self._ended(grace, offspring):
+                if await self._has_ended(grace, descendants):
                     break
 
-    async def _ended(self, grace: float, offspring: _Offspring | None = None) -> bool:
-        def over() -> bool:
-            return self._child.poll() is not None and (offspring is None or offspring.ended())
+    async def _has_ended(self, grace: float, descendants: _Descendants | None = None) -> bool:
+        def ended() -> bool:
+            return self._child.poll() is not None and (descendants is None or descendants.ended())
 
         with anyio.CancelScope(shield=True):
-            await until(over, grace)
-        return over()
+            await until(ended, grace)
+        return ended()
 
 
-class _Offspring:
+class _Descendants:
     """The running descendants of a child, to be ended with it.
 
     GIT_SSH_COMMAND runs in a shell, and the user's ssh may be a script: killing just our child would leave a stuck ssh
     behind. A new process group would help too, but a background ssh cannot ask for a password. Daemonised processes,
     such as the master of a shared ssh connection, are not included.
 
-    Process descriptors identify them, which never refer to another process; on systems without these only the child
-    itself is ended.
+    They are identified by process descriptors, which never refer to another process. On systems without these, only
+    the child itself is ended.
     """
 
     def __init__(self) -> None:
         self._descriptors: dict[int, int] = {}
 
-    def __enter__(self) -> _Offspring:
+    def __enter__(self) -> _Descendants:
         return self
 
     def __exit__(self, *_: object) -> None:
         for descriptor in self._descriptors.values():
             os.close(descriptor)
 
-    def look(self, pid: int) -> None:
+    def add_new(self, pid: int) -> None:
         """Add the new descendants of `pid`, a child that has not been reaped."""
         if not hasattr(os, "pidfd_open"):
             return
-        for descendant in _descendants(pid):
+        for descendant in _descendants_of(pid):
             if descendant not in self._descriptors:
                 # It may have just ended, or the kernel is too old.
                 with suppress(OSError):
@@ -167,7 +167,7 @@ class _Offspring:
         return len(poll.poll(0)) == len(self._descriptors)
 
 
-def _descendants(pid: int) -> list[int]:
+def _descendants_of(pid: int) -> list[int]:
     """Return a process's descendants within its process group, as listed by Linux."""
     group = os.getpgid(pid)
     parents: dict[int, int] = {}

@@ -10,12 +10,12 @@ from python_socks.async_.anyio.v2 import Proxy
 
 from cluster_remote.p2p.errors import Unreachable
 
-__all__ = ["connect_by"]
+__all__ = ["connect_through"]
 
 
-async def connect_by(proxy: str, host: str, port: int) -> ByteStream:
-    """Connect to a port of a host through the proxy at a url, which resolves the name. Raises Unreachable."""
-    # socks5h is curl's name for resolving at the proxy, which is what always happens here.
+async def connect_through(proxy: str, host: str, port: int) -> ByteStream:
+    """Connect to a port of a host through a proxy, which resolves the name. Raises Unreachable."""
+    # socks5h is curl's name for resolving at the proxy, which always happens here.
     parts = urlsplit(proxy)
     scheme = {"socks5h": "socks5", "socks": "socks5", "socks4a": "socks4"}.get(parts.scheme, parts.scheme)
     shown = f"{parts.scheme}://{parts.hostname}:{parts.port}"
@@ -26,5 +26,5 @@ async def connect_by(proxy: str, host: str, port: int) -> ByteStream:
     try:
         stream = await connector.connect(host, port)
     except (ProxyError, ProxyTimeoutError, OSError) as error:
-        raise Unreachable(f"cannot connect to {host}:{port} by the proxy {shown}: {error}") from None
+        raise Unreachable(f"cannot connect to {host}:{port} through the proxy {shown}: {error}") from None
     return stream.anyio_stream

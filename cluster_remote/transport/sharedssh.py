@@ -1,8 +1,8 @@
 """Share one ssh connection per server, as git-annex does (ssh_config(5): ControlMaster, ControlPersist).
 
-Only this process uses its shared connections: their sockets are in a new directory of its own, so none can be stale or
-somebody else's. Logins are made one at a time, because all others can use the first one's connection. sshd allows ten
-sessions per connection (sshd_config(5), MaxSessions); if there are more, another connection is shared.
+Only this process uses its shared connections: their sockets are in a new private directory, so none can be stale or
+belong to another process. Logins are made one at a time, because later ones can share the first one's connection. sshd
+allows ten sessions per connection (sshd_config(5), MaxSessions); for more, another connection is shared.
 """
 
 from __future__ import annotations
@@ -32,35 +32,35 @@ __all__ = ["Server", "SharedConnection", "server_of"]
 _LOGINS = 4
 # sshd's default for MaxSessions. If a server allows fewer, ssh itself falls back to a connection of its own.
 _SESSIONS = 10
-# Seconds that a connection may be idle. It ends with this process; this is for a process that is killed.
+# Seconds that a connection may be idle. Connections are closed at exit; this limit is for when we are killed.
 _IDLE = 60
 # Bytes of a socket's path: about 100 on all systems, of which ssh needs 17 for a temporary name.
 _LONGEST_PATH = 100 - 17
 _PREFIX = "cluster-remote-ssh-"
-# Seconds for connections to close at exit, and between two looks.
-_PARTING, _LOOK = 1.0, 0.01
+# Seconds for connections to close at exit, and between checks.
+_CLOSING, _POLL = 1.0, 0.01
 
 
 @dataclass(eq=False)
 class SharedConnection:
     """A connection that ssh holds open in the background, with a socket at `path`.
 
-    `sessions` are the programs that use it; `entering` counts those that are being started.
+    `sessions` are the ssh processes that use it; `starting` counts those that are being started.
     """
 
     path: str
     sessions: list[subprocess.Popen[bytes]] = field(default_factory=list)
-    entering: int = 0
+    starting: int = 0
 
     @property
     def options(self) -> tuple[str, ...]:
-        """Return the options for ssh to use this connection, and to make it if there is none."""
+        """Return the options for ssh to use this connection, and to open it if necessary."""
         return ("-S", self.path, "-o", "ControlMaster=auto", "-o", f"ControlPersist={_IDLE}")
 
     def has_room(self) -> bool:
         """Return whether the server allows one more session."""
         self.sessions = [each for each in self.sessions if each.poll() is None]
-        return len(self.sessions) + self.entering < _SESSIONS
+        return len(self.sessions) + self.starting < _SESSIONS
 
     def alive(self) -> bool:
         """Return whether the ssh that holds it is running. Never waits."""
@@ -90,8 +90,8 @@ class Server:
     ) -> AsyncIterator[SharedConnection | None]:
         """Wait for a turn to connect, and return the shared connection to use, if any.
 
-        `closing` is the command that closes a shared connection, with the path of its socket in place of an empty word;
-        None not to share. Raises SessionError if the login that this waited for has failed.
+        `closing` is the command that closes a shared connection, with an empty word where the path of its socket goes;
+        None disables sharing. Raises SessionError if the login that this waited for has failed.
         """
         async with self._logins:
             if closing is None or not self._can_share or (directory := _directory()) is None:
@@ -110,7 +110,7 @@ class Server:
             if shared is None:
                 yield None
                 return
-            shared.entering += 1
+            shared.starting += 1
             try:
                 yield shared
             except SessionError as error:
@@ -118,7 +118,7 @@ class Server:
                     self._drop(shared)
                 raise
             finally:
-                shared.entering -= 1
+                shared.starting -= 1
 
     def _free(self) -> SharedConnection | None:
         for shared in tuple(self._connections):
@@ -143,7 +143,7 @@ class Server:
             yield
         except SessionError as error:
             if shared.alive():
-                # The login succeeded; what was wrong is the repository or the program there.
+                # The login succeeded; the fault is in the repository or the program there.
                 self._connections.append(shared)
             else:
                 self._failure = (time.monotonic(), error)
@@ -156,9 +156,9 @@ class Server:
 
 
 class _Directory:
-    """This process's directory of sockets. At exit, closes the connections and removes it.
+    """This process's directory of sockets. At exit, close the connections and remove it.
 
-    `closing` has for each socket the command that closes its connection, and the environment for it.
+    `closing` maps each socket to the command that closes its connection, and the environment for it.
     """
 
     def __init__(self, path: str) -> None:
@@ -187,20 +187,20 @@ class _Directory:
             for path, (command, environment) in self.closing.items()
             if os.path.lexists(path)
         ]
-        end = time.monotonic() + _PARTING
+        end = time.monotonic() + _CLOSING
         while any(child.poll() is None for child in children) and time.monotonic() < end:
-            time.sleep(_LOOK)
+            time.sleep(_POLL)
         for child in children:
             child.kill()
         shutil.rmtree(self.path, ignore_errors=True)
 
 
 _servers: RunVar[dict[tuple[str, ...], Server]] = RunVar("cluster_remote_ssh_servers")
-_own: list[_Directory] = []
+_directories: list[_Directory] = []
 
 
 def server_of(login: tuple[str, ...]) -> Server:
-    """Return the server that a login leads to; `login` has all that ssh is told about the connection."""
+    """Return the server for a login; `login` is the ssh command line, which determines the connection."""
     try:
         servers = _servers.get()
     except LookupError:
@@ -211,7 +211,7 @@ def server_of(login: tuple[str, ...]) -> Server:
 
 def _directory() -> _Directory | None:
     """Return this process's directory of sockets; None if every possible path is too long for a socket."""
-    if not _own:
+    if not _directories:
         for parent in (os.environ.get("XDG_RUNTIME_DIR"), tempfile.gettempdir(), "/tmp"):
             # ssh expands % and $ in the path.
             if not parent or not parent.startswith("/") or re.search("[%$]", parent):
@@ -220,6 +220,6 @@ def _directory() -> _Directory | None:
                 continue
             with suppress(OSError):
                 # mkdtemp makes a new directory with mode 0700, or fails.
-                _own.append(_Directory(tempfile.mkdtemp(prefix=_PREFIX, dir=parent)))
+                _directories.append(_Directory(tempfile.mkdtemp(prefix=_PREFIX, dir=parent)))
                 break
-    return _own[0] if _own else None
+    return _directories[0] if _directories else None

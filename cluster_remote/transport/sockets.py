@@ -27,7 +27,7 @@ __all__ = ["TcpTransport", "TlsTransport", "UnixTransport", "user_of_peer"]
 _SocketAddress: TypeAlias = tuple[str | int, ...] | bytes
 
 # Seconds between attempts while the socket's queue is full.
-_BUSY = 0.02
+_RETRY = 0.02
 
 
 async def _connect(connection: socket.socket, address: _SocketAddress) -> None:
@@ -36,7 +36,7 @@ async def _connect(connection: socket.socket, address: _SocketAddress) -> None:
         connection.setblocking(False)
         # The unix socket's queue is full, and there is no notification when it has room.
         while (result := connection.connect_ex(address)) == errno.EAGAIN:
-            await anyio.sleep(_BUSY)
+            await anyio.sleep(_RETRY)
         if result == errno.EINPROGRESS:
             await anyio.wait_writable(connection)
             result = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
@@ -71,7 +71,7 @@ class UnixTransport(Transport):
 
 
 def user_of_peer(connection: socket.socket) -> int:
-    """Return the user id of the process at the other end of a unix socket; our own where unknown."""
+    """Return the user id of the process at the other end of a unix socket; our own if unknown."""
     if not hasattr(socket, "SO_PEERCRED"):
         # Not Linux: only the socket's directory can be checked.
         return os.geteuid()
@@ -118,7 +118,9 @@ class TlsTransport(Transport):
             with anyio.CancelScope(shield=True):
                 await anyio.aclose_forcefully(stream)
             if isinstance(error, ssl.SSLError | anyio.BrokenResourceError | anyio.EndOfStream):
-                raise Unreachable(f"no TLS with {self.host}:{self.port}: {_tls_reason(error)}") from None
+                raise Unreachable(
+                    f"the TLS handshake with {self.host}:{self.port} failed: {_tls_reason(error)}"
+                ) from None
             raise
 
 
@@ -126,7 +128,7 @@ def _tls_reason(error: BaseException) -> str:
     cause = error.__cause__ or error
     if isinstance(cause, ssl.SSLCertVerificationError):
         return f"its certificate is not trusted ({cause.verify_message}); see http.sslCAInfo in git's configuration"
-    return getattr(cause, "reason", None) or str(cause) or "the other side hung up"
+    return getattr(cause, "reason", None) or str(cause) or "the server hung up"
 
 
 class _SocketConnection(DescriptorConnection):

@@ -26,16 +26,16 @@ _PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)
 # What ssh prints if the server closes the connection before login.
 _REFUSED = re.compile("kex_exchange_identification|Connection (closed|reset) by|MaxStartups")
 
-# Options with which a user shares connections in another way.
+# The user's own options for sharing connections.
 _SHARING = re.compile("-S|.*Control(Master|Path|Persist)", re.IGNORECASE)
 
 
 class SshTransport(ProcessTransport):
     """git-annex-shell on another machine, through ssh.
 
-    `command` makes the command line from options for ssh; `login` has all that ssh is told about the connection, whose
-    logins are limited. `closing` is the command that closes a shared connection, with an empty word for the path of its
-    socket; None if connections must not be shared.
+    `command` makes the command line from options for ssh; `login` is the part of it that determines the connection, for
+    limiting logins. `closing` is the command that closes a shared connection, with an empty word where the path of its
+    socket goes; None if connections must not be shared.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class SshTransport(ProcessTransport):
             shared.sessions.append(child)
         return child
 
-    def again_in(self, attempts: int, complaint: str) -> float | None:
+    def retry_delay(self, attempts: int, complaint: str) -> float | None:
         """See Transport. The delay is randomised so that refused logins do not retry at the same moment."""
         if attempts > len(_PAUSES) or not _REFUSED.search(complaint):
             return None
@@ -111,14 +111,14 @@ def can_share(
 ) -> bool:
     """Return whether the ssh program is OpenSSH, and the user's options do not share connections in another way."""
     _start, words = _program(environment, core_ssh_command)
-    # Of other programs only the user knows what they understand.
+    # Only the user knows which options other programs understand.
     named = environment.get("GIT_SSH_VARIANT") or variant or "auto"
     openssh = named == "ssh" or (named == "auto" and _name(words) == "ssh")
     return openssh and not any(_SHARING.match(word) for word in (*words, *options))
 
 
 def _program(environment: Mapping[str, str], core_ssh_command: str | None) -> tuple[list[str], list[str]]:
-    """Return the start of a command line that runs the user's ssh program, and the words that the user wrote."""
+    """Return the start of a command line that runs the user's ssh program, and the words of the user's command."""
     if line := environment.get("GIT_SSH_COMMAND") or core_ssh_command:
         # Like git: the command is the user's and may contain options and quotes; "$@" is what we add.
         return ["sh", "-c", f'{line} "$@"', line], _words(line)

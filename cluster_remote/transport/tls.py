@@ -43,7 +43,7 @@ class TlsSettings:
         try:
             context = ssl.create_default_context(cafile=self.authorities)
         except (OSError, ssl.SSLError) as error:
-            raise Unreachable(f"{self.authorities} cannot be used as http.sslCAInfo: {_said(error)}") from None
+            raise Unreachable(f"{self.authorities} cannot be used as http.sslCAInfo: {_reason(error)}") from None
         if not self.verify:
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
@@ -51,7 +51,7 @@ class TlsSettings:
             try:
                 context.load_cert_chain(self.certificate, self.key)
             except (OSError, ssl.SSLError) as error:
-                raise Unreachable(f"{self.certificate} cannot be used as http.sslCert: {_said(error)}") from None
+                raise Unreachable(f"{self.certificate} cannot be used as http.sslCert: {_reason(error)}") from None
         return context
 
 
@@ -59,7 +59,7 @@ def _path(value: str | None) -> str | None:
     return None if not value else str(Path(value).expanduser())
 
 
-def _said(error: OSError) -> str:
+def _reason(error: OSError) -> str:
     return error.strerror or str(error) or type(error).__name__
 
 
@@ -71,7 +71,7 @@ class ServerCertificate:
         self.certificate = certificate
         self.key = key
         self.context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        # Of HTTP only this version is served. Clients of tls:// ask for no protocol.
+        # Only this version of HTTP is served. Clients of tls:// do not negotiate a protocol.
         self.context.set_alpn_protocols(["http/1.1"])
         self.reload()
 
@@ -81,4 +81,4 @@ class ServerCertificate:
             self.context.load_cert_chain(self.certificate, self.key)
         except (OSError, ssl.SSLError) as error:
             files = f"{self.certificate} and {self.key}"
-            raise ValueError(f"{files} cannot be used as certificate and key: {_said(error)}") from None
+            raise ValueError(f"{files} cannot be used as certificate and key: {_reason(error)}") from None

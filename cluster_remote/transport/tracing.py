@@ -35,7 +35,6 @@ def recorded(trace: Trace | None, peer: str, server: UUID | None, token: str | N
     path = os.environ.get(VARIABLE)
     if not path:
         return trace
-    # Imported here because every run of the special remote imports this module, and few are traced.
     number = next(_numbers)
 
     def both(outgoing: bool, message: Message) -> None:

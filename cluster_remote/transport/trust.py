@@ -1,8 +1,8 @@
 """Refuse untrusted repositories on this machine, sockets and hosts before using them.
 
 git-annex-shell works in any repository it is given and obeys its hooks and configuration, even if another user owns
-them (observed with git-annex 10.20261026). So it is never given a repository that came with a clone or that somebody
-else owns. The rules are git's (safe.directory) and git-annex's (annex.security.allowed-ip-addresses).
+them (observed with git-annex 10.20261026). So it is never given a repository that came with a clone or that another
+user owns. The rules are git's (safe.directory) and git-annex's (annex.security.allowed-ip-addresses).
 """
 
 from __future__ import annotations
@@ -34,36 +34,36 @@ class Refusal(Unreachable):
 
 def check_directory(path: str, here: Repository | None, environment: Mapping[str, str]) -> None:
     """Raise Refusal for a repository inside the work tree of `here` or with another owner. May wait for a disk."""
-    if here is not None and _came_with(here, path):
+    if here is not None and _is_in_work_tree(here, path):
         raise Refusal(
             f"{path} is inside the work tree of this repository, so it may have come with a clone, and its hooks would "
-            "be run: move it somewhere else"
+            "run: move it somewhere else"
         )
-    if not _all_ours(path) and _dubious(path, environment):
+    if not _is_ours(path) and _is_refused_by_git(path, environment):
         raise Refusal(
-            f"{path} belongs to another user, whose hooks would be run: if you trust its owner, git config --global "
+            f"{path} belongs to another user, whose hooks would run: if you trust its owner, run git config --global "
             f"--add safe.directory {shlex.quote(path)}"
         )
 
 
-def _came_with(here: Repository, path: str) -> bool:
+def _is_in_work_tree(here: Repository, path: str) -> bool:
     """Return whether a path is inside the work tree, which a clone brings along, but not in its git directory."""
     tree = here.work_tree or (here.git_dir.parent if here.git_dir.name == ".git" else None)
     if tree is None:
         return False
     top, git_dir = Path(os.path.realpath(tree)), Path(os.path.realpath(here.git_dir))
-    # Check the unresolved path too: a symlink in the work tree may also be a stranger's.
-    places = (Path(os.path.realpath(path)), Path(os.path.abspath(path)))  # noqa: PTH100 -- links are not followed
-    return any(place != top and place.is_relative_to(top) and not place.is_relative_to(git_dir) for place in places)
+    # Check the unresolved path too: a symlink in the work tree may have come with the clone as well.
+    paths = (Path(os.path.realpath(path)), Path(os.path.abspath(path)))  # noqa: PTH100 -- links are not followed
+    return any(each != top and each.is_relative_to(top) and not each.is_relative_to(git_dir) for each in paths)
 
 
-def _all_ours(path: str) -> bool:
+def _is_ours(path: str) -> bool:
     """Return whether the current user owns a repository's directories. False if that cannot be determined."""
     owners = set()
-    for place in (path, os.path.join(path, ".git")):  # noqa: PTH118 -- as it is
+    for directory in (path, os.path.join(path, ".git")):  # noqa: PTH118 -- without normalising it
         try:
-            owners.add(Path(place).stat().st_uid)
-            owners.add(Path(place).lstat().st_uid)
+            owners.add(Path(directory).stat().st_uid)
+            owners.add(Path(directory).lstat().st_uid)
         except FileNotFoundError:
             continue
         except OSError:
@@ -71,7 +71,7 @@ def _all_ours(path: str) -> bool:
     return owners <= {os.geteuid()}
 
 
-def _dubious(path: str, environment: Mapping[str, str]) -> bool:
+def _is_refused_by_git(path: str, environment: Mapping[str, str]) -> bool:
     """Return whether git refuses a directory because of its owner (see safe.directory)."""
     command = ("git", "-C", path, "rev-parse", "--git-dir")
     try:
@@ -85,7 +85,8 @@ def _dubious(path: str, environment: Mapping[str, str]) -> bool:
 def check_socket_owner(path: bytes, peer: int) -> None:
     """Raise Refusal for a unix socket whose server runs as an unexpected user.
 
-    Root, the current user and the owner of the socket's directory are expected: anybody can create a socket in /tmp.
+    Only root, the current user and the owner of the socket's directory are expected: any user can create a socket in
+    /tmp.
     """
     expected = {0, os.geteuid()}
     try:
@@ -94,7 +95,7 @@ def check_socket_owner(path: bytes, peer: int) -> None:
         pass
     if peer not in expected:
         raise Refusal(
-            f"the other side runs as user {peer}, neither you nor the owner of the directory, so it gets no token"
+            f"the server runs as user {peer}, neither you nor the owner of the directory, so it gets no token"
         )
 
 
@@ -109,18 +110,18 @@ def connectable(address: str, port: int, allowed: str | None) -> bool:
     ip: ipaddress.IPv4Address | ipaddress.IPv6Address = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
         # These IPv6 forms embed an IPv4 address, which is what gets connected to.
-        ip = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None) or _translated(ip) or ip
+        ip = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None) or _nat64_target(ip) or ip
     if ip.is_global and not ip.is_multicast:
         return True
-    return any(_names(word, ip, port) for word in allowed.split())
+    return any(_allows(word, ip, port) for word in allowed.split())
 
 
-def _translated(ip: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
+def _nat64_target(ip: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
     """Return the IPv4 address that a NAT64 gateway connects to for an IPv6 address (RFC 6052)."""
     return ipaddress.IPv4Address(ip.packed[-4:]) if ip in _TRANSLATED else None
 
 
-def _names(word: str, ip: ipaddress.IPv4Address | ipaddress.IPv6Address, port: int) -> bool:
+def _allows(word: str, ip: ipaddress.IPv4Address | ipaddress.IPv6Address, port: int) -> bool:
     host, bracket, rest = word.removeprefix("[").partition("]")
     if bracket and rest not in {"", f":{port}"}:
         return False

@@ -14,7 +14,7 @@ from tests.support.environment import Environment
 from tests.support.repositories import Repository as RealRepository
 from tests.support.repositories import make_repository
 
-UUIDS = [UUID.parse(f"{n:08x}-1111-4111-8111-111111111111") for n in range(1, 10)]
+UUIDS = [UUID(f"{n:08x}-1111-4111-8111-111111111111") for n in range(1, 10)]
 """UUIDs of repositories that nobody knows anything else about."""
 
 

@@ -24,7 +24,7 @@ def store(real: RealRepository, name: str, *more: str) -> None:
 
 def test_credentials_stored_by_git_annex_are_read(real: RealRepository, here: Repository) -> None:
     store(real, "gw")
-    uuid = UUID.parse(real.config("remote.gw.annex-uuid") or "")
+    uuid = UUID(real.config("remote.gw.annex-uuid") or "")
     assert read_credentials(here, uuid, "token") == ("someuser", "p&ss wo%rd é")
     assert permissions_ok(credentials_file(here, uuid, "token"))
 
@@ -32,7 +32,7 @@ def test_credentials_stored_by_git_annex_are_read(real: RealRepository, here: Re
 def test_remotes_that_share_a_uuid_share_their_credentials(real: RealRepository, here: Repository) -> None:
     """git-annex files them under the UUID that GETUUID answers; the one stored last counts for both."""
     store(real, "gw")
-    uuid = UUID.parse(real.config("remote.gw.annex-uuid") or "")
+    uuid = UUID(real.config("remote.gw.annex-uuid") or "")
     credentials_file(here, uuid, "token").unlink()
     store(real, "again", "--sameas=gw")
     assert real.config("remote.again.annex-config-uuid") != str(uuid)

@@ -23,7 +23,7 @@ from .conftest import UUIDS, special_remote
 from .test_logformat import ODD_NAMES, commit_file
 
 A, B, C = UUIDS[:3]
-CLUSTER = UUID.parse("ac111111-1111-8111-8111-111111111111")
+CLUSTER = UUID("ac111111-1111-8111-8111-111111111111")
 
 # Starting it at all leaves a trace, whatever it is asked.
 TRACE = special_remote(first='import os, pathlib; pathlib.Path(os.environ["STARTED"]).touch()')
@@ -35,9 +35,9 @@ def known(real: RealRepository, key: Key) -> set[UUID]:
     return {uuid for uuid in (*UUIDS, CLUSTER) if str(uuid) in told}
 
 
-plain = Key.parse("SHA256E-s5--2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824.txt")
-encrypted = Key.parse("GPGHMACSHA1--ca4cd5aa7b4c2fa5ac2d4b9d1c8d9d5f6a7b8c9d")
-chunk = Key.parse("SHA256E-s5-S2-C1--2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824")
+plain = Key("SHA256E-s5--2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824.txt")
+encrypted = Key("GPGHMACSHA1--ca4cd5aa7b4c2fa5ac2d4b9d1c8d9d5f6a7b8c9d")
+chunk = Key("SHA256E-s5-S2-C1--2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824")
 any_uuids = st.lists(st.sampled_from([*UUIDS, CLUSTER]))
 
 
@@ -93,7 +93,7 @@ class TestWithGitAnnex:
             assert descendants_here() == before
 
     async def test_keys_with_odd_names_are_recorded(self, real: RealRepository, here: Repository) -> None:
-        keys = [Key.parse(f"WORM-s3-m5--{name}") for name in (*ODD_NAMES, "no\u00a0break", "thin\u2009space")]
+        keys = [Key(f"WORM-s3-m5--{name}") for name in (*ODD_NAMES, "no\u00a0break", "thin\u2009space")]
         async with LocationLog(here) as log:
             for key in keys:
                 await log.record(key, present=[A, B])
@@ -155,7 +155,7 @@ class TestWithGitAnnex:
     async def test_locations_of_private_repositories_are_found(self, real: RealRepository, here: Repository) -> None:
         (here.git_dir.parent / "store").mkdir()
         real.annex("initremote", "--quiet", "--private", "p", "type=directory", "directory=store", "encryption=none")
-        private = UUID.parse(real.config("remote.p.annex-uuid") or "")
+        private = UUID(real.config("remote.p.annex-uuid") or "")
         async with LocationLog(here) as log:
             await log.record(plain, present=[A, private])
             assert await log.locations(plain) == {A, private}
@@ -220,7 +220,7 @@ class TestWithGitAnnex:
         real.environment.env["STARTED"] = str(started)
         real.environment.program("git-annex-remote-trace", TRACE)
         real.annex("initremote", "--quiet", "t", "type=external", "externaltype=trace", "encryption=none")
-        uuid = UUID.parse(real.config("remote.t.annex-uuid") or "")
+        uuid = UUID(real.config("remote.t.annex-uuid") or "")
         started.unlink()
         async with LocationLog(here) as log:
             await log.record(plain, present=[A, uuid])
@@ -230,7 +230,7 @@ class TestWithGitAnnex:
         assert started.exists()
 
     async def test_many_tasks_record_and_look_up_at_once(self, real: RealRepository, here: Repository) -> None:
-        keys = [Key.parse(f"WORM--{n}") for n in range(100)]
+        keys = [Key(f"WORM--{n}") for n in range(100)]
         async with LocationLog(here) as log:
 
             async def one(number: int, key: Key) -> None:
@@ -243,12 +243,12 @@ class TestWithGitAnnex:
         assert known(real, keys[50]) == {UUIDS[50 % 9], UUIDS[51 % 9]}
 
     async def test_a_cluster_is_no_location_but_its_nodes_are(self, cluster: Cluster, client: RealRepository) -> None:
-        key = Key.parse(client.add("f", b"content"))
-        nodes = {UUID.parse(node.uuid) for node in cluster.nodes}
+        key = Key(client.add("f", b"content"))
+        nodes = {UUID(node.uuid) for node in cluster.nodes}
         with client.environment.applied(client.path):
             async with LocationLog(Repository.here()) as log:
-                await log.record(key, present=[*nodes, UUID.parse(cluster.uuid)])
-                assert await log.locations(key) == nodes | {UUID.parse(client.uuid)}
+                await log.record(key, present=[*nodes, UUID(cluster.uuid)])
+                assert await log.locations(key) == nodes | {UUID(client.uuid)}
         client.annex("group", "here")
         told = client.annex("whereis", "f", "--format=${uuid} ").stdout.decode().split()
         assert set(told) == {cluster.uuid, client.uuid, *map(str, nodes)}
@@ -257,7 +257,7 @@ class TestWithGitAnnex:
         self, real: RealRepository, here: Repository
     ) -> None:
         """And the next one is written all the same."""
-        long = Key.parse("WORM--" + "x" * 400)
+        long = Key("WORM--" + "x" * 400)
         async with LocationLog(here) as log:
             with pytest.raises(LocationLogError, match=r"(?s)location of WORM--x+.*too long"):
                 await log.record(long, present=[A])
@@ -282,7 +282,7 @@ class TestWithGitAnnex:
     async def test_without_git_annex_the_error_says_so(self, real: RealRepository, here: Repository) -> None:
         real.environment.program("git-annex", "#!/bin/sh\necho 'not today' >&2\nexit 9\n")
         async with LocationLog(here) as log:
-            for key in (plain, Key.parse("WORM--no\u00a0break")):
+            for key in (plain, Key("WORM--no\u00a0break")):
                 with pytest.raises(LocationLogError, match=r"(?s)could not be recorded.*setpresentkey.*not today"):
                     await log.record(key, present=[A])
 
@@ -299,8 +299,8 @@ class TestWithGitAnnex:
         async with LocationLog(here) as log:
             with pytest.raises(LocationLogError, match=r"could not be read: git cat-file .*answered with .*tree"):
                 await log.locations(plain)
-            await log.record(Key.parse("WORM--x"), present=[A])
-            assert await log.locations(Key.parse("WORM--x")) == {A}
+            await log.record(Key("WORM--x"), present=[A])
+            assert await log.locations(Key("WORM--x")) == {A}
 
     async def test_a_directory_in_place_of_the_log_is_an_error(self, real: RealRepository, here: Repository) -> None:
         async with LocationLog(here) as log:

@@ -25,7 +25,7 @@ from cluster_remote.annex.locations import (
 from cluster_remote.annex.logformat import branch_path
 from cluster_remote.annex.repository import Repository
 from cluster_remote.p2p.key import UUID, Key, encode
-from cluster_remote.remote.failure import causes
+from cluster_remote.remote.failure import leaf_errors
 from tests.support.repositories import Repository as RealRepository
 
 from .conftest import UUIDS
@@ -120,7 +120,7 @@ class TestWithGitAnnex:
         assert await estimate(here, EVERYTHING) == len(known)
 
     async def test_keys_with_odd_names_are_found(self, real: RealRepository, here: Repository) -> None:
-        odd = [Key.parse(f"WORM-s3-m5--{name}") for name in ODD_NAMES]
+        odd = [Key(f"WORM-s3-m5--{name}") for name in ODD_NAMES]
         async with LocationLog(here) as log:
             for key in odd:
                 await log.record(key, present=[A])
@@ -224,7 +224,7 @@ class TestWithGitAnnex:
         elsewhere = Repository(tmp_path / "no repository", tmp_path)
         with pytest.raises(Exception) as failure:  # noqa: PT011 -- a group, looked into below
             await read(elsewhere, EVERYTHING)
-        assert any(isinstance(cause, CommandFailed) for cause in causes(failure.value))
+        assert any(isinstance(cause, CommandFailed) for cause in leaf_errors(failure.value))
         assert await read(here, EVERYTHING) == {}
 
     async def test_a_damaged_branch_is_an_error(self, real: RealRepository, here: Repository) -> None:
@@ -233,7 +233,7 @@ class TestWithGitAnnex:
         (real.path / ".git/objects" / blob[:2] / blob[2:]).unlink()
         with pytest.raises(Exception) as failure:  # noqa: PT011 -- a group, looked into below
             await read(here, EVERYTHING)
-        (cause,) = causes(failure.value)
+        (cause,) = leaf_errors(failure.value)
         assert isinstance(cause, BranchUnreadable)
         assert keys(1)[0].text in str(cause)
 

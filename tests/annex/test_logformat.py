@@ -154,7 +154,7 @@ def repository(make_environment: Callable[[], Environment]) -> Repository:
 
 @pytest.mark.parametrize("name", ODD_NAMES)
 def test_a_log_path_matches_git_annexs(repository: Repository, name: str) -> None:
-    key = Key.parse(f"WORM-s3-m5--{name}")
+    key = Key(f"WORM-s3-m5--{name}")
     told = repository.annex("examinekey", "--format=${hashdirlower}\\n${key}\\n", "--", bytes(key)).stdout
     folders = told.split(b"\n")[0]
     path = logformat.branch_path(key)
@@ -198,7 +198,7 @@ LOGS = {
 def test_git_annex_reads_the_same_locations(repository: Repository, name: str) -> None:
     letters = dict(zip("ABCD", UUIDS, strict=False))
     raw = re.sub("[ABCD]", lambda m: str(letters[m[0]]), LOGS[name]).encode()
-    key = Key.parse(f"WORM--{name.replace(' ', '_')}")
+    key = Key(f"WORM--{name.replace(' ', '_')}")
     commit_file(repository, logformat.branch_path(key), raw)
     present = {
         uuid
@@ -223,13 +223,13 @@ CLUSTERS = {
 @pytest.mark.parametrize("name", CLUSTERS)
 def test_git_annex_reads_the_same_nodes(repository: Repository, name: str) -> None:
     """It shows the cluster as a location of whatever one of its nodes has."""
-    cluster = UUID.parse("ac111111-1111-8111-8111-111111111111")
+    cluster = UUID("ac111111-1111-8111-8111-111111111111")
     names = {"A": UUIDS[0], "B": UUIDS[1], "C": cluster, "D": UUIDS[3]}
     text, nodes = CLUSTERS[name]
     raw = re.sub(r"\b[ABCD]\b", lambda m: str(names[m[0]]), text).encode()
     commit_file(repository, b"cluster.log", raw)
     for letter in "AB":
-        key = Key.parse(f"WORM--{letter}")
+        key = Key(f"WORM--{letter}")
         commit_file(repository, logformat.branch_path(key), f"5s 1 {names[letter]}\n".encode())
         told = repository.annex("whereis", "--key", str(key), "--format=${uuid} ", check=False).stdout.decode()
         assert (str(cluster) in told.split()) == (letter in nodes)

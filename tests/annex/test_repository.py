@@ -98,7 +98,7 @@ def test_a_missing_git_is_named(environment: Environment) -> None:
 
 
 def test_a_missing_git_directory_is_an_error(environment: Environment) -> None:
-    with environment.applied(environment.directory), pytest.raises(NotARepository, match="nothing is there"):
+    with environment.applied(environment.directory), pytest.raises(NotARepository, match="does not exist"):
         Repository.of_remote("gone/.git")
 
 
@@ -238,12 +238,12 @@ def test_the_configuration_matches_gits(real: RealRepository) -> None:
     assert config.get("annex.numcopies") == "2"
     assert config.get("user.motto") == "two\nlines"
     assert config.get("no.such", "default") == "default"
-    assert config.clusters() == {"mycluster": UUID.parse("ac111111-1111-8111-8111-111111111111")}
+    assert config.clusters() == {"mycluster": UUID("ac111111-1111-8111-8111-111111111111")}
 
 
 def test_a_gateways_clusters_are_found_by_name(cluster: Cluster) -> None:
     found = in_place(cluster.gateway, cluster.gateway.path)
-    assert found.config().clusters() == {cluster.name: UUID.parse(cluster.uuid)}
+    assert found.config().clusters() == {cluster.name: UUID(cluster.uuid)}
 
 
 @pytest.mark.parametrize(

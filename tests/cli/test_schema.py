@@ -48,8 +48,8 @@ class Whole:
 
 
 WHOLE = Whole(
-    UUID.parse("00000000-0000-4000-8000-000000000001"),
-    (Part(Key.parse("WORM-s1--a"), 0.5), Part(Key.parse("WORM--b"), None)),
+    UUID("00000000-0000-4000-8000-000000000001"),
+    (Part(Key("WORM-s1--a"), 0.5), Part(Key("WORM--b"), None)),
     frozenset({"b", "a"}),
     {"x": 1},
     Colour.BLUE,

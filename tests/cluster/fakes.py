@@ -216,7 +216,7 @@ class FakeUpload(Upload):
         self._peer.contents[self._key] = self._peer.partial.pop(self._key, b"") + received
         return Stored(True, self._peer.plus)
 
-    async def look(self) -> Stored:
+    async def check_arrived(self) -> Stored:
         return Stored(self._key in self._peer.contents, self._peer.plus)
 
 

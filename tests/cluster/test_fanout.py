@@ -147,7 +147,7 @@ def test_a_node_may_start_later_than_it_announced(content: bytes, announced: int
 
 
 async def test_a_node_whose_offset_exceeds_the_content_gets_nothing() -> None:
-    with pytest.raises(SourceError, match="has 5 bytes, but the node says that it has 6"):
+    with pytest.raises(SourceError, match="has 5 bytes, but the node claims to have 6"):
         Share(6, 5)
 
 

@@ -20,7 +20,8 @@ from cluster_remote.cluster.membership import (
     membership,
     way_to,
 )
-from cluster_remote.cluster.wrapping import AtHand, FirstThatAnswers, Rates
+from cluster_remote.cluster.throttling import Rates
+from cluster_remote.cluster.wrapping import Failover, LocalReads
 from cluster_remote.p2p.client import StreamSession
 from cluster_remote.p2p.key import UUID, AssociatedFile, Key
 from cluster_remote.p2p.session import Session
@@ -119,7 +120,7 @@ def test_the_cheapest_of_several_remotes_of_a_node_comes_first() -> None:
     found = membership(config(*lines), logs([1]), PLACE)
     assert names(found) == ["near"]
     assert [each.name for each in found.members[0].remotes] == ["near", "far", "dear"]
-    assert isinstance(found.nodes(CALLER)[0].session(), FirstThatAnswers)
+    assert isinstance(found.nodes(CALLER)[0].session(), Failover)
 
 
 def test_a_remotes_settings_apply_to_its_node() -> None:
@@ -294,7 +295,7 @@ def sessions(found: Membership, bypass: frozenset[UUID] = frozenset()) -> dict[s
     made: dict[str, StreamSession] = {}
     for node in found.nodes(CALLER, bypass):
         session = node.session()
-        if isinstance(session, AtHand):
+        if isinstance(session, LocalReads):
             session = session.inside
         assert isinstance(session, StreamSession)
         made[node.name] = session
@@ -371,5 +372,5 @@ def test_a_cluster_whose_gateways_are_all_bypassed_cannot_be_opened() -> None:
         config(*remote("west", 31, "/west", f"annex-cluster-gateway={CLUSTER}", cluster=None)), logs([5]), PLACE
     )
     assert found.session(CALLER, locations=Log()).uuid == CLUSTER
-    with pytest.raises(NoCluster, match="the only nodes left"):
+    with pytest.raises(NoCluster, match="behind gateways"):
         found.session(CALLER, locations=Log(), bypass=frozenset({uuid(31)}))

@@ -491,21 +491,6 @@ async def test_a_nodes_preferred_content_decides_what_it_stores(cluster: Cluster
         assert (await session.remove(SMALL_KEY)).removed
 
 
-async def test_a_session_opens_its_own_log_if_none_is_given(cluster: Cluster) -> None:
-    from cluster_remote.annex.repository import Repository as AnnexRepository
-    from cluster_remote.cluster.opening import open_cluster
-    from cluster_remote.transport.opening import Caller
-
-    with cluster.gateway.environment.applied(cluster.gateway.path):
-        repository = AnnexRepository.here()
-        session = await open_cluster(repository, None, Caller(repository.uuid))
-        assert await put(session, cluster.gateway.environment) == Stored(True, uuids(*cluster.nodes))
-        await session.aclose()
-    # Nobody was told to record it.
-    assert cluster.gateway.locations(SMALL_KEY.text) == set()
-    cluster.gateway.environment.assert_no_process_left()
-
-
 @either_kind
 async def test_an_encrypted_upload_never_resumes_an_interrupted_one(cluster: Cluster, kind: str) -> None:
     key = Key(f"GPGHMACSHA1--{kind.encode().hex():0>40}")

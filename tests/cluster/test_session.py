@@ -170,7 +170,7 @@ async def test_a_node_claiming_more_bytes_than_exist_is_left_out_of_a_stream() -
         assert isinstance(offer, Upload)
         stored = await offer.send(Content(CONTENT, repeatable=False))
     assert stored.uuids == uuids(1)
-    assert stored.reasons == ("disk 2 (shelf) [node2]: it claims to have 24 bytes of a content of 20 bytes",)
+    assert stored.reasons == ("disk 2 (shelf) [node2]: it claims to have 24 bytes, but the content has 20",)
 
 
 @both_kinds

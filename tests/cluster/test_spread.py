@@ -28,7 +28,7 @@ CHUNK, PACE = 1000, 0.005
 @pytest.fixture(autouse=True)
 def in_a_small_way(monkeypatch: pytest.MonkeyPatch) -> None:
     """What takes mebibytes and seconds takes kilobytes and milliseconds."""
-    for name, value in (("_LOOK_SECONDS", 0.03), ("_WORTH_IT", 0.1), ("_TICK", 0.01), ("AHEAD", 30_500)):
+    for name, value in (("_MEASURED_SECONDS", 0.03), ("_WORTH_IT", 0.1), ("_TICK", 0.01), ("AHEAD", 30_500)):
         monkeypatch.setattr(spread, name, value)
     for name, value in (("AHEAD", 30_500), ("LEAST", 4000), ("_LEAST_SECONDS", 0.03), ("_STUCK", 0.2)):
         monkeypatch.setattr(stretches, name, value)

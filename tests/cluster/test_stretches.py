@@ -45,11 +45,11 @@ def test_every_byte_arrives_once_and_in_order_whatever_fails_or_stalls(nodes: in
         for node, stretch in list(busy.items()):
             data = min(int(rates[node] * chance.uniform(0, 1)), stretch.left)
             if data:
-                stretch.came(data, now)
-            while stretch.start < stretch.position and not stretch.left and data and plan.go_on(stretch):
+                stretch.received(data, now)
+            while stretch.start < stretch.position and not stretch.left and data and plan.extend(stretch):
                 assert stretch.end <= plan.frontier + AHEAD
                 data = min(MIB, stretch.left)
-                stretch.came(data, now)
+                stretch.received(data, now)
             if not stretch.left or (node != "node0" and chance.random() < 0.02):
                 plan.give_back(stretch)
                 del busy[node]
@@ -72,7 +72,7 @@ def test_a_fast_node_takes_over_the_end_of_a_slow_ones_stretch() -> None:
     slow = plan.take("slow", 1e7, 1e7, 0.0)
     assert slow is not None
     assert slow.end == 16 * MIB
-    slow.came(MIB, 1.0)
+    slow.received(MIB, 1.0)
     taken = plan.take("fast", 1e7, 2e7, 1.0)
     assert taken is not None
     assert (taken.start, taken.end) == (slow.end, 16 * MIB)
@@ -84,7 +84,7 @@ def test_nothing_is_taken_over_from_a_node_near_its_start_or_end() -> None:
     almost = plan.take("almost", 1e7, 1e7, 0.0)
     assert almost is not None
     assert plan.take("idle", 1e7, 2e7, 0.1) is None
-    almost.came(4 * MIB, 1.0)
+    almost.received(4 * MIB, 1.0)
     assert plan.take("idle", 1e7, 2e7, 1.0) is None
 
 
@@ -94,7 +94,7 @@ def test_a_stalled_node_loses_its_whole_stretch(came: int) -> None:
     stuck = plan.take("stuck", 1e7, 1e7, 0.0)
     assert stuck is not None
     if came:
-        stuck.came(came, 0.1)
+        stuck.received(came, 0.1)
     taken = plan.take("idle", 1e7, 2e7, 5.0)
     assert taken is not None
     assert (taken.start, taken.end, stuck.left) == (came, 8 * MIB, 0)
@@ -105,11 +105,11 @@ def test_a_node_continues_past_its_stretch_if_the_next_bytes_are_unassigned() ->
     first = plan.take("first", 1e7, 2e7, 0.0)
     assert first is not None
     end = first.end
-    first.came(first.left, 1.0)
-    assert plan.go_on(first)
+    first.received(first.left, 1.0)
+    assert plan.extend(first)
     assert first.end > end
     second = plan.take("second", 1e7, 2e7, 1.0)
     assert second is not None
     assert second.start == first.end
-    first.came(first.left, 1.0)
-    assert not plan.go_on(first)
+    first.received(first.left, 1.0)
+    assert not plan.extend(first)

@@ -6,7 +6,7 @@ import anyio
 import pytest
 
 from cluster_remote.cluster import wrapping
-from cluster_remote.cluster.wrapping import AtHand, OneAtATime
+from cluster_remote.cluster.wrapping import LocalReads, Serialised
 from cluster_remote.p2p.key import UUID, AssociatedFile, Key
 from cluster_remote.p2p.messages import Get, Message
 from cluster_remote.transport.address import Directory
@@ -27,7 +27,7 @@ async def test_a_repository_with_a_global_lock_gets_one_request_at_a_time() -> N
     done: list[str] = []
 
     async def ask_everything(name: str) -> None:
-        session = OneAtATime(inside, turn)
+        session = Serialised(inside, turn)
         await session.store(KEY, AssociatedFile(""), Content(b"content", repeatable=True))
         await session.check_present(KEY)
         await session.check_all([KEY, KEY])
@@ -65,8 +65,8 @@ async def test_small_content_on_a_local_disk_is_read_directly_after_the_node_ans
         return sum(isinstance(message, Get) for message in asked)
 
     with node.environment.applied(cluster.gateway.path):
-        session = AtHand(session_at(Directory(place), caller), place)
-        assert session.asks_ahead
+        session = LocalReads(session_at(Directory(place), caller), place)
+        assert session.pipelines_checks
         try:
             assert await got(good) == (b"content 0", True)
             assert gets() == 1

@@ -136,7 +136,7 @@ async def test_our_own_sessions_store_fetch_and_remove_through_the_gateway(
     content = os.urandom(3_000_000)
     file = tmp_path / "content"
     file.write_bytes(content)
-    key = Key.parse(f"WORM-s{len(content)}--through-{kind}")
+    key = Key(f"WORM-s{len(content)}--through-{kind}")
     session = StreamSession(
         transport(gateway, getattr(gateway, kind), gateway.tokens[Mode.READ_WRITE]),
         client=UUID(CLIENT),
@@ -352,7 +352,7 @@ async def test_bulk_checks_go_to_a_node_directly_and_transfers_through_git_annex
     session = await endpoint.session(frozenset())
     proxies = len(serving(cluster.gateway))
     try:
-        assert session.asks_ahead
+        assert session.pipelines_checks
         assert await session.check_all(keys) == [True, False]
         assert await session.check_present(keys[0])
         assert len(serving(node)) == 1

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster_remote.p2p.client import StreamSession, Transport, extra_timeout_for
+from cluster_remote.p2p.client import StreamSession, Transport
 from cluster_remote.p2p.errors import (
     ConnectionLost,
     ProtocolError,
@@ -23,6 +23,7 @@ from cluster_remote.p2p.key import Key
 from cluster_remote.p2p.messages import serialise
 from cluster_remote.p2p.session import Present
 from cluster_remote.p2p.stream import Connection
+from cluster_remote.p2p.timeouts import extra_timeout_for
 from tests.p2p.memory import CLIENT, OPENING, InMemory, MemoryConnection, Pieces
 from tests.p2p.scripted import (
     BRIEF,

@@ -84,8 +84,8 @@ async def test_a_link_is_followed(tmp_path: Path) -> None:
     ("make", "complaint"),
     [
         (lambda path: None, "No such file or directory"),
-        (lambda path: path.mkdir(), "it is not a file"),
-        (lambda path: os.mkfifo(path), "it is not a file"),
+        (lambda path: path.mkdir(), "not a regular file"),
+        (lambda path: os.mkfifo(path), "not a regular file"),
         (lambda path: path.symlink_to(path), "symbolic links"),
     ],
     ids=["nothing", "directory", "named pipe", "endless link"],
@@ -99,7 +99,7 @@ async def test_an_unreadable_file_is_a_source_error_that_names_it(tmp_path: Path
 
 
 async def test_an_offset_beyond_the_end_is_a_peer_error(tmp_path: Path) -> None:
-    with pytest.raises(BeyondTheEnd, match="has 3 bytes; the peer says it has 4 already"):
+    with pytest.raises(BeyondTheEnd, match="has 3 bytes, but the peer claims to have 4 already"):
         await _read(_file(tmp_path / "f", b"abc"), 4)
 
 
@@ -109,7 +109,7 @@ async def test_a_file_that_shrinks_is_a_source_error(tmp_path: Path) -> None:
         chunks = aiter(reading.chunks())
         assert len(await anext(chunks)) == CHUNK
         os.truncate(tmp_path / "f", 100)
-        with pytest.raises(SourceError, match="became shorter while it was read"):
+        with pytest.raises(SourceError, match="was truncated while it was being read"):
             await anext(chunks)
 
 

@@ -47,7 +47,7 @@ def test_any_bytes_round_trip_through_text(raw: bytes) -> None:
 def test_a_keys_fields_are_parsed(
     text: str, backend: str, size: int | None, content_size: int | None, is_chunk: bool, is_encrypted: bool
 ) -> None:
-    key = Key.parse(text)
+    key = Key(text)
     assert (key.backend, key.size, key.content_size) == (backend, size, content_size)
     assert (key.is_chunk, key.is_encrypted) == (is_chunk, is_encrypted)
     assert str(key) == text
@@ -161,15 +161,15 @@ def test_git_annex_refuses_the_keys_we_refuse(repository: Repository, text: str)
     ],
 )
 def test_a_cluster_is_recognised_by_its_uuid(text: str, is_cluster: bool) -> None:
-    assert UUID.parse(text).is_cluster is is_cluster
+    assert UUID(text).is_cluster is is_cluster
 
 
 def test_git_annex_marks_cluster_uuids_the_same_way(repository: Repository) -> None:
     repository.annex("initcluster", "marked")
     uuid = repository.config("annex.cluster.marked")
     assert uuid is not None
-    assert UUID.parse(uuid).is_cluster
-    assert not UUID.parse(repository.uuid).is_cluster
+    assert UUID(uuid).is_cluster
+    assert not UUID(repository.uuid).is_cluster
 
 
 def test_uuids_are_compared_and_written_in_lower_case() -> None:
@@ -183,7 +183,7 @@ def test_uuids_are_compared_and_written_in_lower_case() -> None:
 )
 def test_a_malformed_uuid_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is not a UUID"):
-        UUID.parse(text)
+        UUID(text)
 
 
 # Associated files

@@ -303,7 +303,7 @@ async def test_a_client_that_sends_error_is_disconnected_silently(node: Reposito
         await talk.say("ERROR I am lost")
         assert await talk.hear() is None
     assert talk.ended is not None
-    assert talk.ended.fault == "the client said: I am lost"
+    assert talk.ended.fault == "the client reported an error: I am lost"
 
 
 @pytest.mark.parametrize("instead", ["CHECKPRESENT " + KEY, "VALID", "PUT-FROM 0"])
@@ -444,7 +444,7 @@ class _FailingUpload(Upload):
     def __init__(self, session: Failing) -> None:
         self.session = session
 
-    async def look(self) -> Stored:
+    async def check_arrived(self) -> Stored:
         return Stored(False)
 
     async def send(self, source: Source, progress: Progress | None = None) -> Stored:
@@ -696,7 +696,7 @@ async def test_garbage_after_pipelined_questions_ends_the_conversation_after_the
 class Ahead(Failing):
     """A node that breaks off at one question of many, or does not answer any."""
 
-    asks_ahead = True
+    pipelines_checks = True
 
     def __init__(self, error: SessionError, bad: int) -> None:
         super().__init__(error)

@@ -287,7 +287,7 @@ async def test_large_content_is_not_copied_into_larger_writes() -> None:
 async def test_a_source_longer_than_announced_fails_without_sending_too_much() -> None:
     connection = MemoryConnection()
     async with Pieces(b"x" * 300_000, b"abc", length=300_000).read(0) as reading:
-        with pytest.raises(SourceError, match="more content than announced"):
+        with pytest.raises(SourceError, match="longer than announced"):
             await MessageStream(connection, 5.0).send_data(reading, lambda valid: [Valid()])
     assert len(connection.written) <= len(b"DATA 300000\n") + 300_000
 
@@ -295,7 +295,7 @@ async def test_a_source_longer_than_announced_fails_without_sending_too_much() -
 async def test_a_source_shorter_than_announced_fails_without_a_verdict() -> None:
     connection = MemoryConnection()
     async with Pieces(b"abc", length=5).read(0) as reading:
-        with pytest.raises(SourceError, match="ended 2 bytes too early"):
+        with pytest.raises(SourceError, match="ended 2 bytes early"):
             await MessageStream(connection, 5.0).send_data(reading, lambda valid: [Valid()])
     assert b"VALID" not in connection.written
 

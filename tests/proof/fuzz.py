@@ -204,7 +204,7 @@ class _Taking(Upload):
         self._memory = memory
         self._key = key
 
-    async def look(self) -> Stored:
+    async def check_arrived(self) -> Stored:
         return Stored(self._key in self._memory.contents, frozenset(NODES))
 
     async def send(self, source: Source, progress: Progress | None = None) -> Stored:

@@ -101,7 +101,7 @@ def test_the_suggested_command_is_private_only_if_the_first_was(place: Place, na
 def test_initremote_with_anothers_uuid_is_refused(place: Place, name: str, whose: str) -> None:
     uuid = place.cluster.uuid if whose == "cluster" else place.cluster.nodes[1].uuid
     said = refused(place.client, name, place.url, f"uuid={uuid}")
-    assert "destroy its description for everybody; use --sameas" in said
+    assert "destroy its description for everyone; use --sameas" in said
     obey(place.client, corrected(said))
     assert reaches(place.client, name, uuid)
 
@@ -210,7 +210,7 @@ def test_a_sameas_remote_cannot_have_its_own_uuid(place: Place, name: str) -> No
 def test_initremote_of_an_unknown_cluster_name_is_refused(place: Place, name: str) -> None:
     for client in (place.client, place.stranger):
         said = refused(client, name, place.url, "encryption=shared", "cluster=elsewhere")
-        assert "cluster=elsewhere: this repository knows none of that name" in said
+        assert "cluster=elsewhere: this repository knows no cluster of that name" in said
         assert "git config annex.cluster.elsewhere" in said
 
 
@@ -219,10 +219,10 @@ def test_initremote_of_an_unknown_cluster_name_is_refused(place: Place, name: st
     [
         ("relative/dir", "'relative/dir' is not an address; it can be /dir, "),
         ("http://example.com/x", "urls of the form http:// are not supported; the url can be /dir, "),
-        ("ssh://-oProxyCommand=true/dir", "does not have the name of a host where one should be"),
-        (f"tcp://{SECRET}@host:1", "a token cannot stand in a url, which others can read"),
+        ("ssh://-oProxyCommand=true/dir", "does not have a valid host name"),
+        (f"tcp://{SECRET}@host:1", "a url cannot contain a token, because others can read it"),
         *only_in_all(
-            ("-oProxyCommand=true:dir", "does not have the name of a host where one should be"),
+            ("-oProxyCommand=true:dir", "does not have a valid host name"),
             ("ssh://host", "does not say which directory on the host is the repository"),
             ("host:", "does not say which directory on the host is the repository"),
             ("tcp://host", "a TCP address is tcp://host:port"),
@@ -260,7 +260,7 @@ def test_a_socket_needs_a_valid_token(environment: Environment) -> None:
         assert "the server did not accept the token: CLUSTER_REMOTE_TOKEN=… git annex initremote it " in said
         assert SECRET not in said
         said = refused(client, "it", f"url=unix:{path}", sameas=node.uuid, env={TOKEN: f"{SECRET} and more"})
-        assert "characters in it that no token has" in said
+        assert "contains characters that no token has" in said
         assert SECRET not in said
         # No wrong token was kept.
         assert not list((client.path / ".git/annex").glob("creds/*"))

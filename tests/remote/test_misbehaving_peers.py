@@ -182,7 +182,7 @@ UPLOADS: dict[str, tuple[list[Step], str]] = {
     ),
     "has more than there is, and keeps it": (
         [*OVERLONG, Send(b"FAILURE\n"), PUT, Send(b"PUT-FROM 21\n"), Drain()],
-        "keeps 21 bytes",
+        "still has 21 bytes",
     ),
     "has more than there is, and stalls": ([*OVERLONG, Stall()], STALLED),
     "wants less than nothing": ([PUT, Send(b"PUT-FROM -1\n"), Drain()], "bad message"),
@@ -233,7 +233,7 @@ DOWNLOADS: dict[str, tuple[list[Step], str]] = {
     "closes before DATA": ([Close()], CUT),
     "refuses": ([Send(b"ERROR not yours\n"), Drain()], "not yours"),
     "has nothing": ([Send(b"DATA 0\nINVALID\n"), Drain()], "does not have the content"),
-    "announces too much": ([Send(b"DATA 21\n"), Drain()], "announces 21 bytes from offset 0 of a content"),
+    "announces too much": ([Send(b"DATA 21\n"), Drain()], "announces 21 bytes from offset 0, but the content has"),
     "announces less than nothing": ([Send(b"DATA -1\n"), Drain()], "bad message"),
     "announces an absurdity": ([Send(b"DATA 99999999999999999999\n"), Drain()], "bad message"),
     "closes amid DATA": ([Send(b"DATA 20\n" + CONTENT[:7]), Close()], f"{CUT} with 13 of 20 bytes still to come"),

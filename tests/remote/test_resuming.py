@@ -199,7 +199,7 @@ def test_an_encrypted_upload_through_git_annexs_gateway_names_a_leftover_partial
         annex.prepare()
         failed = annex.ask(f"TRANSFER STORE {key} {tmp_path}/file")
         assert failed.startswith(f"TRANSFER-FAILURE STORE {key} ")
-        assert "kept the beginning of an earlier upload" in failed
+        assert "a partial upload of this encrypted content" in failed
         assert ".git/annex/tmp/KEY" in failed
         assert annex.ask(f"CHECKPRESENT {key}") == f"CHECKPRESENT-FAILURE {key}"
         for node in testbed.cluster.nodes:

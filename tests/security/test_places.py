@@ -189,7 +189,7 @@ async def test_a_proxy_takes_no_shared_url_to_where_it_may_not_lead(monkeypatch:
             session = session_at(
                 parse_address(url), Caller(CLIENT, 5.0).restricted_to(""), server=CLIENT, token="secret"
             )
-            with pytest.raises(Refusal, match="by a proxy"):
+            with pytest.raises(Refusal, match="through a proxy"):
                 await session.open()
             await session.aclose()
         with pytest.raises(TimeoutError):

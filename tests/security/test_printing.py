@@ -35,7 +35,7 @@ from cluster_remote.p2p.errors import Unreachable
 from cluster_remote.p2p.key import UUID, Key
 from cluster_remote.p2p.text import printable
 from cluster_remote.remote.protocol import one_line
-from cluster_remote.transport.http import HttpSession, _Answer, _said
+from cluster_remote.transport.httpclient import Answer, HttpClient, _reason
 
 ONE = UUID("11111111-2222-4333-8444-555555555555")
 # What a terminal obeys: escape sequences, C1 controls in both encodings, turned text, the end of a line.
@@ -151,11 +151,11 @@ def test_messages_to_git_annex_are_one_printable_line(text: str) -> None:
 @quick
 @given(st.binary(max_size=400), st.integers(100, 599), hostile)
 def test_what_a_server_over_http_says_comes_out_as_one_printable_line(body: bytes, status: int, text: str) -> None:
-    session = HttpSession("http://x", ONE, name="x", client=ONE, pool=httpcore.AsyncConnectionPool())
-    answer = _Answer(status, body + text.encode(errors="surrogateescape"))
-    assert str(session._failure(answer, "checking WORM--x")).isprintable()
-    assert answer.words().isprintable()
-    assert _said(httpcore.RemoteProtocolError(text)).isprintable()
+    client = HttpClient("http://x", ONE, name="x", client=ONE, pool=httpcore.AsyncConnectionPool())
+    answer = Answer(status, body + text.encode(errors="surrogateescape"))
+    assert str(client.failure(answer, "checking WORM--x")).isprintable()
+    assert answer.text().isprintable()
+    assert _reason(httpcore.RemoteProtocolError(text)).isprintable()
 
 
 @quick

@@ -16,6 +16,7 @@ from cluster_remote.p2p.key import UUID, AssociatedFile, Key
 from cluster_remote.p2p.server import Mode
 from cluster_remote.p2p.session import Present, Removal, Stored, Upload
 from cluster_remote.transport.http import HttpSession
+from cluster_remote.transport.httpclient import HttpClient
 from tests.gateway.test_web import web_of
 from tests.p2p.memory import Content, Pieces
 from tests.support.environment import Environment
@@ -43,7 +44,7 @@ class Endpoint:
         self, uuid: str | None = None, *, version: int = 4, logins: tuple[Login, ...] = ()
     ) -> AsyncIterator[HttpSession]:
         """A session with the repository, or another UUID that it serves, in at most that version."""
-        session = HttpSession(
+        http = HttpClient(
             f"http://127.0.0.1:{self.port}{self.prefix}",
             UUID(uuid or self.repository.uuid),
             name="the server",
@@ -52,7 +53,8 @@ class Endpoint:
             authentication=Logins(*logins),
             timeout=20,
         )
-        session._version = version
+        http.version = version
+        session = HttpSession(http)
         try:
             yield session
         finally:
@@ -249,7 +251,7 @@ async def test_a_bucket_filled_by_another_tool_is_checked(environment: Environme
                     assert isinstance(offer, Upload)
                     if expected:
                         fill(each)
-                    outcome = await offer.look()
+                    outcome = await offer.check_arrived()
                     assert (outcome.stored, outcome.uuids) == (expected, frozenset({node} if expected else ()))
             assert await session.check_present(content.key)
             assert await fetched(session, content.key) == (content.bytes, True)
@@ -259,7 +261,7 @@ async def test_a_bucket_filled_by_another_tool_is_checked(environment: Environme
             session.upload(elsewhere.key, FILE) as offer,
         ):
             assert isinstance(offer, Upload)
-            assert not (await offer.look()).stored
+            assert not (await offer.check_arrived()).stored
     assert gateway.locations(str(content.key)) == {str(node)}
 
 

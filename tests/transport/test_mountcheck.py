@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cluster_remote.transport import mountcheck
-from cluster_remote.transport.mountcheck import MountCheck, is_at_hand
+from cluster_remote.transport.mountcheck import MountCheck, has_local_mounts
 
 pytestmark = pytest.mark.anyio
 
@@ -39,13 +39,13 @@ MOUNTS = """\
         ("/dev/shm/annex", True),
     ],
 )
-def test_a_path_is_at_hand_only_if_all_mounts_on_the_way_are_local(place: str, at_hand: bool) -> None:
-    assert is_at_hand(place, MOUNTS) == at_hand
+def test_a_path_has_local_mounts_only_if_all_mounts_on_the_way_are_local(place: str, at_hand: bool) -> None:
+    assert has_local_mounts(place, MOUNTS) == at_hand
 
 
 @pytest.mark.parametrize("mounts", ["", "nonsense\n", "27 1 254:0 / / rw,relatime ext4 /dev/vda rw\n"])
 def test_a_path_with_unknown_mounts_is_not_at_hand(mounts: str) -> None:
-    assert not is_at_hand("/srv", mounts)
+    assert not has_local_mounts("/srv", mounts)
 
 
 @pytest.mark.parametrize("kind", ["ext4", "nfs4"])
@@ -57,15 +57,15 @@ async def test_a_replaced_directory_is_noticed(kind: str, tmp_path: Path, monkey
     await looking.begin()
     if kind == "ext4":
         looking._thread.join(10)
-    assert looking.shows_the_same()
+    assert looking.is_unchanged()
     assert looking._thread.is_alive() == (kind == "nfs4")
     place.rename(tmp_path / "taken away")
-    assert not looking.shows_the_same()
+    assert not looking.is_unchanged()
     place.mkdir()
-    assert not looking.shows_the_same()
+    assert not looking.is_unchanged()
     place.rmdir()
     (tmp_path / "taken away").rename(place)
-    assert looking.shows_the_same()
+    assert looking.is_unchanged()
     looking.end()
 
 
@@ -77,8 +77,8 @@ async def test_a_link_that_leads_elsewhere_is_noticed(tmp_path: Path, place: str
     (tmp_path / "link").symlink_to("one")
     looking = MountCheck(str(tmp_path / place))
     await looking.begin()
-    assert looking.shows_the_same()
+    assert looking.is_unchanged()
     (tmp_path / "link").unlink()
     (tmp_path / "link").symlink_to("other")
-    assert not looking.shows_the_same()
+    assert not looking.is_unchanged()
     looking.end()

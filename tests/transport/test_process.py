@@ -358,7 +358,7 @@ def mount(monkeypatch: pytest.MonkeyPatch) -> Iterator[Mount]:
 
 def on_mount(environment: Environment, timeout: float) -> StreamSession:
     script = HELLO + "; while read request; do echo FAILURE; done"
-    transport = ProcessTransport(["sh", "-c", script], name="a disk", environment=environment.env, place="/mnt")
+    transport = ProcessTransport(["sh", "-c", script], name="a disk", environment=environment.env, directory="/mnt")
     return StreamSession(transport, client=CLIENT, timeout=timeout)
 
 

@@ -38,9 +38,9 @@ def closed(environment: Environment, ssh_server: SshServer) -> Iterator[None]:
     """End the shared connections as the end of the process would."""
     with environment.applied():
         yield
-    for directory in sharedssh._own:
+    for directory in sharedssh._directories:
         directory.close()
-    sharedssh._own.clear()
+    sharedssh._directories.clear()
     environment.assert_no_process_left()
 
 
@@ -53,7 +53,7 @@ def _session(
 
 def _master(environment: Environment) -> int:
     """Return the process that holds the shared connection."""
-    (socket,) = Path(sharedssh._own[0].path).iterdir()
+    (socket,) = Path(sharedssh._directories[0].path).iterdir()
     said = environment.run("sh", "-c", f"{os.environ['GIT_SSH_COMMAND']} -S {socket} -O check x 2>&1").stdout
     return int(said.decode().split("pid=")[1].split(")")[0])
 
@@ -192,7 +192,7 @@ async def test_the_sockets_are_in_a_new_private_directory(
     session = _session(ssh_server, repository)
     await session.open()
     await session.aclose()
-    _check_directory(Path(sharedssh._own[0].path), not_in=(long, odd))
+    _check_directory(Path(sharedssh._directories[0].path), not_in=(long, odd))
 
 
 def _check_directory(directory: Path, not_in: tuple[Path, ...]) -> None:
@@ -201,7 +201,7 @@ def _check_directory(directory: Path, not_in: tuple[Path, ...]) -> None:
     assert directory.stat().st_uid == os.getuid()
     (socket,) = directory.iterdir()
     assert len(os.fsencode(socket)) + 17 < 100
-    sharedssh._own[0].close()
+    sharedssh._directories[0].close()
     assert not directory.exists()
 
 

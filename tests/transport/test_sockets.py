@@ -170,7 +170,7 @@ async def test_every_address_of_a_host_is_tried() -> None:
 
 
 async def test_an_address_that_does_not_answer_leaves_time_for_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cluster_remote.transport.network._SHARE", 0.2)
+    monkeypatch.setattr("cluster_remote.transport.network._PER_ADDRESS", 0.2)
     script = [*opening(str(NODE), token=TOKEN), Expect(f"CHECKPRESENT {KEY}".encode()), Send(b"SUCCESS\n")]
     with ScriptedPeer(script, tcp=True) as peer, ExitStack() as stack:
         _deaf("127.0.0.2", peer.port, stack)
@@ -269,7 +269,7 @@ def test_a_socket_needs_a_token_and_says_where_to_put_it(url: str, token: str | 
 
 @pytest.mark.parametrize("token", ["two words", "line\nbreak", "tab\t", "nul\0", "slash/es", " ", "esc\x1b"])
 def test_a_token_with_impossible_characters_is_refused_and_not_repeated(token: str) -> None:
-    with pytest.raises(BadAddress, match="characters in it that no token has") as caught:
+    with pytest.raises(BadAddress, match="contains characters that no token has") as caught:
         transport_to(parse_address("unix:/s"), Caller(CLIENT), token=token)
     assert token.strip() not in str(caught.value) or not token.strip()
 

@@ -385,10 +385,10 @@ def test_the_programs_environment_keeps_the_ssh_variables(environment: Environme
 def test_a_refused_login_is_retried_a_few_times() -> None:
     transport = SshTransport(lambda options: ["ssh"], name="nas", environment={}, login=("nas",))
     refused = "the peer closed the connection: kex_exchange_identification: Connection closed by remote host"
-    pauses = [transport.again_in(attempt, refused) for attempt in range(1, 7)]
+    pauses = [transport.retry_delay(attempt, refused) for attempt in range(1, 7)]
     assert all(pause is not None and pause > 0 for pause in pauses[:5])
     assert pauses[5] is None
-    assert transport.again_in(1, "Permission denied (publickey).") is None
+    assert transport.retry_delay(1, "Permission denied (publickey).") is None
 
 
 @pytest.mark.anyio

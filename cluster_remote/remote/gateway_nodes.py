@@ -1,4 +1,4 @@
-"""The nodes behind a gateway, individually: it answers for all of them together, and does not say which did what."""
+"""Reach the nodes behind a gateway individually: the gateway answers for all, without details about each node."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from cluster_remote.p2p.session import Session
 from cluster_remote.p2p.stream import Trace
 from cluster_remote.remote.pool import SessionPool
 
-__all__ = ["NodesBehind"]
+__all__ = ["GatewayNodes"]
 
 T = TypeVar("T")
 
 # How many nodes to ask at once: an ssh server may not accept more connections.
-_AT_ONCE = 8
+_MAX_CONCURRENT = 8
 
 
-class NodesBehind:
-    """Sessions with single nodes, created when first needed. `make` creates one, through the gateway."""
+class GatewayNodes:
+    """Sessions with single nodes, created on demand. `make` creates one, through the gateway."""
 
     def __init__(self, make: Callable[[UUID, Trace], Awaitable[Session]]) -> None:
         self._make = make
@@ -41,9 +41,9 @@ class NodesBehind:
     async def each(
         self, nodes: Iterable[UUID], request: Callable[[Session], Awaitable[T]]
     ) -> dict[UUID, T | SessionError]:
-        """Ask several nodes at once; return each answer, or why there is none."""
+        """Ask several nodes at once; return each answer, or the error if there is none."""
         answers: dict[UUID, T | SessionError] = {}
-        slots = anyio.Semaphore(_AT_ONCE)
+        slots = anyio.Semaphore(_MAX_CONCURRENT)
 
         async def one(node: UUID) -> None:
             async with slots, self.session(node) as session:
@@ -60,13 +60,13 @@ class NodesBehind:
     async def first(
         self, nodes: Iterable[UUID], request: Callable[[Session], Awaitable[bool]]
     ) -> tuple[UUID | None, dict[UUID, SessionError]]:
-        """Ask several nodes at once; return the first that says yes, or None and why some gave no answer.
+        """Ask several nodes at once; return the first that says yes, or None and the errors of those without an answer.
 
         Skips nodes that were unreachable a moment ago.
         """
         found: UUID | None = None
         failures: dict[UUID, SessionError] = {}
-        slots = anyio.Semaphore(_AT_ONCE)
+        slots = anyio.Semaphore(_MAX_CONCURRENT)
 
         async def one(node: UUID) -> None:
             nonlocal found

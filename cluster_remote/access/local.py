@@ -1,4 +1,4 @@
-"""Read the repository that a command runs in, once, and resolve names there."""
+"""Read the repository that a command runs in, once, and resolve names and addresses there."""
 
 from __future__ import annotations
 
@@ -20,13 +20,12 @@ from cluster_remote.annex.repository import Repository
 from cluster_remote.annex.verification import verified
 from cluster_remote.cluster.membership import membership
 from cluster_remote.cluster.opening import resolved
-from cluster_remote.p2p.client import DEFAULT_TIMEOUT
 from cluster_remote.p2p.key import UUID
+from cluster_remote.p2p.timeouts import DEFAULT_TIMEOUT
 from cluster_remote.transport.address import Address, BadAddress, at_node, parse_address
 from cluster_remote.transport.opening import Caller
-from cluster_remote.transport.tls import TlsSettings
 
-__all__ = ["Place", "caller_of", "looks_like_address", "way_of"]
+__all__ = ["LocalRepository", "looks_like_address", "way_of"]
 
 _ALLOWED_IPS = "annex.security.allowed-ip-addresses"
 
@@ -36,31 +35,17 @@ def looks_like_address(text: str) -> bool:
     return "/" in text or ":" in text
 
 
-def caller_of(repository: Repository, config: GitConfig, timeout: float = DEFAULT_TIMEOUT) -> Caller:
-    """Return the caller for sessions opened from a repository. Raises NotInitialised."""
-    return Caller(
-        repository.uuid,
-        timeout,
-        ssh_command=config.get("core.sshCommand"),
-        ssh_variant=config.get("ssh.variant"),
-        share_ssh=config.boolean("annex.sshcaching", True),
-        repository=repository,
-        tls=TlsSettings.of(config),
-        http_proxy=config.get("http.proxy"),
-    )
-
-
 def way_of(
     settings: Settings, caller: Caller, config: GitConfig, logs: BranchLogs, token: str | None, *, shared: bool
 ) -> Way:
     """Return the way to a remote's cluster. `shared`: whether its url is in the git-annex branch. Raises NoCluster.
 
-    Decides whether to use a server, and which IP addresses may be connected to.
+    Decides whether to use a gateway, and which IP addresses may be connected to.
     """
     if settings.address is None:
         assert caller.repository is not None
         wanted = settings.cluster or (settings.uuid.text if settings.uuid.is_cluster else None)
-        return Serverless(membership(config, logs, caller.repository.place, wanted), caller, logs)
+        return Serverless(membership(config, logs, caller.repository.directory, wanted), caller, logs)
     caller = replace(caller, ssh_options=config.ssh_options(settings.name))
     if shared:
         # Like git-annex: settings that others can change must not make us connect to hosts only this machine can reach.
@@ -69,11 +54,11 @@ def way_of(
 
 
 @dataclass(frozen=True)
-class Place:
+class LocalRepository:
     """A snapshot of the local repository, empty outside of one.
 
-    `uuid` is the asking repository. `verified` are the special remote configurations that the user has accepted; None
-    if git-annex is too old to verify them.
+    `uuid` is the repository's, or a random one outside of a repository. `verified` are the special remote
+    configurations that the user has accepted; None if git-annex is too old to verify them.
     """
 
     uuid: UUID
@@ -83,7 +68,7 @@ class Place:
     verified: Mapping[UUID, Mapping[str, str]] | None = field(repr=False)
 
     @classmethod
-    async def here(cls, *, merge: bool = False) -> Place:
+    async def here(cls, *, merge: bool = False) -> LocalRepository:
         """Read the repository that this was started in. `merge`: include fetched git-annex branches.
 
         Raises NotARepository, NotInitialised, CommandFailed, BranchUnreadable.
@@ -97,19 +82,19 @@ class Place:
         return cls(uuid, repository, config, await BranchLogs.read(repository), verified(repository))
 
     @classmethod
-    async def anywhere(cls, *, merge: bool = False) -> Place:
+    async def anywhere(cls, *, merge: bool = False) -> LocalRepository:
         """Return the same, but also work outside of a repository, to try an address. Raises CommandFailed."""
         try:
             return await cls.here(merge=merge)
         except (NotARepository, NotInitialised):
             # The server accepts any UUID.
-            nobody = UUID.parse(str(random_uuids.uuid4()))
-            return cls(nobody, None, GitConfig.parse(b""), BranchLogs({}), None)
+            random = UUID(str(random_uuids.uuid4()))
+            return cls(random, None, GitConfig.parse(b""), BranchLogs({}), None)
 
     def _caller(self, timeout: float | None) -> Caller:
         if self.repository is None:
             return Caller(self.uuid, timeout or DEFAULT_TIMEOUT)
-        return caller_of(self.repository, self.config, timeout or DEFAULT_TIMEOUT)
+        return Caller.of(self.repository, self.config, timeout or DEFAULT_TIMEOUT)
 
     def configuration(self, name: str) -> Configuration:
         """Return the configuration of one of our remotes, accepted or not. Raises BadSettings."""
@@ -147,7 +132,7 @@ class Place:
         return View(label, self.repository, self.config, self.logs, None, server, server, way)
 
     async def answering_at(self, url: str, timeout: float | None = None) -> list[View]:
-        """Return views of what answers at an address: each of its clusters known here, or the repository itself.
+        """Return views of the clusters behind an address that are known here, or else of the repository itself.
 
         Asks the server for its identity. Raises BadSettings, SessionError, AnnexError.
         """
