@@ -178,7 +178,7 @@ UPLOADS: dict[str, tuple[list[Step], str]] = {
     "refuses": ([PUT, Send(b"ERROR read-only\n"), Drain()], "read-only"),
     "has more than there is, and takes it for the whole": (
         [*OVERLONG, Send(b"SUCCESS\n"), Drain()],
-        "more than the whole",
+        "more bytes than the content has",
     ),
     "has more than there is, and keeps it": (
         [*OVERLONG, Send(b"FAILURE\n"), PUT, Send(b"PUT-FROM 21\n"), Drain()],
