@@ -16,7 +16,7 @@ from pathlib import Path
 import anyio
 
 from cluster_remote.bench.cases import Load, Results
-from cluster_remote.bench.site import BenchFailed
+from cluster_remote.bench.testbed import BenchFailed
 from cluster_remote.p2p.errors import SessionError
 from cluster_remote.p2p.file import FileSource
 from cluster_remote.p2p.key import AssociatedFile, Key

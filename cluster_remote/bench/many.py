@@ -16,7 +16,7 @@ from cluster_remote.annex.logformat import branch_path
 from cluster_remote.bench.cases import Load, Results
 from cluster_remote.bench.existing import make_content
 from cluster_remote.bench.measure import timed
-from cluster_remote.bench.site import BenchFailed, Client, Site
+from cluster_remote.bench.testbed import BenchFailed, Client, Testbed
 from cluster_remote.p2p.client import StreamSession
 from cluster_remote.p2p.errors import SessionError
 from cluster_remote.p2p.file import FileSource
@@ -34,7 +34,7 @@ _CLIENTS_PER_TOKEN = 16
 _FIRST = 5
 
 
-def make_keys(site: Site, count: int) -> None:
+def make_keys(testbed: Testbed, count: int) -> None:
     """Give all nodes `count` contents, and the location logs for them.
 
     The nodes share one directory of contents, and git imports all logs at once: with git-annex this would take longer
@@ -42,11 +42,11 @@ def make_keys(site: Site, count: int) -> None:
     """
     keys = [f"SHA256-s{len(_CONTENT)}--{hashlib.sha256(b'%d' % number).hexdigest()}" for number in range(count)]
     now = int(time.time())
-    nodes = range(1, site.nodes + 1)
-    uuids = [site.run(site.node(number), "git", "config", "annex.uuid").strip() for number in nodes]
+    nodes = range(1, testbed.nodes + 1)
+    uuids = [testbed.run(testbed.node(number), "git", "config", "annex.uuid").strip() for number in nodes]
     log = "".join(f"{now}s 1 {uuid}\n" for uuid in uuids)
     with subprocess.Popen(
-        ["git", "fast-import", "--quiet"], cwd=site.gateway, env=site.environment(), stdin=subprocess.PIPE
+        ["git", "fast-import", "--quiet"], cwd=testbed.gateway, env=testbed.environment(), stdin=subprocess.PIPE
     ) as importing:
         assert importing.stdin is not None
         importing.stdin.write(
@@ -57,20 +57,20 @@ def make_keys(site: Site, count: int) -> None:
             importing.stdin.write(f"M 100644 inline {_log_of(key)}\ndata {len(log)}\n{log}\n".encode())
     if importing.returncode:
         raise BenchFailed(f"git fast-import exited with code {importing.returncode}")
-    first = site.node(1) / ".git/annex/objects"
-    content = site.directory / "content"
+    first = testbed.node(1) / ".git/annex/objects"
+    content = testbed.directory / "content"
     content.write_bytes(_CONTENT)
     for key in keys:
         folder = first / _log_of(key).removesuffix(".log")
         folder.mkdir(parents=True)
         (folder / key).write_bytes(_CONTENT)
     for number in nodes[1:]:
-        objects = site.node(number) / ".git/annex/objects"
+        objects = testbed.node(number) / ".git/annex/objects"
         if objects.exists():
             objects.rmdir()
         objects.symlink_to(first)
     # git-annex reads the new logs into its index, once.
-    site.annex(site.gateway, "merge")
+    testbed.annex(testbed.gateway, "merge")
 
 
 def _log_of(key: str) -> str:
@@ -78,7 +78,7 @@ def _log_of(key: str) -> str:
 
 
 def run_keys(
-    make_site: Callable[[int], Site], numbers: Sequence[int], nodes: int, ways: Sequence[str], rounds: int,
+    make_testbed: Callable[[int], Testbed], numbers: Sequence[int], nodes: int, ways: Sequence[str], rounds: int,
     results: Results, tell: Callable[[str], None],
 ) -> None:  # fmt: skip
     """Measure `status`, `check --all`, `repair --dry-run` and a first transfer, with these numbers of keys."""
@@ -88,27 +88,27 @@ def run_keys(
         "repair --dry-run": ["cluster-remote", "repair", "--dry-run"],
     }
     for number in numbers:
-        site = make_site(nodes)
+        testbed = make_testbed(nodes)
         try:
-            make_keys(site, number)
-            clients = {way: site.client(way) for way in ways if way in ("serverless", "remote", "gateway", "bare")}
+            make_keys(testbed, number)
+            clients = {way: testbed.client(way) for way in ways if way in ("serverless", "remote", "gateway", "bare")}
             for client in clients.values():
                 # git-annex has to do this once after a clone.
-                site.annex(client.path, "merge")
+                testbed.annex(client.path, "merge")
             for _ in range(rounds):
                 for way, client in clients.items():
                     # `bare` has no cluster: only a transfer shows how git-annex itself grows.
                     for name, argv in commands.items() if way != "bare" else ():
                         case = _case(name, number, nodes)
                         usage = timed(
-                            [*argv, client.remotes[0]], client.path, site.environment(), site.server_pids(way)
+                            [*argv, client.remotes[0]], client.path, testbed.environment(), testbed.server_pids(way)
                         )
                         results.add(case, way, "seconds", usage.seconds)
                         results.add(case, way, "our memory (bytes)", usage.memory)
                         tell(f"{case}: {way} {usage.seconds:.2f} s, {usage.memory / 2**20:.0f} MiB")
-                    _first_transfer(site, way, client, number, results, tell)
+                    _first_transfer(testbed, way, client, number, results, tell)
         finally:
-            site.close()
+            testbed.close()
     for name in (*commands, "first transfer"):
         grows(results, "keys", {number: _case(name, number, nodes) for number in numbers}, tell)
 
@@ -118,20 +118,20 @@ def _case(name: str, keys: int, nodes: int) -> str:
 
 
 def _first_transfer(
-    site: Site, way: str, client: Client, number: int, results: Results, tell: Callable[[str], None]
+    testbed: Testbed, way: str, client: Client, number: int, results: Results, tell: Callable[[str], None]
 ) -> None:
-    case = _case("first transfer", number, site.nodes)
+    case = _case("first transfer", number, testbed.nodes)
     mark = f"first-{way}-{time.monotonic_ns()}"
     folder = client.path / mark
     folder.mkdir()
     for file in range(_FIRST):
         (folder / str(file)).write_bytes(os.urandom(10_000))
-    site.annex(client.path, "add", "-q", mark)
-    site.run(client.path, "git", "commit", "-q", "-m", mark)
+    testbed.annex(client.path, "add", "-q", mark)
+    testbed.run(client.path, "git", "commit", "-q", "-m", mark)
     seconds = [
         timed(
             ["git", "annex", "copy", "-q", "--to", client.remotes[0], f"{mark}/{file}"],
-            client.path, site.environment(), site.server_pids(way),
+            client.path, testbed.environment(), testbed.server_pids(way),
         ).seconds
         for file in range(_FIRST)
     ]  # fmt: skip
@@ -151,16 +151,18 @@ def grows(results: Results, what: str, cases: Mapping[int, str], tell: Callable[
             tell(f"{name}: {way}: {most / least:,.0f} times as many {what} take {after / before:,.1f} times as long")
 
 
-def run_clients(site: Site, numbers: Sequence[int], load: Load, results: Results, tell: Callable[[str], None]) -> None:
+def run_clients(
+    testbed: Testbed, numbers: Sequence[int], load: Load, results: Results, tell: Callable[[str], None]
+) -> None:
     """Measure each number of clients of `serve` that store files at the same time, `load.files` in all."""
     # One token gets only a share of the gateway's client slots.
-    tokens = [site.token() for _ in range(max(numbers) // _CLIENTS_PER_TOKEN + 1)]
+    tokens = [testbed.token() for _ in range(max(numbers) // _CLIENTS_PER_TOKEN + 1)]
     cases = {number: f"{load.name} stored by {number} clients of serve" for number in numbers}
     for number, case in cases.items():
-        (pid,) = site.server_pids("gateway")
+        (pid,) = testbed.server_pids("gateway")
         before = _descriptors(pid)
         started = time.perf_counter()
-        waits = anyio.run(_clients, site, tokens, number, load)
+        waits = anyio.run(_clients, testbed, tokens, number, load)
         seconds = time.perf_counter() - started
         # Each client's first file includes the time to connect, and to start the processes that serve the nodes.
         first = max(each[0] for each in waits)
@@ -180,7 +182,7 @@ def run_clients(site: Site, numbers: Sequence[int], load: Load, results: Results
     grows(results, "clients", cases, tell)
 
 
-async def _clients(site: Site, tokens: Sequence[str], number: int, load: Load) -> list[list[float]]:
+async def _clients(testbed: Testbed, tokens: Sequence[str], number: int, load: Load) -> list[list[float]]:
     """Return, for each client, how long each of its files took, in seconds. Raises BenchFailed."""
     waits: list[list[float]] = [[] for _ in range(number)]
     failures: list[Exception] = []
@@ -193,11 +195,11 @@ async def _clients(site: Site, tokens: Sequence[str], number: int, load: Load) -
             outcome = await session.store(key, AssociatedFile(), FileSource(os.fsencode(path)))
             mine.append(time.perf_counter() - began)
             path.unlink()
-            if isinstance(outcome, Present) or not outcome.stored or len(outcome.uuids) != site.nodes:
+            if isinstance(outcome, Present) or not outcome.stored or len(outcome.uuids) != testbed.nodes:
                 raise BenchFailed(f"serve did not store a content on all nodes: {outcome}")
 
     async def client(directory: Path, mine: list[float], token: str) -> None:
-        transport = UnixTransport(os.fsencode(site.directory / "gateway.sock"), token=token, name="serve")
+        transport = UnixTransport(os.fsencode(testbed.directory / "gateway.sock"), token=token, name="serve")
         session = StreamSession(transport, client=_CLIENT)
         try:
             await store_all(session, directory, mine)
@@ -209,7 +211,7 @@ async def _clients(site: Site, tokens: Sequence[str], number: int, load: Load) -
 
     async with anyio.create_task_group() as tasks:
         for count, mine in enumerate(waits):
-            directory = site.directory / f"contents-{number}-{count}"
+            directory = testbed.directory / f"contents-{number}-{count}"
             directory.mkdir()
             tasks.start_soon(client, directory, mine, tokens[count % len(tokens)])
     if failures:

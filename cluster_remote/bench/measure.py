@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster_remote.annex.waiting import child_group
-from cluster_remote.bench.site import BenchFailed
+from cluster_remote.bench.testbed import BenchFailed
 
 __all__ = ["Usage", "timed"]
 

@@ -26,7 +26,7 @@ from cluster_remote.bench.cases import (
 from cluster_remote.bench.existing import measure
 from cluster_remote.bench.many import grows, run_clients, run_keys
 from cluster_remote.bench.report import as_json, chart, profiled, rows
-from cluster_remote.bench.site import WAYS, BenchFailed, Site
+from cluster_remote.bench.testbed import WAYS, BenchFailed, Testbed
 from cluster_remote.cli.completion import remotes
 from cluster_remote.cli.exitcodes import FAILED
 from cluster_remote.cli.interrupts import run
@@ -137,47 +137,47 @@ class _Measurements:
         """Measure all cases. Raises BenchFailed."""
         if self.cases & {"large", "small", "limit", "start"}:
             for number in self.nodes:
-                site = self._site(number)
+                testbed = self._testbed(number)
                 try:
-                    self._transfers(site)
+                    self._transfers(testbed)
                 finally:
-                    site.close()
+                    testbed.close()
             self._growth_with_nodes()
         if "slow" in self.cases:
-            run_slow_node(self._site, Load("1 file of 64M", 1, 64 << 20), self.rounds, self.results, _tell)
+            run_slow_node(self._testbed, Load("1 file of 64M", 1, 64 << 20), self.rounds, self.results, _tell)
         if "lines" in self.cases:
             load = self.large if self.large.size < 256 << 20 else Load("1 file of 256M", 1, 256 << 20)
-            run_slow_lines(self._site, load, self.rounds, self.results, _tell)
+            run_slow_lines(self._testbed, load, self.rounds, self.results, _tell)
         if "keys" in self.cases:
-            run_keys(self._site, keys, self.nodes[0], self.ways, self.rounds, self.results, _tell)
+            run_keys(self._testbed, keys, self.nodes[0], self.ways, self.rounds, self.results, _tell)
         if "clients" in self.cases:
-            site = self._site(self.nodes[0])
+            testbed = self._testbed(self.nodes[0])
             try:
-                site.serve()
-                run_clients(site, clients, self.small, self.results, _tell)
+                testbed.serve()
+                run_clients(testbed, clients, self.small, self.results, _tell)
             finally:
-                site.close()
+                testbed.close()
 
-    def _site(self, nodes: int, lines: Mapping[int, float] | None = None) -> Site:
-        directory = Path(tempfile.mkdtemp(prefix="site-", dir=self.top))
-        site = Site(directory, nodes, lines or {}, self.profile and self.profile.resolve())
-        site.build()
-        return site
+    def _testbed(self, nodes: int, lines: Mapping[int, float] | None = None) -> Testbed:
+        directory = Path(tempfile.mkdtemp(prefix="testbed-", dir=self.top))
+        testbed = Testbed(directory, nodes, lines or {}, self.profile and self.profile.resolve())
+        testbed.build()
+        return testbed
 
-    def _transfers(self, site: Site) -> None:
+    def _transfers(self, testbed: Testbed) -> None:
         """Measure the transfers, their limit and the start-up on one cluster."""
-        by_way = {way: site.client(way) for way in self.ways}
+        by_way = {way: testbed.client(way) for way in self.ways}
         if "large" in self.cases:
-            run_transfers(site, by_way, self.large, [1], self.rounds, self.results, _tell, ("up", "down"))
+            run_transfers(testbed, by_way, self.large, [1], self.rounds, self.results, _tell, ("up", "down"))
         if "small" in self.cases:
-            run_transfers(site, by_way, self.small, self.jobs, self.rounds, self.results, _tell)
+            run_transfers(testbed, by_way, self.small, self.jobs, self.rounds, self.results, _tell)
         if "limit" in self.cases:
             for load, case in ((self.large, "large"), (self.small, "small")):
                 if case in self.cases:
-                    run_limit(site, load, self.rounds, self.results, _tell)
+                    run_limit(testbed, load, self.rounds, self.results, _tell)
         ours = next((by_way[way] for way in ("serverless", "remote", "gateway") if way in by_way), None)
-        if "start" in self.cases and ours is not None and site.nodes == self.nodes[0]:
-            run_start_up(site, ours, self.rounds, self.results, _tell)
+        if "start" in self.cases and ours is not None and testbed.nodes == self.nodes[0]:
+            run_start_up(testbed, ours, self.rounds, self.results, _tell)
 
     def _growth_with_nodes(self) -> None:
         if "small" in self.cases:

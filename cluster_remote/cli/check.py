@@ -13,7 +13,7 @@ from cluster_remote.access.settings import BadSettings
 from cluster_remote.annex.locations import Selection
 from cluster_remote.cli.exitcodes import FAILED, UNREACHABLE
 from cluster_remote.cli.keywise import (
-    Shown,
+    FirstFindings,
     advanced,
     cluster_and_files,
     collect,
@@ -93,7 +93,7 @@ def check(
     if as_json:
         outcome = print_json(work, "findings")
     else:
-        shown: Shown[Finding] = Shown()
+        shown: FirstFindings[Finding] = FirstFindings()
         outcome = collect(work, shown)
         _show(outcome, shown.first, shown.hidden, console())
     if not outcome.healthy:

@@ -94,8 +94,10 @@ async def _doctor(name: str, timeout: float) -> Checkup:
         return (await view_named(name)).session()
 
     tried = await servers(facts, reach, timeout)
-    seen = await _status(name, timeout) if facts.ours else Status(True, ())
-    needs_ssh = any(ours.settings is not None and isinstance(ours.settings.address, Ssh) for ours in facts.ours)
+    seen = await _status(name, timeout) if facts.cluster_remotes else Status(True, ())
+    needs_ssh = any(
+        remote.settings is not None and isinstance(remote.settings.address, Ssh) for remote in facts.cluster_remotes
+    )
     findings = (
         *problems_of_programs(programs, needs_ssh=needs_ssh),
         *diagnose(facts),

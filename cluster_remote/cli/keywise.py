@@ -13,36 +13,36 @@ from cluster_remote.access.settings import BadSettings
 from cluster_remote.access.view import View
 from cluster_remote.annex.locations import Selection, estimate
 from cluster_remote.cli.interrupts import run
-from cluster_remote.cli.progress import Lines
+from cluster_remote.cli.progress import ProgressLines
 from cluster_remote.cli.render import JsonStream
 from cluster_remote.cli.target import annex_repository
 from cluster_remote.cluster.node import Node
 from cluster_remote.p2p.key import Key
 
-__all__ = ["Shown", "advanced", "cluster_and_files", "collect", "print_json", "progress_of", "selection_of"]
+__all__ = ["FirstFindings", "advanced", "cluster_and_files", "collect", "print_json", "progress_of", "selection_of"]
 
 T = TypeVar("T")
 Item = TypeVar("Item")
 
 # The most findings to show; --json has all of them.
-_SHOWN = 50
+_MOST_SHOWN = 50
 
 
 @dataclass
-class Shown(Generic[Item]):
+class FirstFindings(Generic[Item]):
     """The first findings, and the number of the others."""
 
     first: list[Item] = field(default_factory=list)
     hidden: int = 0
 
     def keep(self, item: Item) -> None:
-        if len(self.first) < _SHOWN:
+        if len(self.first) < _MOST_SHOWN:
             self.first.append(item)
         else:
             self.hidden += 1
 
 
-def collect(work: Callable[[bool, Callable[[Any], None]], Coroutine[Any, Any, T]], shown: Shown[Any]) -> T:
+def collect(work: Callable[[bool, Callable[[Any], None]], Coroutine[Any, Any, T]], shown: FirstFindings[Any]) -> T:
     """Run `work` with progress, and keep its findings in `shown`."""
     return run(work, True, shown.keep)
 
@@ -97,7 +97,7 @@ def selection_of(files: Sequence[str], keys: Sequence[str], everything: bool) ->
         raise BadSettings(f"--key: {error}") from None
 
 
-async def progress_of(view: View, selection: Selection, lines: Lines) -> None:
+async def progress_of(view: View, selection: Selection, lines: ProgressLines) -> None:
     """Start a progress line for each node that a selection concerns."""
     total = None
     if lines.shown and view.repository is not None:
@@ -106,7 +106,7 @@ async def progress_of(view: View, selection: Selection, lines: Lines) -> None:
         lines.begin(str(node), total)
 
 
-def advanced(lines: Lines, node: Node, count: int, answers: bool) -> None:
+def advanced(lines: ProgressLines, node: Node, count: int, answers: bool) -> None:
     """Advance a node's progress line."""
     if answers:
         lines.advance(str(node), count)

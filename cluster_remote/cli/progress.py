@@ -22,10 +22,10 @@ from rich.text import Text
 from cluster_remote.cli.render import console, size
 from cluster_remote.p2p.text import printable
 
-__all__ = ["Lines", "progress"]
+__all__ = ["ProgressLines", "progress"]
 
 
-class Lines:
+class ProgressLines:
     """The progress of several tasks, one line each; see `progress`. Does nothing if it is not shown."""
 
     def __init__(self, shown: Progress | None) -> None:
@@ -89,13 +89,13 @@ class _Done(_Counting):
 
 
 @contextmanager
-def progress(*, unit: str = "", in_bytes: bool = False, shown: bool = True) -> Iterator[Lines]:
+def progress(*, unit: str = "", in_bytes: bool = False, shown: bool = True) -> Iterator[ProgressLines]:
     """Show progress on standard error while the context is open: bar, count, speed and time left.
 
     Only if standard error is a terminal and `shown`; cleared at the end.
     """
     if not (shown and sys.stderr.isatty()):
-        yield Lines(None)
+        yield ProgressLines(None)
         return
     columns = (
         TextColumn("{task.description}", markup=False),
@@ -109,4 +109,4 @@ def progress(*, unit: str = "", in_bytes: bool = False, shown: bool = True) -> I
     with Progress(
         *columns, console=console(stderr=True), transient=True, redirect_stdout=False, redirect_stderr=False
     ) as drawn:
-        yield Lines(drawn)
+        yield ProgressLines(drawn)

@@ -205,13 +205,13 @@ class JsonStream:
         _write(self._stream, "}\n")
 
 
-def table(columns: Iterable[str], rows: Iterable[Iterable[object]], *, right: Iterable[str] = ()) -> Fitting:
+def table(columns: Iterable[str], rows: Iterable[Iterable[object]], *, right: Iterable[str] = ()) -> FittingTable:
     """Make a table for `console().print`. Cells may be rich Text; anything else becomes one line, made safe to print.
 
     `right` names the columns of numbers. On a terminal too narrow for one line per row, each row becomes a paragraph:
     no column is lost and no word is broken.
     """
-    return Fitting(tuple(columns), [[_cell(cell) for cell in row] for row in rows], frozenset(right))
+    return FittingTable(tuple(columns), [[_cell(cell) for cell in row] for row in rows], frozenset(right))
 
 
 def _cell(value: object) -> Text:
@@ -219,7 +219,7 @@ def _cell(value: object) -> Text:
 
 
 @dataclass(frozen=True)
-class Fitting:
+class FittingTable:
     """A table that turns into paragraphs on a terminal too narrow for it."""
 
     columns: Sequence[str]

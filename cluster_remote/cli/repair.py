@@ -15,7 +15,7 @@ from cluster_remote.annex.repository import Repository
 from cluster_remote.cli.exitcodes import FAILED, UNREACHABLE
 from cluster_remote.cli.interrupts import run
 from cluster_remote.cli.keywise import (
-    Shown,
+    FirstFindings,
     advanced,
     cluster_and_files,
     collect,
@@ -24,7 +24,7 @@ from cluster_remote.cli.keywise import (
     selection_of,
 )
 from cluster_remote.cli.options import DryRun, Json, NodeTimeout, OnlyCluster
-from cluster_remote.cli.progress import Lines, progress
+from cluster_remote.cli.progress import ProgressLines, progress
 from cluster_remote.cli.render import console, duration, show_problems, size, table
 from cluster_remote.cli.target import cluster_view
 from cluster_remote.diagnosis import repairing
@@ -37,7 +37,7 @@ from cluster_remote.p2p.text import printable
 __all__ = ["repair"]
 
 
-class _Incomplete(Shown["Transfer"]):
+class _Incomplete(FirstFindings["Transfer"]):
     """The transfers that did not reach every node."""
 
     def keep(self, item: Transfer) -> None:
@@ -111,7 +111,7 @@ async def _with_files(transfers: Sequence[Transfer]) -> list[Transfer]:
 class _TransferProgress:
     """A progress line for the bytes transferred."""
 
-    def __init__(self, lines: Lines) -> None:
+    def __init__(self, lines: ProgressLines) -> None:
         self._lines = lines
         self._positions: dict[Key, int] = {}
         self._total = 0

@@ -16,7 +16,7 @@ from cluster_remote.access.settings import BadSettings
 from cluster_remote.annex.contents import key_of
 from cluster_remote.annex.repository import Repository
 from cluster_remote.cli.completion import nodes
-from cluster_remote.cli.progress import Lines
+from cluster_remote.cli.progress import ProgressLines
 from cluster_remote.cli.render import say
 from cluster_remote.cli.target import Target, resolve
 from cluster_remote.diagnosis.request import Dropped, Presence, Recorder, Uploaded
@@ -114,7 +114,7 @@ async def record_answer(
     return recorded
 
 
-def shown_progress(lines: Lines, name: str) -> Callable[[int], None]:
+def shown_progress(lines: ProgressLines, name: str) -> Callable[[int], None]:
     """Return a function that takes positions in the content and shows them as progress."""
     last = 0
 

@@ -29,15 +29,15 @@ from cluster_remote.diagnosis.conversation import (
     BadTrace,
     Ending,
     Heading,
-    Said,
-    Telling,
+    TracedMessage,
+    TraceFormatter,
     is_heading,
-    parse_said,
+    parse_message,
     read_ending,
     read_heading,
     write_ending,
     write_heading,
-    write_said,
+    write_message,
 )
 from cluster_remote.diagnosis.drawing import MOST_MESSAGES, Diagram, as_svg, as_text, lay_out
 from cluster_remote.p2p.text import printable, visible
@@ -115,13 +115,13 @@ class _Report:
         self._json = JsonStream(shown) if as_json else None
         self._keep = keep
         self._most = MOST_MESSAGES if drawn else 0
-        self._first: list[Said] = []
+        self._first: list[TracedMessage] = []
         self._heading = Heading((), 0.0)
         self._stack = ExitStack()
 
     def begin(self, heading: Heading) -> None:
         self._heading = heading
-        self._telling = Telling(heading, plain=not _speaks_unicode(self._shown))
+        self._formatter = TraceFormatter(heading, plain=not _speaks_unicode(self._shown))
         if self._keep is not None:
             self._keep.write(write_heading(heading))
         if self._json is not None:
@@ -130,16 +130,16 @@ class _Report:
             self._json.field("names", heading.names)
             self._add = self._stack.enter_context(self._json.items("messages"))
 
-    def message(self, said: Said) -> None:
+    def message(self, said: TracedMessage) -> None:
         self.messages += 1
         if len(self._first) < self._most:
             self._first.append(said)
         if self._keep is not None:
-            self._keep.write(write_said(said))
+            self._keep.write(write_message(said))
         if self._json is not None:
             self._add(said)
         else:
-            for line in self._telling.lines(said):
+            for line in self._formatter.lines(said):
                 print(visible(line), file=self._shown)
 
     def end(self, ending: Ending) -> None:
@@ -201,7 +201,7 @@ def _replay(file: IO[str], report: _Report) -> int:
             if end is not None:
                 ending = end
                 break
-            report.message(parse_said(line))
+            report.message(parse_message(line))
     except BadTrace as error:
         raise BadSettings(f"{file.name}: {error}") from None
     report.end(ending)
@@ -241,7 +241,7 @@ def _report_new(file: IO[bytes], rest: bytes, report: _Report) -> bytes:
         *lines, rest = (rest + chunk).split(b"\n")
         for line in lines:
             try:
-                said = parse_said(line.decode("ascii", "backslashreplace"))
+                said = parse_message(line.decode("ascii", "backslashreplace"))
             except BadTrace as error:
                 # Usually the disk is full. Tracing must not disturb the traced command.
                 print(f"cluster-remote: cannot read a message: {printable(str(error))}", file=sys.stderr)

@@ -18,17 +18,17 @@ __all__ = [
     "Conversation",
     "Ending",
     "Heading",
-    "Said",
     "Sessions",
-    "Telling",
+    "TraceFormatter",
+    "TracedMessage",
     "is_heading",
     "named",
-    "parse_said",
+    "parse_message",
     "read_ending",
     "read_heading",
     "write_ending",
     "write_heading",
-    "write_said",
+    "write_message",
 ]
 
 FORMAT = 1
@@ -42,7 +42,7 @@ class BadTrace(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class TracedMessage:
     """One message."""
 
     time: Annotated[float, "seconds since 1970"]
@@ -80,7 +80,7 @@ class Conversation:
     command: Annotated[tuple[str, ...], "the command that was run"]
     started: Annotated[float, "seconds since 1970"]
     names: Annotated[Mapping[str, str], "the repository's names for others, by UUID"]
-    messages: tuple[Said, ...]
+    messages: tuple[TracedMessage, ...]
     exit_code: Annotated[int | None, "the command's exit code; null if unknown"]
 
 
@@ -89,7 +89,7 @@ def write_heading(heading: Heading) -> str:
     return json.dumps({_MARK: FORMAT, **asdict(heading)}) + "\n"
 
 
-def write_said(said: Said) -> str:
+def write_message(said: TracedMessage) -> str:
     """Return the line for a message."""
     return json.dumps(asdict(said)) + "\n"
 
@@ -130,14 +130,14 @@ def read_ending(line: str) -> Ending | None:
     return Ending(code if isinstance(code, int) else None)
 
 
-def parse_said(line: str) -> Said:
+def parse_message(line: str) -> TracedMessage:
     """Parse one message. Raises BadTrace."""
     found = _object(line)
     server, job, data = found.get("server"), found.get("job"), found.get("data")
     message, peer = found.get("message"), found.get("peer")
     if not isinstance(message, str) or not isinstance(peer, str) or not isinstance(found.get("out"), bool):
         raise BadTrace(f"not a message of a trace: {printable(line[:200])}")
-    return Said(
+    return TracedMessage(
         time=_number(found, "time"),
         pid=int(_number(found, "pid")),
         session=int(_number(found, "session")),
@@ -178,7 +178,7 @@ class Sessions:
         self.labels: list[str] = []
         """Each session's description, in the order of their numbers (from 1)."""
 
-    def number(self, said: Said) -> tuple[int, bool]:
+    def number(self, said: TracedMessage) -> tuple[int, bool]:
         """Return the number of a message's session, and whether it is new."""
         key = (said.pid, said.session)
         new = key not in self._numbers
@@ -195,7 +195,7 @@ def named(message: str, names: Mapping[str, str]) -> str:
     return printable(", ".join(found))
 
 
-class Telling:
+class TraceFormatter:
     """Formats a conversation as text, message by message. `plain`: in ASCII."""
 
     def __init__(self, heading: Heading, *, plain: bool = False) -> None:
@@ -203,7 +203,7 @@ class Telling:
         self._sessions = Sessions(heading.names)
         self._outgoing, self._incoming = (">", "<") if plain else ("→", "←")
 
-    def lines(self, said: Said) -> Iterator[str]:
+    def lines(self, said: TracedMessage) -> Iterator[str]:
         """Yield the lines for the next message; before the first of a session, also one for the session."""
         number, new = self._sessions.number(said)
         since = f"{said.time - self._heading.started:9.3f} s"

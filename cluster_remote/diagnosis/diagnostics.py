@@ -14,7 +14,7 @@ from cluster_remote.diagnosis.checkup import Server
 from cluster_remote.diagnosis.own_clusters import problems_of_own_clusters
 from cluster_remote.diagnosis.problem import Problem
 from cluster_remote.diagnosis.problems import remote_of_removed_node
-from cluster_remote.diagnosis.snapshot import Ours, Snapshot
+from cluster_remote.diagnosis.snapshot import RemoteFacts, Snapshot
 from cluster_remote.diagnosis.state import Status
 from cluster_remote.diagnosis.uuid_misuse import made_with_uuid, misused_uuids
 
@@ -34,15 +34,15 @@ def diagnose(facts: Snapshot) -> Iterator[Problem]:
         # First, because these get in the way of fixing the others.
         yield from _left_over(facts)
         yield from made_with_uuid(facts)
-    for ours in facts.ours:
-        yield from _unusable(ours)
-        yield from _encrypted(facts, ours)
-        yield from _clear_text(facts, ours)
-        yield from _not_verified(facts, ours)
-        if ours.is_cluster and ours.sameas:
-            yield from _cluster_unknown(facts, ours)
-            yield from _node_remotes_missing(facts, ours)
-            yield from _costs(facts, ours)
+    for remote in facts.cluster_remotes:
+        yield from _unusable(remote)
+        yield from _encrypted(facts, remote)
+        yield from _clear_text(facts, remote)
+        yield from _not_verified(facts, remote)
+        if remote.is_cluster and remote.sameas:
+            yield from _cluster_unknown(facts, remote)
+            yield from _node_remotes_missing(facts, remote)
+            yield from _costs(facts, remote)
     if facts.everything:
         yield from problems_of_own_clusters(facts)
         yield from _not_fetched(facts)
@@ -72,49 +72,49 @@ def _aliases_behind(facts: Snapshot) -> Iterator[Problem]:
             )
 
 
-def _unusable(ours: Ours) -> Iterator[Problem]:
-    if ours.unusable:
+def _unusable(remote: RemoteFacts) -> Iterator[Problem]:
+    if remote.unusable:
         yield Problem(
             "settings-unusable",
-            f"the remote {ours.name} has an invalid parameter: {ours.unusable}",
+            f"the remote {remote.name} has an invalid parameter: {remote.unusable}",
             "Correct it with git annex enableremote; this shows what each parameter means:",
             ("git annex initremote --whatelse type=external externaltype=cluster",),
-            about=ours.name,
+            about=remote.name,
         )
 
 
-def _encrypted(facts: Snapshot, ours: Ours) -> Iterator[Problem]:
+def _encrypted(facts: Snapshot, remote: RemoteFacts) -> Iterator[Problem]:
     """Find encryption on a remote that tracks nodes: git-annex then ignores it, or stores what is no copy."""
-    if not ours.sameas:
+    if not remote.sameas:
         return
-    encryption = (ours.verified or {}).get("encryption", "none")
-    inherited = facts.encryption_of(ours.uuid)
+    encryption = (remote.verified or {}).get("encryption", "none")
+    inherited = facts.encryption_of(remote.uuid)
     if inherited != "none":
         yield Problem(
             "encrypted",
-            f"the remote {ours.name} is the same as {facts.name_of(ours.uuid)}, which is a special remote with "
+            f"the remote {remote.name} is the same as {facts.name_of(remote.uuid)}, which is a special remote with "
             f"encryption={inherited}, so git-annex encrypts for both: content that it stores through the gateway has "
             "another key there, and is no copy",
             "Remove it, and use the cluster instead, or enable the special remote itself:",
-            (f"git remote remove -- {ours.quoted}",),
-            about=ours.name,
+            (f"git remote remove -- {remote.quoted}",),
+            about=remote.name,
         )
     elif encryption != "none":
         yield Problem(
             "encrypted",
-            f"the remote {ours.name} has encryption={encryption}, but git-annex does not encrypt for a remote that is "
-            "the same as another one: the nodes get everything unencrypted, and their copies are not recorded",
+            f"the remote {remote.name} has encryption={encryption}, but git-annex does not encrypt for a remote that "
+            "is the same as another one: the nodes get everything unencrypted, and their copies are not recorded",
             "Turn encryption off; content already there is counted once it is copied there again. (To make an "
             "encrypted remote that counts as one copy: cluster-remote setup --tracking remote --encryption "
             "shared.)",
-            (f"git annex enableremote {ours.quoted} encryption=none",),
-            about=ours.name,
+            (f"git annex enableremote {remote.quoted} encryption=none",),
+            about=remote.name,
         )
 
 
-def _clear_text(facts: Snapshot, ours: Ours) -> Iterator[Problem]:
+def _clear_text(facts: Snapshot, remote: RemoteFacts) -> Iterator[Problem]:
     """Find nodes of an encrypted remote without a server that a sync would send unencrypted content to."""
-    settings = ours.settings
+    settings = remote.settings
     if settings is None or settings.address is not None or settings.encryption == "none":
         return
     clusters = facts.config.clusters()
@@ -131,34 +131,35 @@ def _clear_text(facts: Snapshot, ours: Ours) -> Iterator[Problem]:
         yield Problem(
             "clear-text",
             f"git annex sync --content sends unencrypted content to {', '.join(exposed)}, the nodes of the encrypted "
-            f"remote {ours.name}, and the git-annex branch with the encryption key",
+            f"remote {remote.name}, and the git-annex branch with the encryption key",
             "Exclude the nodes from sync; unencrypted content already there stays until you drop it:",
             tuple(f"git config {shlex.quote(f'remote.{remote}.annex-sync')} false" for remote in exposed),
-            about=ours.name,
+            about=remote.name,
         )
 
 
-def _not_verified(facts: Snapshot, ours: Ours) -> Iterator[Problem]:
-    if ours.pending is None:
+def _not_verified(facts: Snapshot, remote: RemoteFacts) -> Iterator[Problem]:
+    if remote.pending is None:
         return
-    where = f" ({ours.pending.configuration})" if ours.pending.configuration else ""
-    never = ours.verified is None
+    where = f" ({remote.pending.configuration})" if remote.pending.configuration else ""
+    never = remote.verified is None
     yield Problem(
         "not-verified",
-        f"git-annex does not use the remote {ours.name}, because you have not confirmed that its configuration is safe"
+        f"git-annex does not use the remote {remote.name}, because you have not confirmed that its configuration is "
+        "safe"
         if never
-        else f"somebody changed the configuration of the remote {ours.name}; git-annex keeps using the one that "
+        else f"somebody changed the configuration of the remote {remote.name}; git-annex keeps using the one that "
         "you verified",
         f"If it leads where you expect{where}, confirm it:",
-        (f"git annex verifyremote {ours.quoted} --safe {ours.pending.number}",),
-        about=ours.name,
+        (f"git annex verifyremote {remote.quoted} --safe {remote.pending.number}",),
+        about=remote.name,
     )
 
 
-def _cluster_unknown(facts: Snapshot, ours: Ours) -> Iterator[Problem]:
-    if facts.logs.clusters.nodes(ours.uuid):
+def _cluster_unknown(facts: Snapshot, remote: RemoteFacts) -> Iterator[Problem]:
+    if facts.logs.clusters.nodes(remote.uuid):
         return
-    if ours.settings is not None and ours.settings.address is None:
+    if remote.settings is not None and remote.settings.address is None:
         remedy, commands = (
             "Write the nodes to it (each has to be reachable):",
             ("git annex updatecluster",),
@@ -168,22 +169,25 @@ def _cluster_unknown(facts: Snapshot, ours: Ours) -> Iterator[Problem]:
         commands = ("git fetch --all",)
     yield Problem(
         "cluster-unknown",
-        f"this repository knows no node of the cluster {facts.name_of(ours.uuid)}, so copies there are not counted",
+        f"this repository knows no node of the cluster {facts.name_of(remote.uuid)}, so copies there are not counted",
         remedy,
         commands,
-        about=ours.name,
+        about=remote.name,
     )
 
 
-def _node_remotes_missing(facts: Snapshot, ours: Ours) -> Iterator[Problem]:
-    settings = ours.settings
+def _node_remotes_missing(facts: Snapshot, remote: RemoteFacts) -> Iterator[Problem]:
+    settings = remote.settings
     assert settings is not None
-    if settings.address is None or next(each for each in facts.ours if each.uuid == ours.uuid) is not ours:
+    if (
+        settings.address is None
+        or next(each for each in facts.cluster_remotes if each.uuid == remote.uuid) is not remote
+    ):
         # Without a server, the nodes are remotes already. Of several remotes for a cluster, only the first is checked.
         return
     missing = [
         uuid
-        for uuid in sorted(facts.logs.clusters.nodes(ours.uuid))
+        for uuid in sorted(facts.logs.clusters.nodes(remote.uuid))
         if uuid != facts.uuid
         and not facts.remotes_with(uuid)
         and facts.logs.trust.get(uuid) != "dead"
@@ -198,34 +202,34 @@ def _node_remotes_missing(facts: Snapshot, ours: Ours) -> Iterator[Problem]:
         f"there is no remote for {names}, so git-annex cannot verify the copies there and refuses to drop content "
         "here: the cluster itself does not count as a copy",
         "Make one for each node of the cluster:",
-        (f"cluster-remote setup {ours.quoted} {shlex.quote(settings.url)}",),
-        about=ours.name,
+        (f"cluster-remote setup {remote.quoted} {shlex.quote(settings.url)}",),
+        about=remote.name,
     )
 
 
-def _costs(facts: Snapshot, ours: Ours) -> Iterator[Problem]:
-    settings = ours.settings
+def _costs(facts: Snapshot, remote: RemoteFacts) -> Iterator[Problem]:
+    settings = remote.settings
     assert settings is not None
-    own = facts.cost(ours.name)
-    nodes = facts.logs.clusters.nodes(ours.uuid)
+    own = facts.cost(remote.name)
+    nodes = facts.logs.clusters.nodes(remote.uuid)
     if settings.address is None:
         costs = [facts.cost(name) for name in facts.config.remotes() if facts.config.remote_uuid(name) in nodes]
         if costs and own >= min(costs):
             yield Problem(
                 "cost",
-                f"the remote {ours.name} costs {own:g} and its cheapest node {min(costs):g}, so git annex sync uploads "
-                "to the nodes one by one instead of once to the cluster",
+                f"the remote {remote.name} costs {own:g} and its cheapest node {min(costs):g}, so git annex sync "
+                "uploads to the nodes one by one instead of once to the cluster",
                 "Make the cluster cheaper than its nodes:",
-                (_set_cost(ours, min(_SERVERLESS_COST, min(costs) - 1)),),
-                about=ours.name,
+                (_set_cost(remote, min(_SERVERLESS_COST, min(costs) - 1)),),
+                about=remote.name,
             )
         return
-    for node in facts.ours:
+    for node in facts.cluster_remotes:
         behind = node.sameas and node.settings is not None and node.settings.address is not None
         if node.uuid in nodes and behind and facts.cost(node.name) <= own:
             yield Problem(
                 "cost",
-                f"the remote {node.name} for a node costs {facts.cost(node.name):g}, and the remote {ours.name} "
+                f"the remote {node.name} for a node costs {facts.cost(node.name):g}, and the remote {remote.name} "
                 f"for the whole cluster {own:g}: git-annex may store to the node before the cluster",
                 "Make the node slightly more expensive:",
                 (_set_cost(node, own + 1),),
@@ -233,8 +237,8 @@ def _costs(facts: Snapshot, ours: Ours) -> Iterator[Problem]:
             )
 
 
-def _set_cost(ours: Ours, cost: float) -> str:
-    return f"git config {shlex.quote(f'remote.{ours.name}.annex-cost')} {cost:g}"
+def _set_cost(remote: RemoteFacts, cost: float) -> str:
+    return f"git config {shlex.quote(f'remote.{remote.name}.annex-cost')} {cost:g}"
 
 
 def _left_over(facts: Snapshot) -> Iterator[Problem]:
@@ -267,19 +271,21 @@ def _not_fetched(facts: Snapshot) -> Iterator[Problem]:
 
 def problems_of_servers(facts: Snapshot, servers: Iterable[Server]) -> Iterator[Problem]:
     """Yield the problems that the servers' answers show. Pure."""
-    by_name = {ours.name: ours for ours in facts.ours}
+    by_name = {remote.name: remote for remote in facts.cluster_remotes}
     members = {uuid for nodes in facts.logs.clusters.members.values() for uuid in nodes}
-    removed = {ours.uuid for ours in facts.ours if ours.sameas and not ours.uuid.is_cluster} - members
+    removed = {
+        remote.uuid for remote in facts.cluster_remotes if remote.sameas and not remote.uuid.is_cluster
+    } - members
     for server in servers:
-        ours = by_name[server.remote]
-        if server.error is not None and ours.uuid in removed:
-            yield replace(remote_of_removed_node(facts.name_of(ours.uuid), ours.name), about=server.remote)
-        elif server.error is not None and any(ours.uuid in nodes for nodes in facts.logs.clusters.members.values()):
+        remote = by_name[server.remote]
+        if server.error is not None and remote.uuid in removed:
+            yield replace(remote_of_removed_node(facts.name_of(remote.uuid), remote.name), about=server.remote)
+        elif server.error is not None and any(remote.uuid in nodes for nodes in facts.logs.clusters.members.values()):
             yield Problem(
                 "unreachable",
-                f"{facts.name_of(ours.uuid)} cannot be reached through the remote {server.remote}: {server.error}",
+                f"{facts.name_of(remote.uuid)} cannot be reached through the remote {server.remote}: {server.error}",
                 "Bring it back, or fix the connection; then this works:",
-                (f"cluster-remote ping {ours.quoted}",),
+                (f"cluster-remote ping {remote.quoted}",),
                 about=server.remote,
             )
         elif server.error is not None:
@@ -287,23 +293,28 @@ def problems_of_servers(facts: Snapshot, servers: Iterable[Server]) -> Iterator[
                 "unreachable",
                 f"the remote {server.remote} does not work: {server.error}",
                 "Bring back its server, or fix the connection; then this works:",
-                (f"cluster-remote ping {ours.quoted}",),
+                (f"cluster-remote ping {remote.quoted}",),
                 about=server.remote,
             )
-        elif server.version is not None and server.version < _NAMES_NODES and ours.is_cluster:
+        elif server.version is not None and server.version < _NAMES_NODES and remote.is_cluster:
             yield Problem(
                 "old-protocol",
                 f"the server of the remote {server.remote} speaks protocol version {server.version}, which "
                 "cannot say on which nodes content is stored",
                 f"Install git-annex {NEEDED} or newer there; this shows the version afterwards:",
-                (f"cluster-remote ping {ours.quoted}",),
+                (f"cluster-remote ping {remote.quoted}",),
                 about=server.remote,
             )
 
 
 def problems_at_nodes(facts: Snapshot, servers: Iterable[Server], seen: Status) -> Iterator[Problem]:
     """Yield the problems that `survey` found at nodes, unless a node's own remote has shown them already. Pure."""
-    silent = {ours.uuid for ours in facts.ours for server in servers if server.remote == ours.name and server.error}
+    silent = {
+        remote.uuid
+        for remote in facts.cluster_remotes
+        for server in servers
+        if server.remote == remote.name and server.error
+    }
     for problem in (problem for cluster in seen.clusters for problem in cluster.problems):
         match problem.kind:
             case "node-replaced" | "node-without-remote" if not facts.everything:
@@ -336,7 +347,9 @@ def find_notes(facts: Snapshot) -> Iterator[str]:
                 f"the git-annex branch of {branch.remote} has changed since it was fetched: git fetch "
                 f"{shlex.quote(branch.remote)}"
             )
-    nodes = {uuid for ours in facts.ours if ours.is_cluster for uuid in facts.logs.clusters.nodes(ours.uuid)}
+    nodes = {
+        uuid for remote in facts.cluster_remotes if remote.is_cluster for uuid in facts.logs.clusters.nodes(remote.uuid)
+    }
     for uuid in sorted(nodes):
         if facts.encryption_of(uuid) != "none" and not facts.remotes_with(uuid):
             name = facts.logs.remotes[uuid].get("name", str(uuid))

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from cluster_remote.diagnosis.conversation import Heading, Said, Sessions, named
+from cluster_remote.diagnosis.conversation import Heading, Sessions, TracedMessage, named
 from cluster_remote.p2p.text import printable
 
 __all__ = ["MOST_MESSAGES", "Arrow", "Diagram", "as_svg", "as_text", "lay_out"]
@@ -46,7 +46,7 @@ class Diagram:
     left_out: int
 
 
-def lay_out(heading: Heading, messages: Iterable[Said], left_out: int = 0) -> Diagram:
+def lay_out(heading: Heading, messages: Iterable[TracedMessage], left_out: int = 0) -> Diagram:
     """Lay out a conversation, as text or SVG; `left_out` more messages follow the given ones."""
     sessions = Sessions(heading.names)
     arrows: list[Arrow] = []

@@ -23,7 +23,7 @@ from cluster_remote.annex.merge import refresh
 from cluster_remote.annex.verification import pending, verified
 from cluster_remote.diagnosis.checkup import Server
 from cluster_remote.diagnosis.probe import ABSENT_KEY
-from cluster_remote.diagnosis.snapshot import Branch, Ours, Snapshot
+from cluster_remote.diagnosis.snapshot import Branch, RemoteFacts, Snapshot
 from cluster_remote.diagnosis.uuid_misuse import misused_uuids
 from cluster_remote.p2p.errors import SessionError
 from cluster_remote.p2p.key import UUID, decode
@@ -60,17 +60,17 @@ async def gather(repository: Repository, only: str = "") -> Snapshot:
     await refresh(repository)
     config = await repository.current_config()
     logs = await BranchLogs.read(repository)
-    ours = _ours(config, logs, verified(repository) or {})
+    remotes = _cluster_remotes(config, logs, verified(repository) or {})
     if only:
-        ours = _with_its_nodes(only, ours, logs)
-    ours = [await _with_pending(repository, config, each) for each in ours]
+        remotes = _with_its_nodes(only, remotes, logs)
+    remotes = [await _with_pending(repository, config, each) for each in remotes]
     replaced = set(misused_uuids(config, logs).values())
     return Snapshot(
         directory=repository.directory,
         uuid=own,
         config=config,
         logs=logs,
-        ours=tuple(ours),
+        cluster_remotes=tuple(remotes),
         everything=not only,
         branches=() if only else await _branches(repository, config, logs),
         earlier=await _earlier(repository, replaced, logs) if replaced else {},
@@ -78,8 +78,8 @@ async def gather(repository: Repository, only: str = "") -> Snapshot:
     )
 
 
-def _ours(config: GitConfig, logs: BranchLogs, safe: Mapping[UUID, Mapping[str, str]]) -> list[Ours]:
-    found: list[Ours] = []
+def _cluster_remotes(config: GitConfig, logs: BranchLogs, safe: Mapping[UUID, Mapping[str, str]]) -> list[RemoteFacts]:
+    found: list[RemoteFacts] = []
     for name in config.remotes():
         if config.remote(name, "annex-externaltype") != "cluster":
             continue
@@ -90,14 +90,14 @@ def _ours(config: GitConfig, logs: BranchLogs, safe: Mapping[UUID, Mapping[str, 
             # Left over from a failed initremote; git-annex ignores it too.
             continue
         parameters = logs.remotes.get(config_uuid, {})
-        ours = Ours(name, uuid, config_uuid, parameters, safe.get(config_uuid))
+        remote = RemoteFacts(name, uuid, config_uuid, parameters, safe.get(config_uuid))
         try:
             # git-annex uses the verified parameters, even if remote.log has changed since.
-            settings = Settings.read(partial(_parameter, as_used(ours.verified or parameters)), uuid.text, name)
+            settings = Settings.read(partial(_parameter, as_used(remote.verified or parameters)), uuid.text, name)
         except BadSettings as error:
-            found.append(replace(ours, unusable=str(error)))
+            found.append(replace(remote, unusable=str(error)))
         else:
-            found.append(replace(ours, settings=settings))
+            found.append(replace(remote, settings=settings))
     return found
 
 
@@ -105,29 +105,29 @@ def _parameter(parameters: Mapping[str, str], setting: str) -> str:
     return parameters.get(setting, "")
 
 
-def _with_its_nodes(name: str, ours: Sequence[Ours], logs: BranchLogs) -> list[Ours]:
+def _with_its_nodes(name: str, remotes: Sequence[RemoteFacts], logs: BranchLogs) -> list[RemoteFacts]:
     """Return the remote with this name, and those for its cluster's nodes. Raises BadSettings."""
-    one = next((each for each in ours if each.name == name), None)
+    one = next((each for each in remotes if each.name == name), None)
     if one is None:
-        known = ", ".join(each.name for each in ours)
+        known = ", ".join(each.name for each in remotes)
         raise BadSettings(
             f"{name!r} is not a cluster remote of this repository; "
             + (f"choose from {known}" if known else "there is none yet (cluster-remote setup makes one)")
         )
     nodes = logs.clusters.nodes(one.uuid)
-    return [one, *(each for each in ours if each is not one and each.uuid in nodes)]
+    return [one, *(each for each in remotes if each is not one and each.uuid in nodes)]
 
 
-async def _with_pending(repository: Repository, config: GitConfig, ours: Ours) -> Ours:
+async def _with_pending(repository: Repository, config: GitConfig, remote: RemoteFacts) -> RemoteFacts:
     """Add the configuration that git-annex wants the user to verify, if any."""
-    if ours.verified is None:
+    if remote.verified is None:
         # An older git-annex, which did not ask, did not record what it used; that counts as verified.
-        waiting = config.remote(ours.name, "annex-verified") not in (None, "verified")
+        waiting = config.remote(remote.name, "annex-verified") not in (None, "verified")
     else:
         # Only the verified configuration has the encryption of a remote that is the same as another one.
         apart = ("encryption", "cipher", "cipherkeys", "mac")
-        waiting = _without(ours.parameters, apart) != _without(ours.verified, apart) and bool(ours.parameters)
-    return replace(ours, pending=await pending(repository, ours.name)) if waiting else ours
+        waiting = _without(remote.parameters, apart) != _without(remote.verified, apart) and bool(remote.parameters)
+    return replace(remote, pending=await pending(repository, remote.name)) if waiting else remote
 
 
 def _without(parameters: Mapping[str, str], names: Collection[str]) -> dict[str, str]:
@@ -203,11 +203,11 @@ async def servers(facts: Snapshot, reach: Callable[[str], Awaitable[Session]], t
     """
     found: dict[str, Server] = {}
     usable = {
-        ours.name: ours.settings
-        for ours in facts.ours
-        if ours.settings is not None
-        and facts.logs.trust.get(ours.uuid) != "dead"
-        and facts.config.remote(ours.name, "annex-verified") in (None, "verified")
+        remote.name: remote.settings
+        for remote in facts.cluster_remotes
+        if remote.settings is not None
+        and facts.logs.trust.get(remote.uuid) != "dead"
+        and facts.config.remote(remote.name, "annex-verified") in (None, "verified")
     }
 
     async def ask(name: str) -> None:

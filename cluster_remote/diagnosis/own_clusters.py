@@ -41,7 +41,7 @@ def problems_of_own_clusters(facts: Snapshot) -> Iterator[Problem]:
 
 
 def _own_cluster(facts: Snapshot, name: str, cluster: UUID, configured: Mapping[str, UUID | None]) -> Iterator[Problem]:
-    label = next((ours.name for ours in facts.ours if ours.uuid == cluster), name)
+    label = next((ours.name for ours in facts.cluster_remotes if ours.uuid == cluster), name)
     replaced = list(replaced_nodes(facts.config, facts.logs, cluster, label))
     yield from replaced
     listed = facts.logs.clusters.nodes(cluster)
@@ -60,7 +60,7 @@ def _own_cluster(facts: Snapshot, name: str, cluster: UUID, configured: Mapping[
     elsewhere = {
         uuid for gateway, names in facts.logs.proxied.items() if gateway != facts.uuid for uuid in names.values()
     }
-    ours = {each.name for each in facts.ours}
+    ours = {each.name for each in facts.cluster_remotes}
     for uuid in sorted(listed - set(configured.values()) - elsewhere - {facts.uuid}):
         others = [name for name in facts.remotes_with(uuid) if name not in ours]
         if others:

@@ -14,11 +14,11 @@ from cluster_remote.annex.verification import Pending
 from cluster_remote.cluster.membership import cost_of, way_to
 from cluster_remote.p2p.key import UUID
 
-__all__ = ["Branch", "Ours", "Snapshot"]
+__all__ = ["Branch", "RemoteFacts", "Snapshot"]
 
 
 @dataclass(frozen=True)
-class Ours:
+class RemoteFacts:
     """A cluster remote of this repository: one that uses this program.
 
     `config_uuid` is the UUID of its configuration, which differs from `uuid` if the remote is the same as a repository.
@@ -64,7 +64,7 @@ class Branch:
 class Snapshot:
     """Everything in a repository that shows problems.
 
-    `directory` is this repository's. `ours` are the cluster remotes to check; `everything` says whether these are all
+    `directory` is this repository's. `cluster_remotes` are those to check; `everything` says whether these are all
     of them, so that the repository as a whole is checked too. `earlier` are descriptions of repositories that have been
     overwritten. `exposed_files` are files with secrets that other users can read.
     """
@@ -73,7 +73,7 @@ class Snapshot:
     uuid: UUID
     config: GitConfig
     logs: BranchLogs
-    ours: tuple[Ours, ...]
+    cluster_remotes: tuple[RemoteFacts, ...]
     everything: bool = True
     branches: tuple[Branch, ...] = ()
     earlier: Mapping[UUID, str] = field(default_factory=dict)
@@ -93,7 +93,7 @@ class Snapshot:
 
     def cost(self, remote: str) -> float:
         """Return the cost that git-annex assumes for a remote."""
-        for ours in self.ours:
-            if ours.name == remote and ours.settings is not None and not self.config.remote(remote, "annex-cost"):
-                return float(ours.settings.cost)
+        for each in self.cluster_remotes:
+            if each.name == remote and each.settings is not None and not self.config.remote(remote, "annex-cost"):
+                return float(each.settings.cost)
         return cost_of(self.config, remote, way_to(self.config, remote, self.directory), self.logs)

@@ -104,7 +104,7 @@ class Gateway:
             connections.start_soon(self.backend.log.commit_in_time, self.log)
             connections.start_soon(self._limited_log.sum_up_regularly)
             connections.start_soon(self._end_invalid)
-            webs = self._webs(listeners, connections)
+            webs = self._web_servers(listeners, connections)
             for web in webs.values():
                 stack.push_async_callback(web.aclose)
             failures: list[CannotListen] = []
@@ -146,7 +146,7 @@ class Gateway:
                 self.log(f"cutting off {self._connections} connections")
             waiting.cancel_scope.cancel()
 
-    def _webs(self, listeners: Sequence[Listener], tasks: TaskGroup) -> dict[str, Web]:
+    def _web_servers(self, listeners: Sequence[Listener], tasks: TaskGroup) -> dict[str, Web]:
         """Return the HTTP servers, by the path they serve."""
         paths = {listener.path for listener in listeners if listener.path is not None}
         if not paths:
@@ -195,20 +195,20 @@ class Gateway:
                 return
             self._arrived += 1
             name = f"{listener.name} #{self._arrived} ({accepted.peer})"
-            talk: Callable[[], Awaitable[str]]
+            serve_client: Callable[[], Awaitable[str]]
             if isinstance(accepted, SocketConnection):
                 connection = Connection(name, accepted.address)
-                talk = partial(self._talk, accepted, connection, listener.tls)
+                serve_client = partial(self._serve_socket, accepted, connection, listener.tls)
             else:
                 assert web is not None
                 from cluster_remote.gateway.webserver import WebConnection
 
                 connection = web_connection = WebConnection(name, accepted.address)
                 web_connection.say = partial(self._note, connection)
-                talk = partial(web.talk, accepted, web_connection, self.certificate if listener.tls else None)
+                serve_client = partial(web.serve, accepted, web_connection, self.certificate if listener.tls else None)
             self._slots.arrive(connection)
             self._connections += 1
-            connections.start_soon(self._connection, accepted, connection, talk)
+            connections.start_soon(self._connection, accepted, connection, serve_client)
 
     async def _end_invalid(self) -> None:
         """End connections whose token is revoked or has expired, until cancelled."""
@@ -225,36 +225,36 @@ class Gateway:
             await anyio.sleep(_TOKEN_CHECK)
 
     async def _connection(
-        self, accepted: SocketConnection | Accepted, connection: Connection, talk: Callable[[], Awaitable[str]]
+        self, accepted: SocketConnection | Accepted, connection: Connection, serve_client: Callable[[], Awaitable[str]]
     ) -> None:
         """Serve one client, then write its line in the log."""
-        story = "cut off"
+        summary = "cut off"
         try:
             with connection.scope:
-                story = await talk()
+                summary = await serve_client()
         except Exception as error:  # noqa: BLE001 -- a bug must not end other clients' connections
             full = out_of_room(error)
-            story = f"ended: no room: {full}" if full else f"internal error: {type(error).__name__}: {error}"
+            summary = f"ended: no room: {full}" if full else f"internal error: {type(error).__name__}: {error}"
         finally:
             self._slots.leave(connection)
             if connection.ended is not None:
-                story = f"ended: {connection.ended}"
-            line = f"{connection.name}: {printable(story, 2000)} ({time.monotonic() - connection.began:.1f} s)"
+                summary = f"ended: {connection.ended}"
+            line = f"{connection.name}: {printable(summary, 2000)} ({time.monotonic() - connection.began:.1f} s)"
             if connection.token is None:
                 self._limited_log.say("rejected connections", line)
             else:
                 self.log(line)
             if isinstance(accepted, SocketConnection):
-                await accepted.aclose(_LINGER if story != "cut off" and connection.ended is None else 0)
+                await accepted.aclose(_LINGER if summary != "cut off" and connection.ended is None else 0)
             self._connections -= 1
             if self._closing.begun and not self._connections:
                 self._all_closed.set()
 
     def _note(self, connection: Connection, text: str) -> None:
-        whose = "notes" if connection.token is None else f"notes about clients with token {connection.token.id}"
-        self._limited_log.say(whose, f"{connection.name}: {printable(text, 2000)}")
+        kind = "notes" if connection.token is None else f"notes about clients with token {connection.token.id}"
+        self._limited_log.say(kind, f"{connection.name}: {printable(text, 2000)}")
 
-    async def _talk(self, accepted: SocketConnection, connection: Connection, tls: bool) -> str:
+    async def _serve_socket(self, accepted: SocketConnection, connection: Connection, tls: bool) -> str:
         stream = MessageStream(accepted, self.limits.to_authenticate)
         if tls:
             assert self.certificate is not None

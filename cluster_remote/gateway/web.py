@@ -134,7 +134,7 @@ class Web:
         api = P2pHttp(access, tasks, self._sessions, orphaned_locks, timeout, lock_retention=lock_retention)
         self._server = WebServer(self._app(api), to_begin, timeout)
 
-    async def talk(self, accepted: Accepted, connection: WebConnection, certificate: ServerCertificate | None) -> str:
+    async def serve(self, accepted: Accepted, connection: WebConnection, certificate: ServerCertificate | None) -> str:
         """Serve a client until it hangs up; return a summary for the log."""
         try:
             await self._server.serve(accepted, connection, None if certificate is None else certificate.context)

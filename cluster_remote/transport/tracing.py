@@ -1,6 +1,6 @@
 """Append the messages of sessions to the file named by CLUSTER_REMOTE_TRACE, for `cluster-remote trace`.
 
-Any number of processes may append to it. Each message is a line of JSON with the fields of `Said` in
+Any number of processes may append to it. Each message is a line of JSON with the fields of `TracedMessage` in
 diagnosis/conversation.py, and never contains a token.
 """
 

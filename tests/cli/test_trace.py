@@ -14,14 +14,14 @@ from cluster_remote.diagnosis.conversation import (
     BadTrace,
     Ending,
     Heading,
-    Said,
-    Telling,
-    parse_said,
+    TracedMessage,
+    TraceFormatter,
+    parse_message,
     read_ending,
     read_heading,
     write_ending,
     write_heading,
-    write_said,
+    write_message,
 )
 from cluster_remote.diagnosis.drawing import as_svg, as_text, lay_out
 from tests.cli.command import cluster_remote, told
@@ -247,7 +247,7 @@ def test_a_file_that_is_not_a_trace_is_wrong_usage(testbed: Testbed, tmp_path: P
     assert "newer format" in cluster_remote(testbed.client, "trace", file, code=2).err
 
 
-SAID = Said(
+SAID = TracedMessage(
     101.5, 7, 1, "/srv/gw", "00000000-0000-4000-8000-000000000001", "1", True,
     "PUT  SHA256-s3--" + "ab" * 32, 90, None,
 )  # fmt: skip
@@ -255,12 +255,12 @@ HEADING = Heading(("git", "annex", "copy"), 100.0, {"00000000-0000-4000-8000-000
 
 
 def test_written_messages_round_trip() -> None:
-    odd = Said(1e9, 1, 2, "p", None, None, False, "GET 0 caf\udce9 WORM--\udcff", 5, 17)
-    assert parse_said(write_said(odd)) == odd
-    assert parse_said(write_said(SAID)) == SAID
+    odd = TracedMessage(1e9, 1, 2, "p", None, None, False, "GET 0 caf\udce9 WORM--\udcff", 5, 17)
+    assert parse_message(write_message(odd)) == odd
+    assert parse_message(write_message(SAID)) == SAID
     assert read_heading(write_heading(HEADING)) == HEADING
     assert read_ending(write_ending(Ending(3))) == Ending(3)
-    assert read_ending(write_said(SAID)) is None
+    assert read_ending(write_message(SAID)) is None
 
 
 @pytest.mark.parametrize(
@@ -269,13 +269,13 @@ def test_written_messages_round_trip() -> None:
 )
 def test_a_damaged_message_is_refused(change: dict[str, object]) -> None:
     with pytest.raises(BadTrace):
-        parse_said(json.dumps({**json.loads(write_said(SAID)), **change}))
+        parse_message(json.dumps({**json.loads(write_message(SAID)), **change}))
 
 
 @pytest.mark.parametrize("line", ["", "[]", "3", "null", '"x"', "{}"])
 def test_a_line_of_an_unknown_kind_is_refused(line: str) -> None:
     with pytest.raises(BadTrace):
-        parse_said(line)
+        parse_message(line)
     with pytest.raises(BadTrace):
         read_heading(line)
 
@@ -283,10 +283,10 @@ def test_a_line_of_an_unknown_kind_is_refused(line: str) -> None:
 # Drawing
 
 
-def exchange(sessions: int) -> list[Said]:
+def exchange(sessions: int) -> list[TracedMessage]:
     """A request and its answer in each of so many sessions."""
     return [
-        Said(
+        TracedMessage(
             100.0 + number,
             1,
             number,
@@ -327,13 +327,13 @@ def test_checksums_are_shortened_in_the_diagram_and_whole_in_the_list() -> None:
     drawn = "\n".join(as_text(lay_out(HEADING, [SAID])))
     assert "SHA256-s3--abababab…" in drawn
     assert "ab" * 32 not in drawn
-    told_line = "\n".join(Telling(HEADING).lines(SAID))
+    told_line = "\n".join(TraceFormatter(HEADING).lines(SAID))
     assert "ab" * 32 in told_line
     assert "#1 is the attic at /srv/gw" in told_line
 
 
 def test_the_svg_is_well_formed_whatever_the_messages() -> None:
-    evil = Said(
+    evil = TracedMessage(
         101.0, 1, 1, "<peer>&\"'", None, None, True, "ERROR <script>alert(1)</script>\x1b[2J\x00\udcff]]>", 9, None
     )
     diagram = lay_out(Heading(("sh", "-c", "<&>\x07"), 100.0), [evil, *exchange(2)])
@@ -346,8 +346,8 @@ def test_the_svg_is_well_formed_whatever_the_messages() -> None:
 
 
 def test_control_characters_from_a_peer_do_not_reach_the_terminal() -> None:
-    evil = Said(101.0, 1, 1, "peer\x1b[31m", None, "1\x1b[0m", False, "ERROR \x1b]0;title\x07\r\n", 9, None)
-    shown = "\n".join([*Telling(HEADING).lines(evil), *as_text(lay_out(HEADING, [evil]))])
+    evil = TracedMessage(101.0, 1, 1, "peer\x1b[31m", None, "1\x1b[0m", False, "ERROR \x1b]0;title\x07\r\n", 9, None)
+    shown = "\n".join([*TraceFormatter(HEADING).lines(evil), *as_text(lay_out(HEADING, [evil]))])
     assert all(character.isprintable() or character == "\n" for character in shown)
 
 

@@ -21,7 +21,7 @@ from cluster_remote.cli.execution import _say as say_of_plans
 from cluster_remote.cli.render import console, emit, say, table
 from cluster_remote.diagnosis.checkup import Checkup, Program, Server
 from cluster_remote.diagnosis.comparison import Check, Finding, NodeCount
-from cluster_remote.diagnosis.conversation import Heading, Said, Telling
+from cluster_remote.diagnosis.conversation import Heading, TracedMessage, TraceFormatter
 from cluster_remote.diagnosis.drawing import as_svg, as_text, lay_out
 from cluster_remote.diagnosis.problem import Problem
 from cluster_remote.diagnosis.repairing import NodeRepair, Repair
@@ -131,9 +131,9 @@ def test_an_outcome_is_shown_without_control_characters(command: str, monkeypatc
 
 
 @quick
-@given(st.from_type(Heading), st.lists(st.from_type(Said), min_size=1, max_size=5))
-def test_a_trace_is_told_and_drawn_without_control_characters(heading: Heading, messages: list[Said]) -> None:
-    telling = Telling(heading)
+@given(st.from_type(Heading), st.lists(st.from_type(TracedMessage), min_size=1, max_size=5))
+def test_a_trace_is_told_and_drawn_without_control_characters(heading: Heading, messages: list[TracedMessage]) -> None:
+    telling = TraceFormatter(heading)
     messages = [replace(said, message=f"{said.message} {ONE}") for said in messages]
     lines = [line for said in messages for line in telling.lines(said)]
     diagram = lay_out(heading, messages, 0)

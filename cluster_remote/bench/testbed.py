@@ -21,7 +21,7 @@ from pathlib import Path
 from cluster_remote.annex.errors import CommandFailed
 from cluster_remote.annex.waiting import run_and_wait
 
-__all__ = ["BARE", "WAYS", "BenchFailed", "Client", "Site"]
+__all__ = ["BARE", "WAYS", "BenchFailed", "Client", "Testbed"]
 
 BARE = "git-annex-remote-benchbare"
 
@@ -151,7 +151,7 @@ class Client:
 
 
 @dataclass
-class Site:
+class Testbed:
     """One cluster of `nodes` nodes below `directory`, with its own HOME and git configuration.
 
     `lines` are the nodes with slow connections, by number, and their rates in MB/s.
