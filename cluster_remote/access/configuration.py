@@ -132,18 +132,20 @@ def awaits_verification(settings: Settings, logs: BranchLogs, verified: Verified
 
     git-annex does not say whether it runs initremote, enableremote or autoenable. A remote being enabled is already in
     remote.log; a new one is not. Only the configurations of sameas remotes share a UUID and need to be told apart by
-    name, of which git-annex passes on no control characters.
+    name, of which git-annex passes on no control characters. One that was verified is handed to us as it was then.
     """
     for identity, parameters in logs.remotes.items():
-        sameas = UUID.if_valid(parameters.get("sameas-uuid"))
-        # A node behind a gateway may itself be a special remote there, of another kind.
-        if settings.uuid not in (identity, sameas) or parameters.get("externaltype") != "cluster":
-            continue
-        names = {_bare(parameters[name]) for name in ("name", "sameas-name") if name in parameters}
-        if settings.uuid == sameas and _bare(settings.name) not in names:
-            continue
-        # A git-annex that does not verify enables a remote no other way; an autoenabled one says so.
-        if parameters.get("autoenable") == "true" if verified is None else identity not in verified:
+        # What a sameas remote is the same as may itself be a special remote, of another kind.
+        if identity != settings.uuid or settings.sameas:
+            names = {_bare(parameters[name]) for name in ("name", "sameas-name") if name in parameters}
+            sameas = UUID.if_valid(parameters.get("sameas-uuid"))
+            if settings.uuid != sameas or _bare(settings.name) not in names:
+                continue
+        if verified is None:
+            # A git-annex that does not verify enables a remote no other way; an autoenabled one says so.
+            if parameters.get("autoenable") == "true":
+                return True
+        elif identity not in verified:
             return True
     return False
 

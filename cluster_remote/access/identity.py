@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 __all__ = ["believed", "candidates", "display_name", "named_repository", "node_named", "not_recorded", "wanted_server"]
 
+# UUIDs to name in a warning: a peer can send thousands.
+_MOST_NAMED = 10
+
 
 def display_name(uuid: UUID, descriptions: Mapping[UUID, str]) -> str:
     """Return a repository's display name: its description, or its UUID if it has none."""
@@ -70,9 +73,11 @@ def believed(
 
 def not_recorded(name: str, others: Collection[UUID]) -> str:
     """Return a warning that a remote named repositories that it cannot speak for."""
+    shown = sorted(map(str, others))[:_MOST_NAMED]
+    more = f" and {len(others) - len(shown)} more" if len(others) > len(shown) else ""
     return (
         f"{name} names repositories that are not its nodes according to cluster.log; they are not recorded: "
-        + ", ".join(sorted(map(str, others)))
+        f"{', '.join(shown)}{more}"
     )
 
 
@@ -84,17 +89,20 @@ def candidates(server: UUID, logs: BranchLogs) -> list[UUID]:
 def node_named(text: str, config: GitConfig, logs: BranchLogs, cluster: UUID | None = None) -> UUID:
     """Find a repository by its UUID, its description, a local remote's name, or its gateway's name for it.
 
-    If several match, nodes of `cluster` take precedence. Raises BadSettings.
+    If several match, nodes of `cluster` take precedence, then the remote here, whose name others cannot change. Raises
+    BadSettings.
     """
     if (uuid := UUID.if_valid(text)) is not None:
         return uuid
     found = {uuid for uuid, description in logs.descriptions.items() if description == text}
     found |= {names[text] for names in logs.proxied.values() if text in names}
-    own = config.remote(text, "annex-uuid")
-    if own:
-        found.add(UUID(own))
+    own = config.remote_uuid(text)
+    if own is not None:
+        found.add(own)
     if len(found) > 1 and cluster is not None:
         found = found & logs.clusters.nodes(cluster) or found
+    if own is not None and own in found:
+        return own
     if len(found) == 1:
         return found.pop()
     if found:

@@ -32,12 +32,14 @@ async def record_nodes(repository: Repository, cluster: UUID, nodes: Collection[
     await refresh(repository)
     lines = (await read_files(repository, [_FILE]))[_FILE]
     newest = max((clock for clock, rest in dated(lines) if rest.startswith(cluster.text)), default=0)
-    # The new line must be the newest even if the clock is slow.
-    seconds = max(time.time(), newest / 10**12 + 1 if newest > 0 else 0)
-    line = f"{seconds:.6f}s {cluster} {' '.join(sorted(node.text for node in nodes))}\n".encode()
+    # The new line must be the newest even if the clock is slow, or somebody else's far ahead.
+    now = f"{time.time():.6f}"
+    if isinstance(newest, int) and newest >= int(time.time()) * 10**12:
+        now = str(newest // 10**12 + 1)
+    line = f"{now}s {cluster} {' '.join(sorted(node.text for node in nodes))}\n".encode()
     await _append(repository, lines + line)
-    now = ClusterLog.parse((await read_files(repository, [_FILE]))[_FILE])
-    if now.nodes(cluster) != frozenset(nodes):
+    recorded = ClusterLog.parse((await read_files(repository, [_FILE]))[_FILE])
+    if recorded.nodes(cluster) != frozenset(nodes):
         raise AnnexError(f"the nodes of {cluster} could not be recorded in cluster.log of the git-annex branch")
 
 

@@ -5,25 +5,39 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from cluster_remote.annex.errors import BadAnswer
+from cluster_remote.annex.errors import BadAnswer, CommandFailed
+from cluster_remote.p2p.key import decode
 
 if TYPE_CHECKING:
     from cluster_remote.annex.repository import Repository
 
-__all__ = ["BLOB_LIMIT", "Blobs", "read_blobs"]
+__all__ = ["BLOB_LIMIT", "LINE_LIMIT", "Blobs", "TooLarge", "read_blobs"]
 
 BLOB_LIMIT = 16 * 2**20
 """Maximum bytes of one log, which has at most a few lines per repository."""
+LINE_LIMIT = 2**20
+"""Maximum bytes of a line in a log larger than that. The longest line lists the nodes of a cluster."""
+
+
+class TooLarge(BadAnswer):
+    """A log has more lines than any should have."""
 
 
 class Blobs:
-    """An incremental parser."""
+    """An incremental parser. Of a log larger than `BLOB_LIMIT`, only lines up to `LINE_LIMIT` are kept."""
 
     def __init__(self) -> None:
         self._buffer = b""
+        self._large: _Large | None = None
 
     def feed(self, chunk: bytes) -> Iterator[bytes | None]:
-        """Yield each blob that is now complete, None for a missing one. Raises BadAnswer."""
+        """Yield each blob that is now complete, None for a missing one. Raises BadAnswer, TooLarge."""
+        if self._large is not None:
+            chunk = self._large.feed(chunk)
+            if not self._large.complete:
+                return
+            yield self._large.content
+            self._large = None
         buffer = self._buffer + chunk if self._buffer else chunk
         position = 0
         while (end := buffer.find(b"\n", position)) >= 0:
@@ -33,8 +47,13 @@ class Blobs:
                 yield None
                 continue
             kind, _, size = header[header.find(b" ") + 1 :].partition(b" ")
-            if kind != b"blob" or not size.isdigit() or int(size) > BLOB_LIMIT:
-                raise BadAnswer(f"answered with {header[:200]!r}, which is not a log of at most {BLOB_LIMIT} bytes")
+            if kind != b"blob" or not size.isdigit() or len(size) > 19:
+                raise BadAnswer(f"answered with {header[:200]!r}, which is not a log")
+            if int(size) > BLOB_LIMIT:
+                self._large = _Large(int(size))
+                self._buffer = b""
+                yield from self.feed(buffer[end + 1 :])
+                return
             after = end + 1 + int(size)
             if len(buffer) <= after:
                 break
@@ -43,14 +62,73 @@ class Blobs:
         self._buffer = buffer[position:]
 
 
+class _Large:
+    """A log that is too large to keep as a whole, because somebody may have added an endless line."""
+
+    def __init__(self, size: int) -> None:
+        # The blob, and the newline that git adds.
+        self._left = size + 1
+        self._kept = bytearray()
+        self._line = bytearray()
+        self._overlong = False
+
+    @property
+    def complete(self) -> bool:
+        return not self._left
+
+    @property
+    def content(self) -> bytes:
+        return bytes(self._kept)
+
+    def feed(self, chunk: bytes) -> bytes:
+        """Take the next part; return what follows the blob. Raises TooLarge."""
+        part, rest = chunk[: self._left], chunk[self._left :]
+        self._left -= len(part)
+        *ended, beginning = part.split(b"\n")
+        for piece in ended:
+            self._add(piece)
+            if not self._overlong and self._line:
+                self._kept += self._line + b"\n"
+            self._line.clear()
+            self._overlong = False
+        self._add(beginning)
+        if len(self._kept) > BLOB_LIMIT:
+            raise TooLarge(f"has more than {BLOB_LIMIT >> 20} MiB of lines")
+        return rest
+
+    def _add(self, piece: bytes) -> None:
+        self._overlong = self._overlong or len(self._line) + len(piece) > LINE_LIMIT
+        if self._overlong:
+            self._line.clear()
+        else:
+            self._line += piece
+
+
 async def read_blobs(repository: Repository, names: Sequence[bytes]) -> list[bytes | None]:
     """Return blobs by name (`branch:path`) with a single command; None for each missing one.
 
-    Raises CommandFailed, BadAnswer.
+    Raises CommandFailed, BadAnswer; TooLarge, which names the log.
     """
     request = b"".join(name + b"\n" for name in names)
-    done = await repository.run("git", "cat-file", "--batch", input=request)
-    found = list(Blobs().feed(done.stdout))
+    blobs, found = Blobs(), list[bytes | None]()
+    faults: list[BadAnswer] = []
+
+    def take(chunk: bytes) -> bool:
+        try:
+            found.extend(blobs.feed(chunk))
+        except TooLarge as error:
+            faults.append(TooLarge(f"{decode(names[len(found)])} {error}"))
+        except BadAnswer as error:
+            faults.append(error)
+        return not faults
+
+    try:
+        await repository.run("git", "cat-file", "--batch", input=request, take=take)
+    except CommandFailed:
+        if not faults:
+            raise
+    if faults:
+        raise faults[0]
     if len(found) != len(names):
         raise BadAnswer(f"answered with {len(found)} blobs instead of {len(names)}")
     return found

@@ -252,14 +252,23 @@ async def run(
     input: bytes = b"",
     timeout: float,
     accept: Collection[int] | None = (0,),
+    take: Callable[[bytes], bool] | None = None,
 ) -> Completed:
     """Run a command with `input` until it exits, for at most `timeout` seconds.
 
-    Errors quote `argv`, so it must not contain secrets. Raises CommandFailed if the command cannot be started, does not
-    exit in time, exits with a code that is not in `accept` (None accepts all), or writes more than 64 MiB.
+    If given, `take` receives the output piece by piece, and returns whether it wants more; otherwise the output is
+    returned. Errors quote `argv`, so it must not contain secrets. Raises CommandFailed if the command cannot be
+    started, does not exit in time, exits with a code that is not in `accept` (None accepts all), or writes more than is
+    read (64 MiB).
     """
     tail = Tail()
     output = bytearray()
+
+    def keep(chunk: bytes) -> bool:
+        output.extend(chunk)
+        return len(output) <= _OUTPUT_LIMIT
+
+    take, unwanted = take or keep, False
     process = await start(argv, cwd=cwd, env=env)
     assert process.stdin is not None
     assert process.stdout is not None
@@ -280,18 +289,17 @@ async def run(
                 tasks.start_soon(feed)
                 tasks.start_soon(drain, stderr, tail)
                 async for chunk in stdout:
-                    output += chunk
-                    if len(output) > _OUTPUT_LIMIT:
+                    if not take(chunk):
+                        unwanted = True
+                        tasks.cancel_scope.cancel()
                         break
                 else:
                     await process.wait()
-                if len(output) > _OUTPUT_LIMIT:
-                    tasks.cancel_scope.cancel()
     finally:
         returncode = process.returncode
         await kill(process)
-    if len(output) > _OUTPUT_LIMIT:
-        raise CommandFailed(argv, None, f"wrote more than {_OUTPUT_LIMIT} bytes", tail.text())
+    if unwanted:
+        raise CommandFailed(argv, None, "wrote more than is read; given up", tail.text())
     if deadline.cancelled_caught or returncode is None:
         raise CommandFailed(argv, None, f"did not end within {timeout:g} seconds", tail.text())
     if accept is not None and returncode not in accept:

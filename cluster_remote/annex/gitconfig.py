@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from cluster_remote.annex import TOKEN_VARIABLE
 from cluster_remote.annex.errors import CommandFailed
 from cluster_remote.annex.waiting import run_and_wait
 from cluster_remote.p2p.key import UUID, decode
@@ -150,7 +151,8 @@ def _canonical(name: str) -> str:
 def ask_git(*arguments: str, cwd: Path | None = None, env: Mapping[str, str]) -> bytes:
     """Return the output of a git command that only reads the repository; not in an event loop. Raises CommandFailed."""
     argv = ("git", *arguments)
-    done = run_and_wait(argv, cwd=cwd, env=env, timeout=_QUICK)
+    environment = {name: value for name, value in env.items() if name != TOKEN_VARIABLE}
+    done = run_and_wait(argv, cwd=cwd, env=environment, timeout=_QUICK)
     if done.returncode != 0:
         raise CommandFailed(argv, done.returncode, f"ended with exit code {done.returncode}", done.complaint)
     return done.stdout

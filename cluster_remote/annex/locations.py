@@ -21,8 +21,8 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 
 from cluster_remote.annex import child, logformat
 from cluster_remote.annex.batch import Answers, BatchProcess
-from cluster_remote.annex.branchlog import BRANCH, JOURNALS, journalled
-from cluster_remote.annex.catfile import BLOB_LIMIT, Blobs
+from cluster_remote.annex.branchlog import BRANCH, JOURNALS, journalled, too_large
+from cluster_remote.annex.catfile import BLOB_LIMIT, Blobs, TooLarge
 from cluster_remote.annex.contents import keys_of
 from cluster_remote.annex.errors import BadAnswer, BatchFailed, BranchUnreadable, CommandFailed, NotAKey
 from cluster_remote.p2p.key import UUID, Key, decode, encode
@@ -36,6 +36,8 @@ __all__ = ["Batches", "Located", "LocationReader", "Selection", "estimate", "loc
 
 # Keys in a batch: enough to make the cost per batch negligible, few enough that the first batch arrives at once.
 BATCH = 256
+# Maximum bytes of all logs in a batch.
+_BATCH_LIMIT = 64 * 2**20
 # Batches to read ahead.
 _AHEAD = 2
 _CHUNK = 64 * 1024
@@ -218,16 +220,25 @@ class LocationReader:
             directory, _, rest = path.partition(b"/")
             identity = self._directories.get(directory)
             requests.append(b"" if identity is None else command + identity + b":" + rest + b"\n")
-        expected = sum(1 for request in requests if request)
+        requested = [path for path, request in zip(paths, requests, strict=True) if request]
 
         async def answers(stream: Answers) -> list[bytes]:
             if read_first is not None:
                 await read_first(stream)
             blobs = Blobs()
             read: list[bytes] = []
-            while len(read) < expected:
-                # Missing and corrupt files count as empty, as in git-annex.
-                read += [raw or b"" for raw in blobs.feed(await stream.receive())]
+            size = 0
+            while len(read) < len(requested):
+                try:
+                    for raw in blobs.feed(await stream.receive()):
+                        # Missing and corrupt files count as empty, as in git-annex.
+                        read.append(raw or b"")
+                        size += len(read[-1])
+                except TooLarge as error:
+                    raise TooLarge(f"{decode(requested[len(read)])} {error}") from None
+                if size > _BATCH_LIMIT:
+                    name = decode(requested[len(read) - 1])
+                    raise TooLarge(f"{name} and others have more than {_BATCH_LIMIT >> 20} MiB")
             return read
 
         read = iter(await self._git.converse(first + b"".join(requests), answers, timeout))
@@ -404,7 +415,7 @@ async def _walk(repository: Repository, send: MemoryObjectSendStream[list[Locate
         assert git.stdout is not None
         blobs = Blobs()
         async for chunk in git.stdout:
-            for raw in blobs.feed(chunk):
+            for raw in _complete(blobs, chunk, keys):
                 key, recent = keys.popleft()
                 if raw is None:
                     raise BranchUnreadable(
@@ -419,6 +430,14 @@ async def _walk(repository: Repository, send: MemoryObjectSendStream[list[Locate
     batch += [_located(known, recent) for path, recent in journal.items() if (known := _key_of(path)) is not None]
     for start in range(0, len(batch), BATCH):
         await send.send(batch[start : start + BATCH])
+
+
+def _complete(blobs: Blobs, chunk: bytes, keys: deque[tuple[Key, bytes]]) -> Iterator[bytes | None]:
+    """Feed the parser of the logs of `keys`. Raises BadAnswer; BranchUnreadable for a log that is too large."""
+    try:
+        yield from blobs.feed(chunk)
+    except TooLarge as error:
+        raise too_large(f"the location log of {keys[0][0]} {error}") from None
 
 
 async def _request_logs(

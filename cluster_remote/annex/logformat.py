@@ -35,13 +35,14 @@ V = TypeVar("V")
 Clock = int | float
 _UNDATED = -math.inf
 
-# More digits than any clock needs, but not so many that converting them takes long.
-_TIME = re.compile(r"([+-]?[0-9]{1,20})(?:\.([0-9]{1,100}))?s?")
+# git-annex takes numbers of any length. Python converts long ones slowly or not at all, so they are infinite here.
+_DIGITS = 4000
+_TIME = re.compile(r"([+-]?)([0-9]+)(?:\.([0-9]+))?s?")
 _ESCAPED = re.compile(r"&([0-9]{1,7});")
 _KEY_FILE = str.maketrans({"&": "&a", "%": "&s", ":": "&c", "/": "%"})
 
 
-def picoseconds(text: str) -> int | None:
+def picoseconds(text: str) -> Clock | None:
     """Parse a log's timestamp, `1795358606s` or `1795358606.25s`, to picoseconds since 1970; None for anything else.
 
     Exact, because floats would make different times equal. git-annex uses twelve decimal places too.
@@ -49,9 +50,11 @@ def picoseconds(text: str) -> int | None:
     match = _TIME.fullmatch(text)
     if match is None:
         return None
-    whole = int(match[1]) * 10**12
-    part = int((match[2] or "")[:12].ljust(12, "0"))
-    return whole - part if whole < 0 else whole + part
+    # As with git-annex, -0.5 is 0.5.
+    sign = -1 if match[1] == "-" and match[2].strip("0") else 1
+    if len(match[2]) > _DIGITS:
+        return sign * math.inf
+    return sign * int(match[2] + (match[3] or "")[:12].ljust(12, "0"))
 
 
 def _lines(raw: bytes) -> Iterator[str]:

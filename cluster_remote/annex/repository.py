@@ -10,7 +10,7 @@ from __future__ import annotations
 import locale
 import os
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import cache, cached_property
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
@@ -137,14 +137,14 @@ class Repository:
         Respects GIT_DIR. Raises NotARepository, CommandFailed.
         """
         base = (cwd or Path.cwd()).resolve()
-        environment = dict(os.environ)
+        environment = without_token()
         return cls._found(base, *(run_and_wait(argv, cwd=base, env=environment, timeout=_QUICK) for argv in _LOCATE))
 
     @classmethod
     async def find(cls, cwd: Path | None = None) -> Repository:
         """Do the same as `here` in an event loop. Raises NotARepository, CommandFailed."""
         base = (cwd or Path.cwd()).resolve()
-        environment = dict(os.environ)
+        environment = without_token()
         return cls._found(
             base,
             *[await child.run(argv, cwd=base, env=environment, timeout=_QUICK, accept=None) for argv in _LOCATE],
@@ -284,10 +284,13 @@ class Repository:
         timeout: float = 60.0,
         accept: Collection[int] | None = (0,),
         env: Mapping[str, str] | None = None,
+        take: Callable[[bytes], bool] | None = None,
     ) -> Completed:
         """Run a command in this repository, see `child.run`; `env` adds to its environment."""
         environment = {**self.environment(), **(env or {})}
-        return await child.run(argv, cwd=self.cwd, env=environment, input=input, timeout=timeout, accept=accept)
+        return await child.run(
+            argv, cwd=self.cwd, env=environment, input=input, timeout=timeout, accept=accept, take=take
+        )
 
 
 def _line(raw: bytes) -> str:

@@ -27,7 +27,7 @@ from cluster_remote.gateway.listeners import (
     listen,
     parse_listen,
 )
-from cluster_remote.gateway.stdio import client_slot, mode_from, serve_stdio, stderr_is_the_client
+from cluster_remote.gateway.stdio import StdioLocks, client_slot, mode_from, serve_stdio, stderr_is_the_client
 from cluster_remote.gateway.tokens import Tokens
 from cluster_remote.p2p.key import UUID
 from cluster_remote.p2p.text import printable
@@ -197,9 +197,11 @@ async def _serve_one_client(backend: Backend, wanted: UUID | None, most: int) ->
         # These are for our client. git-annex-shell, which connects us to the nodes, would apply them to us.
         del os.environ[name]
     endpoint = await backend.endpoint(wanted, None, mode)
-    with client_slot(backend.repository.common_dir / "cluster-remote", most):
+    directory, limits = backend.repository.common_dir / "cluster-remote", Limits()
+    with client_slot(directory, most) as slot:
+        locks = StdioLocks(directory, limits.orphaned_locks, slot)
         try:
-            ended = await serve_stdio(endpoint, backend.timeout, Limits().to_finish, say)
+            ended = await serve_stdio(endpoint, backend.timeout, limits.to_finish, say, locks)
         finally:
             with anyio.CancelScope(shield=True):
                 await backend.aclose()

@@ -1,11 +1,12 @@
 """The nodes of a cluster according to git's configuration and cluster.log, and how to reach each.
 
-A node is a repository that is in cluster.log and is a remote here. The user's settings for git-annex apply: dead
-repositories are not nodes, `annex-ignore` excludes a remote, `annex-readonly` makes a node read-only; of several
-remotes for one repository, the cheapest that answers is used. Another gateway of the cluster is a remote whose
-`remote.R.annex-cluster-gateway` has the cluster's UUID. (From git-annex's tip on clusters; git-annex's own gateway also
-requires `remote.R.annex-cluster-node`, and ignores annex-ignore and annex-readonly, as observed with git-annex
-10.20261026.)
+A node is a repository that is in cluster.log and is a remote here. Others can write to cluster.log, so where this
+repository's configuration names nodes of the cluster (`remote.R.annex-cluster-node`), only these are used; where it
+names none, as in a clone, all are. The user's settings for git-annex apply: dead repositories are not nodes,
+`annex-ignore` excludes a remote, `annex-readonly` makes a node read-only; of several remotes for one repository, the
+cheapest that answers is used. Another gateway of the cluster is a remote whose `remote.R.annex-cluster-gateway` has the
+cluster's UUID. (From git-annex's tip on clusters; git-annex's own gateway always requires
+`remote.R.annex-cluster-node`, and ignores annex-ignore and annex-readonly, as observed with git-annex 10.20261026.)
 """
 
 from __future__ import annotations
@@ -312,11 +313,12 @@ def membership(config: GitConfig, logs: BranchLogs, directory: Path, wanted: str
     if own is None:
         raise NotInitialised(f"{directory} is not a git-annex repository: run git annex init there")
     listed = live_nodes(logs, cluster)
+    configured = _configured(config, cluster) & listed
     nodes: dict[UUID, Member] = {}
     missing = _named_but_not_listed(config, logs, cluster)
     for remote in config.remotes():
         uuid = config.remote_uuid(remote)
-        if uuid is None or uuid not in listed or not _is_direct(config, remote, logs):
+        if uuid is None or uuid not in (configured or listed) or not _is_direct(config, remote, logs):
             continue
         found = _remote(config, remote, directory, logs)
         known = nodes.get(uuid)
@@ -340,6 +342,13 @@ def membership(config: GitConfig, logs: BranchLogs, directory: Path, wanted: str
     return Membership(
         cluster, name, Directory(str(directory)), own, members, has_preferred_content, hidden, is_gateway, unknown
     )
+
+
+def _configured(config: GitConfig, cluster: UUID) -> frozenset[UUID]:
+    """Return the repositories that git's configuration makes nodes of the cluster."""
+    names = {each for each, uuid in config.clusters().items() if uuid == cluster}
+    remotes = (remote for remote in config.remotes() if names.intersection(config.clusters_of(remote)))
+    return frozenset(uuid for remote in remotes if (uuid := config.remote_uuid(remote)) is not None)
 
 
 def _named_but_not_listed(config: GitConfig, logs: BranchLogs, cluster: UUID) -> list[str]:

@@ -176,7 +176,9 @@ async def _earlier(repository: Repository, uuids: Collection[UUID], logs: Branch
     )
     commits = decode(done.stdout).split()
     found: dict[UUID, str] = {}
-    for content in await read_blobs(repository, [f"{commit}:uuid.log".encode() for commit in commits]):
+    for commit in commits:
+        # One by one: many large ones would fill the memory.
+        [content] = await read_blobs(repository, [f"{commit}:uuid.log".encode()])
         for uuid, description in logformat.newest(logformat.annotated(content or b"")).items():
             if uuid in uuids and description != logs.descriptions.get(uuid):
                 found.setdefault(uuid, description)

@@ -17,6 +17,7 @@ from pathlib import Path
 from cluster_remote import __version__
 from cluster_remote.annex import child
 from cluster_remote.annex.errors import CommandFailed
+from cluster_remote.annex.repository import without_token
 from cluster_remote.annex.version import NEEDED, OLDEST, version_number
 from cluster_remote.diagnosis.checkup import Program
 from cluster_remote.diagnosis.problem import Problem
@@ -90,7 +91,7 @@ def _has(directory: Path, *names: str) -> bool:
 
 async def _version(argv: tuple[str, ...]) -> str | None:
     try:
-        done = await child.run(argv, env=os.environ, timeout=_QUICK)
+        done = await child.run(argv, env=without_token(), timeout=_QUICK)
     except CommandFailed:
         return None
     found = _VERSION.search(done.stdout.decode("utf-8", "replace") + done.complaint)

@@ -19,6 +19,7 @@ from typing import TypeAlias
 import anyio
 from anyio.streams.tls import TLSStream
 
+from cluster_remote.annex.private import make_private
 from cluster_remote.gateway.errors import CannotListen
 from cluster_remote.p2p.bytestream import ByteStreamConnection, ConnectionStream
 from cluster_remote.p2p.descriptor import DescriptorConnection
@@ -251,7 +252,7 @@ def _listen_unix(address: Unix) -> Listener:
     made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     hidden = path.with_name(f".{secrets.token_hex(4)}")
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(path.parent)
         _check_directory(path.parent, address)
         if len(os.fsencode(hidden)) > _MAX_PATH:
             hidden = path.with_name(secrets.token_hex(1))
@@ -260,7 +261,6 @@ def _listen_unix(address: Unix) -> Listener:
         made.bind(os.fsencode(hidden))
         try:
             inode = hidden.lstat().st_ino
-            hidden.chmod(0o600)
             made.listen(_BACKLOG)
             made.setblocking(False)
             # Link it to its name only once it listens, and only if the name is free. This needs no lock, which another

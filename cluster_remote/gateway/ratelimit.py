@@ -23,21 +23,27 @@ class RateLimitedLog:
         self._window = window
         self._began = time.monotonic()
         self._seen: Counter[str] = Counter()
+        self._most: dict[str, int] = {}
 
-    def say(self, kind: str, line: str) -> None:
-        """Write a line, unless there were too many of its kind. `kind` is a plural noun: "rejected connections"."""
+    def say(self, kind: str, line: str, lines: int | None = None) -> None:
+        """Write a line, unless there were too many of its kind: `lines`, if this kind may have another number.
+
+        `kind` is a plural noun: "rejected connections".
+        """
         if time.monotonic() - self._began >= self._window:
             self.sum_up()
         self._seen[kind] += 1
-        if self._seen[kind] <= self._lines:
+        self._most[kind] = self._lines if lines is None else lines
+        if self._seen[kind] <= self._most[kind]:
             self._log(line)
 
     def sum_up(self) -> None:
         """Write how many lines were suppressed, and begin a new window."""
         for kind, number in self._seen.items():
-            if number > self._lines:
-                self._log(f"{number - self._lines} more {kind} in {time.monotonic() - self._began:.0f} s")
+            if number > self._most[kind]:
+                self._log(f"{number - self._most[kind]} more {kind} in {time.monotonic() - self._began:.0f} s")
         self._seen.clear()
+        self._most.clear()
         self._began = time.monotonic()
 
     async def sum_up_regularly(self) -> None:

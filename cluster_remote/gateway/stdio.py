@@ -10,17 +10,19 @@ import fcntl
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import anyio
 
+from cluster_remote.annex.private import make_private
 from cluster_remote.gateway.errors import GatewayError
 from cluster_remote.p2p.descriptor import DescriptorConnection
-from cluster_remote.p2p.server import Closing, Ended, Endpoint, Mode, serve
+from cluster_remote.p2p.key import Key
+from cluster_remote.p2p.server import Closing, Ended, Endpoint, LockKeeper, Mode, serve
 from cluster_remote.p2p.stream import MessageStream
 
-__all__ = ["client_slot", "mode_from", "serve_stdio", "stderr_is_the_client"]
+__all__ = ["Slot", "StdioLocks", "client_slot", "mode_from", "serve_stdio", "stderr_is_the_client"]
 
 _STDIN, _STDOUT, _STDERR = 0, 1, 2
 
@@ -43,7 +45,9 @@ def stderr_is_the_client() -> bool:
     return (error.st_dev, error.st_ino) == (output.st_dev, output.st_ino)
 
 
-async def serve_stdio(served: Endpoint, timeout: float, to_finish: float, note: Callable[[str], None]) -> Ended:
+async def serve_stdio(
+    served: Endpoint, timeout: float, to_finish: float, note: Callable[[str], None], locks: LockKeeper | None = None
+) -> Ended:
     """Serve until the client hangs up, or until SIGTERM or SIGINT and the end of running requests.
 
     After the signal, running requests have `to_finish` seconds left; then they are cut off, which is reported as a
@@ -63,34 +67,87 @@ async def serve_stdio(served: Endpoint, timeout: float, to_finish: float, note: 
                         tasks.cancel_scope.cancel()
 
                 tasks.start_soon(stop)
-                ended = await serve(MessageStream(connection, timeout), served, closing=closing, note=note)
+                stream = MessageStream(connection, timeout)
+                ended = await serve(stream, served, closing=closing, locks=locks, note=note)
                 tasks.cancel_scope.cancel()
         finally:
             await connection.aclose(0)
     return ended
 
 
-@contextmanager
-def client_slot(directory: Path, most: int) -> Iterator[None]:
-    """Take one of `most` slots, which all processes share that each serve one client of this gateway.
+class Slot:
+    """One of a number of slots, which all processes share that each serve one client of this gateway.
 
-    A slot is a lock on a file in `directory`, so it becomes free however a process ends. Raises GatewayError.
+    A slot is a lock on a file, so it becomes free however a process ends.
     """
-    descriptor = _locked_slot(directory, most)
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor: int | None = descriptor
+
+    def leave(self) -> None:
+        """Give it to others. May be called again."""
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+@contextmanager
+def client_slot(directory: Path, most: int) -> Iterator[Slot]:
+    """Take one of `most` slots, which are files in `directory`. Raises GatewayError."""
+    descriptor = _free(directory, "place", most)
     if descriptor is None:
         raise GatewayError(f"this gateway already serves {most} clients; try again later")
+    slot = Slot(descriptor)
     try:
-        yield
+        yield slot
     finally:
+        slot.leave()
+
+
+class StdioLocks(LockKeeper):
+    """The locks of clients that are gone: they take no slot, but all processes together keep at most `most`."""
+
+    def __init__(self, directory: Path, most: int, slot: Slot) -> None:
+        self._directory = directory
+        self._most = most
+        self._slot = slot
+
+    def refusal(self) -> str | None:
+        try:
+            descriptor = _free(self._directory, "lock", self._most)
+        except GatewayError as error:
+            return str(error)
+        if descriptor is None:
+            return (
+                f"{self._most} locks are still held for disconnected clients; each ends ten minutes after the "
+                "disconnection"
+            )
         os.close(descriptor)
+        return None
+
+    @contextmanager
+    def keeping(self, key: Key) -> Iterator[None]:
+        descriptor = None
+        # If others were faster, this lock keeps its client's slot.
+        with suppress(GatewayError):
+            descriptor = _free(self._directory, "lock", self._most)
+        if descriptor is None:
+            yield
+            return
+        self._slot.leave()
+        try:
+            yield
+        finally:
+            os.close(descriptor)
 
 
-def _locked_slot(directory: Path, most: int) -> int | None:
+def _free(directory: Path, kind: str, most: int) -> int | None:
+    """Lock a free one of `most` files of a kind and return its descriptor; None if there is none."""
     try:
-        directory.mkdir(mode=0o700, exist_ok=True)
+        make_private(directory)
         for number in range(most):
             descriptor = os.open(
-                directory / f"place-{number}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
+                directory / f"{kind}-{number}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
             )
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

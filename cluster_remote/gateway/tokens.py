@@ -24,6 +24,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from cluster_remote.annex.private import make_private
 from cluster_remote.annex.repository import Repository
 from cluster_remote.gateway.errors import TokensUnusable, UnknownToken
 from cluster_remote.p2p.key import UUID, encode
@@ -241,7 +242,7 @@ class Tokens:
     def _locked(self) -> Iterator[None]:
         """Lock out concurrent changes; the second one would undo the first."""
         try:
-            self.file.parent.mkdir(mode=0o700, exist_ok=True)
+            make_private(self.file.parent)
             if (fault := _not_private(self.file.parent.stat())) is not None:
                 raise TokensUnusable(f"{self.file.parent} {fault}: remove it, or run this as its owner (chmod 700)")
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from cluster_remote.access.settings import BadSettings
 from cluster_remote.annex.errors import CommandFailed
@@ -21,6 +22,7 @@ class Initremote(Command):
     """A new remote."""
 
     name: str = field(kw_only=True)
+    with_token: ClassVar[bool] = True
 
     async def undo(self, runner: Runner) -> None:
         await _remove_remote(self.name, runner)
@@ -82,7 +84,7 @@ class Enable(Step):
         return self.restore is not None
 
     async def do(self, runner: Runner) -> None:
-        await runner.run("git", "annex", "enableremote", self.name, *self.parameters)
+        await runner.run("git", "annex", "enableremote", self.name, *self.parameters, with_token=True)
 
     async def undo(self, runner: Runner) -> None:
         if self.restore is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -13,7 +13,7 @@ import anyio
 
 from cluster_remote.annex import child
 from cluster_remote.annex.errors import AnnexError, CommandFailed
-from cluster_remote.annex.repository import Repository, utf8_locale
+from cluster_remote.annex.repository import Repository, utf8_locale, without_token
 from cluster_remote.p2p.text import printable, visible
 
 __all__ = ["Later", "Runner", "Say", "Word", "as_typed", "resolve_words"]
@@ -40,22 +40,27 @@ Say: TypeAlias = Callable[[str], None]
 
 
 class Runner:
-    """Runs commands visibly: each is shown as a user would type it, and has its own output."""
+    """Runs commands visibly: each is shown as a user would type it, and has its own output.
 
-    def __init__(self, repository: Repository, say: Say) -> None:
+    `gives_token`: whether commands that use the token in the environment get it.
+    """
+
+    def __init__(self, repository: Repository, say: Say, *, gives_token: bool = True) -> None:
         self.repository = repository
         self.say = say
+        self._gives_token = gives_token
         self.failed: list[str] = []
         """What failed without failing the plan; see BestEffort."""
 
-    async def run(self, *argv: str, timeout: float = _TIMEOUT, shown: str = "") -> None:
-        """Run a command to its end; `shown` is shown instead of its words.
+    async def run(self, *argv: str, timeout: float = _TIMEOUT, shown: str = "", with_token: bool = False) -> None:
+        """Run a command to its end; `shown` is shown instead of its words. `with_token`: it uses the token.
 
         If cancelled, asks the command to end and waits for it. Raises CommandFailed, after the command itself has
         printed its error message.
         """
         self.say(f"$ {shown or visible(shlex.join(argv))}")
-        code = await self._code(argv, timeout)
+        environment = os.environ | utf8_locale() if with_token and self._gives_token else without_token()
+        code = await self._code(argv, environment, timeout)
         if code:
             raise CommandFailed(argv, code, f"exited with code {code}; its message is above")
 
@@ -66,7 +71,7 @@ class Runner:
         except CommandFailed as error:
             self.say(f"cannot undo this: {printable(str(error))}")
 
-    async def _code(self, argv: Sequence[str], timeout: float) -> int:
+    async def _code(self, argv: Sequence[str], environment: Mapping[str, str], timeout: float) -> int:
         # On a terminal it stays in our process group, so that ssh can ask for a password. Otherwise it gets its own
         # group, so that all its child processes can be ended with it.
         own_group = not os.isatty(0)
@@ -74,7 +79,7 @@ class Runner:
             process = await anyio.open_process(
                 list(argv),
                 cwd=self.repository.cwd,
-                env=os.environ | utf8_locale(),
+                env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=None,
                 stderr=None,

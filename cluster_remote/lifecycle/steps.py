@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import anyio
 
@@ -100,7 +101,8 @@ async def _undo(begun: Sequence[Step], runner: Runner) -> None:
             said = True
         runner.say(line)
 
-    quiet = Runner(runner.repository, say)
+    # The token belongs to the new address; what is restored may lead to another one.
+    quiet = Runner(runner.repository, say, gives_token=False)
     for step in reversed(begun):
         try:
             await step.undo(quiet)
@@ -114,12 +116,13 @@ class Command(Step):
 
     argv: tuple[Word, ...]
     shares: bool = False
+    with_token: ClassVar[bool] = False
 
     def shown(self) -> str:
         return as_typed(self.argv)
 
     async def do(self, runner: Runner) -> None:
-        await runner.run(*await resolve_words(self.argv, runner))
+        await runner.run(*await resolve_words(self.argv, runner), with_token=self.with_token)
 
 
 @dataclass(frozen=True)

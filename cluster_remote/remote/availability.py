@@ -24,18 +24,21 @@ __all__ = ["is_away"]
 _TIMEOUT = 2.0
 
 
-def is_away(address: Address | None, git_dir: str, cluster: UUID) -> bool:
+def is_away(address: Address | None, git_dir: str, cluster: UUID, name: str) -> bool:
     """Return whether the gateway at a local address is missing; without one, all nodes of this repository's cluster.
 
-    Raises CommandFailed if git cannot be asked.
+    Does not look where an unverified configuration of the remote `name` leads: that may mount what is there. Raises
+    CommandFailed if git cannot be asked.
     """
+    config = GitConfig.read(env={**os.environ, "GIT_DIR": git_dir})
+    if config.remote(name, "annex-verified") not in (None, "verified"):
+        return False
     if address is not None:
         from cluster_remote.transport.address import Directory, Unix
 
         if isinstance(address, Unix):
             return _missing([address.path])
         return isinstance(address, Directory) and _missing(_markers(address.path))
-    config = GitConfig.read(env={**os.environ, "GIT_DIR": git_dir})
     clusters = config.clusters()
     # A remote with its own UUID does not name its cluster; if there is only one cluster, it is that.
     names = {name for name, uuid in clusters.items() if uuid == cluster or len(clusters) == 1}

@@ -16,7 +16,7 @@ from collections import deque
 
 from annexremote import RemoteError
 
-from cluster_remote.remote.protocol import AnnexMaster, is_error, standard_streams
+from cluster_remote.remote.protocol import AnnexMaster, is_error, one_line, standard_streams
 from cluster_remote.remote.remote import ClusterRemote, Shared
 
 TYPE_CHECKING = False
@@ -80,7 +80,7 @@ class Job:
         """Return git-annex's reply to a question; empty at the end. Raises RemoteError for an ERROR."""
         reply = self._replied(self)
         if is_error(reply):
-            raise RemoteError(f"git-annex did not answer a question: {reply[len('ERROR ') :].strip()}")
+            raise RemoteError(one_line(f"git-annex did not answer a question: {reply[len('ERROR ') :].strip()}"))
         return reply
 
 

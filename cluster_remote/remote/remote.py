@@ -71,7 +71,8 @@ class ClusterRemote(SpecialRemote):  # type: ignore[misc] # annexremote has no t
             from cluster_remote.remote.availability import is_away
 
             try:
-                if is_away(address, self.annex.getgitdir(), self.settings().uuid):
+                settings = self.settings()
+                if is_away(address, self.annex.getgitdir(), settings.uuid, settings.name):
                     return "unavailable"
             except AnnexError as error:
                 raise RemoteError(one_line(str(error))) from None

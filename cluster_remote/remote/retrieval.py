@@ -162,6 +162,8 @@ async def _retrieve(
         os.ftruncate(descriptor, 0)
         offset = 0
     async with session.download(key, AssociatedFile(), offset) as download:
+        if size is None:
+            _check_room(session, download.length, descriptor)
         if spread:
             download.may_spread(path.rpartition(b"/")[0] or b".")
         await download.save(descriptor, offset, progress)
@@ -175,6 +177,14 @@ async def _retrieve(
         )
     os.ftruncate(descriptor, offset + download.length)
     return None if offset else download.origin
+
+
+def _check_room(session: Session, length: int, descriptor: int) -> None:
+    """Raise NotRetrieved for a content that would fill the disk: if the key has no size, a peer can announce any."""
+    disk = os.fstatvfs(descriptor)
+    room = disk.f_bavail * disk.f_frsize
+    if length > room:
+        raise NotRetrieved(f"{session.name} announces {length} bytes, and there is room for {room} on the disk")
 
 
 def _cannot_write(path: bytes, error: OSError) -> CannotWrite:

@@ -111,7 +111,7 @@ def connectable(address: str, port: int, allowed: str | None) -> bool:
     if isinstance(ip, ipaddress.IPv6Address):
         # These IPv6 forms embed an IPv4 address, which is what gets connected to.
         ip = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None) or _nat64_target(ip) or ip
-    if ip.is_global and not ip.is_multicast:
+    if ip.is_global and not ip.is_multicast and not getattr(ip, "is_site_local", False):
         return True
     return any(_allows(word, ip, port) for word in allowed.split())
 

@@ -84,7 +84,7 @@ def test_timestamps_are_compared_exactly(one: str, other: str) -> None:
     assert (first == second) == (exact(one) == exact(other))
 
 
-@pytest.mark.parametrize("text", ["", "s", "5.s", ".5s", "5e3s", "5 s", "５s", "5ss", "1" * 5000])
+@pytest.mark.parametrize("text", ["", "s", "5.s", ".5s", "5e3s", "5 s", "５s", "5ss"])
 def test_an_invalid_timestamp_is_rejected(text: str) -> None:
     assert logformat.picoseconds(text) is None
 
@@ -186,6 +186,8 @@ LOGS = {
     "dead": "5s 1 A\n6s X A\n5s X B\n6s 1 B\n",
     "no unit": "5 1 A\n6s 0 B\n7 1 B\n",
     "signs": "-5s 1 A\n-6s 0 A\n+5s 1 B\n4s 0 B\n-0.5s 1 C\n0s 0 C\n-5.5s 1 D\n-5.2s 0 D\n",
+    "far ahead": f"5s 1 A\n{'9' * 30}s 0 A\n{'9' * 30}s 1 B\n5s 0 B\n{'9' * 5000}s 1 C\n{'9' * 30}s 0 C\n",
+    "long fractions": f"5.{'0' * 200}1s 1 A\n5.3s 0 A\n5.{'9' * 200}s 1 B\n5.8s 0 B\n",
     "unknown status": "5s 2 A\n5s 1 B\n",
     "wrong spaces": "5s  1 A\n 5s 1 B\n5s 1 C \n5s 1  D\n",
     "junk": "garbage\n\n5s 1 A\nx 1 B\n5.s 1 B\n.5s 1 C\n5e3s 1 D\n",

@@ -80,10 +80,19 @@ def test_nodes_are_the_repositories_in_cluster_log_that_have_remotes() -> None:
         logs([1, 3, 5, 6, 7, 8, 9], uuid=f"{uuid(1)} first disk (attic) timestamp=1s\n"),
         PLACE,
     )
-    assert names(found) == ["disk1", "only-logged", "of-another-too"]
-    assert [member.description for member in found.members] == ["first disk (attic)", "", ""]
+    assert names(found) == ["disk1", "of-another-too"]
+    assert [member.description for member in found.members] == ["first disk (attic)", ""]
     assert (found.cluster, found.name, found.own) == (CLUSTER, "mycluster", OWN)
-    assert set(found.missing) == {uuid(6), uuid(7), uuid(8), uuid(9)}
+    assert set(found.missing) == {uuid(3), uuid(6), uuid(7), uuid(8), uuid(9)}
+
+
+def test_where_no_node_is_configured_all_that_the_log_lists_are_used() -> None:
+    """As in a clone in which the remotes are enabled. Any remote for a node that is configured will do."""
+    lines = [*remote("a", 1, "/a", cluster=None), *remote("b", 2, "/b", cluster=None)]
+    assert names(membership(config(*lines), logs([1, 2, 3]), PLACE)) == ["a", "b"]
+    one = [*lines, *remote("c", 1, "/c")]
+    found = membership(config(*one), logs([1, 2, 3]), PLACE)
+    assert [[each.name for each in member.remotes] for member in found.members] == [["a", "c"]]
 
 
 def test_a_dead_repository_is_no_node_here_or_behind_another_gateway() -> None:

@@ -170,6 +170,32 @@ def test_a_signal_lets_a_request_finish(shared: Cluster) -> None:
     assert talk(shared, f"REMOVE {ABSENT}\n")[0][1:] == ["SUCCESS"]
 
 
+def test_an_orphaned_lock_takes_no_slot(shared: Cluster) -> None:
+    key = "WORM-s5--left-behind"
+    assert talk(shared, f"VERSION 4\nPUT  {key}\nDATA 5\nhelloVALID\n")[0][3].startswith("SUCCESS")
+    serve = (*SERVE, "--max-clients", "1", "--uuid", shared.nodes[0].uuid)
+    first = shared.gateway.environment.popen(*serve, cwd=shared.gateway.path)
+    assert first.stdin is not None
+    assert first.stdout is not None
+    try:
+        first.stdin.write(f"LOCKCONTENT {key}\n".encode())
+        first.stdin.close()
+        assert [first.stdout.readline() for _ in range(2)][1] == b"SUCCESS\n"
+        first.stdout.close()
+
+        def others() -> list[bytes]:
+            done = shared.gateway.environment.run(
+                *serve, cwd=shared.gateway.path, input=f"REMOVE {key}\n".encode(), check=False
+            )
+            return done.stdout.splitlines()[1:]
+
+        assert wait_until(lambda: others() == [b"FAILURE-PLUS"] or others() == [b"FAILURE"], ANSWER_SECONDS)
+        assert first.poll() is None
+    finally:
+        end_group(first.pid)
+        first.wait(ANSWER_SECONDS)
+
+
 def test_stdio_and_listen_are_mutually_exclusive(shared: Cluster) -> None:
     said = cluster_remote(shared.gateway, "serve", "--stdio", "--listen", "unix:/tmp/never", code=2).err
     assert "leave out --listen" in said

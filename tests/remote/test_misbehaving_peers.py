@@ -172,6 +172,11 @@ def test_unknown_presence_is_not_reported_as_absent(place: tuple[Testbed, Path],
     nothing_happened(place, answer, *annex.debug)
 
 
+def others(number: int) -> bytes:
+    """An answer that names so many repositories that nobody knows."""
+    return b"SUCCESS-PLUS" + b"".join(b" 12345678-1234-4234-8234-%012d" % each for each in range(number)) + b"\n"
+
+
 UPLOADS: dict[str, tuple[list[Step], str]] = {
     "stalls before PUT-FROM": ([PUT, Stall()], STALLED),
     "closes before PUT-FROM": ([PUT, Close()], CUT),
@@ -199,6 +204,8 @@ UPLOADS: dict[str, tuple[list[Step], str]] = {
     "names no nodes": ([*RECEIVED, Send(b"SUCCESS\n"), Drain()], "stored, but not on which nodes"),
     "names nobody": ([*RECEIVED, Send(b"SUCCESS-PLUS\n"), Drain()], "stored, but not on which nodes"),
     "names what is no node": ([*RECEIVED, Send(b"SUCCESS-PLUS here there\n"), Drain()], "bad message"),
+    "names a thousand others": ([*RECEIVED, Send(others(1000)), Drain()], "stored, but not on which nodes"),
+    "names thousands": ([*RECEIVED, Send(others(3000)), Drain()], "a line of more than 65536 bytes"),
     "has it, but says not where": ([PUT, Send(b"ALREADY-HAVE\n"), Drain()], "stored, but not on which nodes"),
 }
 
@@ -225,6 +232,7 @@ def test_a_failing_upload_is_a_failure_and_records_nothing(
         answer = annex.ask(f"TRANSFER STORE {KEY} {tmp_path}/file", within=30)
     assert answer.startswith(f"TRANSFER-FAILURE STORE {KEY} unix:{place[1]}")
     assert complaint in answer
+    assert len(answer) < 2000
     nothing_happened(place, answer, *annex.debug)
 
 
@@ -267,6 +275,18 @@ def test_a_failing_download_is_a_failure_with_the_reason(place: tuple[Testbed, P
     # The key has no checksum, so that what arrived is no good for going on from there.
     assert list(tmp_path.iterdir()) == []
     nothing_happened(place, answer, *annex.debug)
+
+
+def test_a_content_of_unknown_size_is_not_begun_if_the_disk_has_no_room_for_it(
+    place: tuple[Testbed, Path], tmp_path: Path
+) -> None:
+    announced = Send(b"DATA %d\n" % 2**62 + bytes(100_000))
+    with driver(place) as annex, ScriptedPeer(let_in(place, GET, announced, Drain()), unix=place[1]):
+        annex.prepare()
+        answer = annex.ask(f"TRANSFER RETRIEVE WORM-m1--endless {tmp_path}/file", within=30)
+    assert answer.startswith("TRANSFER-FAILURE RETRIEVE WORM-m1--endless")
+    assert f"announces {2**62} bytes" in answer
+    assert list(tmp_path.iterdir()) == []
 
 
 REMOVALS: dict[str, tuple[list[Step], str]] = {

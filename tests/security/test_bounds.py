@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import os
 
-import pytest
-
-from cluster_remote.access.identity import believed
+from cluster_remote.access.identity import believed, node_named, not_recorded
 from cluster_remote.annex.branchlog import BranchLogs
-from cluster_remote.annex.catfile import BLOB_LIMIT, Blobs
 from cluster_remote.annex.credentials import credentials_file, write_credentials
-from cluster_remote.annex.errors import BadAnswer
+from cluster_remote.annex.gitconfig import GitConfig
 from cluster_remote.annex.repository import Repository
 from cluster_remote.p2p.key import UUID
 from tests.support.environment import Environment
@@ -36,10 +33,20 @@ def test_a_single_repository_speaks_for_itself_only() -> None:
     assert believed(named, NODE, LOGS, OWN) == (frozenset({NODE}), frozenset({OTHER_NODE, OWN}))
 
 
-def test_a_log_of_any_size_is_not_kept_in_memory() -> None:
-    assert list(Blobs().feed(b"0123 blob 3\nabc\n")) == [b"abc"]
-    with pytest.raises(BadAnswer, match="at most"):
-        list(Blobs().feed(b"0123 blob %d\n" % (BLOB_LIMIT + 1)))
+def test_a_remote_s_name_means_that_remote_whatever_others_call_themselves() -> None:
+    config = GitConfig.parse(f"remote.disk1.annex-uuid\n{NODE}\0".encode())
+    logs = BranchLogs({"uuid.log": f"{STRANGER} disk1 timestamp=9s\n".encode(), **LOGS.files})
+    assert node_named("disk1", config, logs) == NODE
+    # A gateway's node of that name is meant where that gateway is asked.
+    theirs = {**LOGS.files, "proxy.log": f"1s {STRANGER} {OTHER_NODE}:disk1\n".encode()}
+    here = GitConfig.parse(f"remote.disk1.annex-uuid\n{STRANGER}\0".encode())
+    assert node_named("disk1", here, BranchLogs(theirs), CLUSTER) == OTHER_NODE
+
+
+def test_of_thousands_of_repositories_that_a_peer_names_few_are_shown() -> None:
+    said = not_recorded("peer", frozenset(map(uuid, range(5000))))
+    assert len(said) < 1000
+    assert "and 4990 more" in said
 
 
 def test_stored_credentials_are_for_their_owner_alone_whatever_the_umask(environment: Environment) -> None:

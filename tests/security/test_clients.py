@@ -20,7 +20,7 @@ from cluster_remote.gateway.gateway import Gateway, Limits
 from cluster_remote.gateway.listeners import WebAddress, listen
 from cluster_remote.gateway.ratelimit import RateLimitedLog
 from cluster_remote.gateway.tokens import Tokens
-from cluster_remote.p2p.key import UUID
+from cluster_remote.p2p.key import UUID, Key
 from cluster_remote.p2p.server import Mode
 from cluster_remote.transport.address import Tcp
 from tests.gateway.test_gateway import CLIENT, _no_signals, answer, hear, say
@@ -119,6 +119,25 @@ async def test_content_that_the_client_calls_invalid_is_never_kept(shared: Clust
                 assert not (await off(answer, client)).startswith("SUCCESS")
             assert await off(answer, client, f"CHECKPRESENT {key}") == "FAILURE"
     assert shared.holders(key) == [False, False, False]
+
+
+@pytest.mark.parametrize("length", ["-1", "4", "6", str(2**63 - 1), str(2**63), "9" * 100, "5 5", "x", ""])
+async def test_data_of_a_wrong_length_is_not_kept_and_the_next_client_is_served(
+    shared: Cluster, tmp_path: Path, length: str
+) -> None:
+    key = Key(f"WORM-s5--length{length.replace(' ', '_')}")
+    async with gateway(shared, tmp_path, Limits(), timeout=3.0) as served:
+        _, claim = served.tokens.create(Mode.READ_WRITE)
+        with served.connect(claim) as client:
+            await greeting(client)
+            await off(answer, client, "VERSION 4")
+            assert await off(answer, client, f"PUT  {key}") == "PUT-FROM 0"
+            client.sendall(f"DATA {length}\nhelloVALID\n".encode())
+            assert not (await off(answer, client)).startswith("SUCCESS")
+        with served.connect(claim) as client:
+            await greeting(client)
+            await off(answer, client, "VERSION 4")
+            assert await off(answer, client, f"CHECKPRESENT {key}") == "FAILURE"
 
 
 @pytest.mark.parametrize("name", ["../../../../evil", "/etc/passwd", "a/../../b", "%2e%2e%2fx", ".."])

@@ -15,7 +15,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from cluster_remote.p2p.errors import SessionError
+from cluster_remote.p2p.errors import ProtocolError, SessionError
 from cluster_remote.p2p.key import UUID, AssociatedFile, Key
 from cluster_remote.p2p.session import Session
 from cluster_remote.transport.address import parse_address
@@ -212,6 +212,33 @@ async def test_of_an_endless_body_little_is_taken(name: str) -> None:
         await outcome(port)
     # Two requests, and what fits into the buffers of both sides.
     assert taken < 2 * ENDLESS * 0x10000 // 4
+
+
+async def test_an_answer_without_content_has_a_mebibyte_at_most() -> None:
+    for name in ("an endless body", "an endless error"):
+        with server(BODIES[name]) as (port, _):
+            session = session_with(port, timeout=20.0)
+            with pytest.raises(ProtocolError):
+                await session.lock(KEY).__aenter__()
+            await session.aclose()
+
+
+@pytest.mark.parametrize("name", ["a padded body", "an endless body"])
+async def test_of_a_content_no_more_is_passed_on_than_was_announced(name: str) -> None:
+    got = 0
+    with server(BODIES[name]) as (port, _):
+        session = session_with(port)
+
+        async def fetch() -> None:
+            nonlocal got
+            async with session.download(KEY, AssociatedFile(), 0) as download:
+                async for chunk in download.chunks():
+                    got += len(chunk)
+
+        with pytest.raises(ProtocolError):
+            await fetch()
+        await session.aclose()
+    assert got <= 5
 
 
 def _dripping(head: bytes, drop: bytes, pause: float = 0.1) -> Respond:

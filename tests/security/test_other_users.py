@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from cluster_remote.annex.private import make_private
 from cluster_remote.gateway.errors import CannotListen, GatewayError, TokensUnusable
 from cluster_remote.gateway.listeners import listen
-from cluster_remote.gateway.stdio import client_slot
+from cluster_remote.gateway.stdio import StdioLocks, client_slot
 from cluster_remote.gateway.tokens import Tokens
+from cluster_remote.p2p.key import Key
 from cluster_remote.p2p.server import Mode
 from cluster_remote.transport.address import Unix
 
@@ -111,3 +113,26 @@ def test_processes_for_one_client_each_share_the_places_of_the_gateway(tmp_path:
             places.enter_context(client_slot(tmp_path, 2))
     with client_slot(tmp_path, 1):
         pass
+
+
+def test_orphaned_locks_of_stdio_take_no_slot_and_are_limited(tmp_path: Path) -> None:
+    key = Key("WORM--x")
+    with client_slot(tmp_path, 1) as first:
+        locks = StdioLocks(tmp_path, 1, first)
+        assert locks.refusal() is None
+        with locks.keeping(key), client_slot(tmp_path, 1) as second:
+            others = StdioLocks(tmp_path, 1, second)
+            assert "still held" in (others.refusal() or "")
+            # One that was taken all the same keeps its client's slot.
+            with others.keeping(key), pytest.raises(GatewayError, match="already serves"), client_slot(tmp_path, 1):
+                pass
+        assert locks.refusal() is None
+
+
+def test_directories_that_are_made_are_for_their_owner_alone_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        make_private(tmp_path / "one" / "two")
+    finally:
+        os.umask(before)
+    assert [stat.S_IMODE((tmp_path / each).stat().st_mode) for each in ("one", "one/two")] == [0o700, 0o700]

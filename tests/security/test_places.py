@@ -5,11 +5,17 @@ from __future__ import annotations
 import os
 import socket
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
+from cluster_remote.annex.errors import CommandFailed
 from cluster_remote.annex.repository import Repository as Ours
+from cluster_remote.cluster.opening import resolved
+from cluster_remote.lifecycle.remote_steps import Enable, Initremote, RemoveRemote
+from cluster_remote.lifecycle.runner import Runner
+from cluster_remote.lifecycle.steps import Command, Plan, carry_out
 from cluster_remote.p2p.errors import ConnectionLost, Unreachable
 from cluster_remote.p2p.key import UUID
 from cluster_remote.transport.address import Directory, Tcp, Unix, parse_address
@@ -77,6 +83,11 @@ async def test_a_node_inside_the_work_tree_is_refused(own_testbed: Testbed) -> N
     client.annex("initcluster", "nested")
     client.git("config", "remote.inner.annex-cluster-node", "nested")
     client.annex("updatecluster")
+    client.git("config", "--unset", "remote.inner.annex-uuid")
+    here = Ours.here(client.path)
+    with own_testbed.environment.applied(client.path):
+        assert (await resolved(await here.current_config(), here)).remote_uuid("inner") is None
+    client.git("config", "remote.inner.annex-uuid", inner.uuid)
     done = own_testbed.environment.run(
         *("git", "annex", "initremote", "n", f"--sameas={client.config('annex.cluster.nested')}", "--private"),
         *("type=external", "externaltype=cluster", "encryption=none"), cwd=client.path,
@@ -217,6 +228,37 @@ def test_programs_get_no_token(environment: Environment) -> None:
         "for e in (foreign_environment(), r.environment()): assert 'CLUSTER_REMOTE_TOKEN' not in e"
     )
     environment.run(sys.executable, "-c", code, cwd=repository.path, env={"CLUSTER_REMOTE_TOKEN": "secret"})
+
+
+async def test_a_token_is_given_to_what_is_set_up_with_it_and_to_nothing_that_is_undone(
+    environment: Environment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make_repository(environment, environment.directory / "r", "r")
+    monkeypatch.setenv("CLUSTER_REMOTE_TOKEN", "secret")
+    given: list[tuple[str, bool]] = []
+
+    async def code(self: Runner, argv: Sequence[str], environment: Mapping[str, str], timeout: float) -> int:
+        given.append((" ".join(argv), "CLUSTER_REMOTE_TOKEN" in environment))
+        return int(argv[0] == "false")
+
+    monkeypatch.setattr(Runner, "_code", code)
+    steps = (
+        RemoveRemote("old", (Enable("old", ("url=old",), None),)),
+        Initremote(("git", "annex", "initremote", "new"), name="new"),
+        Enable("cl", ("url=new",), ("url=old",)),
+        Command(("git", "fetch")),
+        Command(("false",)),
+    )
+    with pytest.raises(CommandFailed):
+        await carry_out(Plan(steps), Runner(Ours.here(made.path), lambda line: None))
+    assert given == [
+        ("git annex initremote new", True),
+        ("git annex enableremote cl url=new", True),
+        ("git fetch", False),
+        ("false", False),
+        ("git annex enableremote cl url=old", False),
+        ("git annex enableremote old url=old", False),
+    ]
 
 
 def test_the_hook_of_a_repository_that_came_with_a_clone_is_not_run(environment: Environment) -> None:

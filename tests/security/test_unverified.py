@@ -166,18 +166,39 @@ def test_nothing_is_written_while_any_autoenabled_remote_is_unverified(own_testb
     cluster_remote(client, "put", "mycl", "f")
 
 
+def change(client: Repository, name: str, url: str, time: str = "9999999999s") -> None:
+    """Have the git-annex branch say that a remote leads elsewhere."""
+    log = client.git("show", "git-annex:remote.log").stdout.decode()
+    line = next(line for line in log.splitlines() if f"sameas-name={name}" in line)
+    words = [word for word in line.split() if not word.startswith(("url=", "timestamp="))]
+    commit(client, "remote.log", " ".join([*words, f"url={url}", f"timestamp={time}"]))
+
+
 def test_what_was_verified_stays_in_use_when_the_branch_says_otherwise(own_testbed: Testbed) -> None:
     client = own_testbed.client
     initremote(client, "shared", f"url={own_testbed.url}", sameas=own_testbed.cluster.uuid, private=False)
-    log = client.git("show", "git-annex:remote.log").stdout.decode()
-    line = next(line for line in log.splitlines() if "sameas-name=shared" in line)
-    words = [word for word in line.split() if not word.startswith(("url=", "timestamp="))]
     caught = trap(own_testbed.environment, "ssh")
-    commit(client, "remote.log", " ".join([*words, "url=ssh://attacker.example/x", "timestamp=9999999999s"]))
+    change(client, "shared", "ssh://attacker.example/x")
     assert own_testbed.cluster.uuid in cluster_remote(client, "ping", "shared").out
     cluster_remote(client, "status", "shared")
     cluster_remote(client, "doctor", code=1)
     assert not caught.exists()
+
+
+@pytest.mark.parametrize("time", ["9999999999s", f"{'9' * 30}s"])
+def test_enabling_a_remote_again_leads_to_what_was_verified(own_testbed: Testbed, time: str) -> None:
+    """As the message about a wrong token advises. git-annex hands out the verified configuration."""
+    client, node = own_testbed.client, own_testbed.cluster.nodes[0]
+    evil = own_testbed.environment.directory / "evil"
+    with serve_p2p(node) as (path, token), listener(evil) as heard:
+        initremote(client, "sock", f"url=unix:{path}", sameas=node.uuid, private=False, env={TOKEN: token})
+        kept = set((client.path / ".git/annex/creds").iterdir())
+        change(client, "sock", f"unix:{evil}", time)
+        for more in ((), ("timeout=5",)):
+            client.annex("enableremote", "sock", "encryption=none", *more, env={TOKEN: token})
+        cluster_remote(client, "setup", "sock", code=None, env={TOKEN: token})
+    assert heard == []
+    assert set((client.path / ".git/annex/creds").iterdir()) == kept
 
 
 def test_the_token_of_the_environment_is_for_no_remote_that_there_is(own_testbed: Testbed) -> None:

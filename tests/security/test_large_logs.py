@@ -1,0 +1,84 @@
+"""Logs of any size that somebody pushes: a line of any length costs that line, and too many lines an error."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cluster_remote.annex import logformat
+from cluster_remote.annex.catfile import BLOB_LIMIT, LINE_LIMIT, Blobs, TooLarge
+from cluster_remote.p2p.key import Key
+from tests.cli.command import cluster_remote
+from tests.remote.testbed import Testbed
+from tests.security.stranger import commit
+
+ENDLESS = "x" * (20 * 2**20)
+LINES = ["1s 1 00000000-0000-0000-0000-000000000000"] * (BLOB_LIMIT // 40)
+
+
+def fed(content: bytes, chunk: int) -> Iterator[bytes | None]:
+    stream = b"0123 blob %d\n%b\n4567 blob 3\nabc\n89ab missing\n" % (len(content), content)
+    blobs = Blobs()
+    for start in range(0, len(stream), chunk):
+        yield from blobs.feed(stream[start : start + chunk])
+
+
+@pytest.mark.parametrize("chunk", [65536, 65537, 2**30])
+def test_an_overlong_line_costs_that_line(chunk: int) -> None:
+    log = b"\n".join([b"one", ENDLESS.encode(), b"y" * LINE_LIMIT, b"z" * (LINE_LIMIT + 1), b"", b"last"])
+    assert list(fed(log, chunk)) == [b"one\n" + b"y" * LINE_LIMIT + b"\nlast\n", b"abc", None]
+
+
+def test_a_log_of_too_many_lines_is_refused() -> None:
+    log = "\n".join(LINES).encode()
+    assert list(fed(log[: BLOB_LIMIT - 1], 65536))[1:] == [b"abc", None]
+    with pytest.raises(TooLarge):
+        list(fed(log, 65536))
+
+
+def _commands(key: str, file: str) -> list[tuple[str, ...]]:
+    return [
+        ("status", "mycl"),
+        ("doctor",),
+        ("check", "mycl", "--all"),
+        ("check", "mycl", file),
+        ("repair", "mycl", file),
+        ("present", "mycl", key),
+        ("put", "mycl", file),
+        ("drop", "mycl", key, "--force"),
+    ]
+
+
+def test_every_command_does_its_work_beside_overlong_lines(own_testbed: Testbed) -> None:
+    client = own_testbed.client
+    key = client.add("f", b"f")
+    for log in ("uuid.log", "remote.log", "cluster.log", "proxy.log", "trust.log", "group.log"):
+        commit(client, log, ENDLESS)
+    commit(client, logformat.branch_path(Key(key)).decode(), ENDLESS)
+    for command in _commands(key, "f"):
+        # Of a doctor only that it ends: it finds other mistakes.
+        cluster_remote(client, *command, code=None if command[0] in ("doctor", "status") else 0)
+        if command[0] == "put":
+            assert own_testbed.cluster.holders(key) == [True] * 3
+    client.annex("copy", "--to", "mycl", "f")
+    assert own_testbed.cluster.holders(key) == [True] * 3
+    client.annex("drop", "--force", "f")
+    client.annex("get", "f")
+
+
+@pytest.mark.parametrize("log", ["uuid.log", "remote.log", "cluster.log", "of the key"])
+def test_a_log_of_too_many_lines_is_named_by_every_command(own_testbed: Testbed, log: str) -> None:
+    client = own_testbed.client
+    key = client.add("f", b"f")
+    path = logformat.branch_path(Key(key)).decode() if log == "of the key" else log
+    commit(client, path, *LINES)
+    name = Path(path).name.removesuffix(".log")
+    for command in _commands(key, "f"):
+        done = cluster_remote(client, *command, code=None)
+        said = done.out + done.err
+        if log != "of the key" or command[0] in ("check", "repair"):
+            assert done.code, command
+            assert name in said, (command, said[-1000:])
+            assert f"more than {BLOB_LIMIT >> 20} MiB" in said, (command, said[-1000:])
