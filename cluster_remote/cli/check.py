@@ -12,11 +12,11 @@ from rich.text import Text
 from cluster_remote.access.settings import BadSettings
 from cluster_remote.annex.locations import Selection
 from cluster_remote.cli.exitcodes import FAILED, UNREACHABLE
+from cluster_remote.cli.interrupts import run
 from cluster_remote.cli.keywise import (
     FirstFindings,
     advanced,
     cluster_and_files,
-    collect,
     print_json,
     progress_of,
     selection_of,
@@ -94,7 +94,7 @@ def check(
         outcome = print_json(work, "findings")
     else:
         shown: FirstFindings[Finding] = FirstFindings()
-        outcome = collect(work, shown)
+        outcome = run(work, True, shown.keep)
         _show(outcome, shown.first, shown.hidden, console())
     if not outcome.healthy:
         no_answer = all(node.unknown == outcome.keys for node in outcome.nodes)

@@ -19,7 +19,7 @@ from cluster_remote.cli.target import annex_repository
 from cluster_remote.cluster.node import Node
 from cluster_remote.p2p.key import Key
 
-__all__ = ["FirstFindings", "advanced", "cluster_and_files", "collect", "print_json", "progress_of", "selection_of"]
+__all__ = ["FirstFindings", "advanced", "cluster_and_files", "print_json", "progress_of", "selection_of"]
 
 T = TypeVar("T")
 Item = TypeVar("Item")
@@ -40,11 +40,6 @@ class FirstFindings(Generic[Item]):
             self.first.append(item)
         else:
             self.hidden += 1
-
-
-def collect(work: Callable[[bool, Callable[[Any], None]], Coroutine[Any, Any, T]], shown: FirstFindings[Any]) -> T:
-    """Run `work` with progress, and keep its findings in `shown`."""
-    return run(work, True, shown.keep)
 
 
 def print_json(work: Callable[[bool, Callable[[Any], None]], Coroutine[Any, Any, T]], items: str) -> T:

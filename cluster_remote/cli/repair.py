@@ -18,7 +18,6 @@ from cluster_remote.cli.keywise import (
     FirstFindings,
     advanced,
     cluster_and_files,
-    collect,
     print_json,
     progress_of,
     selection_of,
@@ -89,7 +88,7 @@ def repair(
         outcome = print_json(work, "deliveries")
     else:
         shown = _Incomplete()
-        outcome = collect(work, shown)
+        outcome = run(work, True, shown.keep)
         _show(outcome, run(_with_files, shown.first), shown.hidden, console())
     if not outcome.healthy:
         no_answer = all(node.unknown == outcome.keys for node in outcome.nodes)

@@ -16,8 +16,7 @@ from cluster_remote.cli.interrupts import run
 from cluster_remote.cli.options import Json
 from cluster_remote.cli.render import duration, emit, show_problems, size, table
 from cluster_remote.cli.target import every_cluster, one_cluster, views_at
-from cluster_remote.diagnosis.nodes import Unusable
-from cluster_remote.diagnosis.state import ClusterState, NodeState, Status
+from cluster_remote.diagnosis.state import ClusterState, NodeState, Status, Unusable
 from cluster_remote.diagnosis.survey import survey
 from cluster_remote.p2p.text import printable
 

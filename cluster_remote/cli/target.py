@@ -11,7 +11,7 @@ from cluster_remote.access.view import View
 from cluster_remote.annex.errors import AnnexError
 from cluster_remote.annex.repository import Repository
 from cluster_remote.annex.verification import pending
-from cluster_remote.diagnosis.nodes import Unusable
+from cluster_remote.diagnosis.state import Unusable
 from cluster_remote.p2p.key import UUID
 from cluster_remote.p2p.session import Session
 

@@ -29,9 +29,9 @@ from cluster_remote.diagnosis.survey import unverified
 from cluster_remote.p2p.key import UUID, Key
 
 if TYPE_CHECKING:
+    from cluster_remote.access.view import View
     from cluster_remote.annex.repository import Repository
     from cluster_remote.diagnosis.encrypted import Cipher
-    from cluster_remote.diagnosis.nodes import View
 
 __all__ = ["check", "numcopies"]
 

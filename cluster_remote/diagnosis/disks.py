@@ -19,7 +19,7 @@ from cluster_remote.p2p.key import UUID
 from cluster_remote.transport.address import Directory
 
 if TYPE_CHECKING:
-    from cluster_remote.diagnosis.nodes import View
+    from cluster_remote.access.view import View
 
 __all__ = ["free_space", "paths"]
 

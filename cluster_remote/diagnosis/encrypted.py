@@ -15,12 +15,12 @@ from dataclasses import dataclass, field, replace
 
 import anyio
 
+from cluster_remote.access.view import View
 from cluster_remote.access.ways import Serverless
 from cluster_remote.annex import logformat
 from cluster_remote.annex.branchlog import read_files
 from cluster_remote.annex.locations import Batches, Located
 from cluster_remote.annex.repository import Repository
-from cluster_remote.diagnosis.nodes import View
 from cluster_remote.p2p.key import UUID, Key, decode
 
 __all__ = ["Cipher", "view_of_nodes"]

@@ -13,9 +13,9 @@ from cluster_remote.annex.locations import Batches, LocationReader, Selection, l
 from cluster_remote.diagnosis.asking import Advance, Nodes, open_nodes
 
 if TYPE_CHECKING:
+    from cluster_remote.access.view import View
     from cluster_remote.annex.repository import Repository
     from cluster_remote.diagnosis.encrypted import Cipher
-    from cluster_remote.diagnosis.nodes import View
 
 __all__ = ["Inquiry", "comparable_repository", "inquiry"]
 

@@ -6,9 +6,8 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import replace
 
-from cluster_remote.diagnosis.nodes import Unusable
 from cluster_remote.diagnosis.problem import Problem
-from cluster_remote.diagnosis.state import ClusterState, Contact, NodeState
+from cluster_remote.diagnosis.state import ClusterState, Contact, NodeState, Unusable
 from cluster_remote.p2p.key import UUID
 
 __all__ = [

@@ -9,7 +9,7 @@ from cluster_remote.annex.branchlog import Trust
 from cluster_remote.diagnosis.problem import Problem, Verdict
 from cluster_remote.p2p.key import UUID
 
-__all__ = ["ClusterState", "Contact", "GatewayState", "NodeState", "Sample", "Status"]
+__all__ = ["ClusterState", "Contact", "GatewayState", "NodeState", "Sample", "Status", "Unusable"]
 
 
 @dataclass(frozen=True)
@@ -97,3 +97,14 @@ class Status(Verdict):
     """The state of all requested clusters."""
 
     clusters: tuple[ClusterState, ...]
+
+
+@dataclass(frozen=True)
+class Unusable:
+    """A cluster remote that cannot be examined, and why; `pending` is the number for git annex verifyremote."""
+
+    label: str
+    uuid: UUID
+    description: str
+    reason: str
+    pending: int | None = None

@@ -15,18 +15,18 @@ from pathlib import Path
 import anyio
 import anyio.to_thread
 
-from cluster_remote.access.ways import Serverless
+from cluster_remote.access.view import View
+from cluster_remote.access.ways import Serverless, ThroughGateway, costs_of
 from cluster_remote.annex.locations import Located, LocationReader, Selection, located
 from cluster_remote.annex.repository import Repository
 from cluster_remote.annex.verification import pending
 from cluster_remote.cluster.node import Node
 from cluster_remote.diagnosis.disks import free_space, paths
 from cluster_remote.diagnosis.log_statistics import LogStatistics
-from cluster_remote.diagnosis.nodes import Gateway, Unusable, View, costs_of
 from cluster_remote.diagnosis.probe import round_trips
 from cluster_remote.diagnosis.problems import find_problems, unusable
 from cluster_remote.diagnosis.replaced import missing_nodes, problems_of_missing
-from cluster_remote.diagnosis.state import ClusterState, Contact, GatewayState, NodeState, Sample, Status
+from cluster_remote.diagnosis.state import ClusterState, Contact, GatewayState, NodeState, Sample, Status, Unusable
 from cluster_remote.p2p.errors import SessionError, WrongRepository
 from cluster_remote.p2p.key import UUID
 from cluster_remote.p2p.session import Session
@@ -130,7 +130,7 @@ async def _count(views: Sequence[View], statistics: Sequence[LogStatistics]) -> 
                 each.count(batch)
 
 
-async def _ask_gateway(gateway: Gateway, found: _Findings, timeout: float) -> None:
+async def _ask_gateway(gateway: ThroughGateway, found: _Findings, timeout: float) -> None:
     session = gateway.session()
     try:
         found.gateway = await _contact(session, timeout)

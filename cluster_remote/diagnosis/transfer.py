@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Literal
 
+from cluster_remote.access.view import View
 from cluster_remote.annex.locations import Located
 from cluster_remote.cluster.node import Node
 from cluster_remote.cluster.reachability import Reachability
 from cluster_remote.cluster.session import ClusterSession
 from cluster_remote.diagnosis.comparison import Answers
-from cluster_remote.diagnosis.nodes import View
 from cluster_remote.p2p.checksum import Checksum
 from cluster_remote.p2p.errors import SessionError, SourceError
 from cluster_remote.p2p.file import FileSource

@@ -80,10 +80,6 @@ def _check_way(facts: Facts, remote: str, settings: Mapping[str, str]) -> None:
         )
 
 
-def _place(facts: Facts) -> Path:
-    return facts.repository.work_tree or facts.repository.git_dir
-
-
 def directory_of(facts: Facts, remote: str) -> Path | None:
     """Return a remote's directory on this machine."""
     way = way_to(facts.config, remote, facts.repository.directory)
