@@ -84,10 +84,10 @@ async def _doctor(name: str, timeout: float) -> Checkup:
             raise
         findings = tuple(problems_of_programs(programs, needs_ssh=False))
         return Checkup(not findings, None, programs.listed(), (), findings, ())
-    place = str(repository.directory)
+    directory = str(repository.directory)
     if broken:
         # Nothing else can be checked without these.
-        return Checkup(False, place, programs.listed(), (), tuple(broken), ())
+        return Checkup(False, directory, programs.listed(), (), tuple(broken), ())
     facts = await gather(repository, name)
 
     async def reach(name: str) -> Session:
@@ -106,7 +106,7 @@ async def _doctor(name: str, timeout: float) -> Checkup:
     )
     return Checkup(
         not findings,
-        place,
+        directory,
         programs.listed(),
         tuple(tried),
         findings,

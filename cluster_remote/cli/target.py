@@ -58,10 +58,10 @@ async def view_named(text: str, timeout: float | None = None, node: str = "", *,
     With `writing`, refuse where git-annex would not write. Raises BadSettings, AnnexError.
     """
     address = looks_like_address(text)
-    place = await (LocalRepository.anywhere() if address else LocalRepository.here())
+    local = await (LocalRepository.anywhere() if address else LocalRepository.here())
     if writing:
-        check_writing(place.config)
-    return place.address(text, timeout, node) if address else place.remote(text, timeout)
+        check_writing(local.config)
+    return local.address(text, timeout, node) if address else local.remote(text, timeout)
 
 
 async def resolve(text: str, *, timeout: float | None = None, node: str = "", writing: bool = False) -> Target:
@@ -80,10 +80,10 @@ async def cluster_view(name: str, timeout: float | None = None, *, writing: bool
             f"{name}: give a remote of this repository, which has a location log to compare; "
             f"cluster-remote setup NAME {name} makes one"
         )
-    place = await LocalRepository.here(merge=True)
+    local = await LocalRepository.here(merge=True)
     if writing:
-        check_writing(place.config)
-    return place.remote(name, timeout)
+        check_writing(local.config)
+    return local.remote(name, timeout)
 
 
 async def every_cluster(timeout: float | None) -> tuple[list[View], list[Unusable]]:
@@ -91,28 +91,28 @@ async def every_cluster(timeout: float | None) -> tuple[list[View], list[Unusabl
 
     Raises BadSettings if there is none, AnnexError.
     """
-    place = await LocalRepository.here(merge=True)
-    if not place.remotes():
+    local = await LocalRepository.here(merge=True)
+    if not local.remotes():
         raise BadSettings("this repository has no cluster remote; cluster-remote setup NAME URL makes one")
     views: list[View] = []
     unusable: list[Unusable] = []
-    for name in place.remotes():
+    for name in local.remotes():
         try:
-            views.append(place.remote(name, timeout))
+            views.append(local.remote(name, timeout))
         except (BadSettings, AnnexError) as error:
             # Still show the others.
-            unusable.append(await _unusable(place, name, error))
+            unusable.append(await _unusable(local, name, error))
     nodes = {uuid for view in views if view.uuid.is_cluster for uuid in view.uuids}
     return [view for view in views if view.uuid not in nodes], unusable
 
 
 async def one_cluster(name: str, timeout: float | None) -> tuple[list[View], list[Unusable]]:
     """Return one remote, like `every_cluster`; it is unusable if it is not verified. Raises BadSettings, AnnexError."""
-    place = await LocalRepository.here(merge=True)
+    local = await LocalRepository.here(merge=True)
     try:
-        return [place.remote(name, timeout)], []
+        return [local.remote(name, timeout)], []
     except NotVerified as error:
-        return [], [await _unusable(place, name, error)]
+        return [], [await _unusable(local, name, error)]
 
 
 async def views_at(url: str, timeout: float | None) -> list[View]:
@@ -123,9 +123,9 @@ async def views_at(url: str, timeout: float | None) -> list[View]:
     return await (await LocalRepository.anywhere(merge=True)).answering_at(url, timeout)
 
 
-async def _unusable(place: LocalRepository, name: str, error: Exception) -> Unusable:
-    uuid = UUID(place.config.remote(name, "annex-uuid") or "")
-    assert place.repository is not None
-    waiting = await pending(place.repository, name) if isinstance(error, NotVerified) else None
+async def _unusable(local: LocalRepository, name: str, error: Exception) -> Unusable:
+    uuid = UUID(local.config.remote(name, "annex-uuid") or "")
+    assert local.repository is not None
+    waiting = await pending(local.repository, name) if isinstance(error, NotVerified) else None
     number = None if waiting is None else waiting.number
-    return Unusable(name, uuid, place.logs.descriptions.get(uuid, ""), str(error), number)
+    return Unusable(name, uuid, local.logs.descriptions.get(uuid, ""), str(error), number)

@@ -81,6 +81,6 @@ def _paths_of(config: GitConfig, base: Path, wanted: Collection[UUID]) -> dict[U
         if uuid is None or uuid not in wanted:
             continue
         match config.remote(remote, "annex-directory"), way_to(config, remote, base):
-            case (str(place), _) | (None, Direct(Directory(place))):
-                found[uuid] = base / place
+            case (str(path), _) | (None, Direct(Directory(path))):
+                found[uuid] = base / path
     return found

@@ -125,10 +125,10 @@ class Backend:
 
     async def _proxied_session(self, uuid: UUID, client: UUID, bypass: frozenset[UUID]) -> Session:
         """Open a session through git-annex's own proxy, which records changes in this repository."""
-        place = Directory(str(self.repository.directory))
+        own_address = Directory(str(self.repository.directory))
         # The proxy asks the node itself, so it gets the whole timeout.
         caller = replace(await self._caller(client), timeout=self.timeout)
-        proxied = session_at(place, caller, server=uuid, bypass=bypass)
+        proxied = session_at(own_address, caller, server=uuid, bypass=bypass)
         try:
             nodes = (await self._membership()).nodes(await self._caller(self.own))
         except AnnexError:

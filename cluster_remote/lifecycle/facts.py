@@ -156,14 +156,14 @@ class Facts:
             raise AnnexError(f"git-annex here is version {version}, but this program needs {NEEDED} or newer")
 
 
-def _check_disks(config: GitConfig, place: Path) -> None:
+def _check_disks(config: GitConfig, base: Path) -> None:
     """Check that no remote is on a disk that hangs: git-annex, which makes the changes, would wait for it.
 
     Raises Unreachable.
     """
     for remote in config.remotes():
         directory = config.directory_of(remote)
-        path = None if directory is None else str(place / directory)
+        path = None if directory is None else str(base / directory)
         if (
             path is not None
             and ask_disk_and_wait(path, partial(os.path.lexists, f"{path}/.git"), _DISK_TIMEOUT) is None

@@ -34,9 +34,9 @@ def address_of(facts: Facts, text: str) -> Address:
     Raises BadSettings.
     """
     config = facts.config
-    place = facts.repository.directory
+    base = facts.repository.directory
     if text in config.remotes() and not facts.ours(text):
-        way = way_to(config, text, place)
+        way = way_to(config, text, base)
         address = getattr(way, "address", None)
         if address is None:
             raise BadSettings(f"no gateway can be reached through the url of the remote {text}")
@@ -119,12 +119,12 @@ async def fetch_logs(facts: Facts, server: UUID, address: Address, runner: Runne
     fetched. Return whether anything was fetched. Raises CommandFailed.
     """
     config = facts.config
-    place = facts.repository.directory
+    base = facts.repository.directory
     likely: list[str] = []
     for remote in config.remotes():
         if facts.ours(remote) or not config.remote(remote, "url") or remote.startswith("-"):
             continue
-        same = getattr(way_to(config, remote, place), "address", None) == address
+        same = getattr(way_to(config, remote, base), "address", None) == address
         if same or facts.remote_uuid(remote) == server:
             likely.insert(0, remote)
         elif not await _fetched(facts, remote):

@@ -59,8 +59,7 @@ def check_node(facts: Facts, remote: str) -> UUID:
 def _check_way(facts: Facts, remote: str, settings: Mapping[str, str]) -> None:
     if settings.get("type", "git") != "git" or facts.config.remote(remote, "annex-externaltype"):
         return
-    place = facts.repository.directory
-    way = way_to(facts.config, remote, place)
+    way = way_to(facts.config, remote, facts.repository.directory)
     if isinstance(way, Direct):
         top = facts.repository.work_tree
         if isinstance(way.address, Directory) and top is not None:
