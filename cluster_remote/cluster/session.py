@@ -184,8 +184,7 @@ class ClusterSession(Session):
                 # node either. No log tracks it, so the worst effect of a wrong "absent" is extra work.
                 return False
             if present is None:
-                failures = [(node, answer) for node, answer in answers if isinstance(answer, SessionError)]
-                raise routing.failure_of_all(f"{self.name}: cannot tell whether it has {key}", failures)
+                raise self._failure(f"cannot tell whether it has {key}", answers)
             return present
 
     @asynccontextmanager
@@ -287,7 +286,9 @@ class ClusterSession(Session):
                         await attempt.ended.wait()
                     outcome = await conclude()
                     if not outcome.stored:
-                        raise self._failure(key, [*((a.node, a.answer) for a in attempts), *left_out])
+                        raise self._failure(
+                            f"no node accepted {key}", [*((a.node, a.answer) for a in attempts), *left_out]
+                        )
                     yield Present(outcome.uuids | outcome.present)
 
     async def store(
@@ -491,6 +492,6 @@ class ClusterSession(Session):
                 f"{self.name}: {key} was {done} {where}, but this could not be recorded: {error}"
             ) from None
 
-    def _failure(self, key: Key, answers: Iterable[tuple[Node, object]]) -> SessionError:
+    def _failure(self, what: str, answers: Iterable[tuple[Node, object]]) -> SessionError:
         failures = [(node, answer) for node, answer in answers if isinstance(answer, SessionError)]
-        return routing.failure_of_all(f"{self.name}: no node accepted {key}", failures)
+        return routing.failure_of_all(f"{self.name}: {what}", failures)

@@ -25,9 +25,9 @@ from cluster_remote.gateway.ratelimit import RateLimitedLog
 from cluster_remote.gateway.slots import Connection, FailedLogins, OrphanedLocks, Slots
 from cluster_remote.gateway.tokens import Token, Tokens, read_claim
 from cluster_remote.p2p.errors import ConnectionLost
+from cluster_remote.p2p.exhaustion import exhausted_resource
 from cluster_remote.p2p.key import UUID, Key
 from cluster_remote.p2p.messages import Auth, AuthFailure, Error, describe
-from cluster_remote.p2p.noroom import out_of_room
 from cluster_remote.p2p.relay import Client, ClientGone, ClientMisbehaved
 from cluster_remote.p2p.server import LOCK_RETENTION, Closing, Endpoint, LockKeeper, serve
 from cluster_remote.p2p.session import Session
@@ -235,7 +235,7 @@ class Gateway:
             with connection.scope:
                 summary = await serve_client()
         except Exception as error:  # noqa: BLE001 -- a bug must not end other clients' connections
-            full = out_of_room(error)
+            full = exhausted_resource(error)
             summary = f"ended: no room: {full}" if full else f"internal error: {type(error).__name__}: {error}"
         finally:
             self._slots.leave(connection)

@@ -22,6 +22,7 @@ from cluster_remote.p2p.errors import (
     WrongRepository,
 )
 from cluster_remote.p2p.exchange import Exchange, StreamDownload, StreamUpload, stderr_suffix, unexpected
+from cluster_remote.p2p.exhaustion import exhaustion_as_session_error
 from cluster_remote.p2p.key import UUID, AssociatedFile, Key
 from cluster_remote.p2p.messages import (
     AlreadyHavePlus,
@@ -48,7 +49,6 @@ from cluster_remote.p2p.messages import (
     Version,
     since,
 )
-from cluster_remote.p2p.noroom import no_room_is_a_session_error
 from cluster_remote.p2p.session import (
     Download,
     Present,
@@ -165,7 +165,7 @@ class StreamSession(Session):
 
     async def _connect_once(self) -> MessageStream:
         try:
-            with anyio.fail_after(self.timeout), no_room_is_a_session_error():
+            with anyio.fail_after(self.timeout), exhaustion_as_session_error():
                 connection = await self.transport.connect()
         except TimeoutError:
             raise TimedOut(f"no connection within {self.timeout:.3g} seconds") from None

@@ -12,8 +12,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from cluster_remote.p2p.errors import BeyondTheEnd, ConnectionLost, ProtocolError, SessionError, SourceError, TimedOut
+from cluster_remote.p2p.exhaustion import exhaustion_as_session_error
 from cluster_remote.p2p.messages import Error, Invalid, Message, Valid
-from cluster_remote.p2p.noroom import no_room_is_a_session_error
 from cluster_remote.p2p.session import Download, Source, SourceReading
 from cluster_remote.p2p.stream import MessageStream
 
@@ -92,7 +92,7 @@ class Client:
 
         try:
             # DATA may already have been sent, so if resources run out, the only option is to hang up.
-            with no_room_is_a_session_error():
+            with exhaustion_as_session_error():
                 await self.stream.send_data(reading, after)
         except SourceError as error:
             raise SessionFailed(error) from None
@@ -114,7 +114,7 @@ class _Relayed(SourceReading):
         chunks = self._download.chunks()
         while True:
             try:
-                with no_room_is_a_session_error():
+                with exhaustion_as_session_error():
                     chunk = await anext(chunks)
             except StopAsyncIteration:
                 return

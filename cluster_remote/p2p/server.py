@@ -15,6 +15,7 @@ import anyio
 
 from cluster_remote.p2p import MAX_VERSION
 from cluster_remote.p2p.errors import SessionError, SourceError, TimedOut, Unreachable
+from cluster_remote.p2p.exhaustion import Exhausted, exhaustion_as_session_error
 from cluster_remote.p2p.key import UUID, AssociatedFile, Key
 from cluster_remote.p2p.messages import (
     AlreadyHave,
@@ -44,7 +45,6 @@ from cluster_remote.p2p.messages import (
     describe,
     since,
 )
-from cluster_remote.p2p.noroom import NoRoom, no_room_is_a_session_error
 from cluster_remote.p2p.relay import Client, ClientGone, ClientMisbehaved, ClientSource, SessionFailed, relayed
 from cluster_remote.p2p.session import Present, Session, Stored, Upload
 from cluster_remote.p2p.stream import MessageStream
@@ -316,10 +316,10 @@ class _Server:
                     await self.close_session()
             case _:
                 try:
-                    with no_room_is_a_session_error():
+                    with exhaustion_as_session_error():
                         await self._forward_watched(request)
                 except SessionError as error:
-                    if isinstance(error, NoRoom):
+                    if isinstance(error, Exhausted):
                         # The session may be half initialised.
                         await self.close_session()
                     self._report(str(error))
@@ -457,7 +457,7 @@ class _Server:
         source: ClientSource | None = None
         outcome: Present | Stored = Stored(False)
         try:
-            with no_room_is_a_session_error():
+            with exhaustion_as_session_error():
                 async with self._endpoint.upload(session, key, file) as offer:
                     if isinstance(offer, Present):
                         outcome = offer

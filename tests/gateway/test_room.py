@@ -15,8 +15,8 @@ import pytest
 from cluster_remote.gateway.budget import DescriptorBudget
 from cluster_remote.gateway.sessions import SessionPool
 from cluster_remote.p2p.errors import Unreachable
+from cluster_remote.p2p.exhaustion import Exhausted, exhaustion_as_session_error
 from cluster_remote.p2p.key import UUID
-from cluster_remote.p2p.noroom import NoRoom, no_room_is_a_session_error
 from cluster_remote.p2p.server import Endpoint
 from cluster_remote.p2p.session import Session
 
@@ -42,9 +42,9 @@ def test_sessions_beyond_the_descriptor_limit_are_refused_but_never_the_first() 
     ],
 )
 def test_running_out_of_room_is_a_request_error_also_inside_an_exception_group(error: Exception) -> None:
-    with pytest.raises(NoRoom, match="try again later"), no_room_is_a_session_error():
+    with pytest.raises(Exhausted, match="try again later"), exhaustion_as_session_error():
         raise error
-    with pytest.raises(NoRoom), no_room_is_a_session_error():
+    with pytest.raises(Exhausted), exhaustion_as_session_error():
         raise _group(error)
 
 
@@ -96,7 +96,7 @@ def _group(error: Exception) -> Exception:
 
 
 def test_other_errors_pass_unchanged() -> None:
-    with pytest.raises(FileNotFoundError), no_room_is_a_session_error():
+    with pytest.raises(FileNotFoundError), exhaustion_as_session_error():
         raise FileNotFoundError(errno.ENOENT, "missing")
 
 
