@@ -177,7 +177,7 @@ async def _earlier(repository: Repository, uuids: Collection[UUID], logs: Branch
     commits = decode(done.stdout).split()
     found: dict[UUID, str] = {}
     for commit in commits:
-        # One by one: many large ones would fill the memory.
+        # One at a time: many large versions would fill the memory.
         [content] = await read_blobs(repository, [f"{commit}:uuid.log".encode()])
         for uuid, description in logformat.newest(logformat.annotated(content or b"")).items():
             if uuid in uuids and description != logs.descriptions.get(uuid):

@@ -26,7 +26,7 @@ class RateLimitedLog:
         self._most: dict[str, int] = {}
 
     def say(self, kind: str, line: str, lines: int | None = None) -> None:
-        """Write a line, unless there were too many of its kind: `lines`, if this kind may have another number.
+        """Write a line, unless there were too many of its kind; `lines` is another limit for this kind.
 
         `kind` is a plural noun: "rejected connections".
         """

@@ -76,7 +76,7 @@ async def serve_stdio(
 
 
 class Slot:
-    """One of a number of slots, which all processes share that each serve one client of this gateway.
+    """A client slot. The processes that each serve one client of a gateway share a number of them.
 
     A slot is a lock on a file, so it becomes free however a process ends.
     """
@@ -84,8 +84,8 @@ class Slot:
     def __init__(self, descriptor: int) -> None:
         self._descriptor: int | None = descriptor
 
-    def leave(self) -> None:
-        """Give it to others. May be called again."""
+    def free(self) -> None:
+        """Free the slot, if it is still taken."""
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
             os.close(descriptor)
@@ -101,11 +101,11 @@ def client_slot(directory: Path, most: int) -> Iterator[Slot]:
     try:
         yield slot
     finally:
-        slot.leave()
+        slot.free()
 
 
 class StdioLocks(LockKeeper):
-    """The locks of clients that are gone: they take no slot, but all processes together keep at most `most`."""
+    """The locks of disconnected clients: they take no slot, but all processes together keep at most `most`."""
 
     def __init__(self, directory: Path, most: int, slot: Slot) -> None:
         self._directory = directory
@@ -128,13 +128,13 @@ class StdioLocks(LockKeeper):
     @contextmanager
     def keeping(self, key: Key) -> Iterator[None]:
         descriptor = None
-        # If others were faster, this lock keeps its client's slot.
+        # If other processes have just taken all of them, this lock keeps its client's slot.
         with suppress(GatewayError):
             descriptor = _free(self._directory, "lock", self._most)
         if descriptor is None:
             yield
             return
-        self._slot.leave()
+        self._slot.free()
         try:
             yield
         finally:
@@ -142,7 +142,10 @@ class StdioLocks(LockKeeper):
 
 
 def _free(directory: Path, kind: str, most: int) -> int | None:
-    """Lock a free one of `most` files of a kind and return its descriptor; None if there is none."""
+    """Lock one of `most` files of a kind that no process has locked; return its descriptor, or None if all are.
+
+    Raises GatewayError.
+    """
     try:
         make_private(directory)
         for number in range(most):

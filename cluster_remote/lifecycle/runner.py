@@ -42,7 +42,7 @@ Say: TypeAlias = Callable[[str], None]
 class Runner:
     """Runs commands visibly: each is shown as a user would type it, and has its own output.
 
-    `gives_token`: whether commands that use the token in the environment get it.
+    `gives_token` says whether commands that use the token in the environment get it.
     """
 
     def __init__(self, repository: Repository, say: Say, *, gives_token: bool = True) -> None:
@@ -53,7 +53,7 @@ class Runner:
         """What failed without failing the plan; see BestEffort."""
 
     async def run(self, *argv: str, timeout: float = _TIMEOUT, shown: str = "", with_token: bool = False) -> None:
-        """Run a command to its end; `shown` is shown instead of its words. `with_token`: it uses the token.
+        """Run a command to its end; `shown` is shown instead of its words; `with_token` says whether it uses the token.
 
         If cancelled, asks the command to end and waits for it. Raises CommandFailed, after the command itself has
         printed its error message.
@@ -72,8 +72,8 @@ class Runner:
             self.say(f"cannot undo this: {printable(str(error))}")
 
     async def _code(self, argv: Sequence[str], environment: Mapping[str, str], timeout: float) -> int:
-        # On a terminal it stays in our process group, so that ssh can ask for a password. Otherwise it gets its own
-        # group, so that all its child processes can be ended with it.
+        # On a terminal the command stays in our process group, so that ssh can ask for a password. Otherwise it gets its
+        # own group, so that all its child processes can be ended with it.
         own_group = not os.isatty(0)
         try:
             process = await anyio.open_process(

@@ -101,7 +101,7 @@ async def _undo(begun: Sequence[Step], runner: Runner) -> None:
             said = True
         runner.say(line)
 
-    # The token belongs to the new address; what is restored may lead to another one.
+    # The token is for the new address; a restored remote may have another one.
     quiet = Runner(runner.repository, say, gives_token=False)
     for step in reversed(begun):
         try:
