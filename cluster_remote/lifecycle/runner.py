@@ -72,7 +72,7 @@ class Runner:
             self.say(f"cannot undo this: {printable(str(error))}")
 
     async def _code(self, argv: Sequence[str], environment: Mapping[str, str], timeout: float) -> int:
-        # On a terminal the command stays in our process group, so that ssh can ask for a password. Otherwise it gets its
+        # On a terminal the command stays in our process group, so that ssh can ask for a password. Otherwise it has its
         # own group, so that all its child processes can be ended with it.
         own_group = not os.isatty(0)
         try:
