@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all test-failed lint soak fuzz killed-clients faults docs clean
+.PHONY: demo test test-all test-browser test-failed lint soak fuzz killed-clients faults docs clean
 
 demo: $(VENV)/installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cluster-remote demo
@@ -13,7 +13,11 @@ test: $(VENV)/installed
 
 # Also what repeats other tests across versions and ways, or takes long by its nature.
 test-all: $(VENV)/installed
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n 4 --dist worksteal
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n 4 --dist worksteal -m "not browser"
+
+# What needs a real browser: chromium and chromium-driver.
+test-browser: $(VENV)/installed
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m browser
 
 # What failed in the last run, one test at a time.
 test-failed: $(VENV)/installed

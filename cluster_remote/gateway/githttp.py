@@ -13,6 +13,7 @@ import anyio
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from cluster_remote.annex import child
 from cluster_remote.annex.errors import AnnexError, CommandFailed
@@ -65,7 +66,8 @@ class GitHttp:
 
     async def _answer_config(self, request: Request) -> Response:
         await self._admit(request, Connect("git-upload-pack"))
-        return Response(await self._config(request), media_type="text/plain")
+        # It has the host that this client asked for.
+        return Response(await self._config(request), 200, {"Cache-Control": "no-store"}, "text/plain")
 
     async def _answer_refs(self, request: Request) -> Response:
         service = request.query_params.get("service", "")
@@ -134,23 +136,36 @@ class _HttpBackend:
             # Read the body first: a response that begins before the end of the request confuses proxies. git's requests
             # are small, except for a push, which git http-backend reads to the end before it responds.
             async with anyio.create_task_group() as tasks:
-                assert self._process.stderr is not None
-                tasks.start_soon(child.drain, self._process.stderr, self._tail)
-                with anyio.fail_after(_SILENCE):
-                    await self._feed()
-                    headers, rest = await self._headers()
+                tasks.start_soon(self.listen)
+                answer = await self._begun()
                 tasks.cancel_scope.cancel()
+            begun = isinstance(answer, _WithProcess)
+            return answer
+        finally:
+            if not begun:
+                await self.end()
+
+    async def _begun(self) -> Response:
+        try:
+            with anyio.fail_after(_SILENCE):
+                await self._feed()
+                headers, rest = await self._headers()
             status = int(headers.pop("Status", "200").split(" ")[0])
-            begun = True
-            return StreamingResponse(self._answer(rest), status, headers)
+            return _WithProcess(self, self._answer(rest), status, headers)
         except (TimeoutError, ValueError) as error:
             note(self._request, f"git http-backend: {error or 'no answer'}: {self._tail.text()}")
             return Response("git gave no answer on the gateway\n", 500, media_type="text/plain")
         except ClientDisconnect:
             return Response(None, 400)
-        finally:
-            if not begun:
-                await child.kill(self._process)
+
+    async def listen(self) -> None:
+        """Read what git says on standard error, so that it never waits for that."""
+        assert self._process.stderr is not None
+        await child.drain(self._process.stderr, self._tail)
+
+    async def end(self) -> None:
+        """Kill git if it is still running."""
+        await child.kill(self._process)
 
     async def _feed(self) -> None:
         stdin = self._process.stdin
@@ -186,14 +201,29 @@ class _HttpBackend:
     async def _answer(self, rest: bytes) -> AsyncIterator[bytes]:
         stdout = self._process.stdout
         assert stdout is not None
+        if rest:
+            yield rest
+        while True:
+            try:
+                with anyio.fail_after(_SILENCE):
+                    chunk = await stdout.receive(_CHUNK)
+            except anyio.EndOfStream:
+                break
+            yield chunk
+
+
+class _WithProcess(StreamingResponse):
+    """A response from git, which ends with it, even if the client has gone before it begins."""
+
+    def __init__(self, git: _HttpBackend, body: AsyncIterator[bytes], status: int, headers: dict[str, str]) -> None:
+        super().__init__(body, status, headers)
+        self._git = git
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            if rest:
-                yield rest
-            while True:
-                try:
-                    with anyio.fail_after(_SILENCE):
-                        yield await stdout.receive(_CHUNK)
-                except anyio.EndOfStream:
-                    break
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._git.listen)
+                await super().__call__(scope, receive, send)
+                tasks.cancel_scope.cancel()
         finally:
-            await child.kill(self._process)
+            await self._git.end()

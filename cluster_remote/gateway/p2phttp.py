@@ -155,12 +155,14 @@ class P2pHttp:
         served = await self._admitted(request, uuid, "key", Parameters(key))
         etag = f'"{base64.urlsafe_b64encode(bytes(key)).decode()}"'
         headers = {"ETag": etag, "Accept-Ranges": "bytes", "Cache-Control": "private, immutable, max-age=31536000"}
-        headers |= {"Content-Disposition": "attachment", "X-Content-Type-Options": "nosniff"}
-        if etag in [word.strip() for word in request.headers.get("if-none-match", "").split(",")]:
+        headers["Content-Disposition"] = "attachment"
+        # A proxy may have made it a weak one.
+        if etag in [word.strip().removeprefix("W/") for word in request.headers.get("if-none-match", "").split(",")]:
             return Response(None, 304, headers)
         size = key.content_size
         first, last = 0, None if size is None else size - 1
-        wanted = _RANGE.fullmatch(request.headers.get("range", ""))
+        # Only GET has ranges (RFC 9110, 14.2).
+        wanted = _RANGE.fullmatch(request.headers.get("range", "")) if request.method == "GET" else None
         partial = wanted is not None and bool(size) and request.headers.get("if-range", etag) == etag
         if partial:
             assert wanted is not None
@@ -172,7 +174,7 @@ class P2pHttp:
                 last = min(size - 1, int(wanted[2])) if wanted[2] is not None else size - 1
             assert last is not None
             if first > last:
-                return Response(None, 416, {**headers, "Content-Range": f"bytes */{size}"})
+                return Response(None, 416, {"Content-Range": f"bytes */{size}"})
             headers["Content-Range"] = f"bytes {first}-{last}/{size}"
 
         async def respond(sender: Sender) -> None:

@@ -16,9 +16,10 @@ from anyio.abc import TaskGroup
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
-from starlette.routing import Mount, Route
+from starlette.routing import Mount, Route, Router
 
 from cluster_remote.annex.errors import AnnexError
+from cluster_remote.gateway.browsers import guarded
 from cluster_remote.gateway.errors import HttpFailure, NotServed
 from cluster_remote.gateway.githttp import GitHttp
 from cluster_remote.gateway.httpaccess import Principal, challenge, login_could_help, note, principal_of
@@ -155,11 +156,13 @@ class Web:
         git = GitHttp(
             self._backend.repository, self._admit, self._backend.log.commit, self._git_annex_config, api.timeout
         )
-        routes = [*api.routes(), *git.routes(), Route("/", self._page)]
-        return Starlette(
-            routes=[Mount(self._path, routes=routes)] if self._path else routes,
-            exception_handlers={HttpFailure: _refused, AnnexError: _failed, Exception: _failed},
-        )
+        # Never redirect to the url with a slash: behind a reverse proxy, that would lead from https to http.
+        routes = Router([*api.routes(), *git.routes(), Route("/", self._page)], redirect_slashes=False)
+        app = Starlette(exception_handlers={HttpFailure: _refused, AnnexError: _failed, Exception: _failed})
+        app.router = routes
+        if self._path:
+            app.router = Router([Route(self._path, self._page), Mount(self._path, routes)], redirect_slashes=False)
+        return guarded(app)
 
     async def _admit(self, request: Request, wanted: Connect) -> str:
         """Check access to git; return the user's name. Raises HttpFailure."""
@@ -189,17 +192,16 @@ class Web:
             state = f"<p>{_shown(str(error))}</p>"
         url = f"{_base(request)}{self._path}"
         name = self._path.rpartition("/")[2] or "data"
-        page = _PAGE.format(name=_shown(name), url=_shown(url or "/"), directory=_shown(name), state=state)
-        return HTMLResponse(page, headers={"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"})
+        page = _PAGE.format(name=_shown(name), url=_shown(url), cluster=_shown(str(self._backend.cluster)), state=state)
+        return HTMLResponse(page, headers=_PAGE_HEADERS)
 
     async def _state(self) -> str:
         rows = [
-            f"<tr><td>{_shown(name)}</td><td>{_shown(str(uuid))}</td><td>{_shown(state)}</td></tr>"
+            f"<tr><td>{_shown(name)}</td><td>{_shown(state)}</td><td><code>{_shown(str(uuid))}</code></td></tr>"
             for name, uuid, state in await self._backend.nodes()
         ]
         return (
-            f"<p>Cluster {_shown(str(self._backend.cluster))}</p>"
-            "<table><thead><tr><th>node</th><th>UUID</th><th>state</th></tr></thead>"
+            "<table><thead><tr><th>Node</th><th>State</th><th>UUID</th></tr></thead>"
             f"<tbody>{''.join(rows)}</tbody></table>"
         )
 
@@ -229,30 +231,43 @@ def _shown(text: str) -> str:
     return html.escape(printable(text, 500))
 
 
+_PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    # It shows the host that this client asked for, and the current state.
+    "Cache-Control": "no-store",
+}
 _PAGE = """<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<title>{name}: a git-annex cluster</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<link rel="icon" href="data:,">
+<title>{name}: a git-annex dataset</title>
 <style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 45rem; margin: 2rem auto; padding: 0 1rem; color: #222 }}
-pre {{ background: #f3f3f3; padding: 0.8rem; overflow-x: auto }}
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 45rem; margin: 2rem auto; padding: 0 1rem }}
+pre, code {{ font: 0.9em/1.5 ui-monospace, monospace; overflow-wrap: anywhere }}
+pre {{ background: #8882; padding: 0.8rem 1rem; border-radius: 0.4rem; white-space: pre-wrap }}
 table {{ border-collapse: collapse; display: block; overflow-x: auto }}
-td, th {{ border: 1px solid #ccc; padding: 0.3rem 0.6rem; text-align: left }}
+td, th {{ border-bottom: 1px solid #8886; padding: 0.3rem 1rem 0.3rem 0; text-align: left; white-space: nowrap }}
 </style>
 </head>
 <body>
 <h1>{name}</h1>
-<p>This is a dataset of <a href="https://git-annex.branchable.com/">git-annex</a>. Its files are in a cluster: several
-repositories behind this one address.</p>
-<h2>Get it</h2>
-<pre>git clone {url} {directory}
-cd {directory}
+<p>This is a <a href="https://git-annex.branchable.com/">git-annex</a> dataset. Its files are stored in a cluster:
+several repositories behind this one address.</p>
+<h2>Get all of it</h2>
+<pre>git clone {url} {name}
+cd {name}
 cluster-remote setup
 git annex get .</pre>
 <p>With git-annex alone, leave out <code>cluster-remote setup</code>.</p>
-<h2>State</h2>
+<h2>Get a single file</h2>
+<p><code>{url}/git-annex/{cluster}/key/KEY</code></p>
+<p>In a clone, <code>git annex lookupkey FILE</code> prints the KEY of a file.</p>
+<h2>State of the cluster</h2>
 {state}
 </body>
 </html>

@@ -274,6 +274,14 @@ def test_an_unprintable_url_is_a_bad_request(public: Web, path: str, headers: di
     assert (answer.status, b"X-Forwarded-Proto headers" in answer.body) == (400, True)
 
 
+@pytest.mark.parametrize("path", ["/config", "/"])
+def test_the_host_that_one_client_asks_for_is_shown_to_no_other(public: Web, path: str) -> None:
+    answer = public.ask("GET", path, headers={"Host": "other.example", "X-Forwarded-Host": "evil.example"})
+    assert b"http://other.example/data" in answer.body
+    assert b"evil" not in answer.body
+    assert answer.headers["cache-control"] == "no-store"
+
+
 def test_missing_content_is_an_empty_answer_for_git_annex_and_not_found_for_browsers(public: Web) -> None:
     answer = public.api("key/SHA256-s3--00")
     assert (answer.status, answer.headers["x-git-annex-data-length"], answer.body) == (200, "0", b"")
@@ -309,7 +317,16 @@ def test_a_browser_gets_ranges_and_not_modified_answers(public: Web) -> None:
         answer = public.ask("GET", path, headers={"Range": f"bytes={wanted}"})
         assert (answer.status, answer.body) == (206, content[first:end])
     assert public.ask("GET", path, headers={"Range": "bytes=100-"}).status == 416
-    assert public.ask("GET", path, headers={"If-None-Match": whole.headers["etag"]}).status == 304
+    # Several parts at once are not worth the trouble; a part of what the client has another version of is no use.
+    for headers in ({"Range": "bytes=0-1,5-6"}, {"Range": "bytes=10-19", "If-Range": '"other"'}, {"Range": "x=1-2"}):
+        answer = public.ask("GET", path, headers=headers)
+        assert (answer.status, answer.body) == (200, content)
+    answer = public.ask("GET", path, headers={"Range": "bytes=10-19", "If-Range": whole.headers["etag"]})
+    assert (answer.status, answer.headers["content-range"]) == (206, "bytes 10-19/100")
+    head = public.ask("HEAD", path, headers={"Range": "bytes=10-19"})
+    assert (head.status, head.headers["content-length"]) == (200, "100")
+    for etag in (whole.headers["etag"], f"W/{whole.headers['etag']}", f'"other", {whole.headers["etag"]}'):
+        assert public.ask("GET", path, headers={"If-None-Match": etag}).status == 304
 
 
 def test_a_lock_holds_until_the_client_releases_it(web: Web) -> None:
@@ -340,6 +357,17 @@ def test_the_page_says_how_to_get_the_dataset_and_escapes_foreign_markup(cluster
         assert b"<script>" not in page.body
         assert b"&lt;script&gt;" in page.body
         assert "default-src 'none'" in page.headers["content-security-policy"]
+
+
+def test_no_redirect_leads_from_https_to_http(public: Web) -> None:
+    """The gateway does not know what a reverse proxy in front of it is asked for."""
+    connection = http.client.HTTPConnection("127.0.0.1", public.port, timeout=START_SECONDS)
+    with contextlib.closing(connection):
+        connection.request("GET", "/data")
+        response = connection.getresponse()
+        assert (response.status, b"git clone" in response.read()) == (200, True)
+    assert public.ask("GET", "/config/").status == 404
+    assert public.ask("GET", "/git-annex").status == 404
 
 
 def test_a_signal_ends_the_gateway_cleanly_without_waiting_for_silent_clients(public: Web) -> None:

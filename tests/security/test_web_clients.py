@@ -404,7 +404,7 @@ async def test_a_fetch_that_stalls_is_given_up(shared: Cluster, tmp_path: Path) 
             kind = "application/x-git-upload-pack-request"
             client.begin("POST", "/git-upload-pack", Transfer_Encoding="chunked", Content_Type=kind)
             client.socket.sendall(b"fffff\r\n0032")
-            assert await told(client.answer) == 500
+            assert (await told(client.answer), client.body) == (500, b"git gave no answer on the gateway\n")
             assert await off(hung_up, client) == "yes"
         shared.gateway.environment.assert_no_process_left()
 

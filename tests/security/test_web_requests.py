@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,9 @@ SMUGGLED = {
     "a chunk with a sign": ([b"Transfer-Encoding: chunked"], b"-5\r\nhello\r\n0\r\n\r\n"),
     "a chunk that does not end": ([b"Transfer-Encoding: chunked"], b"5\r\nhelloXX0\r\n\r\n"),
     "a huge chunk": ([b"Transfer-Encoding: chunked"], b"FFFFFFFFFFFFFFFFFFFFF\r\nhello"),
+    "a folded length": ([b"Content-Length: 5\r\n 0"], b"hello"),
+    "a line feed alone": ([b"X: a\nTransfer-Encoding: chunked", b"Content-Length: 5"], b"5\r\nhello\r\n0\r\n\r\n"),
+    "a huge chunk extension": ([b"Transfer-Encoding: chunked"], b"5;" + b"x" * 1_000_000),
     "a line end alone": ([b"X: a\rContent-Length: 5"], b"hello"),
     "a NUL": ([b"X: \x00"], b"hello"),
 }
@@ -91,6 +95,7 @@ async def test_a_length_beside_chunks_is_refused_and_the_connection_ends(shared:
         b"GET / HTTP/1.1\r\nHost: x\r\n" + b"X: y\r\n" * 100_000 + b"\r\n",
         b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"y" * 1_000_000,
         b"GET /" + b"y" * 1_000_000,
+        b"GET /config\r\n\r\n",
         b"GET / HTTP/1.1\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
         b"GET /\xff\xfe HTTP/1.1\r\nHost: x\r\n\r\n",
@@ -104,6 +109,7 @@ async def test_a_length_beside_chunks_is_refused_and_the_connection_ends(shared:
         "many headers",
         "a long header",
         "a long url",
+        "no version",
         "no host",
         "two hosts",
         "no UTF-8",
@@ -186,3 +192,74 @@ async def test_a_key_over_http_is_no_path_out_of_the_repositories(shared: Cluste
                     assert await told(client.ask, "GET", api(shared.uuid, f"key/{word}"), token) == 200
                     assert client.body == b"hello"
     assert {path.name for path in top.rglob("*") if ".git" not in path.parts} == before
+
+
+# Browsers
+
+
+PAGES = {
+    "another site": b"Origin: https://evil.example",
+    "a page in a sandbox": b"Origin: null",
+    "no origin": b"Sec-Fetch-Site: cross-site",
+    "the gateway itself": b"Sec-Fetch-Site: same-origin",
+}
+
+
+@pytest.mark.parametrize("page", PAGES)
+async def test_no_page_changes_anything_with_the_login_that_a_browser_remembers(
+    shared: Cluster, tmp_path: Path, page: str
+) -> None:
+    node = shared.nodes[0]
+    name = page.replace(" ", "-")
+    key = node.add(name, name.encode())
+    async with gateway(shared, tmp_path, Limits()) as served:
+        token = served.tokens.create(Mode.READ_WRITE)[1]
+        paths = [api(node.uuid, f"{each}?key={key}") for each in ("remove", "lockcontent", "checkpresent")]
+        paths += [api(shared.uuid, f"put?key=WORM-s5--{name}"), "/git-receive-pack"]
+        for path in paths:
+            headers = (b"Content-Length: 5", b"Content-Type: text/plain", PAGES[page])
+            answer = await said(served, with_token(token, *headers, path=path, body=b"hello"))
+            assert answer.split()[1] == "403", (path, answer)
+            assert "access-control-" not in answer.lower()
+        assert node.has_object(key)
+        assert shared.holders(f"WORM-s5--{name}") == [False] * 3
+        # Programs send no such header.
+        answer = await said(served, with_token(token, b"Content-Length: 0", path=paths[2]))
+        assert '{"present":true}' in answer
+
+
+async def test_no_page_is_told_that_it_may_ask(shared: Cluster, tmp_path: Path) -> None:
+    async with gateway(shared, tmp_path, Limits(), public_read=True) as served:
+        asked = b"Host: x\r\nOrigin: https://evil.example\r\nAccess-Control-Request-Method: POST\r\n\r\n"
+        for method in (b"OPTIONS", b"GET"):
+            answer = await said(served, method + b" /config HTTP/1.1\r\n" + asked)
+            assert answer.split()[1] == ("403" if method == b"OPTIONS" else "200")
+            assert "access-control-" not in answer.lower()
+
+
+@pytest.mark.parametrize("form", ["key/{}", "v4/key/{}?" + "clientuuid=11111111-2222-4333-8444-555555555555"])
+async def test_a_browser_takes_content_for_no_page_or_script(shared: Cluster, tmp_path: Path, form: str) -> None:
+    node = shared.nodes[0]
+    key = node.add("page.html", b"<script>alert(1)</script>")
+    async with gateway(shared, tmp_path, Limits(), public_read=True) as served:
+        path = f"/git-annex/{node.uuid}/{form.format(key)}"
+        answer = (await said(served, f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())).lower()
+        assert "<script>" in answer
+        assert "x-content-type-options: nosniff" in answer
+        assert "content-type: application/octet-stream" in answer
+        # Other sites may embed what anyone can read, and nothing that needs a login.
+        assert "cross-origin-resource-policy" not in answer
+        token = served.tokens.create(Mode.READ_ONLY)[1]
+        login = base64.b64encode(f"any:{token}".encode()).decode()
+        request = f"GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Basic {login}\r\n\r\n"
+        assert "cross-origin-resource-policy: same-origin" in (await said(served, request.encode())).lower()
+
+
+PIPELINED = b"GET /config HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+async def test_requests_in_a_row_are_answered_in_their_order(shared: Cluster, tmp_path: Path) -> None:
+    async with gateway(shared, tmp_path, Limits(), public_read=True) as served:
+        other = b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n"
+        answer = await said(served, PIPELINED + other + PIPELINED + b"no request at all\r\n\r\n" + PIPELINED)
+        assert re.findall(r"HTTP/1\.1 ([0-9]+)", answer) == ["200", "404", "200", "400"]
