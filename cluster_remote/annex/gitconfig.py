@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-__all__ = ["GitConfig", "ask_git", "is_path"]
+__all__ = ["GitConfig", "ask_git", "is_path", "is_true"]
 
 # Seconds for a git command that only reads files of the repository.
 _QUICK = 30.0
@@ -67,12 +67,9 @@ class GitConfig:
         return self._values.get(_canonical(name), ())
 
     def boolean(self, name: str, default: bool = False) -> bool:
-        """Return a value as a boolean, as git does: true, yes, on and nonzero numbers. Anything else is false."""
+        """Return a value as a boolean; see `is_true`."""
         value = self.get(name)
-        if value is None:
-            return default
-        value = value.strip().lower()
-        return value in ("true", "yes", "on") or (value.lstrip("+-").isdecimal() and int(value) != 0)
+        return default if value is None else is_true(value)
 
     def remotes(self) -> list[str]:
         """Return the names of all remotes, in the order of their first mention."""
@@ -135,6 +132,12 @@ class GitConfig:
             if first == section and separator:
                 found[subsection] = None
         return list(found)
+
+
+def is_true(value: str) -> bool:
+    """Return what a value means as a boolean, as in git: true, yes, on and nonzero numbers. Anything else is false."""
+    value = value.strip().lower()
+    return value in ("true", "yes", "on") or (value.lstrip("+-").isdecimal() and int(value) != 0)
 
 
 def is_path(url: str) -> bool:

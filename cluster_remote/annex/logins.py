@@ -35,14 +35,14 @@ class Login:
 class GitCredentials:
     """Provide the login for a server: a token, or the login that git's credential helpers have.
 
-    `protocol` and `host` go to git's helpers (annex+https, HOST:PORT), with the path that git-annex uses (observed with
-    git-annex 10.20261026). Helpers are told whether the server accepted their login. git cannot prompt on the terminal
-    here, because the user has not started this program. Without a `repository`, there is only the token.
+    `wanted` is what git is asked for, one line for each field (git-credential(1)). Helpers are told whether the server
+    accepted their login. git cannot prompt on the terminal here, because the user has not started this program.
+    Without a `repository`, there is only the token.
     """
 
-    def __init__(self, repository: Repository | None, protocol: str, host: str, token: str | None = None) -> None:
+    def __init__(self, repository: Repository | None, wanted: str, token: str | None = None) -> None:
         self._repository = repository
-        self._description = f"protocol={protocol}\nhost={host}\npath=git-annex\n"
+        self._wanted = wanted
         # Our own gateway accepts the token as the password, with any user name.
         self._token = None if token is None else Login("token", token)
 
@@ -50,7 +50,7 @@ class GitCredentials:
         """Return the next login to try; None if there are no more. `refused` are those that the server rejected."""
         if self._token is not None and self._token not in refused:
             return self._token
-        filled = await self._git("fill", self._description)
+        filled = await self._git("fill", self._wanted)
         values = dict(line.partition("=")[::2] for line in filled.splitlines())
         if "username" not in values or "password" not in values:
             return None
@@ -67,7 +67,7 @@ class GitCredentials:
 
     async def _tell(self, verb: str, login: Login) -> None:
         if login != self._token:
-            await self._git(verb, f"{self._description}username={login.user}\npassword={login.password}\n")
+            await self._git(verb, f"{self._wanted}username={login.user}\npassword={login.password}\n")
 
     async def _git(self, verb: str, description: str) -> str:
         if self._repository is None:

@@ -45,9 +45,11 @@ from cluster_remote.transport.tracing import VARIABLE
 
 __all__ = ["trace"]
 
-# A token in an assignment for a shell or env(1), quoted or not; at the end of a link for git annex p2p; or in the form
-# that our gateway creates.
-_TOKEN = re.compile(rf"""({TOKEN}=(?:\\?["'])?)[^\s"']+|(p2p-annex::\S*:)[^\s:"']+|\b[a-z2-7]{{52}}\b""")
+# A token in an assignment for a shell or env(1), quoted or not; at the end of a link for git annex p2p; as the password
+# in a url; or in the form that our gateway creates.
+_TOKEN = re.compile(
+    rf"""({TOKEN}=(?:\\?["'])?)[^\s"']+|(p2p-annex::\S*:)[^\s:"']+|(://[^\s/@:]*:)[^\s/]+(?=@)|\b[a-z2-7]{{52}}\b"""
+)
 # Seconds between checks for new messages.
 _POLL_INTERVAL = 0.05
 # Maximum characters in a line of a trace: the longest message, and its metadata.
@@ -254,7 +256,7 @@ def _without_token(command: list[str]) -> tuple[str, ...]:
     """Mask tokens in the command: the one in the environment, and any word that looks like one or is passed as one."""
     token = given_token()
     words = (word.replace(token, "[token]") if token else word for word in command)
-    return tuple(_TOKEN.sub(lambda found: f"{found[1] or found[2] or ''}[token]", word) for word in words)
+    return tuple(_TOKEN.sub(lambda found: f"{found[1] or found[2] or found[3] or ''}[token]", word) for word in words)
 
 
 async def _names() -> dict[str, str]:

@@ -6,6 +6,7 @@ import ssl
 from collections.abc import Iterable
 from functools import partial
 from typing import Any
+from urllib.parse import urlsplit
 
 import anyio
 import httpcore
@@ -14,6 +15,7 @@ from anyio.streams.tls import TLSStream
 
 from cluster_remote.annex.branchlog import BranchLogs
 from cluster_remote.annex.errors import AnnexError
+from cluster_remote.annex.gitconfig import GitConfig
 from cluster_remote.annex.logins import GitCredentials
 from cluster_remote.annex.repository import Repository
 from cluster_remote.p2p.descriptor import is_readable
@@ -24,6 +26,7 @@ from cluster_remote.transport.http import HttpSession
 from cluster_remote.transport.httpclient import HttpClient
 from cluster_remote.transport.network import Network, proxy_for
 from cluster_remote.transport.opening import Caller
+from cluster_remote.transport.tls import TlsSettings, https_setting
 from cluster_remote.transport.tracing import recorded
 
 __all__ = ["http_session"]
@@ -33,21 +36,41 @@ def http_session(
     address: Http, caller: Caller, server: UUID | None, token: str | None, bypass: frozenset[UUID]
 ) -> HttpSession:
     scheme = "https" if address.tls else "http"
-    network = Network(caller.allowed_ips, proxy_for(scheme, address.host, caller.http_proxy))
-    context = caller.tls.context() if address.tls else None
+    url = f"{scheme}://{address.authority}{address.prefix}"
+    proxy = proxy_for(scheme, address.host, https_setting(caller.config, "proxy", url))
+    network = Network(caller.allowed_ips, proxy)
+    context = TlsSettings.of(caller.config, url).context() if address.tls else None
     pool = httpcore.AsyncConnectionPool(context, network_backend=Backend(network), max_keepalive_connections=2)
     http = HttpClient(
-        f"{scheme}://{address.authority}{address.prefix}",
+        url,
         server,
         name=str(address),
         client=caller.uuid,
         pool=pool,
-        authentication=GitCredentials(caller.repository, address.scheme, address.authority, token),
+        authentication=GitCredentials(caller.repository, _login_wanted(address, caller.config), token),
         timeout=caller.timeout,
         bypass=bypass,
         candidates=partial(_candidates, caller.repository),
     )
     return HttpSession(http, recorded(caller.trace, str(address), server, token))
+
+
+def _login_wanted(address: Http, config: GitConfig) -> str:
+    """Return which login git is asked for: that of a remote on the same server, or else one for git-annex.
+
+    These are the ones that git-annex asks for (observed with git-annex 10.20261026).
+    """
+    scheme, port = ("https", 443) if address.tls else ("http", 80)
+    for name in config.remotes():
+        url = config.rewritten(config.remote(name, "url") or "")
+        try:
+            parts = urlsplit(url)
+            same = (parts.scheme, parts.hostname, parts.port or port) == (scheme, address.host.lower(), address.port)
+        except ValueError:
+            continue
+        if same and url.isprintable():
+            return f"url={url}\n"
+    return f"protocol={address.scheme}\nhost={address.authority}\npath=git-annex\n"
 
 
 async def _candidates(repository: Repository | None) -> list[UUID]:
@@ -104,8 +127,8 @@ class _Stream(httpcore.AsyncNetworkStream):
             return b""
         except TimeoutError:
             raise httpcore.ReadTimeout from None
-        except (anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
-            raise httpcore.ReadError(str(error.__cause__ or "")) from None
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError, ssl.SSLError) as error:
+            raise httpcore.ReadError(_said(error)) from None
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
         if not buffer:
@@ -115,8 +138,8 @@ class _Stream(httpcore.AsyncNetworkStream):
                 await self._stream.send(buffer)
         except TimeoutError:
             raise httpcore.WriteTimeout from None
-        except (anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
-            raise httpcore.WriteError(str(error.__cause__ or "")) from None
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError, ssl.SSLError) as error:
+            raise httpcore.WriteError(_said(error)) from None
 
     async def aclose(self) -> None:
         await self._stream.aclose()
@@ -135,9 +158,14 @@ class _Stream(httpcore.AsyncNetworkStream):
             raise httpcore.ConnectTimeout from None
         except (anyio.BrokenResourceError, anyio.EndOfStream, ssl.SSLError) as error:
             await anyio.aclose_forcefully(self._stream)
-            raise httpcore.ConnectError(str(error.__cause__ or error)) from None
+            raise httpcore.ConnectError(_said(error)) from None
 
     def get_extra_info(self, info: str) -> Any:
         if info == "is_readable":
             return is_readable(self._stream.extra(SocketAttribute.raw_socket).fileno())
         return None
+
+
+def _said(error: Exception) -> str:
+    """Return what the system or TLS says, as far as known."""
+    return str(error.__cause__ or error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 from cluster_remote.p2p.client import Transport
 from cluster_remote.p2p.key import UUID
@@ -10,6 +11,7 @@ from cluster_remote.transport.address import Tcp, Tls, Tor, Unix
 from cluster_remote.transport.network import Network, proxy_for
 from cluster_remote.transport.opening import Caller, token_for
 from cluster_remote.transport.sockets import TcpTransport, TlsTransport, UnixTransport
+from cluster_remote.transport.tls import TlsSettings
 
 __all__ = ["onion_service", "tcp_socket", "tls_socket", "unix_socket"]
 
@@ -32,7 +34,9 @@ def tcp_socket(address: Tcp, caller: Caller, server: UUID | None, token: str | N
 def tls_socket(address: Tls, caller: Caller, server: UUID | None, token: str | None) -> Transport:
     network = Network(caller.allowed_ips, proxy_for("tls", address.host))
     token = token_for(address, token, address.node)
-    return TlsTransport(network, address.host, address.port, caller.tls, token=token, name=str(address))
+    url = str(replace(address, node=None)).replace("tls://", "https://")
+    tls = TlsSettings.of(caller.config, url)
+    return TlsTransport(network, address.host, address.port, tls, token=token, name=str(address))
 
 
 def onion_service(address: Tor, caller: Caller, server: UUID | None, token: str | None) -> Transport:

@@ -47,6 +47,8 @@ _MAX_ANSWER = 1024 * 1024
 _MAX_QUOTED = 300
 # How many known repositories to try if the server is unknown.
 _MAX_CANDIDATES = 30
+# How many logins to try for one request: a credential helper may invent a new one each time.
+_MAX_LOGINS = 4
 # Seconds to wait before retrying a query.
 _PAUSE = 0.5
 # Seconds to close a response.
@@ -293,7 +295,9 @@ class HttpClient:
             refused.append(self._login)
             if self._authentication is not None:
                 await self._authentication.rejected(self._login)
-        login = None if self._authentication is None else await self._authentication.login(refused)
+        login = None
+        if self._authentication is not None and len(refused) < _MAX_LOGINS:
+            login = await self._authentication.login(refused)
         if login is None:
             what = "rejected the login" if refused else "wants a login, and there is none"
             raise AuthenticationFailed(f"{self.name}: {doing}: the server {what}")
@@ -351,6 +355,9 @@ class HttpClient:
         """Turn network errors into SessionErrors."""
         try:
             return await waiting
+        except Unreachable as error:
+            # From our own Network.
+            raise type(error)(f"{self.name}: {doing}: {error}") from None
         except (httpcore.ConnectError, httpcore.ProxyError, httpcore.UnsupportedProtocol) as error:
             raise Unreachable(f"{self.name}: {doing}: cannot connect: {_reason(error)}") from None
         except httpcore.ConnectTimeout:
@@ -400,12 +407,12 @@ class _TooLong(Exception):
 
 async def read(response: httpcore.Response) -> bytes:
     """Read the whole body of an answer without content."""
-    body = b""
+    body = bytearray()
     async for chunk in response.aiter_stream():
         body += chunk
         if len(body) > _MAX_ANSWER:
             raise _TooLong(f"an answer of more than {_MAX_ANSWER} bytes")
-    return body
+    return bytes(body)
 
 
 def coded(raw: bytes) -> str:

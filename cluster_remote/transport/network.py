@@ -27,13 +27,13 @@ def proxy_for(scheme: str, host: str, configured: str | None = None) -> str | No
     """Return the url of the proxy for a host, chosen like curl and git do; None to connect directly.
 
     `scheme` is http, https, or anything else; `configured` is git's http.proxy, which overrides HTTPS_PROXY and
-    HTTP_PROXY, which override ALL_PROXY. NO_PROXY lists hosts to reach directly.
+    HTTP_PROXY, which override ALL_PROXY. NO_PROXY lists hosts to reach directly, whatever the proxy.
     """
+    if proxy_bypass(host):
+        return None
     if configured is not None:
         return configured or None
     found = getproxies_environment()
-    if proxy_bypass(host):
-        return None
     return found.get(scheme) or found.get("all") or None
 
 

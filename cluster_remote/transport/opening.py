@@ -10,13 +10,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from cluster_remote.annex.gitconfig import GitConfig
 from cluster_remote.annex.repository import Repository
 from cluster_remote.p2p.client import StreamSession, Transport
 from cluster_remote.p2p.key import UUID
 from cluster_remote.p2p.stream import Trace
 from cluster_remote.p2p.timeouts import DEFAULT_TIMEOUT
 from cluster_remote.transport.address import Address, BadAddress, Directory, Http, P2pAnnex, Ssh, Tcp, Tls, Tor, Unix
-from cluster_remote.transport.tls import TlsSettings
 from cluster_remote.transport.tracing import recorded
 
 if TYPE_CHECKING:
@@ -32,9 +32,9 @@ class Caller:
 
     `uuid` is the asking repository; `timeout` is in seconds without progress; `ssh_command` and `ssh_variant` are git's
     core.sshCommand and ssh.variant, `share_ssh` is annex.sshcaching; `repository` is None outside of one. `allowed_ips`
-    is annex.security.allowed-ip-addresses if the address may be a stranger's, None if this user gave it; `tls` and
-    `http_proxy` are git's settings for https, `ssh_options` the user's for this remote. `settings` go to the git of a
-    repository on this machine, before those in its configuration.
+    is annex.security.allowed-ip-addresses if the address may be a stranger's, None if this user gave it; `config` has
+    git's settings for https, `ssh_options` are the user's for this remote. `settings` go to the git of a repository on
+    this machine, before those in its configuration.
     """
 
     uuid: UUID
@@ -45,8 +45,7 @@ class Caller:
     trace: Trace | None = None
     repository: Repository | None = None
     allowed_ips: str | None = None
-    tls: TlsSettings = field(default_factory=TlsSettings)
-    http_proxy: str | None = None
+    config: GitConfig = field(default=GitConfig({}), repr=False)
     ssh_options: tuple[str, ...] = ()
     settings: Mapping[str, str] = field(default_factory=dict)
 
@@ -60,8 +59,7 @@ class Caller:
             ssh_variant=config.get("ssh.variant"),
             share_ssh=config.boolean("annex.sshcaching", True),
             repository=repository,
-            tls=TlsSettings.of(config),
-            http_proxy=config.get("http.proxy"),
+            config=config,
         )
 
     def restricted_to(self, allowed_ips: str) -> Caller:

@@ -7,13 +7,17 @@ import ssl
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
+from cluster_remote.annex.gitconfig import is_true
 from cluster_remote.p2p.errors import Unreachable
 
 if TYPE_CHECKING:
     from cluster_remote.annex.gitconfig import GitConfig
 
-__all__ = ["ServerCertificate", "TlsSettings"]
+__all__ = ["ServerCertificate", "TlsSettings", "https_setting"]
+
+_PORTS = {"http": 80, "https": 443}
 
 
 @dataclass(frozen=True)
@@ -29,13 +33,13 @@ class TlsSettings:
     verify: bool = True
 
     @classmethod
-    def of(cls, config: GitConfig) -> TlsSettings:
-        """Read git's http.sslCAInfo, http.sslCert, http.sslKey, http.sslVerify and the variables that override them."""
+    def of(cls, config: GitConfig, url: str) -> TlsSettings:
+        """Read git's sslCAInfo, sslCert, sslKey and sslVerify for a url, and the variables that override them."""
         return cls(
-            os.environ.get("GIT_SSL_CAINFO") or _path(config.get("http.sslCAInfo")),
-            os.environ.get("GIT_SSL_CERT") or _path(config.get("http.sslCert")),
-            os.environ.get("GIT_SSL_KEY") or _path(config.get("http.sslKey")),
-            "GIT_SSL_NO_VERIFY" not in os.environ and config.boolean("http.sslVerify", True),
+            os.environ.get("GIT_SSL_CAINFO") or _path(https_setting(config, "sslCAInfo", url)),
+            os.environ.get("GIT_SSL_CERT") or _path(https_setting(config, "sslCert", url)),
+            os.environ.get("GIT_SSL_KEY") or _path(https_setting(config, "sslKey", url)),
+            "GIT_SSL_NO_VERIFY" not in os.environ and is_true(https_setting(config, "sslVerify", url) or "true"),
         )
 
     def context(self) -> ssl.SSLContext:
@@ -53,6 +57,39 @@ class TlsSettings:
             except (OSError, ssl.SSLError) as error:
                 raise Unreachable(f"{self.certificate} cannot be used as http.sslCert: {_reason(error)}") from None
         return context
+
+
+def https_setting(config: GitConfig, name: str, url: str) -> str | None:
+    """Return git's setting for a url: that of the `[http "URL"]` that fits it best, or else of `[http]`.
+
+    The rules are those of git-config(1), http.<url>.*.
+    """
+    best, value = (0, 0), config.get(f"http.{name}")
+    for pattern in config.subsections("http"):
+        found, fit = config.get(f"http.{pattern}.{name}"), _fit(pattern, url)
+        if found is not None and fit is not None and fit >= best:
+            best, value = fit, found
+    return value
+
+
+def _fit(pattern: str, url: str) -> tuple[int, int] | None:
+    """Return how much of a url's host and of its path a pattern names; None if it does not fit."""
+    wanted, given = urlsplit(pattern), urlsplit(url)
+    try:
+        ports = [each.port or _PORTS.get(each.scheme) for each in (wanted, given)]
+    except ValueError:
+        return None
+    hosts = [(each.hostname or "").split(".") for each in (wanted, given)]
+    paths = [each.path.rstrip("/") + "/" for each in (wanted, given)]
+    fits = (
+        wanted.scheme == given.scheme
+        and wanted.username is None
+        and ports[0] == ports[1]
+        and len(hosts[0]) == len(hosts[1])
+        and all(part in ("*", other) for part, other in zip(*hosts, strict=True))
+        and paths[1].startswith(paths[0])
+    )
+    return (sum(part != "*" for part in hosts[0]), len(paths[0])) if fits else None
 
 
 def _path(value: str | None) -> str | None:

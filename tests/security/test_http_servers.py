@@ -5,23 +5,31 @@ from __future__ import annotations
 import base64
 import gzip
 import socket
+import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import anyio
+import httpcore
 import pytest
 
-from cluster_remote.p2p.errors import ProtocolError, SessionError
+from cluster_remote.annex.gitconfig import GitConfig
+from cluster_remote.annex.logins import Login
+from cluster_remote.p2p.errors import AuthenticationFailed, ProtocolError, SessionError, Unreachable
 from cluster_remote.p2p.key import UUID, AssociatedFile, Key
 from cluster_remote.p2p.session import Session
 from cluster_remote.transport.address import parse_address
+from cluster_remote.transport.http import HttpSession
+from cluster_remote.transport.httpclient import HttpClient
 from cluster_remote.transport.opening import Caller, session_at
 from cluster_remote.transport.trust import Refusal
 from tests.remote.testbed import Testbed, text
+from tests.support.certificates import make_certificate
+from tests.support.environment import Environment
 from tests.support.sockets import free_port
 
 pytestmark = pytest.mark.anyio
@@ -37,15 +45,22 @@ Respond = Callable[[bytes], Iterator[bytes]]
 
 
 @contextmanager
-def server(respond: Respond, port: int | None = None) -> Iterator[tuple[int, list[bytes]]]:
+def server(
+    respond: Respond, port: int | None = None, tls: ssl.SSLContext | None = None
+) -> Iterator[tuple[int, list[bytes]]]:
     """Answer every request on a port; give the port, and the requests as they come, without their bodies."""
     heard: list[bytes] = []
     with socket.create_server(("127.0.0.1", port or 0)) as listener:
         ending = threading.Event()
 
-        def answer(connection: socket.socket) -> None:
-            with connection:
-                connection.settimeout(10)
+        def answer(accepted: socket.socket) -> None:
+            accepted.settimeout(10)
+            try:
+                talking = accepted if tls is None else tls.wrap_socket(accepted, server_side=True)
+            except OSError:
+                accepted.close()
+                return
+            with talking as connection:
                 try:
                     request = b""
                     while b"\r\n\r\n" not in request and (data := connection.recv(65536)):
@@ -154,6 +169,66 @@ async def test_a_shared_url_into_a_private_network_is_connected_to_by_no_redirec
             await session.check_present(KEY)
         await session.aclose()
     assert heard == []
+
+
+async def test_logins_that_a_helper_makes_up_anew_each_time_are_not_tried_for_ever() -> None:
+    class Helper:
+        given = 0
+
+        async def login(self, refused: Sequence[Login]) -> Login:
+            self.given += 1
+            return Login("me", str(self.given))
+
+        async def accepted(self, login: Login) -> None:
+            raise AssertionError(login)
+
+        async def rejected(self, login: Login) -> None:
+            """Think of another one."""
+
+    with server(answered("401 Unauthorized", CHALLENGE)) as (port, heard):
+        client = HttpClient(
+            f"http://127.0.0.1:{port}",
+            SERVER,
+            name="the server",
+            client=CLIENT,
+            pool=httpcore.AsyncConnectionPool(),
+            authentication=Helper(),
+        )
+        session = HttpSession(client)
+        with anyio.fail_after(20), pytest.raises(AuthenticationFailed):
+            await session.check_present(KEY)
+        await session.aclose()
+    assert len(heard) < 8
+
+
+async def test_an_error_of_the_network_says_where_and_what_was_tried() -> None:
+    session = session_with(free_port())
+    with pytest.raises(Unreachable, match=r"^annex\+http://127\.0\.0\.1:\d+/git-annex/: checking .*: cannot connect"):
+        await session.check_present(KEY)
+    await session.aclose()
+
+
+async def test_a_certificate_of_the_client_is_shown_to_a_server_that_asks_for_one(
+    environment: Environment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in ("GIT_SSL_CAINFO", "GIT_SSL_CERT", "GIT_SSL_KEY"):
+        monkeypatch.delenv(variable, raising=False)
+    certificate, key = map(str, make_certificate(environment))
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=certificate)
+    tls.load_cert_chain(certificate, key)
+    tls.verify_mode = ssl.CERT_REQUIRED
+    with server(answered("200 OK", body=b'{"present":true}'), tls=tls) as (port, _):
+        address = parse_address(f"annex+https://localhost:{port}/git-annex/")
+        trusting = {"http.sslcainfo": (certificate,)}
+        for shown in ({"http.sslcert": (certificate,), "http.sslkey": (key,)}, {}):
+            caller = Caller(CLIENT, 3.0, config=GitConfig({**trusting, **shown}))
+            session = session_at(address, caller, server=SERVER)
+            if shown:
+                assert await session.check_present(KEY)
+            else:
+                with pytest.raises(SessionError):
+                    await session.check_present(KEY)
+            await session.aclose()
 
 
 def _endless(head: bytes) -> Respond:

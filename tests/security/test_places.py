@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import anyio
 import pytest
 
 from cluster_remote.annex.errors import CommandFailed
@@ -19,6 +20,7 @@ from cluster_remote.lifecycle.steps import Command, Plan, carry_out
 from cluster_remote.p2p.errors import ConnectionLost, Unreachable
 from cluster_remote.p2p.key import UUID
 from cluster_remote.transport.address import Directory, Tcp, Unix, parse_address
+from cluster_remote.transport.network import Network
 from cluster_remote.transport.opening import Caller, session_at
 from cluster_remote.transport.trust import Refusal, connectable
 from tests.remote.testbed import Testbed, text
@@ -187,6 +189,27 @@ async def test_a_shared_url_leads_to_no_address_of_this_machine_unless_that_is_a
     session = session_at(Tcp("127.0.0.1", 1), caller.restricted_to("127.0.0.1"), token="secret")
     with pytest.raises(Unreachable, match="refused"):
         await session.open()
+
+
+async def test_a_name_that_leads_elsewhere_when_it_is_asked_again_is_asked_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """DNS rebinding: what is checked has to be what is connected to."""
+    answers = iter(["93.184.215.14", "127.0.0.1"])
+    tried: list[str] = []
+
+    async def resolve(host: str, port: int) -> list[tuple[int, int, int, str, tuple[str, int]]]:
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (next(answers), port))]
+
+    async def connect(host: str, port: int) -> None:
+        tried.append(host)
+        raise OSError("nobody is there")
+
+    monkeypatch.setattr(anyio, "getaddrinfo", resolve)
+    monkeypatch.setattr(anyio, "connect_tcp", connect)
+    with pytest.raises(Unreachable):
+        await Network("").connect("stranger.example", 80)
+    assert tried == ["93.184.215.14"]
 
 
 async def test_a_proxy_takes_no_shared_url_to_where_it_may_not_lead(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,8 @@ OTHER = "Sesame0pen"
         ["sh", "-c", f'export CLUSTER_REMOTE_TOKEN="{OTHER}"; git annex get .'],
         ["git", "annex", "p2p", "--link", f"p2p-annex::cluster:unix:/run/gw.sock:{OTHER}"],
         ["sh", "-c", f"echo {SECRET} | git annex p2p --link"],
+        ["env", f"ALL_PROXY=socks5h://me:{OTHER}@proxy:1080", "git", "annex", "get", "."],
+        ["git", "annex", "initremote", "cl", f"url=annex+https://me:{OTHER}@host/git-annex/"],
         ["git", "annex", "get", f"exported-{OTHER}-by-mistake"],
     ],
 )
