@@ -1,0 +1,183 @@
+"""Every way over a network to one cluster, with a server that can be killed and started again at the same address."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cluster_remote.gateway.tokens import Tokens
+from cluster_remote.p2p.server import Mode
+from tests.remote.testbed import Testbed, initremote
+from tests.support.certificates import make_certificate
+from tests.support.environment import Environment
+from tests.support.processes import end_group, wait_until
+from tests.support.repositories import Cluster, make_cluster
+from tests.support.sockets import free_port
+
+__all__ = ["WAYS", "Way", "opened"]
+
+WAYS = (
+    "our-http",
+    "our-https",
+    "git-annex-http",
+    "git-annex-https",
+    "tls",
+    "socks",
+    "unix",
+    "p2p-annex",
+)
+_SECONDS = 30.0
+_SOCKS = """
+import sys
+import anyio
+from tiny_proxy import Socks5ProxyHandler
+
+async def main():
+    listener = await anyio.create_tcp_listener(local_host="127.0.0.1", local_port=int(sys.argv[1]))
+    print("listening", flush=True)
+    await listener.serve(Socks5ProxyHandler().handle)
+
+anyio.run(main)
+"""
+# What a program of git-annex's generic P2P transport does: standard input and output lead to the peer.
+_PIPE = """#!{python}
+import os, socket, sys, threading
+peer = socket.socket(socket.AF_UNIX)
+peer.connect(sys.argv[1])
+
+def there():
+    while data := os.read(0, 65536):
+        peer.sendall(data)
+    peer.shutdown(socket.SHUT_WR)
+
+threading.Thread(target=there, daemon=True).start()
+while data := peer.recv(65536):
+    os.write(1, data)
+"""
+
+
+@dataclass
+class Way:
+    """A client whose remote `mycl` leads to a cluster by a server.
+
+    Attributes:
+        url: of the remote.
+        command: the server, which listens at `at`: a port of 127.0.0.1, or a unix socket.
+        env: what commands need to be given the url.
+    """
+
+    cluster: Cluster
+    url: str
+    command: tuple[str, ...]
+    at: int | Path
+    env: Mapping[str, str]
+    server: subprocess.Popen[bytes] | None = field(default=None, repr=False)
+
+    def start(self) -> None:
+        """Start the server and wait until it listens."""
+        with self.log.open("ab") as log:
+            self.server = self.cluster.gateway.environment.popen(
+                *self.command,
+                cwd=self.cluster.gateway.path,
+                stdin=subprocess.DEVNULL,
+                stdout=log.fileno(),
+                stderr=log.fileno(),
+            )
+        server = self.server
+        assert wait_until(lambda: server.poll() is not None or self._listens(), _SECONDS), "it does not listen"
+        assert server.poll() is None, self.log.read_text()
+
+    def stop(self) -> None:
+        """Tell the server to end, and wait until it has."""
+        assert self.server is not None
+        self.server.send_signal(signal.SIGTERM)
+        self.server.wait(_SECONDS)
+        self.kill()
+
+    def kill(self) -> None:
+        """Kill the server, if there is one."""
+        if self.server is not None:
+            end_group(self.server.pid)
+            self.server.wait(_SECONDS)
+            self.server = None
+
+    @property
+    def is_git_annex(self) -> bool:
+        """Whether it is git-annex's own server."""
+        return self.command[0] == "git-annex"
+
+    @property
+    def log(self) -> Path:
+        """What the server says."""
+        return self.cluster.gateway.environment.directory / "server.log"
+
+    def _listens(self) -> bool:
+        if isinstance(self.at, Path):
+            with socket.socket(socket.AF_UNIX) as probe:
+                return probe.connect_ex(str(self.at)) == 0
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.at)) == 0
+
+
+@contextlib.contextmanager
+def opened(name: str, environment: Environment) -> Iterator[tuple[Way, Testbed]]:
+    """A cluster with the server of a way, and a client of it; nothing is left at the end."""
+    cluster = make_cluster(environment, environment.directory)
+    client = cluster.clone()
+    with contextlib.ExitStack() as stack:
+        way = _way(name, cluster, stack)
+        stack.callback(way.kill)
+        way.start()
+        initremote(client, "mycl", f"url={way.url}", sameas=cluster.uuid, env=way.env)
+        yield way, Testbed(cluster, client)
+
+
+def _way(name: str, cluster: Cluster, stack: contextlib.ExitStack) -> Way:
+    environment, port = cluster.gateway.environment, free_port()
+    tls: tuple[str, ...] = ()
+    if name in ("our-https", "git-annex-https", "tls"):
+        certificate, key = map(str, make_certificate(environment))
+        environment.run("git", "config", "--global", "http.sslCAInfo", certificate)
+        tls = ("--certificate", certificate, "--key", key)
+        if name == "git-annex-https":
+            tls = ("--certfile", certificate, "--privatekeyfile", key)
+    if name.startswith("git-annex-"):
+        command = ("git-annex", "p2phttp", "-J4", "--bind=127.0.0.1", f"--port={port}", "--wideopen", *tls)
+        return Way(cluster, f"annex+http{'s' if tls else ''}://localhost:{port}/git-annex/", command, port, {})
+    path = environment.directory / "gw"
+    if name == "socks":
+        environment.env["ALL_PROXY"] = f"socks5h://127.0.0.1:{stack.enter_context(_socks_proxy(environment))}"
+        environment.env["NO_PROXY"] = ""
+    if name == "p2p-annex":
+        environment.program("git-annex-p2p-tests", _PIPE.format(python=sys.executable))
+    places: dict[str, tuple[str, str, int | Path]] = {
+        "our-http": (f"http://127.0.0.1:{port}/data", f"annex+http://127.0.0.1:{port}/data/git-annex/", port),
+        "our-https": (f"https://127.0.0.1:{port}/", f"annex+https://localhost:{port}/git-annex/", port),
+        "tls": (f"tls://127.0.0.1:{port}", f"tls://localhost:{port}", port),
+        "socks": (f"tcp://127.0.0.1:{port}", f"tcp://127.0.0.1:{port}", port),
+        "unix": (f"unix:{path}", f"unix:{path}", path),
+        "p2p-annex": (f"unix:{path}", f"p2p-annex::tests:{path}", path),
+    }
+    listen, url, at = places[name]
+    token = Tokens(cluster.gateway.path / ".git" / "cluster-remote" / "tokens").create(Mode.READ_WRITE)[1]
+    command = ("cluster-remote", "serve", "--listen", listen, *tls)
+    return Way(cluster, url, command, at, {"CLUSTER_REMOTE_TOKEN": token})
+
+
+@contextlib.contextmanager
+def _socks_proxy(environment: Environment) -> Iterator[int]:
+    port = free_port()
+    proxy = environment.popen(sys.executable, "-c", _SOCKS, str(port))
+    try:
+        assert proxy.stdout is not None
+        assert proxy.stdout.readline() == b"listening\n"
+        yield port
+    finally:
+        end_group(proxy.pid)
+        proxy.communicate()
