@@ -19,7 +19,7 @@ from cluster_remote.p2p.key import UUID, decode, encode
 if TYPE_CHECKING:
     from cluster_remote.annex.repository import Repository
 
-__all__ = ["credentials_file", "permissions_ok", "read_credentials", "write_credentials"]
+__all__ = ["credentials_file", "permissions_ok", "read_credentials", "read_p2p_token", "write_credentials"]
 
 # Far more bytes than any user name and password need.
 _LIMIT = 64 * 1024
@@ -68,6 +68,20 @@ def write_credentials(repository: Repository, uuid: UUID, setting: str, user: st
         with contextlib.suppress(OSError):
             new.unlink()
         raise CredentialsUnreadable(f"{file} cannot be written: {e.strerror or e}; check its permissions") from e
+
+
+def read_p2p_token(repository: Repository, address: str) -> str | None:
+    """Return the token of git-annex's P2P transports for an address (`NET:ADDRESS`, or an onion service's name).
+
+    They have a file for each address, named after it (observed with git-annex 10.20261026). None without a usable one.
+    """
+    name = "".join(c if c.isalnum() else f"%{ord(c):02X}" for c in address)
+    try:
+        with (repository.annex_dir / "creds" / name).open("rb") as file:
+            token = decode(file.read(_LIMIT)).strip()
+    except OSError:
+        return None
+    return token if token.isascii() and token.isalnum() else None
 
 
 def permissions_ok(file: Path) -> bool:

@@ -21,6 +21,7 @@ from typing import TypeAlias
 import anyio
 
 from cluster_remote.annex.branchlog import BranchLogs
+from cluster_remote.annex.credentials import read_p2p_token
 from cluster_remote.annex.errors import AnnexError, NotInitialised
 from cluster_remote.annex.gitconfig import GitConfig, is_path
 from cluster_remote.annex.repository import Repository
@@ -33,7 +34,7 @@ from cluster_remote.cluster.wrapping import Failover, LocalReads, Serialised, us
 from cluster_remote.p2p.errors import Refused
 from cluster_remote.p2p.key import UUID
 from cluster_remote.p2p.session import Session
-from cluster_remote.transport.address import Address, BadAddress, Directory, Http, Ssh, parse_address
+from cluster_remote.transport.address import Address, BadAddress, Directory, Http, P2pAnnex, Ssh, Tor, parse_address
 from cluster_remote.transport.opening import Caller, session_at
 
 __all__ = [
@@ -87,7 +88,7 @@ Way: TypeAlias = Direct | Proxied
 class Remote:
     """One remote that leads to a node, and its settings.
 
-    `start` and `stop` are shell commands to run around its use; `token` is for git-annex's P2P transports.
+    `start` and `stop` are shell commands to run around its use.
     """
 
     name: str
@@ -96,7 +97,6 @@ class Remote:
     rates: Rates = field(default_factory=Rates)
     start: str | None = None
     stop: str | None = None
-    token: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,9 +193,10 @@ class Membership:
 
     def _through(self, uuid: UUID, remote: Remote, caller: Caller) -> Session:
         """Return a session with a node through one of its remotes, subject to that remote's settings."""
-        if isinstance(remote.way, Direct):
+        token = _token(remote, caller.repository)
+        if isinstance(remote.way, Direct) and (token or not isinstance(remote.way.address, P2pAnnex | Tor)):
             caller = replace(caller, ssh_options=remote.way.ssh_options)
-            session = session_at(remote.way.address, caller, server=uuid, token=remote.token)
+            session = session_at(remote.way.address, caller, server=uuid, token=token)
             if isinstance(remote.way.address, Directory):
                 directory = remote.way.address.path
                 locked = uses_pidlock(Path(directory))
@@ -403,6 +404,18 @@ def _bytes_a_second(text: str | None) -> float | None:
     return number * 1000 ** _DECIMAL[unit] or None if unit in _DECIMAL else None
 
 
+def _token(remote: Remote, repository: Repository | None) -> str | None:
+    """Return the token that git-annex has for a remote on a P2P network; None if it has none, and for other remotes."""
+    if repository is None or not isinstance(remote.way, Direct):
+        return None
+    match remote.way.address:
+        case P2pAnnex(net=net, path=path):
+            return read_p2p_token(repository, f"{net}:{path}")
+        case Tor(host=host):
+            return read_p2p_token(repository, host)
+    return None
+
+
 @cache
 def _request_lock(uuid: UUID) -> anyio.Lock:
     """Return the lock for requests to a repository with annex.pidlock, shared by this process."""
@@ -460,8 +473,11 @@ def way_to(config: GitConfig, remote: str, directory: Path, *, special: bool = F
     except BadAddress:
         return Proxied()
     match address:
-        case Directory() | Http():
+        case Directory() | Http() | Tor():
             return Direct(address)
+        case P2pAnnex(net=net):
+            # To git-annex, `?node=UUID` is a part of the address, and its token names the node.
+            return Direct(P2pAnnex(net, str(address).removeprefix(f"p2p-annex::{net}:")))
         case Ssh() if not config.remote(remote, "annex-shell"):
             return Direct(address, config.ssh_options(remote))
         case _:
@@ -491,12 +507,12 @@ def cost_of(config: GitConfig, remote: str, way: Way, logs: BranchLogs) -> float
     match way:
         case Direct(Directory()):
             return _LOCAL
+        case Direct(P2pAnnex() | Tor()):
+            return _HIDDEN
         case Direct():
             return NETWORK_COST
     settings = special_settings(config, remote, logs)
     kind = settings.get("type", "git")
-    if kind == "git" and (config.remote(remote, "url") or "").startswith(("p2p-annex::", "tor-annex::")):
-        return _HIDDEN
     near = kind == "directory" or (kind == "rsync" and ":" not in settings.get("rsyncurl", ":"))
     encrypted = settings.get("encryption", "none") != "none"
     return (_LOCAL if near else NETWORK_COST) + (_ENCRYPTION if encrypted else 0.0)

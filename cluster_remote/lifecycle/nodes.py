@@ -75,7 +75,7 @@ def _check_way(facts: Facts, remote: str, settings: Mapping[str, str]) -> None:
     if scheme and scheme.lower() not in {"ssh", "file", "ssh+git", "git+ssh"}:
         raise BadSettings(
             f"--node {remote}: a node cannot be at {printable(scheme)}…; a node is a directory, a "
-            "repository over ssh, or a special remote"
+            "repository over ssh, HTTP (annexUrl) or a P2P network, or a special remote"
         )
 
 

@@ -25,7 +25,7 @@ from cluster_remote.cluster.wrapping import Failover, LocalReads
 from cluster_remote.p2p.client import StreamSession
 from cluster_remote.p2p.key import UUID, AssociatedFile, Key
 from cluster_remote.p2p.session import Session
-from cluster_remote.transport.address import BadAddress, Directory, Http, Ssh
+from cluster_remote.transport.address import BadAddress, Directory, Http, P2pAnnex, Ssh, Tor
 from cluster_remote.transport.opening import Caller
 from cluster_remote.transport.process import ProcessTransport
 from tests.cluster.fakes import CLUSTER, Log, uuid
@@ -208,7 +208,12 @@ WAYS: list[tuple[list[str], Way]] = [
     (["url=ssh://nas/disk", "annex-ssh-options=-4 -v"], Direct(Ssh("nas", "/disk"), ("-4", "-v"))),
     (["url=ssh://nas/disk", "annexUrl=annex+https://nas/git-annex/"], Direct(Http("nas", 9417, "", True))),
     (["url=https://example.com/r"], Proxied()),
-    (["url=p2p-annex::net:address"], Proxied()),
+    (["url=p2p-annex::net:address"], Direct(P2pAnnex("net", "address"))),
+    (
+        [f"url=p2p-annex::cluster:unix:/gw?node={OWN}"],
+        Direct(P2pAnnex("cluster", f"unix:/gw?node={OWN}")),
+    ),
+    (["url=tor-annex::abc.onion:99"], Direct(Tor("abc.onion", 99))),
     (["url=gcrypt::ssh://nas/disk"], Proxied()),
     (["url=tcp://nas:5000"], Proxied()),
     (["url=ssh://-oProxyCommand=evil/disk"], Proxied()),

@@ -9,6 +9,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -42,10 +43,9 @@ def setup(
     )
 
 
-@pytest.mark.slow
-def test_the_commands_on_the_gateways_page_fetch_the_dataset(
-    web: Web, make_environment: Callable[[], Environment]
-) -> None:
+@pytest.fixture(scope="module")
+def published(web: Web) -> bytes:
+    """The content of values.txt, which the dataset has and only the nodes hold."""
     gateway = web.cluster.gateway
     content = b"measured\n"
     key = gateway.add("values.txt", content)
@@ -56,18 +56,68 @@ def test_the_commands_on_the_gateways_page_fetch_the_dataset(
         gateway.annex("setpresentkey", key, node.uuid, "1")
     gateway.annex("merge", "--quiet")
     gateway.annex("drop", "--force", "--quiet", "values.txt")
+    return content
+
+
+def _by_somebody_new(environment: Environment, commands: str) -> bytes:
+    """Run commands in another HOME, with no more in it than git wants; what they print."""
+    # This test's server is at an address of this machine.
+    environment.run("git", "config", "--global", "annex.security.allowed-ip-addresses", "all")
+    done = environment.run("bash", "-e", "-c", commands, check=False)
+    assert done.returncode == 0, (done.stdout + done.stderr).decode()
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_the_commands_on_the_gateways_page_give_the_dataset_to_somebody_new(
+    web: Web, published: bytes, environment: Environment
+) -> None:
     found = re.search(rb"<pre>(.*?)</pre>", web.ask("GET", "/").body, re.DOTALL)
     assert found is not None
     commands = html.unescape(found[1].decode())
     assert f"git clone {web.url} data" in commands
-    # Another HOME, with no more in it than git wants; and this test's server is at an address of this machine.
-    newcomer = make_environment()
-    newcomer.run("git", "config", "--global", "annex.security.allowed-ip-addresses", "all")
-    done = newcomer.run("bash", "-e", "-c", commands, check=False)
-    assert done.returncode == 0, (done.stdout + done.stderr).decode()
-    assert (newcomer.directory / "data/values.txt").read_bytes() == content
-    assert b"initremote mycluster ok" in done.stdout
-    assert b"from mycluster" in done.stdout
+    printed = _by_somebody_new(environment, commands)
+    assert (environment.directory / "data/values.txt").read_bytes() == published
+    assert b"initremote mycluster ok" in printed
+    assert b"from mycluster" in printed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("with_setup", [True, False])
+def test_the_commands_of_the_guide_give_the_dataset_to_somebody_new(
+    web: Web, published: bytes, environment: Environment, with_setup: bool
+) -> None:
+    serve, _, _, everybody, _ = _guide()
+    # Like the fixture's, save for the port.
+    assert serve == "cluster-remote serve --public-read --listen http://127.0.0.1:8080/data\n"
+    commands = everybody.replace("https://data.example.com/data", web.url)
+    assert f"git clone {web.url}\n" in commands
+    if not with_setup:
+        commands = commands.replace("cluster-remote setup\n", "")
+    printed = _by_somebody_new(environment, commands)
+    assert (environment.directory / "data/values.txt").read_bytes() == published
+    assert (b"from mycluster" if with_setup else b"from origin-") in printed
+
+
+@pytest.mark.slow
+def test_the_token_of_the_guide_lets_somebody_add_files(web: Web, environment: Environment) -> None:
+    gateway = web.cluster.gateway
+    done = gateway.environment.run("bash", "-e", "-c", _guide()[4], cwd=gateway.path)
+    token = done.stdout.decode().split()[-1]
+    helper = f"!f() {{ test $1 = get && echo username=x && echo password={token}; }}; f"
+    environment.run("git", "config", "--global", "credential.helper", helper)
+    _by_somebody_new(
+        environment,
+        f"git clone -q {web.url}; cd data; echo new >new.txt; git annex add -q new.txt;"
+        "git annex copy --to origin-mycluster new.txt; git annex drop new.txt; git annex lookupkey new.txt >../key",
+    )
+    assert web.cluster.holders((environment.directory / "key").read_text().strip()) == [True] * 3
+
+
+def _guide() -> list[str]:
+    """What the guide has one type or write into files, in order."""
+    page = Path(__file__).parents[2] / "docs/how-to/public-dataset.md"
+    return re.findall(r"^```\w*\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
 
 
 @pytest.mark.slow
@@ -146,6 +196,22 @@ def test_a_missing_login_is_reported_in_one_line(cluster: Cluster) -> None:
         client = cluster.clone("client")
         url = f"annex+http://127.0.0.1:{gateway.port}/data/git-annex/"
         assert "wants a login" in refused(client, url)
+
+
+@pytest.mark.slow
+def test_who_can_clone_a_private_dataset_needs_no_other_login(cluster: Cluster) -> None:
+    environment = cluster.gateway.environment
+    with web_of(cluster) as served:
+        (environment.home / ".git-credentials").write_text(
+            served.url.replace("http://", f"http://me:{served.tokens[Mode.READ_WRITE]}@") + "\n"
+        )
+        environment.run("git", "config", "--global", "credential.helper", "store")
+        client = cloned(served, None, "client")
+        done = setup(client)
+        assert done.returncode == 0, (done.stdout + done.stderr).decode()
+        key = client.add("f", b"f")
+        client.annex("copy", "--quiet", "--to", "mycluster", "f")
+        assert cluster.holders(key) == [True] * 3
 
 
 def test_an_untrusted_certificate_is_refused_in_one_line(cluster: Cluster) -> None:
