@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tests.remote.testbed import Testbed, initremote
 from tests.support.environment import Environment, remove_tree
+from tests.support.forked import popen_forked, run_forked
 from tests.support.processes import end_group
 from tests.support.repositories import Repository
 
@@ -98,7 +99,11 @@ def carry_out(where: Repository, commands: Sequence[str]) -> None:
         AssertionError: one failed.
     """
     for command in commands:
-        where.environment.run(*shlex.split(command), cwd=where.path)
+        program, *arguments = shlex.split(command)
+        if program == "cluster-remote":
+            run_forked(where.environment, *arguments, cwd=where.path)
+        else:
+            where.environment.run(program, *arguments, cwd=where.path)
 
 
 def on_a_terminal(
@@ -113,7 +118,7 @@ def on_a_terminal(
     deadline = time.monotonic() + within
     written = b""
     variables = {"TERM": "xterm-256color", "COLUMNS": "100", **(env or {})}
-    process = environment.popen(*argv, cwd=cwd, env=variables, stdin=slave, stdout=slave, stderr=slave)
+    process = popen_forked(environment, *argv, cwd=cwd, env=variables, stdin=slave, stdout=slave, stderr=slave)
     os.close(slave)
     with process:
         try:

@@ -18,6 +18,7 @@ from tests.cli.ailing import away, empty, lose, on_a_terminal, spoil, stock, sto
 from tests.cli.command import cluster_remote, told
 from tests.remote.testbed import Testbed, initremote, make_testbed
 from tests.support.environment import Environment
+from tests.support.forked import popen_forked
 from tests.support.processes import wait_until
 from tests.support.repositories import DESCRIPTIONS, make_repository
 from tests.support.slow import only_in_all
@@ -300,20 +301,18 @@ def test_check_outside_a_repository_says_so_by_its_exit_code(environment: Enviro
         assert "git annex init" in cluster_remote(environment, command, "mycl", code=4).err
 
 
-def test_help_has_an_example(environment: Environment) -> None:
-    for command in ("check", "repair", "status"):
-        shown = " ".join(cluster_remote(environment, command, "--help").out.split())
-        assert f"Example: cluster-remote {command} mycluster" in shown
-        assert "Exit codes: 0" in shown
-
-
 def test_a_closed_pipe_is_not_reported(in_order: Testbed) -> None:
     for command in ("check", "repair", "status"):
-        for option in ("", "--json"):
-            # The reader is gone before there is anything to be read.
-            line = f"cluster-remote {command} mycl {option} | true; exit ${{PIPESTATUS[0]}}"
-            done = in_order.environment.run("bash", "-c", line, cwd=in_order.client.path, check=False)
-            assert (done.returncode, done.stderr) == (1, b""), line
+        for options in ((), ("--json",)):
+            reading, writing = os.pipe()
+            os.close(reading)
+            with popen_forked(
+                in_order.environment, "cluster-remote", command, "mycl", *options,
+                cwd=in_order.client.path, stdin=subprocess.DEVNULL, stdout=writing, stderr=subprocess.PIPE,
+            ) as process:  # fmt: skip
+                os.close(writing)
+                _, err = process.communicate(timeout=60)
+            assert (process.returncode, err) == (1, b""), (command, options)
 
 
 @pytest.fixture
@@ -330,8 +329,8 @@ def waiting(in_order: Testbed) -> Iterator[Path]:
 def test_an_interrupt_ends_check_with_one_line_and_leaves_no_process(
     in_order: Testbed, waiting: Path, command: str
 ) -> None:
-    process = in_order.environment.popen(
-        "cluster-remote", command, "mycl", cwd=in_order.client.path, stderr=subprocess.PIPE
+    process = popen_forked(
+        in_order.environment, "cluster-remote", command, "mycl", cwd=in_order.client.path, stderr=subprocess.PIPE
     )
     assert wait_until(waiting.exists, 30)
     time.sleep(0.2)
@@ -339,21 +338,6 @@ def test_an_interrupt_ends_check_with_one_line_and_leaves_no_process(
     out, err = process.communicate(timeout=30)
     assert (process.returncode, out, err) == (130, b"", b"cluster-remote: interrupted\n")
     in_order.environment.assert_no_process_left()
-
-
-def test_the_shell_completes_the_clusters_remotes(in_order: Testbed) -> None:
-    for command in ("check", "repair", "status"):
-        done = in_order.environment.run(
-            "cluster-remote",
-            cwd=in_order.client.path,
-            env={
-                "_CLUSTER_REMOTE_COMPLETE": "complete_bash",
-                "COMP_WORDS": f"cluster-remote {command} my",
-                "COMP_CWORD": "2",
-            },
-            check=False,
-        )
-        assert done.stdout.decode().split() == ["mycl"]
 
 
 def test_a_fetched_but_unmerged_branch_is_taken_into_account(in_order: Testbed) -> None:

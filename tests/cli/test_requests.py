@@ -13,6 +13,7 @@ import pytest
 from tests.cli.command import cluster_remote, told
 from tests.remote.testbed import Testbed, initremote
 from tests.support.environment import Environment
+from tests.support.forked import popen_forked
 from tests.support.peers import Expect, ScriptedPeer, Send, Step, opening
 from tests.support.processes import wait_until
 from tests.support.repositories import DESCRIPTIONS, Repository, locked
@@ -314,8 +315,8 @@ def test_lock_without_a_command_holds_until_interrupted(testbed: Testbed, number
     name = f"until {number.name}"
     key = testbed.client.add(name, name.encode())
     testbed.client.annex("copy", "--to", "n1", name)
-    with testbed.environment.popen(
-        "cluster-remote", "lock", "n1", name, cwd=testbed.client.path, stderr=-1, stdout=-1
+    with popen_forked(
+        testbed.environment, "cluster-remote", "lock", "n1", name, cwd=testbed.client.path, stderr=-1
     ) as process:
         assert process.stderr is not None
         assert b"is locked" in process.stderr.readline()
@@ -334,9 +335,8 @@ def test_a_signal_to_lock_is_passed_to_the_running_command(testbed: Testbed) -> 
     testbed.client.annex("copy", "--to", "n1", "handed on")
     started = testbed.environment.directory / "started"
     script = f"trap 'exit 5' TERM; touch {started}; while :; do sleep 0.05; done"
-    with testbed.environment.popen(
-        "cluster-remote", "lock", "n1", "handed on", "--", "sh", "-c", script, cwd=testbed.client.path, stderr=-1
-    ) as process:
+    arguments = ("lock", "n1", "handed on", "--", "sh", "-c", script)
+    with popen_forked(testbed.environment, "cluster-remote", *arguments, cwd=testbed.client.path, stderr=-1) as process:
         assert wait_until(started.exists, 20)
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 5

@@ -28,6 +28,7 @@ from tests.cli.command import cluster_remote, told
 from tests.cli.outcomes import outcome
 from tests.remote.testbed import Testbed
 from tests.support.environment import Environment
+from tests.support.forked import popen_forked
 from tests.support.peers import Expect, ScriptedPeer, Send, opening
 from tests.support.processes import wait_until
 from tests.support.repositories import DESCRIPTIONS, Repository, locked, make_cluster
@@ -198,8 +199,8 @@ def test_an_unwritable_trace_file_is_refused_before_the_command_runs(testbed: Te
 def test_an_interrupt_ends_the_command_and_keeps_the_trace(testbed: Testbed, tmp_path: Path) -> None:
     started = tmp_path / "started"
     script = f"cluster-remote ping n1; touch {started}; exec sleep 60"
-    with testbed.environment.popen(
-        "cluster-remote", "trace", "--save", tmp_path / "trace", "--", "sh", "-c", script,
+    with popen_forked(
+        testbed.environment, "cluster-remote", "trace", "--save", tmp_path / "trace", "--", "sh", "-c", script,
         cwd=testbed.client.path, stdin=-3, stderr=-1,
     ) as process:  # fmt: skip
         assert wait_until(started.exists, 30)

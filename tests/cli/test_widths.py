@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.cli.ailing import on_a_terminal
+from tests.cli.command import cluster_remote
 from tests.remote.testbed import initremote
 from tests.support.environment import Environment
 from tests.support.repositories import Repository, make_cluster
@@ -32,7 +33,7 @@ def narrowed(make_environment: Callable[[], Environment]) -> Repository:
     initremote(gateway, "own", sameas=cluster.uuid)
     gateway.annex("group", "node2", "archive")
     gateway.annex("wanted", "node3", "include=*.jpg or smallerthan=1mb")
-    environment.run("cluster-remote", "token", "create", "--note", "laptop in the hall upstairs", cwd=gateway.path)
+    cluster_remote(gateway, "token", "create", "--note", "laptop in the hall upstairs")
     for name in ("a long name with many words in it.jpg", "short"):
         gateway.add(name, name.encode())
     gateway.annex("copy", "--quiet", "--to", "own", "short")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from cluster_remote.gateway.tokens import Tokens
 from cluster_remote.p2p.server import Mode
+from tests.support.forked import popen_forked
 from tests.support.processes import end_group, wait_until
 from tests.support.repositories import Cluster, Repository
 from tests.support.sockets import free_port
@@ -64,7 +65,8 @@ def gateway_of(cluster: Cluster, *options: str, name: str = "gw") -> Iterator[Ga
     environment = cluster.gateway.environment
     path, log, port = environment.directory / name, environment.directory / f"{name}.log", free_port()
     with log.open("wb") as err:
-        process = environment.popen(
+        process = popen_forked(
+            environment,
             "cluster-remote",
             "serve",
             "--listen",

@@ -14,6 +14,7 @@ from typing import IO
 import pytest
 
 from tests.cli.command import cluster_remote
+from tests.support.forked import popen_forked, run_forked
 from tests.support.processes import end_group, wait_until
 from tests.support.repositories import Cluster, Repository
 from tests.support.slow import only_in_all
@@ -26,15 +27,23 @@ SERVE = ("cluster-remote", "serve", "--stdio")
 
 def talk(shared: Cluster, said: str, code: int = 0, **env: str) -> tuple[list[str], str]:
     """What the server answers to a whole conversation, and what it says on standard error."""
-    done = shared.gateway.environment.run(*SERVE, cwd=shared.gateway.path, input=said.encode(), env=env, check=False)
+    done = serve(shared.gateway, said=said, env=env)
     assert done.returncode == code, done
     return done.stdout.decode().splitlines(), done.stderr.decode()
+
+
+def serve(
+    gateway: Repository, *options: str, said: str = "", env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[bytes]:
+    """Serve a client that says all it has to say at once."""
+    arguments = (*SERVE[1:], *options)
+    return run_forked(gateway.environment, *arguments, cwd=gateway.path, input=said.encode(), env=env, check=False)
 
 
 @contextmanager
 def serving(shared: Cluster) -> Iterator[tuple[subprocess.Popen[bytes], IO[bytes], IO[bytes]]]:
     """A server that has let its client in."""
-    process = shared.gateway.environment.popen(*SERVE, cwd=shared.gateway.path, stderr=subprocess.PIPE)
+    process = popen_forked(shared.gateway.environment, *SERVE, cwd=shared.gateway.path, stderr=subprocess.PIPE)
     assert process.stdin is not None
     assert process.stdout is not None
     try:
@@ -250,7 +259,7 @@ def test_outside_a_gateways_repository_serve_says_what_to_do(shared: Cluster, tm
     assert "git annex initcluster" in said
     said = cluster_remote(shared.gateway, "serve", "--stdio", "--cluster", "other", code=2).err
     assert "it has mycluster" in said
-    named = shared.gateway.environment.run(*SERVE, "--cluster", "mycluster", cwd=shared.gateway.path, input=b"")
+    named = serve(shared.gateway, "--cluster", "mycluster")
     assert named.stdout.decode() == f"AUTH-SUCCESS {shared.uuid}\n"
 
 
@@ -260,9 +269,9 @@ def test_the_named_one_of_several_clusters_is_served(cluster: Cluster) -> None:
     gateway.annex("initcluster", "other")
     gateway.annex("updatecluster")
     other = gateway.git("config", "annex.cluster.other").stdout.decode().strip()
-    refused = gateway.environment.run(*SERVE, cwd=gateway.path, input=b"", check=False)
+    refused = serve(gateway)
     assert refused.returncode != 0
     assert b"mycluster" in refused.stderr
     for uuid in (other, cluster.uuid, cluster.nodes[0].uuid):
-        named = gateway.environment.run(*SERVE, "--uuid", uuid, cwd=gateway.path, input=b"")
+        named = serve(gateway, "--uuid", uuid)
         assert named.stdout.decode() == f"AUTH-SUCCESS {uuid}\n"

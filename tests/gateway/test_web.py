@@ -22,6 +22,7 @@ import pytest
 from cluster_remote.gateway.tokens import Tokens
 from cluster_remote.p2p.server import Mode
 from tests.support.certificates import make_certificate
+from tests.support.forked import popen_forked
 from tests.support.processes import descendants, end_group, wait_until
 from tests.support.repositories import Cluster, Repository
 from tests.support.sockets import free_port
@@ -92,8 +93,8 @@ def web_of(cluster: Cluster, *options: str) -> Iterator[Web]:
     tokens = Tokens(cluster.gateway.path / ".git" / "cluster-remote" / "tokens")
     made = {mode: tokens.create(mode, f"test {mode.value}")[1] for mode in Mode}
     with log.open("wb") as err:
-        process = environment.popen(
-            "cluster-remote", "serve", "--listen", f"http://127.0.0.1:{port}/data", *options,
+        process = popen_forked(
+            environment, "cluster-remote", "serve", "--listen", f"http://127.0.0.1:{port}/data", *options,
             cwd=cluster.gateway.path, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=err.fileno(),
         )  # fmt: skip
     try:

@@ -17,6 +17,7 @@ from cluster_remote.p2p.server import Mode
 from tests.gateway.test_web import Web, cloned, web_of
 from tests.support.certificates import make_certificate
 from tests.support.environment import Environment
+from tests.support.forked import run_forked
 from tests.support.repositories import Cluster, Repository, make_cluster
 from tests.support.slow import only_in_all
 from tests.support.sockets import free_port, serve_p2phttp
@@ -38,9 +39,8 @@ def clone(web: Web) -> Repository:
 def setup(
     repository: Repository, *arguments: str, env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[bytes]:
-    return repository.environment.run(
-        "cluster-remote", "setup", *arguments, cwd=repository.path, check=False, env={"NO_COLOR": "1", **(env or {})}
-    )
+    env = {"NO_COLOR": "1", **(env or {})}
+    return run_forked(repository.environment, "setup", *arguments, cwd=repository.path, check=False, env=env)
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.lifecycle.conftest import cluster_remote, failing, members, second_computer, state
+from tests.support.forked import popen_forked
 from tests.support.processes import end_group
 from tests.support.repositories import Cluster, Repository
 from tests.support.slow import only_in_all
@@ -48,7 +49,7 @@ def test_an_interrupt_ends_the_running_command_and_undoes_the_steps_before(
 ) -> None:
     before = state(work)
     failing(work.environment, "updatecluster", f"echo $$ > {tmp_path}/pid; exec sleep 60")
-    process = work.environment.popen("cluster-remote", "setup", "offsite", "--node", "node1", cwd=work.path)
+    process = popen_forked(work.environment, "cluster-remote", "setup", "offsite", "--node", "node1", cwd=work.path)
     try:
         deadline = time.monotonic() + 60
         while not (tmp_path / "pid").exists() and time.monotonic() < deadline:

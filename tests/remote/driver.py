@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 
+from tests.support.forked import popen_forked
 from tests.support.processes import end_group
 from tests.support.repositories import Repository
 
@@ -53,8 +54,12 @@ class Driver:
 
     def __enter__(self) -> Driver:
         self._complaints = tempfile.TemporaryFile()
-        self.process = self.repository.environment.popen(
-            PROGRAM, cwd=self.repository.path, env={**ACCEPTED, **self.env}, stderr=self._complaints.fileno()
+        self.process = popen_forked(
+            self.repository.environment,
+            PROGRAM,
+            cwd=self.repository.path,
+            env={**ACCEPTED, **self.env},
+            stderr=self._complaints.fileno(),
         )
         assert self.process.stdin is not None
         assert self.process.stdout is not None

@@ -11,11 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.command import cluster_remote
 from tests.remote.testbed import messages, text
 from tests.support.environment import Environment
 from tests.support.repositories import Repository, make_repository
 from tests.support.slow import only_in_all
 from tests.support.ssh import SshServer
+
+SETUP = ("setup", "all", "--node", "disk", "--node", "nas", "--node", "bucket")
 
 
 @dataclass(frozen=True)
@@ -72,8 +75,7 @@ def make_home(environment: Environment, server: SshServer) -> Home:
     laptop.git("fetch", "-q", "--all")
     laptop.annex("initremote", "bucket", "type=directory", f"directory={bucket}", "encryption=none")
     laptop.annex("info", "--fast")
-    environment.run("cluster-remote", "setup", "all", "--node", "disk", "--node", "nas", "--node", "bucket",
-                    cwd=laptop.path, timeout=120)  # fmt: skip
+    cluster_remote(laptop, *SETUP, timeout=120)
     return Home(laptop, disk, nas, bucket, server)
 
 
@@ -122,10 +124,7 @@ def imports(profile: bytes) -> set[str]:
 
 def test_setup_again_changes_nothing(home: Home) -> None:
     before = home.laptop.git("config", "--list", "--local").stdout
-    done = home.laptop.environment.run(
-        "cluster-remote", "setup", "all", "--node", "disk", "--node", "nas", "--node", "bucket", cwd=home.laptop.path
-    )
-    assert b"all is set up already." in done.stdout
+    assert "all is set up already." in cluster_remote(home.laptop, *SETUP).out
     assert home.laptop.git("config", "--list", "--local").stdout == before
 
 
@@ -210,7 +209,7 @@ def test_an_unavailable_node_is_skipped_and_filled_when_it_returns(home: Home, a
     # The content is there, so copy leaves it alone; repair fills the node.
     home.laptop.annex("copy", "--to", "all", name)
     assert len(home.present(key)) == 2
-    home.laptop.environment.run("cluster-remote", "repair", "all", name, cwd=home.laptop.path)
+    cluster_remote(home.laptop, "repair", "all", name)
     assert home.holders(key) == [True, True, True]
     assert home.present(key) == home.uuids
 

@@ -23,6 +23,8 @@ from .processes import Process, assert_none_left, end_group, kill, with_variable
 MARKER = "CLUSTER_REMOTE_TEST"
 """A variable that every process of an environment has; its value is the environment's directory."""
 
+LOCALE = "C.UTF-8"
+
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 ANNEX_PROGRAM = Path(str(files("git_annex") / "git-annex"))
@@ -82,7 +84,7 @@ class Environment:
             "HOME": str(self.home),
             "PATH": os.pathsep.join((str(self.bin), str(self.annex), str(Path(sys.executable).parent), SYSTEM_PATH)),
             "TMPDIR": str(temporary),
-            "LC_ALL": "C.UTF-8",
+            "LC_ALL": LOCALE,
             "GIT_CONFIG_NOSYSTEM": "1",
             "GIT_CONFIG_GLOBAL": str(self.home / ".gitconfig"),
             "GIT_TERMINAL_PROMPT": "0",

@@ -1,8 +1,9 @@
-"""Running cluster-remote in a fork of the tests' own process, which need not read the program again.
+"""Run our programs in a fork of the test process, which has imported them already.
 
-Reading it takes many times as long as most commands do. It is a process like any other, with its own working directory,
-variables, descriptors, signals and process group. Only its start is not that of the real program: what is about that
-(shims, locales, Python's own variables) starts the real one with `Environment.run`.
+Importing takes many times as long as most commands do. A fork is a process like any other, with its own working
+directory, variables, descriptors, signals and process group; only its start differs from that of the installed program.
+Tests of the start itself use `Environment.run` and `Environment.popen`, as do these functions where a shim or a
+variable decides which program is started and how.
 """
 
 from __future__ import annotations
@@ -21,19 +22,26 @@ import threading
 import traceback
 import types
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import cluster_remote
-from cluster_remote.__main__ import command_line
+from cluster_remote.__main__ import command_line, main
+from cluster_remote.gateway import pipe
 
-from .environment import Environment
+from .environment import LOCALE, Environment
 
-__all__ = ["run_forked"]
+__all__ = ["popen_forked", "run_forked"]
+
+PROGRAMS: Mapping[str, Callable[[], int]] = {
+    "cluster-remote": command_line,
+    "git-annex-remote-cluster": main,
+    "git-annex-p2p-cluster": pipe.main,
+}
 
 AT_START = ("LC_", "LANG", "PYTHON", "PATH")
-"""How the variables begin that decide which program is started, and that Python reads before anything else."""
+"""Prefixes of the variables that decide which program is started, or that Python reads only at its start."""
 
 for _module in pkgutil.walk_packages(cluster_remote.__path__, "cluster_remote."):
     # Read once, and not in every fork.
@@ -51,19 +59,41 @@ def run_forked(
     env: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[bytes]:
     """Run `cluster-remote` with these arguments to its end, as `Environment.run` would."""
-    if (environment.bin / "cluster-remote").exists() or any(name.startswith(AT_START) for name in env or ()):
-        return environment.run(
-            "cluster-remote", *arguments, cwd=cwd, input=input, check=check, timeout=timeout, env=env
-        )
+    argv, instead = _start(environment, "cluster-remote", arguments, env)
+    return environment.run(*argv, cwd=cwd, input=input, check=check, timeout=timeout, env=env, instead=instead)
+
+
+def popen_forked(
+    environment: Environment,
+    program: str,
+    *arguments: str | bytes | Path,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    stdin: int = subprocess.PIPE,
+    stdout: int = subprocess.PIPE,
+    stderr: int | None = None,
+) -> subprocess.Popen[bytes]:
+    """Start one of our programs, as `Environment.popen` would. Any other program is started as it is."""
+    argv, instead = _start(environment, program, arguments, env)
+    return environment.popen(*argv, cwd=cwd, env=env, stdin=stdin, stdout=stdout, stderr=stderr, instead=instead)
+
+
+def _start(
+    environment: Environment, program: str, arguments: Sequence[str | bytes | Path], env: Mapping[str, str] | None
+) -> tuple[list[str], Callable[[], None] | None]:
+    """Return what to execute, and what a fork does instead if it can."""
+    argv = [program, *map(os.fsdecode, arguments)]
+    entry = PROGRAMS.get(program)
+    special = any(name.startswith(AT_START) for name in env or ()) or environment.env.get("LC_ALL") != LOCALE
+    if entry is None or special or (environment.bin / program).exists():
+        return argv, None
+    argv[0] = str(environment.which(program))
     variables = {**environment.env, **(env or {})}
-    argv = [str(environment.which("cluster-remote")), *map(os.fsdecode, arguments)]
-    return environment.run(
-        *argv, cwd=cwd, input=input, check=check, timeout=timeout, env=env, instead=lambda: _be(argv, variables)
-    )
+    return argv, lambda: _be(entry, argv, variables)
 
 
-def _be(argv: list[str], variables: Mapping[str, str]) -> None:
-    """Be cluster-remote: called in the child, whose standard streams and working directory are in place."""
+def _be(entry: Callable[[], int], argv: list[str], variables: Mapping[str, str]) -> None:
+    """Be one of our programs: called in the child, whose standard streams and working directory are in place."""
     code = 70
     try:
         # Also the one by which subprocess learns that a program was executed.
@@ -82,7 +112,7 @@ def _be(argv: list[str], variables: Mapping[str, str]) -> None:
         sys.stderr = _stream(2)
         asyncio._set_running_loop(None)
         subprocess.run = _outside_event_loops(subprocess.run)
-        code = contextvars.Context().run(command_line)
+        code = contextvars.Context().run(entry)
         for thread in threading.enumerate():
             if thread is not threading.current_thread() and not thread.daemon:
                 thread.join()
