@@ -12,7 +12,8 @@ import signal
 import socket
 import ssl
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -21,10 +22,13 @@ import pytest
 
 from cluster_remote.gateway.tokens import Tokens
 from cluster_remote.p2p.server import Mode
+from tests.cli.ailing import away
+from tests.cli.command import cluster_remote
 from tests.support.certificates import make_certificate
+from tests.support.environment import Environment
 from tests.support.forked import popen_forked
 from tests.support.processes import descendants, end_group, wait_until
-from tests.support.repositories import Cluster, Repository
+from tests.support.repositories import Cluster, Repository, make_cluster
 from tests.support.sockets import free_port
 
 START_SECONDS = 30.0
@@ -65,12 +69,13 @@ class Web:
         *,
         token: str | None = None,
         headers: dict[str, str] | None = None,
+        source: str = "127.0.0.1",
     ) -> Answer:
-        """One request of its own connection; `path` below /data."""
+        """Send one request over a connection of its own, from an address of loopback; `path` is below /data."""
         headers = dict(headers or {})
         if token is not None:
             headers["Authorization"] = "Basic " + base64.b64encode(f"any:{token}".encode()).decode()
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=START_SECONDS)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, START_SECONDS, (source, 0))
         try:
             connection.request(method, f"/data{path}", body, headers)
             response = connection.getresponse()
@@ -114,15 +119,18 @@ def web_of(cluster: Cluster, *options: str) -> Iterator[Web]:
         process.wait(START_SECONDS)
 
 
-@pytest.fixture
-def web(cluster: Cluster) -> Iterator[Web]:
-    with web_of(cluster) as made:
+@pytest.fixture(scope="module")
+def web(shared: Cluster) -> Iterator[Web]:
+    """A gateway for all tests of the module, each of which uses contents and clones of its own."""
+    with web_of(shared) as made:
         yield made
 
 
-@pytest.fixture
-def public(cluster: Cluster) -> Iterator[Web]:
-    with web_of(cluster, "--public-read") as made:
+@pytest.fixture(scope="module")
+def public(make_environment: Callable[[], Environment]) -> Iterator[Web]:
+    """The same for a gateway where anybody may read."""
+    environment = make_environment()
+    with web_of(make_cluster(environment, environment.directory), "--public-read") as made:
         yield made
 
 
@@ -165,7 +173,7 @@ def test_plain_git_annex_finds_and_uses_the_cluster_in_a_clone(web: Web) -> None
 
 
 def test_an_interrupted_download_resumes(web: Web) -> None:
-    alice = cloned(web)
+    alice = cloned(web, name="resuming")
     content = os.urandom(200_000)
     key = alice.add("photo.jpg", content)
     alice.annex("copy", "--quiet", "--to", "origin-mycluster", "photo.jpg")
@@ -189,11 +197,11 @@ def test_small_uploads_one_after_the_other_use_the_same_processes_at_the_nodes(w
 
 
 def test_an_upload_with_a_node_unavailable_is_stored_on_the_others(web: Web) -> None:
-    alice = cloned(web)
+    alice = cloned(web, name="without one node")
     uuids = [node.uuid for node in web.cluster.nodes]
-    web.cluster.nodes[1].path.rename(web.cluster.nodes[1].path.with_name("unplugged"))
-    key = alice.add("photo.jpg", b"photo")
-    alice.annex("copy", "--quiet", "--to", "origin-mycluster", "photo.jpg")
+    with away(web.cluster.nodes[1]):
+        key = alice.add("photo.jpg", b"photo")
+        alice.annex("copy", "--quiet", "--to", "origin-mycluster", "photo.jpg")
     assert [uuid in alice.locations(key) for uuid in uuids] == [True, False, True]
 
 
@@ -203,9 +211,16 @@ def test_without_a_token_there_is_no_access(web: Web) -> None:
         answer = web.ask("GET", path)
         assert answer.status == 401
         assert answer.headers["www-authenticate"].startswith("Basic ")
-    for endpoint in (f"checkpresent?key={key}", f"key/{key}", f"putoffset?key={key}", f"remove?key={key}"):
+    endpoints = (f"checkpresent?key={key}", f"key/{key}", f"putoffset?key={key}", f"remove?key={key}")
+    for endpoint in endpoints:
         assert web.api(endpoint).status == 401
-        assert web.api(endpoint, token="wrong").status == 401
+
+    def guess(number: int) -> int:
+        return web.api(endpoints[number], token="wrong", source=f"127.0.0.{2 + number}").status
+
+    # Each guess delays the answer to the next one from its address.
+    with ThreadPoolExecutor() as pool:
+        assert set(pool.map(guess, range(len(endpoints)))) == {401}
     assert web.ask("GET", f"/git-annex/{web.cluster.uuid}/key/{key}").status == 401
 
 
@@ -371,36 +386,34 @@ def test_no_redirect_leads_from_https_to_http(public: Web) -> None:
     assert public.ask("GET", "/git-annex").status == 404
 
 
-def test_a_signal_ends_the_gateway_cleanly_without_waiting_for_silent_clients(public: Web) -> None:
-    with socket.create_connection(("127.0.0.1", public.port)) as silent:
-        # Answered after the silent one was accepted.
-        assert public.ask("GET", "/config").status == 200
-        public.process.send_signal(signal.SIGTERM)
-        silent.settimeout(5)
-        assert silent.recv(1) == b""
-    assert public.process.wait(START_SECONDS) == 0
+def test_a_signal_ends_the_gateway_cleanly_without_waiting_for_silent_clients(cluster: Cluster) -> None:
+    with web_of(cluster, "--public-read") as gateway:
+        with socket.create_connection(("127.0.0.1", gateway.port)) as silent:
+            # Answered after the silent one was accepted.
+            assert gateway.ask("GET", "/config").status == 200
+            gateway.process.send_signal(signal.SIGTERM)
+            silent.settimeout(5)
+            assert silent.recv(1) == b""
+        assert gateway.process.wait(START_SECONDS) == 0
 
 
 def test_https_needs_a_usable_certificate(cluster: Cluster) -> None:
     environment = cluster.gateway.environment
-    listen = ("cluster-remote", "serve", "--listen", f"https://127.0.0.1:{free_port()}/")
-    done = environment.run(*listen, cwd=cluster.gateway.path, check=False)
-    assert done.returncode == 2
-    assert b"--certificate" in done.stderr
+    listen = ("serve", "--listen", f"https://127.0.0.1:{free_port()}/")
+    assert "--certificate" in cluster_remote(cluster.gateway, *listen, code=2).err
     (environment.directory / "no.pem").write_text("no certificate")
     files = ("--certificate", environment.directory / "no.pem", "--key", environment.directory / "no.pem")
-    done = environment.run(*listen, *files, cwd=cluster.gateway.path, check=False)
-    assert done.returncode != 0
-    assert b"cannot be used as certificate and key" in done.stderr
-    assert b"Traceback" not in done.stderr
+    done = cluster_remote(cluster.gateway, *listen, *files, code=None)
+    assert done.code != 0
+    assert "cannot be used as certificate and key" in done.err
 
 
 def test_https_works_as_http_does(cluster: Cluster) -> None:
     environment = cluster.gateway.environment
     certificate, key = make_certificate(environment)
     port = free_port()
-    process = environment.popen(
-        "cluster-remote", "serve", "--listen", f"https://127.0.0.1:{port}/", "--public-read",
+    process = popen_forked(
+        environment, "cluster-remote", "serve", "--listen", f"https://127.0.0.1:{port}/", "--public-read",
         "--certificate", certificate, "--key", key,
         cwd=cluster.gateway.path, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
