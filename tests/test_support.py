@@ -184,6 +184,7 @@ def test_odd_file_names_have_keys_with_content(odd: Repository, name: bytes) -> 
     key = odd.add(name, b"content of " + name, backend="WORM")
     assert key.startswith(f"WORM-s{len(b'content of ' + name)}-m")
     assert odd.key(name) == key
+    assert os.fsdecode(odd.annex("lookupkey", "--", name).stdout) == f"{key}\n"
     assert odd.object_bytes(key) == b"content of " + name
     assert odd.locations(key) == {odd.uuid}
 

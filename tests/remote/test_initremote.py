@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.remote.testbed import initremote, text, whereis
+from tests.remote.testbed import Testbed, initremote, text, whereis
 from tests.support.environment import Environment, temporary_environment
 from tests.support.repositories import Cluster, Repository, make_cluster, make_repository
 from tests.support.slow import only_in_all
@@ -60,6 +60,14 @@ def refused(client: Repository, name: str, *parameters: str, **options: object) 
     assert "Traceback" not in said
     assert "internal error" not in said
     return said
+
+
+def failure(place: Place, **config: str) -> str:
+    """Return why the program refuses a configuration; `refused` shows what git-annex makes of such an answer."""
+    with Testbed(place.cluster, place.client).driver(**config) as annex:
+        answer = annex.ask("INITREMOTE")
+    assert answer.startswith("INITREMOTE-FAILURE ")
+    return answer
 
 
 def corrected(said: str) -> str:
@@ -232,21 +240,20 @@ def test_initremote_of_an_unknown_cluster_name_is_refused(place: Place, name: st
         ),
     ],
 )
-def test_an_invalid_url_is_refused(place: Place, name: str, url: str, complaint: str) -> None:
-    said = refused(place.client, name, f"url={url}", sameas=place.cluster.uuid)
+def test_an_invalid_url_is_refused(place: Place, url: str, complaint: str) -> None:
+    said = failure(place, url=url)
     assert complaint in said
     assert SECRET not in said
 
 
 @pytest.mark.parametrize("timeout", ["soon", "0", "-1", "nan", "inf", "1e9"])
-def test_an_invalid_timeout_is_refused(place: Place, name: str, timeout: str) -> None:
-    said = refused(place.client, name, place.url, f"timeout={timeout}", sameas=place.cluster.uuid)
+def test_an_invalid_timeout_is_refused(place: Place, timeout: str) -> None:
+    said = failure(place, timeout=timeout)
     assert f"timeout={timeout}: it is a number of seconds, such as timeout=60" in said
 
 
-def test_an_invalid_tracking_is_refused(place: Place, name: str) -> None:
-    said = refused(place.client, name, place.url, "tracking=both", sameas=place.cluster.uuid)
-    assert "tracking=both: it can be tracking=nodes or tracking=remote" in said
+def test_an_invalid_tracking_is_refused(place: Place) -> None:
+    assert "tracking=both: it can be tracking=nodes or tracking=remote" in failure(place, tracking="both")
 
 
 @pytest.mark.slow

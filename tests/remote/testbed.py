@@ -15,7 +15,7 @@ from cluster_remote.p2p.key import UUID
 from cluster_remote.transport.address import parse_address
 from tests.remote.driver import Driver
 from tests.support.environment import Environment, temporary_environment
-from tests.support.repositories import Cluster, Repository, copy_repository, make_cluster, templates
+from tests.support.repositories import Cluster, Repository, copy_repository, key_of, make_cluster, templates
 
 
 def text(done: subprocess.CompletedProcess[bytes]) -> str:
@@ -60,14 +60,7 @@ def messages(done: subprocess.CompletedProcess[bytes]) -> list[str]:
 def objects(repository: Repository) -> dict[str, Path]:
     """What lies in a repository's annex/objects, by key; unlike asking git-annex for each, this takes no time."""
     top = repository.path / ".git/annex/objects"
-    return {_key(path.name): path for path in top.rglob("*") if path.is_file()}
-
-
-def _key(name: str) -> str:
-    """The key that git-annex keeps under a file name."""
-    for written, meant in (("%", "/"), ("&c", ":"), ("&s", "%"), ("&a", "&")):
-        name = name.replace(written, meant)
-    return name
+    return {key_of(path.name): path for path in top.rglob("*") if path.is_file()}
 
 
 @dataclass(frozen=True)

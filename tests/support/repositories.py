@@ -97,11 +97,18 @@ class Repository:
         return self.key(name)
 
     def key(self, name: str | bytes) -> str:
-        """The key of an annexed file; bytes that are not UTF-8 appear as surrogate escapes.
+        """Return the key of an annexed file; bytes that are not UTF-8 appear as surrogate escapes.
+
+        A locked file is a link that names its key, so git-annex is only asked about an unlocked one.
 
         Raises:
             AssertionError: the file is not annexed.
         """
+        path = self.path / os.fsdecode(name)
+        if path.is_symlink():
+            target = path.readlink()
+            assert "annex/objects/" in str(target), f"{path} leads to {target}"
+            return key_of(target.name)
         return os.fsdecode(self.annex("lookupkey", "--", name).stdout).removesuffix("\n")
 
     def set_key(self, key: str, content: bytes) -> None:
@@ -195,9 +202,22 @@ class Repository:
         return "".join(found)
 
 
+ESCAPES = (("&", "&a"), ("%", "&s"), (":", "&c"), ("/", "%"))
+"""How git-annex turns a key into a file name, in this order."""
+
+
 def _file_name(key: str) -> str:
-    """What git-annex calls a key's content and its logs."""
-    return key.replace("&", "&a").replace("%", "&s").replace(":", "&c").replace("/", "%")
+    """Return what git-annex calls a key's content and its logs."""
+    for character, escape in ESCAPES:
+        key = key.replace(character, escape)
+    return key
+
+
+def key_of(name: str) -> str:
+    """Return the key that git-annex keeps under a file name."""
+    for character, escape in reversed(ESCAPES):
+        name = name.replace(escape, character)
+    return name
 
 
 @dataclass(frozen=True)
