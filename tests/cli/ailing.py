@@ -8,8 +8,7 @@ import pty
 import select
 import shlex
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.remote.testbed import Testbed, initremote
@@ -52,33 +51,6 @@ def stock(testbed: Testbed, count: int) -> list[str]:
 def empty(node: Repository) -> None:
     """Removes all contents of a node, and neither it nor anybody else records that."""
     remove_tree(node.path / ".git/annex/objects")
-
-
-def lose(node: Repository, key: str) -> None:
-    """Removes one content of a node, and nobody records that."""
-    path = node.object_path(key)
-    assert path is not None
-    remove_tree(path.parent)
-
-
-def spoil(node: Repository, key: str, content: bytes) -> None:
-    """Replaces what a node has of a key, behind everybody's back."""
-    path = node.object_path(key)
-    assert path is not None
-    path.parent.chmod(0o700)
-    path.chmod(0o600)
-    path.write_bytes(content)
-
-
-@contextmanager
-def away(node: Repository) -> Iterator[None]:
-    """A node whose directory is not where it was, as long as the context is open."""
-    hidden = node.path.with_name(node.path.name + ".away")
-    node.path.rename(hidden)
-    try:
-        yield
-    finally:
-        hidden.rename(node.path)
 
 
 def unverified(testbed: Testbed, name: str) -> Repository:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.cli.ailing import away, empty, lose, on_a_terminal, spoil, stock, store
+from tests.cli.ailing import empty, on_a_terminal, stock, store
 from tests.cli.command import cluster_remote, told
 from tests.remote.testbed import Testbed, initremote, make_testbed
 from tests.support.environment import Environment
@@ -96,7 +96,7 @@ def test_arguments_that_cannot_be_checked_are_explained(
 def test_each_discrepancy_is_named_and_only_fix_records_it(own_testbed: Testbed) -> None:
     client, (first, second, third) = own_testbed.client, own_testbed.cluster.nodes
     keys = store(own_testbed, ["one", "two", "three"])
-    lose(first, keys["one"])
+    first.lose_object(keys["one"])
     client.annex("setpresentkey", keys["two"], second.uuid, "0")
     empty(third)
     said = told(client, "check", "mycl", "--all", code=1)
@@ -135,8 +135,8 @@ def test_each_discrepancy_is_named_and_only_fix_records_it(own_testbed: Testbed)
 def test_an_unreachable_node_is_unknown_and_nothing_is_recorded_for_it(own_testbed: Testbed) -> None:
     keys = store(own_testbed, ["one", "two"])
     first, second, _ = own_testbed.cluster.nodes
-    lose(first, keys["one"])
-    with away(second):
+    first.lose_object(keys["one"])
+    with second.unplugged():
         said = told(own_testbed.client, "check", "mycl", "--all", "--fix", code=1)
         shown = cluster_remote(own_testbed.client, "check", "mycl", code=1).out
     assert (counts(said, "unknown"), counts(said, "missing")) == ([0, 2, 0], [1, 0, 0])
@@ -148,7 +148,7 @@ def test_an_unreachable_node_is_unknown_and_nothing_is_recorded_for_it(own_testb
 
 def test_check_with_no_node_answering_exits_as_unreachable(own_testbed: Testbed) -> None:
     store(own_testbed, ["one"])
-    with away(own_testbed.cluster.gateway):
+    with own_testbed.cluster.gateway.unplugged():
         said = told(own_testbed.client, "check", "mycl", "--all", code=3)
     assert counts(said, "unknown") == [1] * 3
 
@@ -174,7 +174,7 @@ def test_too_few_copies_are_reported_with_the_remedy(own_testbed: Testbed) -> No
     client.annex("untrust", second.uuid)
     said = told(client, "check", "mycl", code=1)
     assert [(each["file"], each["copies"]) for each in said["findings"]] == [("elsewhere", 2)]
-    lose(first, keys["elsewhere"])
+    first.lose_object(keys["elsewhere"])
     said = told(client, "check", "mycl", "--fix", code=1)
     assert [(each["file"], each["copies"]) for each in said["findings"]] == [("elsewhere", 1)]
     assert said["problems"][0]["commands"] == ["cluster-remote repair mycl"]
@@ -213,7 +213,7 @@ def test_odd_names_and_keys_are_checked_unchanged(own_testbed: Testbed) -> None:
     keys.append(client.add("worm", b"worm", backend="WORM"))
     client.annex("copy", "--quiet", "--to", "mycl", ".")
     for key in keys:
-        lose(first, key)
+        first.lose_object(key)
     said = told(client, "check", "mycl", code=1)
     # JSON keeps what is not UTF-8 as lone surrogates.
     assert {each["file"] for each in said["findings"]} == {*map(os.fsdecode, names), "worm"}
@@ -229,7 +229,7 @@ def test_many_keys_are_checked_over_several_sessions_without_mixing_answers(own_
     gone = {0: keys[5::30], 1: keys[7::30], 2: keys[::100]}
     for number, lost in gone.items():
         for key in lost:
-            lose(own_testbed.cluster.nodes[number], key)
+            own_testbed.cluster.nodes[number].lose_object(key)
     for jobs in ("1", "3"):
         said = told(own_testbed.client, "check", "mycl", "--all", "--jobs", jobs, code=1)
         assert said["keys"] == 300
@@ -265,7 +265,7 @@ def test_without_a_server_the_nodes_are_asked_directly(own_testbed: Testbed) -> 
     initremote(gateway, "own", sameas=own_testbed.cluster.uuid)
     key = gateway.add("one", b"one")
     gateway.annex("copy", "--quiet", "--to", "own", "one")
-    lose(first, key)
+    first.lose_object(key)
     said = told(gateway, "check", "own", "one", "--fix")
     assert found(said) == {key: ([first.uuid], [])}
     assert gateway.locations(key) & own_testbed.nodes == own_testbed.nodes - {first.uuid}
@@ -367,7 +367,7 @@ def test_content_check_finds_damaged_copies_records_them_with_fix_and_moves_them
     worm = where.add("worm", b"worm", backend="WORM")
     where.annex("copy", "--quiet", "--to", name, "worm")
     first = own_testbed.cluster.nodes[0]
-    spoil(first, keys["one"], b"the content of oNe\n")
+    first.damage_object(keys["one"], b"the content of oNe\n")
     selection = ("--key", keys["one"], "--key", keys["two"], "--key", worm)
     assert told(where, "check", name, *selection, code=None)["keys"] == 3
     said = told(where, "check", name, *selection, "--content", code=1)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.cli.ailing import away, carry_out, empty, lose, spoil, stock, store, unverified
+from tests.cli.ailing import carry_out, empty, stock, store, unverified
 from tests.cli.command import cluster_remote, told
 from tests.remote.testbed import Testbed, initremote
 from tests.support.repositories import DESCRIPTIONS, Cluster, Repository
@@ -49,7 +49,7 @@ def test_content_not_here_is_copied_from_nodes_that_have_it(own_testbed: Testbed
     keys = store(own_testbed, ["one", "two"], keep=False)
     first, second, third = own_testbed.cluster.nodes
     empty(first)
-    lose(second, keys["one"])
+    second.lose_object(keys["one"])
     said = told(own_testbed.client, "repair", "mycl")
     assert brought(said) == {
         keys["one"]: ("nodes", sorted([first.uuid, second.uuid]), sorted([first.uuid, second.uuid])),
@@ -83,8 +83,8 @@ def test_several_nodes_lacking_content_get_it_by_one_upload_to_the_gateway(own_t
 def test_content_the_gateway_wrongly_believes_present_is_copied_anyway(own_testbed: Testbed) -> None:
     keys = store(own_testbed, ["one"])
     first, second, _ = own_testbed.cluster.nodes
-    lose(first, keys["one"])
-    lose(second, keys["one"])
+    first.lose_object(keys["one"])
+    second.lose_object(keys["one"])
     assert {first.uuid, second.uuid} <= own_testbed.cluster.gateway.locations(keys["one"])
     assert told(own_testbed.client, "repair", "mycl")["well"]
     assert own_testbed.cluster.holders(keys["one"]) == [True] * 3
@@ -93,7 +93,7 @@ def test_content_the_gateway_wrongly_believes_present_is_copied_anyway(own_testb
 def test_a_dry_run_reports_and_changes_nothing(own_testbed: Testbed) -> None:
     keys = store(own_testbed, ["one"])
     first, second, _ = own_testbed.cluster.nodes
-    lose(first, keys["one"])
+    first.lose_object(keys["one"])
     own_testbed.client.annex("setpresentkey", keys["one"], second.uuid, "0")
     said = told(own_testbed.client, "repair", "mycl", "--dry-run", code=1)
     assert said["dry_run"]
@@ -109,7 +109,7 @@ def test_a_dry_run_reports_and_changes_nothing(own_testbed: Testbed) -> None:
 def test_with_trust_log_nodes_are_not_asked_about_recorded_content(own_testbed: Testbed) -> None:
     keys = store(own_testbed, ["lost", "lagging"])
     first = own_testbed.cluster.nodes[0]
-    lose(first, keys["lost"])
+    first.lose_object(keys["lost"])
     first.annex("drop", "--quiet", "--force", "--key", keys["lagging"])
     own_testbed.client.annex("setpresentkey", keys["lagging"], first.uuid, "0")
     said = told(own_testbed.client, "repair", "mycl", "--trust-log")
@@ -144,7 +144,7 @@ def test_content_on_no_node_is_left_alone_unless_named(own_testbed: Testbed) -> 
 def test_content_without_a_reachable_copy_is_named(own_testbed: Testbed) -> None:
     keys = store(own_testbed, ["lost", "kept"], keep=False)
     for node in own_testbed.cluster.nodes:
-        lose(node, keys["lost"])
+        node.lose_object(keys["lost"])
     said = told(own_testbed.client, "repair", "mycl", code=1)
     assert brought(said) == {keys["lost"]: (None, sorted(own_testbed.nodes), [])}
     assert [problem["kind"] for problem in said["problems"]] == ["out-of-reach"]
@@ -165,7 +165,7 @@ def test_an_unavailable_node_is_named_and_the_others_are_repaired(own_testbed: T
     first, second, third = own_testbed.cluster.nodes
     empty(first)
     empty(third)
-    with away(second):
+    with second.unplugged():
         said = told(own_testbed.client, "repair", "mycl", code=1)
         assert own_testbed.cluster.nodes[0].has_object(keys["one"])
     assert said["deliveries"][0]["stored"] == sorted([first.uuid, third.uuid])
@@ -175,7 +175,7 @@ def test_an_unavailable_node_is_named_and_the_others_are_repaired(own_testbed: T
 
 def test_repair_with_no_node_answering_exits_as_unreachable(own_testbed: Testbed) -> None:
     store(own_testbed, ["one"])
-    with away(own_testbed.cluster.gateway):
+    with own_testbed.cluster.gateway.unplugged():
         assert told(own_testbed.client, "repair", "mycl", code=3)["deliveries"] == []
 
 
@@ -186,8 +186,8 @@ def test_a_refusing_node_is_named_with_its_reason_and_not_recorded(own_testbed: 
     gateway.annex("merge", "--quiet")
     own_testbed.client.git("push", "--quiet", "origin", "git-annex:refs/heads/synced/git-annex")
     first, second, _ = own_testbed.cluster.nodes
-    lose(first, keys["one"])
-    lose(second, keys["one"])
+    first.lose_object(keys["one"])
+    second.lose_object(keys["one"])
     read_only(first)
     said = told(gateway, "repair", "own", code=1)
     assert brought(said) == {keys["one"]: ("nodes", sorted([first.uuid, second.uuid]), [second.uuid])}
@@ -200,8 +200,8 @@ def test_a_refusing_node_is_named_with_its_reason_and_not_recorded(own_testbed: 
 def test_a_node_with_preferred_content_is_left_to_git_annex(own_testbed: Testbed) -> None:
     keys = store(own_testbed, ["one"])
     first, second, _ = own_testbed.cluster.nodes
-    lose(first, keys["one"])
-    lose(second, keys["one"])
+    first.lose_object(keys["one"])
+    second.lose_object(keys["one"])
     own_testbed.client.annex("wanted", first.uuid, "include=*.jpg")
     said = told(own_testbed.client, "repair", "mycl")
     assert brought(said) == {keys["one"]: ("here", [second.uuid], [second.uuid])}
@@ -216,7 +216,7 @@ def test_an_interrupted_upload_is_resumed(own_testbed: Testbed) -> None:
     key = own_testbed.client.add("large", content)
     own_testbed.client.annex("copy", "--quiet", "--to", "mycl", "large")
     first = own_testbed.cluster.nodes[0]
-    lose(first, key)
+    first.lose_object(key)
     partial = first.path / ".git/annex/tmp" / key
     partial.parent.mkdir(exist_ok=True)
     partial.write_bytes(content[:500_000])
@@ -231,7 +231,7 @@ def test_many_contents_are_copied_concurrently(own_testbed: Testbed) -> None:
     first, second, _ = own_testbed.cluster.nodes
     empty(first)
     for key in keys[::2]:
-        lose(second, key)
+        second.lose_object(key)
     said = told(own_testbed.client, "repair", "mycl", "--jobs", "4")
     assert said["well"]
     assert len(said["deliveries"]) == 40
@@ -255,8 +255,8 @@ def test_without_a_server_content_is_copied_between_nodes_through_this_repositor
     initremote(gateway, "own", sameas=own_testbed.cluster.uuid)
     key = gateway.add("one", b"from node to node")
     gateway.annex("move", "--quiet", "--to", "own", "one")
-    lose(first, key)
-    lose(second, key)
+    first.lose_object(key)
+    second.lose_object(key)
     said = told(gateway, "repair", "own")
     assert brought(said) == {key: ("nodes", sorted([first.uuid, second.uuid]), sorted([first.uuid, second.uuid]))}
     assert [node.object_bytes(key) for node in (first, second, third)] == [b"from node to node"] * 3
@@ -272,10 +272,10 @@ def test_a_damaged_copy_is_named_and_the_next_source_is_tried(own_testbed: Testb
         initremote(where, name, sameas=own_testbed.cluster.uuid)
         where.annex("merge", "--quiet")
     first, second, third = own_testbed.cluster.nodes
-    lose(third, keys["one"])
+    third.lose_object(keys["one"])
     where.annex("setpresentkey", keys["one"], third.uuid, "0")
     content = b"the content of one\n"
-    spoil(first, keys["one"], content[::-1])
+    first.damage_object(keys["one"], content[::-1])
     # Whichever is asked first, once it is the damaged one.
     where.git("config", "remote.node1.annex-cost", "1")
     said = told(where, "repair", name, "--key", keys["one"], code=1 if serverless else None)
@@ -292,7 +292,7 @@ def test_content_without_a_checksum_is_never_assembled_from_two_copies(own_testb
     key = gateway.add("worm", b"0123456789" * 1000, backend="WORM")
     gateway.annex("move", "--quiet", "--to", "own", "worm")
     for node in (second, third):
-        lose(node, key)
+        node.lose_object(key)
         gateway.annex("setpresentkey", key, node.uuid, "0")
     partial = third.path / ".git/annex/tmp" / key
     partial.parent.mkdir(exist_ok=True)
@@ -313,7 +313,7 @@ def test_running_the_remedies_makes_status_check_doctor_and_repair_clean(own_tes
     client = unverified(own_testbed, "shared")
     # What is lost on two nodes and out of reach on the third can only come from here.
     client.set_key(keys["two"], b"the content of two\n")
-    lose(first, keys["two"])
+    first.lose_object(keys["two"])
     empty(third)
     gone = second.uuid
     ailments = {
@@ -322,7 +322,7 @@ def test_running_the_remedies_makes_status_check_doctor_and_repair_clean(own_tes
         ("content-missing", third.uuid),
     }
     titles = {description: uuid for uuid, description in client.descriptions().items()}
-    with away(second):
+    with second.unplugged():
         # Nobody is asked anything before the user has accepted the configuration.
         for command in ("doctor", "status"):
             said = told(client, command, "shared", code=1)

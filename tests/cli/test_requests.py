@@ -183,10 +183,7 @@ def test_get_resumes_at_the_end_of_the_file(testbed: Testbed, tmp_path: Path) ->
 def test_get_reports_a_checksum_mismatch(testbed: Testbed, tmp_path: Path) -> None:
     key = testbed.client.add("rotten", b"as it was at first")
     testbed.client.annex("copy", "--to", "mycl", "rotten")
-    path = testbed.cluster.nodes[0].object_path(key)
-    assert path is not None
-    path.chmod(0o644)
-    path.write_bytes(b"as it is by now...")
+    testbed.cluster.nodes[0].damage_object(key, b"as it is by now...")
     done = cluster_remote(
         testbed.client, "get", "mycl", "rotten", "--node", "node1", "--to", tmp_path / "rotten", code=1
     )

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.ailing import away
 from tests.support.forked import run_forked
 from tests.support.repositories import Cluster, Repository
 
@@ -72,7 +71,7 @@ def test_an_unavailable_node_does_not_stop_the_others_being_verified(
 ) -> None:
     node = cluster.nodes[1]
     uuid = node.uuid
-    with away(node):
+    with node.unplugged():
         text = setup(client, "mycl", gateway, code=1)
         assert "no remote for second disk (cellar)" in text
         assert "mycl-node2" not in os.fsdecode(client.git("remote").stdout).split()

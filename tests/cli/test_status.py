@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.cli.ailing import away, carry_out, empty, lose, on_a_terminal, store, unverified
+from tests.cli.ailing import carry_out, empty, on_a_terminal, store, unverified
 from tests.cli.command import cluster_remote, told
 from tests.remote.testbed import Testbed, initremote, make_testbed
 from tests.support.environment import Environment
@@ -132,7 +132,7 @@ def test_trust_groups_and_preferred_content_are_shown_and_a_node_with_preferred_
 
 def test_an_unavailable_node_is_named_with_the_reason_and_the_others_are_shown(stocked: Testbed) -> None:
     second = stocked.cluster.nodes[1]
-    with away(second):
+    with second.unplugged():
         said = told(stocked.client, "status", "mycl", code=1)
         shown = cluster_remote(stocked.client, "status", "mycl", code=1).out
     assert problems_of(said) == [("node-unreachable", second.uuid)]
@@ -147,7 +147,7 @@ def test_an_unavailable_node_is_named_with_the_reason_and_the_others_are_shown(s
 def test_a_dead_node_is_neither_asked_nor_a_problem(own_testbed: Testbed) -> None:
     second = own_testbed.cluster.nodes[1]
     own_testbed.client.annex("dead", second.uuid)
-    with away(second):
+    with second.unplugged():
         said = told(own_testbed.client, "status", "mycl")
     node = nodes_of(said)["node2"]
     assert (node["trust"], node["contact"], node["sample"]) == ("dead", None, None)
@@ -200,7 +200,7 @@ def test_a_node_with_an_old_protocol_version_is_named(own_testbed: Testbed) -> N
 
 
 def test_status_with_no_node_answering_exits_as_unreachable(own_testbed: Testbed) -> None:
-    with away(own_testbed.cluster.gateway):
+    with own_testbed.cluster.gateway.unplugged():
         said = told(own_testbed.client, "status", "mycl", code=3)
     assert problems_of(said) == [("gateway-unreachable", None)]
     assert said["clusters"][0]["keys"] == 0
@@ -236,7 +236,7 @@ def test_without_a_server_the_nodes_are_asked_directly(own_testbed: Testbed) -> 
     initremote(gateway, "own", sameas=own_testbed.cluster.uuid)
     key = gateway.add("one", b"one")
     gateway.annex("copy", "--to", "own", "one")
-    lose(own_testbed.cluster.nodes[0], key)
+    own_testbed.cluster.nodes[0].lose_object(key)
     said = told(gateway, "status", "own", code=1)
     assert said["clusters"][0]["gateway"] is None
     assert problems_of(said) == [("content-missing", own_testbed.cluster.nodes[0].uuid)]
@@ -303,7 +303,7 @@ def test_the_nodes_of_an_encrypted_serverless_cluster_are_shown(cluster: Cluster
     gateway, (_, second, _) = cluster.gateway, cluster.nodes
     initremote(gateway, "vault", "encryption=shared", "tracking=remote", f"cluster={cluster.uuid}", private=False)
     key = gateway.add("one", b"one")
-    with away(second):
+    with second.unplugged():
         said = told(gateway, "status", "vault", code=1)
     assert problems_of(said) == [("node-unreachable", second.uuid)]
     assert set(nodes_of(said)) == {"vault", "node1", "node2", "node3"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cluster_remote.p2p.server import Mode
-from tests.cli.ailing import empty, lose, store
+from tests.cli.ailing import empty, store
 from tests.cli.command import cluster_remote, told
 from tests.gateway.gateways import gateway_of
 from tests.remote.testbed import Testbed, initremote, make_testbed
@@ -18,7 +18,7 @@ def mend(testbed: Testbed, remote: str) -> None:
     """One node has lost a content, which the gateway does not know either: found, recorded and brought back."""
     keys = store(testbed, ["one", "two"])
     first = testbed.cluster.nodes[0]
-    lose(first, keys["one"])
+    first.lose_object(keys["one"])
     (cluster,) = told(testbed.client, "status", remote, code=1)["clusters"]
     assert [(problem["kind"], problem["node"]) for problem in cluster["problems"]] == [("content-missing", first.uuid)]
     assert all(node["contact"]["uuid"] == node["uuid"] for node in cluster["nodes"])

@@ -88,17 +88,6 @@ def stopped(processes: list[Process]) -> Iterator[None]:
                 continue
 
 
-@contextmanager
-def gone(node: Repository) -> Iterator[None]:
-    """A node whose directory is not where it was."""
-    elsewhere = node.path.with_name(node.path.name + "-elsewhere")
-    node.path.rename(elsewhere)
-    try:
-        yield
-    finally:
-        elsewhere.rename(node.path)
-
-
 def write(environment: Environment, data: bytes, name: str = "upload") -> Path:
     path = environment.directory / name
     path.write_bytes(data)

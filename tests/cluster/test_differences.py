@@ -15,7 +15,7 @@ from cluster_remote.p2p.key import UUID, Key
 from cluster_remote.p2p.session import Stored
 from cluster_remote.transport.address import Directory
 from cluster_remote.transport.opening import Caller, stream_session
-from tests.cluster.real import FILE, content, gone, key_of, serving, stopped, uuids, write
+from tests.cluster.real import FILE, content, key_of, serving, stopped, uuids, write
 from tests.support.repositories import Cluster, locked
 from tests.support.slow import only_in_all
 
@@ -79,7 +79,7 @@ async def removed(session: StreamSession) -> tuple[bool, frozenset[UUID]]:
 @pytest.mark.slow
 async def test_an_upload_with_one_node_gone(cluster: Cluster, ours: bool, source: FileSource) -> None:
     async with through_the_gateway(cluster) as session:
-        with gone(cluster.nodes[1]):
+        with cluster.nodes[1].unplugged():
             if ours:
                 present = uuids(cluster.nodes[0], cluster.nodes[2])
                 assert await session.store(KEY, FILE, source) == Stored(True, present)
@@ -95,7 +95,7 @@ async def test_a_removal_with_one_node_gone(cluster: Cluster, ours: bool, source
     async with through_the_gateway(cluster) as session:
         await session.store(KEY, FILE, source)
     async with through_the_gateway(cluster) as session:
-        with gone(cluster.nodes[1]):
+        with cluster.nodes[1].unplugged():
             if ours:
                 assert await removed(session) == (False, uuids(cluster.nodes[0], cluster.nodes[2]))
             else:
@@ -139,7 +139,7 @@ async def test_reading_with_the_cheapest_node_gone(cluster: Cluster, ours: bool,
     async with through_the_gateway(cluster) as session:
         await session.store(KEY, FILE, source)
     async with through_the_gateway(cluster) as session:
-        with gone(cluster.nodes[1]):
+        with cluster.nodes[1].unplugged():
             if ours:
                 assert await session.check_present(KEY)
                 assert await fetched(session) == CONTENT
@@ -152,7 +152,7 @@ async def test_reading_with_the_cheapest_node_gone(cluster: Cluster, ours: bool,
 
 async def test_a_session_opened_before_a_node_came_back(cluster: Cluster, ours: bool, source: FileSource) -> None:
     async with through_the_gateway(cluster) as session:
-        with gone(cluster.nodes[1]):
+        with cluster.nodes[1].unplugged():
             assert await session.check_present(KEY) is False
         if ours:
             assert await session.store(KEY, FILE, source) == Stored(True, uuids(*cluster.nodes))
@@ -166,7 +166,7 @@ async def test_a_disk_unplugged_under_an_open_session(cluster: Cluster, ours: bo
         await session.store(KEY, FILE, source)
         everywhere = uuids(*cluster.nodes)
         left = uuids(cluster.nodes[1]) if ours else frozenset()
-        with gone(cluster.nodes[1]):
+        with cluster.nodes[1].unplugged():
             removal = await removed(session)
     assert removal == (not ours, everywhere - left)
     assert log(cluster) == {uuid.text for uuid in left}

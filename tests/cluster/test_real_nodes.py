@@ -19,7 +19,6 @@ from cluster_remote.p2p.session import Present, Removal, Source, SourceReading, 
 from tests.cluster.real import (
     FILE,
     content,
-    gone,
     key_of,
     opened,
     serving,
@@ -224,7 +223,7 @@ async def test_an_upload_skips_an_unavailable_node_which_is_filled_when_it_retur
     present = uuids(cluster.nodes[0], cluster.nodes[2])
     async with opened(cluster.gateway) as session:
         away_uuid = uuids(away)
-        with gone(away):
+        with away.unplugged():
             stored = await put(session, environment)
             assert isinstance(stored, Stored)
             assert (stored.stored, stored.uuids) == (True, present)
@@ -247,7 +246,7 @@ async def test_a_removal_with_a_node_unavailable_removes_from_the_others_and_fai
         await put(session, environment)
         present = uuids(cluster.nodes[1], cluster.nodes[2])
         left = cluster.nodes[0].uuid
-        with gone(cluster.nodes[0]):
+        with cluster.nodes[0].unplugged():
             removal = await session.remove(SMALL_KEY)
             assert (removal.removed, removal.uuids) == (False, present)
             assert removal.reasons[0].startswith("first disk (attic) [node1]")
@@ -264,7 +263,7 @@ async def test_a_disk_unplugged_between_requests_is_not_mistaken_for_an_empty_on
     async with opened(cluster.gateway) as session:
         await put(session, cluster.gateway.environment)
         left = cluster.nodes[2].uuid
-        with gone(cluster.nodes[2]):
+        with cluster.nodes[2].unplugged():
             cluster.nodes[2].path.mkdir()
             removal = await session.remove(SMALL_KEY)
             with pytest.raises(SessionError, match="cannot tell"):
@@ -278,7 +277,7 @@ async def test_a_disk_unplugged_between_requests_is_not_mistaken_for_an_empty_on
 
 async def test_with_every_node_unavailable_requests_fail_with_each_reason(cluster: Cluster) -> None:
     async with opened(cluster.gateway) as session:
-        with gone(cluster.nodes[0]), gone(cluster.nodes[1]), gone(cluster.nodes[2]):
+        with cluster.nodes[0].unplugged(), cluster.nodes[1].unplugged(), cluster.nodes[2].unplugged():
             stored = await put(session, cluster.gateway.environment)
             assert isinstance(stored, Stored)
             assert (stored.stored, len(stored.reasons)) == (False, 3)

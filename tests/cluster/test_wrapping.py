@@ -11,7 +11,6 @@ from cluster_remote.p2p.key import UUID, AssociatedFile, Key
 from cluster_remote.p2p.messages import Get, Message
 from cluster_remote.transport.address import Directory
 from cluster_remote.transport.opening import Caller, session_at
-from tests.remote.test_damaged_copies import damage
 from tests.support.repositories import Cluster
 
 from .fakes import Content, FakeSession, Peer, key_of
@@ -54,7 +53,7 @@ async def test_small_content_on_a_local_disk_is_read_directly_after_the_node_ans
     backends = ("SHA256", "WORM", "MD5E")
     keys = [node.add(f"file {n}", b"content %d" % n, backend) for n, backend in enumerate(backends)]
     good, odd, damaged = map(Key, keys)
-    damage(node, keys[2])
+    node.damage_object(keys[2])
     caller = Caller(UUID(cluster.gateway.uuid), trace=lambda outgoing, message: asked.append(message))
 
     async def got(key: Key, offset: int = 0) -> tuple[bytes, bool]:

@@ -30,7 +30,7 @@ from cluster_remote.p2p.session import Stored
 from cluster_remote.transport.address import Tcp, Unix, parse_address
 from cluster_remote.transport.network import Network
 from cluster_remote.transport.sockets import TcpTransport, UnixTransport
-from tests.cluster.real import gone, serving
+from tests.cluster.real import serving
 from tests.gateway.gateways import Gateway
 from tests.support.sockets import free_port
 
@@ -370,6 +370,6 @@ async def test_an_unavailable_node_is_reported_in_bulk_checks_too(behind: Backen
     node = gateway.cluster.nodes[0]
     endpoint = await behind.endpoint(UUID(node.uuid), None, Mode.READ_WRITE)
     session = await endpoint.session(frozenset())
-    with gone(node), pytest.raises(Unreachable):
+    with node.unplugged(), pytest.raises(Unreachable):
         await session.check_all([Key("SHA256-s1--a"), Key("SHA256-s1--b")])
     await session.aclose()

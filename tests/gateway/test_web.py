@@ -22,7 +22,6 @@ import pytest
 
 from cluster_remote.gateway.tokens import Tokens
 from cluster_remote.p2p.server import Mode
-from tests.cli.ailing import away
 from tests.cli.command import cluster_remote
 from tests.support.certificates import make_certificate
 from tests.support.environment import Environment
@@ -199,7 +198,7 @@ def test_small_uploads_one_after_the_other_use_the_same_processes_at_the_nodes(w
 def test_an_upload_with_a_node_unavailable_is_stored_on_the_others(web: Web) -> None:
     alice = cloned(web, name="without one node")
     uuids = [node.uuid for node in web.cluster.nodes]
-    with away(web.cluster.nodes[1]):
+    with web.cluster.nodes[1].unplugged():
         key = alice.add("photo.jpg", b"photo")
         alice.annex("copy", "--quiet", "--to", "origin-mycluster", "photo.jpg")
     assert [uuid in alice.locations(key) for uuid in uuids] == [True, False, True]

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.ailing import away
 from tests.lifecycle.conftest import cluster_remote, members, second_computer
 from tests.support.forked import run_forked
 from tests.support.repositories import Cluster, Repository
@@ -56,7 +55,7 @@ def test_a_clone_and_setup_are_enough_to_get(cluster: Cluster, publisher: Reposi
 @pytest.mark.slow
 def test_a_gateway_unavailable_during_the_clone_does_no_harm(cluster: Cluster, publisher: Repository) -> None:
     reader = published(publisher)
-    with away(cluster.gateway):
+    with cluster.gateway.unplugged():
         reader.annex("init")
     reader.annex("get", "f")
 

@@ -55,10 +55,7 @@ def test_fsck_drops_a_damaged_copy_only_from_its_node_and_names_it(testbed: Test
     key = testbed.client.add("rotten", b"sound on three nodes")
     testbed.client.annex("copy", "--to", "mycl", "rotten")
     # The first by name, which is the one that is asked.
-    path = testbed.cluster.nodes[2].object_path(key)
-    assert path is not None
-    path.chmod(0o644)
-    path.write_bytes(b"rotten on three node")
+    testbed.cluster.nodes[2].damage_object(key, b"rotten on three node")
     done = testbed.client.annex("fsck", "--from", "mycl", "rotten", check=False)
     assert done.returncode != 0
     assert "the damaged copy on NAS: shelf 3 was removed" in text(done)

@@ -147,10 +147,7 @@ def test_fsck_from_the_cluster_verifies_the_content(testbed: Testbed) -> None:
 def test_fsck_finds_content_a_node_has_damaged(testbed: Testbed) -> None:
     key = testbed.client.add("damaged", b"in order, at first")
     testbed.client.annex("copy", "--to", "n1", "damaged")
-    object_path = testbed.cluster.nodes[0].object_path(key)
-    assert object_path is not None
-    object_path.chmod(0o644)
-    object_path.write_bytes(b"in order no longer")
+    testbed.cluster.nodes[0].damage_object(key, b"in order no longer")
     done = testbed.client.annex("fsck", "--from", "n1", "damaged", check=False)
     assert done.returncode != 0
     assert "Bad file content" in text(done)

@@ -14,15 +14,6 @@ from tests.support.repositories import Repository, make_cluster
 from tests.support.slow import only_in_all
 
 
-def damage(node: Repository, key: str) -> None:
-    path = node.object_path(key)
-    assert path is not None
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 0xFF
-    path.chmod(0o644)
-    path.write_bytes(content)
-
-
 def _get(client: Repository, name: str, content: bytes, key: str) -> bytes:
     done = client.annex("get", "--from", name, "photo.jpg")
     assert client.object_bytes(key) == content
@@ -37,7 +28,7 @@ def test_get_through_git_annexs_gateway_finds_a_good_copy(environment: Environme
     testbed.client.annex("copy", "--quiet", "--to", "mycl", "photo.jpg")
     testbed.client.annex("drop", "--quiet", "--force", "photo.jpg")
     for node in testbed.cluster.nodes[:2]:
-        damage(node, key)
+        node.damage_object(key)
     _get(testbed.client, "mycl", content, key)
 
 
@@ -49,7 +40,7 @@ def test_serverless_get_finds_a_good_copy_and_names_the_node_with_the_damaged_on
     cluster.gateway.annex("copy", "--quiet", "--to", "own", "photo.jpg")
     cluster.gateway.annex("drop", "--quiet", "--force", "photo.jpg")
     cluster.gateway.git("config", "remote.node2.annex-cost", "50")
-    damage(cluster.nodes[1], key)
+    cluster.nodes[1].damage_object(key)
     said = _get(cluster.gateway, "own", content, key)
     assert b"second disk (cellar) sent a damaged copy" in said
     assert b"cluster-remote check own --content" in said
@@ -66,7 +57,7 @@ def test_get_through_our_gateway_finds_a_good_copy(environment: Environment) -> 
         client.annex("copy", "--quiet", "--to", "mycl", "photo.jpg")
         client.annex("drop", "--quiet", "--force", "photo.jpg")
         for node in cluster.nodes[:2]:
-            damage(node, key)
+            node.damage_object(key)
         _get(client, "mycl", content, key)
 
 
@@ -76,7 +67,7 @@ def test_with_every_copy_damaged_get_fails_and_names_each(environment: Environme
     testbed.client.annex("copy", "--quiet", "--to", "mycl", "photo.jpg")
     testbed.client.annex("drop", "--quiet", "--force", "photo.jpg")
     for node in testbed.cluster.nodes:
-        damage(node, key)
+        node.damage_object(key)
     done = testbed.client.annex("get", "--from", "mycl", "photo.jpg", check=False)
     assert done.returncode == 1
     assert (done.stdout + done.stderr).count(b"sent a damaged copy") >= 3
@@ -107,7 +98,7 @@ def test_large_content_that_failed_verification_comes_from_a_good_node_next_time
     client.annex("move", "--quiet", "--to", "mycl", "film")
     for number in (1, 2):
         testbed.cluster.gateway.git("config", f"remote.node{number}.annex-cost", "50")
-        damage(testbed.cluster.nodes[number - 1], key)
+        testbed.cluster.nodes[number - 1].damage_object(key)
     client.annex("get", "--from", "mycl", "film", check=False)
     client.annex("get", "--from", "mycl", "film")
     assert client.object_bytes(key) == content

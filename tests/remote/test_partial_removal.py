@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from tests.cluster.real import gone
 from tests.remote.testbed import Testbed, messages, text
 from tests.support.repositories import DESCRIPTIONS, locked
 
@@ -90,7 +89,7 @@ def test_a_node_that_may_have_lost_unrecorded_content_is_named(own_testbed: Test
             node.set_key(key, content)
             own_testbed.cluster.gateway.annex("setpresentkey", key, node.uuid, "1")
         own_testbed.client.annex("setpresentkey", key, away.uuid, "1")
-        with gone(away):
+        with away.unplugged():
             done = own_testbed.client.annex("drop", "--from", "mycl", away.path.name, check=False)
         assert done.returncode != 0
         assert "from no node" not in text(done)

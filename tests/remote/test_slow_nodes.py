@@ -47,10 +47,7 @@ def test_each_node_sends_a_part_of_the_missing_bytes_and_the_whole_verifies(envi
 def test_a_damaged_copy_on_one_node_does_not_block_the_good_ones(environment: Environment) -> None:
     cluster, key, content = _stored(environment)
     # So that whatever part it gives is damaged.
-    path = cluster.nodes[1].object_path(key)
-    assert path is not None
-    path.chmod(0o644)
-    path.write_bytes(content[1:] + b"X")
+    cluster.nodes[1].damage_object(key, content[1:] + b"X")
     done = cluster.gateway.annex("get", "--from", "own", "film")
     assert cluster.gateway.object_bytes(key) == content
     assert b"checksum mismatch in the content fetched in parts" in done.stdout + done.stderr

@@ -142,10 +142,23 @@ class Repository:
         Raises:
             AssertionError: it is not there.
         """
-        path = self.object_path(key)
-        assert path is not None, f"{self.path} has no content of {key}"
+        path = self._object(key)
         path.parent.chmod(0o755)
         path.unlink()
+
+    def damage_object(self, key: str, content: bytes | None = None) -> None:
+        """Replace the content of a key behind git-annex's back, by default with one that differs in a byte.
+
+        Raises:
+            AssertionError: it is not there.
+        """
+        path = self._object(key)
+        if content is None:
+            damaged = bytearray(path.read_bytes())
+            damaged[len(damaged) // 2] ^= 0xFF
+            content = bytes(damaged)
+        path.chmod(0o644)
+        path.write_bytes(content)
 
     def object_bytes(self, key: str) -> bytes:
         """The content of a key, as it lies in this repository.
@@ -153,9 +166,21 @@ class Repository:
         Raises:
             AssertionError: it is not there.
         """
+        return self._object(key).read_bytes()
+
+    def _object(self, key: str) -> Path:
         path = self.object_path(key)
         assert path is not None, f"{self.path} has no content of {key}"
-        return path.read_bytes()
+        return path
+
+    @contextlib.contextmanager
+    def unplugged(self) -> Iterator[None]:
+        """Have this repository's directory missing for as long as the context is open."""
+        hidden = self.path.rename(self.path.with_name(f"{self.path.name} (unplugged)"))
+        try:
+            yield
+        finally:
+            hidden.rename(self.path)
 
     def locations(self, key: str) -> set[str]:
         """The UUIDs that the location log names for a key. No remote is asked.
