@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -333,7 +332,6 @@ def test_an_interrupt_ends_check_with_one_line_and_leaves_no_process(
         in_order.environment, "cluster-remote", command, "mycl", cwd=in_order.client.path, stderr=subprocess.PIPE
     )
     assert wait_until(waiting.exists, 30)
-    time.sleep(0.2)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
     assert (process.returncode, out, err) == (130, b"", b"cluster-remote: interrupted\n")

@@ -59,26 +59,23 @@ class Gateway:
         return client
 
 
+def serve(gateway: Repository, *options: str | Path, stderr: int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
+    """Start `cluster-remote serve` in a gateway's repository; the caller ends it."""
+    nothing = subprocess.DEVNULL
+    return popen_forked(
+        gateway.environment, "cluster-remote", "serve", *options,
+        cwd=gateway.path, stdin=nothing, stdout=nothing, stderr=stderr,
+    )  # fmt: skip
+
+
 @contextlib.contextmanager
 def gateway_of(cluster: Cluster, *options: str, name: str = "gw") -> Iterator[Gateway]:
     """Run `cluster-remote serve` with these options besides; at the end it is killed if it has not ended yet."""
     environment = cluster.gateway.environment
     path, log, port = environment.directory / name, environment.directory / f"{name}.log", free_port()
     with log.open("wb") as err:
-        process = popen_forked(
-            environment,
-            "cluster-remote",
-            "serve",
-            "--listen",
-            f"unix:{path}",
-            "--listen",
-            f"tcp://127.0.0.1:{port}",
-            *options,
-            cwd=cluster.gateway.path,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=err.fileno(),
-        )
+        listen = ("--listen", f"unix:{path}", "--listen", f"tcp://127.0.0.1:{port}")
+        process = serve(cluster.gateway, *listen, *options, stderr=err.fileno())
     try:
         serving = b": serving " + cluster.uuid.encode()
         wait_until(

@@ -187,7 +187,9 @@ async def test_a_client_that_does_not_read_is_disconnected(repository: Repositor
     environment.program("git", "#!/bin/sh\nexec head -c 50000000 /dev/zero\n")
 
     async def talk(client: Talk) -> None:
-        await anyio.sleep(2)
+        with anyio.fail_after(20):
+            while client.outcome is None:
+                await anyio.sleep(0.05)
 
     outcome = await relay(repository, "git-receive-pack", talk, timeout=0.5)
     assert isinstance(outcome, ClientGone)

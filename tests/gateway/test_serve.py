@@ -16,7 +16,7 @@ import pytest
 from cluster_remote.gateway.tokens import Tokens
 from cluster_remote.p2p.server import Mode
 from tests.cli.command import cluster_remote
-from tests.gateway.gateways import Gateway, gateway_of
+from tests.gateway.gateways import Gateway, gateway_of, serve
 from tests.gateway.test_gateway import CLIENT, answer, hear, say
 from tests.support.processes import end_group, wait_until
 from tests.support.repositories import Cluster
@@ -108,18 +108,8 @@ def test_serve_restarts_after_being_killed(shared: Cluster) -> None:
 
 
 def test_serve_survives_losing_the_reader_of_its_log(shared: Cluster) -> None:
-    environment = shared.gateway.environment
-    path = environment.directory / "unread"
-    process = environment.popen(
-        "cluster-remote",
-        "serve",
-        "--listen",
-        f"unix:{path}",
-        cwd=shared.gateway.path,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
+    path = shared.gateway.environment.directory / "unread"
+    process = serve(shared.gateway, "--listen", f"unix:{path}", stderr=subprocess.PIPE)
     try:
         with process:
             assert process.stderr is not None
@@ -237,21 +227,11 @@ def test_a_second_gateway_on_the_same_socket_is_refused_without_harming_the_firs
 
 
 def test_serve_warns_of_unencrypted_traffic_and_of_missing_tokens(shared: Cluster) -> None:
-    environment = shared.gateway.environment
     tokens = shared.gateway.path / ".git/cluster-remote"
     kept = tokens.rename(tokens.with_name("kept")) if tokens.exists() else None
-    log = environment.directory / "warnings"
+    log = shared.gateway.environment.directory / "warnings"
     with log.open("wb") as err:
-        process = environment.popen(
-            "cluster-remote",
-            "serve",
-            "--listen",
-            f"tcp://0.0.0.0:{free_port()}",
-            cwd=shared.gateway.path,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=err.fileno(),
-        )
+        process = serve(shared.gateway, "--listen", f"tcp://0.0.0.0:{free_port()}", stderr=err.fileno())
     try:
         assert wait_until(lambda: "serving" in log.read_text(), SECONDS)
         assert "no tokens yet" in log.read_text()

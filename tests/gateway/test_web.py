@@ -23,9 +23,9 @@ import pytest
 from cluster_remote.gateway.tokens import Tokens
 from cluster_remote.p2p.server import Mode
 from tests.cli.command import cluster_remote
+from tests.gateway.gateways import serve
 from tests.support.certificates import make_certificate
 from tests.support.environment import Environment
-from tests.support.forked import popen_forked
 from tests.support.processes import descendants, end_group, wait_until
 from tests.support.repositories import Cluster, Repository, make_cluster
 from tests.support.sockets import free_port
@@ -97,10 +97,7 @@ def web_of(cluster: Cluster, *options: str) -> Iterator[Web]:
     tokens = Tokens(cluster.gateway.path / ".git" / "cluster-remote" / "tokens")
     made = {mode: tokens.create(mode, f"test {mode.value}")[1] for mode in Mode}
     with log.open("wb") as err:
-        process = popen_forked(
-            environment, "cluster-remote", "serve", "--listen", f"http://127.0.0.1:{port}/data", *options,
-            cwd=cluster.gateway.path, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=err.fileno(),
-        )  # fmt: skip
+        process = serve(cluster.gateway, "--listen", f"http://127.0.0.1:{port}/data", *options, stderr=err.fileno())
     try:
         web = Web(cluster, port, log, process, made)
 
@@ -411,11 +408,8 @@ def test_https_works_as_http_does(cluster: Cluster) -> None:
     environment = cluster.gateway.environment
     certificate, key = make_certificate(environment)
     port = free_port()
-    process = popen_forked(
-        environment, "cluster-remote", "serve", "--listen", f"https://127.0.0.1:{port}/", "--public-read",
-        "--certificate", certificate, "--key", key,
-        cwd=cluster.gateway.path, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    options = ("--public-read", "--certificate", certificate, "--key", key)
+    process = serve(cluster.gateway, "--listen", f"https://127.0.0.1:{port}/", *options)
     try:
         trusting = ssl.create_default_context(cafile=str(certificate))
 

@@ -138,8 +138,11 @@ async def test_an_interrupted_upload_resumes(node: Repository) -> None:
     async with conversation(served) as talk:
         assert await talk.ask(f"PUT  {key_of(content)}") == "PUT-FROM 0"
         await talk.say(f"DATA {len(content)}", content[:half])
+        partial = node.path / ".git/annex/tmp" / key_of(content)
         # What has arrived is only kept once it has been written.
-        await anyio.sleep(0.5)
+        with anyio.fail_after(20):
+            while not partial.exists() or not partial.stat().st_size:
+                await anyio.sleep(0.01)
     async with conversation(served) as talk:
         answer = await talk.ask(f"PUT  {key_of(content)}")
         assert answer is not None

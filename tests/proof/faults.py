@@ -28,9 +28,9 @@ from pathlib import Path
 
 from cluster_remote.gateway.tokens import Tokens
 from cluster_remote.p2p.server import Mode
+from tests.gateway.gateways import serve
 from tests.remote.testbed import initremote
 from tests.support.environment import Environment, temporary_environment
-from tests.support.forked import popen_forked
 from tests.support.peers import Close, Drain, Expect, Read, Reset, ScriptedPeer, Send, Stall, Step, opening
 from tests.support.processes import end_group, wait_until
 from tests.support.repositories import Cluster, Repository, make_cluster
@@ -451,10 +451,7 @@ class Serving:
         self.token = Tokens(gateway.path / ".git/cluster-remote/tokens").create(Mode.READ_WRITE, "faults")[1]
         listen = ("--listen", self.url, "--listen", f"tcp://127.0.0.1:{self.port}")
         with self.log.open("wb") as err:
-            self.process = popen_forked(
-                gateway.environment, "cluster-remote", "serve", *listen, "--timeout", str(timeout),
-                cwd=gateway.path, stderr=err.fileno(),
-            )  # fmt: skip
+            self.process = serve(gateway, *listen, "--timeout", str(timeout), stderr=err.fileno())
         assert wait_until(lambda: self.log.read_bytes().count(b": serving ") == 2, 30), self.log.read_text()
 
     def close(self) -> None:

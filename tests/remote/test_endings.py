@@ -85,7 +85,7 @@ def test_the_program_exits_when_git_annex_closes_its_input(testbed: Testbed, ext
             word, _, setting = line.removeprefix(prefix).partition(" ")
             value = testbed.cluster.uuid if word == "GETUUID" else annex.config.get(setting, "")
             annex.say(f"{prefix}VALUE {value}")
-        annex.hang_up(within=SOON)
+        assert annex.hang_up(within=SOON) == 0
 
 
 @pytest.mark.parametrize("before", [b"", b"CHECKPRESENT WORM--f\n"], ids=["simple", "looping"])

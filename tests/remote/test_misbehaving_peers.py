@@ -82,6 +82,15 @@ def nothing_happened(place: tuple[Testbed, Path], *said: str) -> None:
     assert not any("internal error" in words or "Traceback" in words for words in said)
 
 
+def failure(place: tuple[Testbed, Path], script: Script | Callable[[int], Script], request: str) -> str:
+    """Return what the program answers to a request that a peer keeps from succeeding."""
+    with driver(place) as annex, ScriptedPeer(script, unix=place[1]):
+        annex.prepare()
+        answer = annex.ask(request, within=30)
+    nothing_happened(place, answer, *annex.debug)
+    return answer
+
+
 BEGINNINGS: dict[str, tuple[list[Step] | None, str]] = {
     "is not there": (None, "cannot connect: No such file or directory"),
     "never answers": ([Stall()], f"{STALLED} while authenticating"),
@@ -141,14 +150,10 @@ AGREEMENTS: dict[str, tuple[list[Step], str]] = {
 @pytest.mark.parametrize("how", AGREEMENTS)
 def test_a_peer_that_cannot_agree_on_a_version(place: tuple[Testbed, Path], how: str) -> None:
     steps, complaint = AGREEMENTS[how]
-    testbed, path = place
-    greeting = [Send(f"AUTH-SUCCESS {testbed.cluster.uuid}\n".encode()), *steps]
-    with driver(place) as annex, ScriptedPeer(greeting, unix=path):
-        annex.prepare()
-        answer = annex.ask(f"CHECKPRESENT {KEY}", within=30)
+    greeting = [Send(f"AUTH-SUCCESS {place[0].cluster.uuid}\n".encode()), *steps]
+    answer = failure(place, greeting, f"CHECKPRESENT {KEY}")
     assert answer.startswith(f"CHECKPRESENT-UNKNOWN {KEY} unix:")
     assert complaint in answer
-    nothing_happened(place, answer, *annex.debug)
 
 
 CHECKS: dict[str, tuple[list[Step], str]] = {
@@ -164,12 +169,9 @@ CHECKS: dict[str, tuple[list[Step], str]] = {
 @pytest.mark.parametrize("how", representatives(CHECKS, "stalls", "refuses", "talks nonsense"))
 def test_unknown_presence_is_not_reported_as_absent(place: tuple[Testbed, Path], how: str) -> None:
     steps, complaint = CHECKS[how]
-    with driver(place) as annex, ScriptedPeer(let_in(place, CHECK, *steps), unix=place[1]):
-        annex.prepare()
-        answer = annex.ask(f"CHECKPRESENT {KEY}", within=30)
+    answer = failure(place, let_in(place, CHECK, *steps), f"CHECKPRESENT {KEY}")
     assert answer.startswith(f"CHECKPRESENT-UNKNOWN {KEY} unix:{place[1]}: checking {KEY}: ")
     assert complaint in answer
-    nothing_happened(place, answer, *annex.debug)
 
 
 def others(number: int) -> bytes:
@@ -227,13 +229,10 @@ def test_a_failing_upload_is_a_failure_and_records_nothing(
 ) -> None:
     steps, complaint = UPLOADS[how]
     (tmp_path / "file").write_bytes(CONTENT)
-    with driver(place) as annex, ScriptedPeer(let_in(place, *steps), unix=place[1]):
-        annex.prepare()
-        answer = annex.ask(f"TRANSFER STORE {KEY} {tmp_path}/file", within=30)
+    answer = failure(place, let_in(place, *steps), f"TRANSFER STORE {KEY} {tmp_path}/file")
     assert answer.startswith(f"TRANSFER-FAILURE STORE {KEY} unix:{place[1]}")
     assert complaint in answer
     assert len(answer) < 2000
-    nothing_happened(place, answer, *annex.debug)
 
 
 DOWNLOADS: dict[str, tuple[list[Step], str]] = {
@@ -267,23 +266,19 @@ DOWNLOADS: dict[str, tuple[list[Step], str]] = {
 )
 def test_a_failing_download_is_a_failure_with_the_reason(place: tuple[Testbed, Path], tmp_path: Path, how: str) -> None:
     steps, complaint = DOWNLOADS[how]
-    with driver(place) as annex, ScriptedPeer(let_in(place, GET, *steps), unix=place[1]):
-        annex.prepare()
-        answer = annex.ask(f"TRANSFER RETRIEVE {KEY} {tmp_path}/file", within=30)
+    answer = failure(place, let_in(place, GET, *steps), f"TRANSFER RETRIEVE {KEY} {tmp_path}/file")
     assert answer.startswith(f"TRANSFER-FAILURE RETRIEVE {KEY} unix:{place[1]}")
     assert complaint in answer
-    # The key has no checksum, so that what arrived is no good for going on from there.
+    # The key has no checksum, so a download cannot resume from what has arrived.
     assert list(tmp_path.iterdir()) == []
-    nothing_happened(place, answer, *annex.debug)
 
 
 def test_a_content_of_unknown_size_is_not_begun_if_the_disk_has_no_room_for_it(
     place: tuple[Testbed, Path], tmp_path: Path
 ) -> None:
     announced = Send(b"DATA %d\n" % 2**62 + bytes(100_000))
-    with driver(place) as annex, ScriptedPeer(let_in(place, GET, announced, Drain()), unix=place[1]):
-        annex.prepare()
-        answer = annex.ask(f"TRANSFER RETRIEVE WORM-m1--endless {tmp_path}/file", within=30)
+    script = let_in(place, GET, announced, Drain())
+    answer = failure(place, script, f"TRANSFER RETRIEVE WORM-m1--endless {tmp_path}/file")
     assert answer.startswith("TRANSFER-FAILURE RETRIEVE WORM-m1--endless")
     assert f"announces {2**62} bytes" in answer
     assert list(tmp_path.iterdir()) == []
@@ -304,13 +299,10 @@ def test_a_failing_removal_forgets_no_location(place: tuple[Testbed, Path], how:
     key = f"WORM-s{SIZE}-m1--removed-{how.replace(' ', '-')}"
     node = testbed.cluster.nodes[0].uuid
     testbed.client.annex("setpresentkey", key, node, "1")
-    with driver(place) as annex, ScriptedPeer(only_once(let_in(place, *steps)), unix=path):
-        annex.prepare()
-        answer = annex.ask(f"REMOVE {key}", within=30)
+    answer = failure(place, only_once(let_in(place, *steps)), f"REMOVE {key}")
     assert answer.startswith(f"REMOVE-FAILURE {key} unix:{path}: removing {key}: ")
     assert complaint in answer
     assert testbed.client.locations(key) == {node}
-    nothing_happened(place, answer, *annex.debug)
 
 
 def test_a_peer_that_stops_reading_a_large_file_times_out(place: tuple[Testbed, Path], tmp_path: Path) -> None:
