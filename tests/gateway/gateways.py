@@ -12,6 +12,7 @@ from pathlib import Path
 
 from cluster_remote.gateway.tokens import Tokens
 from cluster_remote.p2p.server import Mode
+from tests.support.environment import Environment
 from tests.support.forked import popen_forked
 from tests.support.processes import end_group, wait_until
 from tests.support.repositories import Cluster, Repository
@@ -59,10 +60,17 @@ class Gateway:
         return client
 
 
-def serve(gateway: Repository, *options: str | Path, stderr: int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
-    """Start `cluster-remote serve` in a gateway's repository; the caller ends it."""
+def serve(
+    gateway: Repository, *options: str | Path, stderr: int = subprocess.DEVNULL, forked: bool = True
+) -> subprocess.Popen[bytes]:
+    """Start `cluster-remote serve` in a gateway's repository; the caller ends it.
+
+    Args:
+        forked: whether it may share the memory of this process, which has imported it already.
+    """
+    start = popen_forked if forked else Environment.popen
     nothing = subprocess.DEVNULL
-    return popen_forked(
+    return start(
         gateway.environment, "cluster-remote", "serve", *options,
         cwd=gateway.path, stdin=nothing, stdout=nothing, stderr=stderr,
     )  # fmt: skip

@@ -90,14 +90,15 @@ class Web:
 
 
 @contextlib.contextmanager
-def web_of(cluster: Cluster, *options: str) -> Iterator[Web]:
+def web_of(cluster: Cluster, *options: str, forked: bool = True) -> Iterator[Web]:
     """Run `cluster-remote serve` with these options besides; at the end it is killed if it has not ended yet."""
     environment = cluster.gateway.environment
     log, port = environment.directory / "web.log", free_port()
     tokens = Tokens(cluster.gateway.path / ".git" / "cluster-remote" / "tokens")
     made = {mode: tokens.create(mode, f"test {mode.value}")[1] for mode in Mode}
     with log.open("wb") as err:
-        process = serve(cluster.gateway, "--listen", f"http://127.0.0.1:{port}/data", *options, stderr=err.fileno())
+        listen = ("--listen", f"http://127.0.0.1:{port}/data")
+        process = serve(cluster.gateway, *listen, *options, stderr=err.fileno(), forked=forked)
     try:
         web = Web(cluster, port, log, process, made)
 
