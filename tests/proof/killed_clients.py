@@ -121,7 +121,10 @@ def victim(client: Repository, name: str, until: float, account: Account, chance
 
 @contextmanager
 def _gateway() -> Iterator[Web]:
-    with temporary_environment(30) as environment, web_of(make_cluster(environment, environment.directory)) as web:
+    with (
+        temporary_environment(30) as environment,
+        web_of(make_cluster(environment, environment.directory), forked=False) as web,
+    ):
         yield web
 
 
