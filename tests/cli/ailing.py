@@ -1,4 +1,4 @@
-"""Clusters with contents, and what can go wrong with them behind git-annex's back."""
+"""Clusters with contents, and faults introduced behind git-annex's back."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.repositories import Repository
 
 
 def store(testbed: Testbed, names: Sequence[str], *, keep: bool = True) -> dict[str, str]:
-    """Adds files and copies them to the cluster; their keys, by name. Without `keep` they are not here any more."""
+    """Add files and copy them to the cluster, or move them without `keep`; return their keys by name."""
     for name in names:
         testbed.client.write(name, f"the content of {name}\n".encode())
     testbed.client.annex("add", "--quiet", *names)
@@ -29,7 +29,7 @@ def store(testbed: Testbed, names: Sequence[str], *, keep: bool = True) -> dict[
 
 
 def stock(testbed: Testbed, count: int) -> list[str]:
-    """Has every node hold so many contents, and the client know it, without going through any remote."""
+    """Put so many contents on every node and into the client's log, without using any remote."""
     contents = {}
     for number in range(count):
         content = f"content number {number}\n".encode()
@@ -49,12 +49,12 @@ def stock(testbed: Testbed, count: int) -> list[str]:
 
 
 def empty(node: Repository) -> None:
-    """Removes all contents of a node, and neither it nor anybody else records that."""
+    """Remove all contents of a node without recording it anywhere."""
     remove_tree(node.path / ".git/annex/objects")
 
 
 def unverified(testbed: Testbed, name: str) -> Repository:
-    """Another clone, in which a shared remote for the cluster has been enabled, but not verified."""
+    """Return another clone where a shared remote for the cluster is enabled but not verified."""
     initremote(testbed.client, name, f"url={testbed.url}", sameas=testbed.cluster.uuid, private=False)
     testbed.client.git("push", "--quiet", "origin", "git-annex:refs/heads/synced/git-annex")
     other = testbed.cluster.clone("other")
@@ -65,7 +65,7 @@ def unverified(testbed: Testbed, name: str) -> Repository:
 
 
 def carry_out(where: Repository, commands: Sequence[str]) -> None:
-    """Types commands as they were printed.
+    """Run commands as they were printed.
 
     Raises:
         AssertionError: one failed.
@@ -81,7 +81,7 @@ def carry_out(where: Repository, commands: Sequence[str]) -> None:
 def on_a_terminal(
     environment: Environment, cwd: Path, *argv: str, within: float = 60.0, env: dict[str, str] | None = None
 ) -> str:
-    """What a command writes to a terminal of 100 columns, standard error included.
+    """Return what a command writes to a terminal of 100 columns, standard error included.
 
     Raises:
         AssertionError: it did not end within so many seconds.

@@ -1,4 +1,4 @@
-"""Running cluster-remote as people do: as a process of its own, in a repository."""
+"""Run cluster-remote as users do: as a process of its own, in a repository."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["Done", "cluster_remote", "told"]
 
 
 class Done:
-    """A command that has ended: `code`, `out` and `err` as text."""
+    """A finished command: `code`, and `out` and `err` as text."""
 
     def __init__(self, completed: subprocess.CompletedProcess[bytes]) -> None:
         self.code = completed.returncode
@@ -36,7 +36,7 @@ def cluster_remote(
     env: Mapping[str, str] | None = None,
     timeout: float = 60.0,
 ) -> Done:
-    """Runs `cluster-remote` in a repository (or in no repository), to its end.
+    """Run `cluster-remote` in a repository (or outside any) to its end.
 
     Raises:
         AssertionError: its exit code is not `code` (None: any), or it showed a traceback.
@@ -51,5 +51,5 @@ def cluster_remote(
 
 
 def told(where: Repository | Environment, command: str, *arguments: str | Path, **options: Any) -> dict[str, Any]:
-    """What a command says with `--json`, held against its schema; options as with `cluster_remote`."""
+    """Return a command's `--json` output, validated by its schema; options as for `cluster_remote`."""
     return outcome(command, cluster_remote(where, command, "--json", *arguments, **options).out)

@@ -1,4 +1,4 @@
-"""Fixtures for the tests of the commands: the same testbeds as for the special remote."""
+"""Fixtures for the tests of the commands: the special remote's testbeds."""
 
 from __future__ import annotations
 

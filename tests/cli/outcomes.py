@@ -1,4 +1,4 @@
-"""What a command printed with `--json`, held against its schema."""
+"""Output of commands with `--json`, validated by their schemas."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cluster_remote.cli.schema import schema
 
 
 def outcome(command: str, printed: bytes | str) -> dict[str, Any]:
-    """The object that `cluster-remote COMMAND --json` printed.
+    """Return the object that `cluster-remote COMMAND --json` printed.
 
     Raises:
         AssertionError: it is not one JSON object, or the command's schema does not allow it.

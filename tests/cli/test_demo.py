@@ -1,4 +1,4 @@
-"""cluster-remote demo: shows the main job, and cannot go on past something that did not happen."""
+"""cluster-remote demo shows the main job and stops at the first step that did not happen."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.support.environment import Environment
 
 @pytest.fixture
 def temporary(environment: Environment) -> Path:
-    """Where the demonstration makes its directory; empty."""
+    """The directory where the demo works; empty."""
     directory = Path(environment.env["TMPDIR"])
     assert not list(directory.iterdir())
     return directory

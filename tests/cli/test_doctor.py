@@ -1,4 +1,4 @@
-"""doctor names each mistake that was really made, and what it prints mends it."""
+"""doctor reports each fault made here, and the commands it prints repair it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ done
 
 @contextmanager
 def careless(environment: Environment) -> Iterator[None]:
-    """git-annex starts a program that refuses nothing, as long as the context is open."""
+    """Have git-annex start a special remote that refuses nothing, for as long as the context is open."""
     program = environment.program("git-annex-remote-cluster", CARELESS)
     yield
     program.unlink()
@@ -50,12 +50,12 @@ def careless(environment: Environment) -> Iterator[None]:
 
 @pytest.fixture
 def full_testbed(environment: Environment) -> Testbed:
-    """A testbed as it should be, for one test."""
+    """A healthy testbed for one test."""
     return make_testbed(environment, node_remotes=True)
 
 
 def findings(where: Repository, *arguments: str, **options: Any) -> list[dict[str, Any]]:
-    """What doctor finds; at least one thing."""
+    """Return doctor's findings, of which there must be some."""
     said = told(where, "doctor", *arguments, code=1, **options)
     assert said["healthy"] is False
     found: list[dict[str, Any]] = said["findings"]
@@ -64,19 +64,19 @@ def findings(where: Repository, *arguments: str, **options: Any) -> list[dict[st
 
 
 def only(found: list[dict[str, Any]], kind: str) -> dict[str, Any]:
-    """The one finding that there is."""
+    """Return the only finding, which must be of this kind."""
     assert [each["kind"] for each in found] == [kind], found
     return found[0]
 
 
 def carry_out(where: Repository, finding: dict[str, Any]) -> None:
-    """Types the commands of a remedy into a shell, as they are printed."""
+    """Run the commands of a remedy in a shell, as printed."""
     for command in finding["commands"]:
         where.environment.run("sh", "-c", command, cwd=where.path)
 
 
 def healthy(where: Repository, *arguments: str, **options: Any) -> dict[str, Any]:
-    """What doctor says where it finds nothing."""
+    """Return doctor's output, which must have no findings."""
     said = told(where, "doctor", *arguments, **options)
     assert said["healthy"] is True
     assert said["findings"] == []

@@ -232,7 +232,7 @@ STARTING = {"lock", "trace"}
 
 
 def run(name: str, arguments: list[str], inside: Inside, where: Environment, cwd: Path, code: int) -> Done:
-    """A command, by the way that is quickest."""
+    """Run a command in the quickest way."""
     if name in STARTING:
         return cluster_remote(where, *name.split(), *arguments, code=code, cwd=cwd)
     return inside(where, cwd, *name.split(), *arguments, code=code)
@@ -439,7 +439,7 @@ def test_a_closed_output_is_not_a_fault_of_the_program(name: str, common: Testbe
 def running(
     name: str, arguments: list[str], testbed: Testbed, env: dict[str, str] | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A command with standard error to be read; whatever is left of it at the end is killed."""
+    """Start a command with its stderr in a pipe; kill what is left of it at the end."""
     process = popen_forked(
         testbed.environment, "cluster-remote", *name.split(), *arguments,
         cwd=testbed.client.path, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=env,
@@ -452,14 +452,14 @@ def running(
 
 
 def interrupt_twice(process: subprocess.Popen[bytes]) -> None:
-    """As a terminal does it, to everybody who runs on it; and once more, as impatient users do."""
+    """Send SIGINT to the whole process group, as a terminal does, and once more, as impatient users do."""
     os.killpg(process.pid, signal.SIGINT)
     os.killpg(process.pid, signal.SIGINT)
 
 
 @pytest.fixture(scope="module")
 def stalling(common: Testbed) -> dict[str, str]:
-    """Variables with which git-annex-shell never answers."""
+    """Variables that make git-annex-shell never answer."""
     directory = common.environment.directory / "stalling"
     directory.mkdir()
     program = directory / "git-annex-shell"
@@ -568,7 +568,7 @@ def test_colour_is_used_on_a_terminal_and_not_with_no_color(name: str, common: T
 
 
 def completed(inside: Inside, environment: Environment, cwd: Path, *words: str) -> list[str]:
-    """What the shell is offered for the last of some words."""
+    """Return what the shell is offered for the last word."""
     asked = {
         "COMP_WORDS": " ".join(("cluster-remote", *words)),
         "COMP_CWORD": str(len(words)),

@@ -1,4 +1,4 @@
-"""A node on a disk that hangs keeps no command waiting.
+"""A node on a hung disk keeps no command waiting.
 
 A dead mount takes privileges, so calls to the node's directory stand still within our program alone; git and git-annex
 are as ever.

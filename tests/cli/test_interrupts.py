@@ -1,4 +1,4 @@
-"""What a command that was interrupted comes to, whatever else happens in the same moment."""
+"""An interrupted command ends as interrupted, whatever else happens at the same moment."""
 
 from __future__ import annotations
 

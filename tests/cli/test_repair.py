@@ -1,4 +1,4 @@
-"""repair: content is brought to the nodes that lack it, from wherever it can be had, and nothing else is done."""
+"""repair copies content to the nodes that lack it, from any source, and changes nothing else."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from tests.support.slow import only_in_all
 
 
 def brought(said: dict[str, Any]) -> dict[str, tuple[str | None, list[str], list[str]]]:
-    """Where each content came from, who lacked it, and who has it now."""
+    """Return for each content its source, the nodes that lacked it, and those that have it now."""
     return {each["key"]: (each["source"], each["lacking"], each["stored"]) for each in said["deliveries"]}
 
 
 def read_only(node: Repository) -> None:
-    """Has a node refuse every write, with git-annex's own words."""
+    """Make a node refuse every write, with git-annex's own message."""
     real = node.environment.which("git-annex-shell")
     # The gateway runs it for the node with the node's directory as an argument.
     node.environment.program(
@@ -307,7 +307,7 @@ def test_content_without_a_checksum_is_never_assembled_from_two_copies(own_testb
 
 
 def test_running_the_remedies_makes_status_check_doctor_and_repair_clean(own_testbed: Testbed) -> None:
-    """A dead node, an emptied one, a stale location and an unverified remote at once: all name each."""
+    """A dead node, an emptied one, a stale location and an unverified remote at once."""
     first, second, third = own_testbed.cluster.nodes
     keys = store(own_testbed, ["one", "two", "three"])
     client = unverified(own_testbed, "shared")

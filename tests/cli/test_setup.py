@@ -1,4 +1,4 @@
-"""cluster-remote setup: one command makes a cluster a remote."""
+"""cluster-remote setup makes a remote for a cluster."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.repositories import Cluster, Repository
 
 
 def setup(client: Repository, *arguments: str, check: bool = True, code: int = 0, **options: object) -> str:
-    """Runs the command in a repository; gives everything that it wrote, and wants this exit code."""
+    """Run the command in a repository; return everything it wrote. The exit code must be `code`."""
     done = run_forked(client.environment, "setup", *arguments, cwd=client.path, check=False, timeout=120)
     text = os.fsdecode(done.stdout + done.stderr)
     assert done.returncode == code, text
@@ -22,7 +22,7 @@ def setup(client: Repository, *arguments: str, check: bool = True, code: int = 0
 
 
 def commands(text: str) -> list[str]:
-    """The commands that it says it ran."""
+    """Return the commands it says it ran."""
     return [line.removeprefix("$ ") for line in text.splitlines() if line.startswith("$ ")]
 
 

@@ -1,4 +1,4 @@
-"""trace shows what a command's cluster remotes say, keeps it and draws it; and it changes nothing."""
+"""trace shows, saves and draws the conversations of a command's cluster remotes without changing them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ TOKEN = "t" * 26 + "2" * 26
 
 
 def spoken(shown: str) -> list[str]:
-    """The messages in lines for people: the side and the message, without times."""
+    """Return the messages of the text output: direction and message, without times."""
     lines = (re.fullmatch(r" *[0-9.]+ s  #\d+(?: job \S+)? ([→←].*)", line) for line in shown.splitlines())
     return [line[1] for line in lines if line]
 
@@ -285,7 +285,7 @@ def test_a_line_of_an_unknown_kind_is_refused(line: str) -> None:
 
 
 def exchange(sessions: int) -> list[TracedMessage]:
-    """A request and its answer in each of so many sessions."""
+    """Return a request and its answer in each of so many sessions."""
     return [
         TracedMessage(
             100.0 + number,

@@ -1,4 +1,4 @@
-"""On a narrow terminal no column is lost and no word broken."""
+"""A narrow terminal loses no column and breaks no word."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def narrowed(make_environment: Callable[[], Environment]) -> Repository:
 
 
 def _shown(gateway: Repository, command: str, columns: int) -> list[str]:
-    """The lines that a command writes, without what a terminal obeys and without the progress that it rubs out."""
+    """Return the lines a command writes, without control sequences and erased progress."""
     env = {"COLUMNS": str(columns), "NO_COLOR": "1"}
     text = on_a_terminal(gateway.environment, gateway.path, "cluster-remote", *command.split(), env=env)
     text = text.rpartition("\x1b[2K")[2]

@@ -1,4 +1,4 @@
-"""A gateway of ours in front of a real cluster, and git-annex's own clients of it."""
+"""Our gateway in front of a real cluster, and git-annex's own clients of it."""
 
 from __future__ import annotations
 
@@ -39,21 +39,21 @@ class Gateway:
 
     @property
     def unix(self) -> str:
-        """Its address."""
+        """The address of its unix socket."""
         return f"unix:{self.path}"
 
     @property
     def tcp(self) -> str:
-        """Its other address."""
+        """Its TCP address."""
         return f"tcp://127.0.0.1:{self.port}"
 
     def stop(self, signum: int = signal.SIGTERM, within: float = 30.0) -> int:
-        """Send a signal, and give the exit code."""
+        """Send a signal and return the exit code."""
         self.process.send_signal(signum)
         return self.process.wait(within)
 
     def connect(self) -> socket.socket:
-        """A raw connection to the unix socket."""
+        """Open a raw connection to the unix socket."""
         client = socket.socket(socket.AF_UNIX)
         client.settimeout(START_SECONDS)
         client.connect(str(self.path))
@@ -101,7 +101,7 @@ def gateway_of(cluster: Cluster, *options: str, name: str = "gw") -> Iterator[Ga
 
 
 def native_client(gateway: Gateway, name: str = "client", *, mode: Mode = Mode.READ_WRITE) -> Repository:
-    """A clone that has the cluster as the remote `gw`, by git-annex's own P2P transport and our pipe."""
+    """Return a clone with the cluster as the remote `gw`, by git-annex's own P2P transport and our pipe."""
     client = gateway.cluster.clone(name)
     client.git("remote", "remove", "origin")
     add_native_remote(client, "gw", gateway.unix, gateway.cluster.uuid, gateway.tokens[mode])
@@ -109,7 +109,7 @@ def native_client(gateway: Gateway, name: str = "client", *, mode: Mode = Mode.R
 
 
 def add_native_remote(client: Repository, name: str, address: str, uuid: str, token: str) -> None:
-    """A remote of git-annex's P2P transport, with its token where git-annex keeps it."""
+    """Add a remote of git-annex's P2P transport, and store its token where git-annex does."""
     client.git("remote", "add", name, f"p2p-annex::cluster:{address}")
     client.git("config", f"remote.{name}.annex-uuid", uuid)
     name = "".join(c if c.isalnum() else f"%{ord(c):02X}" for c in f"cluster:{address}")

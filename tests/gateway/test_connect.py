@@ -1,4 +1,4 @@
-"""CONNECT: a client's git and the gateway's own repository, also when one of them does not behave."""
+"""CONNECT: a client's git and the gateway's own repository, also if one of them misbehaves."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Talk(Conversation):
         await self.say(f"DATA {len(data)}", data)
 
     async def everything(self) -> tuple[bytes, int | None]:
-        """What git said in all, and its exit code; None where there is none."""
+        """Return everything git sent, and its exit code; None if there is none."""
         said = b""
         while (line := await self.hear()) is not None:
             word, _, number = line.partition(" ")
@@ -65,7 +65,7 @@ async def relay(
     silence: float = 60.0,
     notes: list[str] | None = None,
 ) -> BaseException | None:
-    """Runs a service with `talk` at the other end. What the service raised."""
+    """Run a service with `talk` at the other end; return the exception it raised."""
     here, there = (DescriptorConnection(fd, fd) for fd in (one.detach() for one in socket.socketpair()))
     place = AnnexRepository(repository.path / ".git", repository.path, repository.path)
     prepared: list[bool] = []
@@ -233,7 +233,7 @@ async def test_gits_output_is_delivered_after_it_stops_reading(repository: Repos
 
 
 async def test_a_fully_received_push_completes_after_the_client_is_gone(repository: Repository) -> None:
-    """The hook that git-annex has in the repository may take its time."""
+    """git-annex's hook in the repository may take its time."""
     hook = repository.path / ".git" / "hooks" / "post-receive"
     ran = repository.environment.home / "hook-ran"
     hook.write_text(f"#!/bin/sh\nsleep 1\ntouch {ran}\n")

@@ -1,4 +1,4 @@
-"""Who gets access to a gateway, to what, and that no client can keep others out."""
+"""Who gets access to a gateway and to what, and that no client can keep others out."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def say(client: socket.socket, *lines: str) -> None:
 
 
 def hear(client: socket.socket) -> str:
-    """All that the gateway says until it closes."""
+    """Return everything the gateway sends until it closes."""
     heard = b""
     while data := client.recv(65536):
         heard += data
@@ -54,7 +54,7 @@ def hear(client: socket.socket) -> str:
 
 
 def answer(client: socket.socket, *lines: str) -> str:
-    """The next line that comes; the empty text where the gateway closes instead."""
+    """Return the next line; empty if the gateway closes instead."""
     say(client, *lines)
     line = b""
     while not line.endswith(b"\n") and (byte := client.recv(1)):
@@ -180,7 +180,7 @@ async def behind(gateway: Gateway) -> AsyncIterator[Backend]:
 
 
 class InProcess:
-    """A gateway in this process, for what would take too long otherwise."""
+    """A gateway in this process, for tests that would take too long otherwise."""
 
     def __init__(self, port: int, log: list[str], token: str) -> None:
         self.port = port

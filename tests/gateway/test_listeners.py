@@ -1,4 +1,4 @@
-"""Where a gateway listens: nobody else's socket is taken, nobody else can connect, nothing is left behind."""
+"""Listening: no other program's socket is taken, no other user can connect, nothing is left behind."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def listening(address: Unix | Tcp) -> Iterator[Listener]:
 
 
 async def exchange(listener: Listener, client: socket.socket) -> None:
-    """A client's word arrives, and the answer, and the answer's end."""
+    """Assert that a client's data arrives, then the answer, then its end."""
     with anyio.fail_after(10):
         connection = await listener.accept()
         client.sendall(b"hello")
@@ -258,7 +258,7 @@ print(sorted(name for name in os.environ if name.startswith("LISTEN_")))
 
 
 def activated(descriptors: list[int], **variables: str) -> subprocess.Popen[bytes]:
-    """A program started as systemd does it: these descriptors are its 3, 4 and so on."""
+    """Start a program as systemd does: these descriptors become its 3, 4 and so on."""
     program = ACTIVATED.format(root=str(Path(__file__).parents[2]))
 
     def arrange() -> None:

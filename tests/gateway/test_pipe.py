@@ -37,7 +37,7 @@ def listener(kind: str, tmp_path: Path) -> Iterator[tuple[socket.socket, str]]:
 def piped(
     address: str, serve: Callable[[socket.socket], None], listening: socket.socket
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """The pipe, connected to what serves one connection in a thread."""
+    """Run the pipe, connected to a thread that serves one connection."""
 
     def accept() -> None:
         connection, _ = listening.accept()

@@ -1,4 +1,4 @@
-"""What comes to the nodes through a gateway is in the branch that others fetch, soon and for certain."""
+"""What is stored through a gateway soon and reliably appears in the branch that others fetch."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ async def shared_log(repository: Repository) -> AsyncIterator[SharedLog]:
 
 
 def in_branch(repository: Repository, key: Key) -> bool:
-    """Whether the branch, as others would fetch it, says that the node has the content."""
+    """Return whether the branch, as others would fetch it, lists the node for the key."""
     log = repository.git("grep", "-h", "-e", str(NODE), "git-annex", "--", f"*{key}.log", check=False)
     return b" 1 " in log.stdout
 

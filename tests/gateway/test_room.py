@@ -1,4 +1,4 @@
-"""Too few descriptors, processes or memory: one request is refused, in words, and the gateway goes on."""
+"""Too few descriptors, processes or memory: one request is refused with the reason, and the gateway keeps serving."""
 
 from __future__ import annotations
 

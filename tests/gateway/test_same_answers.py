@@ -1,4 +1,4 @@
-"""One conversation with git-annex's own gateway and with ours, word for word; docs/differences.md has the rest."""
+"""The same conversations with git-annex's own gateway and ours, word for word; docs/differences.md lists the rest."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ CLOSED, SILENT = "(closed)", "(no answer)"
 
 @dataclass(frozen=True)
 class Servers:
-    """Two copies of one cluster that nobody could tell apart, one of them served by us."""
+    """Two identical copies of one cluster, one of them served by us."""
 
     native: Cluster
     ours: Gateway
@@ -137,7 +137,7 @@ def native(
     mode: Mode = Mode.READ_WRITE,
     seconds: float = ANSWER_SECONDS,
 ) -> list[str]:
-    """What git-annex answers."""
+    """Return git-annex's answers."""
     gateway, uuid = servers.native.gateway, servers.uuid(who)
     variables = {Mode.READ_ONLY: "GIT_ANNEX_SHELL_READONLY", Mode.APPEND_ONLY: "GIT_ANNEX_SHELL_APPENDONLY"}
     process = gateway.environment.popen(
@@ -174,7 +174,7 @@ def ours(
     mode: Mode = Mode.READ_WRITE,
     seconds: float = ANSWER_SECONDS,
 ) -> list[str]:
-    """What we answer, once the client has been let in."""
+    """Return our answers, after authentication."""
     uuid = servers.uuid(who)
     with servers.ours.connect() as client:
         client.settimeout(None)
@@ -309,7 +309,7 @@ def key_of(content: bytes) -> str:
 
 
 def about(who: str, nodes: tuple[int, ...], contents: Mapping[str, bytes], version: int) -> list[Said]:
-    """All that can be said about a content that these nodes have."""
+    """Return every request about a content that these nodes have."""
     here = 0 in nodes if who == "node" else len(nodes) == 3
     there = bool(nodes) if who == "cluster" else here
     content = contents["kept"]

@@ -55,7 +55,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Servers:
-    """Two copies of one cluster that nobody could tell apart, one of them served by us."""
+    """Two identical copies of one cluster, one of them served by us."""
 
     native: Cluster
     native_port: int
@@ -65,7 +65,7 @@ class Servers:
         return self.native.uuid if who == "cluster" else self.native.nodes[0].uuid
 
     def ask(self, asked: Asked, logins: Mapping[str, str] | None = None) -> tuple[Answer, Answer]:
-        """What git-annex answers, and what we do; `logins` are the passwords for both, else everything is allowed."""
+        """Return git-annex's answer and ours; `logins` are the passwords for both, else everything is allowed."""
         ours = (logins or {}).get("ours", self.ours.tokens[Mode.READ_WRITE])
         return (
             _answer(self.native_port, "", asked, (logins or {}).get("native")),
@@ -92,7 +92,7 @@ def _answer(port: int, prefix: str, asked: Asked, password: str | None) -> Answe
 
 
 def _comparable(body: str) -> str:
-    """Without what is never the same twice."""
+    """Remove what differs from run to run."""
     said = json.loads(body)
     for name in ("timestamp", "lockid"):
         if name in said:

@@ -28,7 +28,7 @@ KEY = f"WORM-s{SIZE}--under-way"
 
 
 def admitted(gateway: Gateway) -> socket.socket:
-    """A client that has been let in."""
+    """Return an authenticated client."""
     client = gateway.connect()
     greeting = answer(client, f"AUTH {CLIENT} {gateway.tokens[Mode.READ_WRITE]}")
     assert greeting == f"AUTH-SUCCESS {gateway.cluster.uuid}"
@@ -37,7 +37,7 @@ def admitted(gateway: Gateway) -> socket.socket:
 
 
 def refuses(gateway: Gateway) -> bool:
-    """Whether nobody listens any more, on either address."""
+    """Return whether neither address accepts connections any more."""
     with socket.socket() as tcp:
         return not gateway.path.exists() and tcp.connect_ex(("127.0.0.1", gateway.port)) != 0
 
@@ -132,7 +132,7 @@ def test_serve_survives_losing_the_reader_of_its_log(shared: Cluster) -> None:
 
 @pytest.fixture(scope="module")
 def impatient(shared: Cluster) -> Iterator[Gateway]:
-    """A gateway that gives up a stalled request soon."""
+    """A gateway with a short timeout."""
     with gateway_of(shared, "--timeout", "5", name="impatient") as gateway:
         yield gateway
 

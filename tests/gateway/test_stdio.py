@@ -26,7 +26,7 @@ SERVE = ("cluster-remote", "serve", "--stdio")
 
 
 def talk(shared: Cluster, said: str, code: int = 0, **env: str) -> tuple[list[str], str]:
-    """What the server answers to a whole conversation, and what it says on standard error."""
+    """Return the server's answers to a whole conversation, and its standard error."""
     done = serve(shared.gateway, said=said, env=env)
     assert done.returncode == code, done
     return done.stdout.decode().splitlines(), done.stderr.decode()
@@ -35,14 +35,14 @@ def talk(shared: Cluster, said: str, code: int = 0, **env: str) -> tuple[list[st
 def serve(
     gateway: Repository, *options: str, said: str = "", env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[bytes]:
-    """Serve a client that says all it has to say at once."""
+    """Serve a client that sends everything at once."""
     arguments = (*SERVE[1:], *options)
     return run_forked(gateway.environment, *arguments, cwd=gateway.path, input=said.encode(), env=env, check=False)
 
 
 @contextmanager
 def serving(shared: Cluster) -> Iterator[tuple[subprocess.Popen[bytes], IO[bytes], IO[bytes]]]:
-    """A server that has let its client in."""
+    """Run a server that has greeted its client."""
     process = popen_forked(shared.gateway.environment, *SERVE, cwd=shared.gateway.path, stderr=subprocess.PIPE)
     assert process.stdin is not None
     assert process.stdout is not None

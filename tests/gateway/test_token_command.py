@@ -1,4 +1,4 @@
-"""`cluster-remote token`: made once, shown once, listed without its text, taken away."""
+"""`cluster-remote token`: tokens are created, shown once, listed without their text, and revoked."""
 
 from __future__ import annotations
 

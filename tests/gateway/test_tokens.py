@@ -1,4 +1,4 @@
-"""Tokens: only hashes are kept, by nobody but the owner, and a revoked token is gone."""
+"""Tokens: only hashes are stored, readable only by the owner, and a revoked token is gone."""
 
 from __future__ import annotations
 

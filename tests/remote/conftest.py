@@ -12,14 +12,14 @@ from tests.support.environment import Environment, temporary_environment
 
 @pytest.fixture(scope="session")
 def shared_testbed() -> Iterator[Testbed]:
-    """A testbed for all tests of a process of tests; `testbed` is what they ask for."""
+    """One testbed per test process; tests use it through `testbed`."""
     with temporary_environment() as environment:
         yield make_testbed(environment, node_remotes=True)
 
 
 @pytest.fixture
 def testbed(shared_testbed: Testbed) -> Iterator[Testbed]:
-    """A cluster and a client with remotes for it and its nodes, shared by many tests: each has contents of its own.
+    """A cluster and a client with remotes for it and its nodes; many tests share it, each with its own contents.
 
     After every test no process may be left.
     """
@@ -29,5 +29,5 @@ def testbed(shared_testbed: Testbed) -> Iterator[Testbed]:
 
 @pytest.fixture
 def own_testbed(environment: Environment) -> Testbed:
-    """A cluster and a client with a remote for it, for one test that changes more than contents of its own."""
+    """A cluster and a client with a remote for it, for one test that changes more than its own contents."""
     return make_testbed(environment)

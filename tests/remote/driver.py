@@ -1,4 +1,4 @@
-"""git-annex's side of the external special remote protocol, for conversations that git-annex itself never has."""
+"""git-annex's side of the external special remote protocol, for conversations git-annex itself never has."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ EXTENSIONS = "EXTENSIONS INFO GETGITREMOTENAME UNAVAILABLERESPONSE ASYNC"
 
 @dataclass
 class Driver:
-    """Starts the program in a repository and talks with it, line by line.
+    """Run the special remote in a repository and talk to it line by line.
 
     Attributes:
         repository: where it runs; nothing of git-annex's is changed there but by the program itself.
@@ -84,7 +84,7 @@ class Driver:
             assert not self.complaints, self.complaints
 
     def hang_up(self, within: float = ANSWER_SECONDS) -> int:
-        """Close the program's input, as git-annex does when it is done; the program's exit status."""
+        """Close the program's input, as git-annex does when it is done; return the exit status."""
         if not self._out.closed:
             self._out.close()
         return self.process.wait(within)
@@ -98,7 +98,7 @@ class Driver:
         self._out.flush()
 
     def read(self, within: float = ANSWER_SECONDS) -> str:
-        """The next line, whatever it is; empty where the program has closed its output.
+        """Read the next line; empty if the program has closed its output.
 
         Raises:
             AssertionError: there was none in time.
@@ -116,12 +116,12 @@ class Driver:
         return os.fsdecode(line)
 
     def ask(self, line: str, within: float = ANSWER_SECONDS) -> str:
-        """Send a request and return its answer; what the program asks meanwhile is answered, what it tells is kept."""
+        """Send a request and return its answer; answer the program's questions and keep its messages meanwhile."""
         self.say(line)
         return self.answer(within)
 
     def answer(self, within: float = ANSWER_SECONDS) -> str:
-        """The answer to the last request; see `ask`."""
+        """Return the answer to the last request; see `ask`."""
         while True:
             line = self.read(within)
             word, _, rest = line.partition(" ")
@@ -150,6 +150,6 @@ class Driver:
                     return line
 
     def prepare(self) -> None:
-        """Agree on extensions and have the remote prepared."""
+        """Negotiate extensions and prepare the remote."""
         assert self.ask(EXTENSIONS).startswith("EXTENSIONS")
         assert self.ask("PREPARE") == "PREPARE-SUCCESS"

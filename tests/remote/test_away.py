@@ -1,4 +1,4 @@
-"""A node that is away: one line a run, in its owner's words; and a remote whose places are all away is passed over."""
+"""An unavailable node is reported once per run, by its description; a remote without available nodes is skipped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What tells why git-annex removes a content."""
+"""How the remote knows why git-annex removes content."""
 
 from __future__ import annotations
 

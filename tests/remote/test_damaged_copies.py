@@ -1,4 +1,4 @@
-"""A damaged copy on one node does not hide the good ones: what git-annex gets comes from a node that has it right."""
+"""A damaged copy on one node does not hide the good ones: git-annex gets the content from another node."""
 
 from __future__ import annotations
 

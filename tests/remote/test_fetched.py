@@ -1,4 +1,4 @@
-"""What is remembered of large downloads from one run to the next."""
+"""Large downloads are remembered from one run to the next."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The refusals of INITREMOTE: each says what is wrong, and the command line that would be right."""
+"""Refusals of INITREMOTE: each says what is wrong and suggests a correct command."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Place:
 
 @pytest.fixture(scope="module")
 def place() -> Iterator[Place]:
-    """One for all tests of this file: each makes remotes of a name of its own."""
+    """One for all tests of this file; each uses a remote name of its own."""
     with temporary_environment() as environment:
         cluster = make_cluster(environment, environment.directory)
         yield Place(cluster, cluster.clone(), make_repository(environment, environment.directory / "other", "other"))
@@ -45,12 +45,12 @@ _numbers = itertools.count()
 
 @pytest.fixture
 def name() -> str:
-    """A name for a remote that nobody else uses."""
+    """A remote name that no other test uses."""
     return f"remote{next(_numbers)}"
 
 
 def refused(client: Repository, name: str, *parameters: str, **options: object) -> str:
-    """What `initremote` says that fails; nothing may have changed by it that others could see."""
+    """Return the output of an `initremote` that must fail without any shared change."""
     before = client.descriptions()
     done = initremote(client, name, *parameters, check=False, **options)  # type: ignore[arg-type]  # handed on
     assert done.returncode != 0
@@ -71,7 +71,7 @@ def failure(place: Place, **config: str) -> str:
 
 
 def corrected(said: str) -> str:
-    """The one `git annex initremote` command in a message."""
+    """Return the one `git annex initremote` command in a message."""
     [command] = re.findall(r"git annex initremote [^\n]*", said)
     assert isinstance(command, str)
     return command
@@ -83,7 +83,7 @@ def obey(client: Repository, command: str) -> None:
 
 
 def reaches(client: Repository, name: str, uuid: str) -> bool:
-    """Whether a remote is the same as the repository or cluster of that UUID."""
+    """Return whether a remote has the UUID of a repository or cluster."""
     return client.config(f"remote.{name}.annex-uuid") == uuid
 
 

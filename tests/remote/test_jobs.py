@@ -18,7 +18,7 @@ from tests.support.peers import Expect, ScriptedPeer, Stall, opening
 
 
 class Jobs:
-    """git-annex's side of several jobs over one driver. It does not answer to what is `refused`."""
+    """git-annex's side of several jobs over one driver. It refuses the questions in `refused`."""
 
     def __init__(self, driver: Driver, refused: str = "") -> None:
         self.driver = driver
@@ -31,14 +31,14 @@ class Jobs:
         self.driver.say(f"J {job} {line}")
 
     def answer(self) -> tuple[int, str]:
-        """The next answer of any job; what jobs ask meanwhile is answered to the one that asked."""
+        """Return the next answer of any job; answer each job's questions meanwhile."""
         while True:
             answered = self._take()
             if answered is not None:
                 return answered
 
     def answer_until(self, condition: Callable[[], bool]) -> None:
-        """Answers what the jobs ask until a condition holds; no job may be done before that."""
+        """Answer the jobs' questions until a condition holds; no job may finish before."""
         while not condition():
             assert self._take() is None
 

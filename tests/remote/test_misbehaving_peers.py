@@ -1,4 +1,4 @@
-"""Peers that stall, break off, talk nonsense or say no: an error in words, nothing recorded, nothing left behind."""
+"""Peers that stall, disconnect, send garbage or refuse: a clear error, nothing recorded, nothing left behind."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ CUT = "the connection was closed"
 
 @pytest.fixture(scope="module")
 def place() -> Iterator[tuple[Testbed, Path]]:
-    """A cluster, a client whose remote `odd` for it is a unix socket, and where that is. Nobody serves it."""
+    """A testbed whose client has a unix socket as the remote `odd`, and the socket's path, where nobody listens yet."""
     with temporary_environment() as environment:
         cluster = make_cluster(environment, environment.directory)
         testbed, path = Testbed(cluster, cluster.clone()), environment.directory / "socket"
@@ -56,25 +56,25 @@ def place() -> Iterator[tuple[Testbed, Path]]:
 
 
 def driver(place: tuple[Testbed, Path]) -> Driver:
-    """The program, with the parameters of the remote `odd`."""
+    """Return a driver with the parameters of the remote `odd`."""
     testbed, path = place
     testbed.keep_token(testbed.cluster.uuid, f"unix:{path}", SECRET)
     return testbed.driver(url=f"unix:{path}", timeout="1")
 
 
 def let_in(place: tuple[Testbed, Path], *steps: Step) -> list[Step]:
-    """A script that begins as it should."""
+    """Return a script that starts by authenticating the client."""
     beginning: list[Step] = opening(place[0].cluster.uuid, token=SECRET)
     return [*beginning, *steps]
 
 
 def only_once(script: list[Step]) -> Callable[[int], list[Step]]:
-    """A peer that is gone after the first connection: no node behind it can be asked what became of a removal."""
+    """Serve only the first connection, so that the outcome of a removal cannot be looked up."""
     return lambda number: [Expect(re.compile(b"AUTH .*")), Close()] if number else script
 
 
 def nothing_happened(place: tuple[Testbed, Path], *said: str) -> None:
-    """That the location log is as before, no process is left and nobody was told the token."""
+    """Assert that the location log is unchanged, no process is left and the token was not shown."""
     testbed, _ = place
     assert testbed.present(KEY) == set()
     testbed.environment.assert_no_process_left()
@@ -355,7 +355,7 @@ def test_a_connection_lost_while_idle_is_reopened_once(place: tuple[Testbed, Pat
 
 @pytest.mark.slow
 def test_git_annex_reports_a_stalled_peer(place: tuple[Testbed, Path]) -> None:
-    """Every command ends by itself, with an error in words, and changes nothing."""
+    """Every command ends by itself, with a clear error, and changes nothing."""
     testbed, path = place
     client, node = testbed.client, testbed.cluster.nodes[0].uuid
     key = client.add("file", CONTENT)

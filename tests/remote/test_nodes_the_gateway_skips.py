@@ -1,4 +1,4 @@
-"""If the node that git-annex's own gateway asks does not have the content, the others are asked through the gateway."""
+"""If the node chosen by git-annex's own gateway lacks the content, the others are asked through the gateway."""
 
 from __future__ import annotations
 

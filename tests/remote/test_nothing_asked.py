@@ -1,4 +1,4 @@
-"""What the nodes are not asked: without a server each question is a round trip to every disk and NAS."""
+"""Questions nodes are not asked: without a server each is a round trip to every disk and NAS."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.support.repositories import Cluster
 
 
 def listening(environment: Environment, log: Path) -> None:
-    """Have what is said to nodes written down, one file for each session."""
+    """Log what is sent to nodes, one file per session."""
     log.mkdir()
     real = environment.which("git-annex-shell")
     environment.program(
@@ -21,7 +21,7 @@ def listening(environment: Environment, log: Path) -> None:
 
 
 def requests(log: Path) -> list[str]:
-    """The first words of all requests."""
+    """Return the first word of every request."""
     said = b"\n".join(file.read_bytes() for file in log.iterdir())
     # What is in a content ends with VALID.
     return [word.decode() for word in re.findall(rb"^([A-Z-]+)(?: |$)", said, re.MULTILINE)]

@@ -1,4 +1,4 @@
-"""A drop that not every node can do: what is removed is gone from the log, and the rest is named."""
+"""A drop that fails on some nodes: the removed copies are gone from the log, and the others are named."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_drop_with_all_nodes_locked_changes_nothing_and_names_all(testbed: Testb
 
 
 def test_an_unrecorded_node_is_found_and_named(testbed: Testbed) -> None:
-    """Nobody knew that it has the content; the gateway tells those it removed from, not those it failed at."""
+    """The log did not list it; the gateway names the nodes it removed from, not those where it failed."""
     content = b"held by a node that nobody suspects"
     key = testbed.client.add("suspect", content)
     testbed.cluster.nodes[1].set_key(key, content)

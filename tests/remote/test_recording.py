@@ -1,4 +1,4 @@
-"""The location log is written before git-annex hears of success; where it cannot be written there is none."""
+"""The location log is written before success is reported; if it cannot be written, the request fails."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def place() -> Iterator[Testbed]:
 
 @pytest.fixture(params=representatives(FAILURES, "it says no"))
 def complaint(place: Testbed, request: pytest.FixtureRequest) -> Iterator[str]:
-    """Makes setpresentkey fail in some way meanwhile; what is to be read of it."""
+    """Make setpresentkey fail in some way for one test; the value is the expected message."""
     failure, complaint = FAILURES[request.param]
     real = place.environment.which("git-annex")
     shim = place.environment.program("git-annex", FAILING.replace("{failure}", failure).replace("{real}", str(real)))
@@ -72,7 +72,7 @@ def test_a_removal_that_cannot_be_recorded_fails(place: Testbed, complaint: str)
 
 
 def test_success_is_reported_only_once_it_is_durably_recorded(place: Testbed, tmp_path: Path) -> None:
-    """Everything is killed the moment it has been said."""
+    """All processes are killed right after the answer."""
     (tmp_path / "file").write_bytes(b"data")
     for number in range(3):
         key = f"WORM-s4-m{number}--killed"

@@ -41,19 +41,19 @@ class Home:
 
     @property
     def uuids(self) -> set[str]:
-        """Those of the nodes."""
+        """The nodes' UUIDs."""
         return {self.disk.uuid, self.nas.uuid, self.laptop.config("remote.bucket.annex-uuid") or ""}
 
     def in_bucket(self, key: str) -> bool:
-        """Whether the special remote holds the content of a key."""
+        """Return whether the special remote holds the content of a key."""
         return any(path.is_file() for path in self.bucket.glob(f"*/*/{key}/{key}"))
 
     def holders(self, key: str) -> list[bool]:
-        """Whether disk, NAS and bucket hold the content of a key."""
+        """Return for disk, NAS and bucket whether they hold the content of a key."""
         return [self.disk.has_object(key), self.nas.has_object(key), self.in_bucket(key)]
 
     def present(self, key: str) -> set[str]:
-        """The nodes that the location log names."""
+        """Return the nodes that the location log names."""
         return self.laptop.locations(key) & self.uuids
 
 
@@ -118,7 +118,7 @@ def test_info_needs_nothing_that_only_transfers_need(home: Home) -> None:
 
 
 def imports(profile: bytes) -> set[str]:
-    """The modules that Python says it has imported."""
+    """Return the modules in the output of `python -X importtime`."""
     return {line.rpartition("|")[2].strip() for line in os.fsdecode(profile).splitlines()}
 
 

@@ -1,4 +1,4 @@
-"""Wherever and however git-annex is run: the remote works on the repository that git-annex means."""
+"""The remote works on git-annex's repository, wherever and however git-annex is run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.support.repositories import Cluster, Repository
 
 
 def stored(testbed: Testbed, key: str) -> bool:
-    """Whether a content is on every node, and the client's location log knows it."""
+    """Return whether every node has the content and the client's location log says so."""
     return testbed.cluster.holders(key) == [True] * 3 and testbed.present(key) == testbed.nodes
 
 
@@ -78,7 +78,7 @@ def test_the_remote_works_in_a_bare_repository(cluster: Cluster, environment: En
 
 
 def test_the_remote_works_in_a_git_hook(own_testbed: Testbed) -> None:
-    """git tells a hook about the repository by variables, which are not for others."""
+    """git gives a hook variables about its repository, which must not reach other repositories."""
     hook = own_testbed.client.path / ".git/hooks/post-commit"
     hook.parent.mkdir(exist_ok=True)
     hook.write_text("#!/bin/sh\nexec git annex copy --quiet --to mycl hooked\n")
@@ -145,7 +145,7 @@ def test_the_remote_works_with_alwayscommit_false(own_testbed: Testbed) -> None:
 
 
 def test_the_remote_works_in_a_private_repository(own_testbed: Testbed) -> None:
-    """Where the client itself is not to be mentioned; the nodes are."""
+    """The log must name the nodes but not the client itself."""
     own_testbed.client.git("config", "annex.private", "true")
     key = own_testbed.client.add("f", b"by an unknown client")
     own_testbed.client.annex("copy", "--to", "mycl", "f")

@@ -16,7 +16,7 @@ TOKEN = "CLUSTER_REMOTE_TOKEN"
 
 
 def passes(client: Repository, name: str, *options: str, timeout: float = 120) -> int:
-    """Have git-annex test a remote; how many tests it passed.
+    """Run `git annex testremote`; return how many of its tests passed.
 
     Raises:
         AssertionError: any of them failed.

@@ -1,4 +1,4 @@
-"""Clients of a cluster with remotes made by initremote, and what git-annex says there."""
+"""Clients of a cluster with remotes made by initremote."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.repositories import Cluster, Repository, copy_repository, key
 
 
 def text(done: subprocess.CompletedProcess[bytes]) -> str:
-    """Everything that a command wrote."""
+    """Return everything a command wrote."""
     return os.fsdecode(done.stdout + done.stderr)
 
 
@@ -46,19 +46,19 @@ def initremote(
 
 
 def whereis(client: Repository, file: str) -> set[str]:
-    """The UUIDs that `git annex whereis` lists for a file, by its table for people."""
+    """Return the UUIDs that the text output of `git annex whereis` lists for a file."""
     done = client.annex("whereis", file, check=False)
     return {line.split()[0] for line in os.fsdecode(done.stdout).splitlines() if line.startswith("  \t")}
 
 
 def messages(done: subprocess.CompletedProcess[bytes]) -> list[str]:
-    """The P2P messages that a command run with --debug shows: `> PUT …`, `< PUT-FROM 0`."""
+    """Return the P2P messages in the output of a command run with --debug: `> PUT …`, `< PUT-FROM 0`."""
     marker = "(Remote.External) P2P "
     return [line.partition(marker)[2] for line in text(done).splitlines() if marker in line]
 
 
 def objects(repository: Repository) -> dict[str, Path]:
-    """What lies in a repository's annex/objects, by key; unlike asking git-annex for each, this takes no time."""
+    """Return the files in a repository's annex/objects by key, without asking git-annex."""
     top = repository.path / ".git/annex/objects"
     return {key_of(path.name): path for path in top.rglob("*") if path.is_file()}
 
@@ -80,7 +80,7 @@ class Testbed:
 
     @property
     def environment(self) -> Environment:
-        """Where all of it lives."""
+        """The environment of all its repositories."""
         return self.client.environment
 
     @property
@@ -90,19 +90,19 @@ class Testbed:
 
     @property
     def url(self) -> str:
-        """What the remotes have as url=."""
+        """The url= of the remotes."""
         return str(self.cluster.gateway.path)
 
     def present(self, key: str) -> set[str]:
-        """The nodes that the client's location log names for a key."""
+        """Return the nodes that the client's location log names for a key."""
         return self.client.locations(key) & self.nodes
 
     def keep_token(self, uuid: str, url: str, token: str) -> None:
-        """Give the client a token for a remote, as initremote does."""
+        """Store a token for a remote of the client, as initremote does."""
         store_token(Ours.here(self.client.path), UUID(uuid), parse_address(url), token)
 
     def driver(self, uuid: str | None = None, env: Mapping[str, str] | None = None, **config: str) -> Driver:
-        """The program, for the cluster or the repository `uuid` behind the gateway, without git-annex around it."""
+        """Return a driver of the special remote for the cluster, or for the repository `uuid` behind the gateway."""
         wanted = uuid or self.cluster.uuid
         return Driver(
             self.client,
@@ -113,7 +113,7 @@ class Testbed:
 
 
 def make_testbed(environment: Environment, directory: Path | None = None, *, node_remotes: bool = False) -> Testbed:
-    """A testbed in an environment's directory, with a remote for the cluster, and for its nodes if wanted.
+    """Make a testbed in an environment's directory, with a remote for the cluster, and optionally for its nodes.
 
     It is built once in a process of tests, then copied. With a directory of its own, whose name may be an odd one, it
     is built there.

@@ -1,1 +1,1 @@
-"""What the tests stand on: isolated environments, real repositories and clusters, servers, and scripted peers."""
+"""Infrastructure of the tests: isolated environments, real repositories and clusters, servers, and scripted peers."""

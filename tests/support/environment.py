@@ -51,7 +51,7 @@ GPG_CONFIG = "s2k-count 65536\n"
 
 MEMORY = Path("/dev/shm")
 ENOUGH = 4 * 2**30
-"""Bytes that have to be free in memory for the tests to keep their repositories there."""
+"""Bytes that must be free in memory for the tests to keep their repositories there."""
 
 
 class Environment:
@@ -202,11 +202,11 @@ class Environment:
             _replace_variables(before)
 
     def processes(self) -> list[Process]:
-        """The living processes that were started with this environment, however they came about."""
+        """The running processes that inherited this environment."""
         return with_variable(MARKER, str(self.directory))
 
     def assert_no_process_left(self, within: float = 5.0) -> None:
-        """Raise AssertionError, and kill them, if processes of this environment outlast so many seconds."""
+        """Raise AssertionError if processes of this environment outlast so many seconds, and kill them."""
         if (self.home / ".gnupg" / "S.gpg-agent").exists():
             # gpg, which git-annex encrypts with, leaves its agent running for as long as its home is there.
             self.run("gpgconf", "--kill", "all", cwd=self.directory)
@@ -219,7 +219,7 @@ def _replace_variables(variables: Mapping[str, str]) -> None:
 
 
 def _account(argv: Sequence[str | bytes | Path], cwd: Path, what: str, out: bytes, err: bytes) -> str:
-    """What happened to a command, for the message of a failed test."""
+    """Describe what a command did, for the message of a failed test."""
     command = " ".join(repr(os.fsdecode(argument)) for argument in argv)
     texts = (f"{name}:\n{text.decode(errors='backslashreplace')}" for name, text in (("stdout", out), ("stderr", err)))
     return f"{command} {what}, in {cwd}\n" + "\n".join(texts)
@@ -240,7 +240,7 @@ def remove_tree(directory: Path) -> None:
 
 @functools.cache
 def _fast_place() -> Path | None:
-    """Memory, if it has room and may hold programs; None: the usual place for temporary files.
+    """Return the directory of shared memory if it has room and allows programs, else None.
 
     On a disk, git and git-annex spend as much time waiting for it and looking for free inodes as on their work.
     """

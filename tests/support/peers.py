@@ -1,4 +1,4 @@
-"""Peers that do what a real one cannot be made to do: stall, break off, talk nonsense."""
+"""Peers that do what a real one cannot be made to do: stall, disconnect midway, send garbage."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 STEP_SECONDS = 60.0
-"""How long a scripted peer waits for what it expects before it gives up and says so."""
+"""Seconds that a scripted peer waits for what it expects before it fails."""
 
 LINE_LIMIT = 1 << 20
 
@@ -78,12 +78,12 @@ class Drain:
 
 @dataclass(frozen=True)
 class Close:
-    """Close the connection in good order. The end of a script does the same."""
+    """Close the connection cleanly. The end of a script does the same."""
 
 
 @dataclass(frozen=True)
 class Reset:
-    """Break the connection off, so that the other side sees an error (on TCP)."""
+    """Reset the connection, so that the other side sees an error (on TCP)."""
 
 
 Step = Expect | Send | Read | Pause | Stall | Drain | Close | Reset
@@ -110,7 +110,7 @@ def opening(uuid: str, *, token: str | None = None, version: int = 4) -> list[St
 
 
 class ScriptedPeer:
-    """A socket server that acts out a script for each connection, one thread for each.
+    """A socket server that follows a script for each connection, in a thread of its own.
 
     Attributes:
         received: the lines read by `Expect`, of all connections, without their ends, in order.
@@ -239,7 +239,7 @@ class ScriptedPeer:
 
 
 class _End(Exception):
-    """The conversation is over, and nobody is to blame."""
+    """The conversation is over without a failure."""
 
 
 class _Unexpected(Exception):
@@ -248,7 +248,7 @@ class _Unexpected(Exception):
 
 @dataclass
 class _Conversation:
-    """One connection, whose every wait ends with the peer."""
+    """One connection; every wait on it ends when the peer does."""
 
     connection: socket.socket
     ending: threading.Event

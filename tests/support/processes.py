@@ -1,4 +1,4 @@
-"""Which processes are there, by /proc: so that a test can say that none was left behind."""
+"""Running processes, by /proc, so that a test can assert that none was left behind."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ POLL_SECONDS = 0.02
 
 @dataclass(frozen=True)
 class Process:
-    """A process that was alive when it was looked at."""
+    """A process that was alive when it was inspected."""
 
     pid: int
     parent: int
@@ -27,7 +27,7 @@ class Process:
 
 
 def _look(pid: int) -> Process | None:
-    """The process `pid`; None where it has ended, and where it is a zombie, which runs no longer.
+    """Return the process `pid`; None if it has ended or is a zombie.
 
     It holds its files until the last of its threads is gone, which may be after the first has become a zombie.
     """
@@ -81,7 +81,7 @@ def with_variable(name: str, value: str) -> list[Process]:
 
 
 def wait_until(condition: Callable[[], bool], within: float = 5.0) -> bool:
-    """Whether `condition` came true within so many seconds; it is asked once more when they are over."""
+    """Wait for a condition, for at most so many seconds; return whether it came true."""
     deadline = time.monotonic() + within
     while time.monotonic() < deadline:
         if condition():
@@ -91,7 +91,7 @@ def wait_until(condition: Callable[[], bool], within: float = 5.0) -> bool:
 
 
 def assert_none_left(find: Callable[[], list[Process]], within: float = 5.0) -> None:
-    """Raise AssertionError unless `find` comes to find no process within so many seconds.
+    """Wait until `find` finds no process; raise AssertionError if it still does after so many seconds.
 
     Those still there are killed first, so that a failed test does not disturb the next.
     """
@@ -104,7 +104,7 @@ def assert_none_left(find: Callable[[], list[Process]], within: float = 5.0) -> 
 
 
 def assert_no_children_left(pid: int | None = None, within: float = 5.0) -> None:
-    """Raise AssertionError, and kill them, if `pid` (this process by default) keeps having descendants."""
+    """Raise AssertionError if `pid` (by default this process) keeps having descendants, and kill them."""
     root = os.getpid() if pid is None else pid
     assert_none_left(lambda: descendants(root), within)
 

@@ -21,7 +21,7 @@ from .environment import Environment, temporary_environment
 from .processes import end_group
 
 DESCRIPTIONS = ("first disk (attic)", "second disk (cellar)", "NAS: shelf 3", "the bucket", "old laptop")
-"""What the nodes of a cluster are called in uuid.log: never what the remotes are called."""
+"""The nodes' descriptions in uuid.log, which differ from the names of their remotes."""
 
 GATEWAY_DESCRIPTION = "gateway (hall)"
 
@@ -112,7 +112,7 @@ class Repository:
         return os.fsdecode(self.annex("lookupkey", "--", name).stdout).removesuffix("\n")
 
     def set_key(self, key: str, content: bytes) -> None:
-        """Have content under a key of the caller's making (`git annex setkey`), with no file that links to it."""
+        """Store content under a given key (`git annex setkey`), without a file that links to it."""
         file = self.environment.directory / "tmp" / "content"
         file.write_bytes(content)
         self.annex("setkey", key, file)
@@ -131,13 +131,13 @@ class Repository:
         return self.object_path(key) is not None
 
     def leave_partial(self, key: str, part: bytes) -> None:
-        """Make this repository look as after an upload or a download that broke off."""
+        """Leave a partial file, as an interrupted upload or download does."""
         partial = self.path / ".git/annex/tmp" / key
         partial.parent.mkdir(parents=True, exist_ok=True)
         partial.write_bytes(part)
 
     def lose_object(self, key: str) -> None:
-        """Remove the content of a key behind git-annex's back: its location log goes on naming this repository.
+        """Remove the content of a key behind git-annex's back: its location log still names this repository.
 
         Raises:
             AssertionError: it is not there.
@@ -214,7 +214,7 @@ class Repository:
             self.annex("readpresentkey", "WORM--any", self.uuid, check=False)
 
     def log(self, path: str) -> str:
-        """A file of the git-annex branch as git-annex sees it: with what was fetched, and what the journals hold."""
+        """Return a file of the git-annex branch as git-annex sees it: with fetched branches and journals merged."""
         self._merge()
         journals = (self.path / ".git/annex/journal", self.path / ".git/annex/journal-private")
         name = path.replace("_", "__").replace("/", "_")
@@ -321,11 +321,11 @@ def make_cluster(environment: Environment, directory: Path, nodes: int = 3, name
 
 
 templates = contextlib.ExitStack()
-"""What is built once in a process of tests, and copied for each test; closed when the tests are over."""
+"""Templates, built once per test process and copied for each test; closed when the tests are over."""
 
 
 def copy_repository(template: Repository, environment: Environment, directory: Path) -> Repository:
-    """Copy a repository of a template's directory into another directory, where it has the copies of its neighbours."""
+    """Copy a repository of a template into another directory, and point its remotes to the copies there."""
     path = directory / template.path.name
     # Without git's samples of hooks, which are most of its files.
     shutil.copytree(template.path, path, symlinks=True, ignore=shutil.ignore_patterns("*.sample"))
@@ -373,7 +373,7 @@ def cluster_in(environment: Environment, directory: Path, uuid: str, nodes: int,
 
 
 def _rewrite_paths(git_directory: Path, before: Path, after: Path) -> None:
-    """Replace a directory's name wherever it is written down: remote urls, FETCH_HEAD, reflogs, journals."""
+    """Replace a directory's path wherever git or git-annex stores it: remote urls, FETCH_HEAD, reflogs, journals."""
     files = [git_directory / "config", git_directory / "FETCH_HEAD", *(git_directory / "annex").glob("*.log")]
     for below in ("logs", "annex/journal", "annex/journal-private"):
         files += (git_directory / below).rglob("*")
@@ -416,7 +416,7 @@ def locked(repository: Repository, key: str, within: float = 20.0) -> Iterator[N
 
 
 def _line(descriptor: int, within: float) -> bytes:
-    """A line of a peer without its end; what there was of it where the peer closed or took too long."""
+    """Read a line of a peer, without its newline; return what has arrived if the peer closes or takes too long."""
     deadline = time.monotonic() + within
     line = b""
     while not line.endswith(b"\n"):

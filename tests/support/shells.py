@@ -10,7 +10,7 @@ from .environment import Environment
 
 # Only the first line can be rewritten safely: later ones may be part of a DATA body.
 LIMITED_SHELL = '''\
-"""git-annex-shell as a version of git-annex had it that speaks the P2P protocol up to version {version}."""
+"""git-annex-shell limited to version {version} of the P2P protocol, like that of an older git-annex."""
 import os, subprocess, sys, threading
 
 if "p2pstdio" not in sys.argv:
@@ -28,7 +28,7 @@ def write(descriptor, data):
 
 
 def forward():
-    """Hand on the input: its first line as it has to be, then everything as it is."""
+    """Pass the input on: the first line rewritten, everything after it unchanged."""
     line = b""
     while not line.endswith(b"\\n"):
         byte = os.read(0, 1)
@@ -79,7 +79,7 @@ def limit_version(environment: Environment, version: int) -> Path:
 
 # The peer is ended by the test; the shim follows in either direction.
 SCRIPTED_SHELL = '''\
-"""git-annex-shell whose p2pstdio is what listens on a socket."""
+"""git-annex-shell whose p2pstdio connects to a unix socket."""
 import os, socket, sys, threading
 
 if "p2pstdio" not in sys.argv:
@@ -110,7 +110,7 @@ os._exit(0)
 
 
 def scripted_shell(environment: Environment, path: Path) -> Path:
-    """Make `git-annex-shell p2pstdio`, whatever it is asked for, be what listens on a unix socket.
+    """Make `git-annex-shell p2pstdio` connect to a unix socket, whatever its arguments.
 
     With a scripted peer there, a child process or the far end of ssh stalls or talks nonsense. The peer greets
     first. Other commands of git-annex-shell are the real ones.

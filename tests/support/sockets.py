@@ -32,7 +32,7 @@ exec sleep 900
 
 
 def free_port() -> int:
-    """A TCP port on 127.0.0.1 that nobody listens on at the moment."""
+    """Return a TCP port of 127.0.0.1 that is currently free."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -83,7 +83,7 @@ def serve_p2p(repository: Repository) -> Iterator[tuple[Path, str]]:
 
 
 def _accepts(path: Path) -> bool:
-    """Whether somebody listens on a unix socket."""
+    """Return whether a unix socket accepts connections."""
     with socket.socket(socket.AF_UNIX) as probe:
         try:
             probe.connect(str(path))
@@ -146,7 +146,7 @@ def tcp_bridge(unix_path: Path) -> Iterator[tuple[str, int]]:
 
 
 def _pump(source: socket.socket, target: socket.socket) -> None:
-    """Copy until the source ends, then end the target's input; a cut on either side cuts the other."""
+    """Copy until the source ends, then half-close the target; a lost connection on either side closes the other."""
     try:
         while chunk := source.recv(CHUNK):
             target.sendall(chunk)
@@ -183,6 +183,6 @@ def serve_p2phttp(repository: Repository, *options: str, env: dict[str, str] | N
 
 
 def _accepts_tcp(port: int) -> bool:
-    """Whether somebody listens on a TCP port of 127.0.0.1."""
+    """Return whether a TCP port of 127.0.0.1 accepts connections."""
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0

@@ -1,4 +1,4 @@
-"""A real ssh server on the loopback interface, which runs what it is told as sshd would."""
+"""A real ssh server on the loopback interface, which runs commands as sshd would."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ Host *
 
 
 class SshServer:
-    """Runs commands through `sh -c` in an environment, in its home directory, for who has the one client key.
+    """Runs commands through `sh -c` in an environment's home directory for clients that have the one key.
 
     Attributes:
         port: the same for as long as the object lives, also after `stop` and `start`.
@@ -100,7 +100,7 @@ class SshServer:
         started.result(START_SECONDS)
 
     def stop(self) -> None:
-        """Go away: every connection is cut, every command killed, the port refuses connections."""
+        """Stop: cut every connection, kill every command, and refuse new connections."""
         if self._thread is None:
             return
         assert self._loop is not None
@@ -251,7 +251,7 @@ class SshServer:
 
 
 async def _feed(process: asyncssh.SSHServerProcess[bytes], target: asyncio.StreamWriter) -> None:
-    """Hand on what the client sends; where it ends or goes away, so does the command's input."""
+    """Pass on what the client sends; close the command's input when the client closes or disconnects."""
     try:
         while chunk := await process.stdin.read(CHUNK):
             target.write(chunk)
@@ -264,7 +264,7 @@ async def _feed(process: asyncssh.SSHServerProcess[bytes], target: asyncio.Strea
 
 
 async def _copy(source: asyncio.StreamReader, pipe: asyncio.BaseTransport, target: asyncssh.SSHWriter[bytes]) -> None:
-    """Hand on what a command writes; once the client is gone, writing is an error for the command."""
+    """Pass on what a command writes; once the client is gone, writing fails for the command."""
     while chunk := await source.read(CHUNK):
         try:
             target.write(chunk)
