@@ -1,4 +1,4 @@
-"""What the other tests stand on does what it promises."""
+"""The infrastructure of the tests keeps its promises."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ ODD_NAMES = [b"-dash", b"two  spaces", b"per%cent &a:b", b"quote\"'`$x", b"tab\t
 
 
 def commands(environment: Environment) -> list[str]:
-    """The command lines that run in an environment."""
+    """Return the command lines of an environment's processes."""
     return [process.command for process in environment.processes()]
 
 
@@ -106,7 +106,7 @@ def test_an_applied_environment_is_that_of_the_test_process_until_the_end(enviro
 
 
 def leave_a_process(made: Environment) -> None:
-    """Start something that goes on when the command that started it has ended."""
+    """Start a process that outlives the command that started it."""
     made.run("sh", "-c", "sleep 77 >/dev/null 2>&1 &")
     assert wait_until(lambda: commands(made) == ["sleep 77"])
 
@@ -174,7 +174,7 @@ def test_a_zombie_is_not_a_process_left(environment: Environment) -> None:
 
 @pytest.fixture(scope="module")
 def odd(make_environment: Callable[[], Environment]) -> Repository:
-    """A repository for things of odd names, each of which is there once."""
+    """A repository for odd names, each used once."""
     environment = make_environment()
     return make_repository(environment, environment.directory / "it", "it")
 
@@ -415,7 +415,7 @@ def test_a_command_over_ssh_that_never_stops_writing_ends_with_the_server(
 
 
 def authenticate(connection: socket.socket, token: str) -> bytes:
-    """The first line that a peer answers to AUTH."""
+    """Return a peer's first line in answer to AUTH."""
     connection.settimeout(20)
     connection.sendall(f"AUTH {uuids.uuid4()} {token}\n".encode())
     with connection.makefile("rb") as lines:
@@ -480,14 +480,14 @@ def test_tcp_bridge_to_nowhere_closes_the_connection(tmp_path: Path) -> None:
 
 @pytest.fixture(params=["unix", "tcp"])
 def make_peer(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., ScriptedPeer]:
-    """Makes peers of either kind of socket."""
+    """Make peers on either kind of socket."""
     if request.param == "tcp":
         return lambda script: ScriptedPeer(script, tcp=True)
     return lambda script: ScriptedPeer(script, unix=tmp_path / "peer")
 
 
 def connect(peer: ScriptedPeer) -> socket.socket:
-    """A connection to a scripted peer."""
+    """Connect to a scripted peer."""
     if isinstance(peer.address, str):
         connection = socket.socket(socket.AF_UNIX)
         connection.connect(peer.address)
@@ -582,7 +582,7 @@ def test_peer_needs_exactly_one_kind_of_socket(tmp_path: Path) -> None:
 
 
 def converse(repository: Repository, said: bytes) -> list[bytes]:
-    """What git-annex-shell p2pstdio answers, as lines, when everything is said at once."""
+    """Return the lines that git-annex-shell p2pstdio answers to a whole conversation."""
     done = repository.environment.run(
         *("git-annex-shell", "p2pstdio", repository.path, str(uuids.uuid4()), "--uuid", repository.uuid),
         input=said,

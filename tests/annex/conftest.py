@@ -1,4 +1,4 @@
-"""What the tests of cluster_remote.annex share: a repository that the test process stands in."""
+"""Fixtures for the tests of cluster_remote.annex: a repository and the test process inside it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.repositories import Repository as RealRepository
 from tests.support.repositories import make_repository
 
 UUIDS = [UUID(f"{n:08x}-1111-4111-8111-111111111111") for n in range(1, 10)]
-"""UUIDs of repositories that nobody knows anything else about."""
+"""UUIDs of otherwise unknown repositories."""
 
 
 _SPECIAL_REMOTE = """#!{python}
@@ -42,7 +42,7 @@ for line in sys.stdin:
 
 
 def special_remote(initremote: str = "pass", first: str = "") -> str:
-    """A special remote that does nothing but some Python when it starts, and when it is made."""
+    """Return a special remote that only runs some Python when it starts and when it is initialised."""
     return _SPECIAL_REMOTE.format(python=sys.executable, first=first, initremote=indent(initremote, " " * 12))
 
 
@@ -62,19 +62,19 @@ os.execv(git, sys.argv)
 
 @pytest.fixture
 def commit_while_reading(real: RealRepository) -> None:
-    """Each time the branch is read, the journal is committed at the worst moment."""
+    """Have the journal committed at the worst moment whenever the branch is read."""
     source = LATE.format(python=sys.executable, git=real.environment.which("git"))
     real.environment.program("git", source)
 
 
 @pytest.fixture
 def real(environment: Environment) -> RealRepository:
-    """A repository of git-annex."""
+    """A git-annex repository."""
     return make_repository(environment, environment.directory / "repo", "the desk")
 
 
 @pytest.fixture
 def here(real: RealRepository) -> Iterator[Repository]:
-    """The same, found from inside it, with the environment of the tests in force."""
+    """The same repository, found from inside it within the tests' environment."""
     with real.environment.applied(real.path):
         yield Repository.here()

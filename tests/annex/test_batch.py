@@ -1,4 +1,4 @@
-"""Batch processes: what happens when the child dies, stalls, talks too much, or nobody waits for its answer."""
+"""Batch processes whose child dies, stalls or writes too much, or whose caller gives up."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ async def test_a_cancelled_question_does_not_affect_the_next(directory: Path, qu
 
 
 async def test_a_queued_question_keeps_its_deadline(directory: Path) -> None:
-    """It waits behind another one, whose deadline is later."""
+    """It queues behind another one, whose deadline is later."""
     async with echo(directory) as batch, anyio.create_task_group() as tasks:
 
         async def stall() -> None:

@@ -1,4 +1,4 @@
-"""What the git-annex branch says of clusters, remotes and preferences, against what git-annex was told."""
+"""Clusters, remotes and preferences in the git-annex branch, compared with what git-annex was told."""
 
 from __future__ import annotations
 

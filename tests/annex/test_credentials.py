@@ -17,7 +17,7 @@ STORING = special_remote('say("SETCREDS token someuser p&ss wo%rd \\u00e9")')
 
 
 def store(real: RealRepository, name: str, *more: str) -> None:
-    """Has git-annex store the credentials."""
+    """Have git-annex store the credentials."""
     real.environment.program("git-annex-remote-storing", STORING)
     real.annex("initremote", "--quiet", name, "type=external", "externaltype=storing", "encryption=none", *more)
 

@@ -1,4 +1,4 @@
-"""A disk that hangs keeps nobody waiting."""
+"""A hung disk blocks nothing else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The file of a key is found in the index, however git-annex has put it there."""
+"""The file of a key is found in the index, however git-annex has added it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The location log as git-annex sees it: what we record, it reads; what it records, we read."""
+"""The location log: git-annex reads what we record, and we read what it records."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TRACE = special_remote(first='import os, pathlib; pathlib.Path(os.environ["START
 
 
 def known(real: RealRepository, key: Key) -> set[UUID]:
-    """Which of the UUIDs git-annex itself has for the key. Not for a repository with remotes, which it would ask."""
+    """Return the UUIDs that git-annex itself lists for a key, in a repository without remotes, which it would ask."""
     told = real.annex("whereis", b"--key=" + bytes(key), "--format=${uuid}\\n", check=False).stdout.decode().split()
     return {uuid for uuid in (*UUIDS, CLUSTER) if str(uuid) in told}
 
@@ -105,7 +105,7 @@ class TestWithGitAnnex:
             assert [await log.locations(key) for key in keys] == [{A}] * len(keys)
 
     async def test_locations_follow_the_journal_onto_the_branch(self, real: RealRepository, here: Repository) -> None:
-        """And what others record meanwhile is neither missed nor overwritten."""
+        """Concurrent recording by others is neither missed nor overwritten."""
         async with LocationLog(here) as log:
             assert await log.locations(plain) == frozenset()
             real.annex("setpresentkey", plain.text, str(A), "1")
@@ -215,7 +215,7 @@ class TestWithGitAnnex:
         assert known(real, plain) == {A}
 
     async def test_a_lookup_starts_no_special_remote(self, real: RealRepository, here: Repository) -> None:
-        """`git annex whereis` does: it would start this very program, and that another one, without end."""
+        """`git annex whereis` would: it would start this program, which would start it again, endlessly."""
         started = real.environment.directory / "started"
         real.environment.env["STARTED"] = str(started)
         real.environment.program("git-annex-remote-trace", TRACE)
@@ -256,7 +256,7 @@ class TestWithGitAnnex:
     async def test_a_line_that_git_annex_cannot_write_is_an_error_that_says_why(
         self, real: RealRepository, here: Repository
     ) -> None:
-        """And the next one is written all the same."""
+        """The next line is still written."""
         long = Key("WORM--" + "x" * 400)
         async with LocationLog(here) as log:
             with pytest.raises(LocationLogError, match=r"(?s)location of WORM--x+.*too long"):
@@ -313,5 +313,5 @@ class TestWithGitAnnex:
 
 
 def descendants_here() -> list[int]:
-    """The processes that this one has started."""
+    """Return the processes this one has started."""
     return [process.pid for process in descendants(os.getpid())]

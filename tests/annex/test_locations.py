@@ -1,4 +1,4 @@
-"""The location logs of many keys at once say what the log of each says by itself, however they are come by."""
+"""Location logs of many keys read at once agree with each key's own log, by every way of reading them."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def keys(count: int) -> list[Key]:
 
 
 def record(real: RealRepository, lines: list[tuple[Key, UUID, str]], *, commit: bool = True) -> None:
-    """Has git-annex itself write to the location log, and leave that in its journal or commit it."""
+    """Have git-annex write to the location log, leaving it in the journal or committing it."""
     text = b"".join(b"%b %b %b\n" % (bytes(key), str(uuid).encode(), status.encode()) for key, uuid, status in lines)
     real.annex("setpresentkey", "--batch", input=text)
     assert any((real.path / ".git/annex/journal").iterdir())

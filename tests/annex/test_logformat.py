@@ -1,4 +1,4 @@
-"""The formats of the branch's logs: what holds for any log, and that git-annex reads them the same way."""
+"""The formats of the branch's logs: properties of any log, and agreement with git-annex."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def written(lines: list[tuple[str, str, UUID]]) -> bytes:
 
 
 def exact(time: str) -> Fraction:
-    """The time as git-annex has it, by another way than the code's: to twelve decimal places."""
+    """Return the timestamp as git-annex reads it, computed independently: to twelve decimal places."""
     whole, _, part = time.removesuffix("s").partition(".")
     return int(whole) + Fraction(int(part[:12] or "0"), 10 ** len(part[:12] or "0"))
 
@@ -167,7 +167,7 @@ def test_a_log_path_matches_git_annexs(repository: Repository, name: str) -> Non
 
 
 def commit_file(repository: Repository, path: bytes, content: bytes) -> None:
-    """Put a file on the git-annex branch as another repository may have left it there."""
+    """Put a file on the git-annex branch, as another repository may have done."""
     head = repository.git("rev-parse", "refs/heads/git-annex").stdout.strip()
     repository.git(
         "fast-import",

@@ -1,4 +1,4 @@
-"""The content of keys is found where git-annex puts it, and nothing else is read."""
+"""Content is found where git-annex stores it, and nothing else is read."""
 
 from __future__ import annotations
 

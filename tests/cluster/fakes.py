@@ -1,4 +1,4 @@
-"""Sessions in memory that fail where they are told to: at any request, at any byte."""
+"""Sessions in memory that fail where told: at any request, at any byte."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class Peer:
             raise self.refuse
 
     def pass_bytes(self, position: int, count: int) -> int:
-        """How many of the next `count` bytes still go through. Raises the error where the limit has been reached."""
+        """Return how many of the next `count` bytes still pass; raise the error once the limit is reached."""
         limit = min((n for n in (self.break_after, self.stall_after) if n is not None), default=None)
         if limit is None:
             return count
@@ -262,7 +262,7 @@ class Log:
         return self.known.get(key, frozenset())
 
     def expect(self) -> None:
-        """There is nothing to be started."""
+        """Do nothing: there is nothing to start."""
 
     async def record(self, key: Key, present: Collection[UUID] = (), absent: Collection[UUID] = ()) -> None:
         self.before_recording()

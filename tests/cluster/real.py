@@ -42,7 +42,7 @@ async def opened(
     bypass: frozenset[UUID] = frozenset(),
     said: list[tuple[bool, Message]] | None = None,
 ) -> AsyncIterator[ClusterSession]:
-    """A session with the cluster of a repository, which records in that repository.
+    """Open a session with the cluster of a repository, recording in that repository's log.
 
     `said` gets the messages that went out (True) to nodes, and came in.
     """
@@ -68,13 +68,13 @@ def uuids(*repositories: Repository) -> frozenset[UUID]:
 
 
 def serving(node: Repository) -> list[Process]:
-    """The processes that serve a node by git-annex-shell."""
+    """Return the git-annex-shell processes that serve a node."""
     return [process for process in node.environment.processes() if f"p2pstdio {node.path} " in process.command]
 
 
 @contextmanager
 def stopped(processes: list[Process]) -> Iterator[None]:
-    """Processes that stand still meanwhile; they may be gone in the end."""
+    """Stop processes for as long as the context is open; they may be gone in the end."""
     assert processes, "nothing to stop"
     for process in processes:
         os.kill(process.pid, signal.SIGSTOP)

@@ -1,4 +1,4 @@
-"""Where a node is away: the same situation with git-annex's own gateway and with ours, as in docs/differences.md."""
+"""With a node unavailable: git-annex's own gateway and ours in the same situation, as in docs/differences.md."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ exec {real} "$@"
 
 @pytest.fixture(params=[*only_in_all(False), True], ids=["git-annex", "ours"])
 def ours(request: pytest.FixtureRequest, cluster: Cluster) -> bool:
-    """Whether the gateway is ours; else it is git-annex's."""
+    """Whether the gateway is ours, or else git-annex's."""
     if request.param:
         environment = cluster.gateway.environment
         real = environment.which("git-annex-shell")

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.anyio
 
 
 class Chunks(SourceReading):
-    """A content that comes in given chunks, all of them through the same memory, as a receive buffer would be."""
+    """A content in given chunks, all through the same memory, like a receive buffer."""
 
     def __init__(self, chunks: Sequence[bytes], *, valid: bool = True, announced: int | None = None) -> None:
         self.length = sum(map(len, chunks)) if announced is None else announced
@@ -53,7 +53,7 @@ Taker = tuple[Share, Callable[[Share], Awaitable[object]]]
 
 
 async def share_out(reading: SourceReading, start: int, takers: Sequence[Taker]) -> tuple[object, list[object]]:
-    """What `distribute` gives or raises, and the same of every taker."""
+    """Return what `distribute` and every taker return or raise."""
     results: list[object] = [None] * len(takers)
     outcome: object = None
 

@@ -1,4 +1,4 @@
-"""Who the nodes of a cluster are, and the way to each, from any configuration."""
+"""The nodes of a cluster and the way to each, from any configuration."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one key's fault, or one node's, means for the others."""
+"""How the fault of one key or node affects the others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which nodes a request goes to, for any cluster and any log."""
+"""Routing requests to nodes, for any cluster and any log."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ removals: st.SearchStrategy[Removal | SessionError] = st.one_of(
 
 
 def all_repositories(nodes: Iterable[Node]) -> frozenset[UUID]:
-    """Every repository of the cluster that can be reached through these nodes."""
+    """Return every repository of the cluster that these nodes lead to."""
     return frozenset().union(*(node.repositories for node in nodes))
 
 

@@ -1,4 +1,4 @@
-"""What the cluster as one session promises, with nodes that fail at any request and at any byte."""
+"""The cluster as one session, with nodes that fail at any request and at any byte."""
 
 from __future__ import annotations
 
@@ -884,7 +884,7 @@ class Clock:
 
 
 class Slow(Peer):
-    """Takes its time to be unreachable."""
+    """A node that takes a while to be unreachable."""
 
     clock: Clock
 

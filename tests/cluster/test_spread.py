@@ -1,4 +1,4 @@
-"""One content from several slow nodes at once: right, in order, and no worse for a node that dies or stands still."""
+"""One content from several slow nodes at once: correct, in order, and unharmed by a node that dies or stalls."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CHUNK, PACE = 1000, 0.005
 
 @pytest.fixture(autouse=True)
 def in_a_small_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What takes mebibytes and seconds takes kilobytes and milliseconds."""
+    """Scale sizes and times down from mebibytes and seconds to kilobytes and milliseconds."""
     for name, value in (("_MEASURED_SECONDS", 0.03), ("_WORTH_IT", 0.1), ("_TICK", 0.01), ("AHEAD", 30_500)):
         monkeypatch.setattr(spread, name, value)
     for name, value in (("AHEAD", 30_500), ("LEAST", 4000), ("_LEAST_SECONDS", 0.03), ("_STUCK", 0.2)):
@@ -49,7 +49,7 @@ def _session(
 
 
 class _File:
-    """The file that is written: at every moment it is the beginning of the content."""
+    """The file being written; at every moment it is a prefix of the content."""
 
     def __init__(self, directory: Path, start: bytes = b"") -> None:
         self.path = directory / "content"

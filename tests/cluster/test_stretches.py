@@ -1,4 +1,4 @@
-"""Which stretch of a content comes from which node: whatever the nodes do, every byte is fetched once, in order."""
+"""Assigning stretches of a content to nodes: whatever they do, every byte is fetched once, in order."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MIB = 1024 * 1024
 
 
 def _continue(plan: Plan[str], content: list[tuple[int, int]]) -> None:
-    """Put what follows into the file, as the owner of a plan does."""
+    """Write the contiguous bytes to the file, as the owner of a plan does."""
     while (stretch := plan.first()) is not None:
         content.append((plan.frontier, stretch.position))
         plan.frontier = stretch.position

@@ -1,4 +1,4 @@
-"""A cluster with two gateways, each with nodes of its own, joined by git annex extendcluster over ssh."""
+"""A cluster of two gateways, each with its own nodes, joined by git annex extendcluster over ssh."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sessions around sessions."""
+"""Sessions that wrap other sessions."""
 
 from __future__ import annotations
 

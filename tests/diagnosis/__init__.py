@@ -1,1 +1,1 @@
-"""What is found out about clusters, apart from the commands that show it."""
+"""Diagnosis of clusters, apart from the commands that show it."""

@@ -1,4 +1,4 @@
-"""Nodes that answer, and fail, as a test wants them to: a real one cannot be made to fail at a certain question."""
+"""Scripted nodes: a real one cannot be made to fail at a given question."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ UUIDS = [UUID(f"0000000{number}-0000-4000-8000-000000000000") for number in rang
 
 
 def has(number: int, key: Key) -> bool:
-    """What the node of this number has: no two have the same."""
+    """Return what the node of this number has: no two have the same."""
     return int(key.text.removeprefix("WORM--")) % (number + 2) == 0
 
 
 class Place:
-    """A node that fails as a test wants it to: a real one cannot be made to fail at a certain key."""
+    """A node that fails at given keys."""
 
     def __init__(self, number: int, fail: Callable[[int, Key], SessionError | bool | None] | None = None) -> None:
         self.number = number

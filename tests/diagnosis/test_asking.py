@@ -1,4 +1,4 @@
-"""Asking many nodes about many keys: every answer goes to its key, and one node's failure is nobody else's."""
+"""Asking many nodes about many keys: every answer goes to its key, and one node's failure affects no other."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ async def given(batches: Sequence[list[Located]]) -> AsyncIterator[Batches]:
 async def ask(
     places: Sequence[Place], jobs: int = 2, size: int = 7
 ) -> tuple[list[dict[UUID, bool | None]], dict[UUID, str]]:
-    """What all places say about all keys, in order, and the reasons of those that said nothing."""
+    """Return what all nodes say about all keys, in order, and the reasons of those that gave no answer."""
     dealt_with = dict.fromkeys(UUIDS, 0)
 
     silent = set()

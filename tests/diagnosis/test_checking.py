@@ -1,4 +1,4 @@
-"""Comparing nodes and log while things go on: what comes or goes at that very moment is no mistake."""
+"""Comparing nodes and log while content is stored and dropped: concurrent changes are no discrepancy."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ CLUSTER = UUID("ac000001-0000-8000-8000-000000000000")
 
 @dataclass(frozen=True)
 class OneNode(Way):
-    """A way to a cluster of a single node, made up."""
+    """A scripted cluster of a single node."""
 
     the: Node
     caller: Caller

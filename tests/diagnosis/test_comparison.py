@@ -1,4 +1,4 @@
-"""What nodes say against what the log says: for any log and any answers."""
+"""Comparing nodes' answers with the log, for any log and any answers."""
 
 from __future__ import annotations
 

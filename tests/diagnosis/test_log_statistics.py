@@ -1,4 +1,4 @@
-"""Counting what a location log says about the nodes."""
+"""Statistics of a location log, per node."""
 
 from __future__ import annotations
 

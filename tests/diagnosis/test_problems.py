@@ -1,4 +1,4 @@
-"""What is wrong with a cluster, going by its state, and what mends it."""
+"""A cluster's problems, derived from its state, and their remedies."""
 
 from __future__ import annotations
 

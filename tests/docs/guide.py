@@ -58,12 +58,12 @@ class Command:
 
     @property
     def stays(self) -> bool:
-        """Whether it stays in the background."""
+        """Whether it keeps running in the background."""
         return self.text.endswith("&")
 
 
 def commands(page: str) -> list[Command]:
-    """What a page has one do, in order."""
+    """Return the steps of a page, in order."""
     lines = list(enumerate(page.splitlines(), 1))
     found: list[Command] = []
     fails = False
@@ -102,7 +102,7 @@ def _block(lines: Iterator[tuple[int, str]], shell: str) -> Iterator[Command]:
 
 
 def matches(shown: str, printed: str) -> bool:
-    """Whether a command printed what a page shows."""
+    """Return whether a command printed what a page shows."""
     return any(re.fullmatch(_pattern(each), _normal(printed), re.DOTALL) is not None for each in _orders(shown))
 
 
@@ -120,16 +120,16 @@ def _pattern(shown: str) -> str:
 
 
 def _normal(text: str) -> str:
-    """What is left on a terminal of text that was drawn over itself, on one line."""
+    """Return the line a terminal shows after text was drawn over itself."""
     left = [line.rstrip().rpartition("\r")[2] for line in text.split("\n")]
     return " ".join(_ASIDE.sub(" ", " ".join(left)).split())
 
 
 class Shell:
-    """A shell that goes from one command of a page to the next."""
+    """A shell that runs the commands of a page one after another."""
 
     def __init__(self, environment: Environment, home: Path, variables: Mapping[str, str]) -> None:
-        """Starts it in `home`, which is its HOME. `variables` are those that it has besides the environment's."""
+        """Start it in `home`, its HOME, with `variables` in addition to the environment's."""
         self._background = home / ".background"
         self._process = environment.popen(
             "bash",
@@ -152,7 +152,7 @@ class Shell:
         self._process.communicate(timeout=_TIMEOUT)
 
     def run(self, command: Command) -> tuple[int, str]:
-        """Runs a command to its end, or until one in the background has printed what it is to print.
+        """Run a command to its end, or a background command until it has printed its expected output.
 
         Gives its exit code and what it printed.
 

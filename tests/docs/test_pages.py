@@ -1,4 +1,4 @@
-"""What the pages say about the program is what the program says, and what they link to is there."""
+"""The pages agree with the program, and their links work."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_the_command_reference_matches_the_code() -> None:
 
 
 def anchors(page: Path) -> set[str]:
-    """What can be linked to in a page."""
+    """Return the link targets of a page."""
     text = _FENCED.sub("", page.read_text("utf-8"))
     headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
     return {re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower()) for heading in headings}

@@ -1,4 +1,4 @@
-"""The pictures in the documentation: made by a command, complete, and of no machine in particular."""
+"""The pictures in the documentation: generated, complete, and independent of the machine."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ SHOWN = re.compile(r"!\[([^\]]*)\]\(([^)\s]+)\)")
 
 
 def words(picture: str) -> str:
-    """The text in a picture, a line each."""
+    """Return the lines of text in a picture."""
     return "\n".join(
         "".join(text.itertext()) for text in ElementTree.fromstring(picture).iter() if text.tag.endswith("text")
     )
 
 
 def check_neutral(picture: str) -> None:
-    """Raises AssertionError where a picture loads something, or tells where it was made."""
+    """Raise AssertionError if a picture loads something or reveals where it was made."""
     assert "@font-face" not in picture
     assert re.findall(r"https?:[^\"'\s)]*", picture) == ["http://www.w3.org/2000/svg"]
     assert set(re.findall(r"url\((.)", picture)) <= {"#"}

@@ -21,7 +21,7 @@ def environment() -> Iterator[Environment]:
 
 @pytest.fixture
 def cluster(environment: Environment) -> Cluster:
-    """Three nodes that are remotes of `cluster.gateway`; they are a cluster already, of another name."""
+    """Three nodes that are remotes of `cluster.gateway`; they already form a cluster, `mycluster`."""
     return make_cluster(environment, environment.directory / "c")
 
 
@@ -32,7 +32,7 @@ def work(cluster: Cluster) -> Repository:
 
 
 def second_computer(cluster: Cluster, *nodes: int, name: str = "desktop") -> Repository:
-    """A clone of the work repository that has some of the nodes as remotes, and all that is known."""
+    """Return an up-to-date clone of the work repository with some of the nodes as remotes."""
     clone = cluster.clone(name)
     for number in nodes:
         clone.git("remote", "add", f"node{number}", cluster.nodes[number - 1].path)
@@ -42,7 +42,7 @@ def second_computer(cluster: Cluster, *nodes: int, name: str = "desktop") -> Rep
 
 
 def cluster_remote(where: Repository, *arguments: str, code: int = 0, env: dict[str, str] | None = None) -> str:
-    """Runs the command; everything that it wrote. Raises AssertionError for another exit code than that."""
+    """Run the command and return everything it wrote; raise AssertionError if its exit code is not `code`."""
     done = run_forked(where.environment, *arguments, cwd=where.path, check=False, timeout=120, env=env)
     text = os.fsdecode(done.stdout + done.stderr)
     assert done.returncode == code, text
@@ -52,24 +52,24 @@ def cluster_remote(where: Repository, *arguments: str, code: int = 0, env: dict[
 
 
 def members(where: Repository, uuid: str | None) -> set[str]:
-    """The nodes of a cluster by cluster.log."""
+    """Return the nodes of a cluster by cluster.log."""
     assert uuid
     return _members(where.log("cluster.log")).get(uuid, set())
 
 
 def _members(log: str) -> dict[str, set[str]]:
-    """What cluster.log says: the nodes of each cluster, by the newest line."""
+    """Parse cluster.log: the nodes of each cluster, by the newest line."""
     lines = sorted((line.split(" ") for line in log.splitlines()), key=lambda words: float(words[0].rstrip("s")))
     return {words[1]: set(filter(None, words[2:])) for words in lines}
 
 
 def failing(environment: Environment, command: str, what: str = "echo out of order >&2; exit 1") -> None:
-    """Has one command of git-annex fail, or do something else, from now on."""
+    """Make one git-annex command fail, or do something else, from now on."""
     real = shlex.quote(str(environment.which("git-annex")))
     environment.program("git-annex", f'#!/bin/sh\nif [ "$1" = {command} ]; then {what}; fi\nexec {real} "$@"\n')
 
 
 def state(where: Repository) -> tuple[bytes, dict[str, set[str]]]:
-    """The configuration of a repository, and who is a node of what."""
+    """Return the configuration of a repository and the nodes of every cluster."""
     nodes = _members(where.log("cluster.log"))
     return where.git("config", "--list", "--local").stdout, {each: found for each, found in nodes.items() if found}

@@ -1,4 +1,4 @@
-"""Clusters that others share: enabled by name, by nothing but a clone, or by a second way; never without a look."""
+"""Shared clusters: enabled by name, by a mere clone, or by a second address; never without verification."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def publisher(cluster: Cluster) -> Repository:
 
 
 def published(publisher: Repository, name: str = "reader") -> Repository:
-    """A clone of what a plain git host has."""
+    """Return a clone from a plain git host."""
     host, path = publisher.path.parent / "host.git", publisher.path.parent / name
     publisher.git("init", "--quiet", "--bare", host)
     publisher.git("push", "--quiet", str(host), "main", "git-annex")

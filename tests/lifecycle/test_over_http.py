@@ -1,4 +1,4 @@
-"""Setting up a cluster behind HTTP: as the page of the gateway says, and what can be wrong with a url."""
+"""Setting up a cluster behind HTTP: as the gateway's page says, and with every kind of wrong url."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def other_server(status: int) -> Iterator[int]:
 
 
 def refused(clone: Repository, url: str, *arguments: str) -> str:
-    """The one line in which setup refuses a url, after which there is no remote."""
+    """Return the one line in which setup refuses a url; no remote may be left."""
     done = setup(clone, "wrong", url, *arguments)
     assert done.returncode in (1, 2, 3), done.stdout.decode()
     (line,) = done.stderr.decode().splitlines()

@@ -1,4 +1,4 @@
-"""cluster-remote setup without a server: planned, checked, undone where it fails; joined from other clones."""
+"""cluster-remote setup without a server: planned, checked, undone if it fails; joined from other clones."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The protocol: values, messages, streams and the client's side of it."""
+"""The protocol: values, messages, streams, client and server."""

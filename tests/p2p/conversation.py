@@ -1,4 +1,4 @@
-"""A conversation with a server, line by line as it is on the wire."""
+"""A conversation with a server, line by line as on the wire."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ class Conversation:
         self.connection = connection
         self._buffer = b""
         self.ended: Ended | None = None
-        """How the server says it ended, once it has."""
+        """The outcome that the server reports, once it has ended."""
 
     async def say(self, *lines: str | bytes) -> None:
-        """Send lines (text) and bytes as they are."""
+        """Send lines (text) and raw bytes."""
         data = memoryview(b"".join(line if isinstance(line, bytes) else line.encode() + b"\n" for line in lines))
         with anyio.fail_after(ANSWER_SECONDS):
             while data:
                 data = data[await self.connection.send_some(data) :]
 
     async def hear(self) -> str | None:
-        """The server's next line; None where it has closed the connection instead."""
+        """Read the server's next line; None if it has closed the connection instead."""
         with anyio.fail_after(ANSWER_SECONDS):
             while b"\n" not in self._buffer:
                 data = await self.connection.receive(65536)
@@ -50,7 +50,7 @@ class Conversation:
         return line.decode()
 
     async def hear_bytes(self, count: int) -> bytes:
-        """The next `count` bytes, fewer where the server closes."""
+        """Read the next `count` bytes; fewer if the server closes."""
         with anyio.fail_after(ANSWER_SECONDS):
             while len(self._buffer) < count and (data := await self.connection.receive(65536)):
                 self._buffer += data
@@ -58,12 +58,12 @@ class Conversation:
         return found
 
     async def ask(self, *lines: str | bytes) -> str | None:
-        """Send, and the next line that comes."""
+        """Send, and return the next line."""
         await self.say(*lines)
         return await self.hear()
 
     async def hang_up(self) -> None:
-        """Close the connection without a word."""
+        """Close the connection without sending anything."""
         await self.connection.aclose(0)
 
 
@@ -77,7 +77,7 @@ async def conversation(
     lock_retention: float = 0.0,
     note: Callable[[str], None] | None = None,
 ) -> AsyncIterator[Conversation]:
-    """Have a client let in and agreed on a version (None: it has not asked for one). Hangs up at the end."""
+    """Start a conversation, authenticated and with a version agreed on (None: without); disconnect at the end."""
     here, there = (DescriptorConnection(fd, fd) for fd in (one.detach() for one in socket.socketpair()))
     talk = Conversation(here)
 
@@ -103,7 +103,7 @@ async def conversation(
 def behind_shell(
     gateway: Repository, uuid: str, *, mode: Mode = Mode.READ_WRITE, timeout: float = ANSWER_SECONDS
 ) -> Endpoint:
-    """Serve what git-annex's own gateway serves under this UUID."""
+    """Serve the repository that git-annex's own gateway serves under this UUID."""
     environment = gateway.environment
 
     async def session(bypass: frozenset[UUID]) -> Session:

@@ -1,4 +1,4 @@
-"""A connection and a source for tests of what lies between the bytes: nothing here leaves the process."""
+"""Connections and sources in memory."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class MemoryConnection(Connection):
 
 
 class InMemory(Transport):
-    """A way to connections that were made before."""
+    """A transport to prepared connections."""
 
     name = "memory"
 
@@ -141,7 +141,7 @@ class _Reading(SourceReading):
 
 
 class Content:
-    """Bytes that no repository has seen before, and their key."""
+    """Random bytes, and their key."""
 
     def __init__(self, size: int) -> None:
         self.bytes = os.urandom(size)

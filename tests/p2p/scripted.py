@@ -1,4 +1,4 @@
-"""Conversations with a scripted peer, and requests to have them about."""
+"""Sessions with a scripted peer, and one request of each kind."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ async def conversation(
     bypass: frozenset[UUID] = frozenset(),
     trace: Callable[[bool, Message], None] | None = None,
 ) -> AsyncIterator[tuple[StreamSession, ScriptedPeer]]:
-    """A session with a peer that acts out one script for each connection; one connection more is a failed test."""
+    """Open a session with a peer that follows one script per connection; a further connection fails the test."""
     with ScriptedPeer(lambda number: scripts[number] if number < len(scripts) else [Close()], tcp=True) as peer:
         session = StreamSession(
             TcpTransport(Network(), "127.0.0.1", peer.port, token=TOKEN, name="tcp://peer"),
@@ -108,7 +108,7 @@ def request_of(word: str) -> Expect:
 
 
 async def until_ended(session: StreamSession) -> None:
-    """The other side's end takes a moment to arrive. Looked at where the session will look."""
+    """Wait until the other side's end of stream has arrived, as the session will see it."""
     with anyio.fail_after(5):
         while session._stream is not None and not session._stream.ended():
             await anyio.sleep(0.01)

@@ -1,4 +1,4 @@
-"""What hypothesis makes of the protocol's values: every one that can exist, odd ones first of all."""
+"""Strategies for the protocol's values: every possible one, odd ones first."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _bytes_without(forbidden: bytes, min_size: int = 0, max_size: int = 20) -> s
 
 
 def _field(letter: str, highest: int) -> st.SearchStrategy[bytes]:
-    """A field of a key, or none."""
+    """Generate an optional field of a key."""
     numbers = st.integers(0, highest).map(lambda n: f"-{letter}{n}".encode())
     return st.just(b"") | numbers
 
@@ -79,7 +79,7 @@ _by_field: dict[str, st.SearchStrategy[object]] = {
 
 
 def messages_of(kind: type[Message]) -> st.SearchStrategy[Message]:
-    """Messages of one type."""
+    """Generate messages of one type."""
     return st.builds(kind, **{field.name: _by_field[field.name] for field in fields(kind)})  # type: ignore[arg-type]
 
 

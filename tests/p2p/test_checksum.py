@@ -1,4 +1,4 @@
-"""A checksum is that of git-annex, for each backend that is supported."""
+"""Checksums agree with git-annex's for every supported backend."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""StreamSession: how it opens, that it understands every answer, and what it says of it."""
+"""StreamSession: opening, every answer, and errors and traces."""
 
 from __future__ import annotations
 
@@ -305,7 +305,7 @@ async def test_every_failed_connection_is_closed() -> None:
 
 
 class Talkative(MemoryConnection):
-    """Like a program that says why it ended."""
+    """A peer behind a program that writes why it ended to stderr."""
 
     async def stderr_tail(self) -> str:
         return "no such repository"

@@ -129,7 +129,7 @@ async def test_a_request_takes_no_longer_than_its_deadline() -> None:
 
 
 class NoWayThere(Transport):
-    """A way that never gets there."""
+    """A transport that never connects."""
 
     name = "the moon"
 

@@ -65,7 +65,7 @@ async def spoken_with(
     connections: int = 1,
     alone: bool = True,
 ) -> AsyncIterator[StreamSession]:
-    """A session with git-annex-shell in a repository, which speaks at most that version of the protocol.
+    """Open a session with git-annex-shell in a repository, limited to a version of the protocol.
 
     Fails if there were not exactly so many connections, or if a process is left of one that is `alone`.
     """
@@ -210,7 +210,7 @@ async def test_content_that_changed_while_being_sent_is_not_stored(repository: R
 
 
 async def _break_off(session: StreamSession, repository: Repository, content: Content, size: int) -> None:
-    """Send `size` bytes of a content, wait until the repository has some of them, and break off."""
+    """Send `size` bytes of a content, wait until the repository has some of them, and disconnect."""
     with pytest.raises(SourceError, match="the plug was pulled"):
         await session.store(
             content.key,

@@ -1,4 +1,4 @@
-"""A large content through a pipe or a unix socket, which threads and the kernel move.
+"""Large contents through a pipe or a unix socket, moved by threads and the kernel.
 
 All that holds for bytes that the event loop copies holds for it too.
 """
@@ -33,7 +33,7 @@ CONTENT = os.urandom(1000) * (SIZE // 1000) + b"x"
 
 
 class Reader(threading.Thread):
-    """Reads a pipe to its end, and calls `meanwhile` when it has so many bytes."""
+    """Read a pipe to its end, and call `meanwhile` after so many bytes."""
 
     def __init__(self, pipe: int, meanwhile: Callable[[], None], after: int) -> None:
         super().__init__(daemon=True)
@@ -55,7 +55,7 @@ class Reader(threading.Thread):
 
 
 def ends(kind: str) -> tuple[int, int]:
-    """Where to read, and where to write."""
+    """Return a descriptor to read from and one to write to."""
     if kind == "pipe":
         return os.pipe()
     one, other = socket.socketpair()
@@ -75,7 +75,7 @@ class Pipe:
             return await self.stream.send_data(reading, _verdict)
 
     async def sent(self, path: Path, meanwhile: Callable[[], None] = lambda: None, after: int = 1) -> bytes:
-        """What comes out when a file is sent from byte 10 on."""
+        """Send a file from byte 10 on, and return what arrives."""
         reader = Reader(self.end, meanwhile, after)
         try:
             await self.send(path, 10)
@@ -150,7 +150,7 @@ async def test_sending_works_without_a_larger_pipe(pipe: Pipe, file: Path, monke
 
 @pytest.mark.parametrize("after", [1, SIZE // 2, SIZE - 2_000_000])
 async def test_content_that_changes_before_the_peer_has_taken_it_is_invalid(pipe: Pipe, file: Path, after: int) -> None:
-    """Also what has been moved into the pipe already, which shows the file as it is when it is read."""
+    """This includes bytes already in the pipe, which show the file as it is when they are read."""
 
     def change() -> None:
         with file.open("r+b") as opened:
@@ -162,7 +162,7 @@ async def test_content_that_changes_before_the_peer_has_taken_it_is_invalid(pipe
 
 
 async def test_content_declared_valid_is_what_was_sent(pipe: Pipe, file: Path) -> None:
-    """A change in the last moments comes too late, or it is noticed."""
+    """A change in the last moments is either too late or noticed."""
 
     def change() -> None:
         # When all of it is on its way; and in its place, so that what the kernel has not copied changes too.
@@ -187,7 +187,7 @@ async def test_a_file_that_shrinks_is_a_source_error(pipe: Pipe, file: Path) -> 
 
 
 def leave(end: int) -> threading.Thread:
-    """A peer that reads a little and goes away."""
+    """A peer that reads a little and disconnects."""
 
     def read_and_close() -> None:
         os.read(end, 100_000)
@@ -233,7 +233,7 @@ async def test_a_cancelled_transfer_ends_soon(kind: str, file: Path) -> None:
 
 
 def feed(descriptor: int, content: bytes) -> threading.Thread:
-    """Writes into a pipe or socket, and closes it."""
+    """Write into a pipe or socket, and close it."""
 
     def write() -> None:
         left = memoryview(content)
@@ -247,7 +247,7 @@ def feed(descriptor: int, content: bytes) -> threading.Thread:
 
 
 async def received(reading: int, announced: int, file: Path, timeout: float = 20) -> None:
-    """Receives a content into a file from byte 3 on, and is told how many bytes come."""
+    """Receive a content of announced length into a file from byte 3 on."""
     stream = MessageStream(DescriptorConnection(reading, os.open(os.devnull, os.O_WRONLY)), timeout)
     descriptor = os.open(file, os.O_RDWR | os.O_CREAT)
     told = 0
@@ -362,7 +362,7 @@ async def test_a_peer_that_disconnects_while_we_send_from_memory_is_a_lost_conne
 
 
 async def read_ahead(reading: int, announced: int, timeout: float = 20) -> list[bytes | memoryview]:
-    """The parts in which a content comes where it is read ahead, with what came together with the message before."""
+    """Return the parts in which a content is read ahead, including bytes that came with the preceding message."""
     stream = MessageStream(DescriptorConnection(reading, os.open(os.devnull, os.O_WRONLY)), timeout)
     try:
         assert await stream.receive() == Data(announced)

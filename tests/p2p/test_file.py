@@ -1,4 +1,4 @@
-"""A file as the source of uploads: its bytes from any offset, and no doubt about whether they are still the same."""
+"""A file as the source of uploads: its bytes from any offset, and whether they changed meanwhile."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keys, UUIDs and associated files: what exists is valid, and git-annex is of the same opinion."""
+"""Keys, UUIDs and associated files: every instance is valid, and git-annex agrees."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every message there and back; every line that is no message refused, in one way."""
+"""Every message round-trips; every other line is refused in the same way."""
 
 from __future__ import annotations
 

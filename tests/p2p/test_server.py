@@ -1,4 +1,4 @@
-"""The server's side: what a client is answered, with real repositories behind the server."""
+"""The server's answers to clients, with real repositories behind it."""
 
 from __future__ import annotations
 
@@ -390,7 +390,7 @@ ELSEWHERE = UUID("0e15e000-0000-4000-8000-000000000003")
 
 
 class Failing(Session):
-    """Fails as it is told to. Of a content it gives or takes the first `bytes_first` bytes before."""
+    """A session that fails as told, after sending or taking the first `bytes_first` bytes of a content."""
 
     name = "failing"
     version = 4
@@ -697,7 +697,7 @@ async def test_garbage_after_pipelined_questions_ends_the_conversation_after_the
 
 
 class Ahead(Failing):
-    """A node that breaks off at one question of many, or does not answer any."""
+    """A node that disconnects at one question of many, or answers none."""
 
     pipelines_checks = True
 

@@ -1,4 +1,4 @@
-"""Lines and DATA come through in whatever pieces the bytes arrive, and nothing is waited for without end."""
+"""Lines and DATA are read however the bytes are split, and no wait is endless."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is shown of others' text: no control character, no more than asked for, and nothing made up."""
+"""Text of others as it is shown: without control characters, bounded, and with nothing invented."""
 
 from __future__ import annotations
 

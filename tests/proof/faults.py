@@ -39,7 +39,7 @@ from tests.support.sockets import free_port
 SIZE = 300_000
 TIMEOUT = 1
 DEADLINE = 20.0
-"""Seconds after which a command counts as hung: several deadlines of a second may follow each other."""
+"""Seconds after which a command counts as hung; several deadlines of a second may add up."""
 SECRET = "Sesame4711open"
 STRANGER = "12345678-1234-4234-8234-123456789abc"
 
@@ -58,7 +58,7 @@ PARTIES = ("gateway", *NODES, "client")
 
 
 _WORD = re.compile(rb"\A(?:ERROR|AUTH-FAILURE|SUCCESS|SUCCESS-PLUS|FAILURE|FAILURE-PLUS|VALID|INVALID|DATA)(?=[ \n])")
-"""The answers that the table tells of."""
+"""The answers listed in the table."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Content:
 
 @dataclass(frozen=True)
 class Cell:
-    """What became of a request."""
+    """The outcome of a request."""
 
     party: str
     request: str
@@ -82,12 +82,12 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Which cell it is."""
+        """The name of the cell."""
         return f"{self.party}, {self.request}, {self.place}, {self.fault}"
 
 
 def new_content(name: str) -> Content:
-    """A content that no other cell has."""
+    """Return a content that no other cell has."""
     data = random.Random(name).randbytes(SIZE)
     return Content(f"SHA256-s{SIZE}--{hashlib.sha256(data).hexdigest()}", data)
 
@@ -179,30 +179,30 @@ class Stage:
     cluster: Cluster
 
     def plus(self) -> bytes:
-        """What the faulty party would name in a -PLUS answer, were it honest."""
+        """The UUIDs an honest party would name in a -PLUS answer."""
         raise NotImplementedError
 
     def prepare(self, request: str, content: Content) -> None:
-        """Make the request a sensible one."""
+        """Prepare the request."""
         raise NotImplementedError
 
     def peer(self, script: Sequence[Step]) -> contextlib.AbstractContextManager[object]:
-        """The faulty party, which lets everybody in and then acts out the script once."""
+        """Run the faulty party, which authenticates everybody and then follows the script once."""
         raise NotImplementedError
 
     def describe(self, request: str, content: Content, before: set[str]) -> tuple[str, list[str]]:
-        """What is true now, in words, and what of the log is wrong."""
+        """Describe the present state in words, and what is wrong in the log."""
         raise NotImplementedError
 
     def idle(self) -> bool:
-        """Whether nothing is under way any more."""
+        """Return whether nothing is running any more."""
         return not self.client.environment.processes()
 
     def close(self) -> None:
-        """End what was started."""
+        """Stop what was started."""
 
     def run(self, request: str, place: str, fault: str, script: Callable[[Content], Sequence[Step]]) -> Cell:
-        """Make the request; what became of it."""
+        """Make the request and return its outcome."""
         name = f"{self.party} {request} {place} {fault}"
         content = new_content(name)
         self.prepare(request, content)
@@ -237,7 +237,7 @@ class Stage:
 
 
 def _said(request: str, code: int, words: str) -> tuple[bool, str]:
-    """Whether git-annex reports success, and its reason if not."""
+    """Return whether git-annex reports success, and its reason if not."""
     if request == "CHECKPRESENT":
         return code == 0, words.strip()
     success, said = False, ""
@@ -350,7 +350,7 @@ class FaultyNode(Stage):
             self._serving.close()
 
     def idle(self) -> bool:
-        """Whether nothing is under way."""
+        """Return whether nothing is running."""
         found = self.client.environment.processes()
         if self._way == "served":
             found = [process for process in found if "p2pstdio" in process.command or "pump.py" in process.command]
@@ -461,7 +461,7 @@ class Serving:
 
     @property
     def broken(self) -> bool:
-        """Whether it has ended, or has had an error that nobody thought of."""
+        """Whether it has ended or had an unexpected error."""
         return self.process.poll() is not None or b"Traceback" in self.log.read_bytes()
 
 
@@ -487,7 +487,7 @@ class FaultyClient:
         return client
 
     def begun(self, request: str, content: Content) -> dict[str, list[bytes | None]]:
-        """What a client says before each place of a request; None is where it waits for a line."""
+        """Return what a client sends before each place of a request; None means waiting for a line."""
         key = content.key.encode()
         hello: list[bytes | None] = [
             b"AUTH %b %b\n" % (STRANGER.encode(), self._token.encode()),
@@ -514,7 +514,7 @@ class FaultyClient:
                 return {"before the answer": [*hello, b"%b %b\n" % (request.encode(), key)]}
 
     def lies(self, content: Content) -> dict[str, dict[str, list[bytes | None]]]:
-        """What a client may say that is wrong."""
+        """Return wrong messages of a client."""
         hello = self.begun("AUTH", content)["before VERSION"]
         put = self.begun("PUT", content)["before DATA"]
         data, wrong = content.data, bytes(SIZE)
@@ -543,7 +543,7 @@ class FaultyClient:
         }
 
     def run(self, request: str, place: str, fault: str, said: Sequence[bytes | None], end: str) -> Cell:
-        """Say this, then commit the fault; what the gateway does about it."""
+        """Send this, then commit the fault; return the gateway's reaction."""
         content = new_content(f"client {request} {place} {fault}")
         if request in ("GET", "REMOVE", "CHECKPRESENT", "LOCKCONTENT"):
             for node in self.cluster.nodes:
@@ -575,7 +575,7 @@ class FaultyClient:
         return Cell("client", request, place, fault, outcome, seconds)
 
     def _act(self, said: Sequence[bytes | None], end: str) -> str | None:
-        """What the gateway says at last: a word, or that it hangs up; None where it does neither in time."""
+        """Return the gateway's last word or that it disconnects; None if it does neither in time."""
         # Only TCP can be reset; and what a client that stalls has not read, it must not have in its buffers.
         client = self._connect(tcp=end == "resets")
         with client, client.makefile("rb") as lines:
@@ -630,7 +630,7 @@ class FaultyClient:
 
 
 def cells(party: str, wanted: Callable[[str], bool] = lambda name: True) -> Iterator[Cell]:
-    """The cells of one party, or those of them whose name is wanted."""
+    """Compute the cells of one party, optionally only those with a wanted name."""
 
     def named(*words: str) -> bool:
         return wanted(", ".join((party, *words)))
@@ -701,7 +701,7 @@ def _client_cells(stage: FaultyClient, named: Callable[..., bool]) -> Iterator[C
 
 
 def document(found: Sequence[Cell]) -> str:
-    """The tables, in Markdown."""
+    """Return the tables in Markdown."""
     parts: list[str] = []
     for party in PARTIES:
         mine = [cell for cell in found if cell.party == party]
@@ -727,18 +727,18 @@ _BEGIN, _END = "<!-- made by make faults -->\n", "<!-- end of what make faults m
 
 
 def tables() -> str:
-    """The tables as they stand in the page."""
+    """Return the tables in the page."""
     return PAGE.read_text("utf-8").partition(_BEGIN)[2].partition(_END)[0]
 
 
 def write(found: Sequence[Cell]) -> None:
-    """Put the tables into the page."""
+    """Write the tables into the page."""
     before, _, rest = PAGE.read_text("utf-8").partition(_BEGIN)
     PAGE.write_text(before + _BEGIN + "\n" + document(found) + "\n" + _END + rest.partition(_END)[2], "utf-8")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; 1 where a cell is no truthful outcome."""
+    """Run the command; return 1 if any outcome is not truthful."""
     parser = argparse.ArgumentParser(prog="python -m tests.proof.faults", description=__doc__)
     parser.add_argument("--party", choices=PARTIES, action="append")
     parser.add_argument("--only", default="", help="cells whose name contains this")

@@ -67,7 +67,7 @@ CLIENTS = [
     b"VERSION 4\nCONNECT git-upload-pack\n0000",
     b"VERSION 4\nNOTIFYCHANGE\n",
 ]
-"""What clients said, after they had been let in."""
+"""Conversations of clients, after authentication."""
 
 _HELLO = b"AUTH-SUCCESS %b\nVERSION 4\n" % str(CLUSTER).encode()
 _PLUS = b" ".join(str(node).encode() for node in NODES)
@@ -86,7 +86,7 @@ SERVERS = [
     ("lock", _HELLO + b"SUCCESS\n"),
     ("check", _HELLO + b"ERROR git-annex: Unable to connect to remote.\n"),
 ]
-"""What servers answered to a request."""
+"""Answers of servers to a request."""
 
 WORDS = [
     *(b"AUTH AUTH-SUCCESS AUTH-FAILURE VERSION BYPASS CHECKPRESENT LOCKCONTENT UNLOCKCONTENT REMOVE GET PUT".split()),
@@ -263,7 +263,7 @@ class _Reading(SourceReading):
 
 
 def feed_parser(line: bytes) -> bool:
-    """Give a line to the parser; whether it is a message."""
+    """Parse a line; return whether it is a message."""
     try:
         message = parse(line)
     except MalformedMessage:
@@ -276,7 +276,7 @@ def feed_parser(line: bytes) -> bool:
 
 
 async def feed_server(data: bytes, piece: int) -> str:
-    """Give a server of ours what a client says; how the conversation ended."""
+    """Feed a client's side to our server; return how the conversation ended."""
     connection, memory = Bytes(data, piece), Memory()
 
     async def session(bypass: frozenset[UUID]) -> Session:
@@ -298,7 +298,7 @@ async def feed_server(data: bytes, piece: int) -> str:
 
 
 async def feed_client(request: str, data: bytes, piece: int) -> str:
-    """Give a client of ours what a server answers; what became of the request."""
+    """Feed a server's answers to our client; return the outcome of the request."""
     session = StreamSession(_Once(Bytes(data, piece)), client=CLIENT, expected=CLUSTER, timeout=HANG)
     try:
         match request:
@@ -336,7 +336,7 @@ async def feed_client(request: str, data: bytes, piece: int) -> str:
 
 
 async def feed(seed: int, first: int, count: int) -> tuple[Counter[str], list[str]]:
-    """Feed some of the inputs of a seed; their outcomes, and violations."""
+    """Feed some of a seed's inputs; return their outcomes and violations."""
     counts: Counter[str] = Counter()
     crashes: list[str] = []
     server_says = [said for _, said in SERVERS]
@@ -369,7 +369,7 @@ def portion(seed: int, first: int, count: int) -> tuple[Counter[str], list[str]]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; 1 where an input did what none may."""
+    """Run the command; return 1 if an input violated something."""
     parser = argparse.ArgumentParser(prog="python -m tests.proof.fuzz", description=__doc__)
     parser.add_argument("--inputs", type=int, default=1_000_000)
     parser.add_argument("--seed", type=int, default=1)

@@ -28,7 +28,7 @@ from tests.support.processes import descendants, end_group, wait_until
 from tests.support.repositories import Repository, make_cluster, templates
 
 SIZE = 2_000_000
-"""Bytes of a content: long enough for a client to be killed in the middle of it."""
+"""Bytes of a content: enough for a client to be killed in the middle of it."""
 _ROUTINE = re.compile(r"\d+ requests? \(|gave way|serving|more rejected")
 # Seconds after which idle sessions of the gateway are closed, and then some.
 _SETTLED = 75.0
@@ -64,7 +64,7 @@ def usage(pid: int) -> tuple[int, int, int]:
 
 
 def copies(first: Repository, number: int) -> Iterator[Repository]:
-    """The same clone again and again, each a repository of its own."""
+    """Copy a clone, each time with a UUID of its own."""
     for each in range(number):
         path = first.path.with_name(f"client{each}")
         shutil.copytree(first.path, path, symlinks=True)
@@ -95,7 +95,7 @@ def steady(client: Repository, name: str, until: float, account: Account) -> Non
 
 
 def victim(client: Repository, name: str, until: float, account: Account, chance: random.Random) -> None:
-    """Begin transfers and be killed, again and again."""
+    """Start transfers and kill them, again and again."""
     number = 0
     while time.monotonic() < until:
         number += 1
@@ -129,7 +129,7 @@ def _gateway() -> Iterator[Web]:
 
 
 def run(clients: int, seconds: float, seed: int = 1) -> Account:
-    """Let so many clients work for so long."""
+    """Run so many clients for so long."""
     account = Account()
     with _gateway() as web:
         first = cloned(web, Mode.READ_WRITE, "first")

@@ -1,4 +1,4 @@
-"""One step after the other in a world, and what must be true after each.
+"""Steps in a world, and the invariants after each.
 
 A step is a word and a number, from which all that it does is derived; so any list of steps can be run again, and a
 part of it, which is how a failure is made small.
@@ -24,7 +24,7 @@ from tests.support.repositories import locked
 HANG = 60.0
 """Seconds after which a command counts as hung."""
 SETTLE = 15.0
-"""Seconds that what a command has started may outlast it after something was killed."""
+"""Seconds that a command's children may outlast it after something was killed."""
 
 REMOVES = {"drop", "drop --from", "move --to", "move --from"}
 
@@ -33,7 +33,7 @@ Pair = tuple[str, str]
 
 @dataclass(frozen=True)
 class Step:
-    """What to do, and a number that decides the rest."""
+    """A kind of step, and a number that determines its details."""
 
     kind: str
     number: int
@@ -44,7 +44,7 @@ class Step:
 
 @dataclass
 class Outcome:
-    """What became of a command.
+    """The outcome of a command.
 
     Attributes:
         verb: as in COMMANDS.
@@ -118,7 +118,7 @@ class Machine:
         assert not self._untrue(self.now), "the log is not true at the beginning"
 
     def take(self, step: Step) -> list[str]:
-        """Take a step; what is wrong afterwards, in words."""
+        """Take a step; return what is wrong afterwards, in words."""
         deed = Deed()
         choose = random.Random(step.number)
         before = self.now
@@ -146,7 +146,7 @@ class Machine:
     # What must be true
 
     def _learn(self, before: Look, deed: Deed) -> None:
-        """Which lines may be wrong from now on."""
+        """Record which log lines may be wrong from now on."""
         self.taken |= deed.taken
         self.taken |= {pair for pair in self.now.damaged - before.objects if self._from_one_node(*pair)}
         gone = before.objects - self.now.objects - deed.taken
@@ -166,7 +166,7 @@ class Machine:
             self.stale |= {(o.uuid, uuid, key) for o in self.world.observers for _, uuid, key in tuple(self.stale)}
 
     def _forget(self) -> None:
-        """What is true again needs no excuse any more."""
+        """Forget excuses for what is true again."""
         self.taken -= self.now.whole
         self.stale = {
             (observer, uuid, key)
@@ -237,18 +237,18 @@ class Machine:
         return faults
 
     def _from_one_node(self, uuid: str, key: str) -> bool:
-        """Whether a wrong content without a checksum is at least what one node has had as a whole."""
+        """Return whether wrong content without a checksum is at least a whole content of one node."""
         path = self.world.object_file(self.world.places[uuid], key)
         return path is not None and path.read_bytes() in self.world.garbage.get(key, ())
 
     def _reach(self, outcome: Outcome) -> frozenset[str]:
-        """Where a command may remove."""
+        """Return where a command may remove."""
         if outcome.verb in ("drop", "move --to"):
             return frozenset({outcome.actor.uuid})
         return self.world.remotes.get(outcome.remote, frozenset())
 
     def _named(self, uuid: str, outcome: Outcome) -> bool:
-        """Whether a command that failed says that it has removed a copy."""
+        """Return whether a failed command reports that it removed a copy."""
         place = self.world.places[uuid]
         return any(word in outcome.text for word in (uuid, place.name, self.world.descriptions.get(uuid, uuid)))
 
@@ -262,7 +262,7 @@ class Machine:
         return Running(self.world, outcome)
 
     def finish(self, running: Running, deed: Deed) -> None:
-        """Wait for its end."""
+        """Wait until it ends."""
         if not running.finish():
             deed.faults.append(f"{running.outcome} had not ended after {HANG:.0f} s")
         deed.outcomes.append(running.outcome)
@@ -284,7 +284,7 @@ class Machine:
         return outcome
 
     def has_something_to_do(self, outcome: Outcome) -> bool:
-        """Whether a command is more than a look at the log."""
+        """Return whether a command does more than read the log."""
         here = (outcome.actor.uuid, outcome.key) in self.now.objects
         remote = self.world.remotes[outcome.remote or REMOTE]
         there = sum((uuid, outcome.key) in self.now.objects for uuid in remote)
@@ -316,7 +316,7 @@ class Running:
             )
 
     def finish(self) -> bool:
-        """Wait, and read what it said. Whether it ended in time."""
+        """Wait, and read its output; return whether it ended in time."""
         ended = True
         try:
             self.process.wait(HANG)
@@ -372,7 +372,7 @@ def step(kind: str, weight: int) -> Callable[[Callable[[Machine, Deed, random.Ra
 
 
 def steps(seed: object) -> Iterator[Step]:
-    """Steps without end, the same for the same seed."""
+    """Generate endless steps, the same for the same seed."""
     choose = random.Random(f"{seed}")
     kinds, weights = list(WEIGHTS), list(WEIGHTS.values())
     while True:
@@ -399,7 +399,7 @@ for _kind, _weight in (
 
 @step("ask", 5)
 def _ask(machine: Machine, deed: Deed, choose: random.Random) -> None:
-    """Is it there? 0 is yes, 1 is no, anything else that it cannot be told."""
+    """Check presence: 0 is yes, 1 is no, anything else unknown."""
     world = machine.world
     about = machine.command(choose, ["fsck --from"])
     about.remote = choose.choice([REMOTE, REMOTE, "node1", "node2", "node3"])
@@ -458,7 +458,7 @@ def _back(machine: Machine, deed: Deed, choose: random.Random) -> None:
 
 @step("take", 6)
 def _take(machine: Machine, deed: Deed, choose: random.Random) -> None:
-    """A copy vanishes, or all of a node; often somebody comes across that at once."""
+    """A copy vanishes, or all of a node's; often a command notices at once."""
     world = machine.world
     node, key = _held(machine, choose)
     for each in list(world.contents) if choose.random() < 0.25 else [key]:
@@ -474,7 +474,7 @@ def _take(machine: Machine, deed: Deed, choose: random.Random) -> None:
 
 @step("damage", 6)
 def _damage(machine: Machine, deed: Deed, choose: random.Random) -> None:
-    """A copy is damaged; often somebody comes across that at once."""
+    """A copy is damaged; often a command notices at once."""
     node, key = _held(machine, choose)
     path = machine.world.object_file(node, key)
     if path is None:
@@ -499,7 +499,7 @@ def _damage(machine: Machine, deed: Deed, choose: random.Random) -> None:
 
 
 def _held(machine: Machine, choose: random.Random) -> tuple[Place, str]:
-    """A node and a key that it has, if any node has any."""
+    """Choose a node and a key that it has, if there is any."""
     world = machine.world
     held = [(node, key) for node in world.nodes for key in world.keys if (node.uuid, key) in machine.now.whole]
     return choose.choice(held or [(world.nodes[0], world.keys[0])])
@@ -513,7 +513,7 @@ def _come_across(machine: Machine, deed: Deed, choose: random.Random, key: str) 
 
 @step("partial", 5)
 def _partial(machine: Machine, deed: Deed, choose: random.Random) -> None:
-    """Something lies where an unfinished transfer would have left it."""
+    """Leave something where an unfinished transfer would have left it."""
     place, key = choose.choice([*machine.world.nodes, *machine.world.clients]), choose.choice(machine.world.keys)
     data = machine.world.contents[key]
     how = choose.choice(["short", "long", "wrong", "wrong start", "empty"])
@@ -543,7 +543,7 @@ def _restore(machine: Machine, deed: Deed, choose: random.Random) -> None:
 
 @contextlib.contextmanager
 def slow(machine: Machine, choose: random.Random) -> Iterator[str]:
-    """One node takes its time meanwhile; behind git-annex's own gateway, all of them."""
+    """Slow one node down; behind git-annex's own gateway, all of them."""
     native = machine.world.way == "native"
     name = "gateway" if native else choose.choice(["node1", "node2", "node3"])
     flag = machine.world.environment.directory / f"{name}.slow"

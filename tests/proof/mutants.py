@@ -1,4 +1,4 @@
-"""Faults that the program once had, put back for a soak, which has to find them."""
+"""Faults the program once had, put back for a soak that must find them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def start(mutation: str, program: str) -> None:
 
 
 def _present_only_where_all_have_it() -> None:
-    """CHECKPRESENT says no where a node lacks the content, to have git-annex fill it."""
+    """CHECKPRESENT answers no if any node lacks the content, so that git-annex fills it."""
 
     from cluster_remote.remote import requests
 
@@ -32,7 +32,7 @@ def _present_only_where_all_have_it() -> None:
 
 
 def _remove_everywhere() -> None:
-    """REMOVE takes the content from every node, whatever it was caused by."""
+    """REMOVE removes the content from every node, whatever its cause."""
     from cluster_remote.remote import removal, storing
     from cluster_remote.remote.causes import Causes
 

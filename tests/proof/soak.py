@@ -35,12 +35,12 @@ class Violation:
 
     @property
     def replay(self) -> str:
-        """What to give as --replay."""
+        """The value for --replay."""
         return ",".join(map(str, self.steps))
 
 
 def episode(world: World, chosen: Sequence[Step]) -> Violation | None:
-    """Take steps in a world that is as new, until one violates something."""
+    """Take steps in a fresh world until one violates something."""
     machine = Machine(world)
     for number, step in enumerate(chosen, 1):
         faults = machine.take(step)
@@ -50,13 +50,13 @@ def episode(world: World, chosen: Sequence[Step]) -> Violation | None:
 
 
 def chosen_for(seed: int, number: int, kinds: Sequence[str] = (), count: int = EPISODE) -> list[Step]:
-    """The steps of one episode; with `kinds`, only those of these kinds."""
+    """Return the steps of one episode, optionally only of certain kinds."""
     wanted = (step for step in steps(f"{seed} {number}") if not kinds or step.kind in kinds)
     return list(itertools.islice(wanted, count))
 
 
 def shrink(fresh: Iterator[World], violation: Violation) -> Violation:
-    """Leave out whatever is not needed for a violation of the same kind; what depends on timing may not come again."""
+    """Drop steps not needed for a violation of the same kind; timing-dependent ones may not recur."""
     best = violation
     size = max(1, len(best.steps) // 2)
     while True:
@@ -81,7 +81,7 @@ def _end(signum: int, frame: object) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; 1 where something was violated."""
+    """Run the command; return 1 if something was violated."""
     parser = argparse.ArgumentParser(prog="python -m tests.proof.soak", description=__doc__)
     parser.add_argument("--way", choices=WAYS, required=True)
     parser.add_argument("--steps", type=int, default=200)

@@ -28,7 +28,7 @@ from tests.support.repositories import Cluster, Repository, make_cluster
 WAYS = ("serverless", "served", "native")
 REMOTE = "mycl"
 TIMEOUT = 3
-"""Seconds without progress after which a client gives up."""
+"""Seconds without progress after which a client times out."""
 
 SIZES = (0, 1, 300, 40_000, 1_500_000, 5_000_000)
 """Of the contents with a checksum, in bytes; one more has none."""
@@ -56,7 +56,7 @@ while data := os.read(0, 65536):
 
 @dataclass(frozen=True)
 class Place:
-    """A repository that can hold copies; its directory may be away."""
+    """A repository that can hold copies; its directory may be unplugged."""
 
     name: str
     uuid: str
@@ -64,12 +64,12 @@ class Place:
 
     @property
     def elsewhere(self) -> Path:
-        """Where the directory is while the node is away."""
+        """The path of the directory while the node is unplugged."""
         return self.repository.path.with_name(f"{self.name}-away")
 
     @property
     def away(self) -> bool:
-        """Whether it is not where it belongs."""
+        """Whether the node is unplugged."""
         return self.elsewhere.exists()
 
     @property
@@ -80,7 +80,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Look:
-    """What is true at one moment.
+    """The state at one moment.
 
     Attributes:
         whole: the copies that are as they should be, as UUID and key.
@@ -131,25 +131,25 @@ class World:
 
     @property
     def observers(self) -> list[Place]:
-        """Those whose location logs are read."""
+        """The repositories whose location logs are read."""
         return self.clients if self.gateway in self.clients else [*self.clients, self.gateway]
 
     # Keeping it going
 
     def start(self) -> None:
-        """Run what has to run for clients to reach the cluster."""
+        """Start whatever clients need to reach the cluster."""
         if self.way == "served":
             self._serve = serve(self.gateway.repository)
 
     def stop(self) -> None:
-        """End it again."""
+        """Stop it again."""
         if self._serve is not None:
             end_group(self._serve.pid)
             self._serve.wait(30)
             self._serve = None
 
     def restart_if_killed(self) -> bool:
-        """Have the gateway back, if it is gone. Whether it was."""
+        """Restart the gateway if it has ended; return whether it had."""
         if self._serve is None or self._serve.poll() is None:
             return False
         end_group(self._serve.pid)
@@ -157,7 +157,7 @@ class World:
         return True
 
     def words_of_gateway(self) -> str:
-        """What the gateway has logged since it was started."""
+        """Return what the gateway has logged since its start."""
         log = self.environment.directory / "serve.log"
         return log.read_text(errors="replace") if log.exists() else ""
 
@@ -177,17 +177,17 @@ class World:
     # Truth
 
     def is_whole(self, key: str, data: bytes) -> bool:
-        """Whether these bytes are the content of a key."""
+        """Return whether these bytes are the content of a key."""
         if key in self.contents:
             return data == self.contents[key]
         return hashlib.sha256(data).hexdigest() in key
 
     def object_file(self, place: Place, key: str) -> Path | None:
-        """Where a place has the content of a key, None where it has none."""
+        """Return the path of a key's content in a place; None if it has none."""
         return next((path for path in (place.annex / "objects").glob(f"*/*/{key}/{key}")), None)
 
     def look(self) -> Look:
-        """What is true now; a file that is as it was when it was read last is not read again."""
+        """Return the current state; unchanged files are not read again."""
         whole: set[tuple[str, str]] = set()
         damaged: set[tuple[str, str]] = set()
         for place in self.places.values():
@@ -211,7 +211,7 @@ class World:
         return seen[1]
 
     def _logged(self, observer: Place) -> dict[str, set[str]]:
-        """What the location log of a repository says of each key, from its branch and its journals."""
+        """Return a repository's location log of each key, from its branch and its journals."""
         paths = {key: _log_path(key) for key in self.contents}
         asked = "".join(f"git-annex:{path}\n" for path in paths.values()).encode()
         answer = self.environment.run("git", "cat-file", "--batch", cwd=observer.repository.path, input=asked).stdout
@@ -266,7 +266,7 @@ def content(size: int, seed: object) -> bytes:
 
 @contextlib.contextmanager
 def worlds(way: str, mutation: str = "") -> Iterator[Iterator[World]]:
-    """Gives one world after the other, each as the first was at its beginning.
+    """Yield one world after another, each in the initial state.
 
     `mutation` is the name of a fault that the program is given, see mutants.py.
     """
@@ -302,7 +302,7 @@ def _restored(made: World, saved: Path) -> Iterator[World]:
 
 
 def mutate(environment: Environment, mutation: str) -> None:
-    """Make the programs of an environment start with a fault."""
+    """Give the programs of an environment a fault."""
     for name in ("git-annex-remote-cluster", "cluster-remote"):
         environment.program(
             name,

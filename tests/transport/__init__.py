@@ -1,1 +1,1 @@
-"""The ways to a peer: addresses, processes, ssh and sockets."""
+"""Transports to a peer: addresses, processes, ssh and sockets."""

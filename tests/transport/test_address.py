@@ -1,4 +1,4 @@
-"""The url= of a remote: what it reaches, what is refused and why, and that it gives nothing away."""
+"""The url= of a remote: what it reaches, what is refused and why, and that no secret leaks."""
 
 from __future__ import annotations
 

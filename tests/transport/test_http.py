@@ -43,7 +43,7 @@ class Endpoint:
     async def session(
         self, uuid: str | None = None, *, version: int = 4, logins: tuple[Login, ...] = ()
     ) -> AsyncIterator[HttpSession]:
-        """A session with the repository, or another UUID that it serves, in at most that version."""
+        """Open a session with the repository or another UUID it serves, in at most that version."""
         http = HttpClient(
             f"http://127.0.0.1:{self.port}{self.prefix}",
             UUID(uuid or self.repository.uuid),
@@ -62,7 +62,7 @@ class Endpoint:
 
 
 class Logins:
-    """Gives one login after the other, and remembers what became of each."""
+    """Offer one login after another, and record the outcome of each."""
 
     def __init__(self, *logins: Login) -> None:
         self.logins = logins

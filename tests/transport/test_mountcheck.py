@@ -1,4 +1,4 @@
-"""When a directory that a server works on is still the one that it was, and where no thread is needed to see that."""
+"""Noticing that a served directory was replaced, without a thread where all mounts are local."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ async def test_a_replaced_directory_is_noticed(kind: str, tmp_path: Path, monkey
 
 @pytest.mark.parametrize("place", ["link", "link/below"])
 async def test_a_link_that_leads_elsewhere_is_noticed(tmp_path: Path, place: str) -> None:
-    """git-annex-shell follows links for each request: it would answer from the other repository."""
+    """git-annex-shell follows links on each request, so it would answer from the other repository."""
     for disk in ("one", "other"):
         (tmp_path / disk / "below").mkdir(parents=True)
     (tmp_path / "link").symlink_to("one")

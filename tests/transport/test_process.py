@@ -33,7 +33,7 @@ HELLO = f"echo AUTH-SUCCESS {SERVER}; read version; echo VERSION 4"
 
 
 def child(environment: Environment, script: str, *, timeout: float = 20.0, hint: str = "") -> StreamSession:
-    """A session with a shell script."""
+    """Return a session with a shell script."""
     return StreamSession(
         ProcessTransport(["sh", "-c", script], name="a child", environment=environment.env, hint=hint),
         client=CLIENT,
@@ -42,7 +42,7 @@ def child(environment: Environment, script: str, *, timeout: float = 20.0, hint:
 
 
 async def failure(session: StreamSession) -> SessionError:
-    """The error of a request, after which nothing is left of the child."""
+    """Return the error of a request; nothing may be left of the child."""
     try:
         with pytest.raises(SessionError) as caught:
             await session.check_present(KEY)
@@ -53,7 +53,7 @@ async def failure(session: StreamSession) -> SessionError:
 
 
 def descriptors() -> int:
-    """How many this process has open."""
+    """Return how many descriptors this process has open."""
     return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
@@ -337,7 +337,7 @@ async def test_a_child_that_died_while_idle_is_restarted(environment: Environmen
 
 
 class Mount:
-    """While it hangs, every access to a directory on it waits in the kernel."""
+    """A mount that hangs: every access to a directory on it blocks in the kernel."""
 
     def __init__(self) -> None:
         self.answers = threading.Event()

@@ -35,7 +35,7 @@ def repository(environment: Environment) -> Repository:
 
 @pytest.fixture(autouse=True)
 def closed(environment: Environment, ssh_server: SshServer) -> Iterator[None]:
-    """End the shared connections as the end of the process would."""
+    """End the shared connections, as the end of the process would."""
     with environment.applied():
         yield
     for directory in sharedssh._directories:

@@ -1,4 +1,4 @@
-"""Peers on sockets: the real remotedaemon, and what there is instead of it when it cannot be reached."""
+"""Peers on sockets: the real remotedaemon, and every way in which it can be unreachable."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def endpoint(make_environment: Callable[[], Environment]) -> Iterator[Endpoint]:
 
 
 def sockets() -> int:
-    """How many this process has open."""
+    """Return how many sockets this process has open."""
     return sum(1 for link in Path("/proc/self/fd").iterdir() if link.is_socket())
 
 
@@ -203,7 +203,7 @@ async def test_an_address_that_is_not_allowed_is_not_connected_to() -> None:
 
 
 def _deaf(host: str, port: int, stack: ExitStack) -> None:
-    """Listen on a port with a full queue: further connections are neither taken nor refused."""
+    """Listen on a port with a full accept queue: further connections are neither accepted nor refused."""
     listener = stack.enter_context(socket.create_server((host, port), backlog=0))
     for _ in range(3):
         waiting = stack.enter_context(socket.socket())
