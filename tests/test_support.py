@@ -390,25 +390,18 @@ def test_a_command_over_ssh_ends_when_its_client_is_killed(environment: Environm
     environment.assert_no_process_left()
 
 
-def test_a_command_over_ssh_that_never_stops_writing_ends_with_its_client(
-    environment: Environment, ssh_server: SshServer
+@pytest.mark.parametrize("end", ["client", "server"])
+def test_a_command_over_ssh_that_never_stops_writing_ends_with_its_client_or_server(
+    environment: Environment, ssh_server: SshServer, end: str
 ) -> None:
     with environment.popen("sh", "-c", f"exec {ssh_server.client_command} {ssh_server.host} yes") as client:
         assert client.stdout is not None
         assert client.stdout.read(4) == b"y\ny\n"
-        client.send_signal(signal.SIGKILL)
-    environment.assert_no_process_left()
-
-
-def test_a_command_over_ssh_that_never_stops_writing_ends_with_the_server(
-    environment: Environment, ssh_server: SshServer
-) -> None:
-    with environment.popen("sh", "-c", f"exec {ssh_server.client_command} {ssh_server.host} yes") as client:
-        assert client.stdout is not None
-        assert client.stdout.read(4) == b"y\ny\n"
-        ssh_server.stop()
-        assert wait_until(lambda: "yes" not in commands(environment))
+        if end == "server":
+            ssh_server.stop()
+            assert wait_until(lambda: "yes" not in commands(environment))
         client.kill()
+    environment.assert_no_process_left()
 
 
 # Sockets

@@ -222,7 +222,8 @@ async def test_a_source_error_reaches_every_node_and_the_caller() -> None:
 async def test_a_source_of_another_length_than_announced_is_an_error(announced: int) -> None:
     source = Chunks([b"x" * 10] * 3, announced=announced)
     outcome, results = await share_out(source, 0, [taker(Share(0, 40))])
-    assert outcome == f"the content has 30 bytes instead of the {announced} announced"
+    assert isinstance(outcome, str)
+    assert {"30", str(announced)} <= set(outcome.split())
     assert results == [outcome]
 
 

@@ -94,7 +94,7 @@ def test_a_question_refused_by_git_annex_fails_only_its_request(testbed: Testbed
 def test_bad_parameters_are_reported_by_prepare(testbed: Testbed) -> None:
     with testbed.driver(timeout="never") as annex:
         answer = annex.ask("PREPARE")
-    assert answer == "PREPARE-FAILURE timeout=never: it is a number of seconds, such as timeout=60"
+    assert answer.startswith("PREPARE-FAILURE timeout=never: ")
 
 
 # With one

@@ -92,7 +92,8 @@ def test_the_program_exits_when_git_annex_closes_its_input(testbed: Testbed, ext
 def test_an_endless_line_is_not_buffered_without_limit(testbed: Testbed, before: bytes) -> None:
     endless = before + b"x" * (2 * 1024 * 1024)
     done = testbed.environment.run("git-annex-remote-cluster", cwd=testbed.client.path, input=endless)
-    assert done.stderr == b"git-annex sent a line of more than 1048576 bytes; exiting\n"
+    (complaint,) = done.stderr.splitlines()
+    assert b"1048576 bytes" in complaint
 
 
 def test_connections_are_closed_and_their_processes_end(testbed: Testbed) -> None:

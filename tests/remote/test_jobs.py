@@ -184,7 +184,9 @@ def test_a_bug_in_the_program_fails_its_job_with_a_message() -> None:
 
     master.LinkRemote(Broken())
     assert master.answer("PREPARE\n") is False
-    assert output.getvalue() == "ERROR internal error: ZeroDivisionError: nobody thought of this\n"
+    (line,) = output.getvalue().splitlines()
+    assert line.startswith("ERROR ")
+    assert "ZeroDivisionError: nobody thought of this" in line
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
