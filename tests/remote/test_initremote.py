@@ -64,7 +64,7 @@ def refused(client: Repository, name: str, *parameters: str, **options: object) 
 
 def failure(place: Place, **config: str) -> str:
     """Return why the program refuses a configuration; `refused` shows what git-annex makes of such an answer."""
-    with Testbed(place.cluster, place.client).driver(**config) as annex:
+    with Testbed(place.cluster, place.client).driver(None, None, **config) as annex:
         answer = annex.ask("INITREMOTE")
     assert answer.startswith("INITREMOTE-FAILURE ")
     return answer
