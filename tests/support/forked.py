@@ -18,6 +18,7 @@ import pkgutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import traceback
 import types
@@ -106,10 +107,11 @@ def _be(entry: Callable[[], int], argv: list[str], variables: Mapping[str, str])
         os.environ.clear()
         os.environ.update(variables)
         sys.argv = argv
+        tempfile.tempdir = None  # To be found by the new variables.
         sys.modules["__main__"] = types.ModuleType("__main__")
-        sys.stdin = _stream(0)
-        sys.stdout = _stream(1)
-        sys.stderr = _stream(2)
+        # Kept to the end, also where the program puts another stream in the place of one.
+        streams = [_stream(number) for number in range(3)]
+        sys.stdin, sys.stdout, sys.stderr = streams
         asyncio._set_running_loop(None)
         subprocess.run = _outside_event_loops(subprocess.run)
         code = contextvars.Context().run(entry)
