@@ -20,6 +20,7 @@ from cluster_remote.cli.keywise import (
     print_json,
     progress_of,
     selection_of,
+    show_first,
 )
 from cluster_remote.cli.options import Json, NodeTimeout, OnlyCluster
 from cluster_remote.cli.progress import progress
@@ -125,12 +126,7 @@ async def _check(
 
 def _show(outcome: Check, first: list[Finding], hidden: int, console: Console) -> None:
     titles = {node.uuid: node.title for node in outcome.nodes}
-    for finding in first:
-        console.print(_in_words(finding, titles, outcome.numcopies))
-    if hidden:
-        console.print(f"… and {hidden:,} more; --json shows all of them")
-    if first:
-        console.print()
+    show_first([_in_words(finding, titles, outcome.numcopies) for finding in first], hidden, console)
     rows = [
         (node.title, f"{node.present:,}", f"{node.missing:,}", f"{node.unlogged:,}", f"{node.unknown:,}")
         for node in outcome.nodes

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -18,10 +17,9 @@ from cluster_remote.cli.requesting import (
     Node,
     Record,
     connected,
-    descriptions_of,
+    described_and_recorded,
     key_named,
     names_of,
-    record_answer,
     show_recorded,
 )
 from cluster_remote.diagnosis import request
@@ -69,11 +67,7 @@ async def _drop(text: str, word: str, node: str, record: bool, timeout: float | 
         recorder = request.Recorder.of(target.view, target.node) if record else None
         request.check_legible(target.view.settings, key)
         outcome = await request.drop(target.session, target.label, key)
-    outcome = replace(outcome, descriptions=descriptions_of(target, {outcome.server, *outcome.uuids}))
-    if recorder is None:
-        return outcome
-    recorded = await record_answer(recorder, outcome, outcome.uuids, present=False, whole=outcome.removed)
-    return replace(outcome, recorded=recorded)
+    return await described_and_recorded(outcome, target, recorder, present=False, whole=outcome.removed)
 
 
 def _show_removal(outcome: Dropped, console: Console) -> None:

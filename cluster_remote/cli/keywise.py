@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from rich.console import Console
+
 from cluster_remote.access.configuration import our_remotes
 from cluster_remote.access.settings import BadSettings
 from cluster_remote.access.view import View
@@ -19,7 +21,7 @@ from cluster_remote.cli.target import annex_repository
 from cluster_remote.cluster.node import Node
 from cluster_remote.p2p.key import Key
 
-__all__ = ["FirstFindings", "advanced", "cluster_and_files", "print_json", "progress_of", "selection_of"]
+__all__ = ["FirstFindings", "advanced", "cluster_and_files", "print_json", "progress_of", "selection_of", "show_first"]
 
 T = TypeVar("T")
 Item = TypeVar("Item")
@@ -40,6 +42,16 @@ class FirstFindings(Generic[Item]):
             self.first.append(item)
         else:
             self.hidden += 1
+
+
+def show_first(lines: Sequence[str], hidden: int, console: Console) -> None:
+    """Print the first findings, one per line, and the number of the others."""
+    for line in lines:
+        console.print(line)
+    if hidden:
+        console.print(f"… and {hidden:,} more; --json shows all of them")
+    if lines:
+        console.print()
 
 
 def print_json(work: Callable[[bool, Callable[[Any], None]], Coroutine[Any, Any, T]], items: str) -> T:

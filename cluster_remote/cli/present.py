@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import typer
 from rich.console import Console
 
@@ -61,7 +59,7 @@ async def _present(text: str, word: str, node: str, record: bool, timeout: float
         outcome = await request.present(target.session, target.label, key)
     if recorder is None:
         return outcome
-    return replace(outcome, recorded=await record_answer(recorder, outcome, (), present=outcome.present))
+    return await record_answer(recorder, outcome, (), present=outcome.present)
 
 
 def _show_presence(outcome: Presence, console: Console) -> None:

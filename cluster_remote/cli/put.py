@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -22,11 +21,10 @@ from cluster_remote.cli.requesting import (
     Node,
     Record,
     connected,
-    descriptions_of,
+    described_and_recorded,
     key_named,
     names_of,
     path_exists,
-    record_answer,
     show_recorded,
     shown_progress,
 )
@@ -107,11 +105,7 @@ async def _put(
             outcome = await request.upload(
                 target.session, target.label, key, name, path, shown_progress(lines, target.label)
             )
-    outcome = replace(outcome, descriptions=descriptions_of(target, {outcome.server, *outcome.uuids}))
-    if recorder is None:
-        return outcome
-    recorded = await record_answer(recorder, outcome, outcome.uuids, present=True, whole=outcome.stored)
-    return replace(outcome, recorded=recorded)
+    return await described_and_recorded(outcome, target, recorder, present=True, whole=outcome.stored)
 
 
 def _show_upload(outcome: Uploaded, console: Console) -> None:

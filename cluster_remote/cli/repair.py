@@ -21,6 +21,7 @@ from cluster_remote.cli.keywise import (
     print_json,
     progress_of,
     selection_of,
+    show_first,
 )
 from cluster_remote.cli.options import DryRun, Json, NodeTimeout, OnlyCluster
 from cluster_remote.cli.progress import ProgressLines, progress
@@ -157,12 +158,7 @@ async def _repair(
 
 def _show(outcome: Repair, first: list[Transfer], hidden: int, console: Console) -> None:
     titles = {node.uuid: node.title for node in outcome.nodes}
-    for transfer in first:
-        console.print(_in_words(transfer, titles, outcome.dry_run))
-    if hidden:
-        console.print(f"… and {hidden:,} more; --json shows all of them")
-    if first:
-        console.print()
+    show_first([_in_words(transfer, titles, outcome.dry_run) for transfer in first], hidden, console)
     columns = ["node", "lacks" if outcome.dry_run else "lacked", "bytes", "has now", "unknown"]
     rows = [
         (node.title, f"{node.lacked:,}", size(node.lacked_size), f"{node.stored:,}", f"{node.unknown:,}")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 from rich.console import Console
@@ -28,7 +29,7 @@ __all__ = [
     "Node",
     "Record",
     "connected",
-    "descriptions_of",
+    "described_and_recorded",
     "key_named",
     "names_of",
     "path_exists",
@@ -37,6 +38,8 @@ __all__ = [
     "shown_progress",
 ]
 
+_Outcome = TypeVar("_Outcome", Presence, Uploaded, Dropped)
+_Change = TypeVar("_Change", Uploaded, Dropped)
 
 KeyOrFile = Annotated[
     str, typer.Argument(metavar="KEY|FILE", help="A key or an annexed file of this repository.", show_default=False)
@@ -82,12 +85,6 @@ def path_exists(path: str | Path) -> bool:
     return os.path.lexists(path)
 
 
-def descriptions_of(target: Target, uuids: Collection[UUID]) -> dict[str, str]:
-    """Return this repository's descriptions of others, by UUID."""
-    descriptions = target.view.logs.descriptions
-    return {str(uuid): descriptions[uuid] for uuid in sorted(uuids) if uuid in descriptions}
-
-
 def names_of(uuids: Collection[UUID], descriptions: Mapping[str, str]) -> str:
     """Format the names of repositories for people."""
     return ", ".join(printable(descriptions.get(str(uuid), str(uuid))) for uuid in uuids)
@@ -100,18 +97,25 @@ def show_recorded(uuids: Collection[UUID], descriptions: Mapping[str, str], cons
 
 
 async def record_answer(
-    recorder: Recorder,
-    outcome: Presence | Uploaded | Dropped,
-    named: Collection[UUID],
-    *,
-    present: bool,
-    whole: bool = True,
-) -> tuple[UUID, ...]:
-    """Record an answer, warn about repositories that the remote is not trusted about, and return the others."""
+    recorder: Recorder, outcome: _Outcome, named: Collection[UUID], *, present: bool, whole: bool = True
+) -> _Outcome:
+    """Record an answer, and warn about repositories that the remote is not trusted about."""
     recorded, others = await recorder.record(outcome.key, outcome.server, named, present=present, whole=whole)
     if others:
         say(f"cluster-remote: {not_recorded(outcome.target, others)}", err=True)
-    return recorded
+    return replace(outcome, recorded=recorded)
+
+
+async def described_and_recorded(
+    outcome: _Change, target: Target, recorder: Recorder | None, *, present: bool, whole: bool
+) -> _Change:
+    """Add descriptions to the result of a change, and record it if there is a recorder."""
+    descriptions = target.view.logs.descriptions
+    uuids = sorted({outcome.server, *outcome.uuids} & descriptions.keys())
+    outcome = replace(outcome, descriptions={str(uuid): descriptions[uuid] for uuid in uuids})
+    if recorder is None:
+        return outcome
+    return await record_answer(recorder, outcome, outcome.uuids, present=present, whole=whole)
 
 
 def shown_progress(lines: ProgressLines, name: str) -> Callable[[int], None]:
