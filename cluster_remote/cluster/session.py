@@ -336,7 +336,10 @@ class ClusterSession(Session):
 
     def _without_remote(self) -> tuple[str, ...]:
         """Return a message for each node that this repository has no remote for."""
-        return tuple(f"{name}: no remote of this repository leads to it: left out" for name in self._missing.values())
+        return tuple(
+            f"{name}: no remote of this repository is configured as this node: left out"
+            for name in self._missing.values()
+        )
 
     async def _reasons(self, key: Key, left_out: LeftOut) -> tuple[str, ...]:
         """Return why nodes that lack the content, according to the log, did not get it."""

@@ -267,6 +267,16 @@ def test_a_flood_does_not_fill_the_log() -> None:
     assert lines[-1].startswith("990 more strangers")
 
 
+async def test_one_token_does_not_fill_the_log(shared: Cluster, tmp_path: Path) -> None:
+    async with gateway(shared, tmp_path, Limits()) as served:
+        token, claim = served.tokens.create(Mode.READ_ONLY)
+        for _ in range(150):
+            with served.connect(claim) as client:
+                await greeting(client)
+        await anyio.sleep(1)
+        assert 50 <= sum(f"with token {token.id}" in line for line in served.log) <= 101
+
+
 @pytest.mark.slow
 async def test_a_second_client_stores_and_gets_within_a_second_whatever_others_do(
     shared: Cluster, tmp_path: Path

@@ -168,6 +168,7 @@ async def test_a_socket_of_another_user_gets_no_token(environment: Environment) 
         ("::1", "::1", True),
         ("fe80::1%eth0", "", False),
         ("fd00::1", "", False),
+        ("fec0::1", "", False),
         ("::ffff:127.0.0.1", "", False),
         ("::ffff:127.0.0.1", "127.0.0.1", True),
         ("2002:7f00:1::", "", False),

@@ -14,6 +14,9 @@ import pytest
 from cluster_remote.access.configuration import awaits_verification
 from cluster_remote.access.settings import Settings
 from cluster_remote.annex.branchlog import BranchLogs
+from cluster_remote.p2p.key import UUID
+from cluster_remote.remote.availability import is_away
+from cluster_remote.transport.address import parse_address
 from tests.cli.command import cluster_remote
 from tests.remote.testbed import Testbed, initremote, text
 from tests.security.stranger import autoenabled, commit, trap
@@ -105,6 +108,17 @@ def test_no_program_is_started(environment: Environment, way: str) -> None:
         }
         run_forked(environment, cwd=victim.path, check=False, env=completion)
     assert not [each for each in caught if each.exists()]
+
+
+def test_nobody_looks_where_an_unverified_remote_leads(environment: Environment) -> None:
+    """A look may mount what is there."""
+    url = parse_address(f"{environment.directory}/far")
+    victim = victim_of(environment, str(url))
+    with environment.applied(victim.path):
+        where = (url, f"{victim.path}/.git", UUID(victim.config("remote.evil.annex-uuid")), "evil")
+        assert not is_away(*where)
+        victim.git("config", "remote.evil.annex-verified", "verified")
+        assert is_away(*where)
 
 
 CLUSTER = "ac222222-1111-8111-8111-111111111111"
