@@ -115,7 +115,7 @@ def test_nobody_looks_where_an_unverified_remote_leads(environment: Environment)
     url = parse_address(f"{environment.directory}/far")
     victim = victim_of(environment, str(url))
     with environment.applied(victim.path):
-        where = (url, f"{victim.path}/.git", UUID(victim.config("remote.evil.annex-uuid")), "evil")
+        where = (url, f"{victim.path}/.git", UUID(victim.config("remote.evil.annex-uuid") or ""), "evil")
         assert not is_away(*where)
         victim.git("config", "remote.evil.annex-verified", "verified")
         assert is_away(*where)
