@@ -81,15 +81,14 @@ def test_killed_transfers_resume_in_both_directions(way: tuple[Way, Testbed], ki
         assert 4_000_000 < min(map(_size, parts)) < len(content), "it was killed in the middle"
         if killed == "server":
             server.start()
+        elif server.is_git_annex:
+            # Else it may answer 500 to whoever uploads the same content, git-annex's own client too.
+            server.stop()
+            server.start()
 
     def goes_on(*command: str) -> int:
         """Do it again; from which byte on."""
-        # git-annex p2phttp may answer nothing, or 500, to the first few requests after a client has vanished.
-        for attempt in range(4 if server.is_git_annex else 1, 0, -1):
-            done = testbed.client.annex(*command, "film", "--debug", timeout=200, check=attempt == 1)
-            if done.returncode == 0:
-                break
-        said = messages(done)
+        said = messages(testbed.client.annex(*command, "film", "--debug"))
         return next(int(words[2]) for each in said if (words := each.split())[1] in ("PUT-FROM", "GET"))
 
     broken_off(at_nodes, "copy", "--to", "mycl", "film")
