@@ -131,7 +131,7 @@ def test_a_server_restarted_between_two_files_is_no_problem(way: tuple[Way, Test
 @pytest.mark.slow
 def test_git_annex_tests_it(way: tuple[Way, Testbed]) -> None:
     _, testbed = way
-    done = testbed.client.annex("testremote", "--fast", "mycl", "--size=99", timeout=280, check=False)
+    done = testbed.client.annex("testremote", "mycl", "--size=99", timeout=280, check=False)
     assert done.returncode == 0, done.stdout.decode()[-3000:]
 
 
@@ -140,7 +140,7 @@ def test_git_annex_tests_a_single_repository_behind_its_own_server(cluster: Clus
     client, node = cluster.clone(), cluster.nodes[0]
     with serve_p2phttp(node) as port:
         initremote(client, "one", f"url=annex+http://localhost:{port}/git-annex/", sameas=node.uuid)
-        done = client.annex("testremote", "--fast", "one", "--size=99", timeout=280, check=False)
+        done = client.annex("testremote", "one", "--size=99", timeout=280, check=False)
         assert done.returncode == 0, done.stdout.decode()[-3000:]
 
 
