@@ -1,7 +1,7 @@
-"""Keep the pages of other sites from using a gateway through a browser.
+"""Keep pages of other sites from using a gateway through a visitor's browser.
 
-A browser adds the login that it remembers to any request that a page makes it send, so a page could have content
-removed. Programs never send the headers that give such a request away, and our own page only needs GET.
+A browser adds a remembered login to every request, also to those that a page makes it send: a page could have content
+removed. Programs never send the headers that identify such requests, and the gateway's own page only needs GET.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ _FROM_PAGES = ("origin", "sec-fetch-site")
 
 
 def guarded(app: ASGIApp) -> ASGIApp:
-    """Refuse requests of pages that could change something, and keep browsers from interpreting content."""
+    """Refuse requests from pages that could change something, and keep browsers from guessing content types."""
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await app(scope, receive, send)
             return
-        asked = Headers(scope=scope)
+        received = Headers(scope=scope)
 
         async def answer(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 headers["X-Content-Type-Options"] = "nosniff"
-                if "authorization" in asked:
-                    # What needs a login cannot be embedded in a page of another site.
+                if "authorization" in received:
+                    # Content that requires a login cannot be embedded in a page of another site.
                     headers["Cross-Origin-Resource-Policy"] = "same-origin"
             await send(message)
 
-        if scope["method"] not in ("GET", "HEAD") and any(name in asked for name in _FROM_PAGES):
+        if scope["method"] not in ("GET", "HEAD") and any(name in received for name in _FROM_PAGES):
             refusal = Response("this is for programs, not for pages in a browser\n", 403, media_type="text/plain")
             await refusal(scope, receive, answer)
         else:

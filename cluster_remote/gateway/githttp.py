@@ -66,7 +66,7 @@ class GitHttp:
 
     async def _answer_config(self, request: Request) -> Response:
         await self._admit(request, Connect("git-upload-pack"))
-        # It has the host that this client asked for.
+        # It contains the host that this client requested.
         return Response(await self._config(request), 200, {"Cache-Control": "no-store"}, "text/plain")
 
     async def _answer_refs(self, request: Request) -> Response:
@@ -159,7 +159,7 @@ class _HttpBackend:
             return Response(None, 400)
 
     async def listen(self) -> None:
-        """Read what git says on standard error, so that it never waits for that."""
+        """Read git's standard error, so that git does not block on it."""
         assert self._process.stderr is not None
         await child.drain(self._process.stderr, self._tail)
 
@@ -213,7 +213,7 @@ class _HttpBackend:
 
 
 class _WithProcess(StreamingResponse):
-    """A response from git, which ends with it, even if the client has gone before it begins."""
+    """A response with git's output; ends git at its end, even if the client disconnects before it begins."""
 
     def __init__(self, git: _HttpBackend, body: AsyncIterator[bytes], status: int, headers: dict[str, str]) -> None:
         super().__init__(body, status, headers)

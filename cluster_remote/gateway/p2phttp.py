@@ -156,7 +156,7 @@ class P2pHttp:
         etag = f'"{base64.urlsafe_b64encode(bytes(key)).decode()}"'
         headers = {"ETag": etag, "Accept-Ranges": "bytes", "Cache-Control": "private, immutable, max-age=31536000"}
         headers["Content-Disposition"] = "attachment"
-        # A proxy may have made it a weak one.
+        # A proxy may have turned it into a weak one.
         if etag in [word.strip().removeprefix("W/") for word in request.headers.get("if-none-match", "").split(",")]:
             return Response(None, 304, headers)
         size = key.content_size

@@ -235,7 +235,7 @@ _PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; "
     "form-action 'none'; frame-ancestors 'none'",
     "Referrer-Policy": "no-referrer",
-    # It shows the host that this client asked for, and the current state.
+    # The page shows the host that this client requested, and the current state.
     "Cache-Control": "no-store",
 }
 _PAGE = """<!doctype html>
