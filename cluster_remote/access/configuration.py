@@ -135,14 +135,14 @@ def awaits_verification(settings: Settings, logs: BranchLogs, verified: Verified
     name, of which git-annex passes on no control characters. One that was verified is handed to us as it was then.
     """
     for identity, parameters in logs.remotes.items():
-        # What a sameas remote is the same as may itself be a special remote, of another kind.
+        # The target of a sameas remote may itself be a special remote, of another type.
         if identity != settings.uuid or settings.sameas:
             names = {_bare(parameters[name]) for name in ("name", "sameas-name") if name in parameters}
             sameas = UUID.if_valid(parameters.get("sameas-uuid"))
             if settings.uuid != sameas or _bare(settings.name) not in names:
                 continue
         if verified is None:
-            # A git-annex that does not verify enables a remote no other way; an autoenabled one says so.
+            # If git-annex does not verify, only autoenable can have enabled the remote without the user's consent.
             if parameters.get("autoenable") == "true":
                 return True
         elif identity not in verified:

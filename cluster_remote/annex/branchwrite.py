@@ -32,7 +32,7 @@ async def record_nodes(repository: Repository, cluster: UUID, nodes: Collection[
     await refresh(repository)
     lines = (await read_files(repository, [_FILE]))[_FILE]
     newest = max((clock for clock, rest in dated(lines) if rest.startswith(cluster.text)), default=0)
-    # The new line must be the newest even if the clock is slow, or somebody else's far ahead.
+    # The new line must be the newest even if this clock is slow, or another one far ahead.
     now = f"{time.time():.6f}"
     if isinstance(newest, int) and newest >= int(time.time()) * 10**12:
         now = str(newest // 10**12 + 1)

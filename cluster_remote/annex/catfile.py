@@ -16,7 +16,7 @@ __all__ = ["BLOB_LIMIT", "LINE_LIMIT", "Blobs", "TooLarge", "read_blobs"]
 BLOB_LIMIT = 16 * 2**20
 """Maximum bytes of one log, which has at most a few lines per repository."""
 LINE_LIMIT = 2**20
-"""Maximum bytes of a line in a log larger than that. The longest line lists the nodes of a cluster."""
+"""Maximum bytes of a line in a log larger than `BLOB_LIMIT`. The longest line lists the nodes of a cluster."""
 
 
 class TooLarge(BadAnswer):
@@ -63,7 +63,7 @@ class Blobs:
 
 
 class _Large:
-    """A log that is too large to keep as a whole, because somebody may have added an endless line."""
+    """A log that is too large to keep as a whole, because someone may have added an endless line."""
 
     def __init__(self, size: int) -> None:
         # The blob, and the newline that git adds.

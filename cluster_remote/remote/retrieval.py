@@ -180,7 +180,7 @@ async def _retrieve(
 
 
 def _check_room(session: Session, length: int, descriptor: int) -> None:
-    """Raise NotRetrieved for a content that would fill the disk: if the key has no size, a peer can announce any."""
+    """Raise NotRetrieved for content that would fill the disk: if the key has no size, a peer can announce any."""
     disk = os.fstatvfs(descriptor)
     room = disk.f_bavail * disk.f_frsize
     if length > room:
