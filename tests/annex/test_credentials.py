@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cluster_remote.annex.credentials import credentials_file, permissions_ok, read_credentials
+from cluster_remote.annex.credentials import credentials_file, permissions_ok, read_credentials, read_p2p_token
 from cluster_remote.annex.errors import CredentialsUnreadable
 from cluster_remote.annex.repository import Repository
 from cluster_remote.p2p.key import UUID
@@ -73,3 +73,20 @@ def test_credentials_readable_by_others_are_reported(here: Repository, mode: int
     file.chmod(mode)
     assert permissions_ok(file) is ok
     assert read_credentials(here, UUIDS[0], "token") == ("user", "password")
+
+
+@pytest.mark.parametrize(
+    ("address", "name"),
+    [("cluster:unix:/run/gw", "cluster%3Aunix%3A%2Frun%2Fgw"), ("abc.onion", "abc%2Eonion")],
+)
+def test_the_token_of_a_p2p_address_is_where_git_annex_keeps_it(
+    real: RealRepository, here: Repository, address: str, name: str
+) -> None:
+    file = real.path / ".git/annex/creds" / name
+    file.parent.mkdir(exist_ok=True)
+    assert read_p2p_token(here, address) is None
+    file.write_text("sesame0pen\n")
+    assert read_p2p_token(here, address) == "sesame0pen"
+    for junk in ("", "two words", "a/b", "\x1b[31m"):
+        file.write_text(junk)
+        assert read_p2p_token(here, address) is None

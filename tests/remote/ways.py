@@ -29,6 +29,7 @@ WAYS = (
     "git-annex-https",
     "tls",
     "socks",
+    "tor",
     "unix",
     "p2p-annex",
 )
@@ -44,6 +45,36 @@ async def main():
     await listener.serve(Socks5ProxyHandler().handle)
 
 anyio.run(main)
+"""
+# What Tor is to its clients: a SOCKS proxy that knows the way to one onion service.
+_ONION = f"{'a' * 56}.onion"
+_TOR = f"""
+import asyncio
+import sys
+
+async def pump(reader, writer):
+    while data := await reader.read(65536):
+        writer.write(data)
+        await writer.drain()
+    writer.write_eof()
+
+async def serve(reader, writer):
+    assert await reader.readexactly(3) == b"\\5\\1\\0"
+    writer.write(b"\\5\\0")
+    asked = await reader.readexactly({len(_ONION) + 7})
+    assert asked == bytes([5, 1, 0, 3, {len(_ONION)}]) + b"{_ONION}" + bytes([0, 99])
+    writer.write(b"\\5\\0\\0\\1" + bytes(6))
+    there = await asyncio.open_connection("127.0.0.1", int(sys.argv[2]))
+    await asyncio.gather(pump(reader, there[1]), pump(there[0], writer), return_exceptions=True)
+    writer.close()
+    there[1].close()
+
+async def main():
+    server = await asyncio.start_server(serve, "127.0.0.1", int(sys.argv[1]))
+    print("listening", flush=True)
+    await server.serve_forever()
+
+asyncio.run(main())
 """
 # What a program of git-annex's generic P2P transport does: standard input and output lead to the peer.
 _PIPE = """#!{python}
@@ -152,8 +183,11 @@ def _way(name: str, cluster: Cluster, stack: contextlib.ExitStack) -> Way:
         return Way(cluster, f"annex+http{'s' if tls else ''}://localhost:{port}/git-annex/", command, port, {})
     path = environment.directory / "gw"
     if name == "socks":
-        environment.env["ALL_PROXY"] = f"socks5h://127.0.0.1:{stack.enter_context(_socks_proxy(environment))}"
+        environment.env["ALL_PROXY"] = f"socks5h://127.0.0.1:{stack.enter_context(_proxy(environment, _SOCKS))}"
         environment.env["NO_PROXY"] = ""
+    if name == "tor":
+        proxy = stack.enter_context(_proxy(environment, _TOR, str(port)))
+        environment.env["CLUSTER_REMOTE_TOR_PROXY"] = f"socks5h://127.0.0.1:{proxy}"
     if name == "p2p-annex":
         environment.program("git-annex-p2p-tests", _PIPE.format(python=sys.executable))
     places: dict[str, tuple[str, str, int | Path]] = {
@@ -161,6 +195,7 @@ def _way(name: str, cluster: Cluster, stack: contextlib.ExitStack) -> Way:
         "our-https": (f"https://127.0.0.1:{port}/", f"annex+https://localhost:{port}/git-annex/", port),
         "tls": (f"tls://127.0.0.1:{port}", f"tls://localhost:{port}", port),
         "socks": (f"tcp://127.0.0.1:{port}", f"tcp://127.0.0.1:{port}", port),
+        "tor": (f"tcp://127.0.0.1:{port}", f"tor-annex::{_ONION}:99", port),
         "unix": (f"unix:{path}", f"unix:{path}", path),
         "p2p-annex": (f"unix:{path}", f"p2p-annex::tests:{path}", path),
     }
@@ -171,9 +206,10 @@ def _way(name: str, cluster: Cluster, stack: contextlib.ExitStack) -> Way:
 
 
 @contextlib.contextmanager
-def _socks_proxy(environment: Environment) -> Iterator[int]:
+def _proxy(environment: Environment, program: str, *arguments: str) -> Iterator[int]:
+    """Run a proxy; give its port."""
     port = free_port()
-    proxy = environment.popen(sys.executable, "-c", _SOCKS, str(port))
+    proxy = environment.popen(sys.executable, "-c", program, str(port), *arguments)
     try:
         assert proxy.stdout is not None
         assert proxy.stdout.readline() == b"listening\n"
