@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 
+from tests.support.environment import Environment
 from tests.support.forked import popen_forked
 from tests.support.processes import end_group
 from tests.support.repositories import Repository
@@ -36,6 +37,7 @@ class Driver:
         config: what GETCONFIG is answered, the empty value for anything else.
         credentials: what GETCREDS is answered, and SETCREDS changes: user and password by setting.
         env: variables for the program besides those of the environment.
+        forked: whether the program may share the memory of this process, which has imported it already.
         debug: the texts of its DEBUG messages.
         info: the texts of its INFO messages.
         progress: the numbers of its PROGRESS messages.
@@ -47,6 +49,7 @@ class Driver:
     config: Mapping[str, str]
     credentials: dict[str, tuple[str, str]] = field(default_factory=dict)
     env: Mapping[str, str] = field(default_factory=dict)
+    forked: bool = True
     debug: list[str] = field(default_factory=list)
     info: list[str] = field(default_factory=list)
     progress: list[int] = field(default_factory=list)
@@ -54,7 +57,8 @@ class Driver:
 
     def __enter__(self) -> Driver:
         self._complaints = tempfile.TemporaryFile()
-        self.process = popen_forked(
+        start = popen_forked if self.forked else Environment.popen
+        self.process = start(
             self.repository.environment,
             PROGRAM,
             cwd=self.repository.path,

@@ -51,7 +51,9 @@ def test_a_large_file_round_trips_in_little_memory(own_testbed: Testbed, tmp_pat
             opened.seek(position)
             opened.write(mark)
     key = f"WORM-s{size}-m1--large"
-    with own_testbed.driver(node.uuid) as annex:
+    driver = own_testbed.driver(node.uuid)
+    driver.forked = False
+    with driver as annex:
         annex.prepare()
         assert annex.ask(f"TRANSFER STORE {key} {file}", within=240) == f"TRANSFER-SUCCESS STORE {key}"
         assert peak(annex) < LIMIT
