@@ -31,7 +31,7 @@ from cluster_remote.cli.completion import remotes
 from cluster_remote.cli.exitcodes import FAILED
 from cluster_remote.cli.interrupts import run
 from cluster_remote.cli.render import console, say
-from cluster_remote.cli.target import resolve
+from cluster_remote.cli.target import connected
 from cluster_remote.p2p.key import decode
 
 __all__ = ["bench"]
@@ -190,17 +190,15 @@ class _Measurements:
 async def _measure_existing(
     text: str, loads: list[Load], rounds: int, results: Results, directory: Path | None
 ) -> None:
-    target = await resolve(text, writing=True)
     try:
-        if target.view.settings is not None and target.view.settings.encryption != "none":
-            raise BadSettings(f"{text} is encrypted, and this command would store unencrypted content there")
-        for load in loads:
-            await measure(target.session, target.label, load, rounds, results, _tell, directory)
+        async with connected(text, writing=True) as target:
+            if target.view.settings is not None and target.view.settings.encryption != "none":
+                raise BadSettings(f"{text} is encrypted, and this command would store unencrypted content there")
+            for load in loads:
+                await measure(target.session, target.label, load, rounds, results, _tell, directory)
     except BenchFailed as error:
         say(f"cluster-remote: {error}", err=True)
         raise typer.Exit(FAILED) from None
-    finally:
-        await target.session.aclose()
 
 
 def _tell(text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Mapping
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -11,12 +12,12 @@ from rich.text import Text
 
 from cluster_remote.access.settings import BadSettings
 from cluster_remote.annex.locations import Selection
-from cluster_remote.cli.exitcodes import FAILED, UNREACHABLE
 from cluster_remote.cli.interrupts import run
 from cluster_remote.cli.keywise import (
     FirstFindings,
     advanced,
     cluster_and_files,
+    exit_if_unhealthy,
     print_json,
     progress_of,
     selection_of,
@@ -97,9 +98,7 @@ def check(
         shown: FirstFindings[Finding] = FirstFindings()
         outcome = run(work, True, shown.keep)
         _show(outcome, shown.first, shown.hidden, console())
-    if not outcome.healthy:
-        no_answer = all(node.unknown == outcome.keys for node in outcome.nodes)
-        raise typer.Exit(UNREACHABLE if outcome.keys and no_answer else FAILED)
+    exit_if_unhealthy(outcome)
 
 
 async def _check(
@@ -118,7 +117,7 @@ async def _check(
             selection,
             options,
             tell=tell,
-            advance=lambda node, count, answers: advanced(lines, node, count, answers),
+            advance=partial(advanced, lines),
             read=lambda node, note: lines.note(str(node), note),
             cipher=cipher,
         )

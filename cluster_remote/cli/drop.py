@@ -16,12 +16,13 @@ from cluster_remote.cli.requesting import (
     KeyOrFile,
     Node,
     Record,
-    connected,
     described_and_recorded,
     key_named,
     names_of,
+    recorder_of,
     show_recorded,
 )
+from cluster_remote.cli.target import connected
 from cluster_remote.diagnosis import request
 from cluster_remote.diagnosis.request import Dropped
 from cluster_remote.p2p.text import printable
@@ -64,7 +65,7 @@ def drop(
 async def _drop(text: str, word: str, node: str, record: bool, timeout: float | None) -> Dropped:
     key, _ = await key_named(word)
     async with connected(text, node, timeout, writing=True) as target:
-        recorder = request.Recorder.of(target.view, target.node) if record else None
+        recorder = recorder_of(target, record)
         request.check_legible(target.view.settings, key)
         outcome = await request.drop(target.session, target.label, key)
     return await described_and_recorded(outcome, target, recorder, present=False, whole=outcome.removed)

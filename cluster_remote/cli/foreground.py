@@ -9,15 +9,14 @@ from collections.abc import Mapping, Sequence
 import anyio
 
 from cluster_remote.annex import child
-from cluster_remote.cli.interrupts import keeping_handlers
+from cluster_remote.cli.interrupts import SIGNALS, keeping_handlers
 
-__all__ = ["CANNOT_RUN", "NOT_FOUND", "run_in_foreground", "until_interrupted"]
+__all__ = ["run_in_foreground", "until_interrupted"]
 
 # The codes that shells use.
-CANNOT_RUN, NOT_FOUND = 126, 127
+_CANNOT_RUN, _NOT_FOUND = 126, 127
 # Seconds for a command to end after a signal, before it is killed.
 _GRACE = 10.0
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 async def run_in_foreground(
@@ -28,14 +27,14 @@ async def run_in_foreground(
     Ctrl-C goes to the command, which decides how to react; other signals that would end us are forwarded. Cancelling
     ends the command, by force if necessary.
     """
-    with keeping_handlers(), anyio.open_signal_receiver(*_SIGNALS) as signals:
+    with keeping_handlers(), anyio.open_signal_receiver(*SIGNALS) as signals:
         try:
             process = await anyio.open_process(
                 list(command), stdin=None, stdout=sys.stderr if stdout_to_stderr else None, stderr=None, env=env
             )
         except OSError as error:
             print(f"cluster-remote: cannot run {command[0]!r}: {error.strerror}", file=sys.stderr)
-            return NOT_FOUND if isinstance(error, FileNotFoundError) else CANNOT_RUN
+            return _NOT_FOUND if isinstance(error, FileNotFoundError) else _CANNOT_RUN
         try:
             async with anyio.create_task_group() as tasks:
 
@@ -56,6 +55,6 @@ async def run_in_foreground(
 
 async def until_interrupted() -> None:
     """Wait until the user or a process supervisor asks us to end."""
-    with keeping_handlers(), anyio.open_signal_receiver(*_SIGNALS) as signals:
+    with keeping_handlers(), anyio.open_signal_receiver(*SIGNALS) as signals:
         async for _number in signals:
             return

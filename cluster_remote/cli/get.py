@@ -18,11 +18,11 @@ from cluster_remote.cli.render import duration, emit, size
 from cluster_remote.cli.requesting import (
     KeyOrFile,
     Node,
-    connected,
     key_named,
     path_exists,
     shown_progress,
 )
+from cluster_remote.cli.target import connected
 from cluster_remote.diagnosis import request
 from cluster_remote.diagnosis.request import Downloaded
 from cluster_remote.p2p.text import printable

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, ParamSpec, TypeVar
 
-__all__ = ["Interrupted", "ignore_from_now_on", "keeping_handlers", "only_the_first_counts", "run"]
+__all__ = ["SIGNALS", "Interrupted", "ignore_from_now_on", "keeping_handlers", "only_the_first_counts", "run"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -28,7 +28,7 @@ class Interrupted(Exception):
     """Ctrl-C while a command was running."""
 
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def ignore_from_now_on() -> None:
@@ -36,7 +36,7 @@ def ignore_from_now_on() -> None:
 
     Python drops its handlers at exit, and a signal would then kill the program.
     """
-    for number in _SIGNALS:
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
@@ -45,7 +45,7 @@ def _ignore(number: int, frame: FrameType | None) -> None:
 
 
 def _interrupt_once(number: int, frame: FrameType | None) -> None:
-    for each in _SIGNALS:
+    for each in SIGNALS:
         signal.signal(each, _ignore)
     raise KeyboardInterrupt
 
@@ -53,7 +53,7 @@ def _interrupt_once(number: int, frame: FrameType | None) -> None:
 @contextmanager
 def keeping_handlers() -> Iterator[None]:
     """Restore the handlers of these signals afterwards; an event loop that installs its own resets them."""
-    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    before = {number: signal.getsignal(number) for number in SIGNALS}
     try:
         yield
     finally:
@@ -67,7 +67,7 @@ def only_the_first_counts() -> None:
     Call it in the main thread. A program started with one of them ignored, as by nohup or as a background job, keeps
     ignoring it.
     """
-    for number in _SIGNALS:
+    for number in SIGNALS:
         if signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL):
             signal.signal(number, _interrupt_once)
 
@@ -84,7 +84,7 @@ def run(function: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: 
 
     import anyio
 
-    ours = [number for number in _SIGNALS if signal.getsignal(number) is _interrupt_once]
+    ours = [number for number in SIGNALS if signal.getsignal(number) is _interrupt_once]
     interrupted = False
 
     async def cancellable() -> T:

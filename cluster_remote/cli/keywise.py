@@ -6,14 +6,16 @@ import os
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+import typer
 from rich.console import Console
 
 from cluster_remote.access.configuration import our_remotes
 from cluster_remote.access.settings import BadSettings
 from cluster_remote.access.view import View
 from cluster_remote.annex.locations import Selection, estimate
+from cluster_remote.cli.exitcodes import FAILED, UNREACHABLE
 from cluster_remote.cli.interrupts import run
 from cluster_remote.cli.progress import ProgressLines
 from cluster_remote.cli.render import JsonStream
@@ -21,7 +23,20 @@ from cluster_remote.cli.target import annex_repository
 from cluster_remote.cluster.node import Node
 from cluster_remote.p2p.key import Key
 
-__all__ = ["FirstFindings", "advanced", "cluster_and_files", "print_json", "progress_of", "selection_of", "show_first"]
+if TYPE_CHECKING:
+    from cluster_remote.diagnosis.comparison import Check
+    from cluster_remote.diagnosis.repairing import Repair
+
+__all__ = [
+    "FirstFindings",
+    "advanced",
+    "cluster_and_files",
+    "exit_if_unhealthy",
+    "print_json",
+    "progress_of",
+    "selection_of",
+    "show_first",
+]
 
 T = TypeVar("T")
 Item = TypeVar("Item")
@@ -52,6 +67,13 @@ def show_first(lines: Sequence[str], hidden: int, console: Console) -> None:
         console.print(f"… and {hidden:,} more; --json shows all of them")
     if lines:
         console.print()
+
+
+def exit_if_unhealthy(outcome: Check | Repair) -> None:
+    """Exit with the code for a wrong state, or for nodes of which none answers."""
+    if not outcome.healthy:
+        no_answer = all(node.unknown == outcome.keys for node in outcome.nodes)
+        raise typer.Exit(UNREACHABLE if outcome.keys and no_answer else FAILED)
 
 
 def print_json(work: Callable[[bool, Callable[[Any], None]], Coroutine[Any, Any, T]], items: str) -> T:

@@ -18,9 +18,9 @@ from cluster_remote.cli.render import duration, emit, say
 from cluster_remote.cli.requesting import (
     KeyOrFile,
     Node,
-    connected,
     key_named,
 )
+from cluster_remote.cli.target import connected
 from cluster_remote.diagnosis import request
 from cluster_remote.diagnosis.request import Locked
 

@@ -11,7 +11,7 @@ import typer
 from cluster_remote.cli.interrupts import run
 from cluster_remote.cli.options import Json, NameOrUrl, Timeout
 from cluster_remote.cli.render import say
-from cluster_remote.cli.target import resolve
+from cluster_remote.cli.target import connected
 from cluster_remote.diagnosis.probe import round_trips
 
 __all__ = ["Pong", "ping"]
@@ -31,16 +31,13 @@ class Pong:
 
 async def measure(text: str, timeout: float | None) -> Pong:
     """Connect, and time requests that cost the server no work. Raises SessionError, BadSettings, AnnexError."""
-    target = await resolve(text, timeout=timeout)
-    session = target.session
-    try:
+    async with connected(text, timeout=timeout) as target:
+        session = target.session
         started = time.perf_counter()
         uuid = await session.open()
-        connected = time.perf_counter()
+        opened = time.perf_counter()
         fastest = min([seconds async for seconds in round_trips(session)])
-        return Pong(text, session.name, str(uuid), session.version, connected - started, fastest)
-    finally:
-        await session.aclose()
+        return Pong(text, session.name, str(uuid), session.version, opened - started, fastest)
 
 
 def ping(

@@ -14,11 +14,12 @@ from cluster_remote.cli.requesting import (
     KeyOrFile,
     Node,
     Record,
-    connected,
     key_named,
     record_answer,
+    recorder_of,
     show_recorded,
 )
+from cluster_remote.cli.target import connected
 from cluster_remote.diagnosis import request
 from cluster_remote.diagnosis.request import Presence
 
@@ -50,15 +51,13 @@ def present(
 async def _present(text: str, word: str, node: str, record: bool, timeout: float | None) -> Presence:
     key, _ = await key_named(word)
     async with connected(text, node, timeout, writing=record) as target:
-        recorder = request.Recorder.of(target.view, target.node) if record else None
+        recorder = recorder_of(target, record)
         if recorder and recorder.settings.tracking == "nodes" and recorder.settings.uuid.is_cluster and not node:
             raise BadSettings(
                 "--record: a cluster does not say which of its nodes have the content; ask each with --node"
             )
         request.check_legible(target.view.settings, key)
         outcome = await request.present(target.session, target.label, key)
-    if recorder is None:
-        return outcome
     return await record_answer(recorder, outcome, (), present=outcome.present)
 
 

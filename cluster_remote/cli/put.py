@@ -20,14 +20,15 @@ from cluster_remote.cli.render import duration, emit, size
 from cluster_remote.cli.requesting import (
     Node,
     Record,
-    connected,
     described_and_recorded,
     key_named,
     names_of,
     path_exists,
+    recorder_of,
     show_recorded,
     shown_progress,
 )
+from cluster_remote.cli.target import connected
 from cluster_remote.diagnosis import request
 from cluster_remote.diagnosis.request import Uploaded
 from cluster_remote.p2p.key import AssociatedFile, Key
@@ -99,7 +100,7 @@ async def _put(
                 f"{settings.name} is encrypted, and this command would store the content unencrypted; git annex copy "
                 f"--to {shlex.quote(settings.name)} encrypts it"
             )
-        recorder = request.Recorder.of(target.view, target.node) if record else None
+        recorder = recorder_of(target, record)
         with progress(in_bytes=True) as lines:
             lines.begin(target.label, key.content_size)
             outcome = await request.upload(

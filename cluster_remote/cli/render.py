@@ -35,6 +35,7 @@ __all__ = [
     "console",
     "duration",
     "emit",
+    "emit_error",
     "say",
     "show_problems",
     "size",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -12,12 +13,12 @@ from rich.text import Text
 
 from cluster_remote.annex.locations import Selection, located
 from cluster_remote.annex.repository import Repository
-from cluster_remote.cli.exitcodes import FAILED, UNREACHABLE
 from cluster_remote.cli.interrupts import run
 from cluster_remote.cli.keywise import (
     FirstFindings,
     advanced,
     cluster_and_files,
+    exit_if_unhealthy,
     print_json,
     progress_of,
     selection_of,
@@ -91,9 +92,7 @@ def repair(
         shown = _Incomplete()
         outcome = run(work, True, shown.keep)
         _show(outcome, run(_with_files, shown.first), shown.hidden, console())
-    if not outcome.healthy:
-        no_answer = all(node.unknown == outcome.keys for node in outcome.nodes)
-        raise typer.Exit(UNREACHABLE if outcome.keys and no_answer else FAILED)
+    exit_if_unhealthy(outcome)
 
 
 async def _with_files(transfers: Sequence[Transfer]) -> list[Transfer]:
@@ -115,11 +114,9 @@ class _TransferProgress:
         self._lines = lines
         self._positions: dict[Key, int] = {}
         self._total = 0
-        self._begun = False
 
     def moved(self, key: Key, position: int) -> None:
-        if not self._begun:
-            self._begun = True
+        if not self._positions:
             self._lines.begin("copied", 0, in_bytes=True)
         if key not in self._positions:
             self._total += key.content_size or 0
@@ -150,7 +147,7 @@ async def _repair(
             dry_run=dry_run,
             jobs=jobs,
             tell=tell,
-            advance=lambda node, count, answers: advanced(lines, node, count, answers),
+            advance=partial(advanced, lines),
             moved=_TransferProgress(lines).moved,
             cipher=cipher,
         )

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -19,7 +18,7 @@ from cluster_remote.annex.repository import Repository
 from cluster_remote.cli.completion import nodes
 from cluster_remote.cli.progress import ProgressLines
 from cluster_remote.cli.render import say
-from cluster_remote.cli.target import Target, resolve
+from cluster_remote.cli.target import Target
 from cluster_remote.diagnosis.request import Dropped, Presence, Recorder, Uploaded
 from cluster_remote.p2p.key import UUID, Key
 from cluster_remote.p2p.text import printable
@@ -28,12 +27,12 @@ __all__ = [
     "KeyOrFile",
     "Node",
     "Record",
-    "connected",
     "described_and_recorded",
     "key_named",
     "names_of",
     "path_exists",
     "record_answer",
+    "recorder_of",
     "show_recorded",
     "shown_progress",
 ]
@@ -57,16 +56,6 @@ Node = Annotated[
 Record = Annotated[
     bool, typer.Option("--record", help="Record in the location log what the answer says about NAME's nodes.")
 ]
-
-
-@asynccontextmanager
-async def connected(text: str, node: str, timeout: float | None, *, writing: bool = False) -> AsyncIterator[Target]:
-    """Resolve a target, and close its session at the end. Raises BadSettings, BadAddress, AnnexError."""
-    target = await resolve(text, timeout=timeout, node=node, writing=writing)
-    try:
-        yield target
-    finally:
-        await target.session.aclose()
 
 
 async def key_named(text: str) -> tuple[Key, Repository | None]:
@@ -96,10 +85,17 @@ def show_recorded(uuids: Collection[UUID], descriptions: Mapping[str, str], cons
         console.print(f"recorded in the location log: {names_of(uuids, descriptions)}")
 
 
+def recorder_of(target: Target, record: bool) -> Recorder | None:
+    """Return what records the answers of a target, if they are to be recorded. Raises BadSettings."""
+    return Recorder.of(target.view, target.node) if record else None
+
+
 async def record_answer(
-    recorder: Recorder, outcome: _Outcome, named: Collection[UUID], *, present: bool, whole: bool = True
+    recorder: Recorder | None, outcome: _Outcome, named: Collection[UUID], *, present: bool, whole: bool = True
 ) -> _Outcome:
-    """Record an answer, and warn about repositories that the remote is not trusted about."""
+    """Record an answer, if there is a recorder, and warn about repositories that the remote is not trusted about."""
+    if recorder is None:
+        return outcome
     recorded, others = await recorder.record(outcome.key, outcome.server, named, present=present, whole=whole)
     if others:
         say(f"cluster-remote: {not_recorded(outcome.target, others)}", err=True)
@@ -113,8 +109,6 @@ async def described_and_recorded(
     descriptions = target.view.logs.descriptions
     uuids = sorted({outcome.server, *outcome.uuids} & descriptions.keys())
     outcome = replace(outcome, descriptions={str(uuid): descriptions[uuid] for uuid in uuids})
-    if recorder is None:
-        return outcome
     return await record_answer(recorder, outcome, outcome.uuids, present=present, whole=whole)
 
 

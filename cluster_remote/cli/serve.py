@@ -74,7 +74,8 @@ def serve(
     With --stdio there are no tokens: the program that starts this command controls access. It may set
     GIT_ANNEX_SHELL_READONLY or GIT_ANNEX_SHELL_APPENDONLY, as for git-annex-shell.
 
-    SIGTERM and SIGINT give running requests 10 seconds to finish; a second signal ends them.
+    SIGTERM, SIGINT and, without --certificate, SIGHUP give running requests 10 seconds to finish; a second signal ends
+    them.
 
     Example: cluster-remote serve --listen unix:/run/annex/gateway --listen tcp://127.0.0.1:9419
     """

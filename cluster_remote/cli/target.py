@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from cluster_remote.access.configuration import NotVerified, check_writing
@@ -19,9 +21,9 @@ __all__ = [
     "Target",
     "annex_repository",
     "cluster_view",
+    "connected",
     "every_cluster",
     "one_cluster",
-    "resolve",
     "view_named",
     "views_at",
 ]
@@ -52,22 +54,35 @@ class Target:
         return f"{self.view.label} ({self.node})" if self.node else self.view.label
 
 
-async def view_named(text: str, timeout: float | None = None, node: str = "", *, writing: bool = False) -> View:
+async def view_named(
+    text: str, timeout: float | None = None, node: str = "", *, writing: bool = False, merge: bool = False
+) -> View:
     """Return the remote or address that `text` names, without connecting.
 
-    With `writing`, refuse where git-annex would not write. Raises BadSettings, AnnexError.
+    With `writing`, refuse where git-annex would not write; with `merge`, use the current logs. Raises BadSettings,
+    AnnexError.
     """
     address = looks_like_address(text)
-    local = await (LocalRepository.anywhere() if address else LocalRepository.here())
+    local = await (LocalRepository.anywhere(merge=merge) if address else LocalRepository.here(merge=merge))
     if writing:
         check_writing(local.config)
     return local.address(text, timeout, node) if address else local.remote(text, timeout)
 
 
-async def resolve(text: str, *, timeout: float | None = None, node: str = "", writing: bool = False) -> Target:
-    """Return a session with what `text` names, or with `node` behind it. See `view_named`; also raises BadAddress."""
+@asynccontextmanager
+async def connected(
+    text: str, node: str = "", timeout: float | None = None, *, writing: bool = False
+) -> AsyncIterator[Target]:
+    """Open a session with what `text` names, or with `node` behind it; close it at the end.
+
+    See `view_named`; also raises BadAddress.
+    """
     view = await view_named(text, timeout, node, writing=writing)
-    return Target(view, node, view.node(node) if node else view.session())
+    session = view.node(node) if node else view.session()
+    try:
+        yield Target(view, node, session)
+    finally:
+        await session.aclose()
 
 
 # Clusters and their nodes
@@ -80,10 +95,7 @@ async def cluster_view(name: str, timeout: float | None = None, *, writing: bool
             f"{name}: give a remote of this repository, which has a location log to compare; "
             f"cluster-remote setup NAME {name} makes one"
         )
-    local = await LocalRepository.here(merge=True)
-    if writing:
-        check_writing(local.config)
-    return local.remote(name, timeout)
+    return await view_named(name, timeout, writing=writing, merge=True)
 
 
 async def every_cluster(timeout: float | None) -> tuple[list[View], list[Unusable]]:

@@ -370,7 +370,7 @@ async def check(
     jobs = options.jobs
     verified = Verified(repository, view.uuid, resume=options.resume) if options.content else None
     async with AsyncExitStack() as stack:
-        opened = await stack.enter_async_context(inquiry(view, selection, cipher, jobs, advance))
+        opened = await stack.enter_async_context(inquiry(repository, view, selection, cipher, jobs, advance))
         log = await stack.enter_async_context(LocationLog(repository)) if options.fix else None
         contents: Reader | None = None
         if verified is not None:

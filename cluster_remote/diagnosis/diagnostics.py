@@ -121,11 +121,11 @@ def _clear_text(facts: Snapshot, remote: RemoteFacts) -> Iterator[Problem]:
     wanted = settings.cluster.lower()
     names = {name for name, uuid in clusters.items() if wanted in ("", name, uuid.text)}
     exposed = [
-        remote
-        for remote in facts.config.remotes()
-        if names.intersection(facts.config.clusters_of(remote))
-        and facts.config.boolean(f"remote.{remote}.annex-sync", True)
-        and not facts.config.boolean(f"remote.{remote}.annex-ignore")
+        name
+        for name in facts.config.remotes()
+        if names.intersection(facts.config.clusters_of(name))
+        and facts.config.boolean(f"remote.{name}.annex-sync", True)
+        and not facts.config.boolean(f"remote.{name}.annex-ignore")
     ]
     if exposed:
         yield Problem(
@@ -133,7 +133,7 @@ def _clear_text(facts: Snapshot, remote: RemoteFacts) -> Iterator[Problem]:
             f"git annex sync --content sends unencrypted content to {', '.join(exposed)}, the nodes of the encrypted "
             f"remote {remote.name}, and the git-annex branch with the encryption key",
             "Exclude the nodes from sync; unencrypted content already there stays until you drop it:",
-            tuple(f"git config {shlex.quote(f'remote.{remote}.annex-sync')} false" for remote in exposed),
+            tuple(f"git config {shlex.quote(f'remote.{name}.annex-sync')} false" for name in exposed),
             about=remote.name,
         )
 

@@ -47,13 +47,13 @@ class Inquiry:
 
 @asynccontextmanager
 async def inquiry(
-    view: View, selection: Selection, cipher: Cipher | None, jobs: int, advance: Advance
+    repository: Repository, view: View, selection: Selection, cipher: Cipher | None, jobs: int, advance: Advance
 ) -> AsyncIterator[Inquiry]:
     """Open everything that is needed to compare the log with the nodes, with `jobs` sessions per node.
 
-    With `cipher`, the batches have the encrypted keys. Raises BadSettings, AnnexError.
+    `repository` is the view's `comparable_repository`. With `cipher`, the batches have the encrypted keys. Raises
+    AnnexError.
     """
-    repository = comparable_repository(view)
     async with AsyncExitStack() as stack:
         batches = await stack.enter_async_context(located(repository, selection))
         if cipher is not None:

@@ -84,6 +84,7 @@ class _Repair:
 
     def __init__(
         self,
+        repository: Repository,
         view: View,
         selection: Selection,
         opened: Inquiry,
@@ -95,9 +96,8 @@ class _Repair:
         dry_run: bool,
         encrypted: bool,
     ) -> None:
-        assert view.repository is not None
         self.view = view
-        self.repository: Repository = view.repository
+        self.repository = repository
         self.selection = selection
         self.nodes = opened.nodes
         self.reader = opened.reader
@@ -290,7 +290,7 @@ async def repair(
     repository = comparable_repository(view)
     started = anyio.current_time()
     async with AsyncExitStack() as stack:
-        opened = await stack.enter_async_context(inquiry(view, selection, cipher, jobs, advance))
+        opened = await stack.enter_async_context(inquiry(repository, view, selection, cipher, jobs, advance))
         log = await stack.enter_async_context(LocationLog(repository))
         locator = await stack.enter_async_context(
             BatchProcess(
@@ -301,7 +301,16 @@ async def repair(
         )
         encrypted = cipher is not None
         work = _Repair(
-            view, selection, opened, log, tell, moved, trust_log=trust_log, dry_run=dry_run, encrypted=encrypted
+            repository,
+            view,
+            selection,
+            opened,
+            log,
+            tell,
+            moved,
+            trust_log=trust_log,
+            dry_run=dry_run,
+            encrypted=encrypted,
         )
         sending, receiving = anyio.create_memory_object_stream[Task](jobs)
         async with anyio.create_task_group() as tasks:

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from cluster_remote.annex.gitconfig import GitConfig
     from cluster_remote.diagnosis.problem import Problem
 
-__all__ = ["missing_nodes", "nodes_without_remote", "problems_of_missing", "replaced_nodes", "unlisted_remotes"]
+__all__ = ["missing_nodes", "problems_of_missing", "replaced_nodes"]
 
 
-def unlisted_remotes(config: GitConfig, logs: BranchLogs, cluster: UUID) -> dict[str, UUID]:
+def _unlisted_remotes(config: GitConfig, logs: BranchLogs, cluster: UUID) -> dict[str, UUID]:
     """Return the remotes configured as nodes of a cluster whose repositories cluster.log does not list."""
     names = {name for name, uuid in config.clusters().items() if uuid == cluster}
     listed = logs.clusters.nodes(cluster)
@@ -33,7 +33,7 @@ def unlisted_remotes(config: GitConfig, logs: BranchLogs, cluster: UUID) -> dict
     return found
 
 
-def nodes_without_remote(config: GitConfig, logs: BranchLogs, cluster: UUID) -> list[UUID]:
+def _nodes_without_remote(config: GitConfig, logs: BranchLogs, cluster: UUID) -> list[UUID]:
     """Return the nodes of a cluster that are neither dead, nor this repository, nor a remote of it."""
     here = {config.remote(remote, "annex-uuid") for remote in config.remotes()} | {config.get("annex.uuid")}
     return [
@@ -45,11 +45,11 @@ def nodes_without_remote(config: GitConfig, logs: BranchLogs, cluster: UUID) -> 
 
 def replaced_nodes(config: GitConfig, logs: BranchLogs, cluster: UUID, name: str) -> Iterator[Problem]:
     """Yield each remote that leads to another repository instead of a missing node. `name` is the cluster remote."""
-    missing = nodes_without_remote(config, logs, cluster)
+    missing = _nodes_without_remote(config, logs, cluster)
     if not missing:
         return
     titles = ", ".join(logs.descriptions.get(uuid) or uuid.text for uuid in missing)
-    for remote, uuid in unlisted_remotes(config, logs, cluster).items():
+    for remote, uuid in _unlisted_remotes(config, logs, cluster).items():
         now = logs.descriptions.get(uuid) or uuid.text
         yield node_replaced(remote, now, titles, name, missing[0] if len(missing) == 1 else None)
 
@@ -58,7 +58,7 @@ def missing_nodes(view: View) -> list[UUID]:
     """Return the nodes of a cluster without a server that this repository has no remote for."""
     if view.repository is None or view.gateway is not None or not view.uuid.is_cluster:
         return []
-    return [uuid for uuid in nodes_without_remote(view.config, view.logs, view.uuid) if uuid not in view.uuids]
+    return [uuid for uuid in _nodes_without_remote(view.config, view.logs, view.uuid) if uuid not in view.uuids]
 
 
 def problems_of_missing(view: View) -> list[Problem]:

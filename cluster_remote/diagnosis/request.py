@@ -19,11 +19,10 @@ from cluster_remote.access.identity import believed
 from cluster_remote.access.settings import BadSettings
 from cluster_remote.annex.errors import NotARepository
 from cluster_remote.annex.locationlog import LocationLog, recordable
-from cluster_remote.p2p.checksum import Checksum
 from cluster_remote.p2p.file import FileSource
 from cluster_remote.p2p.key import UUID, AssociatedFile, Key
 from cluster_remote.p2p.session import Present, Progress
-from cluster_remote.remote.retrieval import retrieve
+from cluster_remote.remote.retrieval import matches_checksum, retrieve
 
 if TYPE_CHECKING:
     from cluster_remote.access.settings import Settings
@@ -32,7 +31,20 @@ if TYPE_CHECKING:
     from cluster_remote.annex.repository import Repository
     from cluster_remote.p2p.session import Session
 
-__all__ = ["Downloaded", "Dropped", "Locked", "Presence", "Recorder", "Uploaded", "download", "drop", "lock", "present"]
+__all__ = [
+    "Downloaded",
+    "Dropped",
+    "Locked",
+    "Presence",
+    "Recorder",
+    "Uploaded",
+    "check_legible",
+    "download",
+    "drop",
+    "lock",
+    "present",
+    "upload",
+]
 
 _Names = Annotated[Mapping[str, str], "this repository's descriptions of these repositories, by UUID"]
 _Recorded = Annotated[tuple[UUID, ...], "repositories for which the location log was updated"]
@@ -142,7 +154,7 @@ async def download(session: Session, target: str, key: Key, path: Path, progress
     before = _size(path)
     await retrieve(session, key, bytes(path), progress)
     seconds = time.monotonic() - started
-    verified = await anyio.to_thread.run_sync(has_checksum, key, path)
+    verified = await anyio.to_thread.run_sync(matches_checksum, key, bytes(path))
     after = _size(path)
     return Downloaded(target, server, session.version, key, str(path), min(before, after), after, verified, seconds)
 
@@ -165,17 +177,6 @@ async def lock(session: Session, target: str, key: Key) -> AsyncIterator[Locked]
     version = session.version
     async with session.lock(key) as locked:
         yield Locked(target, server, version, key, locked)
-
-
-def has_checksum(key: Key, path: Path) -> bool | None:
-    """Return whether a file has the key's checksum; None for keys of a backend that is not a known hash."""
-    checksum = Checksum.of(key)
-    if checksum is None:
-        return None
-    with path.open("rb") as file:
-        while chunk := file.read(1024 * 1024):
-            checksum.update(chunk)
-    return checksum.matches()
 
 
 # Recording

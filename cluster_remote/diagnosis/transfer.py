@@ -37,7 +37,7 @@ class Transfer:
     file: Annotated[str | None, "a file with this content, if files were selected"]
     source: Annotated[Literal["here", "nodes"] | None, "where the content comes from; null if it cannot be found"]
     lacking: Annotated[tuple[UUID, ...], "nodes that lacked it"]
-    stored: Annotated[tuple[UUID, ...], "nodes that have it now, according to the location log"]
+    stored: Annotated[tuple[UUID, ...], "nodes that have it now: each confirmed it after the upload"]
     reasons: Annotated[tuple[str, ...], "why others do not"]
 
     @property
@@ -59,8 +59,8 @@ def task_for(view: View, each: Located, answers: Answers | None, *, whole: bool)
     """Return what to do about one key; None if nothing. Pure.
 
     `answers` are the nodes', or None to trust the location log. Skips nodes that gave no answer, or have preferred or
-    required content. With `whole`, which means every key in the location log, skips content that neither is nor was on
-    any node: it does not belong to the cluster.
+    required content. With `whole`, which means every key in the location log, skips content that no node has and that
+    the log lists on none: it does not belong to the cluster.
     """
     living = view.living
     if answers is None:

@@ -17,7 +17,16 @@ from cluster_remote.lifecycle.steps import Command, Plan, Step
 from cluster_remote.p2p.key import UUID
 from cluster_remote.p2p.text import printable
 
-__all__ = ["OwnCluster", "node_named", "own_cluster", "plan_add", "plan_remove", "plan_rename", "plan_take_down"]
+__all__ = [
+    "OwnCluster",
+    "node_named",
+    "own_cluster",
+    "plan_add",
+    "plan_remove",
+    "plan_rename",
+    "plan_take_down",
+    "remote_of",
+]
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,16 @@ from cluster_remote.p2p.text import printable
 from cluster_remote.transport.address import Address, BadAddress, Directory, Http, Ssh, at_node, parse_address
 from cluster_remote.transport.opening import Caller, session_at
 
-__all__ = ["address_of", "fetch_logs", "gateways", "is_known", "plan_gateway", "plan_nodes", "server_at"]
+__all__ = [
+    "address_of",
+    "fetch_logs",
+    "gateways",
+    "is_known",
+    "plan_gateway",
+    "plan_nodes",
+    "server_at",
+    "unknown_server",
+]
 
 
 def address_of(facts: Facts, text: str) -> Address:

@@ -17,6 +17,7 @@ __all__ = [
     "ConnectionLost",
     "Damaged",
     "NotReached",
+    "NotServed",
     "NotTheProtocol",
     "NotTried",
     "ProtocolError",

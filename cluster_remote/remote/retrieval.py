@@ -21,7 +21,15 @@ from cluster_remote.p2p.errors import Damaged, SessionError
 from cluster_remote.p2p.key import UUID, AssociatedFile, Key
 from cluster_remote.p2p.session import Progress, Session
 
-__all__ = ["CannotWrite", "NotRetrieved", "is_verified_here", "retrieve", "retrieve_apart", "retrieve_whole"]
+__all__ = [
+    "CannotWrite",
+    "NotRetrieved",
+    "is_verified_here",
+    "matches_checksum",
+    "retrieve",
+    "retrieve_apart",
+    "retrieve_whole",
+]
 
 # The largest content to verify here, in bytes: reading it twice takes no noticeable time.
 _MAX_VERIFIED = 8 * 1024 * 1024
@@ -119,12 +127,14 @@ async def _retrieve_or_keep_part(
 async def _is_valid(key: Key, path: bytes) -> bool:
     # Handing small content to a thread takes longer than hashing it.
     small = _length(path) <= _SMALL
-    return _matches(key, path) if small else await anyio.to_thread.run_sync(_matches, key, path)
+    return bool(matches_checksum(key, path) if small else await anyio.to_thread.run_sync(matches_checksum, key, path))
 
 
-def _matches(key: Key, path: bytes) -> bool:
+def matches_checksum(key: Key, path: bytes) -> bool | None:
+    """Return whether a file has the key's checksum; None for keys of a backend that is not a known hash."""
     checksum = Checksum.of(key)
-    assert checksum is not None
+    if checksum is None:
+        return None
     with open(path, "rb") as file:
         while chunk := file.read(1024 * 1024):
             checksum.update(chunk)
