@@ -6,7 +6,7 @@ import errno
 import resource
 from contextlib import suppress
 
-__all__ = ["MOST_DESCRIPTORS", "guard_this_process", "reason"]
+__all__ = ["MOST_DESCRIPTORS", "guard_this_process", "why_refused"]
 
 MOST_DESCRIPTORS = 65536
 """More than ever needed. The hard limit may be a billion, and some programs that we start loop over all descriptors."""
@@ -24,7 +24,7 @@ def guard_this_process() -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
 
 
-def reason(error: OSError) -> str:
+def why_refused(error: OSError) -> str:
     """Return why the system refused to open or start something, and what to do if a limit is reached."""
     what = error.strerror or str(error)
     return f"{what}; raise the limit with ulimit -n" if error.errno in (errno.EMFILE, errno.ENFILE) else what

@@ -21,7 +21,7 @@ from cluster_remote.p2p.key import UUID, decode, encode
 if TYPE_CHECKING:
     from cluster_remote.annex.repository import Repository
 
-__all__ = ["BRANCH", "JOURNALS", "BranchLogs", "Trust", "journalled", "read_files", "too_large"]
+__all__ = ["BRANCH", "JOURNALS", "BranchLogs", "Trust", "journalled", "read_files"]
 
 # The full ref, because a tag may have the same name.
 BRANCH = b"refs/heads/git-annex"
@@ -76,15 +76,10 @@ async def read_files(repository: Repository, paths: Collection[str]) -> dict[str
     try:
         blobs = await read_blobs(repository, [BRANCH + b":" + encode(path) for path in paths])
     except TooLarge as error:
-        raise too_large(str(error)) from None
+        raise BranchUnreadable(str(error)) from None
     except BadAnswer as error:
         raise BranchUnreadable(f"the git-annex branch cannot be read: git cat-file {error}; try git fsck") from None
     return {path: _whole_lines(blob or b"") + journals[path] for path, blob in zip(paths, blobs, strict=True)}
-
-
-def too_large(what: str) -> BranchUnreadable:
-    """Return the error for a log that has more lines than any should; `what` names it and says how many."""
-    return BranchUnreadable(f"{what}, so it is not read; git log --stat git-annex shows who filled it")
 
 
 @dataclass(frozen=True)

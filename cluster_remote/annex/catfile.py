@@ -93,7 +93,10 @@ class _Large:
             self._overlong = False
         self._add(beginning)
         if len(self._kept) > BLOB_LIMIT:
-            raise TooLarge(f"has more than {BLOB_LIMIT >> 20} MiB of lines")
+            raise TooLarge(
+                f"has more than {BLOB_LIMIT >> 20} MiB of lines, so it is not read; git log --stat git-annex shows who "
+                "filled it"
+            )
         return rest
 
     def _add(self, piece: bytes) -> None:
@@ -125,10 +128,9 @@ async def read_blobs(repository: Repository, names: Sequence[bytes]) -> list[byt
     try:
         await repository.run("git", "cat-file", "--batch", input=request, take=take)
     except CommandFailed:
-        if not faults:
-            raise
-    if faults:
-        raise faults[0]
+        if faults:
+            raise faults[0] from None
+        raise
     if len(found) != len(names):
         raise BadAnswer(f"answered with {len(found)} blobs instead of {len(names)}")
     return found

@@ -20,7 +20,7 @@ from anyio.abc import ByteReceiveStream, Process
 
 from cluster_remote.annex.errors import CommandFailed
 from cluster_remote.annex.waiting import KEPT, Completed
-from cluster_remote.limits import reason
+from cluster_remote.limits import why_refused
 from cluster_remote.p2p.descriptor import DescriptorConnection
 from cluster_remote.p2p.errors import ConnectionLost
 from cluster_remote.p2p.key import decode
@@ -133,7 +133,7 @@ class PipedChild:
                 list(argv), stdin=PIPE, stdout=PIPE, stderr=PIPE, bufsize=0, cwd=cwd, env=env, start_new_session=True
             )
         except OSError as e:
-            raise CommandFailed(argv, None, f"cannot be started: {reason(e)}") from e
+            raise CommandFailed(argv, None, f"cannot be started: {why_refused(e)}") from e
         self._pipes = DescriptorConnection(*pipes_of(self._child))
         self._stderr = StderrTail(self._child)
 
@@ -203,7 +203,7 @@ async def start(argv: Sequence[str], *, cwd: Path | None, env: Mapping[str, str]
             list(argv), stdin=PIPE, stdout=PIPE, stderr=PIPE, cwd=cwd, env=env, start_new_session=True
         )
     except OSError as e:
-        raise CommandFailed(argv, None, f"cannot be started: {reason(e)}") from e
+        raise CommandFailed(argv, None, f"cannot be started: {why_refused(e)}") from e
 
 
 async def drain(stream: ByteReceiveStream, tail: Tail) -> None:
@@ -299,7 +299,7 @@ async def run(
         returncode = process.returncode
         await kill(process)
     if unwanted:
-        raise CommandFailed(argv, None, "wrote more than is read; given up", tail.text())
+        raise CommandFailed(argv, None, f"wrote more than {_OUTPUT_LIMIT} bytes; given up", tail.text())
     if deadline.cancelled_caught or returncode is None:
         raise CommandFailed(argv, None, f"did not end within {timeout:g} seconds", tail.text())
     if accept is not None and returncode not in accept:

@@ -14,20 +14,20 @@ if TYPE_CHECKING:
 
 __all__ = ["associated_file", "content_of", "key_of", "keys_of"]
 
-# Seconds for git-annex to look up the keys of any number of files.
-_LOOKUP = 600.0
+# Seconds for git-annex to look up the key of one file, and the keys of any number.
+_LOOKUP, _LOOKUPS = 60.0, 600.0
 
 
 async def key_of(repository: Repository, path: str) -> Key:
     """Return the key of an annexed file; `path` is relative to the cwd. Raises NotAKey, CommandFailed."""
-    return (await keys_of(repository, [path]))[0]
+    return (await keys_of(repository, [path], timeout=_LOOKUP))[0]
 
 
-async def keys_of(repository: Repository, paths: Sequence[str]) -> list[Key]:
+async def keys_of(repository: Repository, paths: Sequence[str], *, timeout: float = _LOOKUPS) -> list[Key]:
     """Return the keys of annexed files, with a single command. Raises NotAKey, CommandFailed."""
     # Use batch mode: git-annex drops bytes that are not UTF-8 from arguments that it passes to git.
     request = b"".join(encode(path) + b"\0" for path in paths)
-    done = await repository.run("git", "annex", "lookupkey", "--batch", "-z", input=request, timeout=_LOOKUP)
+    done = await repository.run("git", "annex", "lookupkey", "--batch", "-z", input=request, timeout=timeout)
     found: list[Key] = []
     for path, answer in zip(paths, done.stdout.split(b"\n"), strict=False):
         if not answer:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster_remote.annex.errors import CredentialsUnreadable
-from cluster_remote.annex.private import make_private
+from cluster_remote.annex.private import make_private_directory
 from cluster_remote.p2p.key import UUID, decode, encode
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def write_credentials(repository: Repository, uuid: UUID, setting: str, user: st
     file = credentials_file(repository, uuid, setting)
     new = file.with_name(f"{file.name}.{os.getpid()}.new")
     try:
-        make_private(file.parent)
+        make_private_directory(file.parent)
         descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         with open(descriptor, "wb") as f:
             f.write(encode(f"{user}\n{password}"))

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import _thread
 import asyncio
+import os
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TypeVar
 
-__all__ = ["ask_disk"]
+__all__ = ["ask_disk", "free_bytes"]
 
 T = TypeVar("T")
 
@@ -45,3 +46,8 @@ async def ask_disk(function: Callable[..., T], *arguments: object) -> T:
     # Unlike threading.Thread.start, this does not wait for the thread to start.
     _thread.start_new_thread(ask, ())
     return await answer
+
+
+def free_bytes(disk: os.statvfs_result) -> int | None:
+    """Return the free bytes of a disk; None if its file system does not say."""
+    return disk.f_bavail * disk.f_frsize if disk.f_blocks else None

@@ -109,6 +109,15 @@ class GitConfig:
         """Return the names of the clusters that have a remote as a node (`annex-cluster-node`), in lower case."""
         return (self.remote(name, "annex-cluster-node") or "").lower().split()
 
+    def nodes_of(self, cluster: UUID) -> list[str]:
+        """Return the remotes that are configured as nodes of a cluster."""
+        names = {name for name, uuid in self.clusters().items() if uuid == cluster}
+        return [remote for remote in self.remotes() if names.intersection(self.clusters_of(remote))]
+
+    def is_unverified(self, name: str) -> bool:
+        """Return whether git-annex has marked the configuration of a remote as not verified."""
+        return self.remote(name, "annex-verified") not in (None, "verified")
+
     def clusters(self) -> dict[str, UUID]:
         """Return the clusters for which this repository is a gateway (`annex.cluster.NAME`), by name.
 

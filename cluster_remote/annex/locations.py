@@ -21,7 +21,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 
 from cluster_remote.annex import child, logformat
 from cluster_remote.annex.batch import Answers, BatchProcess
-from cluster_remote.annex.branchlog import BRANCH, JOURNALS, journalled, too_large
+from cluster_remote.annex.branchlog import BRANCH, JOURNALS, journalled
 from cluster_remote.annex.catfile import BLOB_LIMIT, Blobs, TooLarge
 from cluster_remote.annex.contents import keys_of
 from cluster_remote.annex.errors import BadAnswer, BatchFailed, BranchUnreadable, CommandFailed, NotAKey
@@ -437,7 +437,7 @@ def _complete(blobs: Blobs, chunk: bytes, keys: deque[tuple[Key, bytes]]) -> Ite
     try:
         yield from blobs.feed(chunk)
     except TooLarge as error:
-        raise too_large(f"the location log of {keys[0][0]} {error}") from None
+        raise BranchUnreadable(f"the location log of {keys[0][0]} {error}") from None
 
 
 async def _request_logs(

@@ -9,7 +9,7 @@ import threading
 from contextlib import contextmanager
 
 from cluster_remote.annex.errors import CommandFailed
-from cluster_remote.limits import reason
+from cluster_remote.limits import why_refused
 from cluster_remote.p2p.key import decode
 from cluster_remote.p2p.text import visible
 
@@ -74,7 +74,7 @@ def run_and_wait(
     except subprocess.TimeoutExpired as e:
         raise CommandFailed(words, None, f"did not end within {timeout:g} seconds") from e
     except OSError as e:
-        raise CommandFailed(words, None, f"cannot be started: {reason(e)}") from e
+        raise CommandFailed(words, None, f"cannot be started: {why_refused(e)}") from e
     return Completed(words, child.returncode, stdout, visible(decode((complaint or b"")[-KEPT:])).strip())
 
 

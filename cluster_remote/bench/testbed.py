@@ -308,9 +308,7 @@ class Testbed:
     def _serve_http(self, way: str) -> int:
         """Have `cluster-remote serve` listen over HTTP, and let git know the password."""
         port = _free_port()
-        listen = f"http://localhost:{port}"
-        self._start(way, "cluster-remote", "serve", "--cluster", _CLUSTER, "--listen", listen)
-        _wait_for(lambda: _listens(("127.0.0.1", port)), "cluster-remote serve")
+        self._serve(way, f"http://localhost:{port}", ("127.0.0.1", port))
         login = f"echo username=bench; echo password={self.token()}"
         self.run(self.gateway, "git", "config", "--global", "credential.helper", f"!f() {{ {login}; }}; f")
         return port
@@ -321,9 +319,12 @@ class Testbed:
 
     def serve(self) -> None:
         """Start `cluster-remote serve`, listening on gateway.sock."""
-        path = self.directory / "gateway.sock"
-        self._start("gateway", "cluster-remote", "serve", "--cluster", _CLUSTER, "--listen", f"unix:{path}")
-        _wait_for(lambda: _listens(str(path)), "cluster-remote serve")
+        path = str(self.directory / "gateway.sock")
+        self._serve("gateway", f"unix:{path}", path)
+
+    def _serve(self, way: str, listen: str, address: str | tuple[str, int]) -> None:
+        self._start(way, "cluster-remote", "serve", "--cluster", _CLUSTER, "--listen", listen)
+        _wait_for(lambda: _listens(address), "cluster-remote serve")
 
     def server_pids(self, way: str) -> list[int]:
         """Return the PIDs of the server processes for one of the ways."""

@@ -367,7 +367,11 @@ def _temporary_file(directory: bytes) -> int | None:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except OSError:
         return None
-    os.unlink(path)  # noqa: PTH108 -- bytes
+    try:
+        os.unlink(path)  # noqa: PTH108 -- bytes
+    except OSError:
+        os.close(descriptor)
+        return None
     return descriptor
 
 

@@ -314,9 +314,10 @@ def membership(config: GitConfig, logs: BranchLogs, directory: Path, wanted: str
     if own is None:
         raise NotInitialised(f"{directory} is not a git-annex repository: run git annex init there")
     listed = live_nodes(logs, cluster)
-    configured = _configured(config, cluster) & listed
+    named = config.nodes_of(cluster)
+    configured = listed.intersection(config.remote_uuid(remote) for remote in named)
     nodes: dict[UUID, Member] = {}
-    missing = _named_but_not_listed(config, logs, cluster)
+    missing = [remote for remote in named if config.remote_uuid(remote) not in logs.clusters.nodes(cluster)]
     for remote in config.remotes():
         uuid = config.remote_uuid(remote)
         if uuid is None or uuid not in (configured or listed) or not _is_direct(config, remote, logs):
@@ -343,24 +344,6 @@ def membership(config: GitConfig, logs: BranchLogs, directory: Path, wanted: str
     return Membership(
         cluster, name, Directory(str(directory)), own, members, has_preferred_content, hidden, is_gateway, unknown
     )
-
-
-def _configured(config: GitConfig, cluster: UUID) -> frozenset[UUID]:
-    """Return the repositories that git's configuration makes nodes of the cluster."""
-    names = {each for each, uuid in config.clusters().items() if uuid == cluster}
-    remotes = (remote for remote in config.remotes() if names.intersection(config.clusters_of(remote)))
-    return frozenset(uuid for remote in remotes if (uuid := config.remote_uuid(remote)) is not None)
-
-
-def _named_but_not_listed(config: GitConfig, logs: BranchLogs, cluster: UUID) -> list[str]:
-    """Return the remotes that git's configuration makes nodes of the cluster, but cluster.log does not list."""
-    names = {each for each, uuid in config.clusters().items() if uuid == cluster}
-    return [
-        remote
-        for remote in config.remotes()
-        if names.intersection(config.clusters_of(remote))
-        and config.remote_uuid(remote) not in logs.clusters.nodes(cluster)
-    ]
 
 
 def _is_direct(config: GitConfig, remote: str, logs: BranchLogs) -> bool:
@@ -463,8 +446,7 @@ def way_to(config: GitConfig, remote: str, directory: Path, *, special: bool = F
     """Return how to reach a node: its annexUrl, or else its url. Relative paths start at `directory`. Pure."""
     url = config.url_of(remote)
     # Only git-annex may decide about a remote that it enabled from the git-annex branch.
-    unverified = config.remote(remote, "annex-verified") not in (None, "verified")
-    if special or unverified or not url:
+    if special or config.is_unverified(remote) or not url:
         return Proxied()
     if is_path(url):
         return Direct(Directory(str(directory / url)))
@@ -513,6 +495,9 @@ def cost_of(config: GitConfig, remote: str, way: Way, logs: BranchLogs) -> float
             return NETWORK_COST
     settings = special_settings(config, remote, logs)
     kind = settings.get("type", "git")
+    # An address that only git-annex understands.
+    if kind == "git" and (config.remote(remote, "url") or "").startswith(("p2p-annex::", "tor-annex::")):
+        return _HIDDEN
     near = kind == "directory" or (kind == "rsync" and ":" not in settings.get("rsyncurl", ":"))
     encrypted = settings.get("encryption", "none") != "none"
     return (_LOCAL if near else NETWORK_COST) + (_ENCRYPTION if encrypted else 0.0)

@@ -13,7 +13,7 @@ import anyio
 
 from cluster_remote.annex import child
 from cluster_remote.annex.errors import CommandFailed
-from cluster_remote.annex.private import make_private
+from cluster_remote.annex.private import make_private_directory
 from cluster_remote.annex.repository import Repository, foreign_environment
 from cluster_remote.cluster.node import Node
 from cluster_remote.p2p.checksum import Checksum
@@ -47,7 +47,7 @@ class Verified:
 
     def __init__(self, repository: Repository, cluster: UUID, *, resume: bool) -> None:
         self._path = repository.common_dir / "cluster-remote" / "verified" / cluster.text
-        make_private(self._path.parent)
+        make_private_directory(self._path.parent)
         self._known: set[bytes] = set()
         if resume and self._path.exists():
             self._known = set(self._path.read_bytes().split(b"\n"))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import anyio
 
 from cluster_remote.annex import child
-from cluster_remote.annex.disk import ask_disk
+from cluster_remote.annex.disk import ask_disk, free_bytes
 from cluster_remote.annex.errors import CommandFailed
 from cluster_remote.annex.gitconfig import GitConfig
 from cluster_remote.annex.repository import foreign_environment
@@ -45,10 +45,9 @@ async def free_space(directories: Mapping[UUID, Path], timeout: float) -> dict[U
 
 def _free(path: Path) -> int | None:
     try:
-        disk = os.statvfs(path)
+        return free_bytes(os.statvfs(path))
     except OSError:
         return None
-    return disk.f_bavail * disk.f_frsize
 
 
 async def paths(view: View) -> dict[UUID, Path]:

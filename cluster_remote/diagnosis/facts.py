@@ -122,7 +122,7 @@ async def _with_pending(repository: Repository, config: GitConfig, remote: Remot
     """Add the configuration that git-annex wants the user to verify, if any."""
     if remote.verified is None:
         # An older git-annex, which did not ask, did not record what it used; that counts as verified.
-        waiting = config.remote(remote.name, "annex-verified") not in (None, "verified")
+        waiting = config.is_unverified(remote.name)
     else:
         # Only the verified configuration has the encryption of a remote that is the same as another one.
         apart = ("encryption", "cipher", "cipherkeys", "mac")
@@ -209,7 +209,7 @@ async def servers(facts: Snapshot, reach: Callable[[str], Awaitable[Session]], t
         for remote in facts.cluster_remotes
         if remote.settings is not None
         and facts.logs.trust.get(remote.uuid) != "dead"
-        and facts.config.remote(remote.name, "annex-verified") in (None, "verified")
+        and not facts.config.is_unverified(remote.name)
     }
 
     async def ask(name: str) -> None:

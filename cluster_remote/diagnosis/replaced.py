@@ -23,12 +23,11 @@ __all__ = ["missing_nodes", "problems_of_missing", "replaced_nodes"]
 
 def _unlisted_remotes(config: GitConfig, logs: BranchLogs, cluster: UUID) -> dict[str, UUID]:
     """Return the remotes configured as nodes of a cluster whose repositories cluster.log does not list."""
-    names = {name for name, uuid in config.clusters().items() if uuid == cluster}
     listed = logs.clusters.nodes(cluster)
     found: dict[str, UUID] = {}
-    for remote in config.remotes():
+    for remote in config.nodes_of(cluster):
         uuid = config.remote_uuid(remote)
-        if names.intersection(config.clusters_of(remote)) and uuid is not None and uuid not in listed:
+        if uuid is not None and uuid not in listed:
             found[remote] = uuid
     return found
 

@@ -177,7 +177,7 @@ async def unverified(view: View) -> int | None:
     if view.repository is None or view.settings is None:
         return None
     # Asking git-annex takes a while, and usually git's configuration already says that there is no need.
-    if view.config.remote(view.label, "annex-verified") not in (None, "verified"):
+    if view.config.is_unverified(view.label):
         waiting = await pending(view.repository, view.label)
         return None if waiting is None else waiting.number
     return None

@@ -43,7 +43,7 @@ __all__ = ["Gateway", "Limits"]
 # Seconds for a client to read its last message before the connection is closed.
 _LINGER = 1.0
 # Lines in the log per minute about the connections of one token.
-_LINES = 100
+_LINES_PER_TOKEN = 100
 # Seconds between checks for revoked or expired tokens.
 _TOKEN_CHECK = 0.5
 
@@ -245,7 +245,7 @@ class Gateway:
             if connection.token is None:
                 self._limited_log.say("rejected connections", line)
             else:
-                self._limited_log.say(f"connections with token {connection.token.id}", line, _LINES)
+                self._limited_log.say(f"connections with token {connection.token.id}", line, _LINES_PER_TOKEN)
             if isinstance(accepted, SocketConnection):
                 await accepted.aclose(_LINGER if summary != "cut off" and connection.ended is None else 0)
             self._connections -= 1

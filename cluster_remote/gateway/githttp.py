@@ -7,18 +7,20 @@ Also serves `config`, which git-annex reads from every repository that git reach
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import anyio
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
 
 from cluster_remote.annex import child
 from cluster_remote.annex.errors import AnnexError, CommandFailed
 from cluster_remote.annex.repository import foreign_environment
 from cluster_remote.gateway.httpaccess import note
+from cluster_remote.gateway.httpbodies import Sender, StreamedResponse
+from cluster_remote.p2p.errors import TimedOut
 from cluster_remote.p2p.messages import Connect
 
 if TYPE_CHECKING:
@@ -136,14 +138,14 @@ class _HttpBackend:
             # Read the body first: a response that begins before the end of the request confuses proxies. git's requests
             # are small, except for a push, which git http-backend reads to the end before it responds.
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self.listen)
+                tasks.start_soon(self._listen)
                 answer = await self._begun()
                 tasks.cancel_scope.cancel()
-            begun = isinstance(answer, _WithProcess)
+            begun = isinstance(answer, StreamedResponse)
             return answer
         finally:
             if not begun:
-                await self.end()
+                await child.kill(self._process)
 
     async def _begun(self) -> Response:
         try:
@@ -151,21 +153,36 @@ class _HttpBackend:
                 await self._feed()
                 headers, rest = await self._headers()
             status = int(headers.pop("Status", "200").split(" ")[0])
-            return _WithProcess(self, self._answer(rest), status, headers)
+            return StreamedResponse(partial(self._respond, status, headers, rest), self._request)
         except (TimeoutError, ValueError) as error:
             note(self._request, f"git http-backend: {error or 'no answer'}: {self._tail.text()}")
             return Response("git gave no answer on the gateway\n", 500, media_type="text/plain")
         except ClientDisconnect:
             return Response(None, 400)
 
-    async def listen(self) -> None:
+    async def _listen(self) -> None:
         """Read git's standard error, so that git does not block on it."""
         assert self._process.stderr is not None
         await child.drain(self._process.stderr, self._tail)
 
-    async def end(self) -> None:
-        """Kill git if it is still running."""
-        await child.kill(self._process)
+    async def _respond(self, status: int, headers: dict[str, str], rest: bytes, sender: Sender) -> None:
+        """Send git's answer, and end git. Raises TimedOut."""
+        silent = False
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._listen)
+                try:
+                    await sender.start(status, headers)
+                    async for chunk in self._answer(rest):
+                        await sender.send(chunk)
+                except TimeoutError:
+                    silent = True
+                tasks.cancel_scope.cancel()
+        finally:
+            await child.kill(self._process)
+        if silent:
+            # Not inside the group, which would wrap it.
+            raise TimedOut("git http-backend sent nothing for too long")
 
     async def _feed(self) -> None:
         stdin = self._process.stdin
@@ -210,20 +227,3 @@ class _HttpBackend:
             except anyio.EndOfStream:
                 break
             yield chunk
-
-
-class _WithProcess(StreamingResponse):
-    """A response with git's output; ends git at its end, even if the client disconnects before it begins."""
-
-    def __init__(self, git: _HttpBackend, body: AsyncIterator[bytes], status: int, headers: dict[str, str]) -> None:
-        super().__init__(body, status, headers)
-        self._git = git
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._git.listen)
-                await super().__call__(scope, receive, send)
-                tasks.cancel_scope.cancel()
-        finally:
-            await self._git.end()

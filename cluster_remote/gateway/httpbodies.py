@@ -55,16 +55,18 @@ class _BodyReading(SourceReading):
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """Join the parts of the body: passing one on costs about the same for each node, whatever its length."""
-        joined, deadline = bytearray(), 0.0
+        parts: list[bytes] = []
+        size, deadline = 0, 0.0
         async for part in self._parts():
-            if not joined:
+            if not parts:
                 deadline = anyio.current_time() + _JOIN_TIME
-            joined += part
-            if len(joined) >= _JOIN_SIZE or anyio.current_time() >= deadline:
-                yield bytes(joined)
-                joined = bytearray()
-        if joined:
-            yield bytes(joined)
+            parts.append(part)
+            size += len(part)
+            if size >= _JOIN_SIZE or anyio.current_time() >= deadline:
+                yield b"".join(parts)
+                parts, size = [], 0
+        if parts:
+            yield b"".join(parts)
         if self._left:
             # This is also how a client signals that the content changed meanwhile.
             raise SourceError(f"the client stopped {self._left} bytes before the end")

@@ -19,7 +19,7 @@ from typing import TypeAlias
 import anyio
 from anyio.streams.tls import TLSStream
 
-from cluster_remote.annex.private import make_private
+from cluster_remote.annex.private import make_private_directory
 from cluster_remote.gateway.errors import CannotListen
 from cluster_remote.p2p.bytestream import ByteStreamConnection, ConnectionStream
 from cluster_remote.p2p.descriptor import DescriptorConnection
@@ -252,7 +252,7 @@ def _listen_unix(address: Unix) -> Listener:
     made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     hidden = path.with_name(f".{secrets.token_hex(4)}")
     try:
-        make_private(path.parent)
+        make_private_directory(path.parent)
         _check_directory(path.parent, address)
         if len(os.fsencode(hidden)) > _MAX_PATH:
             hidden = path.with_name(secrets.token_hex(1))

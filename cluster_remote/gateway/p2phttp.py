@@ -223,7 +223,7 @@ class P2pHttp:
         again takes longer than uploading new small content from its beginning.
         """
         size = params.key.content_size
-        if size is not None and size <= _NOT_RESUMED and not await session.check_present(params.key):
+        if size is not None and size <= _NOT_RESUMED and await _is_absent(session, params.key):
             return {"offset": 0}
         async with endpoint.upload(session, params.key, params.file) as offer:
             if isinstance(offer, Present):
@@ -252,6 +252,14 @@ class P2pHttp:
             case Stored(uuids=uuids, reasons=reasons, newly_stored=stored):
                 note(request, *reasons)
                 return _Json(_with_uuids({"stored": stored}, uuids if stored else frozenset(), version))
+
+
+async def _is_absent(session: Session, key: Key) -> bool:
+    """Return whether no node has the content; False if that is unknown: an upload only asks those that lack it."""
+    try:
+        return not await session.check_present(key)
+    except SessionError:
+        return False
 
 
 def _with_uuids(answer: dict[str, object], uuids: frozenset[UUID], version: int) -> dict[str, object]:

@@ -10,44 +10,39 @@ import anyio
 
 __all__ = ["RateLimitedLog"]
 
-_WINDOW = 60.0
-_LINES = 10
+# Seconds of a window, and the lines of a kind within it.
+_WINDOW, _LINES = 60.0, 10
 
 
 class RateLimitedLog:
-    """Writes lines with `log`: at most `lines` of a kind within `window` seconds, then how many more there were."""
+    """Writes lines with `log`: at most so many of a kind within a minute, then how many more there were."""
 
-    def __init__(self, log: Callable[[str], None], lines: int = _LINES, window: float = _WINDOW) -> None:
+    def __init__(self, log: Callable[[str], None]) -> None:
         self._log = log
-        self._lines = lines
-        self._window = window
         self._began = time.monotonic()
         self._seen: Counter[str] = Counter()
-        self._most: dict[str, int] = {}
+        self._suppressed: Counter[str] = Counter()
 
-    def say(self, kind: str, line: str, lines: int | None = None) -> None:
-        """Write a line, unless there were too many of its kind; `lines` is another limit for this kind.
-
-        `kind` is a plural noun: "rejected connections".
-        """
-        if time.monotonic() - self._began >= self._window:
+    def say(self, kind: str, line: str, lines: int = _LINES) -> None:
+        """Write a line, unless there were `lines` of its kind already. `kind` is a plural: "rejected connections"."""
+        if time.monotonic() - self._began >= _WINDOW:
             self.sum_up()
         self._seen[kind] += 1
-        self._most[kind] = self._lines if lines is None else lines
-        if self._seen[kind] <= self._most[kind]:
+        if self._seen[kind] <= lines:
             self._log(line)
+        else:
+            self._suppressed[kind] += 1
 
     def sum_up(self) -> None:
         """Write how many lines were suppressed, and begin a new window."""
-        for kind, number in self._seen.items():
-            if number > self._most[kind]:
-                self._log(f"{number - self._most[kind]} more {kind} in {time.monotonic() - self._began:.0f} s")
+        for kind, number in self._suppressed.items():
+            self._log(f"{number} more {kind} in {time.monotonic() - self._began:.0f} s")
         self._seen.clear()
-        self._most.clear()
+        self._suppressed.clear()
         self._began = time.monotonic()
 
     async def sum_up_regularly(self) -> None:
         """Sum up at the end of each window, until cancelled."""
         while True:
-            await anyio.sleep(self._window)
+            await anyio.sleep(_WINDOW)
             self.sum_up()

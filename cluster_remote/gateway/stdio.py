@@ -15,14 +15,14 @@ from pathlib import Path
 
 import anyio
 
-from cluster_remote.annex.private import make_private
+from cluster_remote.annex.private import make_private_directory
 from cluster_remote.gateway.errors import GatewayError
 from cluster_remote.p2p.descriptor import DescriptorConnection
 from cluster_remote.p2p.key import Key
 from cluster_remote.p2p.server import Closing, Ended, Endpoint, LockKeeper, Mode, serve
 from cluster_remote.p2p.stream import MessageStream
 
-__all__ = ["Slot", "StdioLocks", "client_slot", "mode_from", "serve_stdio", "stderr_is_the_client"]
+__all__ = ["StdioLocks", "client_slot", "mode_from", "serve_stdio", "stderr_is_the_client"]
 
 _STDIN, _STDOUT, _STDERR = 0, 1, 2
 
@@ -76,7 +76,7 @@ async def serve_stdio(
 
 
 class Slot:
-    """A client slot. The processes that each serve one client of a gateway share a number of them.
+    """One of a number of slots for clients, or for locks, which all processes that serve a gateway's clients share.
 
     A slot is a lock on a file, so it becomes free however a process ends.
     """
@@ -94,10 +94,9 @@ class Slot:
 @contextmanager
 def client_slot(directory: Path, most: int) -> Iterator[Slot]:
     """Take one of `most` slots, which are files in `directory`. Raises GatewayError."""
-    descriptor = _free(directory, "place", most)
-    if descriptor is None:
+    slot = _take(directory, "place", most)
+    if slot is None:
         raise GatewayError(f"this gateway already serves {most} clients; try again later")
-    slot = Slot(descriptor)
     try:
         yield slot
     finally:
@@ -114,40 +113,37 @@ class StdioLocks(LockKeeper):
 
     def refusal(self) -> str | None:
         try:
-            descriptor = _free(self._directory, "lock", self._most)
+            lock = _take(self._directory, "lock", self._most)
         except GatewayError as error:
             return str(error)
-        if descriptor is None:
+        if lock is None:
             return (
                 f"{self._most} locks are still held for disconnected clients; each ends ten minutes after the "
                 "disconnection"
             )
-        os.close(descriptor)
+        lock.free()
         return None
 
     @contextmanager
     def keeping(self, key: Key) -> Iterator[None]:
-        descriptor = None
+        lock = None
         # If other processes have just taken all of them, this lock keeps its client's slot.
         with suppress(GatewayError):
-            descriptor = _free(self._directory, "lock", self._most)
-        if descriptor is None:
+            lock = _take(self._directory, "lock", self._most)
+        if lock is None:
             yield
             return
         self._slot.free()
         try:
             yield
         finally:
-            os.close(descriptor)
+            lock.free()
 
 
-def _free(directory: Path, kind: str, most: int) -> int | None:
-    """Lock one of `most` files of a kind that no process has locked; return its descriptor, or None if all are.
-
-    Raises GatewayError.
-    """
+def _take(directory: Path, kind: str, most: int) -> Slot | None:
+    """Take one of `most` slots of a kind; None if all are taken. Raises GatewayError."""
     try:
-        make_private(directory)
+        make_private_directory(directory)
         for number in range(most):
             descriptor = os.open(
                 directory / f"{kind}-{number}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
@@ -157,7 +153,7 @@ def _free(directory: Path, kind: str, most: int) -> int | None:
             except BlockingIOError:
                 os.close(descriptor)
             else:
-                return descriptor
+                return Slot(descriptor)
     except OSError as error:
         raise GatewayError(f"cannot count clients in {directory}: {error.strerror or error}") from None
     return None

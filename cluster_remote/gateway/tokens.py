@@ -24,8 +24,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster_remote.annex.private import make_private
-from cluster_remote.annex.repository import Repository
+from cluster_remote.annex.private import make_private_directory
+from cluster_remote.annex.repository import FileState, Repository, state_of
 from cluster_remote.gateway.errors import TokensUnusable, UnknownToken
 from cluster_remote.p2p.key import UUID, encode
 from cluster_remote.p2p.server import Mode
@@ -177,13 +177,9 @@ class Tokens:
                 found = token
         return None if found is None or found.has_expired() else found
 
-    def version(self) -> tuple[int, int, int] | None:
+    def version(self) -> FileState | None:
         """Return a value that differs after every change, as a cheap check for changes."""
-        try:
-            status = self.file.stat()
-        except OSError:
-            return None
-        return status.st_ino, status.st_mtime_ns, status.st_size
+        return state_of(self.file)
 
     def all(self) -> list[Token]:
         """Return every token, oldest first. Read anew each time: revoking is immediate. Raises TokensUnusable."""
@@ -242,7 +238,7 @@ class Tokens:
     def _locked(self) -> Iterator[None]:
         """Lock out concurrent changes; the second one would undo the first."""
         try:
-            make_private(self.file.parent)
+            make_private_directory(self.file.parent)
             if (fault := _not_private(self.file.parent.stat())) is not None:
                 raise TokensUnusable(f"{self.file.parent} {fault}: remove it, or run this as its owner (chmod 700)")
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW

@@ -16,7 +16,7 @@ from anyio.abc import TaskGroup
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
-from starlette.routing import Mount, Route, Router
+from starlette.routing import BaseRoute, Mount, Route, Router
 
 from cluster_remote.annex.errors import AnnexError
 from cluster_remote.gateway.browsers import guarded
@@ -157,11 +157,13 @@ class Web:
             self._backend.repository, self._admit, self._backend.log.commit, self._git_annex_config, api.timeout
         )
         # Never redirect to the url with a slash: behind a reverse proxy, that would lead from https to http.
-        routes = Router([*api.routes(), *git.routes(), Route("/", self._page)], redirect_slashes=False)
-        app = Starlette(exception_handlers={HttpFailure: _refused, AnnexError: _failed, Exception: _failed})
-        app.router = routes
+        routes: list[BaseRoute] = [*api.routes(), *git.routes(), Route("/", self._page)]
         if self._path:
-            app.router = Router([Route(self._path, self._page), Mount(self._path, routes)], redirect_slashes=False)
+            routes = [Route(self._path, self._page), Mount(self._path, Router(routes, redirect_slashes=False))]
+        app = Starlette(
+            routes=routes, exception_handlers={HttpFailure: _refused, AnnexError: _failed, Exception: _failed}
+        )
+        app.router.redirect_slashes = False
         return guarded(app)
 
     async def _admit(self, request: Request, wanted: Connect) -> str:

@@ -19,7 +19,7 @@ from cluster_remote.p2p.key import UUID
 from cluster_remote.p2p.text import printable
 from cluster_remote.transport.address import Directory
 
-__all__ = ["Change", "check_node", "contacted", "directory_of", "plan_change", "uncontacted", "uninitialised"]
+__all__ = ["Change", "check_node", "contacted", "directory_of", "plan_change", "uninitialised"]
 
 
 def check_node(facts: Facts, remote: str) -> UUID:

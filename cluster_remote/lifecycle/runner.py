@@ -16,7 +16,7 @@ from cluster_remote.annex.errors import AnnexError, CommandFailed
 from cluster_remote.annex.repository import Repository, utf8_locale, without_token
 from cluster_remote.p2p.text import printable, visible
 
-__all__ = ["Later", "Runner", "Say", "Word", "as_typed", "resolve_words"]
+__all__ = ["Later", "Runner", "Word", "as_typed", "resolve_words"]
 
 # Seconds for one command of git or git-annex; the longest is a fetch over a slow connection.
 _TIMEOUT = 3600.0

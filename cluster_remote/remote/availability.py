@@ -31,7 +31,7 @@ def is_away(address: Address | None, git_dir: str, cluster: UUID, name: str) -> 
     CommandFailed if git cannot be asked.
     """
     config = GitConfig.read(env={**os.environ, "GIT_DIR": git_dir})
-    if config.remote(name, "annex-verified") not in (None, "verified"):
+    if config.is_unverified(name):
         return False
     if address is not None:
         from cluster_remote.transport.address import Directory, Unix

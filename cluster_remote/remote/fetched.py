@@ -10,7 +10,6 @@ from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
-from cluster_remote.annex.private import make_private
 from cluster_remote.p2p.key import Key, decode
 
 __all__ = ["FetchedBefore"]
@@ -35,7 +34,7 @@ class FetchedBefore:
         """Remember a key."""
         self._loaded()[key.text] += 1
         with suppress(OSError):
-            make_private(self._file.parent)
+            self._file.parent.mkdir(mode=0o700, exist_ok=True)
             with self._file.open("ab") as file:
                 file.write(f"{int(time.time())} ".encode() + bytes(key) + b"\n")
 

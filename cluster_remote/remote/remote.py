@@ -64,15 +64,14 @@ class ClusterRemote(SpecialRemote):  # type: ignore[misc] # annexremote has no t
         return self.settings().cost
 
     def getavailability(self) -> str:
-        address = self.settings().address
-        if address is not None and not address.local:
+        settings = self.settings()
+        if settings.address is not None and not settings.address.local:
             return "global"
         if "UNAVAILABLERESPONSE" in self.annex.protocol.extensions:
             from cluster_remote.remote.availability import is_away
 
             try:
-                settings = self.settings()
-                if is_away(address, self.annex.getgitdir(), settings.uuid, settings.name):
+                if is_away(settings.address, self.annex.getgitdir(), settings.uuid, settings.name):
                     return "unavailable"
             except AnnexError as error:
                 raise RemoteError(one_line(str(error))) from None

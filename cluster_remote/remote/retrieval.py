@@ -16,6 +16,7 @@ from pathlib import Path
 
 import anyio.to_thread
 
+from cluster_remote.annex.disk import free_bytes
 from cluster_remote.p2p.checksum import Checksum
 from cluster_remote.p2p.errors import Damaged, SessionError
 from cluster_remote.p2p.key import UUID, AssociatedFile, Key
@@ -191,9 +192,8 @@ async def _retrieve(
 
 def _check_room(session: Session, length: int, descriptor: int) -> None:
     """Raise NotRetrieved for content that would fill the disk: if the key has no size, a peer can announce any."""
-    disk = os.fstatvfs(descriptor)
-    room = disk.f_bavail * disk.f_frsize
-    if length > room:
+    room = free_bytes(os.fstatvfs(descriptor))
+    if room is not None and length > room:
         raise NotRetrieved(f"{session.name} announces {length} bytes, and there is room for {room} on the disk")
 
 

@@ -6,7 +6,6 @@ import ssl
 from collections.abc import Iterable
 from functools import partial
 from typing import Any
-from urllib.parse import urlsplit
 
 import anyio
 import httpcore
@@ -26,7 +25,7 @@ from cluster_remote.transport.http import HttpSession
 from cluster_remote.transport.httpclient import HttpClient
 from cluster_remote.transport.network import Network, proxy_for
 from cluster_remote.transport.opening import Caller
-from cluster_remote.transport.tls import TlsSettings, https_setting
+from cluster_remote.transport.tls import TlsSettings, http_setting, origin_of
 from cluster_remote.transport.tracing import recorded
 
 __all__ = ["http_session"]
@@ -37,7 +36,7 @@ def http_session(
 ) -> HttpSession:
     scheme = "https" if address.tls else "http"
     url = f"{scheme}://{address.authority}{address.prefix}"
-    proxy = proxy_for(scheme, address.host, https_setting(caller.config, "proxy", url))
+    proxy = proxy_for(scheme, address.host, http_setting(caller.config, "proxy", url))
     network = Network(caller.allowed_ips, proxy)
     context = TlsSettings.of(caller.config, url).context() if address.tls else None
     pool = httpcore.AsyncConnectionPool(context, network_backend=Backend(network), max_keepalive_connections=2)
@@ -60,12 +59,11 @@ def _login_wanted(address: Http, config: GitConfig) -> str:
 
     These are the ones that git-annex asks for (observed with git-annex 10.20261026).
     """
-    scheme, port = ("https", 443) if address.tls else ("http", 80)
+    wanted = ("https" if address.tls else "http", address.host.lower(), address.port)
     for name in config.remotes():
         url = config.rewritten(config.remote(name, "url") or "")
         try:
-            parts = urlsplit(url)
-            same = (parts.scheme, parts.hostname, parts.port or port) == (scheme, address.host.lower(), address.port)
+            same = origin_of(url) == wanted
         except ValueError:
             continue
         if same and url.isprintable():

@@ -20,7 +20,6 @@ from cluster_remote.transport.address import Address, BadAddress, Directory, Htt
 from cluster_remote.transport.tracing import recorded
 
 if TYPE_CHECKING:
-    from cluster_remote.annex.gitconfig import GitConfig
     from cluster_remote.p2p.session import Session
 
 __all__ = ["Caller", "session_at", "stream_session", "token_for", "transport_to"]

@@ -14,7 +14,7 @@ import anyio
 
 from cluster_remote.annex.child import StderrTail, pipes_of, until
 from cluster_remote.annex.disk import ask_disk
-from cluster_remote.limits import reason
+from cluster_remote.limits import why_refused
 from cluster_remote.p2p.client import Transport
 from cluster_remote.p2p.descriptor import DescriptorConnection
 from cluster_remote.p2p.errors import Unreachable
@@ -78,7 +78,7 @@ class ProcessTransport(Transport):
             )
         except OSError as error:
             hint = f"; {self._hint}" if self._hint and isinstance(error, FileNotFoundError) else ""
-            raise Unreachable(f"cannot run {self.command[0]!r}: {reason(error)}{hint}") from None
+            raise Unreachable(f"cannot run {self.command[0]!r}: {why_refused(error)}{hint}") from None
 
 
 class _ProcessConnection(DescriptorConnection):

@@ -15,7 +15,7 @@ from cluster_remote.p2p.errors import Unreachable
 if TYPE_CHECKING:
     from cluster_remote.annex.gitconfig import GitConfig
 
-__all__ = ["ServerCertificate", "TlsSettings", "https_setting"]
+__all__ = ["ServerCertificate", "TlsSettings", "http_setting", "origin_of"]
 
 _PORTS = {"http": 80, "https": 443}
 
@@ -36,10 +36,10 @@ class TlsSettings:
     def of(cls, config: GitConfig, url: str) -> TlsSettings:
         """Read git's sslCAInfo, sslCert, sslKey and sslVerify for a url, and the variables that override them."""
         return cls(
-            os.environ.get("GIT_SSL_CAINFO") or _path(https_setting(config, "sslCAInfo", url)),
-            os.environ.get("GIT_SSL_CERT") or _path(https_setting(config, "sslCert", url)),
-            os.environ.get("GIT_SSL_KEY") or _path(https_setting(config, "sslKey", url)),
-            "GIT_SSL_NO_VERIFY" not in os.environ and is_true(https_setting(config, "sslVerify", url) or "true"),
+            os.environ.get("GIT_SSL_CAINFO") or _path(http_setting(config, "sslCAInfo", url)),
+            os.environ.get("GIT_SSL_CERT") or _path(http_setting(config, "sslCert", url)),
+            os.environ.get("GIT_SSL_KEY") or _path(http_setting(config, "sslKey", url)),
+            "GIT_SSL_NO_VERIFY" not in os.environ and is_true(http_setting(config, "sslVerify", url) or "true"),
         )
 
     def context(self) -> ssl.SSLContext:
@@ -59,7 +59,7 @@ class TlsSettings:
         return context
 
 
-def https_setting(config: GitConfig, name: str, url: str) -> str | None:
+def http_setting(config: GitConfig, name: str, url: str) -> str | None:
     """Return git's setting for a url: that of the `[http "URL"]` that fits it best, or else of `[http]`.
 
     The rules are those of git-config(1), http.<url>.*.
@@ -72,19 +72,24 @@ def https_setting(config: GitConfig, name: str, url: str) -> str | None:
     return value
 
 
+def origin_of(url: str) -> tuple[str, str, int | None]:
+    """Return a url's scheme, host and port. Raises ValueError."""
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname or "", parts.port or _PORTS.get(parts.scheme)
+
+
 def _fit(pattern: str, url: str) -> tuple[int, int] | None:
     """Return how much of a url's host and of its path a pattern names; None if it does not fit."""
-    wanted, given = urlsplit(pattern), urlsplit(url)
     try:
-        ports = [each.port or _PORTS.get(each.scheme) for each in (wanted, given)]
+        wanted, given = urlsplit(pattern), urlsplit(url)
+        origins = origin_of(pattern), origin_of(url)
     except ValueError:
         return None
-    hosts = [(each.hostname or "").split(".") for each in (wanted, given)]
+    hosts = [origin[1].split(".") for origin in origins]
     paths = [each.path.rstrip("/") + "/" for each in (wanted, given)]
     fits = (
-        wanted.scheme == given.scheme
+        origins[0][::2] == origins[1][::2]
         and wanted.username is None
-        and ports[0] == ports[1]
         and len(hosts[0]) == len(hosts[1])
         and all(part in ("*", other) for part, other in zip(*hosts, strict=True))
         and paths[1].startswith(paths[0])

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster_remote.annex.private import make_private
+from cluster_remote.annex.private import make_private_directory
 from cluster_remote.gateway.errors import CannotListen, GatewayError, TokensUnusable
 from cluster_remote.gateway.listeners import listen
 from cluster_remote.gateway.stdio import StdioLocks, client_slot
@@ -132,7 +132,7 @@ def test_orphaned_locks_of_stdio_take_no_slot_and_are_limited(tmp_path: Path) ->
 def test_directories_that_are_made_are_for_their_owner_alone_whatever_the_umask(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
-        make_private(tmp_path / "one" / "two")
+        make_private_directory(tmp_path / "one" / "two")
     finally:
         os.umask(before)
     assert [stat.S_IMODE((tmp_path / each).stat().st_mode) for each in ("one", "one/two")] == [0o700, 0o700]

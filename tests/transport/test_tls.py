@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cluster_remote.annex.gitconfig import GitConfig
-from cluster_remote.transport.tls import TlsSettings, https_setting
+from cluster_remote.transport.tls import TlsSettings, http_setting
 from tests.support.environment import Environment
 
 SETTINGS = {
@@ -41,7 +41,7 @@ def test_a_setting_for_a_url_is_the_one_that_git_takes(environment: Environment,
     options = [word for name, value in SETTINGS.items() for word in ("-c", f"{name}={value}")]
     git = environment.run("git", *options, "config", "--get-urlmatch", "http.proxy", url).stdout.decode().strip()
     config = GitConfig.parse("".join(f"{name}\n{value}\0" for name, value in SETTINGS.items()).encode())
-    assert https_setting(config, "proxy", url) == git
+    assert http_setting(config, "proxy", url) == git
 
 
 def test_a_private_authority_may_be_for_one_server(monkeypatch: pytest.MonkeyPatch) -> None:
