@@ -217,9 +217,7 @@ def test_an_interrupted_upload_is_resumed(own_testbed: Testbed) -> None:
     own_testbed.client.annex("copy", "--quiet", "--to", "mycl", "large")
     first = own_testbed.cluster.nodes[0]
     first.lose_object(key)
-    partial = first.path / ".git/annex/tmp" / key
-    partial.parent.mkdir(exist_ok=True)
-    partial.write_bytes(content[:500_000])
+    first.leave_partial(key, content[:500_000])
     own_testbed.client.annex("drop", "--quiet", "--force", "large")
     assert told(own_testbed.client, "repair", "mycl")["well"]
     assert first.object_bytes(key) == content

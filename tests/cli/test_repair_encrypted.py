@@ -24,10 +24,8 @@ def test_encrypted_content_is_copied_to_a_node_that_lacks_it(cluster: Cluster, p
     contents = {name: os.urandom(size) for name, size in (("f", 2500), ("empty", 0), ("g", 1000))}
     keys = {name: gateway.add(name, content) for name, content in contents.items()}
     gateway.add("elsewhere", b"not in the vault")
-    away = nodes[1].path.with_name("unplugged")
-    nodes[1].path.rename(away)
-    gateway.annex("copy", "--quiet", "--to", "vault", *keys)
-    away.rename(nodes[1].path)
+    with nodes[1].unplugged():
+        gateway.annex("copy", "--quiet", "--to", "vault", *keys)
     held = {key for key in objects(nodes[0]) if key.startswith("GPG")}
     assert held
     # With no node away, nor a file named: what the vault holds by the location log.

@@ -256,6 +256,8 @@ def test_a_special_remote_with_a_url_is_still_reached_through_git_annex() -> Non
         (["url=ssh://localhost/disk"], "", 200),
         (["url=annex+http://nas/git-annex/"], "", 200),
         (["url=p2p-annex::net:address"], "", 1000),
+        (["url=p2p-annex::n.t:address"], "", 1000),
+        (["url=tor-annex::without.a.port.onion"], "", 1000),
         (["annex-directory=/bucket"], "type=directory", 100),
         (["annex-directory=/bucket"], "type=directory encryption=shared", 150),
         (["annex-s3=true"], "type=S3 encryption=none", 200),

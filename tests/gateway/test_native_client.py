@@ -45,9 +45,7 @@ def test_an_interrupted_get_resumes(gateway: Gateway, native: Repository) -> Non
     content = bytes(range(256)) * 5000
     key = stored(native, "resumed", content)
     native.annex("drop", "--force", "resumed")
-    partial = native.path / ".git/annex/tmp" / key
-    partial.parent.mkdir(exist_ok=True)
-    partial.write_bytes(content[:700_000])
+    native.leave_partial(key, content[:700_000])
     said = native.annex("get", "--debug", "--from", "gw", "resumed").stderr.decode()
     assert re.search(r"\] \[?.*GET 700000 resumed", said) or "GET 700000" in said
     assert native.object_bytes(key) == content

@@ -183,8 +183,8 @@ def test_a_signal_lets_a_request_finish(shared: Cluster) -> None:
 def test_an_orphaned_lock_takes_no_slot(shared: Cluster) -> None:
     key = "WORM-s5--left-behind"
     assert talk(shared, f"VERSION 4\nPUT  {key}\nDATA 5\nhelloVALID\n")[0][3].startswith("SUCCESS")
-    serve = (*SERVE, "--max-clients", "1", "--uuid", shared.nodes[0].uuid)
-    first = shared.gateway.environment.popen(*serve, cwd=shared.gateway.path)
+    options = ("--max-clients", "1", "--uuid", shared.nodes[0].uuid)
+    first = popen_forked(shared.gateway.environment, *SERVE, *options, cwd=shared.gateway.path)
     assert first.stdin is not None
     assert first.stdout is not None
     try:
@@ -193,13 +193,11 @@ def test_an_orphaned_lock_takes_no_slot(shared: Cluster) -> None:
         assert [first.stdout.readline() for _ in range(2)][1] == b"SUCCESS\n"
         first.stdout.close()
 
-        def others() -> list[bytes]:
-            done = shared.gateway.environment.run(
-                *serve, cwd=shared.gateway.path, input=f"REMOVE {key}\n".encode(), check=False
-            )
-            return done.stdout.splitlines()[1:]
+        def refused() -> bool:
+            answers = serve(shared.gateway, *options, said=f"REMOVE {key}\n").stdout.splitlines()[1:]
+            return answers in ([b"FAILURE-PLUS"], [b"FAILURE"])
 
-        assert wait_until(lambda: others() == [b"FAILURE-PLUS"] or others() == [b"FAILURE"], ANSWER_SECONDS)
+        assert wait_until(refused, ANSWER_SECONDS)
         assert first.poll() is None
     finally:
         end_group(first.pid)

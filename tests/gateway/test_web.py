@@ -202,6 +202,19 @@ def test_an_upload_with_a_node_unavailable_is_stored_on_the_others(web: Web) -> 
     assert [uuid in alice.locations(key) for uuid in uuids] == [True, False, True]
 
 
+def test_an_upload_starts_even_if_the_only_known_holder_is_away(web: Web) -> None:
+    token, (first, *_) = web.tokens[Mode.READ_WRITE], web.cluster.nodes
+    key = f"SHA256-s4--{hashlib.sha256(b'four').hexdigest()}"
+    web.cluster.gateway.annex("setpresentkey", key, first.uuid, "1")
+    with first.unplugged():
+        assert web.api(f"checkpresent?key={key}", token=token).status == 500
+        assert web.api(f"putoffset?key={key}", token=token).json == {"offset": 0}
+        put = web.api(f"put?key={key}", body=b"four", headers={"X-git-annex-data-length": "4"}, token=token)
+        assert put.json["stored"] is True
+    # The second node may still count as unavailable from the test before.
+    assert web.cluster.holders(key)[::2] == [False, True]
+
+
 def test_without_a_token_there_is_no_access(web: Web) -> None:
     key = web.cluster.nodes[0].add("x", b"x")
     for path in ("/", "/config", "/info/refs?service=git-upload-pack"):

@@ -110,8 +110,6 @@ def test_a_gateway_in_front_of_them_serves_git_annex_s_own_client(far: Far) -> N
 def test_a_node_on_a_network_that_is_away_is_named_and_the_others_go_on(far: Far) -> None:
     work = far.work
     cluster_remote(work, "setup", "all", "--node", "web", "--node", "peer", "--node", "disk")
-    port = (work.config("remote.web.annexUrl") or "").split(":")[2].partition("/")[0]
-    assert port.isdecimal()
     work.git("config", "remote.web.annexUrl", "annex+http://localhost:1/git-annex/")
     key = work.add("photo", b"photo")
     work.annex("copy", "--quiet", "--to", "all", "photo")

@@ -110,7 +110,6 @@ def _size(file: Path) -> int:
         return 0
 
 
-@pytest.mark.slow
 def test_a_server_restarted_between_two_files_is_no_problem(way: tuple[Way, Testbed]) -> None:
     server, testbed = way
     keys = [testbed.client.add(f"f{number}", os.urandom(1000)) for number in (1, 2)]

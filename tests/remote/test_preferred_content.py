@@ -66,26 +66,17 @@ def test_the_file_name_is_sent_to_a_gateway_only_if_preferred_content_may_need_i
     assert not any("secret" in put for put in puts)
 
 
-def _away(node: Repository) -> None:
-    node.path.rename(node.path.with_name(f"{node.path.name} (unplugged)"))
-
-
-def _back(node: Repository) -> None:
-    node.path.with_name(f"{node.path.name} (unplugged)").rename(node.path)
-
-
 @pytest.mark.parametrize("way", ["serverless", *only_in_all("served")])
 def test_with_a_node_unavailable_preferred_content_decides_among_the_others(cluster: Cluster, way: str) -> None:
     cluster.gateway.annex("wanted", "node2", "include=*.jpg")
     with client_of(cluster, way) as client:
         keys = {name: client.add(name, name.encode()) for name in ("a.jpg", "b.jpg", "c.txt", "d.txt")}
         client.annex("copy", "--quiet", "--to", "all", "a.jpg")
-        _away(cluster.nodes[0])
-        said = text(client.annex("copy", "--to", "all", "b.jpg", "c.txt"))
+        with cluster.nodes[0].unplugged():
+            said = text(client.annex("copy", "--to", "all", "b.jpg", "c.txt"))
         away = f"first disk (attic) [node1] is not there ({cluster.nodes[0].path}): left out"
         # A gateway of ours says so in its own log: the protocol has no words for it.
         assert said.count(away) == (way == "serverless")
-        _back(cluster.nodes[0])
         client.annex("copy", "--quiet", "--to", "all", "d.txt")
         present = {name: client.locations(key) for name, key in keys.items()}
     expected = {"a.jpg": [True, True, True], "b.jpg": [False, True, True], "c.txt": [False, False, True],
@@ -109,9 +100,8 @@ def test_a_node_lost_between_two_files_of_a_run_is_skipped(cluster: Cluster) -> 
             return cluster.holders(key)
 
         assert stored_on() == [True, True, True]
-        _away(cluster.nodes[1])
-        assert stored_on() == [True, False, True]
-        _back(cluster.nodes[1])
+        with cluster.nodes[1].unplugged():
+            assert stored_on() == [True, False, True]
         # It is skipped for ten times as long as it took to notice.
         assert wait_until(lambda: stored_on() == [True, True, True], 20)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -16,9 +15,10 @@ from cluster_remote.p2p.server import Mode
 from tests.remote.testbed import Testbed, initremote
 from tests.support.certificates import make_certificate
 from tests.support.environment import Environment
+from tests.support.forked import popen_forked
 from tests.support.processes import end_group, wait_until
 from tests.support.repositories import Cluster, make_cluster
-from tests.support.sockets import free_port
+from tests.support.sockets import accepts, accepts_tcp, free_port
 
 __all__ = ["WAYS", "Way", "opened"]
 
@@ -113,7 +113,8 @@ class Way:
     def start(self) -> None:
         """Start the server and wait until it listens."""
         with self.log.open("ab") as log:
-            self.server = self.cluster.gateway.environment.popen(
+            self.server = popen_forked(
+                self.cluster.gateway.environment,
                 *self.command,
                 cwd=self.cluster.gateway.path,
                 stdin=subprocess.DEVNULL,
@@ -149,11 +150,7 @@ class Way:
         return self.cluster.gateway.environment.directory / "server.log"
 
     def _listens(self) -> bool:
-        if isinstance(self.at, Path):
-            with socket.socket(socket.AF_UNIX) as probe:
-                return probe.connect_ex(str(self.at)) == 0
-        with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", self.at)) == 0
+        return accepts(self.at) if isinstance(self.at, Path) else accepts_tcp(self.at)
 
 
 @contextlib.contextmanager

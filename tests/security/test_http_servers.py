@@ -293,7 +293,7 @@ async def test_an_answer_without_content_has_a_mebibyte_at_most() -> None:
     for name in ("an endless body", "an endless error"):
         with server(BODIES[name]) as (port, _):
             session = session_with(port, timeout=20.0)
-            with pytest.raises(ProtocolError):
+            with pytest.raises(ProtocolError, match="more than 1048576 bytes"):
                 await session.lock(KEY).__aenter__()
             await session.aclose()
 

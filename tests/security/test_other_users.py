@@ -136,3 +136,6 @@ def test_directories_that_are_made_are_for_their_owner_alone_whatever_the_umask(
     finally:
         os.umask(before)
     assert [stat.S_IMODE((tmp_path / each).stat().st_mode) for each in ("one", "one/two")] == [0o700, 0o700]
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError):
+        make_private_directory(tmp_path / "file")

@@ -62,7 +62,7 @@ def serve_p2p(repository: Repository) -> Iterator[tuple[Path, str]]:
     path: Path | None = None
     try:
         listening = wait_until(
-            lambda: daemon.poll() is not None or (note.exists() and _accepts(Path(note.read_text()))),
+            lambda: daemon.poll() is not None or (note.exists() and accepts(Path(note.read_text()))),
             START_SECONDS,
         )
         assert listening, "git annex remotedaemon does not listen"
@@ -82,7 +82,7 @@ def serve_p2p(repository: Repository) -> Iterator[tuple[Path, str]]:
         assert gone, f"of git annex remotedaemon are left: {begotten}"
 
 
-def _accepts(path: Path) -> bool:
+def accepts(path: Path) -> bool:
     """Return whether a unix socket accepts connections."""
     with socket.socket(socket.AF_UNIX) as probe:
         try:
@@ -172,7 +172,7 @@ def serve_p2phttp(repository: Repository, *options: str, env: dict[str, str] | N
         cwd=repository.path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env,
     )  # fmt: skip
     try:
-        assert wait_until(lambda: server.poll() is not None or _accepts_tcp(port), START_SECONDS), "p2phttp is silent"
+        assert wait_until(lambda: server.poll() is not None or accepts_tcp(port), START_SECONDS), "p2phttp is silent"
         assert server.poll() is None, f"git annex p2phttp exited with {server.returncode}"
         yield port
     finally:
@@ -182,7 +182,7 @@ def serve_p2phttp(repository: Repository, *options: str, env: dict[str, str] | N
         server.wait(START_SECONDS)
 
 
-def _accepts_tcp(port: int) -> bool:
+def accepts_tcp(port: int) -> bool:
     """Return whether a TCP port of 127.0.0.1 accepts connections."""
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0

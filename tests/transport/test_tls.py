@@ -19,6 +19,8 @@ SETTINGS = {
     "http.https://me@host.example/data/more/still.proxy": "user",
     "http.https://other.example/.sslcert": "only a certificate",
     "http.nonsense.proxy": "nonsense",
+    "http.https://[bad.proxy": "malformed",
+    "http.https://host.example:port.proxy": "malformed",
 }
 URLS = [
     "https://host.example/",
