@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 import traceback
 from collections.abc import Callable, Coroutine, Iterator
@@ -21,7 +22,7 @@ from cluster_remote.annex.repository import Repository
 from cluster_remote.p2p.errors import AuthenticationFailed, SessionError
 from cluster_remote.p2p.key import Key
 from cluster_remote.p2p.messages import Message, describe
-from cluster_remote.p2p.session import Session
+from cluster_remote.p2p.session import Progress, Session
 from cluster_remote.remote.causes import Fetched, is_for_fsck
 from cluster_remote.remote.chunks import is_plain_chunk, whole_of
 from cluster_remote.remote.context import Context
@@ -31,12 +32,14 @@ from cluster_remote.remote.protocol import AnnexMaster, one_line
 from cluster_remote.remote.remote import ClusterRemote
 from cluster_remote.remote.removal import remove
 from cluster_remote.remote.storing import store
+from cluster_remote.remote.watch import KeptWatch
 
 __all__ = ["Requests", "converse"]
 
 T = TypeVar("T")
 
-# Seconds between two PROGRESS messages; git-annex shows a few per second.
+# Seconds before the first PROGRESS message, and between two. git-annex shows a few per second, and each takes it as
+# long as a whole small file.
 _PROGRESS_INTERVAL = 0.2
 # Seconds that git annex info waits for the server.
 _INFO_TIMEOUT = 10.0
@@ -55,6 +58,7 @@ class Requests:
 
     def __init__(self) -> None:
         self._context: Context | None = None
+        self._watch = KeptWatch()
 
     def abandon(self) -> None:
         """Cancel the running requests."""
@@ -63,6 +67,7 @@ class Requests:
 
     async def aclose(self) -> None:
         """Close the connections, and let git-annex commit what was recorded."""
+        self._watch.close()
         if self._context is not None:
             await self._context.aclose()
             self._context = None
@@ -72,19 +77,24 @@ class Requests:
     async def store(self, remote: ClusterRemote, key: str, path: bytes) -> None:
         async def answer(context: Context, session: Session, parsed: Key) -> None:
             context.causes.take(parsed)
-            await store(context, session, parsed, path, _progress(remote), remote.tell)
+            with _progress(remote) as progress:
+                await store(context, session, parsed, path, progress, remote.tell)
 
         await self._ask(remote, answer, _key(key))
 
     async def retrieve(self, remote: ClusterRemote, key: str, path: bytes) -> None:
+        self._watch.keep(os.path.dirname(path) or b".")  # noqa: PTH120 -- bytes
+
         async def answer(context: Context, session: Session, parsed: Key) -> None:
             context.causes.take(parsed)
             if is_plain_chunk(parsed):
                 context.causes.remember_chunk(whole_of(parsed), path)
             if not is_for_fsck(path):
-                await context.fetch(session, parsed, path, _progress(remote), remote.tell)
+                with _progress(remote) as progress:
+                    await context.fetch(session, parsed, path, progress, remote.tell)
                 return
-            origin = await context.fetch_from_one(session, parsed, path, _progress(remote))
+            with _progress(remote) as progress:
+                origin = await context.fetch_from_one(session, parsed, path, progress)
             context.causes.remember(parsed, Fetched(origin))
 
         await self._ask(remote, answer, _key(key))
@@ -215,14 +225,23 @@ def _as_remote_error(remote: ClusterRemote) -> Iterator[None]:
         raise RemoteError(one_line(message)) from None
 
 
-def _progress(remote: ClusterRemote) -> Callable[[int], None]:
-    last = 0.0
+@contextmanager
+def _progress(remote: ClusterRemote) -> Iterator[Progress]:
+    """Tell git-annex how far a transfer is; if it fails, how far it got, since git-annex retries what made progress."""
+    last = time.monotonic()
+    untold: int | None = None
 
     def report(position: int) -> None:
-        nonlocal last
+        nonlocal last, untold
         now = time.monotonic()
+        untold = position
         if now - last >= _PROGRESS_INTERVAL:
-            last = now
+            last, untold = now, None
             remote.annex.progress(position)
 
-    return report
+    try:
+        yield report
+    except Exception:
+        if untold is not None:
+            remote.annex.progress(untold)
+        raise

@@ -1,0 +1,91 @@
+"""What keeps small files fast: no message that git-annex does not need, and a watch that ends git-annex's own quickly."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from cluster_remote.remote.watch import KeptWatch
+from tests.remote.testbed import Testbed
+from tests.support.peers import Close, Drain, Expect, ScriptedPeer, Send, Step, opening
+
+CONTENT = b"twenty bytes of data"
+KEY = f"WORM-s{len(CONTENT)}-m1--small"
+# What `opened` calls an inotify descriptor.
+INOTIFY = "anon_inode:inotify"
+
+
+def opened(pid: int | str = "self") -> list[str]:
+    """Return what a process's descriptors lead to."""
+    found = []
+    for each in os.listdir(f"/proc/{pid}/fd"):
+        try:
+            found.append(os.readlink(f"/proc/{pid}/fd/{each}"))
+        except FileNotFoundError:
+            continue
+    return found
+
+
+def watched() -> list[int]:
+    """Return the inodes that this process watches."""
+    infos = [(Path("/proc/self/fdinfo") / each).read_text() for each in os.listdir("/proc/self/fd") if _is_open(each)]
+    return [int(inode, 16) for info in infos for inode in re.findall(r"^inotify wd:\S+ ino:(\S+)", info, re.MULTILINE)]
+
+
+def _is_open(descriptor: str) -> bool:
+    return os.path.exists(f"/proc/self/fdinfo/{descriptor}")
+
+
+def test_a_small_transfer_sends_no_progress_and_keeps_a_watch(testbed: Testbed, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(CONTENT)
+    with testbed.driver() as annex:
+        annex.prepare()
+        assert annex.ask(f"TRANSFER STORE {KEY} {tmp_path / 'file'}") == f"TRANSFER-SUCCESS STORE {KEY}"
+        assert INOTIFY not in opened(annex.process.pid)
+        for name in ("one", "two"):
+            assert annex.ask(f"TRANSFER RETRIEVE {KEY} {tmp_path / name}") == f"TRANSFER-SUCCESS RETRIEVE {KEY}"
+            assert (tmp_path / name).read_bytes() == CONTENT
+            assert opened(annex.process.pid).count(INOTIFY) == 1
+        assert annex.ask(f"REMOVE {KEY}") == f"REMOVE-SUCCESS {KEY}"
+        assert annex.progress == []
+
+
+@pytest.mark.parametrize(
+    ("request_", "steps", "told"),
+    [
+        ("RETRIEVE", [Expect(re.compile(rb"GET 0 .*")), Send(b"DATA 20\ntwenty "), Close()], [7]),
+        ("STORE", [Expect(re.compile(rb"PUT .*")), Send(b"PUT-FROM 0\n"), Expect(b"DATA 20"), Close()], [20]),
+        ("RETRIEVE", [Expect(re.compile(rb"GET 0 .*")), Send(b"FAILURE\n"), Drain()], []),
+    ],
+)
+def test_a_transfer_that_fails_says_how_far_it_got(
+    testbed: Testbed, tmp_path: Path, request_: str, steps: list[Step], told: list[int]
+) -> None:
+    path = tmp_path / "socket"
+    testbed.keep_token(testbed.cluster.uuid, f"unix:{path}", "token")
+    script = [*opening(testbed.cluster.uuid, token="token"), *steps]
+    (tmp_path / "file").write_bytes(b"" if request_ == "RETRIEVE" else CONTENT)
+    with testbed.driver(url=f"unix:{path}", timeout="5") as annex, ScriptedPeer(script, unix=path):
+        annex.prepare()
+        answer = annex.ask(f"TRANSFER {request_} {KEY} {tmp_path / 'file'}")
+        assert answer.startswith(f"TRANSFER-FAILURE {request_} {KEY} "), answer
+        assert annex.progress == told
+
+
+def test_the_watch_follows_the_directory_and_ends(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.mkdir()
+    two.mkdir()
+    watch = KeptWatch()
+    before = watched()
+    for directory in (one, one, two):
+        watch.keep(os.fsencode(directory))
+        assert watched() == [*before, directory.stat().st_ino]
+    watch.keep(os.fsencode(tmp_path / "nowhere"))
+    assert watched() == before
+    watch.close()
+    assert watched() == before
+    watch.close()
