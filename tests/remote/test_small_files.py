@@ -1,9 +1,10 @@
-"""What keeps small files fast: no message that git-annex does not need, and a watch that ends git-annex's own quickly."""
+"""What keeps small files fast: no message that git-annex does not need, and a watch of our own beside git-annex's."""
 
 from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -21,22 +22,20 @@ INOTIFY = "anon_inode:inotify"
 def opened(pid: int | str = "self") -> list[str]:
     """Return what a process's descriptors lead to."""
     found = []
-    for each in os.listdir(f"/proc/{pid}/fd"):
-        try:
-            found.append(os.readlink(f"/proc/{pid}/fd/{each}"))
-        except FileNotFoundError:
-            continue
+    for each in Path(f"/proc/{pid}/fd").iterdir():
+        # The descriptor that lists the directory is closed by now.
+        with suppress(FileNotFoundError):
+            found.append(str(each.readlink()))
     return found
 
 
 def watched() -> list[int]:
     """Return the inodes that this process watches."""
-    infos = [(Path("/proc/self/fdinfo") / each).read_text() for each in os.listdir("/proc/self/fd") if _is_open(each)]
-    return [int(inode, 16) for info in infos for inode in re.findall(r"^inotify wd:\S+ ino:(\S+)", info, re.MULTILINE)]
-
-
-def _is_open(descriptor: str) -> bool:
-    return os.path.exists(f"/proc/self/fdinfo/{descriptor}")
+    found = []
+    for each in Path("/proc/self/fdinfo").iterdir():
+        with suppress(FileNotFoundError):
+            found += re.findall(r"^inotify wd:\S+ ino:(\S+)", each.read_text(), re.MULTILINE)
+    return [int(inode, 16) for inode in found]
 
 
 def test_a_small_transfer_sends_no_progress_and_keeps_a_watch(testbed: Testbed, tmp_path: Path) -> None:
