@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
@@ -41,7 +42,7 @@ def named_repository(name: str, logs: BranchLogs, own_clusters: Mapping[str, UUI
         )
     raise BadSettings(
         f"cluster={name}: this repository knows no cluster of that name; give its UUID (on the gateway: git config "
-        f"annex.cluster.{name}), or fetch the gateway's git-annex branch first"
+        f"{shlex.quote(f'annex.cluster.{name}')}), or fetch the gateway's git-annex branch first"
     )
 
 

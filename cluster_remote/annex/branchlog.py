@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from cluster_remote.annex import logformat
-from cluster_remote.annex.catfile import TooLarge, read_blobs
+from cluster_remote.annex.catfile import CUT, TooLarge, read_blobs
 from cluster_remote.annex.clusterlog import ClusterLog
 from cluster_remote.annex.errors import BadAnswer, BranchUnreadable
 from cluster_remote.p2p.key import UUID, decode, encode
@@ -119,6 +119,11 @@ class BranchLogs:
         """
         newest = logformat.newest(logformat.annotated(self._file("remote.log")))
         return {uuid: logformat.settings(value) for uuid, value in newest.items()}
+
+    @property
+    def hides_remotes(self) -> bool:
+        """Return whether remote.log has lines that are too long to be read."""
+        return CUT in self._file("remote.log").split(b"\n")
 
     @cached_property
     def aliases(self) -> Mapping[UUID, UUID]:

@@ -11,12 +11,16 @@ from cluster_remote.p2p.key import decode
 if TYPE_CHECKING:
     from cluster_remote.annex.repository import Repository
 
-__all__ = ["BLOB_LIMIT", "LINE_LIMIT", "Blobs", "TooLarge", "read_blobs"]
+__all__ = ["BLOB_LIMIT", "CUT", "LINE_LIMIT", "Blobs", "TooLarge", "read_blobs"]
 
 BLOB_LIMIT = 16 * 2**20
 """Maximum bytes of one log, which has at most a few lines per repository."""
 LINE_LIMIT = 2**20
 """Maximum bytes of a line in a log larger than `BLOB_LIMIT`. The longest line lists the nodes of a cluster."""
+CUT = b"\0"
+"""The line in place of one that is longer. No log has such a line, so parsers skip it."""
+
+_KINDS = frozenset({b"blob", b"tree", b"commit", b"tag"})
 
 
 class TooLarge(BadAnswer):
@@ -31,7 +35,7 @@ class Blobs:
         self._large: _Large | None = None
 
     def feed(self, chunk: bytes) -> Iterator[bytes | None]:
-        """Yield each blob that is now complete, None for a missing one. Raises BadAnswer, TooLarge."""
+        """Yield each blob that is now complete, None for what is missing or no blob. Raises BadAnswer, TooLarge."""
         if self._large is not None:
             chunk = self._large.feed(chunk)
             if not self._large.complete:
@@ -42,12 +46,12 @@ class Blobs:
         position = 0
         while (end := buffer.find(b"\n", position)) >= 0:
             header = buffer[position:end]
-            if header.endswith(b" missing"):
+            if header.endswith((b" missing", b" submodule")):
                 position = end + 1
                 yield None
                 continue
             kind, _, size = header[header.find(b" ") + 1 :].partition(b" ")
-            if kind != b"blob" or not size.isdigit() or len(size) > 19:
+            if kind not in _KINDS or not size.isdigit() or len(size) > 19:
                 raise BadAnswer(f"answered with {header[:200]!r}, which is not a log")
             if int(size) > BLOB_LIMIT:
                 self._large = _Large(int(size))
@@ -57,7 +61,7 @@ class Blobs:
             after = end + 1 + int(size)
             if len(buffer) <= after:
                 break
-            yield buffer[end + 1 : after]
+            yield buffer[end + 1 : after] if kind == b"blob" else None
             position = after + 1
         self._buffer = buffer[position:]
 
@@ -87,8 +91,8 @@ class _Large:
         *ended, beginning = part.split(b"\n")
         for piece in ended:
             self._add(piece)
-            if not self._overlong and self._line:
-                self._kept += self._line + b"\n"
+            if self._overlong or self._line:
+                self._kept += (CUT if self._overlong else self._line) + b"\n"
             self._line.clear()
             self._overlong = False
         self._add(beginning)
@@ -108,7 +112,7 @@ class _Large:
 
 
 async def read_blobs(repository: Repository, names: Sequence[bytes]) -> list[bytes | None]:
-    """Return blobs by name (`branch:path`) with a single command; None for each missing one.
+    """Return blobs by name (`branch:path`) with a single command; None where there is none.
 
     Raises CommandFailed, BadAnswer; TooLarge, which names the log.
     """

@@ -138,9 +138,10 @@ class LocationReader:
         self._git = self._cat_file("--batch-command")
         self._has_batch_command = True
         self._lock = anyio.Lock(fast_acquire=True)
-        # The branch's tree and its top directories when last read; empty if there is no branch.
+        # The branch's tree and its top directories when last read; empty if there is no branch. None if there are too
+        # many: git finds the logs itself then.
         self._tree = b""
-        self._directories: Mapping[bytes, bytes] = {}
+        self._directories: Mapping[bytes, bytes] | None = {}
 
     def _cat_file(self, mode: str) -> BatchProcess:
         repository = self._repository
@@ -194,17 +195,20 @@ class LocationReader:
         """Read files and the branch's current tree in one round trip; repeat if the known tree was outdated."""
         while True:
             request = b"info " + BRANCH + b"^{tree}\n"
-            latest: list[bytes] = []
+            latest: list[tuple[bytes, int]] = []
 
-            async def current(stream: Answers, latest: list[bytes] = latest) -> None:
-                latest.append(_tree_of(await stream.receive_line(_CHUNK))[0])
+            async def current(stream: Answers, latest: list[tuple[bytes, int]] = latest) -> None:
+                latest.append(_tree_of(await stream.receive_line(_CHUNK)))
 
             found = await self._read_files(paths, b"contents ", timeout, request, current)
-            if latest[-1] == self._tree:
+            identity, size = latest[-1]
+            if identity == self._tree:
                 return found
             self._tree, self._directories = b"", {}
-            if latest[-1]:
-                await self._git.converse(b"contents " + latest[-1] + b"\n", self._read_tree, timeout)
+            if size > BLOB_LIMIT:
+                self._tree, self._directories = identity, None
+            elif identity:
+                await self._git.converse(b"contents " + identity + b"\n", self._read_tree, timeout)
 
     async def _read_files(
         self,
@@ -217,9 +221,12 @@ class LocationReader:
         """Read files in the known directories; `first` is sent before, and `read_first` reads its answer."""
         requests: list[bytes] = []
         for path in paths:
-            directory, _, rest = path.partition(b"/")
-            identity = self._directories.get(directory)
-            requests.append(b"" if identity is None else command + identity + b":" + rest + b"\n")
+            if self._directories is None:
+                identity, rest = self._tree, path
+            else:
+                directory, _, rest = path.partition(b"/")
+                identity = self._directories.get(directory, b"")
+            requests.append(command + identity + b":" + rest + b"\n" if identity else b"")
         requested = [path for path, request in zip(paths, requests, strict=True) if request]
 
         async def answers(stream: Answers) -> list[bytes]:
@@ -250,6 +257,11 @@ class LocationReader:
         if not identity:
             self._tree, self._directories = b"", {}
             return
+        if size > BLOB_LIMIT:
+            raise TooLarge(
+                f"the top directory of the git-annex branch has more than {BLOB_LIMIT >> 20} MiB of names, with which "
+                "git before version 2.36 is too slow; git log --stat git-annex shows who filled it"
+            )
         content = await stream.receive_exactly(size)
         await stream.receive_exactly(1)
         if identity != self._tree:
@@ -265,7 +277,7 @@ def _tree_of(header: bytes) -> tuple[bytes, int]:
         return b"", 0
     identity, _, rest = header.partition(b" ")
     kind, _, size = rest.partition(b" ")
-    if kind != b"tree" or not size.isdigit() or int(size) > BLOB_LIMIT:
+    if kind != b"tree" or not size.isdigit():
         raise BadAnswer(f"answered with {header[:200]!r} instead of the git-annex branch")
     return identity, int(size)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 import traceback
@@ -25,8 +26,11 @@ def report(error: BaseException) -> int:
     """Report an error that has not been reported yet; return the exit code."""
     show = getattr(error, "show", None)
     if show is not None and hasattr(error, "exit_code"):
-        # typer's own exceptions: wrong usage, and Abort when a prompt is interrupted.
-        show()
+        # typer's own exceptions: wrong usage, and Abort when a prompt is interrupted. They quote arguments, which a
+        # shell may have made of the names of files.
+        shown = io.StringIO()
+        show(shown)
+        print(visible(shown.getvalue()), file=sys.stderr, end="")
         _add_json(str(error.format_message()), USAGE)  # type: ignore[attr-defined]
         return USAGE
     if isinstance(error, Interrupted | KeyboardInterrupt) or type(error).__name__ == "Abort":

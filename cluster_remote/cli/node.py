@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cluster_remote.access.settings import BadSettings
+from cluster_remote.access.settings import BadSettings, as_argument
 from cluster_remote.cli.completion import candidates, nodes, remotes
 from cluster_remote.cli.execution import execute, facts_of, runner_here
 from cluster_remote.cli.interrupts import run
@@ -51,7 +51,7 @@ def add(
     facts = facts_of(runner, remote)
     own = own_cluster(facts, name)
     if execute(plan_add(facts, own, list(dict.fromkeys(remote))), runner, dry_run, yes) and own.remote is not None:
-        runner.say(f"To copy the others' content to it: cluster-remote repair {own.remote}")
+        runner.say(f"To copy the others' content to it: cluster-remote repair {as_argument(own.remote)}")
 
 
 @app.command()
@@ -113,7 +113,9 @@ def replace(
 def _fill(own: OwnCluster, runner: Runner, dry_run: bool) -> None:
     """Run cluster-remote repair, to copy to every node what it lacks. Raises CommandFailed, BadSettings."""
     if own.remote is None:
-        raise BadSettings(f"nothing can be copied to the nodes without a remote: cluster-remote setup {own.name}")
+        raise BadSettings(
+            f"nothing can be copied to the nodes without a remote: cluster-remote setup {as_argument(own.name)}"
+        )
     # --trust-log, so that an unreachable node does not keep the others from being filled.
     words = ("repair", own.remote, "--trust-log")
     if dry_run:

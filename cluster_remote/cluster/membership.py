@@ -12,6 +12,7 @@ cluster's UUID. (From git-annex's tip on clusters; git-annex's own gateway alway
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
@@ -249,7 +250,7 @@ class Membership:
         It goes by git's configuration, in which a name of ours for the cluster replaces the user's. Raises Refused.
         """
         if not self.is_gateway:
-            nodes = " ".join(f"--node {member.name}" for member in self.members if member.gateway is None)
+            nodes = " ".join(f"--node {shlex.quote(member.name)}" for member in self.members if member.gateway is None)
             raise Refused(
                 f"cluster {self.name}: nodes have preferred content, which git-annex only respects if the cluster is "
                 f"set up here: cluster-remote setup NAME --cluster {self.cluster} {nodes}"

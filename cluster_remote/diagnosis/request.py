@@ -6,6 +6,7 @@ so that the server's behaviour can be told apart from git-annex's.
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
@@ -246,5 +247,6 @@ def check_legible(settings: Settings | None, key: Key) -> None:
     if settings is not None and settings.encryption != "none" and not key.is_encrypted:
         raise BadSettings(
             f"{settings.name} is encrypted: its nodes have the content under an encrypted key that only git-annex "
-            f"knows; git annex fsck --fast --from {settings.name} checks it, git annex drop --from removes it"
+            f"knows; git annex fsck --fast --from {shlex.quote(settings.name)} checks it, git annex drop --from "
+            "removes it"
         )

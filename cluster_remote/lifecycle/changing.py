@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from cluster_remote.access.settings import BadSettings
+from cluster_remote.access.settings import BadSettings, as_argument
 from cluster_remote.lifecycle.cluster_steps import CheckNodes, Describe
 from cluster_remote.lifecycle.facts import Facts
 from cluster_remote.lifecycle.names import checked_remote, cluster_name
@@ -55,7 +55,9 @@ def own_cluster(facts: Facts, named: str) -> OwnCluster:
         for name, each in own.items():
             if each == uuid or parameters.get("cluster", "").lower() in (name, each.text):
                 return OwnCluster(name, each, named, parameters.get("encryption", "none") != "none")
-        raise BadSettings(f"the cluster of {named} is not set up in this repository: cluster-remote setup {named}")
+        raise BadSettings(
+            f"the cluster of {named} is not set up in this repository: cluster-remote setup {as_argument(named)}"
+        )
     name = named.lower()
     if name in own:
         remotes = (each for each in facts.config.remotes() if facts.ours(each))

@@ -156,7 +156,8 @@ def unknown_server(server: UUID, name: str, address: Address) -> BadSettings:
     quoted = shlex.quote(url)
     again = f"cluster-remote setup {shlex.quote(name)} {quoted}"
     if isinstance(address, Directory | Ssh):
-        how = f"git fetch {quoted} +refs/heads/git-annex:refs/remotes/{name}-gateway/git-annex; then {again}"
+        fetched = shlex.quote(f"+refs/heads/git-annex:refs/remotes/{name}-gateway/git-annex")
+        how = f"git fetch {quoted} {fetched}; then {again}"
     else:
         how = f"fetch it from where you cloned this repository (git fetch --all); then {again}"
     return BadSettings(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from cluster_remote.access.settings import BadSettings
+from cluster_remote.access.settings import BadSettings, as_argument
 from cluster_remote.lifecycle.alias import refreshed
 from cluster_remote.lifecycle.facts import Facts, Stored
 from cluster_remote.lifecycle.gateway import (
@@ -178,4 +178,4 @@ def _not_set_up(facts: Facts, stored: Stored) -> bool:
 
 
 def _listed(names: Iterable[str]) -> str:
-    return ", ".join(sorted(f"cluster-remote setup {printable(name)}" for name in names))
+    return ", ".join(sorted(f"cluster-remote setup {as_argument(name)}" for name in names))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
 from contextlib import asynccontextmanager, suppress
@@ -324,7 +325,8 @@ class Context:
             if await retrieve_agreed(self.gateway_nodes, await self._holders(key), stored, again - 1, path, progress):
                 return
         by_git_annex = stored.is_verifiable and not is_verified_here(stored) and not (has_checksum and again)
-        remedy = f"to find and replace it: cluster-remote check {self.settings.name} --content --fix, then repair"
+        name = shlex.quote(self.settings.name)
+        remedy = f"to find and replace it: cluster-remote check {name} --content --fix, then repair"
 
         async def get(session: Session) -> None:
             if not stored.is_verifiable:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cluster_remote.access.identity import candidates, display_name
-from cluster_remote.access.settings import BadSettings, Settings
+from cluster_remote.access.settings import BadSettings, Settings, as_argument
 from cluster_remote.p2p.key import UUID
 from cluster_remote.transport.address import Directory, Ssh
 
@@ -155,7 +155,7 @@ def _wrong_uuid(commands: Commands, server: UUID, logs: BranchLogs) -> str:
     if settings.sameas:
         problem = f"at {settings.url} is {there}, not {display_name(settings.uuid, logs.descriptions)}"
         if commands.exists:
-            return f"{problem}; give its url: git annex enableremote {settings.name} url=URL"
+            return f"{problem}; give its url: git annex enableremote {as_argument(settings.name)} url=URL"
     elif settings.uuid in logs.descriptions:
         problem = (
             f"uuid= would take the place of {display_name(settings.uuid, logs.descriptions)} and destroy its "

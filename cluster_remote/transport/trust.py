@@ -25,6 +25,7 @@ __all__ = ["Refusal", "check_directory", "check_socket_owner", "connectable"]
 
 # Seconds for git to say whether it accepts a directory.
 _GIT = 10.0
+_LONGEST_PATH = 4096
 _TRANSLATED = ipaddress.IPv6Network("64:ff9b::/96")
 
 
@@ -34,10 +35,18 @@ class Refusal(Unreachable):
 
 def check_directory(path: str, here: Repository | None, environment: Mapping[str, str]) -> None:
     """Raise Refusal for a repository inside the work tree of `here` or with another owner. May wait for a disk."""
+    if not os.path.lexists(path) and not path.endswith("/"):
+        # git-annex-shell, like git, then uses this one.
+        path += ".git"
     if here is not None and _is_in_work_tree(here, path):
         raise Refusal(
             f"{path} is inside the work tree of this repository, so it may have come with a clone, and its hooks would "
             "run: move it somewhere else"
+        )
+    if (clone := _clone_with(path, environment)) is not None:
+        raise Refusal(
+            f"{path} came with the clone in {clone}, where it is committed, and its hooks would run: move it somewhere "
+            "else"
         )
     if not _is_ours(path) and _is_refused_by_git(path, environment):
         raise Refusal(
@@ -57,10 +66,33 @@ def _is_in_work_tree(here: Repository, path: str) -> bool:
     return any(each != top and each.is_relative_to(top) and not each.is_relative_to(git_dir) for each in paths)
 
 
+def _clone_with(path: str, environment: Mapping[str, str]) -> Path | None:
+    """Return the work tree of any clone that has committed files of the repository at a path; None if there is none.
+
+    That may be another work tree of this repository, or one that this repository is a submodule of.
+    """
+    real = Path(os.path.realpath(path))
+    for top in real.parents:
+        git_dir = top / ".git"
+        if not os.path.lexists(git_dir) or real.is_relative_to(git_dir):
+            continue
+        inside = f":(literal){real.relative_to(top)}"
+        argv = ("git", "-c", "core.fsmonitor=", "-C", str(top), "ls-files", "--stage", "-z", "--", inside)
+        try:
+            listed = run_and_wait(argv, env=environment, timeout=_GIT).stdout
+        except CommandFailed:
+            continue
+        # The repository itself may be a submodule, of which only the commit is listed.
+        if any(entry and not entry.startswith(b"160000 ") for entry in listed.split(b"\0")):
+            return top
+    return None
+
+
 def _is_ours(path: str) -> bool:
     """Return whether the current user owns a repository's directories. False if that cannot be determined."""
     owners = set()
-    for directory in (path, os.path.join(path, ".git")):  # noqa: PTH118 -- without normalising it
+    git_dir = os.path.join(path, ".git")  # noqa: PTH118 -- without normalising it
+    for directory in (path, git_dir, *_named_in(git_dir)):
         try:
             owners.add(Path(directory).stat().st_uid)
             owners.add(Path(directory).lstat().st_uid)
@@ -69,6 +101,16 @@ def _is_ours(path: str) -> bool:
         except OSError:
             return False
     return owners <= {os.geteuid()}
+
+
+def _named_in(file: str) -> list[str]:
+    """Return the directory that a `.git` file leads to, if that is one (gitrepository-layout(5))."""
+    try:
+        with open(file, "rb") as gitfile:
+            first = os.fsdecode(gitfile.read(_LONGEST_PATH)).rstrip("\n")
+    except OSError:
+        return []
+    return [os.path.join(os.path.dirname(file), first.removeprefix("gitdir: "))]  # noqa: PTH118, PTH120
 
 
 def _is_refused_by_git(path: str, environment: Mapping[str, str]) -> bool:

@@ -292,15 +292,14 @@ class TestWithGitAnnex:
             with anyio.fail_after(20), pytest.raises(LocationLogError, match="no answer within"):
                 await log.record(plain, present=[A], timeout=0.5)
 
-    async def test_a_log_git_cannot_read_is_an_error_and_not_an_empty_log(
+    async def test_a_directory_on_the_branch_in_place_of_the_log_is_an_empty_log_as_to_git_annex(
         self, real: RealRepository, here: Repository
     ) -> None:
         commit_file(real, branch_path(plain) + b"/x", b"1s 1 x\n")
         async with LocationLog(here) as log:
-            with pytest.raises(LocationLogError, match=r"could not be read: git cat-file .*answered with .*tree"):
-                await log.locations(plain)
-            await log.record(Key("WORM--x"), present=[A])
-            assert await log.locations(Key("WORM--x")) == {A}
+            assert await log.locations(plain) == frozenset()
+            await log.record(plain, present=[A])
+            assert await log.locations(plain) == {A}
 
     async def test_a_directory_in_place_of_the_log_is_an_error(self, real: RealRepository, here: Repository) -> None:
         async with LocationLog(here) as log:

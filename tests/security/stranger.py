@@ -13,13 +13,22 @@ from tests.support.repositories import Repository
 def commit(repository: Repository, file: str, *lines: str) -> None:
     """Add lines to a file of the git-annex branch, as anybody who can push to it could."""
     before = repository.git("show", f"git-annex:{file}", check=False).stdout
-    text = before + "".join(f"{line}\n" for line in lines).encode()
+    text = before + "".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape")
     environment = repository.environment
     index = {"GIT_INDEX_FILE": str(repository.path / ".git/stranger")}
     run = environment.run
     run("git", "read-tree", "git-annex", cwd=repository.path, env=index)
     blob = run("git", "hash-object", "-w", "--stdin", cwd=repository.path, input=text).stdout.decode().strip()
-    run("git", "update-index", "--add", "--cacheinfo", f"100644,{blob},{file}", cwd=repository.path, env=index)
+    run(
+        "git",
+        "update-index",
+        "--add",
+        "--replace",
+        "--cacheinfo",
+        f"100644,{blob},{file}",
+        cwd=repository.path,
+        env=index,
+    )
     tree = run("git", "write-tree", cwd=repository.path, env=index).stdout.decode().strip()
     argv = ("git", "commit-tree", "-p", "git-annex", "-m", "stranger", tree)
     made = run(*argv, cwd=repository.path).stdout.decode().strip()

@@ -28,7 +28,7 @@ def fed(content: bytes, chunk: int) -> Iterator[bytes | None]:
 @pytest.mark.parametrize("chunk", [65536, 65537, 2**30])
 def test_an_overlong_line_costs_that_line(chunk: int) -> None:
     log = b"\n".join([b"one", ENDLESS.encode(), b"y" * LINE_LIMIT, b"z" * (LINE_LIMIT + 1), b"", b"last"])
-    assert list(fed(log, chunk)) == [b"one\n" + b"y" * LINE_LIMIT + b"\nlast\n", b"abc", None]
+    assert list(fed(log, chunk)) == [b"one\n\0\n" + b"y" * LINE_LIMIT + b"\n\0\nlast\n", b"abc", None]
 
 
 def test_a_log_of_too_many_lines_is_refused() -> None:
@@ -85,3 +85,38 @@ def test_a_log_of_too_many_lines_is_named_by_every_command_that_reads_it(own_tes
         elif command[0] in ("put", "drop"):
             # At a gateway, they need no location log here.
             assert done.code == 0, (command, said[-1000:])
+
+
+def test_a_directory_or_a_commit_in_the_place_of_a_log_costs_that_log(own_testbed: Testbed) -> None:
+    client = own_testbed.client
+    key = client.add("f", b"f")
+    for log in ("trust.log", "group.log", "preferred-content.log", logformat.branch_path(Key(key)).decode()):
+        commit(client, f"{log}/x", "anything")
+    client.annex("copy", "--to", "mycl", "f")
+    assert own_testbed.cluster.holders(key) == [True] * 3
+    for command in _commands(key, "f"):
+        cluster_remote(client, *command, code=None if command[0] in ("doctor", "status", "check") else 0)
+
+
+def test_what_is_no_blob_counts_as_missing() -> None:
+    tree = b"40000 a\0" + b"\n" * 20
+    stream = b"1 tree %d\n%b\nx:y missing\n2 submodule\n3 commit 4\na\nb\n\n4 blob 1\nx\n" % (len(tree), tree)
+    for chunk in (1, 7, 1000):
+        blobs = Blobs()
+        fed = [stream[start : start + chunk] for start in range(0, len(stream), chunk)]
+        assert [blob for part in fed for blob in blobs.feed(part)] == [None, None, None, None, b"x"]
+
+
+def test_any_number_of_names_on_the_branch_keeps_no_log_from_being_read(own_testbed: Testbed) -> None:
+    client = own_testbed.client
+    keys = {name: client.add(name, name.encode()) for name in ("f", "g")}
+    client.annex("copy", "--to", "mycl", "f")
+    blob = client.git("hash-object", "-w", "--stdin", input=b"x").stdout.decode().strip()
+    names = "".join(f"100644 blob {blob}\tzz{number:0250}\n" for number in range(BLOB_LIMIT // 270))
+    tree = client.git("mktree", input=client.git("ls-tree", "git-annex").stdout + names.encode()).stdout.decode()
+    made = client.git("commit-tree", "-p", "git-annex", "-m", "stranger", tree.strip()).stdout.decode().strip()
+    client.git("update-ref", "refs/heads/git-annex", made)
+    cluster_remote(client, "check", "mycl", "f")
+    client.annex("copy", "--to", "mycl", "g")
+    assert own_testbed.cluster.holders(keys["g"]) == [True] * 3
+    cluster_remote(client, "check", "mycl", "f", "g")

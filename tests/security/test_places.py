@@ -76,6 +76,30 @@ async def test_a_repository_inside_the_work_tree_is_refused(
     assert await asked(str(inner.path), inner) == inner.uuid
 
 
+async def test_a_repository_that_any_clone_brought_along_is_refused(nested: tuple[Repository, Repository]) -> None:
+    """Not only into the work tree that we run in: there may be another, or one around it."""
+    outer, _ = nested
+    top = outer.path.parent
+    (outer.path / "evil").mkdir()
+    for name, content in (("HEAD", b"ref: refs/heads/main\n"), ("refs/.keep", b""), ("objects/.keep", b"")):
+        outer.write(f"evil/{name}", content)
+    outer.write("evil/config", f"[annex]\n\tuuid = {CLIENT}\n\tversion = 10\n".encode())
+    outer.git("-c", "annex.largefiles=nothing", "add", "-f", "evil")
+    outer.git("commit", "-q", "-m", "evil")
+    outer.git("worktree", "add", "-q", str(top / "another"))
+    other = make_repository(outer.environment, top / "other", "other")
+    module = make_repository(outer.environment, outer.path / "module", "module")
+    outer.git("add", "module")
+    for here, path in (
+        (Repository(top / "another", outer.environment), outer.path / "evil"),
+        (other, top / "another/evil"),
+        (module, outer.path / "evil"),
+    ):
+        assert "came with the clone" in await asked(str(path), here)
+    # Of a submodule only its commit is committed.
+    assert await asked(str(module.path), other) == module.uuid
+
+
 async def test_a_node_inside_the_work_tree_is_refused(own_testbed: Testbed) -> None:
     client = own_testbed.client
     inner = make_repository(own_testbed.environment, client.path / "node", "inner")
@@ -115,6 +139,23 @@ async def test_a_repository_of_another_owner_is_refused_unless_the_user_trusts_i
     outer.git("config", "--global", "--add", "safe.directory", str(other.path))
     run("chown", "12345", other.path)
     assert await asked(str(other.path), outer) == other.uuid
+
+
+@as_root
+async def test_another_owner_is_found_behind_what_leads_to_his_repository(
+    nested: tuple[Repository, Repository],
+) -> None:
+    outer, _ = nested
+    top = outer.path.parent
+    other = make_repository(outer.environment, top / "other.git", "other")
+    ours = top / "ours"
+    ours.mkdir()
+    (ours / ".git").write_text("gitdir: ../other.git/.git\n")
+    (top / "link").symlink_to(other.path)
+    outer.environment.run("chown", "-R", "12345", other.path)
+    # git-annex-shell adds .git to the name of a directory that there is not.
+    for path in (ours, top / "other", top / "link", f"{top}/link/"):
+        assert "safe.directory" in await asked(str(path), outer)
 
 
 @as_root

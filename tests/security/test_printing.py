@@ -13,6 +13,7 @@ from typing import Any
 
 import httpcore
 import pytest
+import typer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -201,6 +202,7 @@ def test_whatever_else_is_said_has_no_control_characters(monkeypatch: pytest.Mon
             lambda: console().print(text),
             lambda: console().print(table([text], [[text]])),
             lambda: failure.report(Unreachable(text)),
+            lambda: failure.report(typer.BadParameter(text)),
             lambda: failure.report(ZeroDivisionError(text)),
         ):
             assert harmless(printed(monkeypatch, show))

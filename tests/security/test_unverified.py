@@ -5,8 +5,9 @@ from __future__ import annotations
 import socket
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from cluster_remote.access.configuration import awaits_verification
 from cluster_remote.access.settings import Settings
 from cluster_remote.annex.branchlog import BranchLogs
+from cluster_remote.annex.catfile import BLOB_LIMIT, CUT
 from cluster_remote.p2p.key import UUID
 from cluster_remote.remote.availability import is_away
 from cluster_remote.transport.address import parse_address
@@ -146,6 +148,36 @@ def test_no_name_makes_an_autoenabled_remote_look_like_a_new_one(environment: En
     done = Repository(environment.directory / "victim", environment).annex("init", "victim", env={TOKEN: SECRET})
     assert text(done).count("nothing was contacted") >= len(NAMES) - 1
     assert not caught.exists()
+
+
+def test_a_line_that_is_too_long_hides_no_remote(environment: Environment) -> None:
+    """git-annex reads a line of any length, and enables the remote of it."""
+    caught = trap(environment, "ssh")
+    source = make_repository(environment, environment.directory / "source", "source")
+    _, line = autoenabled("ssh://evil.example/x")
+    commit(source, "remote.log", line.replace("autoenable", f"junk={'x' * (BLOB_LIMIT + 1)} autoenable"))
+    environment.run("git", "clone", "-q", source.path, environment.directory / "victim")
+    victim = Repository(environment.directory / "victim", environment)
+    assert "nothing was contacted" in text(victim.annex("init", "victim"))
+    assert victim.config("remote.evil.annex-verified") == "automatic"
+    assert not caught.exists()
+
+
+def _value(settings: Mapping[str, str], name: str) -> str:
+    return settings.get(name, "")
+
+
+def test_beside_a_line_that_is_too_long_a_verified_remote_is_enabled_again() -> None:
+    ours = {"url": "/x", "name": "ours", "sameas-uuid": CLUSTER, "sameas-name": "ours"}
+    logs = BranchLogs({"remote.log": CUT + b"\n"})
+    for settings, identity in ((ours, uuid.uuid4()), ({"url": "/x", "name": "ours"}, CLUSTER)):
+        read = Settings.read(partial(_value, settings), CLUSTER, "ours")
+        assert not awaits_verification(read, logs, {UUID(str(identity)): settings})
+        assert awaits_verification(read, logs, {})
+        assert awaits_verification(
+            read, logs, {UUID(str(uuid.uuid4())): {**settings, "sameas-name": "other", "name": "x"}}
+        )
+        assert not awaits_verification(read, BranchLogs({}), {})
 
 
 def test_nobody_is_connected_to_and_no_token_is_sent(environment: Environment) -> None:
