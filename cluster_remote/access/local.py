@@ -18,8 +18,7 @@ from cluster_remote.annex.gitconfig import GitConfig
 from cluster_remote.annex.merge import refresh
 from cluster_remote.annex.repository import Repository
 from cluster_remote.annex.verification import verified
-from cluster_remote.cluster.membership import membership
-from cluster_remote.cluster.opening import resolved
+from cluster_remote.cluster.opening import cluster_of, resolved
 from cluster_remote.p2p.key import UUID
 from cluster_remote.p2p.timeouts import DEFAULT_TIMEOUT
 from cluster_remote.transport.address import Address, BadAddress, at_node, parse_address
@@ -45,7 +44,7 @@ def way_of(
     if settings.address is None:
         assert caller.repository is not None
         wanted = settings.cluster or (settings.uuid.text if settings.uuid.is_cluster else None)
-        return Serverless(membership(config, logs, caller.repository.directory, wanted), caller, logs)
+        return Serverless(cluster_of(caller.repository, config, logs, wanted), caller, logs)
     caller = replace(caller, ssh_options=config.ssh_options(settings.name))
     if shared:
         # Like git-annex: settings that others can change must not make us connect to hosts only this machine can reach.

@@ -156,8 +156,9 @@ class Serverless(Way):
             if node.kind != "gateway":
                 yield node
             elif isinstance(way, Direct):
+                caller = replace(self.caller, ssh_options=way.ssh_options)
                 for uuid in sorted(node.members):
-                    session = partial(session_at, at_node(way.address, uuid), self.caller, server=uuid)
+                    session = partial(session_at, at_node(way.address, uuid), caller, server=uuid, token=way.token)
                     description = self.logs.descriptions.get(uuid, "")
                     yield Node(uuid, f"{node.name}: {uuid}", description, node.cost, session, "gateway")
 

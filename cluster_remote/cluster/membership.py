@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TypeAlias
 
 import anyio
@@ -50,6 +51,7 @@ __all__ = [
     "cost_of",
     "live_nodes",
     "membership",
+    "p2p_tokens",
     "special_settings",
     "way_to",
 ]
@@ -71,10 +73,14 @@ class NoCluster(AnnexError):
 
 @dataclass(frozen=True, slots=True)
 class Direct:
-    """A git repository that our own session can reach. `ssh_options` are the user's for this remote."""
+    """A git repository that our own session can reach.
+
+    `ssh_options` are the user's for this remote. `token` is git-annex's for a remote on a P2P network or behind Tor.
+    """
 
     address: Address
     ssh_options: tuple[str, ...] = ()
+    token: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,14 +196,13 @@ class Membership:
         gateways = {other.gateway for other in self.members if other.gateway is not None}
         avoid = bypass | {self.own} | gateways - {member.gateway}
         caller = replace(caller, ssh_options=member.way.ssh_options)
-        return session_at(member.way.address, caller, server=member.uuid, bypass=avoid)
+        return session_at(member.way.address, caller, server=member.uuid, token=member.way.token, bypass=avoid)
 
     def _through(self, uuid: UUID, remote: Remote, caller: Caller) -> Session:
         """Return a session with a node through one of its remotes, subject to that remote's settings."""
-        token = _token(remote, caller.repository)
-        if isinstance(remote.way, Direct) and (token or not isinstance(remote.way.address, P2pAnnex | Tor)):
+        if isinstance(remote.way, Direct):
             caller = replace(caller, ssh_options=remote.way.ssh_options)
-            session = session_at(remote.way.address, caller, server=uuid, token=token)
+            session = session_at(remote.way.address, caller, server=uuid, token=remote.way.token)
             if isinstance(remote.way.address, Directory):
                 directory = remote.way.address.path
                 locked = uses_pidlock(Path(directory))
@@ -304,11 +309,17 @@ def live_nodes(logs: BranchLogs, cluster: UUID) -> frozenset[UUID]:
     return frozenset(uuid for uuid in logs.clusters.nodes(cluster) if logs.trust.get(uuid) != "dead")
 
 
-def membership(config: GitConfig, logs: BranchLogs, directory: Path, wanted: str | None = None) -> Membership:
+def membership(
+    config: GitConfig,
+    logs: BranchLogs,
+    directory: Path,
+    wanted: str | None = None,
+    tokens: Mapping[str, str] = MappingProxyType({}),
+) -> Membership:
     """Return the cluster with this name or UUID (None: the only one). Pure.
 
-    `directory` is this repository's directory: its work tree, or its git directory if it has none. Raises NoCluster,
-    NotInitialised.
+    `directory` is this repository's directory: its work tree, or its git directory if it has none; `tokens` are those
+    of `p2p_tokens`. Raises NoCluster, NotInitialised.
     """
     cluster, name = chosen_cluster(config, wanted, logs)
     own = UUID.if_valid(config.get("annex.uuid"))
@@ -323,12 +334,12 @@ def membership(config: GitConfig, logs: BranchLogs, directory: Path, wanted: str
         uuid = config.remote_uuid(remote)
         if uuid is None or uuid not in (configured or listed) or not _is_direct(config, remote, logs):
             continue
-        found = _remote(config, remote, directory, logs)
+        found = _remote(config, remote, directory, logs, tokens)
         known = nodes.get(uuid)
         remotes = sorted([*(known.remotes if known else ()), found], key=lambda each: each.cost)
         writable = not config.boolean(f"remote.{remote}.annex-readonly") and (known is None or known.writable)
         nodes[uuid] = Member(uuid, logs.descriptions.get(uuid, ""), tuple(remotes), writable)
-    gateways = list(_gateways(config, logs, directory, cluster, set(nodes)))
+    gateways = list(_gateways(config, logs, directory, cluster, set(nodes), tokens))
     if not nodes and not gateways:
         raise NoCluster(_no_nodes(name, missing))
     has_preferred_content = logs.has_preferred_content(nodes)
@@ -354,8 +365,11 @@ def _is_direct(config: GitConfig, remote: str, logs: BranchLogs) -> bool:
     return bool(config.remote(remote, "url") or config.remote(remote, "annexUrl")) or _is_special(config, remote, logs)
 
 
-def _remote(config: GitConfig, remote: str, directory: Path, logs: BranchLogs) -> Remote:
-    way = way_to(config, remote, directory, special=_is_special(config, remote, logs))
+def _remote(config: GitConfig, remote: str, directory: Path, logs: BranchLogs, tokens: Mapping[str, str]) -> Remote:
+    way = _with_token(way_to(config, remote, directory, special=_is_special(config, remote, logs)), tokens.get(remote))
+    if isinstance(way, Direct) and way.token is None and isinstance(way.address, P2pAnnex | Tor):
+        # git-annex may know more, or says what it lacks.
+        way = Proxied()
 
     def rate(direction: str) -> float | None:
         limits = (config.remote(remote, f"annex-bwlimit{direction}"), config.remote(remote, "annex-bwlimit"))
@@ -388,18 +402,6 @@ def _bytes_a_second(text: str | None) -> float | None:
     return number * 1000 ** _DECIMAL[unit] or None if unit in _DECIMAL else None
 
 
-def _token(remote: Remote, repository: Repository | None) -> str | None:
-    """Return the token that git-annex has for a remote on a P2P network; None if it has none, and for other remotes."""
-    if repository is None or not isinstance(remote.way, Direct):
-        return None
-    match remote.way.address:
-        case P2pAnnex(net=net, path=path):
-            return read_p2p_token(repository, f"{net}:{path}")
-        case Tor(host=host):
-            return read_p2p_token(repository, host)
-    return None
-
-
 @cache
 def _request_lock(uuid: UUID) -> anyio.Lock:
     """Return the lock for requests to a repository with annex.pidlock, shared by this process."""
@@ -425,7 +427,12 @@ def _no_nodes(name: str, missing: list[str]) -> str:
 
 
 def _gateways(
-    config: GitConfig, logs: BranchLogs, directory: Path, cluster: UUID, direct: set[UUID]
+    config: GitConfig,
+    logs: BranchLogs,
+    directory: Path,
+    cluster: UUID,
+    direct: set[UUID],
+    tokens: Mapping[str, str],
 ) -> Iterator[Member]:
     """Yield the other gateways of a cluster, with the nodes that are only reachable through them."""
     for remote in config.remotes():
@@ -436,15 +443,38 @@ def _gateways(
         behind = live_nodes(logs, cluster) - direct
         if uuid in logs.proxied:
             behind &= frozenset(logs.proxied[uuid].values())
-        way = _way_to_gateway(config, remote, directory)
+        way = _with_token(_way_to_gateway(config, remote, directory), tokens.get(remote))
         name = f"{remote} (gateway)" if uuid in direct else remote
         description = logs.descriptions.get(uuid, "")
         found = Remote(name, cost_of(config, remote, way, logs), way)
         yield Member(cluster, description, (found,), gateway=uuid, behind=behind)
 
 
+def p2p_tokens(repository: Repository, config: GitConfig) -> dict[str, str]:
+    """Return the tokens that git-annex has for remotes on P2P networks and behind Tor, by remote."""
+    found: dict[str, str] = {}
+    for remote in config.remotes():
+        match way_to(config, remote, repository.directory):
+            case Direct(P2pAnnex(net=net, path=path)):
+                token = read_p2p_token(repository, f"{net}:{path}")
+            case Direct(Tor(host=host)):
+                token = read_p2p_token(repository, host)
+            case _:
+                continue
+        if token is not None:
+            found[remote] = token
+    return found
+
+
+def _with_token(way: Way, token: str | None) -> Way:
+    return replace(way, token=token) if isinstance(way, Direct) else way
+
+
 def way_to(config: GitConfig, remote: str, directory: Path, *, special: bool = False) -> Way:
-    """Return how to reach a node: its annexUrl, or else its url. Relative paths start at `directory`. Pure."""
+    """Return where a remote's annexUrl, or else its url, leads. Relative paths start at `directory`. Pure.
+
+    git-annex reaches what is on a P2P network or behind Tor if there is no token for it; see `membership`.
+    """
     url = config.url_of(remote)
     # Only git-annex may decide about a remote that it enabled from the git-annex branch.
     if special or config.is_unverified(remote) or not url:
@@ -497,7 +527,7 @@ def cost_of(config: GitConfig, remote: str, way: Way, logs: BranchLogs) -> float
     settings = special_settings(config, remote, logs)
     kind = settings.get("type", "git")
     # An address that only git-annex understands.
-    if kind == "git" and (config.remote(remote, "url") or "").startswith(("p2p-annex::", "tor-annex::")):
+    if kind == "git" and config.url_of(remote).startswith(("p2p-annex::", "tor-annex::")):
         return _HIDDEN
     near = kind == "directory" or (kind == "rsync" and ":" not in settings.get("rsyncurl", ":"))
     encrypted = settings.get("encryption", "none") != "none"

@@ -14,7 +14,7 @@ from cluster_remote.annex.branchlog import BranchLogs
 from cluster_remote.annex.errors import AnnexError
 from cluster_remote.annex.gitconfig import GitConfig
 from cluster_remote.annex.repository import Repository
-from cluster_remote.cluster.membership import Direct, membership, way_to
+from cluster_remote.cluster.membership import Direct, Membership, membership, p2p_tokens, way_to
 from cluster_remote.cluster.reachability import Reachability
 from cluster_remote.cluster.session import ClusterSession, Locations, Recorder
 from cluster_remote.p2p.errors import SessionError
@@ -22,7 +22,7 @@ from cluster_remote.p2p.key import UUID
 from cluster_remote.transport.address import BadAddress, Http
 from cluster_remote.transport.opening import Caller, session_at
 
-__all__ = ["open_cluster", "resolved"]
+__all__ = ["cluster_of", "open_cluster", "resolved"]
 
 _LOGS = (
     "uuid.log",
@@ -52,7 +52,8 @@ async def resolved(config: GitConfig, repository: Repository) -> GitConfig:
             return
         caller = Caller.of(repository, config, _TIMEOUT)
         try:
-            session = session_at(way.address, replace(caller, ssh_options=way.ssh_options))
+            caller = replace(caller, ssh_options=way.ssh_options)
+            session = session_at(way.address, caller, token=p2p_tokens(repository, config).get(remote))
             try:
                 with anyio.move_on_after(_TIMEOUT):
                     found[f"remote.{remote}.annex-uuid"] = (await session.open()).text
@@ -82,6 +83,14 @@ async def resolved(config: GitConfig, repository: Repository) -> GitConfig:
     return config.with_values(found) if found else config
 
 
+def cluster_of(repository: Repository, config: GitConfig, logs: BranchLogs, wanted: str | None) -> Membership:
+    """Return a cluster of this repository, by name or UUID (None: the only one).
+
+    Remotes without a UUID in `config` are left out; see `resolved`. Raises NoCluster, NotInitialised.
+    """
+    return membership(config, logs, repository.directory, wanted, p2p_tokens(repository, config))
+
+
 async def open_cluster(
     repository: Repository,
     wanted: str | None,
@@ -97,7 +106,6 @@ async def open_cluster(
     The caller keeps ownership of `locations`. Raises NoCluster, NotInitialised, CommandFailed, BranchUnreadable.
     """
     logs = await BranchLogs.read(repository, _LOGS)
-    found = membership(
-        await resolved(await repository.current_config(), repository), logs, repository.directory, wanted
-    )
+    config = await resolved(await repository.current_config(), repository)
+    found = cluster_of(repository, config, logs, wanted)
     return found.session(caller, locations=locations, record=record, bypass=bypass, reachability=reachability)

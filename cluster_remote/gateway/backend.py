@@ -9,8 +9,8 @@ from functools import partial
 from cluster_remote.annex.branchlog import BranchLogs
 from cluster_remote.annex.errors import AnnexError
 from cluster_remote.annex.repository import Repository
-from cluster_remote.cluster.membership import Membership, chosen_cluster, membership
-from cluster_remote.cluster.opening import open_cluster
+from cluster_remote.cluster.membership import Membership, chosen_cluster
+from cluster_remote.cluster.opening import cluster_of, open_cluster
 from cluster_remote.cluster.reachability import Reachability
 from cluster_remote.cluster.wrapping import DirectChecks
 from cluster_remote.gateway.connect import GitService
@@ -93,7 +93,7 @@ class Backend:
 
     async def _membership(self) -> Membership:
         config, logs = await self.repository.current_config(), await BranchLogs.read(self.repository)
-        return membership(config, logs, self.repository.directory, self.cluster.text)
+        return cluster_of(self.repository, config, logs, self.cluster.text)
 
     async def node_count(self) -> int:
         """Return how many nodes a session with a cluster may connect to."""

@@ -227,6 +227,32 @@ def test_path_and_ssh_remotes_are_reached_directly_and_others_through_git_annex(
     assert way_to(config(*(f"remote.r.{setting}" for setting in settings)), "r", PLACE) == way
 
 
+@pytest.mark.parametrize("url", ["p2p-annex::net:address", "tor-annex::abc.onion:99"])
+def test_git_annex_reaches_a_node_on_a_p2p_network_without_a_token_in_all_respects(url: str) -> None:
+    lines, known = remote("far", 1, url, "annex-bwlimit=1MiB"), logs([1])
+    found = membership(config(*lines), known, PLACE, tokens={"far": "sesame"})
+    without = membership(config(*lines), known, PLACE, tokens={"near": "sesame"})
+    with_token, proxied = found.members[0], without.members[0]
+    assert (with_token.kind, with_token.remotes[0].rates) == ("ssh", Rates(2.0**20, 2.0**20))
+    # git-annex applies the limit itself.
+    assert (proxied.kind, proxied.remotes[0].rates) == ("proxied", Rates())
+    assert with_token.cost == proxied.cost == 1000
+    nodes = [each.nodes(CALLER)[0] for each in (found, without)]
+    assert [node.location for node in nodes] == [url, ""]
+    sessions = [node.session() for node in nodes]
+    assert [session.name for session in sessions] == [url, str(PLACE)]
+    assert "sesame" not in repr((found, nodes))
+
+
+def test_another_gateway_on_a_p2p_network_gets_the_token_that_git_annex_has_for_it() -> None:
+    lines = remote("west", 31, "p2p-annex::net:west", f"annex-cluster-gateway={CLUSTER}", cluster=None)
+    known = logs([5], proxy=f"1s {uuid(31)} {uuid(5)}:five\n")
+    found = membership(config(*lines), known, PLACE, tokens={"west": "sesame"})
+    assert found.nodes(CALLER)[0].session().name == "p2p-annex::net:west"
+    with pytest.raises(BadAddress, match="token"):
+        membership(config(*lines), known, PLACE).nodes(CALLER)[0].session()
+
+
 def test_urls_are_rewritten_as_git_does() -> None:
     rules = ["url.ssh://nas/.insteadOf=n:", "url./mnt/.insteadOf=n:disks/", "url.ssh://nas/.insteadOf=nn:"]
 

@@ -74,6 +74,10 @@ def test_a_cluster_of_nodes_behind_networks_does_all_that_one_of_disks_does(far:
     assert all(name in said for name in far.nodes)
     assert "unreachable" not in said
     cluster_remote(work, "check", "all")
+    # On a P2P network, too, a repository is asked for its UUID, with the token that git-annex has for it.
+    work.git("config", "--unset", "remote.peer.annex-uuid")
+    cluster_remote(work, "status", "all")
+    work.git("config", "remote.peer.annex-uuid", far.nodes["peer"].uuid)
     work.annex("drop", "--quiet", "--force", ".")
     for name, key in keys.items():
         # Each of them can give it alone.
