@@ -63,6 +63,11 @@ def serve(
         None, help="For tls:// and https://: PEM file with the certificate and its chain, reloaded on SIGHUP."
     ),
     key: Path = typer.Option(None, help="For tls:// and https://: PEM file with the certificate's private key."),
+    client_ca: Path = typer.Option(
+        None,
+        help="For tls:// and https://: only accept clients with a certificate from an authority in this PEM file, "
+        "reloaded on SIGHUP. They need a token too.",
+    ),
     timeout: float = typer.Option(60.0, min=0.1, help="Seconds without progress before a request is aborted."),
     max_clients: int = typer.Option(64, min=1, help="Maximum number of simultaneous clients."),
 ) -> None:
@@ -97,10 +102,27 @@ def serve(
     elif uuid:
         raise BadSettings("--uuid requires --stdio; clients on a socket choose by themselves (TOKEN/UUID)")
     else:
-        if (certificate is None) != (key is None):
-            raise BadSettings("--certificate and --key must be given together")
-        files = None if certificate is None else (str(certificate), str(key))
-        run(_serve_sockets, backend, listen, max_clients, public_read, files)
+        addresses = [parse_listen(address) for address in listen]
+        tls_certificate = _certificate(addresses, certificate, key, client_ca)
+        run(_serve_sockets, backend, addresses, max_clients, public_read, tls_certificate)
+
+
+def _certificate(
+    addresses: list[ListenAddress], certificate: Path | None, key: Path | None, client_ca: Path | None
+) -> ServerCertificate | None:
+    """Return the certificate for tls:// and https://; None if neither is among the addresses. Raises BadSettings."""
+    if (certificate is None) != (key is None):
+        raise BadSettings("--certificate and --key must be given together")
+    if not any(isinstance(address, Tls) or (isinstance(address, WebAddress) and address.tls) for address in addresses):
+        if client_ca is not None:
+            raise BadSettings("--client-ca requires an address with TLS: --listen tls://… or https://…")
+        return None
+    if certificate is None or key is None:
+        raise BadSettings("tls:// and https:// require --certificate and --key")
+    try:
+        return ServerCertificate(str(certificate), str(key), None if client_ca is None else str(client_ca))
+    except ValueError as error:
+        raise BadSettings(str(error)) from None
 
 
 def _say(line: str) -> None:
@@ -115,17 +137,12 @@ def _say(line: str) -> None:
 
 
 async def _serve_sockets(
-    backend: Backend, addresses: list[str], clients: int, public_read: bool, certificate: tuple[str, str] | None
+    backend: Backend,
+    addresses: list[ListenAddress],
+    clients: int,
+    public_read: bool,
+    tls_certificate: ServerCertificate | None,
 ) -> None:
-    parsed = [parse_listen(address) for address in addresses]
-    tls_certificate = None
-    if any(isinstance(address, Tls) or (isinstance(address, WebAddress) and address.tls) for address in parsed):
-        if certificate is None:
-            raise BadSettings("tls:// and https:// require --certificate and --key")
-        try:
-            tls_certificate = ServerCertificate(*certificate)
-        except ValueError as error:
-            raise BadSettings(str(error)) from None
     tokens = Tokens.of(backend.repository)
     if not tokens.all() and not public_read:
         _say("warning: there are no tokens yet, so no client can connect: cluster-remote token create")
@@ -135,7 +152,7 @@ async def _serve_sockets(
     if tls_certificate is None and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         ending.append(signal.SIGHUP)
     with anyio.open_signal_receiver(*ending) as signals:
-        listeners = _open(parsed)
+        listeners = _open(addresses)
         for listener in listeners:
             _say(f"{listener.name}: serving {backend.cluster}")
         gateway = Gateway(backend, tokens, backend.timeout, _say, Limits(clients=clients), tls_certificate, public_read)

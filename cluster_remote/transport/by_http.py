@@ -17,6 +17,7 @@ from cluster_remote.annex.errors import AnnexError
 from cluster_remote.annex.gitconfig import GitConfig
 from cluster_remote.annex.logins import GitCredentials
 from cluster_remote.annex.repository import Repository
+from cluster_remote.p2p.bytestream import tls_reason
 from cluster_remote.p2p.descriptor import is_readable
 from cluster_remote.p2p.errors import Unreachable
 from cluster_remote.p2p.key import UUID
@@ -166,4 +167,4 @@ class _Stream(httpcore.AsyncNetworkStream):
 
 def _said(error: Exception) -> str:
     """Return what the system or TLS says, as far as known."""
-    return str(error.__cause__ or error)
+    return tls_reason(error) or str(error.__cause__ or error)

@@ -13,7 +13,7 @@ import anyio
 from anyio.abc import ByteStream, SocketAttribute
 from anyio.streams.tls import TLSStream
 
-from cluster_remote.p2p.bytestream import ByteStreamConnection
+from cluster_remote.p2p.bytestream import ByteStreamConnection, tls_reason
 from cluster_remote.p2p.client import Transport
 from cluster_remote.p2p.descriptor import DescriptorConnection
 from cluster_remote.p2p.errors import Unreachable
@@ -118,17 +118,9 @@ class TlsTransport(Transport):
             with anyio.CancelScope(shield=True):
                 await anyio.aclose_forcefully(stream)
             if isinstance(error, ssl.SSLError | anyio.BrokenResourceError | anyio.EndOfStream):
-                raise Unreachable(
-                    f"the TLS handshake with {self.host}:{self.port} failed: {_tls_reason(error)}"
-                ) from None
+                reason = tls_reason(error) or str(error.__cause__ or error) or "the server hung up"
+                raise Unreachable(f"the TLS handshake with {self.host}:{self.port} failed: {reason}") from None
             raise
-
-
-def _tls_reason(error: BaseException) -> str:
-    cause = error.__cause__ or error
-    if isinstance(cause, ssl.SSLCertVerificationError):
-        return f"its certificate is not trusted ({cause.verify_message}); see http.sslCAInfo in git's configuration"
-    return getattr(cause, "reason", None) or str(cause) or "the server hung up"
 
 
 class _SocketConnection(DescriptorConnection):

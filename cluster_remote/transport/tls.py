@@ -48,6 +48,7 @@ class TlsSettings:
             context = ssl.create_default_context(cafile=self.authorities)
         except (OSError, ssl.SSLError) as error:
             raise Unreachable(f"{self.authorities} cannot be used as http.sslCAInfo: {_reason(error)}") from None
+        _trust_as_git_does(context)
         if not self.verify:
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
@@ -57,6 +58,11 @@ class TlsSettings:
             except (OSError, ssl.SSLError) as error:
                 raise Unreachable(f"{self.certificate} cannot be used as http.sslCert: {_reason(error)}") from None
         return context
+
+
+def _trust_as_git_does(context: ssl.SSLContext) -> None:
+    """Accept a private authority without a key usage, which Python refuses from 3.13 on, and a trusted certificate."""
+    context.verify_flags = context.verify_flags & ~ssl.VERIFY_X509_STRICT | ssl.VERIFY_X509_PARTIAL_CHAIN
 
 
 def http_setting(config: GitConfig, name: str, url: str) -> str | None:
@@ -106,21 +112,62 @@ def _reason(error: OSError) -> str:
 
 
 class ServerCertificate:
-    """A server's certificate chain and key, as PEM files that may be replaced while it runs."""
+    """A server's certificate chain and key, as PEM files that may be replaced while it runs.
 
-    def __init__(self, certificate: str, key: str) -> None:
+    With `client_authorities`, another PEM file, only clients with a certificate from one of these authorities can
+    connect. `context` is for the next connection.
+    """
+
+    def __init__(self, certificate: str, key: str, client_authorities: str | None = None) -> None:
         """Load the files. Raises ValueError if they cannot be used."""
         self.certificate = certificate
         self.key = key
-        self.context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        # Only this version of HTTP is served. Clients of tls:// do not negotiate a protocol.
-        self.context.set_alpn_protocols(["http/1.1"])
-        self.reload()
+        self.client_authorities = client_authorities
+        self.context = self._loaded()
 
     def reload(self) -> None:
         """Reload the files for new connections. Raises ValueError and keeps the old ones if that fails."""
+        # An authority cannot be taken out of a context, so this is a new one.
+        self.context = self._loaded()
+
+    def _loaded(self) -> ssl.SSLContext:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        # Only this version of HTTP is served. Clients of tls:// do not negotiate a protocol.
+        context.set_alpn_protocols(["http/1.1"])
         try:
-            self.context.load_cert_chain(self.certificate, self.key)
+            context.load_cert_chain(self.certificate, self.key)
         except (OSError, ssl.SSLError) as error:
             files = f"{self.certificate} and {self.key}"
             raise ValueError(f"{files} cannot be used as certificate and key: {_reason(error)}") from None
+        if self.client_authorities is not None:
+            context.verify_mode = ssl.CERT_REQUIRED
+            context.sslobject_class = _Explaining
+            _trust_as_git_does(context)
+            try:
+                context.load_verify_locations(self.client_authorities)
+            except (OSError, ssl.SSLError) as error:
+                raise ValueError(
+                    f"{self.client_authorities} cannot be used as the clients' certificate authority: {_reason(error)}"
+                ) from None
+        return context
+
+
+class _Explaining(ssl.SSLObject):
+    """A server's side of TLS that tells the client why it is refused.
+
+    asyncio and anyio hang up as soon as a handshake has failed, before they have sent what TLS says about that. So this
+    asks for more first: they send it, and then get the failure, when the client has hung up or said anything else.
+    """
+
+    _failure: ssl.SSLError | None = None
+
+    def do_handshake(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+        try:
+            super().do_handshake()
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            raise
+        except ssl.SSLError as failure:
+            self._failure = failure
+            raise ssl.SSLWantReadError from failure

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ssl
+
 import pytest
 
 from cluster_remote.annex.gitconfig import GitConfig
 from cluster_remote.transport.tls import TlsSettings, http_setting
+from tests.support.certificates import make_authority, make_client_certificate
 from tests.support.environment import Environment
 
 SETTINGS = {
@@ -54,3 +57,36 @@ def test_a_private_authority_may_be_for_one_server(monkeypatch: pytest.MonkeyPat
     assert TlsSettings.of(config, "https://other.example/") == TlsSettings(verify=False)
     monkeypatch.setenv("GIT_SSL_CAINFO", "/other.pem")
     assert TlsSettings.of(config, "https://nas.example/").authorities == "/other.pem"
+
+
+def test_what_git_trusts_is_trusted(environment: Environment, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An authority without a key usage, which Python refuses from 3.13 on, and a server's own certificate."""
+    default = ssl.create_default_context
+
+    def strict(*arguments: object, **options: object) -> ssl.SSLContext:
+        context = default(*arguments, **options)  # type: ignore[arg-type]
+        context.verify_flags |= ssl.VERIFY_X509_STRICT
+        return context
+
+    monkeypatch.setattr(ssl, "create_default_context", strict)
+    authority = make_authority(environment)
+    certificate, key = make_client_certificate(environment, authority, "localhost")
+    server = default(ssl.Purpose.CLIENT_AUTH)
+    server.load_cert_chain(certificate, key)
+    for trusted in (authority[0], certificate):
+        context = TlsSettings(str(trusted)).context()
+        # The name is not the subject here.
+        context.check_hostname = False
+        handshake(context, server)
+
+
+def handshake(client: ssl.SSLContext, server: ssl.SSLContext) -> None:
+    """Let both sides of a TLS connection agree. Raises SSLError."""
+    there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ends = [client.wrap_bio(back, there, server_hostname="localhost"), server.wrap_bio(there, back, server_side=True)]
+    for _round in range(4):
+        for end in ends:
+            try:
+                end.do_handshake()
+            except ssl.SSLWantReadError:
+                continue
