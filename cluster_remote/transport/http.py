@@ -16,7 +16,7 @@ from urllib.parse import quote
 import anyio
 import httpcore
 
-from cluster_remote.p2p.errors import ProtocolError, Refused, SessionError, SourceError
+from cluster_remote.p2p.errors import ConnectionLost, ProtocolError, Refused, SessionError, SourceError
 from cluster_remote.p2p.key import UUID, AssociatedFile, Key, encode
 from cluster_remote.p2p.messages import (
     AlreadyHavePlus,
@@ -54,7 +54,7 @@ from cluster_remote.p2p.session import (
 )
 from cluster_remote.p2p.stream import Trace
 from cluster_remote.p2p.timeouts import extra_timeout_for, reading_time
-from cluster_remote.transport.httpclient import DATA_LENGTH, HttpClient, TooOld, coded, read
+from cluster_remote.transport.httpclient import DATA_LENGTH, PAUSE, HttpClient, ServerFailed, TooOld, body_of, coded
 
 __all__ = ["HttpSession"]
 
@@ -148,6 +148,21 @@ class HttpSession(Session):
         self._log_received(PutFrom(offset))
         yield _HttpUpload(self, key, file, offset, doing)
 
+    async def store(
+        self, key: Key, file: AssociatedFile, source: Source, progress: Progress | None = None
+    ) -> Present | Stored:
+        """See Session. If the server fails during the upload, the content is offered once more, and resumed."""
+        async with self.upload(key, file) as offer:
+            if isinstance(offer, Present):
+                return offer
+            try:
+                return await offer.send(source, progress)
+            except (ServerFailed, ConnectionLost):
+                if not source.repeatable:
+                    raise
+        await anyio.sleep(PAUSE)
+        return await super().store(key, file, source, progress)
+
     @asynccontextmanager
     async def download(self, key: Key, file: AssociatedFile, offset: int = 0) -> AsyncIterator[Download]:
         self._log_sent(Get(offset, file, key))
@@ -200,7 +215,7 @@ class HttpSession(Session):
                     type=_JSON,
                     extra_timeout=math.inf,
                 ) as response:
-                    await self.http.translate_errors(read(response), doing)
+                    await self.http.translate_errors(body_of(response), doing)
             except SessionError as error:
                 failures.append(error)
 

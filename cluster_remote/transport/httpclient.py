@@ -35,7 +35,17 @@ from cluster_remote.p2p.key import UUID, Key
 from cluster_remote.p2p.text import printable
 from cluster_remote.p2p.timeouts import DEFAULT_TIMEOUT
 
-__all__ = ["DATA_LENGTH", "Answer", "Authentication", "HttpClient", "TooOld", "coded", "read"]
+__all__ = [
+    "DATA_LENGTH",
+    "PAUSE",
+    "Answer",
+    "Authentication",
+    "HttpClient",
+    "ServerFailed",
+    "TooOld",
+    "body_of",
+    "coded",
+]
 
 T = TypeVar("T")
 
@@ -49,8 +59,10 @@ _MAX_QUOTED = 300
 _MAX_CANDIDATES = 30
 # How many logins to try for one request: a credential helper may invent a new one each time.
 _MAX_LOGINS = 4
-# Seconds to wait before retrying a query.
-_PAUSE = 0.5
+# Seconds to wait before retrying a request.
+PAUSE = 0.5
+# Answers of a server, or of a proxy in front of it, that failed to handle a request.
+_FAILED = frozenset({500, 502, 503, 504})
 # Seconds to close a response.
 _CLOSING = 10.0
 
@@ -81,6 +93,10 @@ class Answer:
 
 class TooOld(Refused):
     """The server's protocol version is too old for the request."""
+
+
+class ServerFailed(Refused):
+    """The server failed to handle the request, which may have been the fault of another client."""
 
 
 class HttpClient:
@@ -248,7 +264,7 @@ class HttpClient:
                 if not again or retried:
                     raise
                 retried = True
-                await anyio.sleep(_PAUSE)
+                await anyio.sleep(PAUSE)
                 continue
             try:
                 if response.status == 200:
@@ -271,7 +287,7 @@ class HttpClient:
                 continue
             if answer.status >= 500 and again and not retried:
                 retried = True
-                await anyio.sleep(_PAUSE)
+                await anyio.sleep(PAUSE)
                 continue
             raise self.failure(answer, doing)
 
@@ -318,7 +334,8 @@ class HttpClient:
                 # Never send a login to the target of a redirect.
                 return Unreachable(f"{self.name}: {doing}: the server redirects; use the url it redirects to")
             case status:
-                return Refused(f"{self.name}: {doing}: the server answered {status}{suffix}")
+                kind = ServerFailed if status in _FAILED else Refused
+                return kind(f"{self.name}: {doing}: the server answered {status}{suffix}")
 
     def _headers(self, with_body: bool, type: str, more: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
         headers = [(b"Host", self._host), (b"Accept", b"*/*"), (b"Accept-Encoding", b"identity")]
@@ -342,7 +359,7 @@ class HttpClient:
     async def _whole(self, response: httpcore.Response, doing: str, extra_timeout: float) -> bytes:
         """Read an answer without content, which must arrive as a whole in time."""
         waiting = anyio.CancelScope(deadline=anyio.current_time() + self._timeout + extra_timeout)
-        body: bytes = await self._within(waiting, read(response), doing)
+        body: bytes = await self._within(waiting, body_of(response), doing)
         return body
 
     async def _within(self, scope: anyio.CancelScope, waiting: Awaitable[Any], doing: str) -> Any:
@@ -405,7 +422,7 @@ class _TooLong(Exception):
     pass
 
 
-async def read(response: httpcore.Response) -> bytes:
+async def body_of(response: httpcore.Response) -> bytes:
     """Read the whole body of an answer without content."""
     body = bytearray()
     async for chunk in response.aiter_stream():

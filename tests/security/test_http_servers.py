@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import gzip
+import json
+import re
 import socket
 import ssl
 import threading
@@ -20,13 +22,15 @@ import pytest
 from cluster_remote.annex.gitconfig import GitConfig
 from cluster_remote.annex.logins import Login
 from cluster_remote.p2p.errors import AuthenticationFailed, ProtocolError, SessionError, Unreachable
+from cluster_remote.p2p.file import FileSource
 from cluster_remote.p2p.key import UUID, AssociatedFile, Key
-from cluster_remote.p2p.session import Session
+from cluster_remote.p2p.session import Present, Session, Stored
 from cluster_remote.transport.address import parse_address
 from cluster_remote.transport.http import HttpSession
 from cluster_remote.transport.httpclient import HttpClient
 from cluster_remote.transport.opening import Caller, session_at
 from cluster_remote.transport.trust import Refusal
+from tests.p2p.memory import Pieces
 from tests.remote.testbed import Testbed, text
 from tests.support.certificates import make_certificate
 from tests.support.environment import Environment
@@ -65,6 +69,9 @@ def server(
                     request = b""
                     while b"\r\n\r\n" not in request and (data := connection.recv(65536)):
                         request += data
+                    # Closing a connection with unread data would take the answer from the client.
+                    while b"/put?" in request and not request.endswith(b"\r\n0\r\n\r\n"):
+                        request += connection.recv(65536)
                     if request:
                         heard.append(request.partition(b"\r\n\r\n")[0])
                         for part in respond(request):
@@ -314,6 +321,108 @@ async def test_of_a_content_no_more_is_passed_on_than_was_announced(name: str) -
             await fetch()
         await session.aclose()
     assert got <= 5
+
+
+# So that no request is sent on a connection that is being closed.
+CLOSE = "Connection: close"
+
+
+class Failing:
+    """A server that fails the first uploads and takes the next.
+
+    Attributes:
+        asked: the requests, with the offset if there is one.
+    """
+
+    def __init__(self, failure: bytes, times: int, *, had: int = 0, stored: bool = False) -> None:
+        """Fail so many `times`; keep `had` bytes of an upload that failed, or all of it if it was `stored`."""
+        self.failure = failure
+        self.times = times
+        self.had = had
+        self.stored = stored
+        self.asked: list[str] = []
+
+    def __call__(self, request: bytes) -> Iterator[bytes]:
+        endpoint = request.split(b"/v4/")[1].partition(b"?")[0].decode()
+        offset = re.search(rb"[?&]offset=([0-9]+)", request)
+        self.asked.append(f"{endpoint} {int(offset[1])}" if offset else endpoint)
+        failed = len([each for each in self.asked if each.startswith("put ") or each == "put"])
+        if endpoint == "putoffset":
+            said = {"alreadyhave": True, "plusuuids": []} if self.stored and failed else {"offset": self.had * failed}
+            yield from answered("200 OK", CLOSE, body=json.dumps(said).encode())(request)
+        elif failed <= self.times:
+            yield self.failure
+        else:
+            yield from answered("200 OK", CLOSE, body=b'{"stored":true,"plusuuids":[]}')(request)
+
+
+NOTHING = b"HTTP/1.1 %b\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+FAILURES = {f"a {status}": NOTHING % f"{status} No".encode() for status in (500, 502, 503, 504)}
+FAILURES["a connection that breaks"] = b""
+FAILURES["half an answer"] = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{"
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Uploads are repeated without a pause."""
+    monkeypatch.setattr("cluster_remote.transport.http.PAUSE", 0)
+
+
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize("name", FAILURES)
+async def test_an_upload_that_the_server_fails_is_offered_once_more(name: str, tmp_path: Path) -> None:
+    (tmp_path / "hello").write_bytes(b"hello")
+    source = FileSource(bytes(tmp_path / "hello"))
+    for failing, again in (
+        (Failing(FAILURES[name], 1), ["putoffset", "put"]),
+        # It goes on where the server says.
+        (Failing(FAILURES[name], 1, had=2), ["putoffset", "put 2"]),
+    ):
+        with server(failing) as (port, _):
+            session = session_with(port)
+            assert await session.store(KEY, AssociatedFile(), source) == Stored(True)
+            await session.aclose()
+        assert failing.asked == ["putoffset", "put", *again]
+
+
+@pytest.mark.usefixtures("at_once")
+async def test_an_upload_that_arrived_although_the_server_failed_is_present(tmp_path: Path) -> None:
+    (tmp_path / "hello").write_bytes(b"hello")
+    failing = Failing(b"", 1, stored=True)
+    with server(failing) as (port, _):
+        session = session_with(port)
+        assert await session.store(KEY, AssociatedFile(), FileSource(bytes(tmp_path / "hello"))) == Present()
+        await session.aclose()
+    assert failing.asked == ["putoffset", "put", "putoffset"]
+
+
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize("name", FAILURES)
+async def test_an_upload_is_repeated_once_and_only_if_its_content_can_be_read_again(name: str, tmp_path: Path) -> None:
+    (tmp_path / "hello").write_bytes(b"hello")
+    for source, asked in (
+        (FileSource(bytes(tmp_path / "hello")), ["putoffset", "put"] * 2),
+        (Pieces(b"hello"), ["putoffset", "put"]),
+    ):
+        failing = Failing(FAILURES[name], 9)
+        with server(failing) as (port, _):
+            session = session_with(port)
+            with pytest.raises(SessionError):
+                await session.store(KEY, AssociatedFile(), source)
+            await session.aclose()
+        assert failing.asked == asked
+
+
+@pytest.mark.parametrize("status", ["400 Bad", "403 Forbidden", "404 Not Found", "409 Conflict", "501 No"])
+async def test_an_upload_that_the_server_does_not_want_is_not_repeated(status: str, tmp_path: Path) -> None:
+    (tmp_path / "hello").write_bytes(b"hello")
+    failing = Failing(NOTHING % status.encode(), 1)
+    with server(failing) as (port, _):
+        session = session_with(port)
+        with pytest.raises(SessionError):
+            await session.store(KEY, AssociatedFile(), FileSource(bytes(tmp_path / "hello")))
+        await session.aclose()
+    assert failing.asked == ["putoffset", "put"]
 
 
 def _dripping(head: bytes, drop: bytes, pause: float = 0.1) -> Respond:
