@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cluster_remote.annex import TOKEN_VARIABLE as TOKEN
 from cluster_remote.p2p.key import UUID
+from cluster_remote.p2p.timeouts import DEFAULT_TIMEOUT
 from cluster_remote.transport import FORMS
 
 TYPE_CHECKING = False
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
     Tracking = Literal["nodes", "remote"]
 
 __all__ = ["DESCRIPTIONS", "TOKEN", "BadSettings", "Settings", "as_argument"]
-
-DEFAULT_TIMEOUT = 60.0
 
 DESCRIPTIONS = {
     "url": f"address of the cluster's gateway: {FORMS}; omit it for a cluster that is configured in this repository",

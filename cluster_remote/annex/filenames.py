@@ -14,10 +14,11 @@ from collections.abc import Iterator
 import anyio
 import anyio.to_thread
 
+from cluster_remote.annex.filestate import FileState, state_of
 from cluster_remote.annex.locations import output_of
 from cluster_remote.annex.logformat import key_file
 from cluster_remote.annex.objects import folders_of
-from cluster_remote.annex.repository import FileState, Repository, state_of
+from cluster_remote.annex.repository import Repository
 from cluster_remote.p2p.key import AssociatedFile, Key, decode
 
 __all__ = ["FileNames"]

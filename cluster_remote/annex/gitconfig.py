@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import os
+
 from cluster_remote.annex import TOKEN_VARIABLE
 from cluster_remote.annex.errors import CommandFailed
 from cluster_remote.annex.waiting import run_and_wait
@@ -32,6 +34,11 @@ class GitConfig:
     def read(cls, *, cwd: Path | None = None, env: Mapping[str, str]) -> GitConfig:
         """Read the configuration for a directory and environment; not in an event loop. Raises CommandFailed."""
         return cls.parse(ask_git("config", "--list", "-z", cwd=cwd, env=env))
+
+    @classmethod
+    def of_git_dir(cls, git_dir: str) -> GitConfig:
+        """Read the configuration of the repository with this git directory, like `read`."""
+        return cls.read(env={**os.environ, "GIT_DIR": git_dir})
 
     @classmethod
     def parse_with_origins(cls, listing: bytes) -> tuple[GitConfig, frozenset[str]]:

@@ -13,12 +13,13 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from functools import cache, cached_property
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import anyio
 
 from cluster_remote.annex import TOKEN_VARIABLE, child
 from cluster_remote.annex.errors import NotARepository, NotInitialised
+from cluster_remote.annex.filestate import FileState, state_of
 from cluster_remote.annex.gitconfig import GitConfig
 from cluster_remote.annex.waiting import Completed, run_and_wait
 from cluster_remote.p2p.key import UUID, decode
@@ -29,10 +30,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LOCAL_VARIABLES",
-    "FileState",
     "Repository",
     "foreign_environment",
-    "state_of",
     "utf8_locale",
     "without_token",
 ]
@@ -97,19 +96,6 @@ def foreign_environment() -> dict[str, str]:
         for name, value in without_token().items()
         if name not in LOCAL_VARIABLES and not name.startswith(("GIT_CONFIG_KEY_", "GIT_CONFIG_VALUE_"))
     }
-
-
-FileState: TypeAlias = tuple[int, int, int, int]
-"""What identifies the state of a file: device, inode, size and modification time."""
-
-
-def state_of(file: Path) -> FileState | None:
-    """Return the state of a file; None if it cannot be read. An equal state does not prove equal content."""
-    try:
-        status = file.stat()
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 class _ConfigFiles(NamedTuple):

@@ -24,8 +24,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from cluster_remote.annex.filestate import FileState, state_of
 from cluster_remote.annex.private import make_private_directory
-from cluster_remote.annex.repository import FileState, Repository, state_of
+from cluster_remote.annex.repository import Repository
 from cluster_remote.gateway.errors import TokensUnusable, UnknownToken
 from cluster_remote.p2p.key import UUID, encode
 from cluster_remote.p2p.server import Mode

@@ -30,7 +30,7 @@ def is_away(address: Address | None, git_dir: str, cluster: UUID, name: str) -> 
     Does not look where an unverified configuration of the remote `name` leads: that may mount what is there. Raises
     CommandFailed if git cannot be asked.
     """
-    config = GitConfig.read(env={**os.environ, "GIT_DIR": git_dir})
+    config = GitConfig.of_git_dir(git_dir)
     if config.is_unverified(name):
         return False
     if address is not None:

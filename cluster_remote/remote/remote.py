@@ -6,7 +6,6 @@ it reports success, and turns a failure into a one-line message.
 
 from __future__ import annotations
 
-import os
 import threading
 
 from annexremote import RemoteError, SpecialRemote
@@ -137,7 +136,7 @@ class ClusterRemote(SpecialRemote):  # type: ignore[misc] # annexremote has no t
             from cluster_remote.annex.gitconfig import GitConfig
 
             try:
-                self._clusters = GitConfig.read(env={**os.environ, "GIT_DIR": self.annex.getgitdir()}).clusters()
+                self._clusters = GitConfig.of_git_dir(self.annex.getgitdir()).clusters()
             except AnnexError as error:
                 raise RemoteError(one_line(str(error))) from None
         return next((name for name, uuid in self._clusters.items() if uuid == settings.uuid), None)

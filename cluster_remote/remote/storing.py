@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import anyio
 
 from cluster_remote.access.identity import not_recorded
-from cluster_remote.annex.repository import state_of
+from cluster_remote.annex.filestate import state_of
 from cluster_remote.annex.version import NEEDED
 from cluster_remote.p2p.errors import SessionError
 from cluster_remote.p2p.file import FileSource
