@@ -10,7 +10,7 @@ import math
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
@@ -236,6 +236,18 @@ class ClusterSession(Session):
                     yield download
                 finally:
                     await download.aclose()
+
+    async def read_small(self, key: Key) -> bytes | None:
+        """See Session. Tries only the node that `download` would ask first."""
+        with self._request():
+            order = routing.reading_order(self.nodes, await self._holders(key), self._pick)
+            awake, _ = self._ask.split_resting(self._ask.recent_senders_last(key, order.logged))
+            content = None
+            with suppress(SessionError), anyio.move_on_after(self._ask.head_start):
+                content = await self._ask.session(awake[0]).read_small(key) if awake else None
+            if content is not None:
+                self._ask.sends(key, awake[0])
+            return content
 
     # Writing
 

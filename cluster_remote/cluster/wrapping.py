@@ -169,14 +169,14 @@ class LocalReads(Wrapper):
 
     @asynccontextmanager
     async def download(self, key: Key, file: AssociatedFile, offset: int = 0) -> AsyncIterator[Download]:
-        content = await self._read(key)
+        content = await self.read_small(key)
         if content is None or offset > len(content):
             async with super().download(key, file, offset) as download:
                 yield download
         else:
             yield _InMemory(memoryview(content)[offset:])
 
-    async def _read(self, key: Key) -> bytes | None:
+    async def read_small(self, key: Key) -> bytes | None:
         # Without a checksum, damage would go unnoticed; and only a local disk cannot block us for long.
         checksum = Checksum.of(key)
         if checksum is None or self.inside.version is None or not self._is_local:

@@ -263,6 +263,13 @@ class Session(ABC):
         Leaving the context early aborts the download and closes the connection.
         """
 
+    async def read_small(self, key: Key) -> bytes | None:
+        """Return the content, verified by its checksum, if it is small and on a local disk; otherwise None.
+
+        A shortcut for `download`, which finds out why there is none. Bounded in time, never connects.
+        """
+        return None
+
     @abstractmethod
     async def remove(self, key: Key, before: int | None = None) -> Removal:
         """Remove the content; removing absent content succeeds too.

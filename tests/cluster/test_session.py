@@ -560,6 +560,34 @@ async def test_the_clusters_clock_works_without_some_nodes() -> None:
     assert peers[0].requests == []
 
 
+# Small contents on a local disk
+
+
+@pytest.mark.parametrize("answer", [CONTENT, None, "never"])
+async def test_small_content_is_read_only_from_the_node_a_download_would_ask_first(
+    monkeypatch: pytest.MonkeyPatch, answer: bytes | str | None
+) -> None:
+    peers, log = [Peer(n, contents={KEY: CONTENT}) for n in (1, 2, 3)], Log({KEY: [1, 2]})
+    read: list[int] = []
+
+    async def read_small(session: FakeSession, key: Key) -> bytes | None:
+        read.append(session.peer.number)
+        if isinstance(answer, str):
+            await anyio.sleep_forever()
+        return answer if isinstance(answer, bytes) else None
+
+    monkeypatch.setattr(FakeSession, "read_small", read_small)
+    session = cluster(peers, log, costs=[200, 100, 50], timeout=0.5)
+    assert await session.read_small(KEY) == (CONTENT if answer == CONTENT else None)
+    assert read == [2]
+    # Asked again, whoever has read it doubts this copy.
+    assert await session.read_small(KEY) == (CONTENT if answer == CONTENT else None)
+    assert read == ([2, 1] if answer == CONTENT else [2, 2])
+    assert await session.read_small(key_of(b"on no node", "other")) is None
+    assert len(read) == 2
+    assert all(peer.requests == [] for peer in peers)
+
+
 # Presence
 
 

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from cluster_remote.remote import requests
 from cluster_remote.remote.watch import KeptWatch
+from tests.remote.driver import Driver
 from tests.remote.testbed import Testbed
 from tests.support.peers import Close, Drain, Expect, ScriptedPeer, Send, Step, opening
 
@@ -38,7 +40,11 @@ def watched() -> list[int]:
     return [int(inode, 16) for inode in found]
 
 
-def test_a_small_transfer_sends_no_progress_and_keeps_a_watch(testbed: Testbed, tmp_path: Path) -> None:
+def test_a_small_transfer_sends_no_progress_and_keeps_a_watch(
+    testbed: Testbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The machine may be slow. The program shares this process's memory.
+    monkeypatch.setattr(requests, "_PROGRESS_INTERVAL", 60.0)
     (tmp_path / "file").write_bytes(CONTENT)
     with testbed.driver() as annex:
         annex.prepare()
@@ -72,6 +78,31 @@ def test_a_transfer_that_fails_says_how_far_it_got(
         answer = annex.ask(f"TRANSFER {request_} {KEY} {tmp_path / 'file'}")
         assert answer.startswith(f"TRANSFER-FAILURE {request_} {KEY} "), answer
         assert annex.progress == told
+
+
+def test_small_files_from_a_local_disk_are_read_once_a_node_has_answered(testbed: Testbed, tmp_path: Path) -> None:
+    gateway = testbed.cluster.gateway
+    good, damaged = (gateway.add(f"small {name}", name.encode()) for name in ("good", "damaged"))
+    settings = {"url": "", "encryption": "none", "sameas-uuid": testbed.cluster.uuid}
+    with Driver(gateway, testbed.cluster.uuid, settings) as annex:
+        annex.prepare()
+        file = tmp_path / "file"
+        for key in (good, damaged):
+            stored = gateway.object_path(key)
+            assert annex.ask(f"TRANSFER STORE {key} {stored}") == f"TRANSFER-SUCCESS STORE {key}"
+        for node in testbed.cluster.nodes[:2]:
+            node.damage_object(damaged)
+        assert annex.ask(f"TRANSFER RETRIEVE {good} {file}") == f"TRANSFER-SUCCESS RETRIEVE {good}"
+        assert file.read_bytes() == b"good"
+        assert not any("P2P > GET" in line for line in annex.debug)
+        for unwritable in (tmp_path, tmp_path / "no such directory/file"):
+            answer = annex.ask(f"TRANSFER RETRIEVE {good} {unwritable}")
+            assert answer.startswith(f"TRANSFER-FAILURE RETRIEVE {good} cannot write '{unwritable}': ")
+        # A part that is there already is replaced, and a damaged copy is not taken for the content.
+        file.write_bytes(b"dama")
+        assert annex.ask(f"TRANSFER RETRIEVE {damaged} {file}") == f"TRANSFER-SUCCESS RETRIEVE {damaged}"
+        assert file.read_bytes() == b"damaged"
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_the_watch_follows_the_directory_and_ends(tmp_path: Path) -> None:
