@@ -79,9 +79,14 @@ def carry_out(where: Repository, commands: Sequence[str]) -> None:
 
 
 def on_a_terminal(
-    environment: Environment, cwd: Path, *argv: str, within: float = 60.0, env: dict[str, str] | None = None
+    environment: Environment,
+    cwd: Path,
+    *argv: str,
+    within: float = 60.0,
+    env: dict[str, str] | None = None,
+    typed: bytes = b"",
 ) -> str:
-    """Return what a command writes to a terminal of 100 columns, standard error included.
+    """Return what a command writes to a terminal of 100 columns, standard error included. `typed` is its input.
 
     Raises:
         AssertionError: it did not end within so many seconds.
@@ -92,6 +97,7 @@ def on_a_terminal(
     variables = {"TERM": "xterm-256color", "COLUMNS": "100", **(env or {})}
     process = popen_forked(environment, *argv, cwd=cwd, env=variables, stdin=slave, stdout=slave, stderr=slave)
     os.close(slave)
+    os.write(master, typed)
     with process:
         try:
             while True:

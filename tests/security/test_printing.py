@@ -6,6 +6,7 @@ import html
 import io
 import json
 import os
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 
 from cluster_remote.cli import check, doctor, drop, failure, get, lock, present, put, repair, serve, status, token
 from cluster_remote.cli.execution import _say as say_of_plans
+from cluster_remote.cli.execution import execute
 from cluster_remote.cli.render import console, emit, say, table
 from cluster_remote.diagnosis.checkup import Checkup, Program, Server
 from cluster_remote.diagnosis.comparison import Check, Finding, NodeCount
@@ -32,6 +34,8 @@ from cluster_remote.diagnosis.transfer import Transfer
 from cluster_remote.gateway import web
 from cluster_remote.gateway.gateway import Gateway
 from cluster_remote.gateway.slots import Connection
+from cluster_remote.lifecycle.runner import Runner
+from cluster_remote.lifecycle.steps import Plan
 from cluster_remote.p2p.errors import Unreachable
 from cluster_remote.p2p.key import UUID, Key
 from cluster_remote.p2p.text import printable
@@ -208,5 +212,32 @@ def test_whatever_else_is_said_has_no_control_characters(monkeypatch: pytest.Mon
             assert harmless(printed(monkeypatch, show))
         assert harmless(log(text))
         assert log(text).count("\n") == 1
+
+    holds()
+
+
+class Terminal(io.StringIO):
+    """A stream that takes itself for a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_questions_have_no_control_characters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And so of every command that asks before it changes something."""
+    runner = Runner(None, say_of_plans)  # type: ignore[arg-type]
+
+    @quick
+    @given(hostile, hostile)
+    def holds(question: str, note: str) -> None:
+        written = Terminal()
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stdin", Terminal("n\n"))
+            patch.setattr(sys, "stdout", written)
+            patch.setattr(sys, "stderr", written)
+            with pytest.raises(typer.Abort):
+                execute(Plan(notes=(note,), questions=(question,)), runner, dry_run=False, yes=False)
+        assert "[y/N]" in written.getvalue()
+        assert harmless(re.sub(r"\x1b\[(?:0|1|22)m", "", written.getvalue()))
 
     holds()
