@@ -187,6 +187,18 @@ class ClusterSession(Session):
                 raise self._failure(f"cannot tell whether it has {key}", answers)
             return present
 
+    async def check_everywhere(self, key: Key) -> bool:
+        """See Session. Asks every node that is not known to be unreachable: uploads go to no other."""
+        if await self.check_present(key):
+            return True
+        with self._request():
+            awake, _ = self._ask.split_resting(self.nodes)
+            answers = await self._ask.ask_until(True, [awake], lambda session: session.check_present(key))
+            found = [answer for _, answer in answers]
+            if True not in found and not routing.absent_where_reachable(found):
+                raise self._failure(f"cannot tell whether it has {key}", answers)
+            return True in found
+
     @asynccontextmanager
     async def download(self, key: Key, file: AssociatedFile, offset: int = 0) -> AsyncIterator[Download]:
         """See Session. The sending node may change at any byte."""

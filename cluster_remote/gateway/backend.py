@@ -21,6 +21,7 @@ from cluster_remote.p2p.key import UUID
 from cluster_remote.p2p.server import Endpoint, Mode
 from cluster_remote.p2p.session import Session
 from cluster_remote.p2p.timeouts import DEFAULT_TIMEOUT
+from cluster_remote.p2p.uploads import Uploads
 from cluster_remote.transport.address import BadAddress, Directory
 from cluster_remote.transport.opening import Caller, session_at
 
@@ -44,6 +45,7 @@ class Backend:
         self.timeout = timeout
         self.log = SharedLog(repository)
         self._reachability = Reachability()
+        self._uploads = Uploads()
 
     @classmethod
     def at(cls, repository: Repository, cluster: str | None, timeout: float = DEFAULT_TIMEOUT) -> Backend:
@@ -78,7 +80,7 @@ class Backend:
             raise NotServed(f"{uuid} is not behind this gateway")
         denied = None if with_git else "this token gives no access to the git repository"
         connect = None if with_git is None else GitService(self.repository, self.log.commit, note, denied)
-        return Endpoint(uuid, session, mode, connect)
+        return Endpoint(uuid, session, mode, connect, self._uploads)
 
     async def nodes(self) -> list[tuple[str, UUID, str]]:
         """Return the cluster's nodes: name, UUID, and whether each is in use or currently skipped."""

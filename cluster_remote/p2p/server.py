@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 import anyio
@@ -49,6 +49,7 @@ from cluster_remote.p2p.relay import Client, ClientGone, ClientMisbehaved, Clien
 from cluster_remote.p2p.session import Present, Session, Stored, Upload
 from cluster_remote.p2p.stream import MessageStream
 from cluster_remote.p2p.text import printable
+from cluster_remote.p2p.uploads import Uploads, Yielding
 
 __all__ = ["LOCK_RETENTION", "Closing", "Ended", "Endpoint", "LockKeeper", "Mode", "serve"]
 
@@ -98,6 +99,8 @@ class Endpoint:
     session: Callable[[frozenset[UUID]], Awaitable[Session]]
     mode: Mode = Mode.READ_WRITE
     connect: Callable[[MessageStream, str, str | None], Awaitable[None]] | None = None
+    uploads: Uploads = field(default_factory=Uploads)
+    """The uploads of all clients, to anything that this server serves."""
 
     @asynccontextmanager
     async def upload(self, session: Session, key: Key, file: AssociatedFile) -> AsyncIterator[Present | Upload]:
@@ -106,11 +109,13 @@ class Endpoint:
         Some nodes, such as special remotes, accept content that they already have, and without a checksum nothing would
         detect that it differs.
         """
-        if self.mode is Mode.APPEND_ONLY and await session.check_present(key):
-            yield Present()
-            return
-        async with session.upload(key, file) as offer:
-            yield offer
+        append_only = self.mode is Mode.APPEND_ONLY
+        with self.uploads.running(key) as running:
+            if append_only and await session.check_everywhere(key):
+                yield Present()
+                return
+            async with session.upload(key, file) as offer:
+                yield offer if isinstance(offer, Present) else Yielding(offer, self.uploads, running, append_only)
 
 
 class LockKeeper:

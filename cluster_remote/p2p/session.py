@@ -227,6 +227,10 @@ class Session(ABC):
     async def check_present(self, key: Key) -> bool:
         """Return whether the content is present. Raises unless the answer is definite."""
 
+    async def check_everywhere(self, key: Key) -> bool:
+        """Return whether the content is present anywhere, whatever a log says; see `check_present`."""
+        return await self.check_present(key)
+
     async def check_all(self, keys: Sequence[Key]) -> list[bool | Refused]:
         """Return for each of `keys`, in order, whether its content is present, or the Refused if the peer said ERROR.
 
