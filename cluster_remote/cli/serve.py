@@ -27,7 +27,8 @@ from cluster_remote.gateway.listeners import (
     listen,
     parse_listen,
 )
-from cluster_remote.gateway.stdio import StdioLocks, client_slot, mode_from, serve_stdio, stderr_is_the_client
+from cluster_remote.gateway.slotfiles import client_slot, owner_from
+from cluster_remote.gateway.stdio import StdioLocks, mode_from, serve_stdio, stderr_is_the_client
 from cluster_remote.gateway.tokens import Tokens
 from cluster_remote.p2p.key import UUID
 from cluster_remote.p2p.text import printable
@@ -216,8 +217,9 @@ async def _serve_one_client(backend: Backend, wanted: UUID | None, most: int) ->
         del os.environ[name]
     endpoint = await backend.endpoint(wanted, None, mode)
     directory, limits = backend.repository.common_dir / "cluster-remote", Limits()
-    with client_slot(directory, most) as slot:
-        locks = StdioLocks(directory, limits.orphaned_locks, slot)
+    owner = owner_from(os.environ)
+    async with client_slot(directory, most, owner) as slot:
+        locks = StdioLocks(directory, limits.orphaned_locks, owner, endpoint.uuid, slot)
         try:
             ended = await serve_stdio(endpoint, backend.timeout, limits.to_finish, say, locks)
         finally:

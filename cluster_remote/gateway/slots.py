@@ -17,7 +17,7 @@ import anyio
 
 from cluster_remote.gateway.tokens import Token
 
-__all__ = ["Connection", "FailedLogins", "OrphanedLocks", "Slots"]
+__all__ = ["Connection", "FailedLogins", "OrphanedLocks", "Slots", "make_room"]
 
 # The largest share of all slots for one token, and for all clients without a token together.
 _SHARE, _WITHOUT_TOKEN = 0.75, 0.5
@@ -111,9 +111,9 @@ class Slots:
         refusal: str | None = None
         if token is None:
             others = {each: whose for each, whose in self._clients.items() if each.token is None}
-            giving_way, refusal = _make_room(others, max(1, int(self._most_clients * _WITHOUT_TOKEN)), owner)
+            giving_way, refusal = make_room(others, max(1, int(self._most_clients * _WITHOUT_TOKEN)), owner)
         if giving_way is None and refusal is None:
-            giving_way, refusal = _make_room(self._clients, self._most_clients, owner)
+            giving_way, refusal = make_room(self._clients, self._most_clients, owner)
         if refusal is not None:
             return refusal
         if giving_way is not None:
@@ -147,21 +147,31 @@ def _owner(connection: Connection, token: Token | None) -> str:
     return connection.address if token is None else f"token {token.id}"
 
 
-def _make_room(clients: Mapping[Connection, str], most: int, owner: str) -> tuple[Connection | None, str | None]:
-    """Return which connection must give way to one more of `owner`, if any, or why none can."""
+def make_room(
+    clients: Mapping[Connection, str], most: int, owner: str, share: int | None = None
+) -> tuple[Connection | None, str | None]:
+    """Return which connection must give way to one more of `owner`, if any, or why none can.
+
+    `share` is how many one owner may have, by default three quarters of `most`.
+    """
     count = Counter(clients.values())
     mine, full = count[owner], len(clients) >= most
-    if mine >= _share_of(most) or (full and mine + 1 >= max(count.values())):
+    if mine >= (_share_of(most) if share is None else share):
         candidates = [each for each, whose in clients.items() if whose == owner and _idle(each) >= each.longest_idle]
-        refusal = f"{owner} uses {mine} of the {most} client slots of this gateway"
     elif full:
-        candidates = [each for each, whose in clients.items() if count[whose] > mine + 1 and _idle(each) >= 0]
-        refusal = f"all {len(clients)} clients of this gateway are busy"
+        candidates = [
+            each
+            for each, whose in clients.items()
+            if (_idle(each) >= 0 and count[whose] > mine + 1)
+            or (_idle(each) >= each.longest_idle and (whose == owner or count[whose] > mine))
+        ]
     else:
         return None, None
-    if not candidates:
-        return None, refusal
-    return max(candidates, key=lambda each: (count[clients[each]], _idle(each))), None
+    if candidates:
+        return max(candidates, key=lambda each: (count[clients[each]], _idle(each))), None
+    if not full or mine + 1 >= max(count.values()):
+        return None, f"{owner} uses {mine} of the {most} client slots of this gateway"
+    return None, f"all {len(clients)} clients of this gateway are busy"
 
 
 def _idle(connection: Connection) -> float:

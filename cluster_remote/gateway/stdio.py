@@ -6,25 +6,27 @@ client may do, as for git-annex-shell.
 
 from __future__ import annotations
 
-import fcntl
+import hashlib
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import anyio
 
-from cluster_remote.annex.private import make_private_directory
 from cluster_remote.gateway.errors import GatewayError
+from cluster_remote.gateway.slotfiles import SlotFile, locks_left_behind, take_lock
 from cluster_remote.p2p.descriptor import DescriptorConnection
-from cluster_remote.p2p.key import Key
+from cluster_remote.p2p.key import UUID, Key
 from cluster_remote.p2p.server import Closing, Ended, Endpoint, LockKeeper, Mode, serve
 from cluster_remote.p2p.stream import MessageStream
 
-__all__ = ["StdioLocks", "client_slot", "mode_from", "serve_stdio", "stderr_is_the_client"]
+__all__ = ["StdioLocks", "mode_from", "serve_stdio", "stderr_is_the_client"]
 
 _STDIN, _STDOUT, _STDERR = 0, 1, 2
+# Seconds between checks whether another client needs this one's slot.
+_LOOK = 0.25
 
 
 def mode_from(environment: Mapping[str, str]) -> Mode:
@@ -46,14 +48,14 @@ def stderr_is_the_client() -> bool:
 
 
 async def serve_stdio(
-    served: Endpoint, timeout: float, to_finish: float, note: Callable[[str], None], locks: LockKeeper | None = None
+    served: Endpoint, timeout: float, to_finish: float, note: Callable[[str], None], locks: StdioLocks | None = None
 ) -> Ended:
     """Serve until the client hangs up, or until SIGTERM or SIGINT and the end of running requests.
 
     After the signal, running requests have `to_finish` seconds left; then they are cut off, which is reported as a
-    fault.
+    fault. So is an idle client, or a lock, that gives way to another one.
     """
-    closing = Closing()
+    closing = _SlotClosing(locks)
     ended = Ended(0, "cut off")
     with _without_blocking(), anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         connection = DescriptorConnection(os.dup(_STDIN), os.dup(_STDOUT))
@@ -66,7 +68,16 @@ async def serve_stdio(
                         await anyio.sleep(to_finish)
                         tasks.cancel_scope.cancel()
 
+                async def give_way() -> None:
+                    nonlocal ended
+                    while locks is not None:
+                        await anyio.sleep(_LOOK)
+                        if locks.slot.is_wanted():
+                            ended = Ended(0, "was idle and gave way to another client")
+                            tasks.cancel_scope.cancel()
+
                 tasks.start_soon(stop)
+                tasks.start_soon(give_way)
                 stream = MessageStream(connection, timeout)
                 ended = await serve(stream, served, closing=closing, locks=locks, note=note)
                 tasks.cancel_scope.cancel()
@@ -75,88 +86,62 @@ async def serve_stdio(
     return ended
 
 
-class Slot:
-    """One of a number of slots for clients, or for locks, which all processes that serve a gateway's clients share.
+class StdioLocks(LockKeeper):
+    """The locks that clients leave behind: they take no slot, but all processes together keep at most `most`.
 
-    A slot is a lock on a file, so it becomes free however a process ends.
+    A client gets a quarter of them, one for each content of the repository `where`; clients without an address get all.
     """
 
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor: int | None = descriptor
-
-    def free(self) -> None:
-        """Free the slot, if it is still taken."""
-        descriptor, self._descriptor = self._descriptor, None
-        if descriptor is not None:
-            os.close(descriptor)
-
-
-@contextmanager
-def client_slot(directory: Path, most: int) -> Iterator[Slot]:
-    """Take one of `most` slots, which are files in `directory`. Raises GatewayError."""
-    slot = _take(directory, "place", most)
-    if slot is None:
-        raise GatewayError(f"this gateway already serves {most} clients; try again later")
-    try:
-        yield slot
-    finally:
-        slot.free()
-
-
-class StdioLocks(LockKeeper):
-    """The locks of disconnected clients: they take no slot, but all processes together keep at most `most`."""
-
-    def __init__(self, directory: Path, most: int, slot: Slot) -> None:
+    def __init__(self, directory: Path, most: int, owner: str | None, where: UUID, slot: SlotFile) -> None:
         self._directory = directory
         self._most = most
-        self._slot = slot
+        self._owner = owner
+        self._where = where
+        self.slot = slot
+        """The client's slot, and in the end that of its lock."""
 
     def refusal(self) -> str | None:
         try:
-            lock = _take(self._directory, "lock", self._most)
+            all_clients, mine = locks_left_behind(self._directory, self._most, self._owner)
         except GatewayError as error:
             return str(error)
-        if lock is None:
-            return (
-                f"{self._most} locks are still held for disconnected clients; each ends ten minutes after the "
-                "disconnection"
-            )
-        lock.free()
-        return None
+        if all_clients < self._most and (self._owner is None or mine < max(1, self._most // 4)):
+            return None
+        return (
+            f"{mine if all_clients < self._most else all_clients} locks are still held for disconnected clients; each "
+            "ends ten minutes after the disconnection"
+        )
 
     @contextmanager
     def keeping(self, key: Key) -> Iterator[None]:
+        content = hashlib.sha256(f"{self._where} ".encode() + bytes(key)).hexdigest()
         lock = None
         # If other processes have just taken all of them, this lock keeps its client's slot.
         with suppress(GatewayError):
-            lock = _take(self._directory, "lock", self._most)
+            lock = take_lock(self._directory, self._most, self._owner, content)
         if lock is None:
             yield
             return
-        self._slot.free()
+        self.slot.free()
+        self.slot = lock
         try:
-            yield
+            with lock.idle():
+                yield
         finally:
             lock.free()
 
 
-def _take(directory: Path, kind: str, most: int) -> Slot | None:
-    """Take one of `most` slots of a kind; None if all are taken. Raises GatewayError."""
-    try:
-        make_private_directory(directory)
-        for number in range(most):
-            descriptor = os.open(
-                directory / f"{kind}-{number}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
-            )
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.close(descriptor)
-            else:
-                return Slot(descriptor)
-    except OSError as error:
-        raise GatewayError(f"cannot count clients in {directory}: {error.strerror or error}") from None
-    return None
+class _SlotClosing(Closing):
+    """Notes in the client's slot when it is idle."""
+
+    def __init__(self, locks: StdioLocks | None) -> None:
+        super().__init__()
+        self._locks = locks
+
+    @contextmanager
+    def idle(self) -> Iterator[None]:
+        with super().idle(), nullcontext() if self._locks is None else self._locks.slot.idle():
+            yield
 
 
 @contextmanager

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import os
 import stat
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -13,9 +12,8 @@ import pytest
 from cluster_remote.annex.private import make_private_directory
 from cluster_remote.gateway.errors import CannotListen, GatewayError, TokensUnusable
 from cluster_remote.gateway.listeners import listen
-from cluster_remote.gateway.stdio import StdioLocks, client_slot
+from cluster_remote.gateway.slotfiles import take_lock
 from cluster_remote.gateway.tokens import Tokens
-from cluster_remote.p2p.key import Key
 from cluster_remote.p2p.server import Mode
 from cluster_remote.transport.address import Unix
 
@@ -99,34 +97,10 @@ def test_a_link_in_the_place_of_a_lock_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "own" / "tokens.lock").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(TokensUnusable):
         Tokens(tmp_path / "own" / "tokens").create(Mode.READ_WRITE)
-    (tmp_path / "own" / "place-0").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(GatewayError), client_slot(tmp_path / "own", 1):
-        pass
+    (tmp_path / "own" / "lock-0").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(GatewayError):
+        take_lock(tmp_path / "own", 1, None, "")
     assert not (tmp_path / "elsewhere").exists()
-
-
-def test_processes_for_one_client_each_share_the_places_of_the_gateway(tmp_path: Path) -> None:
-    with ExitStack() as places:
-        for _ in range(2):
-            places.enter_context(client_slot(tmp_path, 2))
-        with pytest.raises(GatewayError, match="already serves 2 clients"):
-            places.enter_context(client_slot(tmp_path, 2))
-    with client_slot(tmp_path, 1):
-        pass
-
-
-def test_orphaned_locks_of_stdio_take_no_slot_and_are_limited(tmp_path: Path) -> None:
-    key = Key("WORM--x")
-    with client_slot(tmp_path, 1) as first:
-        locks = StdioLocks(tmp_path, 1, first)
-        assert locks.refusal() is None
-        with locks.keeping(key), client_slot(tmp_path, 1) as second:
-            others = StdioLocks(tmp_path, 1, second)
-            assert "still held" in (others.refusal() or "")
-            # One that was taken all the same keeps its client's slot.
-            with others.keeping(key), pytest.raises(GatewayError, match="already serves"), client_slot(tmp_path, 1):
-                pass
-        assert locks.refusal() is None
 
 
 def test_directories_that_are_made_are_for_their_owner_alone_whatever_the_umask(tmp_path: Path) -> None:
