@@ -24,6 +24,7 @@ from cluster_remote.p2p.errors import (
 )
 from cluster_remote.p2p.key import Key
 from cluster_remote.p2p.session import Session
+from cluster_remote.p2p.stream import Deadline
 
 __all__ = ["NodeSessions", "Observed", "within"]
 
@@ -148,22 +149,13 @@ class NodeSessions:
 
     # Asking
 
-    @contextmanager
-    def deadline(self, extra_timeout: float = 0.0) -> Iterator[None]:
-        """Raise TimedOut after the timeout plus `extra_timeout` seconds."""
-        seconds = self.timeout + extra_timeout
-        try:
-            with anyio.fail_after(seconds):
-                yield
-        except TimeoutError:
-            raise TimedOut(f"no answer within {seconds:.3g} seconds") from None
-
     async def answer_of(
         self, node: Node, request: Callable[[Session], Awaitable[T]], extra_timeout: float = 0.0
     ) -> T | SessionError:
         """Return a node's answer to one request, or the error if there is none."""
+        seconds = self.timeout + extra_timeout
         try:
-            with self.observed(node), self.deadline(extra_timeout):
+            with self.observed(node), Deadline(seconds, f"no answer within {seconds:.3g} seconds"):
                 return await request(self.session(node))
         except SessionError as error:
             return error

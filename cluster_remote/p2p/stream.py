@@ -17,7 +17,7 @@ from cluster_remote.p2p.errors import ConnectionLost, ProtocolError, SourceError
 from cluster_remote.p2p.messages import Data, MalformedMessage, Message, parse, serialise
 from cluster_remote.p2p.session import SourceReading, write_at
 
-__all__ = ["CHUNK", "LARGE_CHUNK", "MAX_LINE", "Connection", "MessageStream", "Portions", "Trace"]
+__all__ = ["CHUNK", "LARGE_CHUNK", "MAX_LINE", "Connection", "Deadline", "MessageStream", "Portions", "Trace"]
 
 # More than any legitimate line needs: a key is a file name, and lists of UUIDs are short.
 MAX_LINE = 64 * 1024
@@ -35,6 +35,8 @@ _PORTION_SECONDS = 0.25
 
 # Files of at least this many bytes are sent by the kernel if possible; smaller ones are not worth a thread.
 _LARGE = 4 * 1024 * 1024
+# Most bytes to send without a deadline if that need not wait.
+_SHORT = 16 * 1024
 
 # How many contents this process is reading ahead; they share LARGE_CHUNK.
 _reading_ahead = 0
@@ -57,6 +59,10 @@ class Connection(ABC):
     @abstractmethod
     async def send_some(self, data: memoryview) -> int:
         """Send at least one byte of `data`, waiting if necessary; return how many were sent. Raises ConnectionLost."""
+
+    def send_at_once(self, data: memoryview) -> int:
+        """Send what can be sent without waiting; return how many bytes, possibly 0. Raises ConnectionLost."""
+        return 0
 
     def copied_last(self) -> int | None:
         """Return how many trailing bytes of a file must go through `send_some`; None if `send_file` is unsupported.
@@ -126,12 +132,15 @@ class Portions:
             self._portion = int(min(2 * self._portion, max(affordable, CHUNK), LARGE_CHUNK))
 
 
-class _Deadline:
-    """Raise TimedOut if no progress is made. A class, because that is faster and every message enters it."""
+class Deadline:
+    """Raise TimedOut, with `message`, after a number of seconds.
 
-    def __init__(self, seconds: float, doing: str) -> None:
+    A class, because that is faster and every message enters it.
+    """
+
+    def __init__(self, seconds: float, message: str) -> None:
         self._seconds = seconds
-        self._doing = doing
+        self._message = message
 
     def __enter__(self) -> anyio.CancelScope:
         self._scope = anyio.CancelScope(deadline=anyio.current_time() + self._seconds)
@@ -142,7 +151,7 @@ class _Deadline:
     ) -> None:
         self._scope.__exit__(kind, error, trace)
         if self._scope.cancelled_caught:
-            raise TimedOut(f"no progress for {self._seconds:.3g} seconds while {self._doing}") from None
+            raise TimedOut(self._message) from None
 
 
 class MessageStream:
@@ -156,8 +165,9 @@ class MessageStream:
         # How many bytes were already searched for a newline, so that reading a line takes linear time.
         self._searched = 0
 
-    def _deadline(self, doing: str, extra_timeout: float = 0) -> _Deadline:
-        return _Deadline(self.timeout + extra_timeout, doing)
+    def _deadline(self, doing: str, extra_timeout: float = 0) -> Deadline:
+        seconds = self.timeout + extra_timeout
+        return Deadline(seconds, f"no progress for {seconds:.3g} seconds while {doing}")
 
     async def send(self, *messages: Message) -> None:
         """Send messages in one write. Raises TimedOut, ConnectionLost."""
@@ -166,7 +176,10 @@ class MessageStream:
         await self._send_all(memoryview(b"".join(map(serialise, messages))), "sending a message")
 
     async def _send_all(self, data: memoryview, doing: str) -> None:
-        sent = 0
+        # A short message nearly always fits: setting a deadline would cost as much as sending it.
+        sent = self.connection.send_at_once(data) if len(data) <= _SHORT else 0
+        if sent == len(data):
+            return
         with self._deadline(doing) as scope:
             while sent < len(data):
                 sent += await self.connection.send_some(data[sent:])
