@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from cluster_remote.annex import logformat
 from cluster_remote.p2p.key import UUID
 
-__all__ = ["ClusterLog"]
+__all__ = ["MOST_NODES", "ClusterLog"]
+
+MOST_NODES = 1000
+"""Others can write to cluster.log, and some commands contact every node: a line with more nodes is skipped."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class ClusterLog:
         for clock, rest in logformat.dated(raw):
             name, separator, nodes = rest.partition(" ")
             cluster = UUID.if_valid(name)
-            if cluster is not None and cluster.is_cluster and separator:
+            if cluster is not None and cluster.is_cluster and separator and nodes.count(" ") < MOST_NODES:
                 entries.append((clock, cluster, frozenset(filter(None, map(UUID.if_valid, nodes.split(" "))))))
         return cls(logformat.newest(entries))
 

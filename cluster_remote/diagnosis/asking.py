@@ -21,7 +21,10 @@ from cluster_remote.p2p.errors import Refused, SessionError, TimedOut
 from cluster_remote.p2p.key import UUID, Key
 from cluster_remote.p2p.session import Session
 
-__all__ = ["Advance", "AnsweredBatch", "Nodes", "open_nodes", "pipelined"]
+__all__ = ["MOST_AT_ONCE", "Advance", "AnsweredBatch", "Nodes", "open_nodes", "pipelined"]
+
+MOST_AT_ONCE = 32
+"""Nodes to connect to at the same time: each may take a process, and others can add nodes to cluster.log."""
 
 Advance: TypeAlias = Callable[[Node, int, bool], None]
 """Called with a node, the number of keys it has just handled, and whether it still answers."""
@@ -55,8 +58,10 @@ class AnsweredBatch:
 class _NodeQueue:
     """One node's queue of batches, and whether the node is still worth asking."""
 
-    def __init__(self, node: Node, ahead: int) -> None:
+    def __init__(self, node: Node, ahead: int, first: anyio.Semaphore) -> None:
+        """Create a queue; `first` is held for a node's first answer."""
         self.node = node
+        self._first = first
         self.error: str | None = None
         self.given_up = False
         self._worked = False
@@ -83,6 +88,12 @@ class _NodeQueue:
         self._taking.close()
 
     async def _ask(self, session: Session, keys: Sequence[Key]) -> list[bool | None]:
+        if self._worked or self.given_up:
+            return await self._answers(session, keys)
+        async with self._first:
+            return await self._answers(session, keys)
+
+    async def _answers(self, session: Session, keys: Sequence[Key]) -> list[bool | None]:
         if not self.given_up:
             try:
                 return self._known(await session.check_all(keys))
@@ -151,7 +162,8 @@ async def open_nodes(nodes: Sequence[Node], jobs: int, advance: Advance) -> Asyn
 
     `advance` is called when a node has handled keys that it had not been asked about before.
     """
-    queues = [_NodeQueue(node, jobs + 1) for node in nodes]
+    first = anyio.Semaphore(MOST_AT_ONCE)
+    queues = [_NodeQueue(node, jobs + 1, first) for node in nodes]
     try:
         async with anyio.create_task_group() as tasks:
             for each in queues:

@@ -21,6 +21,7 @@ from cluster_remote.annex.locations import Located, LocationReader, Selection, l
 from cluster_remote.annex.repository import Repository
 from cluster_remote.annex.verification import pending
 from cluster_remote.cluster.node import Node
+from cluster_remote.diagnosis.asking import MOST_AT_ONCE
 from cluster_remote.diagnosis.disks import free_space, paths
 from cluster_remote.diagnosis.log_statistics import LogStatistics
 from cluster_remote.diagnosis.probe import round_trips
@@ -91,7 +92,7 @@ class _Findings:
 
 
 async def survey(views: Sequence[View], broken: Sequence[Unusable] = (), *, timeout: float, sample: int) -> Status:
-    """Examine all clusters and all their nodes at once, each for at most `timeout` seconds.
+    """Examine all clusters and all their nodes, as many at once as `MOST_AT_ONCE`, each for at most `timeout` seconds.
 
     Each node is asked about `sample` keys of its cluster. Raises AnnexError.
     """
@@ -104,13 +105,13 @@ async def survey(views: Sequence[View], broken: Sequence[Unusable] = (), *, time
         for view in views
     ]
     findings = [_Findings() for _ in views]
-    counted = anyio.Event()
+    counted, contacts = anyio.Event(), anyio.Semaphore(MOST_AT_ONCE)
     async with anyio.create_task_group() as tasks:
         for view, own, found in zip(views, statistics, findings, strict=True):
             if view.gateway is not None:
                 tasks.start_soon(_ask_gateway, view.gateway, found, timeout)
             for node in (*view.living, *_nodes_inside(view)):
-                tasks.start_soon(_ask_node, view, node, own, counted, found, timeout)
+                tasks.start_soon(_ask_node, view, node, own, counted, contacts, found, timeout)
             tasks.start_soon(_look_at_disks, view, found, timeout)
             tasks.start_soon(_ask_whether_verified, view, found)
         await _count(views, statistics)
@@ -139,11 +140,18 @@ async def _ask_gateway(gateway: ThroughGateway, found: _Findings, timeout: float
 
 
 async def _ask_node(
-    view: View, node: Node, statistics: LogStatistics, counted: anyio.Event, found: _Findings, timeout: float
+    view: View,
+    node: Node,
+    statistics: LogStatistics,
+    counted: anyio.Event,
+    contacts: anyio.Semaphore,
+    found: _Findings,
+    timeout: float,
 ) -> None:
     session = node.session()
     try:
-        contact = await _contact(session, timeout)
+        async with contacts:
+            contact = await _contact(session, timeout)
         found.nodes[node.uuid] = contact
         # Counting may take long, and must not use up the node's timeout.
         await counted.wait()

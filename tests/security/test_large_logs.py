@@ -9,7 +9,9 @@ import pytest
 
 from cluster_remote.annex import logformat
 from cluster_remote.annex.catfile import BLOB_LIMIT, LINE_LIMIT, Blobs, TooLarge
-from cluster_remote.p2p.key import Key
+from cluster_remote.annex.clusterlog import MOST_NODES, ClusterLog
+from cluster_remote.diagnosis.asking import MOST_AT_ONCE
+from cluster_remote.p2p.key import UUID, Key
 from tests.cli.command import cluster_remote
 from tests.remote.testbed import Testbed
 from tests.security.stranger import commit
@@ -120,3 +122,33 @@ def test_any_number_of_names_on_the_branch_keeps_no_log_from_being_read(own_test
     client.annex("copy", "--to", "mycl", "g")
     assert own_testbed.cluster.holders(keys["g"]) == [True] * 3
     cluster_remote(client, "check", "mycl", "f", "g")
+
+
+def test_a_cluster_of_too_many_nodes_costs_that_line() -> None:
+    cluster, *nodes = (f"ac{number:06d}-1111-8111-8111-111111111111" for number in range(MOST_NODES + 2))
+    sane = f"1s {cluster} {nodes[0]}\n"
+    for count, expected in ((MOST_NODES, MOST_NODES), (MOST_NODES + 1, 1)):
+        log = ClusterLog.parse((sane + f"2s {cluster} {' '.join(nodes[:count])}\n").encode())
+        assert len(log.nodes(UUID(cluster))) == expected
+
+
+@pytest.mark.parametrize("command", [("status", "mycl"), ("check", "mycl", "f"), ("repair", "mycl", "f", "--dry-run")])
+def test_few_nodes_are_contacted_at_once_however_many_the_log_lists(
+    own_testbed: Testbed, command: tuple[str, ...]
+) -> None:
+    """A process may be started for each."""
+    client, running = own_testbed.client, own_testbed.environment.directory / "running"
+    client.add("f", b"f")
+    running.mkdir()
+    many = " ".join(f"{number:08d}-1111-4111-8111-111111111111" for number in range(3 * MOST_AT_ONCE))
+    commit(client, "cluster.log", f"9999999999s {own_testbed.cluster.uuid} {many}")
+    counts = own_testbed.environment.directory / "counts"
+    own_testbed.environment.program(
+        "git-annex-shell",
+        f"#!/bin/sh\ntouch '{running}'/$$\nls '{running}' | wc -l >>'{counts}'\nsleep 0.3\nrm '{running}'/$$\nexit 1\n",
+    )
+    cluster_remote(client, *command, code=None)
+    found = [int(count) for count in counts.read_text().split()]
+    assert len(found) >= 3 * MOST_AT_ONCE
+    # And the gateway itself.
+    assert max(found) <= MOST_AT_ONCE + 1
