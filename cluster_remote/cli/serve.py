@@ -60,6 +60,9 @@ def serve(
         "", metavar="UUID", help="With --stdio: serve a repository behind this gateway instead of the cluster."
     ),
     public_read: bool = typer.Option(False, "--public-read", help="Over HTTP, allow reading without a token."),
+    own_repository: bool = typer.Option(
+        False, "--own-repository", help="With --public-read: also of the contents in the gateway's own repository."
+    ),
     certificate: Path = typer.Option(
         None, help="For tls:// and https://: PEM file with the certificate and its chain, reloaded on SIGHUP."
     ),
@@ -105,7 +108,9 @@ def serve(
     else:
         addresses = [parse_listen(address) for address in listen]
         tls_certificate = _certificate(addresses, certificate, key, client_ca)
-        run(_serve_sockets, backend, addresses, max_clients, public_read, tls_certificate)
+        if own_repository and not public_read:
+            raise BadSettings("--own-repository requires --public-read; for tokens: token create --own-repository")
+        run(_serve_sockets, backend, addresses, max_clients, public_read, own_repository, tls_certificate)
 
 
 def _certificate(
@@ -142,6 +147,7 @@ async def _serve_sockets(
     addresses: list[ListenAddress],
     clients: int,
     public_read: bool,
+    public_own: bool,
     tls_certificate: ServerCertificate | None,
 ) -> None:
     tokens = Tokens.of(backend.repository)
@@ -156,7 +162,8 @@ async def _serve_sockets(
         listeners = _open(addresses)
         for listener in listeners:
             _say(f"{listener.name}: serving {backend.cluster}")
-        gateway = Gateway(backend, tokens, backend.timeout, _say, Limits(clients=clients), tls_certificate, public_read)
+        limits = Limits(clients=clients)
+        gateway = Gateway(backend, tokens, backend.timeout, _say, limits, tls_certificate, public_read, public_own)
         try:
             async with anyio.create_task_group() as tasks:
                 if tls_certificate is not None:

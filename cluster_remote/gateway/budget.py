@@ -6,15 +6,27 @@ Each client's session with a cluster has one process and three descriptors per n
 from __future__ import annotations
 
 import resource
+from collections import Counter
+from dataclasses import dataclass
 
 from cluster_remote.limits import MOST_DESCRIPTORS
 from cluster_remote.p2p.errors import Unreachable
 
-__all__ = ["DescriptorBudget"]
+__all__ = ["DescriptorBudget", "Reserved"]
 
 # For the gateway itself: the event loop, listeners, child processes that read logs, git.
 _OWN_DESCRIPTORS = 40
 _PER_NODE, _PER_SESSION = 4, 4
+# The largest share for the sessions of one owner.
+_SHARE = 0.75
+
+
+@dataclass(frozen=True, slots=True)
+class Reserved:
+    """Descriptors for one session. `owner` is what its client is counted by."""
+
+    owner: str
+    number: int
 
 
 class DescriptorBudget:
@@ -25,26 +37,30 @@ class DescriptorBudget:
             soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
             descriptors = MOST_DESCRIPTORS if soft == resource.RLIM_INFINITY else soft
         self._all = max(descriptors - _OWN_DESCRIPTORS, 0)
-        self._taken = 0
+        self._taken: Counter[str] = Counter()
 
     def strangers(self, wanted: int) -> int:
         """Return how many unauthenticated clients may connect: they get at most an eighth of the descriptors."""
         return min(wanted, max(self._all // 16, 2))
 
-    def take(self, nodes: int) -> int:
+    def take(self, nodes: int, owner: str) -> Reserved:
         """Reserve and return what a session with so many nodes needs; free it with `give_back`.
 
-        Raises Unreachable if too few are left; the first session always gets what it needs.
+        Raises Unreachable if too few are left, or if `owner` has its share already; the first session of a gateway and
+        of an owner always gets what it needs, if there is that much.
         """
         needed = _PER_SESSION + _PER_NODE * nodes
-        if self._taken and self._taken + needed > self._all - self._all // 8:
+        usable, taken, mine = self._all - self._all // 8, self._taken.total(), self._taken[owner]
+        if (taken and taken + needed > usable) or (mine and mine + needed > usable * _SHARE):
             raise Unreachable(
                 "this gateway has no file descriptors left for another client; try again later (to raise its limit: "
                 "ulimit -n, or LimitNOFILE= in its systemd unit)"
             )
-        self._taken += needed
-        return needed
+        self._taken[owner] += needed
+        return Reserved(owner, needed)
 
-    def give_back(self, descriptors: int) -> None:
+    def give_back(self, reserved: Reserved) -> None:
         """Free what `take` reserved."""
-        self._taken -= descriptors
+        self._taken[reserved.owner] -= reserved.number
+        if not self._taken[reserved.owner]:
+            del self._taken[reserved.owner]

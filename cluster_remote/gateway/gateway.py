@@ -18,7 +18,7 @@ from anyio.abc import TaskGroup
 
 from cluster_remote.annex.errors import AnnexError
 from cluster_remote.gateway.backend import Backend
-from cluster_remote.gateway.budget import DescriptorBudget
+from cluster_remote.gateway.budget import DescriptorBudget, Reserved
 from cluster_remote.gateway.errors import CannotListen
 from cluster_remote.gateway.listeners import Accepted, Listener, SocketConnection
 from cluster_remote.gateway.ratelimit import RateLimitedLog
@@ -85,6 +85,8 @@ class Gateway:
     certificate: ServerCertificate | None = None
     """For the listeners with TLS."""
     public_read: bool = False
+    public_own: bool = False
+    """Whether `public_read` includes the contents in the gateway's own repository."""
 
     def __post_init__(self) -> None:
         self._descriptors = DescriptorBudget()
@@ -162,6 +164,7 @@ class Gateway:
             self._failed_logins,
             slot_wait=self.limits.slot_wait,
             public_read=self.public_read,
+            public_own=self.public_own,
         )
         return {
             path: Web(
@@ -215,11 +218,13 @@ class Gateway:
     async def _end_invalid(self) -> None:
         """End connections whose token is revoked or has expired, until cancelled."""
         seen: object = ()
+        ids: frozenset[str] = frozenset()
         while True:
             try:
                 if (version := self.tokens.version()) != seen:
                     seen, ids = version, frozenset(token.id for token in self.tokens.all())
-                    self._slots.end_invalid(partial(_is_one_of, ids), "its token was revoked")
+                # Each time: a client may have waited for its slot since the last change.
+                self._slots.end_invalid(partial(_is_one_of, ids), "its token was revoked")
             except AnnexError as error:
                 # The file is unreadable at the moment; this must not disconnect everybody.
                 self._limited_log.say("problems with the token file", str(error))
@@ -283,7 +288,7 @@ class Gateway:
             return f"rejected: {wrong}"
         assert connection.token is not None
         stream.timeout = self.timeout
-        with self._within_budget(endpoint) as limited:
+        with self._within_budget(endpoint, connection.token.id) as limited:
             ended = await serve(
                 stream,
                 limited,
@@ -296,20 +301,22 @@ class Gateway:
         return f"{who}, to {endpoint.uuid}: {requests}" + (f"; {ended.fault}" if ended.fault else "")
 
     @contextmanager
-    def _within_budget(self, endpoint: Endpoint) -> Iterator[Endpoint]:
+    def _within_budget(self, endpoint: Endpoint, owner: str) -> Iterator[Endpoint]:
         """Yield an endpoint that opens its session only if there are enough file descriptors for it."""
-        taken = 0
+        taken: Reserved | None = None
 
         async def session(bypass: frozenset[UUID]) -> Session:
             nonlocal taken
-            if not taken:
-                taken = self._descriptors.take(await self.backend.node_count() if endpoint.uuid.is_cluster else 1)
+            if taken is None:
+                nodes = await self.backend.node_count() if endpoint.uuid.is_cluster else 1
+                taken = self._descriptors.take(nodes, owner)
             return await endpoint.session(bypass)
 
         try:
             yield replace(endpoint, session=session)
         finally:
-            self._descriptors.give_back(taken)
+            if taken is not None:
+                self._descriptors.give_back(taken)
 
     async def _authenticate(
         self, client: Client, connection: Connection, note: Callable[[str], None]

@@ -14,7 +14,7 @@ from cluster_remote.p2p.key import UUID
 from cluster_remote.p2p.messages import LockContent, Message
 from cluster_remote.p2p.server import Endpoint, Mode
 
-__all__ = ["Access", "Principal", "challenge", "connection_of", "login_could_help", "note", "principal_of"]
+__all__ = ["Access", "Principal", "challenge", "connection_of", "login_could_help", "note", "owner_of", "principal_of"]
 
 _CHALLENGE = {"WWW-Authenticate": 'Basic realm="git-annex", charset="UTF-8"'}
 
@@ -63,6 +63,12 @@ def connection_of(request: Request) -> WebConnection:
     """Return the connection that a request arrived on."""
     found: WebConnection = request.state.connection
     return found
+
+
+def owner_of(request: Request) -> str:
+    """Return what the client of a request is counted by: its token, or else its address."""
+    connection = connection_of(request)
+    return connection.address if connection.token is None else connection.token.id
 
 
 def note(request: Request, *lines: str) -> None:

@@ -64,7 +64,10 @@ class HttpLocks:
         async def hold() -> None:
             with lock.scope:
                 try:
-                    async with self._sessions.lend(served, bypass) as session, session.lock(key) as locked:
+                    async with (
+                        self._sessions.lend(served, bypass, lock.owner) as session,
+                        session.lock(key) as locked,
+                    ):
                         answer.append(locked)
                         if locked:
                             self._locks[lockid] = lock

@@ -46,6 +46,8 @@ _MAX_PATH = 107
 _FIRST_DESCRIPTOR = 3
 # Seconds to wait before accepting again after this machine ran out of resources.
 _OUT_OF_ROOM_PAUSE = 0.2
+# How soon to look after a silent client, and after how many unanswered questions it is dead: three minutes in all.
+_KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 8}
 _OUT_OF_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
@@ -97,6 +99,19 @@ class SocketConnection(DescriptorConnection):
                 pass
         self._socket.close()
         await super().aclose(0)
+
+
+def _notice_dead_clients(accepted: socket.socket) -> None:
+    """Make the connection end when the client's machine is dead.
+
+    A client that holds a lock need not send anything, so its connection keeps its slot as long as it lasts. The
+    system's default is to look after two hours.
+    """
+    accepted.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _KEEPALIVE.items():
+        # Not every system has all of them.
+        if (option := getattr(socket, name, None)) is not None:
+            accepted.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 def _peer(accepted: socket.socket) -> tuple[str, str]:
@@ -166,10 +181,9 @@ class Listener:
                     await anyio.lowlevel.checkpoint()
             else:
                 if accepted.family != socket.AF_UNIX:
-                    # Messages are small and urgent. Without keepalive, we would never notice that a client's machine
-                    # is dead.
+                    # Messages are small and urgent.
                     accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                    accepted.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                    _notice_dead_clients(accepted)
                 return accepted
 
     def close(self) -> None:

@@ -19,7 +19,15 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from cluster_remote.gateway.errors import HttpFailure
-from cluster_remote.gateway.httpaccess import Access, Principal, challenge, login_could_help, note, principal_of
+from cluster_remote.gateway.httpaccess import (
+    Access,
+    Principal,
+    challenge,
+    login_could_help,
+    note,
+    owner_of,
+    principal_of,
+)
 from cluster_remote.gateway.httpbodies import BodySource, Sender, StreamedResponse, exactly, until_valid
 from cluster_remote.gateway.httplocks import HttpLocks
 from cluster_remote.gateway.httprequests import DATA_LENGTH, REQUEST_OF, SINCE, Parameters, path_key, unbracketed
@@ -109,7 +117,7 @@ class P2pHttp:
                 return _Json({"locked": False} if lockid is None else {"locked": True, "lockid": lockid})
             case "put":
                 return await self._put(request, served, params, version)
-        async with self._sessions.lend(served, params.bypass) as session:
+        async with self._sessions.lend(served, params.bypass, owner_of(request)) as session:
             match endpoint:
                 case "checkpresent":
                     return _Json({"present": await session.check_present(params.key)})
@@ -198,7 +206,7 @@ class P2pHttp:
         """Open a download; yield None if the content is not there. Raises SessionError."""
         size = params.key.content_size
         expected = None if size is None else max(0, size - params.offset)
-        async with self._sessions.lend(served, params.bypass) as session:
+        async with self._sessions.lend(served, params.bypass, owner_of(request)) as session:
             # Empty content could mean that there is none, or no more of it.
             if not expected and not await session.check_present(params.key):
                 yield None
@@ -235,7 +243,7 @@ class P2pHttp:
         outcome: Present | Stored = Stored(False)
         try:
             async with (
-                self._sessions.lend(served, params.bypass) as session,
+                self._sessions.lend(served, params.bypass, owner_of(request)) as session,
                 served.upload(session, params.key, params.file) as offer,
             ):
                 if isinstance(offer, Present):

@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 import anyio
 
-from cluster_remote.gateway.budget import DescriptorBudget
+from cluster_remote.gateway.budget import DescriptorBudget, Reserved
 from cluster_remote.p2p.errors import Unreachable
 from cluster_remote.p2p.key import UUID
 from cluster_remote.p2p.server import Endpoint
@@ -39,13 +39,13 @@ class SessionPool:
         self._node_count = node_count
         self._clock = clock
         self._idle: list[tuple[float, _Kind, Session]] = []
-        self._reserved: dict[Session, int] = {}
+        self._reserved: dict[Session, Reserved] = {}
 
     @asynccontextmanager
-    async def lend(self, served: Endpoint, bypass: frozenset[UUID]) -> AsyncIterator[Session]:
-        """Lend a session for one request. Raises SessionError."""
+    async def lend(self, served: Endpoint, bypass: frozenset[UUID], owner: str) -> AsyncIterator[Session]:
+        """Lend a session for one request of a client that is counted by `owner`. Raises SessionError."""
         kind = served.uuid, bypass
-        session = await self._reused(kind) or await self._opened(served, bypass)
+        session = await self._reused(kind) or await self._opened(served, bypass, owner)
         try:
             yield session
         except BaseException:
@@ -54,13 +54,13 @@ class SessionPool:
         self._idle.append((self._clock(), kind, session))
         await self._close_while(lambda: len(self._idle) > _MOST_IDLE)
 
-    async def _opened(self, served: Endpoint, bypass: frozenset[UUID]) -> Session:
+    async def _opened(self, served: Endpoint, bypass: frozenset[UUID], owner: str) -> Session:
         nodes = await self._node_count() if served.uuid.is_cluster else 1
         try:
-            taken = self._descriptors.take(nodes)
+            taken = self._descriptors.take(nodes, owner)
         except Unreachable:
             await self.aclose()
-            taken = self._descriptors.take(nodes)
+            taken = self._descriptors.take(nodes, owner)
         try:
             session = await served.session(bypass)
         except BaseException:

@@ -48,6 +48,7 @@ _SLOT_INTERVAL = 0.05
 class TokenAccess:
     """Requires a token, as the password of any user; with `public_read`, not for reading.
 
+    `public_own` includes the contents in the gateway's own repository.
     A request waits at most `slot_wait` seconds for a slot.
     """
 
@@ -60,7 +61,9 @@ class TokenAccess:
         *,
         slot_wait: float,
         public_read: bool = False,
+        public_own: bool = False,
     ) -> None:
+        self._public_own = public_own
         self._slot_wait = slot_wait
         self._backend = backend
         self._tokens = tokens
@@ -100,6 +103,8 @@ class TokenAccess:
 
     async def served(self, uuid: UUID, client: UUID | None, principal: Principal) -> Endpoint | None:
         if principal.token is not None and principal.token.refusal(uuid, self._backend.own) is not None:
+            return None
+        if principal.token is None and uuid == self._backend.own and not self._public_own:
             return None
         try:
             return await self._backend.endpoint(uuid, client, principal.mode)

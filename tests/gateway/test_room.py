@@ -23,13 +23,16 @@ from cluster_remote.p2p.session import Session
 
 def test_sessions_beyond_the_descriptor_limit_are_refused_but_never_the_first() -> None:
     small = DescriptorBudget(30)
-    first = small.take(3)
+    first = small.take(3, "one")
     with pytest.raises(Unreachable, match="try again later"):
-        small.take(3)
+        small.take(3, "two")
     small.give_back(first)
-    assert small.take(3) == first
+    assert small.take(3, "one") == first
     large = DescriptorBudget(1024)
-    assert len([large.take(3) for _ in range(40)]) == 40
+    assert len([large.take(3, "one") for _ in range(40)]) == 40
+    with pytest.raises(Unreachable, match="try again later"):
+        large.take(3, "one")
+    assert len([large.take(3, "two") for _ in range(12)]) == 12
 
 
 @pytest.mark.parametrize(
@@ -73,7 +76,7 @@ async def test_idle_sessions_are_closed_once_overdue() -> None:
     endpoint = Endpoint(UUID("11111111-2222-4333-8444-555555555555"), session)
 
     async def request() -> None:
-        async with lending.lend(endpoint, frozenset()):
+        async with lending.lend(endpoint, frozenset(), "one"):
             await anyio.sleep(0.01)
 
     async with anyio.create_task_group() as tasks:

@@ -19,7 +19,8 @@ from cluster_remote.gateway.backend import Backend
 from cluster_remote.gateway.gateway import Gateway, Limits
 from cluster_remote.gateway.listeners import WebAddress, listen
 from cluster_remote.gateway.ratelimit import RateLimitedLog
-from cluster_remote.gateway.tokens import Tokens
+from cluster_remote.gateway.slots import Connection, Slots
+from cluster_remote.gateway.tokens import Token, Tokens
 from cluster_remote.p2p.key import UUID, Key
 from cluster_remote.p2p.server import Mode
 from cluster_remote.transport.address import Tcp
@@ -50,7 +51,13 @@ class Endpoint:
 
 @asynccontextmanager
 async def gateway(
-    shared: Cluster, directory: Path, limits: Limits, timeout: float = 20.0, *, public_read: bool = False
+    shared: Cluster,
+    directory: Path,
+    limits: Limits,
+    timeout: float = 20.0,
+    *,
+    public_read: bool = False,
+    public_own: bool = False,
 ) -> AsyncIterator[Endpoint]:
     with shared.gateway.environment.applied(shared.gateway.path):
         repository = AnnexRepository(shared.gateway.path / ".git", shared.gateway.path, shared.gateway.path)
@@ -60,7 +67,13 @@ async def gateway(
         try:
             async with anyio.create_task_group() as tasks:
                 server = Gateway(
-                    backend, endpoint.tokens, timeout, endpoint.log.append, limits, public_read=public_read
+                    backend,
+                    endpoint.tokens,
+                    timeout,
+                    endpoint.log.append,
+                    limits,
+                    public_read=public_read,
+                    public_own=public_own,
                 )
                 listeners = [
                     *listen(Tcp("127.0.0.1", endpoint.port)),
@@ -241,6 +254,39 @@ async def test_locks_of_clients_that_are_gone_take_no_place_and_are_limited(shar
         with endpoint.connect(f"{text}/{node}") as client:
             await greeting(client)
             assert (await off(answer, client, f"REMOVE {keys[0]}")).startswith("FAILURE")
+
+
+async def test_long_idle_clients_give_way_to_one_with_as_few_connections() -> None:
+    def token(number: int) -> Token:
+        return Token(f"{number:08}", Mode.READ_ONLY, "", 0, "")
+
+    slots = Slots(2, 2)
+    clients = [Connection(str(number), "address") for number in range(4)]
+    for number in range(2):
+        assert slots.admit(clients[number], token(number)) is None
+    assert slots.admit(clients[2], token(2)) is not None
+    clients[0].idle_since = time.monotonic() - 3600
+    assert slots.admit(clients[2], token(2)) is None
+    assert clients[0].ended is not None
+    clients[1].idle_since = time.monotonic() - 3600
+    # But not to more connections of one that has a slot already.
+    assert slots.admit(clients[3], token(2)) is not None
+
+
+async def test_a_client_whose_machine_is_dead_is_noticed_within_minutes() -> None:
+    (listener,) = listen(WebAddress(Tcp("127.0.0.1", port := free_port())))
+    try:
+        with socket.create_connection(("127.0.0.1", port)):
+            accepted = (await listener.accept_web()).socket
+            with accepted:
+                idle, between, count = (
+                    accepted.getsockopt(socket.IPPROTO_TCP, each)
+                    for each in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+                )
+                assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+                assert idle + between * count <= 200
+    finally:
+        listener.close()
 
 
 async def test_guessing_is_slowed_across_connections(shared: Cluster, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ import pytest
 from cluster_remote.gateway.gateway import Limits
 from cluster_remote.p2p.key import UUID
 from cluster_remote.p2p.server import Mode
-from tests.gateway.test_gateway import CLIENT
+from tests.gateway.test_gateway import CLIENT, say
 from tests.security.test_clients import Endpoint, gateway, greeting, off
 from tests.support.repositories import Cluster
 
@@ -383,6 +383,59 @@ async def test_a_token_s_scope_over_http_means_what_it_says(shared: Cluster, tmp
             refs = "/info/refs?service=git-upload-pack"
             assert await told(client.ask, "GET", refs, narrow) == 403
             assert await told(client.ask, "GET", refs, plain) == 200
+
+
+@pytest.mark.parametrize(("own", "status"), [(False, 404), (True, 200)])
+async def test_anybody_reads_the_gateways_own_repository_only_when_asked_for(
+    shared: Cluster, tmp_path: Path, own: bool, status: int
+) -> None:
+    async with gateway(shared, tmp_path, Limits(), public_read=True, public_own=own) as endpoint:
+        client = connected(endpoint)
+        with client.socket:
+            for uuid, expected in ((shared.gateway.uuid, status), (shared.nodes[0].uuid, 200)):
+                path = api(uuid, "checkpresent?key=WORM-s1--x")
+                assert await told(client.ask, "POST", path, Content_Length=0) == expected
+
+
+async def test_a_token_that_is_revoked_while_its_client_waits_gives_no_access(shared: Cluster, tmp_path: Path) -> None:
+    async with gateway(shared, tmp_path, Limits(clients=1, slot_wait=20)) as endpoint:
+        (_, first), (token, second) = (endpoint.tokens.create(Mode.READ_WRITE) for _ in range(2))
+        waiting = connected(endpoint)
+        with endpoint.connect(first) as holder, waiting.socket:
+            assert (await greeting(holder)).startswith("AUTH-SUCCESS")
+            say(holder, "LOCKCONTENT WORM-s1--nothing")
+            waiting.begin("POST", api(shared.uuid, "putoffset?key=WORM-s1--x"), second, Content_Length=0)
+            await anyio.sleep(0.5)
+            endpoint.tokens.revoke(token.id)
+            await anyio.sleep(1.5)
+            holder.close()
+            await told(waiting.answer)
+            # Its connection does not outlive the next check.
+            assert await anyio.to_thread.run_sync(hung_up, waiting) == "yes"
+
+
+async def test_silent_keepers_of_locks_are_counted_by_their_token(shared: Cluster, tmp_path: Path) -> None:
+    """A client may keep a lock without a word for as long as its connection lasts, as with git-annex."""
+    node, key = shared.nodes[0].uuid, "WORM-s1--kept-in-silence"
+    shared.nodes[0].set_key(key, b"x")
+    async with gateway(shared, tmp_path, Limits(clients=4, slot_wait=1)) as endpoint:
+        greedy, second = (endpoint.tokens.create(Mode.READ_WRITE)[1] for _ in range(2))
+        with ExitStack() as stack:
+            statuses = []
+            for _ in range(4):
+                client = connected(endpoint)
+                stack.enter_context(client.socket)
+                statuses.append(await told(client.ask, "POST", api(node, f"lockcontent?key={key}"), greedy))
+                if statuses[-1] == 200:
+                    lockid = json.loads(client.body)["lockid"]
+                    path = api(node, f"keeplocked?lockid={lockid}")
+                    client.begin("POST", path, greedy, Transfer_Encoding="chunked")
+            assert statuses == [200, 200, 200, 503]
+            client = connected(endpoint)
+            stack.enter_context(client.socket)
+            assert await told(client.ask, "POST", api(node, f"checkpresent?key={key}"), second) == 200
+            assert await told(client.ask, "POST", api(node, f"remove?key={key}"), second) == 200
+            assert json.loads(client.body)["removed"] is False
 
 
 async def test_guessing_over_http_is_slowed_together_with_sockets(shared: Cluster, tmp_path: Path) -> None:
