@@ -76,7 +76,7 @@ class Parameters:
         if key is None:
             needs_key = endpoint not in ("gettimestamp", "keeplocked")
             key = _key(encode(_parameter(query, "key")), "query parameter key") if needs_key else _ANY_KEY
-        if endpoint != "keeplocked" and not _parameter(query, "clientuuid"):
+        if not (query.get("clientuuid", ["none"])[0] if endpoint == "keeplocked" else _parameter(query, "clientuuid")):
             raise _unreadable("query parameter clientuuid", "empty UUID")
         with_file = endpoint in ("put", "key")
         return cls(
@@ -126,8 +126,8 @@ def _unreadable(what: str, why: str) -> HttpFailure:
 
 
 def _query(request: Request) -> dict[str, list[str]]:
-    """Parse the parameters as bytes: a key need not be UTF-8."""
-    raw: bytes = request.scope.get("query_string", b"")
+    """Parse the parameters as bytes: a key need not be UTF-8. As for git-annex, a semicolon separates them, too."""
+    raw: bytes = request.scope.get("query_string", b"").replace(b";", b"&")
     return parse_qs(raw.decode("latin-1"), keep_blank_values=True, encoding="utf-8", errors="surrogateescape")
 
 

@@ -25,6 +25,7 @@ from tests.support.sockets import serve_p2phttp
 
 LENGTH = "X-git-annex-data-length"
 CLIENT = "clientuuid=c11e0000-0000-4000-8000-000000000002"
+FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 STRANGER = "11111111-1111-4111-8111-111111111111"
 # Of the headers; whatever else is there is the server's own.
 HEADERS = ("content-type", LENGTH.lower(), "www-authenticate")
@@ -138,6 +139,15 @@ DIFFERENT = {
     "an absolute file name": ((200, '"stored": false'), (400, "associatedfile failed")),
     "a file name that is no base64": ((400, "associatedfile failed"), (400, "associatedfile failed")),
     "neither true nor false": ((400, "data-present failed"), (400, "data-present failed")),
+    "a key with a space": ((200, "present"), (400, "key parse error")),
+    "get from another form of a number": ((200, ""), (400, "offset parse error")),
+    "put from another form of a number": ((200, "stored"), (400, "offset parse error")),
+    "removal before another form of a number": ((200, "removed"), (400, "timestamp parse error")),
+    "length another form of a number": ((200, "stored"), (400, "length parse error")),
+    "as application/json": ((400, "bad version"), (200, "")),
+    "as text/html": ((400, "bad version"), (200, "")),
+    "answered as application/octet-stream": ((400, "bad version"), (200, "present")),
+    "answered as text/html": ((400, "bad version"), (200, "present")),
     "the gateway knows it now": ((200, '"present": false'), (200, '"present": true')),
 }
 
@@ -182,7 +192,13 @@ def conversation(who: str, uuid: str, version: int) -> list[Asked]:
     ask("head", f"key/{key}", method="HEAD")
     ask("get from x", f"key/{key}?offset=x", method="GET")
     ask("a range", f"key/{key}", method="GET", headers={"Range": "bytes=2-5"})
-    ask("html", f"key/{key}", method="GET", headers={"Accept-Encoding": "gzip"})
+    ask("compressed", f"key/{key}", method="GET", headers={"Accept-Encoding": "gzip"})
+    for accepted in ("*/*", "application/json", "application/octet-stream", "text/html"):
+        ask(f"as {accepted}", f"key/{key}", method="GET", headers={"Accept": accepted})
+        ask(f"answered as {accepted}", f"checkpresent?key={key}", headers={"Accept": accepted})
+    for kind in ("application/json", "text/plain", "application/x-www-form-urlencoded", "nonsense"):
+        ask(f"a body said to be {kind}", f"put?key={key}", content, {**size, "Content-Type": kind})
+        ask(f"a question said to be {kind}", f"checkpresent?key={key}", b"x", {"Content-Type": kind})
     ask("keeping a lock that there is not", "keeplocked?lockid=nosuch", b'{"unlock":true}\n')
     ask("keeping no lock", "keeplocked", b'{"unlock":true}\n')
     ask("the time", "gettimestamp")
@@ -199,6 +215,27 @@ def conversation(who: str, uuid: str, version: int) -> list[Asked]:
             if endpoint != "put":
                 ask(f"client {client!r}", f"{endpoint}?key={absent}", b"", nothing, client=client)
         ask("get in place of post", f"{endpoint}?key={absent}", method="GET")
+    for endpoint in ("put", "gettimestamp", "remove-before?timestamp=1", "keeplocked?lockid=nosuch"):
+        joined = f"{endpoint}{'&' if '?' in endpoint else '?'}key={key}"
+        for client in ("x=y", "clientuuid=", "clientuuid=x"):
+            ask(f"{endpoint}, client {client}", joined, b"", nothing, client=client)
+    ask("get without a client", f"key/{key}", method="GET", client="x=y")
+    ask("a header in lower case", f"put?key={key}", b"", {LENGTH.lower(): "0"})
+    ask("names in upper case", f"checkpresent?KEY={absent}")
+    ask("names in another case", f"checkpresent?key={absent}", client=CLIENT.replace("clientuuid", "clientUUID"))
+    ask("two keys", f"checkpresent?key={key}&key={absent}")
+    ask("a name nobody knows", f"checkpresent?key={absent}&nosuch=x&nosuch")
+    ask("parameters in the body", "checkpresent", f"key={absent}&{CLIENT}".encode(), FORM)
+    ask("a key with a space", "checkpresent?key=WORM-s1--a+b")
+    ask("semicolons", f"checkpresent?key={absent};{CLIENT}", client="x=y")
+    for number in ("1.5", "1e3", "%2B1", "", "0x1", "%201", "9" * 20):
+        name = "another form of a number" if number in ("0x1", "%201", "9" * 20) else number
+        ask(f"get from {name}", f"key/{key}?offset={number}", method="GET")
+        ask(f"put from {name}", f"put?offset={number}&key={key}", b"", nothing)
+        before = name if version > 2 else number
+        ask(f"removal before {before}", f"remove-before?timestamp={number}&key={absent}")
+        if "%" not in number:
+            ask(f"length {name}", f"put?key={key}", b"", {LENGTH: number})
     ask("a key in base64", "checkpresent?key=%5BV09STS1zMS0teA%3D%3D%5D")
     ask("bypass", f"checkpresent?bypass={STRANGER}&bypass=x&key={absent}")
     ask("an absolute file name", f"put?associatedfile=%2Fetc%2Fx&key={key_of(b'abc')}", b"abc", {LENGTH: "3"})

@@ -7,12 +7,13 @@ import json
 import re
 from pathlib import Path
 
+import anyio
 import pytest
 
 from cluster_remote.gateway.gateway import Limits
 from cluster_remote.p2p.server import Mode
 from tests.security.test_clients import Endpoint, gateway, off
-from tests.security.test_web_clients import all_said, api, connected, told
+from tests.security.test_web_clients import Raw, all_said, api, connected, told
 from tests.support.repositories import Cluster
 
 pytestmark = pytest.mark.anyio
@@ -28,6 +29,14 @@ async def said(endpoint: Endpoint, request: bytes) -> str:
         except ConnectionError:
             pass
         return await off(all_said, client)
+
+
+def heard(client: Raw, words: bytes) -> bytes:
+    """Read until these words have come, or nothing any more."""
+    came = b""
+    while words not in came and (more := client.socket.recv(1000)):
+        came += more
+    return came
 
 
 def with_token(token: str, *headers: bytes, path: str, body: bytes = b"") -> bytes:
@@ -58,6 +67,13 @@ SMUGGLED = {
     "a huge chunk extension": ([b"Transfer-Encoding: chunked"], b"5;" + b"x" * 1_000_000),
     "a line end alone": ([b"X: a\rContent-Length: 5"], b"hello"),
     "a NUL": ([b"X: \x00"], b"hello"),
+    "no coding": ([b"Transfer-Encoding: identity", b"Content-Length: 5"], b"hello"),
+    "another coding after chunks": ([b"Transfer-Encoding: chunked, identity"], b"5\r\nhello\r\n0\r\n\r\n"),
+    "a quoted coding": ([b'Transfer-Encoding: "chunked"'], b"5\r\nhello\r\n0\r\n\r\n"),
+    "a folded coding": ([b"Transfer-Encoding:\r\n gzip"], b"5\r\nhello\r\n0\r\n\r\n"),
+    "chunks with line feeds alone": ([b"Transfer-Encoding: chunked"], b"5\nhello\n0\n\n"),
+    "a size of 21 digits": ([b"Transfer-Encoding: chunked"], b"000000000000000000005\r\nhello\r\n0\r\n\r\n"),
+    "a size in hexadecimal of Python": ([b"Transfer-Encoding: chunked"], b"0x5\r\nhello\r\n0\r\n\r\n"),
 }
 
 
@@ -174,6 +190,9 @@ async def test_a_path_leads_to_nothing_but_what_is_served(shared: Cluster, tmp_p
         "%ff%fe",
         "%5Bx%5D",
         "a%3Bb%26c%25",
+        "a%00b",
+        "a%0Ab",
+        "a%0D%0Ab",
     ],
 )
 async def test_a_key_over_http_is_no_path_out_of_the_repositories(shared: Cluster, tmp_path: Path, key: str) -> None:
@@ -253,6 +272,53 @@ async def test_a_browser_takes_content_for_no_page_or_script(shared: Cluster, tm
         login = base64.b64encode(f"any:{token}".encode()).decode()
         request = f"GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Basic {login}\r\n\r\n"
         assert "cross-origin-resource-policy: same-origin" in (await said(served, request.encode())).lower()
+
+
+async def test_a_body_is_no_request_whatever_the_method(shared: Cluster, tmp_path: Path) -> None:
+    async with gateway(shared, tmp_path, Limits(), public_read=True) as served:
+        length = b"Content-Length: %d\r\n\r\n" % len(HIDDEN)
+        for method, first in ((b"HEAD", "200"), (b"GET", "200"), (b"DELETE", "405")):
+            asked = method + b" /config HTTP/1.1\r\nHost: x\r\n" + length + HIDDEN + PIPELINED
+            statuses = re.findall(r"HTTP/1\.1 ([0-9]+)", await said(served, asked))
+            assert statuses in ([first, "200"], [first]), (method, statuses)
+
+
+async def test_an_answer_to_head_has_no_body(shared: Cluster, tmp_path: Path) -> None:
+    async with gateway(shared, tmp_path, Limits(), public_read=True) as served:
+        answer = await said(served, PIPELINED.replace(b"GET", b"HEAD") + PIPELINED)
+        assert answer.count("HTTP/1.1 200") == 2
+        assert answer.count("uuid = ") == 1
+
+
+@pytest.mark.parametrize("coding", [b"Content-Length: 5", b"Transfer-Encoding: Chunked"])
+async def test_a_client_that_waits_to_be_told_to_go_on_is_told_or_refused(
+    shared: Cluster, tmp_path: Path, coding: bytes
+) -> None:
+    name = coding.partition(b":")[0].decode()
+    key = f"WORM-s5--{name}"
+    async with gateway(shared, tmp_path, Limits()) as served:
+        token = served.tokens.create(Mode.READ_WRITE)[1]
+        path = api(shared.uuid, f"put?key={key}")
+        client = connected(served)
+        client.socket.settimeout(10)
+        with client.socket:
+            client.socket.sendall(with_token(token, coding, b"Expect: 100-continue", path=path))
+            assert (await anyio.to_thread.run_sync(heard, client, b"\r\n\r\n")).startswith(b"HTTP/1.1 100 ")
+            client.socket.sendall(b"hello" if name == "Content-Length" else b"5\r\nhello\r\n0\r\n\r\n")
+            assert b'"stored":true' in await anyio.to_thread.run_sync(heard, client, b"}")
+        assert shared.holders(key) == [True] * 3
+        answer = await said(served, with_token("wrong", coding, b"Expect: 100-continue", path=path))
+        assert re.findall(r"HTTP/1\.1 ([0-9]+)", answer)[-1] == "401"
+
+
+async def test_a_body_that_has_no_end_is_not_stored(shared: Cluster, tmp_path: Path) -> None:
+    async with gateway(shared, tmp_path, Limits()) as served:
+        token = served.tokens.create(Mode.READ_WRITE)[1]
+        path = api(shared.uuid, "put?key=WORM-s5--endless")
+        body = b"5\r\nhello\r\n" + b"10000\r\n" + b"x" * 0x10000 + b"\r\n"
+        answer = await said(served, with_token(token, b"Transfer-Encoding: chunked", path=path, body=body * 3))
+        assert '"stored":true' not in answer
+        assert shared.holders("WORM-s5--endless") == [False] * 3
 
 
 PIPELINED = b"GET /config HTTP/1.1\r\nHost: x\r\n\r\n"
