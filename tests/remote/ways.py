@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cluster_remote.gateway.tokens import Tokens
@@ -101,6 +101,7 @@ class Way:
         url: of the remote.
         command: the server, which listens at `at`: a port of 127.0.0.1, or a unix socket.
         env: what commands need to be given the url.
+        forked: whether the server may share the memory of this process, which has imported it already.
     """
 
     cluster: Cluster
@@ -108,12 +109,14 @@ class Way:
     command: tuple[str, ...]
     at: int | Path
     env: Mapping[str, str]
+    forked: bool = True
     server: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
     def start(self) -> None:
         """Start the server and wait until it listens."""
         with self.log.open("ab") as log:
-            self.server = popen_forked(
+            start = popen_forked if self.forked else Environment.popen
+            self.server = start(
                 self.cluster.gateway.environment,
                 *self.command,
                 cwd=self.cluster.gateway.path,
@@ -154,12 +157,12 @@ class Way:
 
 
 @contextlib.contextmanager
-def opened(name: str, environment: Environment) -> Iterator[tuple[Way, Testbed]]:
+def opened(name: str, environment: Environment, *, forked: bool = True) -> Iterator[tuple[Way, Testbed]]:
     """A cluster with the server of a way, and a client of it; nothing is left at the end."""
     cluster = make_cluster(environment, environment.directory)
     client = cluster.clone()
     with contextlib.ExitStack() as stack:
-        way = _way(name, cluster, stack)
+        way = replace(_way(name, cluster, stack), forked=forked)
         stack.callback(way.kill)
         way.start()
         initremote(client, "mycl", f"url={way.url}", sameas=cluster.uuid, env=way.env)
