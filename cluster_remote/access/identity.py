@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from cluster_remote.access.settings import BadSettings, Settings
@@ -13,9 +13,18 @@ if TYPE_CHECKING:
     from cluster_remote.annex.branchlog import BranchLogs
     from cluster_remote.annex.gitconfig import GitConfig
 
-__all__ = ["believed", "candidates", "display_name", "named_repository", "node_named", "not_recorded", "wanted_server"]
+__all__ = [
+    "believed",
+    "candidates",
+    "display_name",
+    "few",
+    "named_repository",
+    "node_named",
+    "not_recorded",
+    "wanted_server",
+]
 
-# UUIDs to name in a warning: a peer can send thousands.
+# Names or UUIDs to list in a message.
 _MOST_NAMED = 10
 
 
@@ -74,12 +83,16 @@ def believed(
 
 def not_recorded(name: str, others: Collection[UUID]) -> str:
     """Return a warning that a remote named repositories that it cannot speak for."""
-    shown = sorted(map(str, others))[:_MOST_NAMED]
-    more = f" and {len(others) - len(shown)} more" if len(others) > len(shown) else ""
     return (
         f"{name} names repositories that are not its nodes according to cluster.log; they are not recorded: "
-        f"{', '.join(shown)}{more}"
+        f"{few(sorted(map(str, others)))}"
     )
+
+
+def few(names: Sequence[str]) -> str:
+    """Return the first names of a list, and the number of the others: a peer or a log can have thousands."""
+    more = len(names) - _MOST_NAMED
+    return ", ".join(names[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def candidates(server: UUID, logs: BranchLogs) -> list[UUID]:
@@ -113,5 +126,5 @@ def node_named(text: str, config: GitConfig, logs: BranchLogs, cluster: UUID | N
     known = sorted({name for names in logs.proxied.values() for name, uuid in names.items() if not uuid.is_cluster})
     raise BadSettings(
         f"--node {text}: no such node is known here; "
-        + (f"its gateways have {', '.join(known)}" if known else "give its UUID")
+        + (f"its gateways have {few(known)}" if known else "give its UUID")
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
+from cluster_remote.access.identity import few
 from cluster_remote.access.settings import BadSettings, as_argument
 from cluster_remote.lifecycle.alias import refreshed
 from cluster_remote.lifecycle.facts import Facts, Stored
@@ -178,4 +179,4 @@ def _not_set_up(facts: Facts, stored: Stored) -> bool:
 
 
 def _listed(names: Iterable[str]) -> str:
-    return ", ".join(sorted(f"cluster-remote setup {as_argument(name)}" for name in names))
+    return few(sorted(f"cluster-remote setup {as_argument(name)}" for name in names))

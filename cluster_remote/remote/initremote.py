@@ -77,6 +77,12 @@ async def _check(context: Context) -> None:
         raise
     except SessionError as error:
         raise BadSettings(f"{error}. Once the url is right and reachable: {commands.again()}") from None
+    if settings.uuid == server == context.repository.uuid:
+        # git annex move would leave no copy, whatever answers at the address.
+        raise BadSettings(
+            f"{settings.uuid} is this repository itself, which cannot be a remote of its own; give the url of a "
+            "gateway, or the UUID of its cluster"
+        )
     check_server(commands, server, context.logs)
 
 

@@ -10,8 +10,13 @@ from cluster_remote.annex.credentials import credentials_file, write_credentials
 from cluster_remote.annex.gitconfig import GitConfig
 from cluster_remote.annex.repository import Repository
 from cluster_remote.p2p.key import UUID
+from tests.cli.command import cluster_remote
+from tests.remote.testbed import Testbed
 from tests.support.environment import Environment
+from tests.support.peers import ScriptedPeer, opening
 from tests.support.repositories import make_repository
+
+SECRET = "sesame" * 8
 
 
 def uuid(number: int) -> UUID:
@@ -59,3 +64,14 @@ def test_stored_credentials_are_for_their_owner_alone_whatever_the_umask(environ
         finally:
             os.umask(before)
         assert credentials_file(here, NODE, "token").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_server_that_claims_to_be_this_repository_becomes_no_remote(own_testbed: Testbed) -> None:
+    """git annex move would remove the content here, because it has "arrived" here."""
+    client = own_testbed.client
+    with ScriptedPeer(opening(client.uuid, token=SECRET), unix=own_testbed.environment.directory / "liar") as peer:
+        env = {"CLUSTER_REMOTE_TOKEN": SECRET}
+        done = cluster_remote(client, "setup", "liar", f"unix:{peer.address}", "--yes", code=None, env=env)
+    assert done.code
+    assert "is this repository itself" in done.out + done.err
+    assert client.config("remote.liar.annex-uuid") is None

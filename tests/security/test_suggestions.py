@@ -27,7 +27,7 @@ def _encrypted() -> None:
 
 SAID: dict[str, Callable[[], object]] = {
     "the name of a cluster": lambda: named_repository(EVIL, BranchLogs({}), {}),
-    "what can be set up": lambda: _listed([EVIL]),
+    "what can be set up": lambda: _listed([EVIL, *map(str, range(10**5))]),
     "an unknown gateway": lambda: unknown_server(ONE, EVIL, parse_address("/x")),
     "an encrypted remote": _encrypted,
 }
@@ -40,5 +40,6 @@ def test_a_name_is_one_word_of_a_command(name: str) -> None:
     except ValueError as error:
         said = str(error)
     assert EVIL in said
+    assert len(said) < 2000
     *_, after = re.split(r"(?:git annex|git|cluster-remote) (?=[a-z])", said, maxsplit=1)
     assert EVIL not in re.sub(r"'[^']*'", "", after)
