@@ -7,7 +7,7 @@ import select
 import signal
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from pathlib import Path
 
 import anyio
@@ -20,6 +20,7 @@ from cluster_remote.p2p.descriptor import DescriptorConnection
 from cluster_remote.p2p.errors import Unreachable
 from cluster_remote.p2p.text import printable
 from cluster_remote.transport.mountcheck import MountCheck
+from cluster_remote.transport.starting import start_in_turn
 
 __all__ = ["ProcessTransport"]
 
@@ -52,6 +53,10 @@ class ProcessTransport(Transport):
         self._hint = hint
         self._directory = directory
         self._check = check
+
+    def turn(self) -> AbstractAsyncContextManager[None]:
+        """See Transport."""
+        return nullcontext() if self._directory is None else start_in_turn()
 
     async def connect(self) -> DescriptorConnection:
         mount_check = None if self._directory is None else MountCheck(self._directory)

@@ -114,11 +114,12 @@ async def test_the_journal_is_committed_when_idle(repository: Repository) -> Non
         tasks.cancel_scope.cancel()
 
 
+@pytest.mark.parametrize(("limit", "value"), [("_LONGEST_LAG", 0.5), ("_MOST_UNCOMMITTED", 5)])
 async def test_the_journal_is_committed_even_without_idle_time(
-    repository: Repository, monkeypatch: pytest.MonkeyPatch
+    repository: Repository, monkeypatch: pytest.MonkeyPatch, limit: str, value: float
 ) -> None:
-    monkeypatch.setattr(recording, "_LONGEST_LAG", 0.5)
-    first = a_key("restless0")
+    monkeypatch.setattr(recording, limit, value)
+    first = a_key(f"restless0-{value}")
     async with shared_log(repository) as log, anyio.create_task_group() as tasks:
         tasks.start_soon(log.commit_in_time, pytest.fail)
         await log.record(first, present=[NODE])
@@ -126,7 +127,7 @@ async def test_the_journal_is_committed_even_without_idle_time(
             number = 0
             while not in_branch(repository, first):
                 number += 1
-                await log.record(a_key(f"restless{number}"), present=[NODE])
+                await log.record(a_key(f"restless{number}-{value}"), present=[NODE])
                 await anyio.sleep(0.1)
         tasks.cancel_scope.cancel()
 
