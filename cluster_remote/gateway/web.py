@@ -185,10 +185,11 @@ class Web:
 
     async def _git_annex_config(self, request: Request) -> str:
         """Serve the `config` file that git-annex reads over HTTP: the UUID, and where content is."""
-        return (
-            f"[annex]\n\tuuid = {self._backend.own}\n\tversion = 10\n"
-            f"\turl = annex+{_base(request)}{self._path}/git-annex/\n"
-        )
+        base = _base(request)
+        if not re.search(r":[0-9]+$", base):
+            # Without a port, git-annex would connect to that of p2phttp.
+            base += ":443" if base.startswith("https:") else ":80"
+        return f"[annex]\n\tuuid = {self._backend.own}\n\tversion = 10\n\turl = annex+{base}{self._path}/git-annex/\n"
 
     async def _page(self, request: Request) -> Response:
         """Serve the page for people with a browser."""

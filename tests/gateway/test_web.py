@@ -294,6 +294,20 @@ def test_a_non_basic_login_is_a_bad_request_for_any_url(public: Web, path: str) 
 
 
 @pytest.mark.parametrize("path", ["/config", "/"])
+@pytest.mark.parametrize(
+    ("host", "proto", "url"),
+    [
+        ("data.example", "http", "annex+http://data.example:80/data/git-annex/"),
+        ("data.example", "https", "annex+https://data.example:443/data/git-annex/"),
+        ("data.example:8443", "https", "annex+https://data.example:8443/data/git-annex/"),
+        ("[::1]", "https", "annex+https://[::1]:443/data/git-annex/"),
+    ],
+)
+def test_git_annex_is_told_the_port_which_is_another_one_without(public: Web, host: str, proto: str, url: str) -> None:
+    config = public.ask("GET", "/config", headers={"Host": host, "X-Forwarded-Proto": proto}).body.decode()
+    assert f"\turl = {url}\n" in config
+
+
 @pytest.mark.parametrize("headers", [{"Host": "a b"}, {"X-Forwarded-Proto": "javascript"}], ids=["host", "scheme"])
 def test_an_unprintable_url_is_a_bad_request(public: Web, path: str, headers: dict[str, str]) -> None:
     answer = public.ask("GET", path, headers=headers)
