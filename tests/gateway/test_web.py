@@ -293,7 +293,6 @@ def test_a_non_basic_login_is_a_bad_request_for_any_url(public: Web, path: str) 
     assert (answer.status, b"only Basic" in answer.body) == (400, True)
 
 
-@pytest.mark.parametrize("path", ["/config", "/"])
 @pytest.mark.parametrize(
     ("host", "proto", "url"),
     [
@@ -308,6 +307,7 @@ def test_git_annex_is_told_the_port_which_is_another_one_without(public: Web, ho
     assert f"\turl = {url}\n" in config
 
 
+@pytest.mark.parametrize("path", ["/config", "/"])
 @pytest.mark.parametrize("headers", [{"Host": "a b"}, {"X-Forwarded-Proto": "javascript"}], ids=["host", "scheme"])
 def test_an_unprintable_url_is_a_bad_request(public: Web, path: str, headers: dict[str, str]) -> None:
     answer = public.ask("GET", path, headers=headers)
