@@ -317,7 +317,7 @@ def test_an_unprintable_url_is_a_bad_request(public: Web, path: str, headers: di
 @pytest.mark.parametrize("path", ["/config", "/"])
 def test_the_host_that_one_client_asks_for_is_shown_to_no_other(public: Web, path: str) -> None:
     answer = public.ask("GET", path, headers={"Host": "other.example", "X-Forwarded-Host": "evil.example"})
-    assert b"http://other.example/data" in answer.body
+    assert b"http://other.example" in answer.body
     assert b"evil" not in answer.body
     assert answer.headers["cache-control"] == "no-store"
 
