@@ -32,6 +32,7 @@ from cluster_remote.p2p.errors import (
     Unreachable,
 )
 from cluster_remote.p2p.key import UUID, Key
+from cluster_remote.p2p.messages import MAX_DATA_LENGTH
 from cluster_remote.p2p.text import printable
 from cluster_remote.p2p.timeouts import DEFAULT_TIMEOUT
 
@@ -389,8 +390,8 @@ class HttpClient:
     def field(self, answer: Mapping[str, Any], name: str, kind: type[T], doing: str) -> T:
         """Return a field of an answer. Raises ProtocolError unless it is a `kind`."""
         value = answer.get(name)
-        # A boolean is a number in Python, but not in JSON.
-        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        # A boolean is a number in Python, but not in JSON; and no length or time has more than 64 bits.
+        if not isinstance(value, kind) or (kind is int and not _is_number(value)):
             raise ProtocolError(f"{self.name}: {doing}: the answer has no valid {name!r}")
         return value
 
@@ -408,6 +409,10 @@ class HttpClient:
         if len(values) != 1 or not values[0].isdigit() or len(values[0]) > 19:
             raise ProtocolError(f"{self.name}: {doing}: the answer has no valid {DATA_LENGTH}")
         return int(values[0])
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= MAX_DATA_LENGTH
 
 
 async def _extending(scope: anyio.CancelScope, seconds: float, body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

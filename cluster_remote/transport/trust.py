@@ -26,7 +26,11 @@ __all__ = ["Refusal", "check_directory", "check_socket_owner", "connectable"]
 # Seconds for git to say whether it accepts a directory.
 _GIT = 10.0
 _LONGEST_PATH = 4096
-_TRANSLATED = ipaddress.IPv6Network("64:ff9b::/96")
+# IPv6 addresses that end in the IPv4 address which is connected to: NAT64 (RFC 6052), SIIT (RFC 2765), and the
+# "compatible" ones (RFC 4291).
+_TRANSLATED = [ipaddress.IPv6Network(network) for network in ("64:ff9b::/96", "::ffff:0:0:0/96", "::/96")]
+# NAT64 within one network (RFC 8215), which Python does not know as private.
+_LOCAL = ipaddress.IPv6Network("64:ff9b:1::/48")
 
 
 class Refusal(Unreachable):
@@ -152,15 +156,17 @@ def connectable(address: str, port: int, allowed: str | None) -> bool:
     ip: ipaddress.IPv4Address | ipaddress.IPv6Address = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
         # These IPv6 forms embed an IPv4 address, which is what gets connected to.
-        ip = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None) or _nat64_target(ip) or ip
-    if ip.is_global and not ip.is_multicast and not getattr(ip, "is_site_local", False):
+        ip = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None) or _translated(ip) or ip
+    if ip.is_global and not ip.is_multicast and not getattr(ip, "is_site_local", False) and ip not in _LOCAL:
         return True
     return any(_allows(word, ip, port) for word in allowed.split())
 
 
-def _nat64_target(ip: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
-    """Return the IPv4 address that a NAT64 gateway connects to for an IPv6 address (RFC 6052)."""
-    return ipaddress.IPv4Address(ip.packed[-4:]) if ip in _TRANSLATED else None
+def _translated(ip: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
+    """Return the IPv4 address that an IPv6 address stands for where it is translated."""
+    if ip.is_loopback or ip.is_unspecified or not any(ip in network for network in _TRANSLATED):
+        return None
+    return ipaddress.IPv4Address(ip.packed[-4:])
 
 
 def _allows(word: str, ip: ipaddress.IPv4Address | ipaddress.IPv6Address, port: int) -> bool:

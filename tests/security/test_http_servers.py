@@ -492,6 +492,20 @@ async def test_an_odd_answer_is_an_error_of_the_session_or_none(answer: bytes) -
         assert not any(b"\nX: y" in request for request in heard)
 
 
+async def test_a_number_of_more_than_64_bits_is_an_error() -> None:
+    with server(answered("200 OK", body=b'{"timestamp":%d}' % 2**63)) as (port, _):
+        session = session_with(port, timeout=1.0)
+        with pytest.raises(SessionError, match="timestamp"):
+            await session.timestamp()
+        await session.aclose()
+    with server(answered("200 OK", body=b'{"offset":%d}' % 10**400)) as (port, _):
+        session = session_with(port, timeout=1.0)
+        with pytest.raises(SessionError, match="offset"):
+            async with session.upload(Key("WORM--unsized"), AssociatedFile()):
+                pass
+        await session.aclose()
+
+
 @pytest.mark.slow
 def test_a_login_stands_in_no_log_error_trace_or_list_of_processes(own_testbed: Testbed) -> None:
     """With a server that wants one and never takes it, and looks at our processes meanwhile."""
