@@ -57,10 +57,10 @@ def read_credentials(repository: Repository, uuid: UUID, setting: str) -> tuple[
 def write_credentials(repository: Repository, uuid: UUID, setting: str, user: str, password: str) -> None:
     """Store credentials for git-annex (GETCREDS) and `read_credentials`. Raises CredentialsUnreadable."""
     file = credentials_file(repository, uuid, setting)
-    new = file.with_name(f"{file.name}.{os.getpid()}.new")
+    new = file.with_name(f"{file.name}.{os.urandom(8).hex()}.new")
     try:
         make_private_directory(file.parent)
-        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with open(descriptor, "wb") as f:
             f.write(encode(f"{user}\n{password}"))
         new.replace(file)

@@ -1,12 +1,23 @@
-"""Create directories that only this user can use."""
+"""Directories that only this user can use, or where nobody else can replace what is ours."""
 
 from __future__ import annotations
+
+import os
+import stat
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["make_private_directory"]
+__all__ = ["make_private_directory", "others_can_replace"]
+
+
+def others_can_replace(directory: Path) -> bool:
+    """Return whether other users could replace a file or directory of ours in this one. Raises OSError."""
+    status = directory.stat()
+    if status.st_uid not in (0, os.geteuid()):
+        return True
+    return bool(status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)) and not status.st_mode & stat.S_ISVTX
 
 
 def make_private_directory(directory: Path) -> None:

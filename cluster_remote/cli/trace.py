@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 import sys
 import tempfile
 import time
@@ -87,7 +88,7 @@ def trace(
     """
     file = _saved_trace(command)
     with ExitStack() as stack:
-        keep = None if save is None else stack.enter_context(_writable(save, "--save"))
+        keep = None if save is None else stack.enter_context(_writable(save, "--save", private=True))
         picture = None if svg is None else stack.enter_context(_writable(svg, "--svg"))
         shown = sys.stdout if file is not None or as_json else sys.stderr
         report = _Report(shown, as_json, keep, drawn=diagram or picture is not None)
@@ -162,10 +163,23 @@ def _speaks_unicode(stream: IO[str]) -> bool:
 
 
 @contextmanager
-def _writable(path: Path, option: str) -> Iterator[IO[str]]:
-    """Open a file for writing, before doing anything whose result might not be saved. Raises BadSettings."""
+def _writable(path: Path, option: str, *, private: bool = False) -> Iterator[IO[str]]:
+    """Open a file for writing, before doing anything whose result might not be saved. Raises BadSettings.
+
+    A private one can be read by its owner only, whatever the umask.
+    """
     try:
-        file = path.open("w", encoding="utf-8", errors="backslashreplace")
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600 if private else 0o666)
+        file = open(descriptor, "w", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115 -- closed below
+        status = os.fstat(descriptor)
+        # A device, such as /dev/stdout, has neither a length nor a mode of ours.
+        if stat.S_ISREG(status.st_mode):
+            if private and status.st_uid != os.geteuid():
+                file.close()
+                raise BadSettings(f"{option} {path}: this file belongs to user {status.st_uid}, who could read it")
+            if private:
+                os.fchmod(descriptor, 0o600)
+            os.ftruncate(descriptor, 0)
     except OSError as error:
         raise BadSettings(f"{option} {path}: {error.strerror}") from None
     with file:

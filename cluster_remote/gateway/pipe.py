@@ -15,6 +15,7 @@ import socket
 import sys
 import threading
 
+from cluster_remote.limits import guard_this_process
 from cluster_remote.p2p.text import printable
 from cluster_remote.transport.address import BadAddress, Tcp, Unix, parse_address
 from cluster_remote.transport.sockets import user_of_peer
@@ -38,6 +39,7 @@ def main() -> int:
         # git-annex asks for a network's addresses like this, in order to serve a repository itself.
         print("git-annex-p2p-cluster: to serve, run cluster-remote serve --listen ADDRESS", file=sys.stderr)
         return 2
+    guard_this_process()
     try:
         gateway = connect(sys.argv[1])
     except (BadAddress, Refusal) as error:

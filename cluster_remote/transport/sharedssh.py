@@ -18,11 +18,13 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import anyio
 from anyio import CapacityLimiter
 from anyio.lowlevel import RunVar
 
+from cluster_remote.annex.private import others_can_replace
 from cluster_remote.p2p.errors import NotReached, SessionError, TimedOut
 
 __all__ = ["Server", "SharedConnection", "server_of"]
@@ -219,7 +221,10 @@ def _directory() -> _Directory | None:
             if len(os.fsencode(parent)) + len(_PREFIX) + 20 > _LONGEST_PATH:
                 continue
             with suppress(OSError):
-                # mkdtemp makes a new directory with mode 0700, or fails.
+                # ssh hands its standard input and output to whoever listens on the socket. mkdtemp makes a new
+                # directory with mode 0700, or fails.
+                if others_can_replace(Path(parent)):
+                    continue
                 _directories.append(_Directory(tempfile.mkdtemp(prefix=_PREFIX, dir=parent)))
                 break
     return _directories[0] if _directories else None

@@ -9,15 +9,23 @@ from pathlib import Path
 
 import pytest
 
+from cluster_remote.annex.credentials import read_credentials, write_credentials
+from cluster_remote.annex.errors import CredentialsUnreadable
 from cluster_remote.annex.private import make_private_directory
+from cluster_remote.annex.repository import Repository
 from cluster_remote.gateway.errors import CannotListen, GatewayError, TokensUnusable
 from cluster_remote.gateway.listeners import listen
 from cluster_remote.gateway.slotfiles import take_lock
 from cluster_remote.gateway.tokens import Tokens
+from cluster_remote.p2p.key import UUID
 from cluster_remote.p2p.server import Mode
+from cluster_remote.transport import sharedssh
 from cluster_remote.transport.address import Unix
+from tests.support.forked import run_forked
+from tests.support.repositories import Cluster
 
 STRANGER = 65534
+NODE = UUID("11111111-2222-4333-8444-555555555555")
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to another user")
 
 
@@ -101,6 +109,70 @@ def test_a_link_in_the_place_of_a_lock_is_not_followed(tmp_path: Path) -> None:
     with pytest.raises(GatewayError):
         take_lock(tmp_path / "own", 1, None, "")
     assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.parametrize(("owner", "mode"), [(0, 0o777), (0, 0o770), (STRANGER, 0o700)])
+def test_sockets_of_ssh_are_in_no_directory_of_somebody_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: int, mode: int
+) -> None:
+    """Whoever listens on such a socket gets what ssh reads and writes."""
+    if owner:
+        if os.geteuid():
+            pytest.skip("only root can give files to another user")
+        os.chown(tmp_path, owner, owner)
+    tmp_path.chmod(mode)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setattr(sharedssh, "_directories", [])
+    made = sharedssh._directory()
+    assert made is not None
+    made.close()
+    assert not Path(made.path).is_relative_to(tmp_path)
+
+
+def test_a_saved_trace_is_for_its_owner_alone_whatever_the_umask(cluster: Cluster, tmp_path: Path) -> None:
+    new, old = tmp_path / "new", tmp_path / "old"
+    old.touch()
+    old.chmod(0o666)
+    before = os.umask(0)
+    try:
+        for file in (new, old):
+            run_forked(cluster.gateway.environment, "trace", "--save", file, "true", cwd=tmp_path)
+    finally:
+        os.umask(before)
+    assert [stat.S_IMODE(file.stat().st_mode) for file in (new, old)] == [0o600, 0o600]
+    assert new.read_text().startswith("{")
+
+
+@as_root
+def test_a_trace_is_saved_in_no_file_of_somebody_else(cluster: Cluster, tmp_path: Path) -> None:
+    file = tmp_path / "trace"
+    file.touch()
+    os.chown(file, STRANGER, STRANGER)
+    done = run_forked(cluster.gateway.environment, "trace", "--save", file, "true", cwd=tmp_path, check=False)
+    assert done.returncode == 2
+    assert file.read_bytes() == b""
+
+
+def test_credentials_are_written_to_no_file_that_lies_there_already(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    creds = tmp_path / "annex" / "creds"
+    creds.mkdir(parents=True)
+    repository = Repository(tmp_path, tmp_path, tmp_path)
+    monkeypatch.setattr(os, "urandom", lambda count: bytes(count))
+    prepared = creds / f"{NODE}-token.{bytes(8).hex()}.new"
+    prepared.touch()
+    with pytest.raises(CredentialsUnreadable):
+        write_credentials(repository, NODE, "token", "user", "secret")
+    prepared.unlink(missing_ok=True)
+    before = os.umask(0)
+    try:
+        write_credentials(repository, NODE, "token", "user", "secret")
+    finally:
+        os.umask(before)
+    (file,) = creds.iterdir()
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert read_credentials(repository, NODE, "token") == ("user", "secret")
 
 
 def test_directories_that_are_made_are_for_their_owner_alone_whatever_the_umask(tmp_path: Path) -> None:
