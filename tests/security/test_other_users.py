@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import stat
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -111,22 +112,29 @@ def test_a_link_in_the_place_of_a_lock_is_not_followed(tmp_path: Path) -> None:
     assert not (tmp_path / "elsewhere").exists()
 
 
-@pytest.mark.parametrize(("owner", "mode"), [(0, 0o777), (0, 0o770), (STRANGER, 0o700)])
+@pytest.mark.parametrize(("owner", "mode"), [(None, 0o777), (None, 0o770), (STRANGER, 0o700)])
 def test_sockets_of_ssh_are_in_no_directory_of_somebody_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: int, mode: int
+    monkeypatch: pytest.MonkeyPatch, owner: int | None, mode: int
 ) -> None:
     """Whoever listens on such a socket gets what ssh reads and writes."""
-    if owner:
-        if os.geteuid():
-            pytest.skip("only root can give files to another user")
-        os.chown(tmp_path, owner, owner)
-    tmp_path.chmod(mode)
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    monkeypatch.setattr(sharedssh, "_directories", [])
-    made = sharedssh._directory()
-    assert made is not None
-    made.close()
-    assert not Path(made.path).is_relative_to(tmp_path)
+    # The path of a socket must be short.
+    with tempfile.TemporaryDirectory(dir="/tmp") as directory:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", directory)
+        monkeypatch.setattr(sharedssh, "_directories", [])
+        usual = sharedssh._directory()
+        assert usual is not None
+        assert Path(usual.path).parent == Path(directory)
+        usual.close()
+        if owner is not None:
+            if os.geteuid():
+                pytest.skip("only root can give files to another user")
+            os.chown(directory, owner, owner)
+        Path(directory).chmod(mode)
+        monkeypatch.setattr(sharedssh, "_directories", [])
+        made = sharedssh._directory()
+        assert made is not None
+        assert not Path(made.path).is_relative_to(directory)
+        made.close()
 
 
 def test_a_saved_trace_is_for_its_owner_alone_whatever_the_umask(cluster: Cluster, tmp_path: Path) -> None:
