@@ -14,10 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import anyio
+import h11
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.asyncio.tcp_server import TCPServer
 from hypercorn.asyncio.worker_context import WorkerContext
 from hypercorn.config import Config
+from hypercorn.events import Closed, Event, RawData, Updated
+from hypercorn.protocol.h11 import H11Protocol
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cluster_remote.gateway.listeners import Accepted
@@ -31,6 +34,8 @@ _KEEP_ALIVE, _KEEP_ALIVE_IF_FULL = 90.0, 1.0
 _LONGEST_HEADERS = 64 * 1024
 # Seconds for a client to finish sending unwanted data before it gets the end of its response.
 _LINGER = 2.0
+# Bytes to read from a client at once, and bytes of a response to send together.
+_READ, _SEND = 256 * 1024, 64 * 1024
 # Seconds between checks whether a client makes progress, and whether the last bytes have been sent.
 _LOOK, _FLUSH_LOOK = 1.0, 0.02
 
@@ -46,6 +51,8 @@ class WebConnection(Connection):
     def __post_init__(self) -> None:
         self.stream = anyio.CancelScope()
         """Encloses everything that is done with the connection."""
+        self.busy = False
+        """Whether a request is being read or answered."""
         self._request: anyio.CancelScope | None = None
         self._gone = False
 
@@ -81,7 +88,7 @@ class _Reader(asyncio.StreamReader):
     """Calls `gone` of the connection when its client hangs up."""
 
     def __init__(self, connection: WebConnection) -> None:
-        super().__init__()
+        super().__init__(_READ)
         self._connection = connection
 
     def feed_eof(self) -> None:
@@ -136,6 +143,78 @@ class _Answer:
             tasks.cancel_scope.cancel()
 
 
+class _Parser(h11.Connection):
+    """Joins what has arrived of a body: handling a part costs about the same whatever its length."""
+
+    def __init__(self) -> None:
+        super().__init__(h11.SERVER, _LONGEST_HEADERS)
+        self._next: Any = None
+
+    def next_event(self) -> Any:
+        event, self._next = self._next or super().next_event(), None
+        if not isinstance(event, h11.Data):
+            return event
+        parts = [event.data]
+        while isinstance(event := super().next_event(), h11.Data):
+            parts.append(event.data)
+        self._next = event
+        return h11.Data(data=b"".join(parts))
+
+
+class _Server(TCPServer):
+    """Hypercorn's server of one connection, with fewer and larger reads and writes, and no task for idle times."""
+
+    connection: WebConnection
+
+    def __init__(self, connection: WebConnection, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.connection = connection
+        self._unsent: list[bytes] = []
+        self._unsent_bytes = 0
+
+    async def protocol_send(self, event: Event) -> None:
+        match event:
+            case RawData(data=data):
+                if not self._unsent:
+                    # A small response becomes one write: what follows in this turn of the event loop goes with it.
+                    self.loop.call_soon(self._flush)
+                self._unsent.append(data)
+                self._unsent_bytes += len(data)
+                if self._unsent_bytes >= _SEND or self.writer.transport.get_write_buffer_size():
+                    self._flush()
+                    try:
+                        await self.writer.drain()
+                    except ConnectionError:
+                        await self.protocol.handle(Closed())
+            case Updated(idle=idle):
+                self.connection.busy = not idle
+            case _:
+                await super().protocol_send(event)
+
+    def _flush(self) -> None:
+        data, self._unsent, self._unsent_bytes = b"".join(self._unsent), [], 0
+        if data and not self.writer.is_closing():
+            self.writer.write(data)
+
+    async def _read_data(self) -> None:
+        protocol = self.protocol.protocol
+        if isinstance(protocol, H11Protocol):
+            protocol.connection = _Parser()
+        try:
+            while data := await self.reader.read(_READ):
+                await self.protocol.handle(RawData(data))
+        except OSError:
+            pass
+        await self.protocol.handle(Closed())
+
+    async def _close(self) -> None:
+        self._flush()
+        await super()._close()
+
+    async def _idle_timeout(self) -> None:
+        """Do nothing: WebServer ends idle connections."""
+
+
 class WebServer:
     """Serves one application on any number of connections.
 
@@ -150,13 +229,11 @@ class WebServer:
         self._to_begin = to_begin
         self._timeout = timeout
         self._context = WorkerContext(None)
-        self._silent: set[WebConnection] = set()
+        self._connections: set[WebConnection] = set()
         self._config = Config()
         self._config.accesslog = None
         self._config.errorlog = None
         self._config.include_server_header = False
-        self._config.h11_max_incomplete_size = _LONGEST_HEADERS
-        self._config.keep_alive_timeout = _KEEP_ALIVE
 
     async def serve(self, accepted: Accepted, connection: WebConnection, tls: ssl.SSLContext | None) -> None:
         """Serve a connection to its end. Raises OSError, also if the TLS handshake fails."""
@@ -164,13 +241,12 @@ class WebServer:
         reader = _Reader(connection)
         protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
         transport: asyncio.Transport | None = None
+        self._connections.add(connection)
         try:
             with connection.stream:
                 # Until the first byte arrives, a stranger costs hardly more than its descriptor.
-                self._silent.add(connection)
                 with anyio.move_on_after(self._to_begin) as silence:
                     await anyio.wait_readable(accepted.socket)
-                self._silent.discard(connection)
                 if silence.cancelled_caught:
                     connection.end("no request in time")
                 transport, _ = await loop.connect_accepted_socket(
@@ -181,7 +257,7 @@ class WebServer:
                 )
                 writer = asyncio.StreamWriter(transport, protocol, reader, loop)
                 state: Any = {"connection": connection}
-                server = TCPServer(self._app, loop, self._config, self._context, state, reader, writer)
+                server = _Server(connection, self._app, loop, self._config, self._context, state, reader, writer)
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(self._watch, connection, transport)
                     await server.run()
@@ -191,7 +267,7 @@ class WebServer:
                 while transport is not None and connection.ended is None and transport.get_write_buffer_size():
                     await anyio.sleep(_FLUSH_LOOK)
         finally:
-            self._silent.discard(connection)
+            self._connections.discard(connection)
             if transport is None:
                 accepted.socket.close()
             else:
@@ -199,18 +275,24 @@ class WebServer:
 
     async def stop(self) -> None:
         """End the idle connections, and the others after their request."""
-        for connection in self._silent:
-            connection.stream.cancel()
+        for connection in self._connections:
+            if not connection.busy:
+                connection.stream.cancel()
         await self._context.terminated.set()
 
     async def _watch(self, connection: WebConnection, transport: asyncio.WriteTransport) -> None:
-        """End a connection whose client does not send a request, or does not read its response."""
+        """End a connection whose client does not send a request, or does not read its response.
+
+        One without a request for too long ends quietly.
+        """
         left, since = 0, time.monotonic()
         while True:
             await anyio.sleep(min(_LOOK, self._to_begin))
             now = time.monotonic()
             if not connection.requests and now - connection.began > self._to_begin:
                 connection.end("no request in time")
+            if connection.idle_since is not None and now - connection.idle_since > _KEEP_ALIVE:
+                connection.stream.cancel()
             waiting = transport.get_write_buffer_size()
             if waiting != left or not waiting:
                 left, since = waiting, now

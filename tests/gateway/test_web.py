@@ -307,6 +307,40 @@ def test_git_annex_is_told_the_port_which_is_another_one_without(public: Web, ho
     assert f"\turl = {url}\n" in config
 
 
+def test_small_answers_are_sent_as_a_whole_over_one_connection(public: Web) -> None:
+    key = public.cluster.nodes[0].add("whole", b"content")
+    public.cluster.gateway.annex("setpresentkey", key, public.cluster.nodes[0].uuid, "1")
+    start = f"/data/git-annex/{public.cluster.uuid}/v4"
+    with socket.create_connection(("127.0.0.1", public.port), START_SECONDS) as client:
+        for request, end in (
+            (f"POST {start}/checkpresent?key={key}&{CLIENT}", b'{"present":true}'),
+            (f"POST {start}/checkpresent?key=WORM-s1--no&{CLIENT}", b'{"present":false}'),
+            (f"GET {start}/nosuch", b"\r\n\r\n"),
+        ):
+            client.sendall(f"{request} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n".encode())
+            answer = client.recv(65536)
+            assert (answer[:9], answer[-len(end) :]) == (b"HTTP/1.1 ", end)
+
+
+@pytest.mark.parametrize("broken", [False, True], ids=["whole", "malformed"])
+def test_a_body_in_many_parts_is_stored_unless_one_is_malformed(web: Web, broken: bool) -> None:
+    content = bytes(range(256)) * 40
+    key = f"WORM-s{len(content)}--parts{broken}"
+    parts = [b"%x\r\n%s\r\n" % (20, content[at : at + 20]) for at in range(0, len(content), 20)]
+    if broken:
+        parts[300] = b"zz\r\n" + parts[300]
+    login = base64.b64encode(f"x:{web.tokens[Mode.READ_WRITE]}".encode()).decode()
+    head = (
+        f"POST /data/git-annex/{web.cluster.uuid}/v4/put?key={key}&{CLIENT} HTTP/1.1\r\nHost: x\r\n"
+        f"Authorization: Basic {login}\r\nX-git-annex-data-length: {len(content)}\r\n"
+        "Transfer-Encoding: chunked\r\n\r\n"
+    )
+    with socket.create_connection(("127.0.0.1", web.port), START_SECONDS) as client:
+        client.sendall(head.encode() + b"".join(parts) + b"0\r\n\r\n")
+        assert (b'"stored":true' in client.recv(65536)) == (not broken)
+    assert [node.has_object(key) for node in web.cluster.nodes] == [not broken] * len(web.cluster.nodes)
+
+
 @pytest.mark.parametrize("path", ["/config", "/"])
 @pytest.mark.parametrize("headers", [{"Host": "a b"}, {"X-Forwarded-Proto": "javascript"}], ids=["host", "scheme"])
 def test_an_unprintable_url_is_a_bad_request(public: Web, path: str, headers: dict[str, str]) -> None:
