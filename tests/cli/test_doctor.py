@@ -310,16 +310,15 @@ def test_a_serverless_cluster_costlier_than_its_nodes_is_reported(cluster: Clust
 def test_a_missing_node_is_reported(full_testbed: Testbed) -> None:
     node = full_testbed.cluster.nodes[0]
     uuid = node.uuid
-    away = node.path.rename(node.path.with_name("away"))
-    finding = only(findings(full_testbed.client), "unreachable")
-    assert finding["about"] == "n1"
-    assert DESCRIPTIONS[0] in finding["words"]
-    assert finding["commands"] == ["cluster-remote ping n1"]
-    # Nobody is told to declare it dead, but who does is not told of it any more.
-    full_testbed.client.annex("dead", uuid)
-    healthy(full_testbed.client)
-    full_testbed.client.annex("semitrust", uuid)
-    away.rename(node.path)
+    with node.unplugged():
+        finding = only(findings(full_testbed.client), "unreachable")
+        assert finding["about"] == "n1"
+        assert DESCRIPTIONS[0] in finding["words"]
+        assert finding["commands"] == ["cluster-remote ping n1"]
+        # Nobody is told to declare it dead, but who does is not told of it any more.
+        full_testbed.client.annex("dead", uuid)
+        healthy(full_testbed.client)
+        full_testbed.client.annex("semitrust", uuid)
     carry_out(full_testbed.client, finding)
     healthy(full_testbed.client)
 
@@ -447,10 +446,9 @@ def test_a_node_unknown_to_git_annex_is_reported(cluster: Cluster) -> None:
     fourth.annex("init", "--quiet", "a fourth")
     gateway.git("remote", "add", "node4", fourth.path)
     gateway.git("config", "remote.node4.annex-cluster-node", cluster.name)
-    away = fourth.path.rename(fourth.path.with_name("away"))
-    finding = only(findings(gateway), "node-unknown")
+    with fourth.unplugged():
+        finding = only(findings(gateway), "node-unknown")
     assert finding["about"] == "node4"
-    away.rename(fourth.path)
     carry_out(gateway, finding)
     healthy(gateway)
 

@@ -310,9 +310,8 @@ def test_initremote_of_an_unreachable_address_fails(place: Place, name: str) -> 
 def test_a_failed_initremote_succeeds_once_the_address_is_reachable(environment: Environment) -> None:
     cluster = make_cluster(environment, environment.directory, nodes=1)
     client = cluster.clone()
-    away = cluster.gateway.path.rename(environment.directory / "away")
-    said = refused(client, "mycl", f"url={cluster.gateway.path}", sameas=cluster.uuid)
-    away.rename(cluster.gateway.path)
+    with cluster.gateway.unplugged():
+        said = refused(client, "mycl", f"url={cluster.gateway.path}", sameas=cluster.uuid)
     obey(client, corrected(said))
     assert reaches(client, "mycl", cluster.uuid)
 

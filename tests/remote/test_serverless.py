@@ -14,7 +14,7 @@ import pytest
 from tests.cli.command import cluster_remote
 from tests.remote.testbed import messages, text
 from tests.support.environment import Environment
-from tests.support.repositories import Repository, make_repository
+from tests.support.repositories import Repository, make_repository, unplugged
 from tests.support.slow import only_in_all
 from tests.support.ssh import SshServer
 
@@ -196,13 +196,9 @@ def test_an_unavailable_node_is_skipped_and_filled_when_it_returns(home: Home, a
     name = f"away-{away}"
     key = home.laptop.add(name, f"without {away}".encode())
     path = home.bucket if away == "bucket" else getattr(home, away).path
-    hidden = path.with_name("hidden")
-    path.rename(hidden)
-    try:
+    with unplugged(path):
         done = home.laptop.annex("copy", "--to", "all", name)
-        assert away in text(done)
-    finally:
-        hidden.rename(path)
+    assert away in text(done)
     place = ["disk", "nas", "bucket"].index(away)
     assert home.holders(key) == [number != place for number in range(3)]
     assert len(home.present(key)) == 2
@@ -224,12 +220,8 @@ def test_copying_new_files_asks_no_node_for_presence(home: Home) -> None:
 def test_a_drop_with_a_node_unavailable_removes_from_the_others_and_names_it(home: Home) -> None:
     key = home.laptop.add("dropped", b"dropped in part")
     home.laptop.annex("copy", "--to", "all", "dropped")
-    hidden = home.disk.path.with_name("hidden")
-    home.disk.path.rename(hidden)
-    try:
+    with home.disk.unplugged():
         done = home.laptop.annex("drop", "--from", "all", "dropped", check=False)
-    finally:
-        hidden.rename(home.disk.path)
     assert done.returncode != 0
     assert "disk in the attic" in text(done)
     assert home.holders(key) == [True, False, False]

@@ -26,6 +26,16 @@ DESCRIPTIONS = ("first disk (attic)", "second disk (cellar)", "NAS: shelf 3", "t
 GATEWAY_DESCRIPTION = "gateway (hall)"
 
 
+@contextlib.contextmanager
+def unplugged(directory: Path) -> Iterator[None]:
+    """Have a directory missing for as long as the context is open."""
+    hidden = directory.rename(directory.with_name(f"{directory.name} (unplugged)"))
+    try:
+        yield
+    finally:
+        hidden.rename(directory)
+
+
 @dataclass(frozen=True)
 class Repository:
     """A git-annex repository below an environment's directory."""
@@ -176,11 +186,8 @@ class Repository:
     @contextlib.contextmanager
     def unplugged(self) -> Iterator[None]:
         """Have this repository's directory missing for as long as the context is open."""
-        hidden = self.path.rename(self.path.with_name(f"{self.path.name} (unplugged)"))
-        try:
+        with unplugged(self.path):
             yield
-        finally:
-            hidden.rename(self.path)
 
     def locations(self, key: str) -> set[str]:
         """The UUIDs that the location log names for a key. No remote is asked.
