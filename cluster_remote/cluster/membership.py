@@ -334,6 +334,9 @@ def membership(
         uuid = config.remote_uuid(remote)
         if uuid is None or uuid not in (configured or listed) or not _is_direct(config, remote, logs):
             continue
+        if config.is_unverified(remote) and remote not in named:
+            # It came by the git-annex branch, perhaps with the UUID of a node and a low cost.
+            continue
         found = _remote(config, remote, directory, logs, tokens)
         known = nodes.get(uuid)
         remotes = sorted([*(known.remotes if known else ()), found], key=lambda each: each.cost)
@@ -545,9 +548,26 @@ def _is_special(config: GitConfig, remote: str, logs: BranchLogs) -> bool:
 
 
 def special_settings(config: GitConfig, remote: str, logs: BranchLogs) -> dict[str, str]:
-    """Return what remote.log says about a remote; nothing for a plain git remote."""
+    """Return what remote.log says about a remote; nothing for a plain git remote.
+
+    Others can write to remote.log, also about the UUID of a repository that is none of its remotes.
+    """
+    if _is_git_repository(config, remote):
+        return {}
     for setting in ("annex-config-uuid", "annex-uuid"):
         uuid = UUID.if_valid(config.remote(remote, setting))
         if uuid is not None and uuid in logs.remotes:
             return dict(logs.remotes[uuid])
     return {}
+
+
+def _is_git_repository(config: GitConfig, remote: str) -> bool:
+    """Return whether git's configuration shows that a remote is a git repository: its url leads to one."""
+    url = config.url_of(remote)
+    # A special remote of type git-lfs has a url too.
+    if not url or config.boolean(f"remote.{remote}.annex-git-lfs"):
+        return False
+    try:
+        return is_path(url) or parse_address(url) is not None
+    except BadAddress:
+        return False

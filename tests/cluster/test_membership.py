@@ -18,6 +18,7 @@ from cluster_remote.cluster.membership import (
     chosen_cluster,
     cost_of,
     membership,
+    special_settings,
     way_to,
 )
 from cluster_remote.cluster.throttling import Rates
@@ -94,6 +95,32 @@ def test_where_no_node_is_configured_all_that_the_log_lists_are_used() -> None:
     one = [*lines, *remote("c", 1, "/c")]
     found = membership(config(*one), logs([1, 2, 3]), PLACE)
     assert [[each.name for each in member.remotes] for member in found.members] == [["a", "c"]]
+
+
+def test_a_remote_that_enabled_itself_takes_the_place_of_no_node() -> None:
+    """The git-annex branch decides on its UUID and its cost."""
+    evil = ("annex-verified=automatic", "annex-cost=1")
+    special = f"{uuid(1)} type=S3 name=evil timestamp=1s\n{uuid(2)} type=S3 name=bucket timestamp=1s\n"
+    lines = [
+        *remote("disk1", 1, "/disk1", cluster=None),
+        *remote("evil", 1, None, *evil, cluster=None),
+        *remote("bucket", 2, None, *evil, cluster=None),
+    ]
+    found = membership(config(*lines), logs([1, 2], remote=special), PLACE)
+    assert [[each.name for each in member.remotes] for member in found.members] == [["disk1"]]
+    assert set(found.missing) == {uuid(2)}
+    # Only git-annex decides about one that the user made a node.
+    chosen = [*lines, "remote.bucket.annex-cluster-node=mycluster", "remote.disk1.annex-cluster-node=mycluster"]
+    assert names(membership(config(*chosen), logs([1, 2], remote=special), PLACE)) == ["disk1", "bucket"]
+
+
+@pytest.mark.parametrize("url", ["/disk1", "../disk1", "ssh://nas/disk1", "annex+http://nas/git-annex/"])
+def test_a_git_repository_is_one_whatever_remote_log_says_about_its_uuid(url: str) -> None:
+    plain = config(*remote("disk1", 1, url))
+    said = f"{uuid(1)} type=S3 name=evil cost=1 encryption=shared exporttree=yes timestamp=1s\n"
+    found, expected = membership(plain, logs([1], remote=said), PLACE), membership(plain, logs([1]), PLACE)
+    assert found.members == expected.members
+    assert special_settings(plain, "disk1", logs([1], remote=said)) == {}
 
 
 def test_a_dead_repository_is_no_node_here_or_behind_another_gateway() -> None:
@@ -267,7 +294,11 @@ def test_urls_are_rewritten_as_git_does() -> None:
 def test_a_special_remote_with_a_url_is_still_reached_through_git_annex() -> None:
     kinds = {1: "git-lfs", 2: "git", 3: "directory"}
     found = membership(
-        config(*remote("lfs", 1, "ssh://nas/lfs"), *remote("auto", 2, "ssh://nas/auto"), *remote("dir", 3, None)),
+        config(
+            *remote("lfs", 1, "ssh://nas/lfs", "annex-git-lfs=true"),
+            *remote("auto", 2, "ssh://nas/auto"),
+            *remote("dir", 3, None),
+        ),
         logs([1, 2, 3], remote="".join(f"{uuid(n)} type={t} timestamp=1s\n" for n, t in kinds.items())),
         PLACE,
     )
