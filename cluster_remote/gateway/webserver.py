@@ -180,7 +180,7 @@ class _Server(TCPServer):
                     self.loop.call_soon(self._flush)
                 self._unsent.append(data)
                 self._unsent_bytes += len(data)
-                if self._unsent_bytes >= _SEND or self.writer.transport.get_write_buffer_size():
+                if self._unsent_bytes >= _SEND or _buffered(self.writer.transport):
                     self._flush()
                     try:
                         await self.writer.drain()
@@ -264,7 +264,7 @@ class WebServer:
                     tasks.cancel_scope.cancel()
             with anyio.move_on_after(_LINGER):
                 # The last response may not have been sent completely.
-                while transport is not None and connection.ended is None and transport.get_write_buffer_size():
+                while transport is not None and connection.ended is None and _buffered(transport):
                     await anyio.sleep(_FLUSH_LOOK)
         finally:
             self._connections.discard(connection)
@@ -293,11 +293,19 @@ class WebServer:
                 connection.end("no request in time")
             if connection.idle_since is not None and now - connection.idle_since > _KEEP_ALIVE:
                 connection.stream.cancel()
-            waiting = transport.get_write_buffer_size()
+            waiting = _buffered(transport)
             if waiting != left or not waiting:
                 left, since = waiting, now
             elif now - since > self._timeout:
                 connection.end(f"the client took nothing for {self._timeout:.3g} seconds")
+
+
+def _buffered(transport: asyncio.WriteTransport) -> int:
+    """Return how many bytes wait to be sent; 0 for a TLS transport that was closed twice, which no longer knows."""
+    try:
+        return transport.get_write_buffer_size()
+    except AttributeError:
+        return 0
 
 
 def _on_connection(app: ASGIApp) -> ASGIApp:

@@ -57,6 +57,7 @@ def guarded(make_environment: Callable[[], Environment]) -> Iterator[Guarded]:
         made.certificates["member"] = make_client_certificate(environment, ours, "member")
         made.certificates["stranger"] = make_client_certificate(environment, other, "stranger")
         yield made
+        assert "internal error" not in gateway.log.read_text()
 
 
 @pytest.fixture(params=["tls", "https"])
