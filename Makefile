@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all test-browser test-failed lint soak fuzz killed-clients faults docs clean
+.PHONY: demo test test-all test-browser test-failed lint audit soak fuzz killed-clients faults docs clean
 
 demo: $(VENV)/installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cluster-remote demo
@@ -27,6 +27,13 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Known faults of the installed packages. pip-audit has many dependencies, so it gets an environment of its own.
+audit: $(VENV)/installed
+	$(PYTHON) -m venv $(VENV)/audit
+	if $(VENV)/audit/bin/python -m pip install --quiet pip-audit; then \
+		$(VENV)/audit/bin/python .ci/audit.py $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); \
+	else echo "NOT AUDITED: pip-audit cannot be installed" >&2; fi
 
 # Thousands of steps of the state machine in each of the three ways, and a million inputs: docs/reliability.md.
 STEPS ?= 2000
