@@ -143,7 +143,8 @@ class _Check:
         moved: dict[Key, tuple[UUID, ...]] = {}
         directories = await paths(self.view) if found and self.options.move_aside else {}
         for uuid in sorted({uuid for uuid, _ in found} & directories.keys()):
-            await move_aside(directories[uuid], [key for owner, key in found if owner == uuid])
+            keys = [key for owner, key in found if owner == uuid]
+            await move_aside(directories[uuid], self.view.repository, keys)
         for number, (each, answers) in enumerate(seen):
             bad = tuple(sorted(uuid for uuid, key in found if key == each.key))
             if not bad:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 import anyio
+import anyio.to_thread
 
 from cluster_remote.annex import child
 from cluster_remote.annex.errors import CommandFailed
@@ -21,6 +22,7 @@ from cluster_remote.p2p.errors import SessionError
 from cluster_remote.p2p.key import UUID, AssociatedFile, Key, encode
 from cluster_remote.p2p.session import Session
 from cluster_remote.p2p.text import printable
+from cluster_remote.transport.trust import Refusal, check_directory
 
 __all__ = ["Options", "Read", "Reader", "Verified", "move_aside"]
 
@@ -136,13 +138,19 @@ class Reader:
         return checksum.matches()
 
 
-async def move_aside(repository: Path, keys: Collection[Key]) -> None:
+async def move_aside(directory: Path, here: Repository | None, keys: Collection[Key]) -> None:
     """Have git-annex verify contents in the repository at a path; it moves damaged ones to .git/annex/bad.
 
-    This respects git-annex's locks, and makes that repository record that it no longer has them.
+    This respects git-annex's locks, and makes that repository record that it no longer has them. Does nothing in a
+    repository that is not trusted from `here`.
     """
+    environment = foreign_environment()
+    try:
+        await anyio.to_thread.run_sync(check_directory, str(directory), here, environment)
+    except Refusal:
+        return
     for key in keys:
-        command = ("git", "-C", str(repository), "annex", "fsck", "--quiet", f"--key={key}")
+        command = ("git", "-C", str(directory), "annex", "fsck", "--quiet", f"--key={key}")
         # Its exit code only says that something was damaged, which is known.
         with suppress(CommandFailed):
-            await child.run(command, env=foreign_environment(), timeout=_FSCK, accept=None)
+            await child.run(command, env=environment, timeout=_FSCK, accept=None)

@@ -77,7 +77,7 @@ def _paths_of(config: GitConfig, base: Path, wanted: Collection[UUID]) -> dict[U
     found: dict[UUID, Path] = {}
     for remote in config.remotes():
         uuid = config.remote_uuid(remote)
-        if uuid is None or uuid not in wanted:
+        if uuid is None or uuid not in wanted or config.is_unverified(remote):
             continue
         match config.remote(remote, "annex-directory"), way_to(config, remote, base):
             case (str(path), _) | (None, Direct(Directory(path))):

@@ -12,13 +12,16 @@ import anyio
 import pytest
 
 from cluster_remote.annex.errors import CommandFailed
+from cluster_remote.annex.gitconfig import GitConfig
 from cluster_remote.annex.repository import Repository as Ours
 from cluster_remote.cluster.opening import resolved
+from cluster_remote.diagnosis.content import move_aside
+from cluster_remote.diagnosis.disks import _paths_of
 from cluster_remote.lifecycle.remote_steps import Enable, Initremote, RemoveRemote
 from cluster_remote.lifecycle.runner import Runner
 from cluster_remote.lifecycle.steps import Command, Plan, carry_out
 from cluster_remote.p2p.errors import ConnectionLost, Unreachable
-from cluster_remote.p2p.key import UUID
+from cluster_remote.p2p.key import UUID, Key
 from cluster_remote.transport.address import Directory, Tcp, Unix, parse_address
 from cluster_remote.transport.network import Network
 from cluster_remote.transport.opening import Caller, session_at
@@ -74,6 +77,26 @@ async def test_a_repository_inside_the_work_tree_is_refused(
     for allowed in (outer.path, outer.path / ".git"):
         assert await asked(str(allowed), outer) == outer.uuid
     assert await asked(str(inner.path), inner) == inner.uuid
+
+
+async def test_damaged_content_is_moved_aside_in_no_repository_that_may_be_a_stranger_s(
+    nested: tuple[Repository, Repository],
+) -> None:
+    outer, inner = nested
+    key = inner.add("f", b"content")
+    inner.damage_object(key)
+    await move_aside(inner.path, Ours.here(outer.path), [Key(key)])
+    assert inner.has_object(key)
+    await move_aside(inner.path, Ours.here(inner.path), [Key(key)])
+    assert not inner.has_object(key)
+
+
+def test_an_unverified_remote_shows_no_directory() -> None:
+    """git would run there, and a look may mount what is there."""
+    for state, expected in (("automatic", {}), ("verified", {CLIENT: Path("/evil")})):
+        settings = {"annex-uuid": CLIENT, "annex-directory": "/evil", "annex-verified": state}
+        config = GitConfig.parse("".join(f"remote.evil.{name}\n{value}\0" for name, value in settings.items()).encode())
+        assert _paths_of(config, Path("/here"), [CLIENT]) == expected
 
 
 async def test_a_repository_that_any_clone_brought_along_is_refused(nested: tuple[Repository, Repository]) -> None:
