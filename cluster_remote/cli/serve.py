@@ -78,7 +78,8 @@ def serve(
     """Serve this repository's cluster to others.
 
     Clients on a socket need a token (cluster-remote token create). A client gets the cluster, or the node or repository
-    that it names after its token (TOKEN/UUID). Sockets passed by systemd are served too.
+    that it names after its token (TOKEN/UUID). Sockets passed by systemd are served too; FileDescriptorName= can be
+    http, https (also with a path: http/data) or tls.
 
     With --stdio there are no tokens: the program that starts this command controls access. It may set
     GIT_ANNEX_SHELL_READONLY or GIT_ANNEX_SHELL_APPENDONLY, as for git-annex-shell.
@@ -107,19 +108,21 @@ def serve(
         raise BadSettings("--uuid requires --stdio; clients on a socket choose by themselves (TOKEN/UUID)")
     else:
         addresses = [parse_listen(address) for address in listen]
-        tls_certificate = _certificate(addresses, certificate, key, client_ca)
+        passed = inherited_listeners(os.environ)
+        tls = any(isinstance(each, Tls) or (isinstance(each, WebAddress) and each.tls) for each in addresses)
+        tls_certificate = _certificate(certificate, key, client_ca, tls or any(each.tls for each in passed))
         if own_repository and not public_read:
             raise BadSettings("--own-repository requires --public-read; for tokens: token create --own-repository")
-        run(_serve_sockets, backend, addresses, max_clients, public_read, own_repository, tls_certificate)
+        run(_serve_sockets, backend, passed, addresses, max_clients, public_read, own_repository, tls_certificate)
 
 
 def _certificate(
-    addresses: list[ListenAddress], certificate: Path | None, key: Path | None, client_ca: Path | None
+    certificate: Path | None, key: Path | None, client_ca: Path | None, wanted: bool
 ) -> ServerCertificate | None:
-    """Return the certificate for tls:// and https://; None if neither is among the addresses. Raises BadSettings."""
+    """Return the certificate for tls:// and https://; None if it is not `wanted` for any. Raises BadSettings."""
     if (certificate is None) != (key is None):
         raise BadSettings("--certificate and --key must be given together")
-    if not any(isinstance(address, Tls) or (isinstance(address, WebAddress) and address.tls) for address in addresses):
+    if not wanted:
         if client_ca is not None:
             raise BadSettings("--client-ca requires an address with TLS: --listen tls://… or https://…")
         return None
@@ -144,6 +147,7 @@ def _say(line: str) -> None:
 
 async def _serve_sockets(
     backend: Backend,
+    passed: list[Listener],
     addresses: list[ListenAddress],
     clients: int,
     public_read: bool,
@@ -159,7 +163,7 @@ async def _serve_sockets(
     if tls_certificate is None and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         ending.append(signal.SIGHUP)
     with anyio.open_signal_receiver(*ending) as signals:
-        listeners = _open(addresses)
+        listeners = _open(passed, addresses)
         for listener in listeners:
             _say(f"{listener.name}: serving {backend.cluster}")
         limits = Limits(clients=clients)
@@ -185,9 +189,9 @@ async def _reload_on_hangup(tls_certificate: ServerCertificate) -> None:
                 _say(f"SIGHUP: keeping the old certificate: {error}")
 
 
-def _open(addresses: list[ListenAddress]) -> list[Listener]:
+def _open(passed: list[Listener], addresses: list[ListenAddress]) -> list[Listener]:
     """Open all listeners, or none."""
-    listeners = inherited_listeners(os.environ)
+    listeners = [*passed]
     try:
         for address in addresses:
             listeners += listen(address)

@@ -219,9 +219,7 @@ def parse_listen(text: str) -> ListenAddress:
     scheme, colon, rest = text.partition("://")
     if colon and scheme.lower() in ("http", "https"):
         authority, slash, path = rest.partition("/")
-        path = (slash + path).rstrip("/")
-        if not re.fullmatch(r"(/[A-Za-z0-9._~-]+)*", path):
-            raise BadAddress(f"{text!r}: the path may only contain letters, digits, and . _ ~ -")
+        path = _web_path(text, slash + path)
         tls = scheme.lower() == "https"
         port = "" if re.search(r":[0-9]+$", authority) else f":{_HTTPS if tls else _HTTP}"
         address = parse_address(f"tcp://{authority}{port}")
@@ -234,6 +232,14 @@ def parse_listen(text: str) -> ListenAddress:
     if address.node is not None:
         raise BadAddress(f"{text!r}: ?node= is for clients; every repository behind a gateway is at the same address")
     return address
+
+
+def _web_path(text: str, path: str) -> str:
+    """Return the prefix of request paths that an address asks for. Raises BadAddress."""
+    path = path.rstrip("/")
+    if not re.fullmatch(r"(/[A-Za-z0-9._~-]+)*", path):
+        raise BadAddress(f"{text!r}: the path may only contain letters, digits, and . _ ~ -")
+    return path
 
 
 def listen(address: ListenAddress) -> list[Listener]:
@@ -384,7 +390,9 @@ def _named(listening: socket.socket) -> Listener:
 def inherited_listeners(environment: MutableMapping[str, str]) -> list[Listener]:
     """Return the sockets that systemd passed to this process (LISTEN_FDS, LISTEN_PID, LISTEN_FDNAMES); often none.
 
-    Removes the variables, so that no child process uses the sockets. Raises CannotListen if they are unusable.
+    They speak the P2P protocol, or what their name says: `tls`, `http` or `https`, the latter two also with a path
+    (`http/data`). Removes the variables, so that no child process uses the sockets. Raises CannotListen if they are
+    unusable.
     """
     count = environment.pop("LISTEN_FDS", "")
     pid = environment.pop("LISTEN_PID", "")
@@ -418,7 +426,26 @@ def _inherited(descriptor: int, name: str) -> Listener:
             )
         taken.set_inheritable(False)
         taken.setblocking(False)
-        return _named(taken)
+        return _speaking(_named(taken), name)
     except BaseException:
         taken.close()
         raise
+
+
+def _speaking(listener: Listener, name: str) -> Listener:
+    """Return a passed socket with the protocol that its name says, if it says one. Raises CannotListen."""
+    protocol, slash, path = name.partition("/")
+    if protocol not in ("http", "https", "tls"):
+        return listener
+    try:
+        prefix = None if protocol == "tls" else _web_path(name, slash + path)
+    except BadAddress as error:
+        raise CannotListen(f"FileDescriptorName={error}") from None
+    tls = protocol != "http"
+    return replace(
+        listener,
+        name=f"{listener.name} ({name})",
+        in_the_clear=listener.in_the_clear and not tls,
+        tls=tls,
+        path=prefix,
+    )

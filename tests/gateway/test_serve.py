@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -18,6 +19,7 @@ from cluster_remote.p2p.server import Mode
 from tests.cli.command import cluster_remote
 from tests.gateway.gateways import Gateway, gateway_of, serve
 from tests.gateway.test_gateway import CLIENT, answer, hear, say
+from tests.support.certificates import make_certificate
 from tests.support.processes import end_group, wait_until
 from tests.support.repositories import Cluster
 from tests.support.sockets import free_port
@@ -248,9 +250,35 @@ def test_serve_warns_of_unencrypted_traffic_and_of_missing_tokens(shared: Cluste
 HAND_OVER = """
 import os, sys
 os.dup2(int(sys.argv[1]), 3)
-os.environ.update(LISTEN_FDS="1", LISTEN_FDNAMES="gw", LISTEN_PID=str(os.getpid()))
-os.execvp(sys.argv[2], sys.argv[2:])
+os.environ.update(LISTEN_FDS="1", LISTEN_FDNAMES=sys.argv[2], LISTEN_PID=str(os.getpid()))
+os.execvp(sys.argv[3], sys.argv[3:])
 """
+
+
+def hand_over(cluster: Cluster, listening: socket.socket, name: str, *options: str) -> subprocess.Popen[bytes]:
+    """Start `cluster-remote serve` on a socket that it gets under a name, as from systemd."""
+    return subprocess.Popen(
+        [sys.executable, "-c", HAND_OVER, str(listening.fileno()), name, "cluster-remote", "serve", *options],
+        cwd=cluster.gateway.path,
+        env=cluster.gateway.environment.env,
+        pass_fds=[listening.fileno()],
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+    )
+
+
+@contextlib.contextmanager
+def handed_over(cluster: Cluster, listening: socket.socket, name: str, *options: str) -> Iterator[None]:
+    """Have it serve until the end of the context."""
+    process = hand_over(cluster, listening, name, *options)
+    try:
+        yield
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=SECONDS)
+        assert process.returncode == 0
+    finally:
+        end_group(process.pid)
+        process.communicate(timeout=SECONDS)
 
 
 def test_a_socket_from_systemd_is_served_and_not_removed(shared: Cluster, tmp_path: Path) -> None:
@@ -260,22 +288,33 @@ def test_a_socket_from_systemd_is_served_and_not_removed(shared: Cluster, tmp_pa
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(path))
         listening.listen()
-        process = subprocess.Popen(
-            [sys.executable, "-c", HAND_OVER, str(listening.fileno()), "cluster-remote", "serve"],
-            cwd=shared.gateway.path,
-            env=environment.env,
-            pass_fds=[listening.fileno()],
-            start_new_session=True,
-        )
-        try:
-            with socket.socket(socket.AF_UNIX) as client:
-                client.settimeout(SECONDS)
-                client.connect(str(path))
-                assert answer(client, f"AUTH {CLIENT} {token}") == f"AUTH-SUCCESS {shared.uuid}"
-                assert answer(client, f"CHECKPRESENT {KEY}") == "FAILURE"
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(SECONDS) == 0
-        finally:
-            end_group(process.pid)
-            process.wait(SECONDS)
+        with handed_over(shared, listening, "gw"), socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(SECONDS)
+            client.connect(str(path))
+            assert answer(client, f"AUTH {CLIENT} {token}") == f"AUTH-SUCCESS {shared.uuid}"
+            assert answer(client, f"CHECKPRESENT {KEY}") == "FAILURE"
     assert path.is_socket()
+
+
+@pytest.mark.parametrize("name", ["http", "http/data", "https/data", "tls"])
+def test_a_socket_from_systemd_speaks_the_protocol_that_its_name_says(shared: Cluster, name: str) -> None:
+    environment = shared.gateway.environment
+    _, token = Tokens(shared.gateway.path / ".git/cluster-remote/tokens").create(Mode.READ_ONLY)
+    certificate, key = make_certificate(environment)
+    environment.run("git", "config", "--global", "http.sslCAInfo", certificate)
+    tls = ("--certificate", str(certificate), "--key", str(key)) if name in ("https/data", "tls") else ()
+    with socket.create_server(("127.0.0.1", 0)) as listening, handed_over(shared, listening, name, *tls):
+        at, path = f"localhost:{listening.getsockname()[1]}", name.partition("/")[2]
+        url = (
+            f"tls://{at}" if name == "tls" else f"annex+{name.partition('/')[0]}://{at}/{path and path + '/'}git-annex/"
+        )
+        cluster_remote(shared.gateway, "ping", url, env={"CLUSTER_REMOTE_TOKEN": token})
+
+
+def test_a_socket_from_systemd_that_wants_tls_wants_a_certificate_too(shared: Cluster) -> None:
+    for name, words in (("tls", "--certificate"), ("https/a b", "FileDescriptorName")):
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            process = hand_over(shared, listening, name)
+            _, said = process.communicate(timeout=SECONDS)
+        assert process.returncode != 0
+        assert words in said.decode()
