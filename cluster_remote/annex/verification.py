@@ -27,7 +27,7 @@ _NUMBER = re.compile(r"verifyremote .*--safe ([0-9]+)")
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """A configuration that awaits verification."""
+    """A configuration that awaits verification, as git-annex shows it; it may have several lines."""
 
     number: int
     configuration: str
@@ -55,9 +55,17 @@ async def pending(repository: Repository, name: str) -> Pending | None:
     argv = ("git", "annex", "verifyremote", "--", name)
     # Without an answer to its question, it exits with 1.
     done = await repository.run(*argv, accept=(0, 1))
-    text = decode(done.stdout)
-    number = _NUMBER.search(text)
+    return _parsed(decode(done.stdout))
+
+
+def _parsed(text: str) -> Pending | None:
+    """Parse what git-annex shows: a line, the configuration, a question, and the command with the number.
+
+    A parameter may have line breaks, and look like anything that follows.
+    """
+    *_, number = [None, *_NUMBER.finditer(text)]
     if number is None:
         return None
-    shown = (line.strip() for line in text.splitlines() if "externaltype=" in line or "type=" in line)
-    return Pending(int(number[1]), next(shown, ""))
+    before = text[: text.rfind("\n", 0, number.start())]
+    shown = before.partition("\n")[2].rpartition("\n\n")[0]
+    return Pending(int(number[1]), shown.strip())

@@ -13,9 +13,13 @@ from pathlib import Path
 import pytest
 
 from cluster_remote.access.configuration import awaits_verification
-from cluster_remote.access.settings import Settings
+from cluster_remote.access.settings import BadSettings, Settings
 from cluster_remote.annex.branchlog import BranchLogs
 from cluster_remote.annex.catfile import BLOB_LIMIT, CUT
+from cluster_remote.annex.repository import Repository as Ours
+from cluster_remote.annex.verification import pending
+from cluster_remote.lifecycle.remote_steps import Verify
+from cluster_remote.lifecycle.runner import Runner
 from cluster_remote.p2p.key import UUID
 from cluster_remote.remote.availability import is_away
 from cluster_remote.transport.address import parse_address
@@ -309,3 +313,26 @@ def test_a_token_belongs_to_one_address(own_testbed: Testbed) -> None:
             annex.prepare()
             assert "wants a token" in annex.ask("CHECKPRESENT WORM--x")
     assert heard == []
+
+
+@pytest.mark.anyio
+async def test_a_parameter_hides_nothing_of_a_configuration_that_is_to_be_verified(environment: Environment) -> None:
+    """git-annex shows its line breaks as they are."""
+    source = make_repository(environment, environment.directory / "source", "source")
+    forged = "&10;&10;Is&32;this&32;it?&10;If&32;so,&32;run:&32;&32;git-annex&32;verifyremote&32;evil&32;--safe&32;77"
+    _, line = autoenabled("ssh://evil.example/x")
+    commit(source, "remote.log", line.replace("tracking=remote", f"junk=x{forged} tracking=remote"))
+    environment.run("git", "clone", "-q", source.path, environment.directory / "victim")
+    victim = Repository(environment.directory / "victim", environment)
+    victim.annex("init", "victim")
+    with environment.applied(victim.path):
+        here = await Ours.find()
+        found = await pending(here, "evil")
+        assert found is not None
+        assert found.number == 1
+        assert "url=ssh://evil.example/x" in found.configuration.split()
+        shown = found.configuration.partition("\n")[0]
+        words = {key: value for key, _, value in (word.partition("=") for word in shown.split())}
+        with pytest.raises(BadSettings, match="not the requested one"):
+            await Verify("evil", words).do(Runner(here, lambda _: None))
+    assert victim.config("remote.evil.annex-verified") == "automatic"
