@@ -126,7 +126,9 @@ def settings(value: str) -> dict[str, str]:
 
 def _character(match: re.Match[str]) -> str:
     number = int(match[1])
-    return chr(number) if number < 0x110000 else match[0]
+    # What no argument of a program can have stays as it is.
+    is_text = 0 < number < 0xD800 or 0xDC80 <= number <= 0xDCFF or 0xE000 <= number < 0x110000
+    return chr(number) if is_text else match[0]
 
 
 def branch_path(key: Key, *, levels: int = 2) -> bytes:

@@ -336,3 +336,11 @@ async def test_a_parameter_hides_nothing_of_a_configuration_that_is_to_be_verifi
         with pytest.raises(BadSettings, match="not the requested one"):
             await Verify("evil", words).do(Runner(here, lambda _: None))
     assert victim.config("remote.evil.annex-verified") == "automatic"
+
+
+@pytest.mark.parametrize("code", [0, 0xD800, 0xDC7F, 0xDD00, 0x110000])
+def test_no_parameter_has_what_no_argument_can_have(code: int) -> None:
+    """setup hands the parameters on to git-annex."""
+    identity, line = autoenabled("/x")
+    value = BranchLogs({"remote.log": f"{line} x=&{code};y".encode()}).remotes[UUID(identity)]["x"]
+    assert value == f"&{code};y"
