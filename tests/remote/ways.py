@@ -63,8 +63,14 @@ async def serve(reader, writer):
     writer.write(b"\\5\\0")
     asked = await reader.readexactly({len(_ONION) + 7})
     assert asked == bytes([5, 1, 0, 3, {len(_ONION)}]) + b"{_ONION}" + bytes([0, 99])
+    try:
+        there = await asyncio.open_connection("127.0.0.1", int(sys.argv[2]))
+    except OSError:
+        # As Tor says it if the service is away.
+        writer.write(b"\\5\\4\\0\\1" + bytes(6))
+        writer.close()
+        return
     writer.write(b"\\5\\0\\0\\1" + bytes(6))
-    there = await asyncio.open_connection("127.0.0.1", int(sys.argv[2]))
     await asyncio.gather(pump(reader, there[1]), pump(there[0], writer), return_exceptions=True)
     writer.close()
     there[1].close()
