@@ -127,6 +127,10 @@ def _peer(accepted: socket.socket) -> tuple[str, str]:
         # The client has already hung up.
         return "gone", "gone"
     ip = ipaddress.ip_address(host.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
+        # systemd's sockets take IPv4 connections too, and would give all these clients the same /64.
+        ip = ip.ipv4_mapped
+        host = str(ip)
     # A single machine may use as many addresses of a /64 as it likes.
     network = ipaddress.ip_network((ip, 64), strict=False) if ip.version == 6 else ip
     return str(Tcp(host, port)).removeprefix("tcp://"), str(network)

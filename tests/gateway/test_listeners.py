@@ -293,6 +293,20 @@ def test_sockets_passed_by_systemd_are_used_and_left_in_place(tmp_path: Path) ->
     assert path.is_socket()
 
 
+async def test_clients_of_a_socket_for_ipv4_and_ipv6_are_told_apart() -> None:
+    """As systemd passes them: otherwise all IPv4 clients would be in one /64, and pay for each other's floods."""
+    with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as both:
+        both.setblocking(False)
+        listener, port = Listener(both, "both"), both.getsockname()[1]
+        addresses = []
+        for source, target in (("127.0.0.1", "127.0.0.1"), ("127.0.0.2", "127.0.0.1"), ("::1", "::1")):
+            with socket.create_connection((target, port), source_address=(source, 0)):
+                accepted = await listener.accept()
+                addresses.append((accepted.address, accepted.peer.rpartition(":")[0]))
+                await accepted.aclose(0)
+    assert addresses == [("127.0.0.1", "127.0.0.1"), ("127.0.0.2", "127.0.0.2"), ("::/64", "[::1]")]
+
+
 def test_sockets_passed_to_another_process_are_ignored() -> None:
     with socket.create_server(("127.0.0.1", 0)) as tcp, activated([tcp.fileno()], LISTEN_PID="1") as program:
         output, _ = program.communicate(timeout=20)
