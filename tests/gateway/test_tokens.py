@@ -16,7 +16,7 @@ import pytest
 
 from cluster_remote.gateway import tokens as module
 from cluster_remote.gateway.errors import TokensUnusable, UnknownToken
-from cluster_remote.gateway.tokens import Claim, Tokens, for_node, read_claim
+from cluster_remote.gateway.tokens import Claim, Token, Tokens, for_node, read_claim
 from cluster_remote.p2p.key import UUID
 from cluster_remote.p2p.server import Mode
 
@@ -78,6 +78,25 @@ def test_a_revoked_token_is_refused_and_the_others_still_work(tokens: Tokens) ->
     assert reader.check(other) == second
     with pytest.raises(UnknownToken, match="token list"):
         tokens.revoke(first.id)
+
+
+def test_a_wrong_token_does_not_cost_reading_all_tokens_again(tokens: Tokens, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[bytes] = []
+    really = module._read_token
+
+    def counted(line: bytes) -> Token:
+        read.append(line)
+        return really(line)
+
+    monkeypatch.setattr(module, "_read_token", counted)
+    monkeypatch.setattr(module, "_SETTLED", -1.0)
+    tokens.create(Mode.READ_ONLY)
+    assert tokens.check("wrong") is None
+    read.clear()
+    assert tokens.check("wrong") is None
+    assert read == []
+    _, text = tokens.create(Mode.READ_ONLY)
+    assert tokens.check(text) is not None
 
 
 def test_every_token_is_compared_even_after_a_match(tokens: Tokens, monkeypatch: pytest.MonkeyPatch) -> None:
