@@ -47,15 +47,16 @@ def check_directory(path: str, here: Repository | None, environment: Mapping[str
             f"{path} is inside the work tree of this repository, so it may have come with a clone, and its hooks would "
             "run: move it somewhere else"
         )
-    if (clone := _clone_with(path, environment)) is not None:
+    top = _top_of(path)
+    if (clone := _clone_with(top, environment)) is not None:
         raise Refusal(
             f"{path} came with the clone in {clone}, where it is committed, and its hooks would run: move it somewhere "
             "else"
         )
-    if not _is_ours(path) and _is_refused_by_git(path, environment):
+    if not _is_ours(top) and _is_refused_by_git(top, environment):
         raise Refusal(
-            f"{path} belongs to another user, whose hooks would run: if you trust its owner, run git config --global "
-            f"--add safe.directory {shlex.quote(path)}"
+            f"{top} belongs to another user, whose hooks would run: if you trust its owner, run git config --global "
+            f"--add safe.directory {shlex.quote(top)}"
         )
 
 
@@ -90,6 +91,15 @@ def _clone_with(path: str, environment: Mapping[str, str]) -> Path | None:
         if any(entry and not entry.startswith(b"160000 ") for entry in listed.split(b"\0")):
             return top
     return None
+
+
+def _top_of(path: str) -> str:
+    """Return the repository that git-annex-shell uses in a directory: this one, or like git the first one around it."""
+    real = Path(os.path.realpath(path))
+    for top in (Path(path), *real.parents):
+        if os.path.lexists(top / ".git") or ((top / "HEAD").is_file() and (top / "objects").is_dir()):
+            return path if top == Path(path) else str(top)
+    return path
 
 
 def _is_ours(path: str) -> bool:

@@ -110,12 +110,14 @@ async def test_a_repository_that_any_clone_brought_along_is_refused(nested: tupl
     outer.git("-c", "annex.largefiles=nothing", "add", "-f", "evil")
     outer.git("commit", "-q", "-m", "evil")
     outer.git("worktree", "add", "-q", str(top / "another"))
+    (top / "another/evil/annex").mkdir()
     other = make_repository(outer.environment, top / "other", "other")
     module = make_repository(outer.environment, outer.path / "module", "module")
     outer.git("add", "module")
     for here, path in (
         (Repository(top / "another", outer.environment), outer.path / "evil"),
         (other, top / "another/evil"),
+        (other, top / "another/evil/annex"),
         (module, outer.path / "evil"),
     ):
         assert "came with the clone" in await asked(str(path), here)
@@ -175,9 +177,14 @@ async def test_another_owner_is_found_behind_what_leads_to_his_repository(
     ours.mkdir()
     (ours / ".git").write_text("gitdir: ../other.git/.git\n")
     (top / "link").symlink_to(other.path)
+    (other.path / "sub/ours").mkdir(parents=True)
     outer.environment.run("chown", "-R", "12345", other.path)
-    # git-annex-shell adds .git to the name of a directory that there is not.
-    for path in (ours, top / "other", top / "link", f"{top}/link/"):
+    outer.environment.run("chown", "0", other.path / "sub/ours", other.path / ".git/annex")
+    # git-annex-shell adds .git to the name of a directory that there is not, and uses what is around a directory.
+    for path in (
+        *(ours, top / "other", top / "link", f"{top}/link/"),
+        *(other.path / "sub/ours", top / "link/sub/ours", other.path / ".git/annex"),
+    ):
         assert "safe.directory" in await asked(str(path), outer)
 
 
