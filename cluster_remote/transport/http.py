@@ -61,6 +61,8 @@ __all__ = ["HttpSession"]
 # Seconds for the server to confirm an unlock; by then it has happened.
 _UNLOCKING = 10.0
 _JSON = "application/json"
+# The largest content, in bytes, that is read before its request is sent, in one write.
+_SMALL = 64 * 1024
 
 
 class HttpSession(Session):
@@ -261,6 +263,9 @@ class _HttpUpload(Upload):
             if size is not None and self.offset + reading.length != size:
                 raise SourceError(f"the content has {self.offset + reading.length} bytes; its key says {size}")
             body = _Body(reading, self.offset, progress)
+            small = b"".join([part async for part in body.chunks()]) if reading.length <= _SMALL else None
+            if body.error is not None:
+                raise body.error
             parameters = {"key": coded(bytes(self._key))}
             if self.offset:
                 parameters["offset"] = str(self.offset)
@@ -270,7 +275,7 @@ class _HttpUpload(Upload):
                 "put",
                 _with_file(parameters, self._file),
                 doing,
-                body=body.chunks(),
+                body=body.chunks() if small is None else small,
                 headers={DATA_LENGTH: str(reading.length)},
                 extra_timeout=extra_timeout_for(self.offset + reading.length),
             ) as response:
@@ -328,15 +333,11 @@ class _Body:
                 left -= len(chunk)
                 if left < 0:
                     raise SourceError("the content is longer than announced")
-                if left:
-                    yield bytes(chunk)
-                else:
-                    # The server considers the content complete as soon as it has the last byte.
-                    if len(chunk) > 1:
-                        yield bytes(chunk[:-1])
-                    self.valid = await self._reading.valid()
-                    if self.valid:
-                        yield bytes(chunk[-1:])
+                # The server considers the content complete as soon as it has the last byte.
+                self.valid = bool(left) or await self._reading.valid()
+                part = chunk if self.valid else chunk[:-1]
+                if part:
+                    yield bytes(part)
                 self._position += len(chunk)
                 if self._progress is not None:
                     self._progress(self._position)

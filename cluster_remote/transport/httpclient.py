@@ -230,7 +230,7 @@ class HttpClient:
         parameters: Mapping[str, str],
         doing: str,
         *,
-        body: AsyncIterator[bytes] | None = None,
+        body: AsyncIterator[bytes] | bytes | None = None,
         headers: Mapping[str, str] | None = None,
         type: str = "application/octet-stream",
         extra_timeout: float = 0,
@@ -255,8 +255,8 @@ class HttpClient:
             request = httpcore.Request(
                 method,
                 self._url(endpoint, parameters),
-                headers=self._headers(body is not None, type, headers or {}),
-                content=_extending(waiting, seconds, body) if body is not None else b"",
+                headers=self._headers(body, type, headers or {}),
+                content=_extending(waiting, seconds, body) if isinstance(body, AsyncIterator) else body or b"",
                 extensions={"timeout": self._deadlines(extra_timeout)},
             )
             try:
@@ -338,12 +338,16 @@ class HttpClient:
                 kind = ServerFailed if status in _FAILED else Refused
                 return kind(f"{self.name}: {doing}: the server answered {status}{suffix}")
 
-    def _headers(self, with_body: bool, type: str, more: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
+    def _headers(
+        self, body: AsyncIterator[bytes] | bytes | None, type: str, more: Mapping[str, str]
+    ) -> list[tuple[bytes, bytes]]:
         headers = [(b"Host", self._host), (b"Accept", b"*/*"), (b"Accept-Encoding", b"identity")]
-        if with_body:
-            headers += [(b"Transfer-Encoding", b"chunked"), (b"Content-Type", type.encode())]
+        if isinstance(body, AsyncIterator):
+            headers.append((b"Transfer-Encoding", b"chunked"))
         else:
-            headers.append((b"Content-Length", b"0"))
+            headers.append((b"Content-Length", str(len(body or b"")).encode()))
+        if body is not None:
+            headers.append((b"Content-Type", type.encode()))
         if self._login is not None:
             headers.append((b"Authorization", self._login.header))
         return headers + [(name.encode(), value.encode()) for name, value in more.items()]

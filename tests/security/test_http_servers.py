@@ -70,8 +70,8 @@ def server(
                     while b"\r\n\r\n" not in request and (data := connection.recv(65536)):
                         request += data
                     # Closing a connection with unread data would take the answer from the client.
-                    while b"/put?" in request and not request.endswith(b"\r\n0\r\n\r\n"):
-                        request += connection.recv(65536)
+                    while request and not is_complete(request) and (data := connection.recv(65536)):
+                        request += data
                     if request:
                         heard.append(request.partition(b"\r\n\r\n")[0])
                         for part in respond(request):
@@ -93,6 +93,13 @@ def server(
             socket.create_connection(listener.getsockname()).close()
             thread.join(20)
             assert not thread.is_alive()
+
+
+def is_complete(request: bytes) -> bool:
+    """Whether the body of a request has arrived."""
+    head, _, body = request.partition(b"\r\n\r\n")
+    length = re.search(rb"\r\nContent-Length: ([0-9]+)", head)
+    return body.endswith(b"0\r\n\r\n") if length is None else len(body) == int(length[1])
 
 
 def answered(status: str, *headers: str, body: bytes = b"", length: int | None = None) -> Respond:
