@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
 from cluster_remote.access.settings import BadSettings, Settings
 from cluster_remote.p2p.key import UUID
+from cluster_remote.p2p.text import few
 
 if TYPE_CHECKING:
     from cluster_remote.annex.branchlog import BranchLogs
@@ -17,15 +18,11 @@ __all__ = [
     "believed",
     "candidates",
     "display_name",
-    "few",
     "named_repository",
     "node_named",
     "not_recorded",
     "wanted_server",
 ]
-
-# Names or UUIDs to list in a message.
-_MOST_NAMED = 10
 
 
 def display_name(uuid: UUID, descriptions: Mapping[UUID, str]) -> str:
@@ -87,12 +84,6 @@ def not_recorded(name: str, others: Collection[UUID]) -> str:
         f"{name} names repositories that are not its nodes according to cluster.log; they are not recorded: "
         f"{few(sorted(map(str, others)))}"
     )
-
-
-def few(names: Sequence[str]) -> str:
-    """Return the first names of a list, and the number of the others: a peer or a log can have thousands."""
-    more = len(names) - _MOST_NAMED
-    return ", ".join(names[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def candidates(server: UUID, logs: BranchLogs) -> list[UUID]:

@@ -24,6 +24,7 @@ from cluster_remote.p2p.errors import (
 )
 from cluster_remote.p2p.key import UUID, Key
 from cluster_remote.p2p.session import Present, Removal, Stored
+from cluster_remote.p2p.text import few
 
 __all__ = [
     "Pick",
@@ -239,7 +240,7 @@ def upload_outcome(answers: Sequence[tuple[Node, UploadAnswer]], cluster: frozen
 
 
 def _listed(uuids: Iterable[UUID]) -> str:
-    return ", ".join(sorted(uuid.text for uuid in uuids))
+    return few(sorted(uuid.text for uuid in uuids))
 
 
 def removal_outcome(answers: Sequence[tuple[Node, Removal | SessionError]], cluster: frozenset[UUID]) -> Removal:

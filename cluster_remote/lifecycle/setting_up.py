@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from cluster_remote.access.identity import few
 from cluster_remote.access.settings import BadSettings, as_argument
 from cluster_remote.lifecycle.alias import refreshed
 from cluster_remote.lifecycle.facts import Facts, Stored
@@ -26,7 +25,7 @@ from cluster_remote.lifecycle.runner import Runner
 from cluster_remote.lifecycle.serverless import Request, plan_serverless
 from cluster_remote.lifecycle.steps import Command, Plan
 from cluster_remote.p2p.key import UUID
-from cluster_remote.p2p.text import printable
+from cluster_remote.p2p.text import few, printable
 
 __all__ = ["plan_setup", "prepare"]
 

@@ -6,7 +6,10 @@ Never print control characters from untrusted text: a terminal obeys them. Pass 
 
 from __future__ import annotations
 
-__all__ = ["printable", "visible"]
+__all__ = ["few", "printable", "visible"]
+
+# Names or UUIDs to list in a message.
+_MOST_NAMED = 10
 
 
 def printable(said: bytes | str, limit: int = 500) -> str:
@@ -30,6 +33,12 @@ def visible(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() or c == "\n" else _escaped(c) for c in text)
+
+
+def few(names: list[str]) -> str:
+    """Return the first names of a list, and the number of the others: a peer or a log can have thousands."""
+    more = len(names) - _MOST_NAMED
+    return ", ".join(names[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _escaped(c: str) -> str:

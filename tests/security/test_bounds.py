@@ -9,7 +9,10 @@ from cluster_remote.annex.branchlog import BranchLogs
 from cluster_remote.annex.credentials import credentials_file, write_credentials
 from cluster_remote.annex.gitconfig import GitConfig
 from cluster_remote.annex.repository import Repository
+from cluster_remote.cluster.node import Node
+from cluster_remote.cluster.routing import upload_outcome
 from cluster_remote.p2p.key import UUID
+from cluster_remote.p2p.session import Stored
 from tests.cli.command import cluster_remote
 from tests.remote.testbed import Testbed
 from tests.support.environment import Environment
@@ -52,6 +55,15 @@ def test_of_thousands_of_repositories_that_a_peer_names_few_are_shown() -> None:
     said = not_recorded("peer", frozenset(map(uuid, range(5000))))
     assert len(said) < 1000
     assert "and 4990 more" in said
+
+
+def test_of_thousands_of_repositories_that_a_node_claims_few_are_shown() -> None:
+    node = Node(NODE, "disk1", "", 100.0, lambda: None, "local")  # type: ignore[arg-type,return-value]
+    claimed = Stored(True, frozenset(map(uuid, range(100, 2000))))
+    outcome = upload_outcome([(node, claimed)], frozenset({NODE}))
+    assert isinstance(outcome, Stored)
+    assert outcome.uuids == {NODE}
+    assert len(" ".join(outcome.reasons)) < 1000
 
 
 def test_stored_credentials_are_for_their_owner_alone_whatever_the_umask(environment: Environment) -> None:
