@@ -147,10 +147,9 @@ async def until_valid(download: Download) -> AsyncIterator[bytes]:
     last = b""
     async for chunk in download.chunks():
         if chunk:
-            yield last + bytes(chunk[:-1])
-            last = bytes(chunk[-1:])
-    if await download.valid():
-        yield last
+            yield last
+            last = bytes(chunk)
+    yield last if await download.valid() else last[:-1]
 
 
 async def exactly(download: Download, length: int) -> AsyncIterator[bytes]:
