@@ -19,6 +19,7 @@ import pytest
 from cluster_remote.gateway.errors import CannotListen
 from cluster_remote.gateway.listeners import Listener, SocketConnection, inherited_listeners, listen, parse_listen
 from cluster_remote.transport.address import BadAddress, Tcp, Unix
+from tests.support.environment import open_umask
 from tests.support.sockets import free_port
 
 pytestmark = pytest.mark.anyio
@@ -58,19 +59,15 @@ def test_an_address_naming_a_node_cannot_be_listened_on() -> None:
 
 async def test_a_unix_socket_is_private_and_removed_at_the_end(tmp_path: Path) -> None:
     path = tmp_path / "run" / "gw"
-    before = os.umask(0)
-    try:
-        with listening(Unix(str(path))) as listener:
-            assert stat.S_IMODE(path.stat().st_mode) == 0o600
-            assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
-            assert listener.name == f"unix:{path}"
-            assert not listener.in_the_clear
-            client = socket.socket(socket.AF_UNIX)
-            client.connect(str(path))
-            await exchange(listener, client)
-            assert list(path.parent.iterdir()) == [path]
-    finally:
-        os.umask(before)
+    with open_umask(), listening(Unix(str(path))) as listener:
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+        assert listener.name == f"unix:{path}"
+        assert not listener.in_the_clear
+        client = socket.socket(socket.AF_UNIX)
+        client.connect(str(path))
+        await exchange(listener, client)
+        assert list(path.parent.iterdir()) == [path]
     assert list(path.parent.iterdir()) == []
 
 

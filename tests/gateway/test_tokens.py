@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import hmac
 import json
-import os
 import re
 import stat
 import threading
@@ -19,6 +18,7 @@ from cluster_remote.gateway.errors import TokensUnusable, UnknownToken
 from cluster_remote.gateway.tokens import Claim, Token, Tokens, for_node, read_claim
 from cluster_remote.p2p.key import UUID
 from cluster_remote.p2p.server import Mode
+from tests.support.environment import open_umask
 
 NODE = UUID("0e15e000-0000-4000-8000-000000000003")
 
@@ -57,13 +57,10 @@ def test_the_text_of_a_token_is_stored_nowhere(tokens: Tokens, tmp_path: Path) -
 
 
 def test_the_token_file_is_private_whatever_the_umask(tokens: Tokens) -> None:
-    before = os.umask(0)
-    try:
+    with open_umask():
         tokens.create(Mode.READ_WRITE)
         token, _ = tokens.create(Mode.READ_ONLY)
         tokens.revoke(token.id)
-    finally:
-        os.umask(before)
     assert {mode_of(path) for path in tokens.file.parent.iterdir()} == {0o600}
     assert mode_of(tokens.file.parent) == 0o700
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 from cluster_remote.access.identity import believed, node_named, not_recorded
 from cluster_remote.annex.branchlog import BranchLogs
 from cluster_remote.annex.credentials import credentials_file, write_credentials
@@ -15,7 +13,7 @@ from cluster_remote.p2p.key import UUID
 from cluster_remote.p2p.session import Stored
 from tests.cli.command import cluster_remote
 from tests.remote.testbed import Testbed
-from tests.support.environment import Environment
+from tests.support.environment import Environment, open_umask
 from tests.support.peers import ScriptedPeer, opening
 from tests.support.repositories import make_repository
 
@@ -70,11 +68,8 @@ def test_stored_credentials_are_for_their_owner_alone_whatever_the_umask(environ
     made = make_repository(environment, environment.directory / "r", "r")
     with environment.applied(made.path):
         here = Repository.here()
-        before = os.umask(0)
-        try:
+        with open_umask():
             write_credentials(here, NODE, "token", "user", "secret")
-        finally:
-            os.umask(before)
         assert credentials_file(here, NODE, "token").stat().st_mode & 0o777 == 0o600
 
 

@@ -22,6 +22,7 @@ from cluster_remote.p2p.key import UUID
 from cluster_remote.p2p.server import Mode
 from cluster_remote.transport import sharedssh
 from cluster_remote.transport.address import Unix
+from tests.support.environment import open_umask
 from tests.support.forked import run_forked
 from tests.support.repositories import Cluster
 
@@ -42,11 +43,8 @@ def test_nobody_else_s_lock_keeps_a_gateway_from_starting(tmp_path: Path) -> Non
 
 
 def test_the_socket_is_for_its_owner_alone_whatever_the_umask(tmp_path: Path) -> None:
-    before = os.umask(0)
-    try:
+    with open_umask():
         (listener,) = listen(Unix(str(tmp_path / "made" / "gw")))
-    finally:
-        os.umask(before)
     try:
         assert stat.S_IMODE((tmp_path / "made" / "gw").stat().st_mode) == 0o600
         assert stat.S_IMODE((tmp_path / "made").stat().st_mode) == 0o700
@@ -141,12 +139,9 @@ def test_a_saved_trace_is_for_its_owner_alone_whatever_the_umask(cluster: Cluste
     new, old = tmp_path / "new", tmp_path / "old"
     old.touch()
     old.chmod(0o666)
-    before = os.umask(0)
-    try:
+    with open_umask():
         for file in (new, old):
             run_forked(cluster.gateway.environment, "trace", "--save", file, "true", cwd=tmp_path)
-    finally:
-        os.umask(before)
     assert [stat.S_IMODE(file.stat().st_mode) for file in (new, old)] == [0o600, 0o600]
     assert new.read_text().startswith("{")
 
@@ -173,22 +168,16 @@ def test_credentials_are_written_to_no_file_that_lies_there_already(
     with pytest.raises(CredentialsUnreadable):
         write_credentials(repository, NODE, "token", "user", "secret")
     prepared.unlink(missing_ok=True)
-    before = os.umask(0)
-    try:
+    with open_umask():
         write_credentials(repository, NODE, "token", "user", "secret")
-    finally:
-        os.umask(before)
     (file,) = creds.iterdir()
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert read_credentials(repository, NODE, "token") == ("user", "secret")
 
 
 def test_directories_that_are_made_are_for_their_owner_alone_whatever_the_umask(tmp_path: Path) -> None:
-    before = os.umask(0)
-    try:
+    with open_umask():
         make_private_directory(tmp_path / "one" / "two")
-    finally:
-        os.umask(before)
     assert [stat.S_IMODE((tmp_path / each).stat().st_mode) for each in ("one", "one/two")] == [0o700, 0o700]
     (tmp_path / "file").touch()
     with pytest.raises(FileExistsError):

@@ -253,6 +253,16 @@ def _fast_place() -> Path | None:
 
 
 @contextlib.contextmanager
+def open_umask() -> Iterator[None]:
+    """Let everybody read and change new files, unless the program that makes them says otherwise."""
+    before = os.umask(0)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+@contextlib.contextmanager
 def temporary_environment(within: float = 5.0) -> Iterator[Environment]:
     """A new environment; at the end no process of it may be left, and its directory is removed.
 
