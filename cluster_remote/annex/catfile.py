@@ -20,6 +20,7 @@ LINE_LIMIT = 2**20
 CUT = b"\0"
 """The line in place of one that is longer. No log has such a line, so parsers skip it."""
 
+# Others can put a directory in the place of a log. git-annex parses whatever is there, also the names in it.
 _KINDS = frozenset({b"blob", b"tree", b"commit", b"tag"})
 
 
@@ -35,7 +36,7 @@ class Blobs:
         self._large: _Large | None = None
 
     def feed(self, chunk: bytes) -> Iterator[bytes | None]:
-        """Yield each blob that is now complete, None for what is missing or no blob. Raises BadAnswer, TooLarge."""
+        """Yield each object that is now complete, None for a missing one. Raises BadAnswer, TooLarge."""
         if self._large is not None:
             chunk = self._large.feed(chunk)
             if not self._large.complete:
@@ -61,7 +62,7 @@ class Blobs:
             after = end + 1 + int(size)
             if len(buffer) <= after:
                 break
-            yield buffer[end + 1 : after] if kind == b"blob" else None
+            yield buffer[end + 1 : after]
             position = after + 1
         self._buffer = buffer[position:]
 

@@ -100,13 +100,13 @@ def test_a_directory_or_a_commit_in_the_place_of_a_log_costs_that_log(own_testbe
         cluster_remote(client, *command, code=None if command[0] in ("doctor", "status", "check") else 0)
 
 
-def test_what_is_no_blob_counts_as_missing() -> None:
+def test_what_is_no_blob_is_read_as_git_annex_reads_it() -> None:
     tree = b"40000 a\0" + b"\n" * 20
     stream = b"1 tree %d\n%b\nx:y missing\n2 submodule\n3 commit 4\na\nb\n\n4 blob 1\nx\n" % (len(tree), tree)
     for chunk in (1, 7, 1000):
         blobs = Blobs()
         fed = [stream[start : start + chunk] for start in range(0, len(stream), chunk)]
-        assert [blob for part in fed for blob in blobs.feed(part)] == [None, None, None, None, b"x"]
+        assert [blob for part in fed for blob in blobs.feed(part)] == [tree, None, None, b"a\nb\n", b"x"]
 
 
 def test_any_number_of_names_on_the_branch_keeps_no_log_from_being_read(own_testbed: Testbed) -> None:

@@ -167,6 +167,24 @@ def test_a_line_that_is_too_long_hides_no_remote(environment: Environment) -> No
     assert not caught.exists()
 
 
+def test_no_remote_hides_in_the_names_of_a_directory(environment: Environment) -> None:
+    """git-annex parses the directory that is in the place of remote.log, and enables the remote."""
+    caught = trap(environment, "ssh")
+    source = make_repository(environment, environment.directory / "source", "source")
+    _, line = autoenabled("evil.example:x")
+    blob = source.git("hash-object", "-w", "--stdin", input=b"x").stdout.decode().strip()
+    log = source.git("mktree", "-z", input=f"100644 blob {blob}\tx\n{line}\n\0".encode()).stdout.decode().strip()
+    entries = source.git("ls-tree", "git-annex").stdout + f"040000 tree {log}\tremote.log\n".encode()
+    tree = source.git("mktree", input=entries).stdout.decode().strip()
+    made = source.git("commit-tree", "-p", "git-annex", "-m", "stranger", tree).stdout.decode().strip()
+    source.git("update-ref", "refs/heads/git-annex", made)
+    environment.run("git", "clone", "-q", source.path, environment.directory / "victim")
+    victim = Repository(environment.directory / "victim", environment)
+    assert "nothing was contacted" in text(victim.annex("init", "victim"))
+    assert victim.config("remote.evil.annex-verified") == "automatic"
+    assert not caught.exists()
+
+
 def _value(settings: Mapping[str, str], name: str) -> str:
     return settings.get(name, "")
 
