@@ -36,6 +36,8 @@ _LONGEST_HEADERS = 64 * 1024
 _LINGER = 2.0
 # Bytes to read from a client at once, and bytes of a response to send together.
 _READ, _SEND = 256 * 1024, 64 * 1024
+# Parts of a body that wait for the application.
+_AHEAD = 3
 # Seconds between checks whether a client makes progress, and whether the last bytes have been sent.
 _LOOK, _FLUSH_LOOK = 1.0, 0.02
 
@@ -234,6 +236,7 @@ class WebServer:
         self._config.accesslog = None
         self._config.errorlog = None
         self._config.include_server_header = False
+        self._config.max_app_queue_size = _AHEAD
 
     async def serve(self, accepted: Accepted, connection: WebConnection, tls: ssl.SSLContext | None) -> None:
         """Serve a connection to its end. Raises OSError, also if the TLS handshake fails."""
