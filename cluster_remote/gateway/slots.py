@@ -189,8 +189,10 @@ class OrphanedLocks:
 
     def refusal(self, token: str) -> str | None:
         """Return why this token gets no more locks for now, if it has left too many behind."""
-        mine = sum(1 for owner, _ in self._locks if owner == token)
-        if mine >= self._per_token or len(self._locks) >= self._total:
+        count = Counter(owner for owner, _ in self._locks)
+        mine, owners = count[token], len(count.keys() | {token})
+        # Where others have taken all of them, a token still gets what would be its share.
+        if mine >= self._per_token or (len(self._locks) >= self._total and mine >= self._total // owners):
             return (
                 f"{mine} locks are still held for disconnected clients with this token; each ends ten "
                 "minutes after the disconnection"

@@ -19,7 +19,7 @@ from cluster_remote.gateway.backend import Backend
 from cluster_remote.gateway.gateway import Gateway, Limits
 from cluster_remote.gateway.listeners import WebAddress, listen
 from cluster_remote.gateway.ratelimit import RateLimitedLog
-from cluster_remote.gateway.slots import Connection, Slots
+from cluster_remote.gateway.slots import Connection, OrphanedLocks, Slots
 from cluster_remote.gateway.tokens import Token, Tokens
 from cluster_remote.p2p.key import UUID, Key
 from cluster_remote.p2p.server import Mode
@@ -287,6 +287,17 @@ async def test_a_client_whose_machine_is_dead_is_noticed_within_minutes() -> Non
                 assert idle + between * count <= 200
     finally:
         listener.close()
+
+
+def test_locks_that_some_tokens_leave_behind_leave_some_to_the_others() -> None:
+    locks = OrphanedLocks(per_token=4, total=8)
+    taken = []
+    for token in ("one", "two", "three"):
+        for number in range(5):
+            if locks.refusal(token) is None:
+                locks.add(token, number, lambda: None)
+                taken.append(token)
+    assert taken == ["one"] * 4 + ["two"] * 4 + ["three"] * 2
 
 
 async def test_guessing_is_slowed_across_connections(shared: Cluster, tmp_path: Path) -> None:
