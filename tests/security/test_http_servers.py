@@ -392,6 +392,29 @@ async def test_an_upload_that_the_server_fails_is_offered_once_more(name: str, t
         assert failing.asked == ["putoffset", "put", *again]
 
 
+async def test_each_request_of_a_small_upload_is_one_write(tmp_path: Path) -> None:
+    (tmp_path / "hello").write_bytes(b"hello")
+    received: list[bytes] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                for said in ({"offset": 0}, {"stored": True, "plusuuids": []}):
+                    received.append(connection.recv(65536))
+                    for part in answered("200 OK", body=json.dumps(said).encode())(received[-1]):
+                        connection.sendall(part)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        session = session_with(listener.getsockname()[1])
+        assert await session.store(KEY, AssociatedFile(), FileSource(bytes(tmp_path / "hello"))) == Stored(True)
+        await session.aclose()
+        thread.join(20)
+    assert [is_complete(request) for request in received] == [True, True]
+    assert received[1].endswith(b"\r\n\r\nhello")
+
+
 @pytest.mark.usefixtures("at_once")
 async def test_an_upload_that_arrived_although_the_server_failed_is_present(tmp_path: Path) -> None:
     (tmp_path / "hello").write_bytes(b"hello")
