@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from contextlib import suppress
@@ -16,7 +17,9 @@ from tests.remote.testbed import Testbed
 from tests.support.peers import Close, Drain, Expect, ScriptedPeer, Send, Step, opening
 
 CONTENT = b"twenty bytes of data"
-KEY = f"WORM-s{len(CONTENT)}-m1--small"
+KEY = f"SHA256-s{len(CONTENT)}--{hashlib.sha256(CONTENT).hexdigest()}"
+# What a chunk holds is verified by git-annex, once it has all chunks.
+CHUNK = f"SHA256-s1000-S{len(CONTENT)}-C1--{64 * '0'}"
 # What `opened` calls an inotify descriptor.
 INOTIFY = "anon_inode:inotify"
 
@@ -56,6 +59,17 @@ def test_a_small_transfer_sends_no_progress_and_keeps_a_watch(
             assert opened(annex.process.pid).count(INOTIFY) == 1
         assert annex.ask(f"REMOVE {KEY}") == f"REMOVE-SUCCESS {KEY}"
         assert annex.progress == []
+
+
+def test_git_annex_hears_of_the_progress_of_what_it_may_find_to_be_wrong(testbed: Testbed, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(CONTENT)
+    with testbed.driver() as annex:
+        annex.prepare()
+        assert annex.ask(f"TRANSFER STORE {CHUNK} {tmp_path / 'file'}") == f"TRANSFER-SUCCESS STORE {CHUNK}"
+        annex.progress.clear()
+        assert annex.ask(f"TRANSFER RETRIEVE {CHUNK} {tmp_path / 'back'}") == f"TRANSFER-SUCCESS RETRIEVE {CHUNK}"
+        assert annex.progress[-1] == len(CONTENT)
+        assert annex.ask(f"REMOVE {CHUNK}") == f"REMOVE-SUCCESS {CHUNK}"
 
 
 @pytest.mark.parametrize(
