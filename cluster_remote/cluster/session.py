@@ -27,6 +27,7 @@ from cluster_remote.cluster.node import Node
 from cluster_remote.cluster.reachability import Reachability
 from cluster_remote.cluster.routing import UploadAnswer
 from cluster_remote.cluster.upload import Attempt, ClusterUpload, store_everywhere, task_group
+from cluster_remote.cluster.wrapping import InMemory
 from cluster_remote.p2p import MAX_VERSION
 from cluster_remote.p2p.checksum import Checksum
 from cluster_remote.p2p.errors import ConnectionLost, ProtocolError, Refused, SessionError, TimedOut, Unreachable
@@ -203,8 +204,11 @@ class ClusterSession(Session):
     async def download(self, key: Key, file: AssociatedFile, offset: int = 0) -> AsyncIterator[Download]:
         """See Session. The sending node may change at any byte."""
         with self._request():
-            order = routing.reading_order(self.nodes, await self._holders(key), self._pick)
-            awake, resting = self._ask.split_resting(self._ask.recent_senders_last(key, [*order.logged, *order.others]))
+            awake, resting, order = self._for_reading(key, await self._holders(key))
+            small = await self._read_small(key, awake)
+            if small is not None and offset <= len(small):
+                yield InMemory(memoryview(small)[offset:], awake[0].uuid)
+                return
 
             def extra_timeout(node: Node) -> float:
                 # A repository sends content at once; git-annex has to fetch it first from anything else.
@@ -252,14 +256,21 @@ class ClusterSession(Session):
     async def read_small(self, key: Key) -> bytes | None:
         """See Session. Tries only the node that `download` would ask first."""
         with self._request():
-            order = routing.reading_order(self.nodes, await self._holders(key), self._pick)
-            awake, _ = self._ask.split_resting(self._ask.recent_senders_last(key, order.logged))
-            content = None
-            with suppress(SessionError), anyio.move_on_after(self._ask.head_start):
-                content = await self._ask.session(awake[0]).read_small(key) if awake else None
-            if content is not None:
-                self._ask.sends(key, awake[0])
-            return content
+            return await self._read_small(key, self._for_reading(key, await self._holders(key))[0])
+
+    def _for_reading(self, key: Key, holders: frozenset[UUID]) -> tuple[list[Node], list[Node], routing.ReadingOrder]:
+        """Return the nodes to ask for content, those to ask last because they were unreachable, and the usual order."""
+        order = routing.reading_order(self.nodes, holders, self._pick)
+        nodes = self._ask.recent_senders_last(key, [*order.logged, *order.others])
+        return *self._ask.split_resting(nodes), order
+
+    async def _read_small(self, key: Key, nodes: Sequence[Node]) -> bytes | None:
+        content = None
+        with suppress(SessionError), anyio.move_on_after(self._ask.head_start):
+            content = await self._ask.session(nodes[0]).read_small(key) if nodes else None
+        if content is not None:
+            self._ask.sends(key, nodes[0])
+        return content
 
     # Writing
 

@@ -35,6 +35,7 @@ from cluster_remote.transport.mountcheck import is_local
 __all__ = [
     "DirectChecks",
     "Failover",
+    "InMemory",
     "LocalReads",
     "Serialised",
     "Wrapper",
@@ -174,7 +175,7 @@ class LocalReads(Wrapper):
             async with super().download(key, file, offset) as download:
                 yield download
         else:
-            yield _InMemory(memoryview(content)[offset:])
+            yield InMemory(memoryview(content)[offset:])
 
     async def read_small(self, key: Key) -> bytes | None:
         # Without a checksum, damage would go unnoticed; and only a local disk cannot block us for long.
@@ -195,12 +196,17 @@ class LocalReads(Wrapper):
         return is_local(self._directory)
 
 
-class _InMemory(Download):
+class InMemory(Download):
     """Content that has been read and verified."""
 
-    def __init__(self, content: memoryview) -> None:
+    def __init__(self, content: memoryview, origin: UUID | None = None) -> None:
         self.length = len(content)
         self._content = content
+        self._origin = origin
+
+    @property
+    def origin(self) -> UUID | None:
+        return self._origin
 
     async def chunks(self) -> AsyncIterator[bytes | memoryview]:
         content, self._content = self._content, memoryview(b"")

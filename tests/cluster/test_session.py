@@ -583,9 +583,11 @@ async def test_small_content_is_read_only_from_the_node_a_download_would_ask_fir
     # Asked again, whoever has read it doubts this copy.
     assert await session.read_small(KEY) == (CONTENT if answer == CONTENT else None)
     assert read == ([2, 1] if answer == CONTENT else [2, 2])
-    assert await session.read_small(key_of(b"on no node", "other")) is None
-    assert len(read) == 2
     assert all(peer.requests == [] for peer in peers)
+    # A download begins with the same shortcut.
+    fetched = await fetch(session, offset=3)
+    assert fetched == (len(CONTENT) - 3, CONTENT[3:], True)
+    assert any(peer.requests for peer in peers) == (answer != CONTENT)
 
 
 # Presence
