@@ -10,13 +10,14 @@ from cluster_remote.annex.branchlog import BranchLogs
 from cluster_remote.annex.errors import AnnexError
 from cluster_remote.annex.repository import Repository
 from cluster_remote.cluster.membership import Membership, chosen_cluster
+from cluster_remote.cluster.node import Node
 from cluster_remote.cluster.opening import cluster_of, open_cluster
 from cluster_remote.cluster.reachability import Reachability
 from cluster_remote.cluster.wrapping import DirectChecks
 from cluster_remote.gateway.connect import GitService
 from cluster_remote.gateway.errors import NotServed
 from cluster_remote.gateway.recording import SharedLog
-from cluster_remote.p2p.errors import Unreachable
+from cluster_remote.p2p.errors import SessionError, Unreachable
 from cluster_remote.p2p.key import UUID
 from cluster_remote.p2p.server import Endpoint, Mode
 from cluster_remote.p2p.session import Session
@@ -92,6 +93,33 @@ class Backend:
             )
             for member in (await self._membership()).members
         ]
+
+    async def commit_on_nodes(self, note: Callable[[str], None]) -> None:
+        """Have the nodes commit their own logs after many changes, until cancelled. `note` gets error messages.
+
+        A git-annex-shell commits what all of them have recorded when it ends, and no other can record meanwhile. So if
+        none ended while many clients stay, the first that leaves would keep the others waiting for long.
+        """
+        while True:
+            await self.log.wait_for_many()
+            try:
+                nodes = (await self._membership()).nodes(await self._caller(self.own))
+            except AnnexError as error:
+                note(f"cannot have the nodes commit their logs: {error}")
+                continue
+            for node in nodes:
+                if node.kind in ("local", "ssh") and not self._reachability.resting(node.name):
+                    await self._commit_on(node, note)
+
+    async def _commit_on(self, node: Node, note: Callable[[str], None]) -> None:
+        try:
+            session = node.session()
+            try:
+                await session.open()
+            finally:
+                await session.aclose()
+        except (SessionError, ValueError) as error:
+            note(f"cannot have {node} commit its log: {error}")
 
     async def _membership(self) -> Membership:
         config, logs = await self.repository.current_config(), await BranchLogs.read(self.repository)

@@ -11,10 +11,13 @@ import pytest
 from cluster_remote.annex.errors import LocationLogError
 from cluster_remote.annex.repository import Repository as AnnexRepository
 from cluster_remote.gateway import recording
+from cluster_remote.gateway.backend import Backend
 from cluster_remote.gateway.recording import SharedLog
 from cluster_remote.p2p.key import UUID, Key
+from cluster_remote.p2p.server import Mode
+from tests.cluster.fakes import FILE, Content
 from tests.support.environment import Environment
-from tests.support.repositories import Repository, make_repository
+from tests.support.repositories import Cluster, Repository, make_repository
 
 pytestmark = pytest.mark.anyio
 
@@ -38,9 +41,9 @@ async def shared_log(repository: Repository) -> AsyncIterator[SharedLog]:
     repository.environment.assert_no_process_left()
 
 
-def in_branch(repository: Repository, key: Key) -> bool:
+def in_branch(repository: Repository, key: Key, uuid: object = NODE) -> bool:
     """Return whether the branch, as others would fetch it, lists the node for the key."""
-    log = repository.git("grep", "-h", "-e", str(NODE), "git-annex", "--", f"*{key}.log", check=False)
+    log = repository.git("grep", "-h", "-e", str(uuid), "git-annex", "--", f"*{key}.log", check=False)
     return b" 1 " in log.stdout
 
 
@@ -130,6 +133,34 @@ async def test_the_journal_is_committed_even_without_idle_time(
                 await log.record(a_key(f"restless{number}-{value}"), present=[NODE])
                 await anyio.sleep(0.1)
         tasks.cancel_scope.cancel()
+
+
+async def test_nodes_commit_their_logs_while_clients_stay(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of them is away by then, which is reported and does not keep the others from it."""
+    monkeypatch.setattr(recording, "_MOST_ON_NODES", 3)
+    told: list[str] = []
+    keys = [Key(f"WORM-s8-m1--stored{number}") for number in range(2)]
+    gateway = cluster.gateway
+    with gateway.environment.applied(gateway.path):
+        repository = AnnexRepository(gateway.path / ".git", gateway.path, gateway.path)
+        backend = Backend(repository, UUID(gateway.uuid), UUID(cluster.uuid))
+        session = await (await backend.endpoint(None, None, Mode.READ_WRITE)).session(frozenset())
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(backend.commit_on_nodes, told.append)
+                for number, key in enumerate(keys):
+                    await session.store(key, FILE, Content(f"stored {number}".encode(), repeatable=True))
+                assert not any(in_branch(node, key, node.uuid) for node in cluster.nodes for key in keys)
+                with cluster.nodes[0].unplugged(), anyio.fail_after(30):
+                    await backend.log.record(keys[0], present=[NODE])
+                    while not all(in_branch(node, key, node.uuid) for node in cluster.nodes[1:] for key in keys):
+                        await anyio.sleep(0.1)
+                tasks.cancel_scope.cancel()
+        finally:
+            await session.aclose()
+            await backend.aclose()
+    assert len(told) == 1
+    assert told[0].startswith("cannot have first disk")
 
 
 async def test_a_failed_commit_is_reported_and_recording_continues(
