@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
+from cluster_remote.p2p.errors import SourceError
 from cluster_remote.p2p.key import Key
 from cluster_remote.p2p.session import FilePart, Progress, Source, SourceReading, Stored, Upload
 
@@ -62,38 +63,37 @@ class Yielding(Upload):
         self._append_only = append_only
 
     async def send(self, source: Source, progress: Progress | None = None) -> Stored:
-        return await self._inside.send(_Watched(source, self._ends_well), progress)
+        return await self._inside.send(_Watched(source, self._arrive), progress)
 
     async def check_arrived(self) -> Stored:
         return await self._inside.check_arrived()
 
-    def _ends_well(self) -> bool:
-        """Return whether the content, which has arrived, may be stored."""
+    def _arrive(self) -> None:
+        """Note that the content has arrived. Raises SourceError if it may not be stored any more."""
         if self._append_only and self._running.overtaken:
-            return False
+            raise SourceError("another client uploaded this content meanwhile, and append-only clients replace nothing")
         self._uploads.arrived(self._running)
-        return True
 
 
 class _Watched(Source):
-    """A source that is only valid if `ends_well` says so at its end."""
+    """A source that calls `arrive` at the end of valid content."""
 
-    def __init__(self, inside: Source, ends_well: Callable[[], bool]) -> None:
+    def __init__(self, inside: Source, arrive: Callable[[], None]) -> None:
         self.repeatable = inside.repeatable
         self._inside = inside
-        self._ends_well = ends_well
+        self._arrive = arrive
 
     @asynccontextmanager
     async def read(self, offset: int) -> AsyncIterator[SourceReading]:
         async with self._inside.read(offset) as reading:
-            yield _WatchedReading(reading, self._ends_well)
+            yield _WatchedReading(reading, self._arrive)
 
 
 class _WatchedReading(SourceReading):
-    def __init__(self, inside: SourceReading, ends_well: Callable[[], bool]) -> None:
+    def __init__(self, inside: SourceReading, arrive: Callable[[], None]) -> None:
         self.length = inside.length
         self._inside = inside
-        self._ends_well = ends_well
+        self._arrive = arrive
 
     def file(self) -> FilePart | None:
         return self._inside.file()
@@ -108,4 +108,7 @@ class _WatchedReading(SourceReading):
         return self._inside.large_chunks()
 
     async def valid(self) -> bool:
-        return await self._inside.valid() and self._ends_well()
+        if not await self._inside.valid():
+            return False
+        self._arrive()
+        return True

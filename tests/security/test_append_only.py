@@ -71,5 +71,8 @@ async def test_nothing_is_replaced_that_arrives_during_an_upload(
             assert await off(answer, slow, f"PUT  {key}") == "PUT-FROM 0"
             assert (await put(fast, key, "hello")).startswith("SUCCESS")
             slow.sendall(b"DATA 5\nEVIL!VALID\n")
-            assert not (await off(answer, slow)).startswith("SUCCESS")
+            assert await off(answer, slow) == "FAILURE"
+            assert any("another client uploaded" in line for line in endpoint.log)
+            # It can go on.
+            assert (await put(slow, key, "EVIL!")).startswith("ALREADY-HAVE")
     assert contents(bucket, key) == [b"hello"]
