@@ -34,6 +34,7 @@ __all__ = [
     "WebAddress",
     "inherited_listeners",
     "listen",
+    "notice_dead_client",
     "parse_listen",
 ]
 
@@ -101,8 +102,8 @@ class SocketConnection(DescriptorConnection):
         await super().aclose(0)
 
 
-def _notice_dead_clients(accepted: socket.socket) -> None:
-    """Make the connection end when the client's machine is dead.
+def notice_dead_client(accepted: socket.socket) -> None:
+    """Make a TCP connection end when the client's machine is dead.
 
     A client that holds a lock need not send anything, so its connection keeps its slot as long as it lasts. The
     system's default is to look after two hours.
@@ -170,6 +171,8 @@ class Listener:
 
     async def _next(self) -> _Socket:
         while True:
+            # Clients that connect one after the other must not keep those that are connected waiting.
+            await anyio.lowlevel.checkpoint()
             try:
                 accepted, _ = self.socket.accept()
                 accepted.setblocking(False)
@@ -180,14 +183,12 @@ class Listener:
                     await anyio.sleep(_OUT_OF_ROOM_PAUSE)
                 elif error.errno in (errno.EBADF, errno.EINVAL, errno.ENOTSOCK):
                     raise CannotListen(f"{self.name}: {error.strerror}") from None
-                else:
-                    # This client hung up before we accepted it (see accept(2)); there may be others.
-                    await anyio.lowlevel.checkpoint()
+                # Otherwise, this client hung up before we accepted it (see accept(2)); there may be others.
             else:
                 if accepted.family != socket.AF_UNIX:
                     # Messages are small and urgent.
                     accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                    _notice_dead_clients(accepted)
+                    notice_dead_client(accepted)
                 return accepted
 
     def close(self) -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
+import socket
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -16,6 +18,7 @@ from pathlib import Path
 import anyio
 
 from cluster_remote.gateway.errors import GatewayError
+from cluster_remote.gateway.listeners import notice_dead_client
 from cluster_remote.gateway.slotfiles import SlotFile, locks_left_behind, take_lock
 from cluster_remote.p2p.descriptor import DescriptorConnection
 from cluster_remote.p2p.key import UUID, Key
@@ -57,6 +60,7 @@ async def serve_stdio(
     """
     closing = _SlotClosing(locks)
     ended = Ended(0, "cut off")
+    _notice_dead_client()
     with _without_blocking(), anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         connection = DescriptorConnection(os.dup(_STDIN), os.dup(_STDOUT))
         try:
@@ -142,6 +146,14 @@ class _SlotClosing(Closing):
     def idle(self) -> Iterator[None]:
         with super().idle(), nullcontext() if self._locks is None else self._locks.slot.idle():
             yield
+
+
+def _notice_dead_client() -> None:
+    """See `notice_dead_client`: under inetd or systemd, standard input is the client's connection."""
+    if stat.S_ISSOCK(os.fstat(_STDIN).st_mode):
+        with socket.socket(fileno=os.dup(_STDIN)) as client:
+            if client.family in (socket.AF_INET, socket.AF_INET6):
+                notice_dead_client(client)
 
 
 @contextmanager

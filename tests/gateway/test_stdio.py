@@ -141,6 +141,25 @@ def test_under_inetd_only_the_protocol_reaches_the_client(shared: Cluster) -> No
     assert answers.decode().splitlines() == [f"AUTH-SUCCESS {shared.uuid}", "VERSION 4", "ERROR protocol error"]
 
 
+def test_a_client_whose_machine_is_dead_is_noticed_under_inetd(shared: Cluster) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening, socket.create_connection(listening.getsockname()) as ours:
+        ours.settimeout(ANSWER_SECONDS)
+        theirs, _ = listening.accept()
+        with theirs:
+            at = theirs.fileno()
+            process = popen_forked(
+                shared.gateway.environment, *SERVE, cwd=shared.gateway.path, stdin=at, stdout=at, stderr=at
+            )
+            try:
+                assert ours.recv(1000).startswith(b"AUTH-SUCCESS")
+                assert theirs.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+                assert theirs.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 60
+                ours.shutdown(socket.SHUT_WR)
+                assert process.wait(ANSWER_SECONDS) == 0
+            finally:
+                end_group(process.pid)
+
+
 def test_stdin_and_stdout_keep_their_blocking_mode(shared: Cluster) -> None:
     reading, writing = os.pipe()
     os.write(writing, b"VERSION 4\n")
