@@ -12,7 +12,7 @@ import json
 import os
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,9 +74,15 @@ class SlotFile:
             os.close(descriptor)
 
     def _write(self) -> None:
-        if self._descriptor is not None:
-            said = json.dumps({**self._said, "idle since": self._idle_since}).encode()
+        if self._descriptor is None:
+            return
+        said = json.dumps({**self._said, "idle since": self._idle_since}).encode()
+        try:
             os.pwrite(self._descriptor, (_KEPT + said).ljust(_LENGTH), 0)
+        except OSError:
+            # A full disk must not keep clients from reading and removing. An empty file says that its client is busy.
+            with suppress(OSError):
+                os.ftruncate(self._descriptor, 0)
 
 
 @asynccontextmanager
@@ -175,9 +181,7 @@ def _lock_one(directory: Path, kind: str, most: int) -> int | None:
     for number in range(most):
         with _open(directory, f"{kind}-{number}") as descriptor:
             if _lock(descriptor, fcntl.LOCK_EX):
-                kept = os.dup(descriptor)
-                os.set_inheritable(kept, False)
-                return kept
+                return os.dup(descriptor)
     return None
 
 
@@ -194,7 +198,8 @@ def _open(directory: Path, file: str, *, create: bool = True) -> Iterator[int]:
     """Open a file; without `create`, -1 stands for one that does not exist. Raises GatewayError."""
     flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT if create else 0)
     try:
-        make_private_directory(directory)
+        if create:
+            make_private_directory(directory)
         try:
             descriptor = os.open(directory / file, flags, 0o600)
         except FileNotFoundError:

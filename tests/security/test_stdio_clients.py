@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 from collections.abc import Callable
 from contextlib import AsyncExitStack, ExitStack
@@ -10,6 +11,7 @@ from pathlib import Path
 import anyio
 import pytest
 
+from cluster_remote.gateway import slotfiles
 from cluster_remote.gateway.errors import GatewayError
 from cluster_remote.gateway.slotfiles import client_slot, owner_from, take_lock
 from cluster_remote.gateway.stdio import StdioLocks
@@ -30,6 +32,20 @@ async def test_busy_clients_keep_their_slots(tmp_path: Path) -> None:
                 pass
     async with client_slot(tmp_path, 1, None):
         pass
+
+
+async def test_a_full_disk_keeps_nobody_out(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        # Nothing can be written to a file.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+        async with client_slot(tmp_path, 2, "one") as slot, client_slot(tmp_path, 2, "two"):
+            with slot.idle():
+                assert not slot.is_wanted()
+            taken = isinstance(slotfiles._take_slot(tmp_path, 2, "three"), str)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert taken
 
 
 async def test_one_address_gets_a_share_and_its_idle_clients_give_way(tmp_path: Path) -> None:
