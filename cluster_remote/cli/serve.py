@@ -61,7 +61,7 @@ def serve(
     ),
     public_read: bool = typer.Option(False, "--public-read", help="Over HTTP, allow reading without a token."),
     own_repository: bool = typer.Option(
-        False, "--own-repository", help="With --public-read: also of the contents in the gateway's own repository."
+        False, "--own-repository", help="With --public-read: include the contents in the gateway's own repository."
     ),
     certificate: Path = typer.Option(
         None, help="For tls:// and https://: PEM file with the certificate and its chain, reloaded on SIGHUP."

@@ -54,7 +54,7 @@ class _Starts:
             ended.set()
 
 
-_starts: RunVar[_Starts] = RunVar("starts")
+_starts: RunVar[_Starts] = RunVar("cluster_remote_starts")
 
 
 @asynccontextmanager
