@@ -25,11 +25,17 @@ pytestmark = pytest.mark.anyio
 NODE = UUID("11111111-2222-4333-8444-555555555555")
 
 
+async def is_refused(directory: Path, most: int, owner: str | None, words: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(slotfiles, "_PATIENCE", 0.0)
+        with pytest.raises(GatewayError, match=words):
+            async with client_slot(directory, most, owner):
+                pass
+
+
 async def test_busy_clients_keep_their_slots(tmp_path: Path) -> None:
     async with client_slot(tmp_path, 2, None), client_slot(tmp_path, 2, None):
-        with pytest.raises(GatewayError, match="uses 2 of the 2"):
-            async with client_slot(tmp_path, 2, None):
-                pass
+        await is_refused(tmp_path, 2, None, "uses 2 of the 2")
     async with client_slot(tmp_path, 1, None):
         pass
 
@@ -42,17 +48,15 @@ async def test_a_full_disk_keeps_nobody_out(tmp_path: Path) -> None:
         async with client_slot(tmp_path, 2, "one") as slot, client_slot(tmp_path, 2, "two"):
             with slot.idle():
                 assert not slot.is_wanted()
-            taken = isinstance(slotfiles._take_slot(tmp_path, 2, "three"), str)
+            await is_refused(tmp_path, 2, "three", "busy")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert taken
 
 
 async def test_one_address_gets_a_share_and_its_idle_clients_give_way(tmp_path: Path) -> None:
     async with AsyncExitStack() as stack:
         first, *_ = [await stack.enter_async_context(client_slot(tmp_path, 4, "one")) for _ in range(3)]
-        with pytest.raises(GatewayError, match="one uses 3 of the 4"):
-            await stack.enter_async_context(client_slot(tmp_path, 4, "one"))
+        await is_refused(tmp_path, 4, "one", "one uses 3 of the 4")
         await stack.enter_async_context(client_slot(tmp_path, 4, "two"))
 
         async def give_way() -> None:
@@ -76,6 +80,15 @@ async def test_locks_left_behind_take_no_slot_and_each_client_gets_a_share_of_th
             async with client_slot(tmp_path, 1, "three"):
                 pass
         assert one.refusal() is None
+
+
+async def test_a_lock_that_finds_none_of_the_slots_for_locks_keeps_its_clients_slot(tmp_path: Path) -> None:
+    other = take_lock(tmp_path, 1, "two", "y")
+    assert other is not None
+    async with client_slot(tmp_path, 1, "one") as slot:
+        with StdioLocks(tmp_path, 1, "one", NODE, slot).keeping(Key("WORM--x")):
+            await is_refused(tmp_path, 1, "three", "uses 0 of the 1")
+    other.free()
 
 
 async def test_a_newer_lock_of_a_client_on_the_same_content_ends_the_older_one(tmp_path: Path) -> None:
