@@ -58,13 +58,15 @@ async def test_nothing_is_replaced_that_the_log_does_not_list(
     assert cluster.holders(key) == [False, False, False]
 
 
+@pytest.mark.parametrize("to", ["node", "cluster"])
 async def test_nothing_is_replaced_that_arrives_during_an_upload(
-    cluster: Cluster, bucket: Path, tmp_path: Path
+    cluster: Cluster, bucket: Path, tmp_path: Path, to: str
 ) -> None:
-    key, uuid = "WORM-s5--meanwhile", cluster.gateway.config("remote.bucket.annex-uuid")
+    key, node = "WORM-s5--meanwhile", cluster.gateway.config("remote.bucket.annex-uuid")
+    uuid = node if to == "node" else cluster.uuid
     async with gateway(cluster, tmp_path, Limits()) as endpoint:
         appender, writer = (endpoint.tokens.create(mode)[1] for mode in (Mode.APPEND_ONLY, Mode.READ_WRITE))
-        with endpoint.connect(f"{appender}/{uuid}") as slow, endpoint.connect(f"{writer}/{uuid}") as fast:
+        with endpoint.connect(f"{appender}/{uuid}") as slow, endpoint.connect(f"{writer}/{node}") as fast:
             for client in (slow, fast):
                 await greeting(client)
                 await off(answer, client, "VERSION 4")
