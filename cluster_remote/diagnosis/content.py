@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TypeAlias
 
 import anyio
-import anyio.to_thread
 
 from cluster_remote.annex import child
+from cluster_remote.annex.disk import ask_disk
 from cluster_remote.annex.errors import CommandFailed
 from cluster_remote.annex.private import make_private_directory
 from cluster_remote.annex.repository import Repository, foreign_environment
@@ -146,7 +146,7 @@ async def move_aside(directory: Path, here: Repository | None, keys: Collection[
     """
     environment = foreign_environment()
     try:
-        await anyio.to_thread.run_sync(check_directory, str(directory), here, environment)
+        await ask_disk(check_directory, str(directory), here, environment)
     except Refusal:
         return
     for key in keys:

@@ -48,7 +48,8 @@ def check_directory(path: str, here: Repository | None, environment: Mapping[str
             "run: move it somewhere else"
         )
     top = _top_of(path)
-    if (clone := _clone_with(top, environment)) is not None:
+    # Git never commits a .git, so a repository with one did not come with a clone.
+    if not os.path.lexists(Path(top) / ".git") and (clone := _clone_with(top, environment)) is not None:
         raise Refusal(
             f"{path} came with the clone in {clone}, where it is committed, and its hooks would run: move it somewhere "
             "else"
@@ -97,9 +98,19 @@ def _top_of(path: str) -> str:
     """Return the repository that git-annex-shell uses in a directory: this one, or like git the first one around it."""
     real = Path(os.path.realpath(path))
     for top in (Path(path), *real.parents):
-        if os.path.lexists(top / ".git") or ((top / "HEAD").is_file() and (top / "objects").is_dir()):
+        if _is_repository(top):
             return path if top == Path(path) else str(top)
     return path
+
+
+def _is_repository(directory: Path) -> bool:
+    """Return whether a directory looks like a repository to git. False if that cannot be determined."""
+    try:
+        return os.path.lexists(directory / ".git") or (
+            (directory / "HEAD").is_file() and (directory / "objects").is_dir()
+        )
+    except OSError:
+        return False
 
 
 def _is_ours(path: str) -> bool:
@@ -120,11 +131,18 @@ def _is_ours(path: str) -> bool:
 def _named_in(file: str) -> list[str]:
     """Return the directory that a `.git` file leads to, if that is one (gitrepository-layout(5))."""
     try:
+        # Opening a named pipe would wait for a writer.
+        if not Path(file).is_file():
+            return []
         with open(file, "rb") as gitfile:
-            first = os.fsdecode(gitfile.read(_LONGEST_PATH)).rstrip("\n")
+            content = os.fsdecode(gitfile.read(_LONGEST_PATH))
     except OSError:
         return []
-    return [os.path.join(os.path.dirname(file), first.removeprefix("gitdir: "))]  # noqa: PTH118, PTH120
+    label, _, directory = content.rstrip("\r\n").partition("gitdir: ")
+    if label or "\0" in directory:
+        # To git, this is no repository.
+        return []
+    return [os.path.join(os.path.dirname(file), directory)]  # noqa: PTH118, PTH120
 
 
 def _is_refused_by_git(path: str, environment: Mapping[str, str]) -> bool:
