@@ -255,6 +255,8 @@ class ClusterSession(Session):
 
     async def read_small(self, key: Key) -> bytes | None:
         """See Session. Tries only the node that `download` would ask first."""
+        if not any(node.kind == "local" for node in self.nodes):
+            return None
         with self._request():
             return await self._read_small(key, self._for_reading(key, await self._holders(key))[0])
 

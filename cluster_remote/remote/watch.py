@@ -8,7 +8,6 @@ program watches the directory too, git-annex's watch is never the last one.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import sys
 
@@ -20,7 +19,7 @@ _IN_CLOEXEC = os.O_CLOEXEC
 
 
 class KeptWatch:
-    """A watch on the directory of the latest download. Does nothing where the system has no inotify, or no room."""
+    """A watch on the directory of the latest download. Does nothing where there is no inotify, no room or no ctypes."""
 
     def __init__(self) -> None:
         self._descriptor: int | None = None
@@ -32,6 +31,11 @@ class KeptWatch:
             return
         self.close()
         self._directory = directory
+        try:
+            # Only now: it takes longer than all else here, uploads do not need it, and not every Python has it.
+            import ctypes
+        except ImportError:
+            return
         system = ctypes.CDLL(None)
         descriptor = system.inotify_init1(_IN_CLOEXEC)
         if descriptor >= 0:
