@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
@@ -588,6 +589,14 @@ async def test_small_content_is_read_only_from_the_node_a_download_would_ask_fir
     fetched = await fetch(session, offset=3)
     assert fetched == (len(CONTENT) - 3, CONTENT[3:], True)
     assert any(peer.requests for peer in peers) == (answer != CONTENT)
+
+
+async def test_no_log_is_read_for_small_content_where_no_node_is_on_a_local_disk() -> None:
+    log = Log({KEY: [1]})
+    log.broken = True
+    far = [replace(Peer(n, contents={KEY: CONTENT}).node(), kind="ssh") for n in (1, 2)]
+    session = ClusterSession(CLUSTER, far, log, name="mycluster", record=log)
+    assert await session.read_small(KEY) is None
 
 
 # Presence

@@ -11,6 +11,7 @@ from pathlib import Path
 import anyio
 import pytest
 
+from cluster_remote.annex.disk import ask_disk
 from cluster_remote.annex.errors import CommandFailed
 from cluster_remote.annex.gitconfig import GitConfig
 from cluster_remote.annex.repository import Repository as Ours
@@ -25,7 +26,7 @@ from cluster_remote.p2p.key import UUID, Key
 from cluster_remote.transport.address import Directory, Tcp, Unix, parse_address
 from cluster_remote.transport.network import Network
 from cluster_remote.transport.opening import Caller, session_at
-from cluster_remote.transport.trust import Refusal, connectable
+from cluster_remote.transport.trust import Refusal, check_directory, connectable
 from tests.remote.testbed import Testbed, text
 from tests.support.environment import Environment
 from tests.support.repositories import Repository, make_repository
@@ -123,6 +124,34 @@ async def test_a_repository_that_any_clone_brought_along_is_refused(nested: tupl
         assert "came with the clone" in await asked(str(path), here)
     # Of a submodule only its commit is committed.
     assert await asked(str(module.path), other) == module.uuid
+
+
+async def test_committed_files_around_a_repository_are_not_the_repository(
+    nested: tuple[Repository, Repository],
+) -> None:
+    """Git commits no .git, so the user made this repository where a clone had some files."""
+    outer, inner = nested
+    other = make_repository(outer.environment, outer.path.parent / "other", "other")
+    hidden = (inner.path / ".git").rename(outer.path.parent / "hidden")
+    outer.write("data/inner/file", b"content")
+    outer.git("-c", "annex.largefiles=nothing", "add", "data/inner/file")
+    hidden.rename(inner.path / ".git")
+    assert await asked(str(inner.path), other) == inner.uuid
+
+
+@pytest.mark.parametrize("kind", ["pipe", "garbage", "long name"])
+async def test_what_cannot_be_looked_at_is_left_to_git_annex_shell(tmp_path: Path, kind: str) -> None:
+    """It says what is wrong, and other nodes are used meanwhile."""
+    directory = tmp_path / (300 * "x" if kind == "long name" else "odd")
+    if kind != "long name":
+        directory.mkdir()
+    if kind == "pipe":
+        os.mkfifo(directory / ".git")
+    elif kind == "garbage":
+        (directory / ".git").write_bytes(b"gitdir: \0\n")
+    for path in (directory, directory / "inside"):
+        with anyio.fail_after(20):
+            await ask_disk(check_directory, str(path), None, os.environ)
 
 
 async def test_a_node_inside_the_work_tree_is_refused(own_testbed: Testbed) -> None:
