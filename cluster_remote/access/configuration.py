@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from cluster_remote.access.settings import BadSettings, Settings, as_argument
 from cluster_remote.p2p.key import UUID
+from cluster_remote.p2p.text import few
 
 if TYPE_CHECKING:
     from cluster_remote.annex.branchlog import BranchLogs
@@ -122,7 +123,7 @@ def check_writing(config: GitConfig) -> None:
     waiting = [name for name in config.remotes() if config.remote(name, "annex-verified") == "automatic"]
     if waiting:
         raise NotVerified(
-            f"git-annex does not write to special remotes until you have confirmed that {', '.join(waiting)} is safe, "
+            f"git-annex does not write to special remotes until you have confirmed that {few(waiting)} is safe, "
             f"and neither does this program: git annex verifyremote {as_argument(waiting[0])}"
         )
 

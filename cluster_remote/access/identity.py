@@ -44,7 +44,7 @@ def named_repository(name: str, logs: BranchLogs, own_clusters: Mapping[str, UUI
         return found.pop()
     if found:
         raise BadSettings(
-            f"cluster={name}: several clusters have this name; give the UUID: {', '.join(sorted(map(str, found)))}"
+            f"cluster={name}: several clusters have this name; give the UUID: {few(sorted(map(str, found)))}"
         )
     raise BadSettings(
         f"cluster={name}: this repository knows no cluster of that name; give its UUID (on the gateway: git config "
@@ -111,9 +111,7 @@ def node_named(text: str, config: GitConfig, logs: BranchLogs, cluster: UUID | N
     if len(found) == 1:
         return found.pop()
     if found:
-        raise BadSettings(
-            f"--node {text}: several repositories match; give a UUID: {', '.join(sorted(map(str, found)))}"
-        )
+        raise BadSettings(f"--node {text}: several repositories match; give a UUID: {few(sorted(map(str, found)))}")
     known = sorted({name for names in logs.proxied.values() for name, uuid in names.items() if not uuid.is_cluster})
     raise BadSettings(
         f"--node {text}: no such node is known here; "

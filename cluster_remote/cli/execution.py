@@ -16,7 +16,7 @@ from cluster_remote.lifecycle.facts import Facts
 from cluster_remote.lifecycle.nodes import contacted
 from cluster_remote.lifecycle.runner import Runner
 from cluster_remote.lifecycle.steps import Plan, carry_out
-from cluster_remote.p2p.text import visible
+from cluster_remote.p2p.text import few, visible
 
 __all__ = ["execute", "facts_of", "runner_here", "runner_in"]
 
@@ -74,5 +74,5 @@ def execute(plan: Plan, runner: Runner, dry_run: bool, yes: bool, *, may_wait: b
         typer.confirm("This writes to the git-annex branch, which others share. Continue?", default=True, abort=True)
     run(carry_out, plan, runner)
     if waiting:
-        runner.say(f"git-annex stores nothing on {', '.join(waiting)} until you confirm that it is safe: add --yes")
+        runner.say(f"git-annex stores nothing on {few(list(waiting))} until you confirm that it is safe: add --yes")
     return True

@@ -15,7 +15,7 @@ from cluster_remote.lifecycle.remote_steps import RemoveRemote, Rename, Verify
 from cluster_remote.lifecycle.remotes import recreated
 from cluster_remote.lifecycle.steps import Command, Plan, Step
 from cluster_remote.p2p.key import UUID
-from cluster_remote.p2p.text import printable
+from cluster_remote.p2p.text import few, printable
 
 __all__ = [
     "OwnCluster",
@@ -74,9 +74,9 @@ def node_named(facts: Facts, own: OwnCluster, text: str) -> UUID:
         found |= {uuid} & nodes
     if len(found) == 1:
         return found.pop()
-    names = ", ".join(sorted(_title(facts, uuid) for uuid in nodes))
+    names = few(sorted(_title(facts, uuid) for uuid in nodes))
     if found:
-        raise BadSettings(f"{text}: several nodes have this name; give a UUID: {', '.join(sorted(map(str, found)))}")
+        raise BadSettings(f"{text}: several nodes have this name; give a UUID: {few(sorted(map(str, found)))}")
     raise BadSettings(f"{text} is not a node of the cluster {own.name}; its nodes are {names or 'none'}")
 
 

@@ -21,7 +21,7 @@ from cluster_remote.lifecycle.runner import Runner
 from cluster_remote.lifecycle.serverless import Request
 from cluster_remote.lifecycle.steps import BestEffort, Plan, Step
 from cluster_remote.p2p.key import UUID
-from cluster_remote.p2p.text import printable
+from cluster_remote.p2p.text import few, printable
 from cluster_remote.transport.address import Address, BadAddress, Directory, Http, Ssh, at_node, parse_address
 from cluster_remote.transport.opening import Caller, session_at
 
@@ -209,9 +209,7 @@ def _choose_sameas(facts: Facts, request: Request, server: UUID) -> tuple[UUID, 
         current = facts.remote_uuid(request.name)
         if facts.ours(request.name) and current in found:
             return current, ()
-        raise BadSettings(
-            f"the gateway has several clusters; choose with --cluster: {printable(', '.join(sorted(names)))}"
-        )
+        raise BadSettings(f"the gateway has several clusters; choose with --cluster: {printable(few(sorted(names)))}")
     if not found[0].is_cluster:
         title = printable(display_name(server, facts.logs.descriptions))
         return found[0], (

@@ -15,7 +15,7 @@ from cluster_remote.lifecycle.remotes import Wanted, plan_remote
 from cluster_remote.lifecycle.runner import Later
 from cluster_remote.lifecycle.steps import Plan, Step
 from cluster_remote.p2p.key import UUID
-from cluster_remote.p2p.text import printable
+from cluster_remote.p2p.text import few, printable
 
 __all__ = ["Request", "joined", "plan_serverless"]
 
@@ -68,7 +68,7 @@ def joined(facts: Facts, request: Request, nodes: Iterable[UUID]) -> tuple[str, 
     if len(fitting) > 1:
         raise BadSettings(
             f"several clusters are called {name} and have these nodes; choose with --cluster: "
-            f"{', '.join(map(str, fitting))}"
+            f"{few(list(map(str, fitting)))}"
         )
     # A cluster without nodes is left over from an undone setup, or was taken down.
     return name, next(iter(fitting or sorted(each for each in listed if not listed[each])), None)
@@ -86,7 +86,7 @@ def _named(facts: Facts, request: Request, own: dict[str, UUID]) -> tuple[str, U
         found = sorted(facts.clusters_named(name))
         if len(found) > 1:
             raise BadSettings(
-                f"--cluster {text}: several have this name; give the UUID: {', '.join(map(str, found))}"
+                f"--cluster {text}: several have this name; give the UUID: {few(list(map(str, found)))}"
             ) from None
         return name, found[0] if found else None
     if uuid not in facts.logs.clusters.members:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
+from cluster_remote.access.configuration import check_writing
 from cluster_remote.access.identity import believed, node_named, not_recorded
+from cluster_remote.access.settings import BadSettings
 from cluster_remote.annex.branchlog import BranchLogs
 from cluster_remote.annex.credentials import credentials_file, write_credentials
 from cluster_remote.annex.gitconfig import GitConfig
@@ -53,6 +57,15 @@ def test_of_thousands_of_repositories_that_a_peer_names_few_are_shown() -> None:
     said = not_recorded("peer", frozenset(map(uuid, range(5000))))
     assert len(said) < 1000
     assert "and 4990 more" in said
+
+
+def test_of_thousands_that_the_branch_names_alike_or_enables_few_are_shown() -> None:
+    alike = BranchLogs({"uuid.log": b"".join(b"%s same timestamp=1s\n" % uuid(n).text.encode() for n in range(5000))})
+    enabled = GitConfig.parse("".join(f"remote.r{n}.annex-verified\nautomatic\0" for n in range(5000)).encode())
+    for refuse in (lambda: node_named("same", GitConfig.parse(b""), alike), lambda: check_writing(enabled)):
+        with pytest.raises(BadSettings, match="and 4990 more") as refused:
+            refuse()
+        assert len(str(refused.value)) < 1000
 
 
 def test_of_thousands_of_repositories_that_a_node_claims_few_are_shown() -> None:
