@@ -82,18 +82,15 @@ async def retrieve_whole(session: Session, key: Key, path: bytes, progress: Prog
 
 def _write_whole(content: bytes, temporary: bytes, path: bytes) -> None:
     try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
         try:
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
-            try:
-                write_at(descriptor, content, 0)
-            finally:
-                os.close(descriptor)
-            os.replace(temporary, path)  # noqa: PTH105 -- bytes
-        except BaseException:
-            with suppress(FileNotFoundError):
-                os.unlink(temporary)  # noqa: PTH108 -- bytes
-            raise
+            write_at(descriptor, content, 0)
+        finally:
+            os.close(descriptor)
+        os.replace(temporary, path)  # noqa: PTH105 -- bytes
     except OSError as error:
+        with suppress(OSError):
+            os.unlink(temporary)  # noqa: PTH108 -- bytes
         raise _cannot_write(path, error) from None
 
 
