@@ -171,8 +171,6 @@ class Listener:
 
     async def _next(self) -> _Socket:
         while True:
-            # Clients that connect one after the other must not keep those that are connected waiting.
-            await anyio.lowlevel.checkpoint()
             try:
                 accepted, _ = self.socket.accept()
                 accepted.setblocking(False)
@@ -183,7 +181,9 @@ class Listener:
                     await anyio.sleep(_OUT_OF_ROOM_PAUSE)
                 elif error.errno in (errno.EBADF, errno.EINVAL, errno.ENOTSOCK):
                     raise CannotListen(f"{self.name}: {error.strerror}") from None
-                # Otherwise, this client hung up before we accepted it (see accept(2)); there may be others.
+                else:
+                    # This client hung up before we accepted it (see accept(2)); there may be others.
+                    await anyio.lowlevel.checkpoint()
             else:
                 if accepted.family != socket.AF_UNIX:
                     # Messages are small and urgent.

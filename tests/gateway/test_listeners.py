@@ -10,11 +10,10 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import anyio
-import anyio.lowlevel
 import pytest
 
 from cluster_remote.gateway.errors import CannotListen
@@ -303,27 +302,6 @@ async def test_clients_of_a_socket_for_ipv4_and_ipv6_are_told_apart() -> None:
                 addresses.append((accepted.address, accepted.peer.rpartition(":")[0]))
                 await accepted.aclose(0)
     assert addresses == [("127.0.0.1", "127.0.0.1"), ("127.0.0.2", "127.0.0.2"), ("::/64", "[::1]")]
-
-
-async def test_clients_that_connect_leave_turns_to_those_that_are_connected() -> None:
-    turns = 0
-
-    async def connected() -> None:
-        nonlocal turns
-        while True:
-            turns += 1
-            await anyio.lowlevel.checkpoint()
-
-    with listening(Tcp("127.0.0.1", free_port())) as listener, ExitStack() as clients:
-        for _ in range(10):
-            clients.enter_context(socket.create_connection(listener.socket.getsockname()))
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(connected)
-            accepted = [await listener.accept() for _ in range(10)]
-            assert turns >= 9
-            tasks.cancel_scope.cancel()
-        for each in accepted:
-            await each.aclose(0)
 
 
 def test_sockets_passed_to_another_process_are_ignored() -> None:
