@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -131,5 +132,14 @@ def test_the_watch_follows_the_directory_and_ends(tmp_path: Path) -> None:
     watch.keep(os.fsencode(tmp_path / "nowhere"))
     assert watched() == before
     watch.close()
+    assert watched() == before
+    watch.close()
+
+
+def test_there_is_no_watch_where_python_cannot_make_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ctypes", None)
+    before = watched()
+    watch = KeptWatch()
+    watch.keep(os.fsencode(tmp_path))
     assert watched() == before
     watch.close()
