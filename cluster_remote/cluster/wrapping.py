@@ -179,8 +179,12 @@ class LocalReads(Wrapper):
 
     async def read_small(self, key: Key) -> bytes | None:
         # Without a checksum, damage would go unnoticed; and only a local disk cannot block us for long.
+        size = key.content_size
+        # Asking a disk takes a thread, so first rule out all that is known.
+        if size is None or size > _SMALL or self.inside.version is None or not self._is_local:
+            return None
         checksum = Checksum.of(key)
-        if checksum is None or self.inside.version is None or not self._is_local:
+        if checksum is None:
             return None
         return await ask_disk(self._verified, key, checksum)
 

@@ -79,3 +79,20 @@ async def test_small_content_on_a_local_disk_is_read_directly_after_the_node_ans
             assert gets() == before + 2
         finally:
             await session.aclose()
+
+
+async def test_the_disk_is_asked_for_small_content_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    small, large, sizeless, unverifiable = (
+        Key(f"{start}--{64 * '0'}") for start in ("SHA256-s1000000", "SHA256-s1100000", "SHA256", "WORM-s1")
+    )
+    asked: list[Key] = []
+
+    async def ask_disk(read: object, key: Key, checksum: object) -> None:
+        asked.append(key)
+
+    monkeypatch.setattr(wrapping, "ask_disk", ask_disk)
+    monkeypatch.setattr(wrapping, "is_local", lambda place: True)
+    session = LocalReads(FakeSession(Peer(1)), "/nowhere")
+    for key in (small, large, sizeless, unverifiable):
+        assert await session.read_small(key) is None
+    assert asked == [small]
