@@ -74,6 +74,8 @@ def test_killed_transfers_resume_in_both_directions(way: tuple[Way, Testbed], ki
         begun = wait_until(lambda: transfer.poll() is not None or min(map(_size, parts)) > 4_000_000, 60)
         if killed == "client":
             end_group(transfer.pid)
+            # git's child, git-annex, holds a lock on the transfer as long as it lives.
+            assert wait_until(lambda: not any("film" in each.command for each in testbed.environment.processes()), 20)
         else:
             server.kill()
         assert transfer.wait(60) != 0
