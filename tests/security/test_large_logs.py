@@ -15,7 +15,9 @@ from cluster_remote.p2p.key import UUID, Key
 from tests.cli.command import cluster_remote
 from tests.remote.testbed import Testbed
 from tests.security.stranger import commit
+from tests.support.slow import only_in_all
 
+REPAIR = ("repair", "mycl", "f", "--dry-run")
 ENDLESS = "x" * (20 * 2**20)
 LINES = ["1s 1 00000000-0000-0000-0000-000000000000"] * (BLOB_LIMIT // 40)
 
@@ -70,7 +72,7 @@ def test_every_command_does_its_work_beside_overlong_lines(own_testbed: Testbed)
     client.annex("get", "f")
 
 
-@pytest.mark.parametrize("log", ["uuid.log", "remote.log", "cluster.log", "of the key"])
+@pytest.mark.parametrize("log", ["remote.log", *only_in_all("uuid.log", "cluster.log", "of the key")])
 def test_a_log_of_too_many_lines_is_named_by_every_command_that_reads_it(own_testbed: Testbed, log: str) -> None:
     client = own_testbed.client
     key = client.add("f", b"f")
@@ -132,7 +134,10 @@ def test_a_cluster_of_too_many_nodes_costs_that_line() -> None:
         assert len(log.nodes(UUID(cluster))) == expected
 
 
-@pytest.mark.parametrize("command", [("status", "mycl"), ("check", "mycl", "f"), ("repair", "mycl", "f", "--dry-run")])
+@pytest.mark.parametrize(
+    "command",
+    [("status", "mycl"), *(pytest.param(each, marks=pytest.mark.slow) for each in (("check", "mycl", "f"), REPAIR))],
+)
 def test_few_nodes_are_contacted_at_once_however_many_the_log_lists(
     own_testbed: Testbed, command: tuple[str, ...]
 ) -> None:

@@ -138,7 +138,7 @@ def test_every_command_is_tried() -> None:
     assert set(ARGUMENTS) == set(every_command())
 
 
-@pytest.mark.parametrize("peer", ["as it is", "answers with errors", *only_in_all("dies")])
+@pytest.mark.parametrize("peer", ["answers with errors", *only_in_all("as it is", "dies")])
 def test_no_command_sends_a_control_character_of_a_log_or_a_peer_to_the_terminal(hostile: Testbed, peer: str) -> None:
     shim = hostile.environment.bin / "git-annex-shell"
     if peer != "as it is":
