@@ -19,6 +19,7 @@ from cluster_remote.p2p.session import (
     SourceReading,
     Stored,
     Upload,
+    WrappedSource,
 )
 
 __all__ = ["Rates", "Throttled"]
@@ -61,7 +62,7 @@ class Throttled(Wrapper):
     async def store(
         self, key: Key, file: AssociatedFile, source: Source, progress: Progress | None = None
     ) -> Present | Stored:
-        slowed = source if self._rates.up is None else _SlowSource(source, self._rates.up)
+        slowed = source if self._rates.up is None else _slowed(source, self._rates.up)
         return await self.inside.store(key, file, slowed, progress)
 
     @asynccontextmanager
@@ -77,22 +78,14 @@ class _SlowUpload(Upload):
         self._rate = rate
 
     async def send(self, source: Source, progress: Progress | None = None) -> Stored:
-        return await self._inside.send(_SlowSource(source, self._rate), progress)
+        return await self._inside.send(_slowed(source, self._rate), progress)
 
     async def check_arrived(self) -> Stored:
         return await self._inside.check_arrived()
 
 
-class _SlowSource(Source):
-    def __init__(self, inside: Source, rate: float) -> None:
-        self.repeatable = inside.repeatable
-        self._inside = inside
-        self._rate = rate
-
-    @asynccontextmanager
-    async def read(self, offset: int) -> AsyncIterator[SourceReading]:
-        async with self._inside.read(offset) as reading:
-            yield _SlowReading(reading, self._rate)
+def _slowed(source: Source, rate: float) -> Source:
+    return WrappedSource(source, lambda reading: _SlowReading(reading, rate))
 
 
 class _SlowReading(SourceReading):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 
 from cluster_remote.p2p.errors import Refused
@@ -26,6 +26,7 @@ __all__ = [
     "SourceReading",
     "Stored",
     "Upload",
+    "WrappedSource",
     "write_at",
 ]
 
@@ -86,6 +87,20 @@ class Source(ABC):
 
         A stream can only be read from its announced offset or later.
         """
+
+
+class WrappedSource(Source):
+    """A source each of whose readings is wrapped by `wrap`."""
+
+    def __init__(self, inside: Source, wrap: Callable[[SourceReading], SourceReading]) -> None:
+        self.repeatable = inside.repeatable
+        self._inside = inside
+        self._wrap = wrap
+
+    @asynccontextmanager
+    async def read(self, offset: int) -> AsyncIterator[SourceReading]:
+        async with self._inside.read(offset) as reading:
+            yield self._wrap(reading)
 
 
 @dataclass(frozen=True, slots=True)

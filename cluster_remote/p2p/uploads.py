@@ -7,11 +7,11 @@ before an upload is not enough to keep an append-only client from replacing cont
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import contextmanager
 
 from cluster_remote.p2p.errors import SourceError
 from cluster_remote.p2p.key import Key
-from cluster_remote.p2p.session import FilePart, Progress, Source, SourceReading, Stored, Upload
+from cluster_remote.p2p.session import FilePart, Progress, Source, SourceReading, Stored, Upload, WrappedSource
 
 __all__ = ["Uploads", "Yielding"]
 
@@ -63,7 +63,8 @@ class Yielding(Upload):
         self._append_only = append_only
 
     async def send(self, source: Source, progress: Progress | None = None) -> Stored:
-        return await self._inside.send(_Watched(source, self._arrive), progress)
+        watched = WrappedSource(source, lambda reading: _WatchedReading(reading, self._arrive))
+        return await self._inside.send(watched, progress)
 
     async def check_arrived(self) -> Stored:
         return await self._inside.check_arrived()
@@ -75,21 +76,9 @@ class Yielding(Upload):
         self._uploads.arrived(self._running)
 
 
-class _Watched(Source):
-    """A source that calls `arrive` at the end of valid content."""
-
-    def __init__(self, inside: Source, arrive: Callable[[], None]) -> None:
-        self.repeatable = inside.repeatable
-        self._inside = inside
-        self._arrive = arrive
-
-    @asynccontextmanager
-    async def read(self, offset: int) -> AsyncIterator[SourceReading]:
-        async with self._inside.read(offset) as reading:
-            yield _WatchedReading(reading, self._arrive)
-
-
 class _WatchedReading(SourceReading):
+    """A reading that calls `arrive` at the end of valid content."""
+
     def __init__(self, inside: SourceReading, arrive: Callable[[], None]) -> None:
         self.length = inside.length
         self._inside = inside
