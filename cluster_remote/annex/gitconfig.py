@@ -14,7 +14,7 @@ from cluster_remote.p2p.key import UUID, decode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Set
     from pathlib import Path
 
 __all__ = ["GitConfig", "ask_git", "is_path", "is_true"]
@@ -118,8 +118,11 @@ class GitConfig:
 
     def nodes_of(self, cluster: UUID) -> list[str]:
         """Return the remotes that are configured as nodes of a cluster."""
-        names = {name for name, uuid in self.clusters().items() if uuid == cluster}
-        return [remote for remote in self.remotes() if names.intersection(self.clusters_of(remote))]
+        return self.nodes_of_any({name for name, uuid in self.clusters().items() if uuid == cluster})
+
+    def nodes_of_any(self, names: Set[str]) -> list[str]:
+        """Return the remotes that are configured as nodes of a cluster with one of these names."""
+        return [remote for remote in self.remotes() if not names.isdisjoint(self.clusters_of(remote))]
 
     def is_unverified(self, name: str) -> bool:
         """Return whether git-annex has marked the configuration of a remote as not verified."""

@@ -28,13 +28,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from anyio import Lock
 
-__all__ = [
-    "LOCAL_VARIABLES",
-    "Repository",
-    "foreign_environment",
-    "utf8_locale",
-    "without_token",
-]
+__all__ = ["LOCAL_VARIABLES", "Repository", "foreign_environment", "utf8_locale", "without_token"]
 
 # Seconds after which the configuration is read again even if no file has changed.
 _CONFIG_AGE = 30.0

@@ -122,9 +122,8 @@ def _clear_text(facts: Snapshot, remote: RemoteFacts) -> Iterator[Problem]:
     names = {name for name, uuid in clusters.items() if wanted in ("", name, uuid.text)}
     exposed = [
         name
-        for name in facts.config.remotes()
-        if names.intersection(facts.config.clusters_of(name))
-        and facts.config.boolean(f"remote.{name}.annex-sync", True)
+        for name in facts.config.nodes_of_any(names)
+        if facts.config.boolean(f"remote.{name}.annex-sync", True)
         and not facts.config.boolean(f"remote.{name}.annex-ignore")
     ]
     if exposed:

@@ -42,12 +42,8 @@ def is_away(address: Address | None, git_dir: str, cluster: UUID, name: str) -> 
     clusters = config.clusters()
     # A remote with its own UUID does not name its cluster; if there is only one cluster, it is that.
     names = {name for name, uuid in clusters.items() if uuid == cluster or len(clusters) == 1}
-    nodes = [
-        remote
-        for remote in config.remotes()
-        if names.intersection(config.clusters_of(remote)) and not config.boolean(f"remote.{remote}.annex-ignore")
-    ]
-    directories = [_directory(config, remote, git_dir) for remote in nodes]
+    nodes = [node for node in config.nodes_of_any(names) if not config.boolean(f"remote.{node}.annex-ignore")]
+    directories = [_directory(config, node, git_dir) for node in nodes]
     if not directories or None in directories:
         return False
     return _missing([path for each in directories if each is not None for path in _markers(each)])
