@@ -204,7 +204,8 @@ class ClusterSession(Session):
     async def download(self, key: Key, file: AssociatedFile, offset: int = 0) -> AsyncIterator[Download]:
         """See Session. The sending node may change at any byte."""
         with self._request():
-            awake, resting, order = self._for_reading(key, await self._holders(key))
+            order = routing.reading_order(self.nodes, await self._holders(key), self._pick)
+            awake, resting = self._ask.split_resting(self._ask.recent_senders_last(key, [*order.logged, *order.others]))
             small = await self._read_small(key, awake)
             if small is not None and offset <= len(small):
                 yield InMemory(memoryview(small)[offset:], awake[0].uuid)
@@ -253,20 +254,8 @@ class ClusterSession(Session):
                 finally:
                     await download.aclose()
 
-    async def read_small(self, key: Key) -> bytes | None:
-        """See Session. Tries only the node that `download` would ask first."""
-        if not any(node.kind == "local" for node in self.nodes):
-            return None
-        with self._request():
-            return await self._read_small(key, self._for_reading(key, await self._holders(key))[0])
-
-    def _for_reading(self, key: Key, holders: frozenset[UUID]) -> tuple[list[Node], list[Node], routing.ReadingOrder]:
-        """Return the nodes to ask for content, those to ask last because they were unreachable, and the usual order."""
-        order = routing.reading_order(self.nodes, holders, self._pick)
-        nodes = self._ask.recent_senders_last(key, [*order.logged, *order.others])
-        return *self._ask.split_resting(nodes), order
-
     async def _read_small(self, key: Key, nodes: Sequence[Node]) -> bytes | None:
+        """Return the content if the first node is on a local disk and it is small: all else takes longer to set up."""
         content = None
         with suppress(SessionError), anyio.move_on_after(self._ask.head_start):
             content = await self._ask.session(nodes[0]).read_small(key) if nodes else None

@@ -20,7 +20,7 @@ from cluster_remote.annex.disk import free_bytes
 from cluster_remote.p2p.checksum import Checksum
 from cluster_remote.p2p.errors import Damaged, SessionError
 from cluster_remote.p2p.key import UUID, AssociatedFile, Key
-from cluster_remote.p2p.session import Progress, Session, write_at
+from cluster_remote.p2p.session import Progress, Session
 
 __all__ = [
     "CannotWrite",
@@ -58,10 +58,6 @@ async def retrieve_whole(session: Session, key: Key, path: bytes, progress: Prog
     Raises Damaged, leaving nothing at `path`; NotRetrieved, CannotWrite, SessionError.
     """
     temporary = _temporary_path(path)
-    content = await session.read_small(key)
-    if content is not None:
-        _write_whole(content, temporary, path)
-        return
     try:
         # Fail now, not at the end, if it is not writable. An earlier download may have left part of the content.
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666))
@@ -78,20 +74,6 @@ async def retrieve_whole(session: Session, key: Key, path: bytes, progress: Prog
     except OSError as error:
         raise _cannot_write(path, error) from None
     raise Damaged(f"{session.name} sent a damaged copy of {key}", origin)
-
-
-def _write_whole(content: bytes, temporary: bytes, path: bytes) -> None:
-    try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
-        try:
-            write_at(descriptor, content, 0)
-        finally:
-            os.close(descriptor)
-        os.replace(temporary, path)  # noqa: PTH105 -- bytes
-    except OSError as error:
-        with suppress(OSError):
-            os.unlink(temporary)  # noqa: PTH108 -- bytes
-        raise _cannot_write(path, error) from None
 
 
 async def retrieve_apart(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
@@ -579,24 +578,13 @@ async def test_small_content_is_read_only_from_the_node_a_download_would_ask_fir
 
     monkeypatch.setattr(FakeSession, "read_small", read_small)
     session = cluster(peers, log, costs=[200, 100, 50], timeout=0.5)
-    assert await session.read_small(KEY) == (CONTENT if answer == CONTENT else None)
+    assert await fetch(session) == (len(CONTENT), CONTENT, True)
     assert read == [2]
     # Asked again, whoever has read it doubts this copy.
-    assert await session.read_small(KEY) == (CONTENT if answer == CONTENT else None)
-    assert read == ([2, 1] if answer == CONTENT else [2, 2])
-    assert all(peer.requests == [] for peer in peers)
-    # A download begins with the same shortcut.
-    fetched = await fetch(session, offset=3)
-    assert fetched == (len(CONTENT) - 3, CONTENT[3:], True)
-    assert any(peer.requests for peer in peers) == (answer != CONTENT)
-
-
-async def test_no_log_is_read_for_small_content_where_no_node_is_on_a_local_disk() -> None:
-    log = Log({KEY: [1]})
-    log.broken = True
-    far = [replace(Peer(n, contents={KEY: CONTENT}).node(), kind="ssh") for n in (1, 2)]
-    session = ClusterSession(CLUSTER, far, log, name="mycluster", record=log)
-    assert await session.read_small(KEY) is None
+    assert await fetch(session, offset=3) == (len(CONTENT) - 3, CONTENT[3:], True)
+    assert read == [2, 1]
+    expected = [[], []] if answer == CONTENT else [["download 3"], ["download 0"]]
+    assert [peer.requests for peer in peers] == [*expected, []]
 
 
 # Presence
