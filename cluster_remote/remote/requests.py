@@ -24,14 +24,13 @@ from cluster_remote.p2p.key import Key
 from cluster_remote.p2p.messages import Message, describe
 from cluster_remote.p2p.session import Progress, Session
 from cluster_remote.remote.causes import Fetched, is_for_fsck
-from cluster_remote.remote.chunks import is_plain_chunk, stored_as, whole_of
+from cluster_remote.remote.chunks import is_plain_chunk, whole_of
 from cluster_remote.remote.context import Context
 from cluster_remote.remote.failure import leaf_errors, message_of
 from cluster_remote.remote.initremote import initialise, refuse_embedding
 from cluster_remote.remote.protocol import AnnexMaster, one_line
 from cluster_remote.remote.remote import ClusterRemote
 from cluster_remote.remote.removal import remove
-from cluster_remote.remote.retrieval import is_verified_here
 from cluster_remote.remote.storing import store
 from cluster_remote.remote.watch import KeptWatch
 
@@ -39,8 +38,7 @@ __all__ = ["Requests", "converse"]
 
 T = TypeVar("T")
 
-# Seconds before the first PROGRESS message, and between two. git-annex shows a few per second, and each takes it as
-# long as a whole small file.
+# Seconds between two PROGRESS messages; git-annex shows a few per second.
 _PROGRESS_INTERVAL = 0.2
 # Seconds that git annex info waits for the server.
 _INFO_TIMEOUT = 10.0
@@ -78,8 +76,7 @@ class Requests:
     async def store(self, remote: ClusterRemote, key: str, path: bytes) -> None:
         async def answer(context: Context, session: Session, parsed: Key) -> None:
             context.causes.take(parsed)
-            with _progress(remote, is_final=True) as progress:
-                await store(context, session, parsed, path, progress, remote.tell)
+            await store(context, session, parsed, path, _progress(remote), remote.tell)
 
         await self._ask(remote, answer, _key(key))
 
@@ -91,11 +88,9 @@ class Requests:
             if is_plain_chunk(parsed):
                 context.causes.remember_chunk(whole_of(parsed), path)
             if not is_for_fsck(path):
-                with _progress(remote, is_final=is_verified_here(stored_as(parsed))) as progress:
-                    await context.fetch(session, parsed, path, progress, remote.tell)
+                await context.fetch(session, parsed, path, _progress(remote), remote.tell)
                 return
-            with _progress(remote, is_final=False) as progress:
-                origin = await context.fetch_from_one(session, parsed, path, progress)
+            origin = await context.fetch_from_one(session, parsed, path, _progress(remote))
             context.causes.remember(parsed, Fetched(origin))
 
         await self._ask(remote, answer, _key(key))
@@ -226,29 +221,14 @@ def _as_remote_error(remote: ClusterRemote) -> Iterator[None]:
         raise RemoteError(one_line(message)) from None
 
 
-@contextmanager
-def _progress(remote: ClusterRemote, *, is_final: bool) -> Iterator[Progress]:
-    """Tell git-annex now and then how far a transfer is, and at the end how far it got if git-annex may need to know.
-
-    git-annex retries a transfer that failed, but only if it made progress. `is_final` says that git-annex will not find
-    a success to be a failure after all, by verifying the content.
-    """
-    last = time.monotonic()
-    untold: int | None = None
+def _progress(remote: ClusterRemote) -> Progress:
+    last = 0.0
 
     def report(position: int) -> None:
-        nonlocal last, untold
+        nonlocal last
         now = time.monotonic()
-        untold = position
         if now - last >= _PROGRESS_INTERVAL:
-            last, untold = now, None
+            last = now
             remote.annex.progress(position)
 
-    try:
-        yield report
-    except Exception:
-        if untold is not None:
-            remote.annex.progress(untold)
-        raise
-    if untold is not None and not is_final:
-        remote.annex.progress(untold)
+    return report
