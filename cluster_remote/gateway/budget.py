@@ -12,13 +12,18 @@ from dataclasses import dataclass
 from cluster_remote.limits import MOST_DESCRIPTORS
 from cluster_remote.p2p.errors import Unreachable
 
-__all__ = ["DescriptorBudget", "Reserved"]
+__all__ = ["DescriptorBudget", "Reserved", "ShareUsedUp"]
 
 # For the gateway itself: the event loop, listeners, child processes that read logs, git.
 _OWN_DESCRIPTORS = 40
 _PER_NODE, _PER_SESSION = 4, 4
 # The largest share for the sessions of one owner.
 _SHARE = 0.75
+_HOW_TO_RAISE = "(to raise its limit: ulimit -n, or LimitNOFILE= in its systemd unit)"
+
+
+class ShareUsedUp(Unreachable):
+    """An owner's sessions use its share already. Only another of them can make room."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,18 +51,33 @@ class DescriptorBudget:
     def take(self, nodes: int, owner: str) -> Reserved:
         """Reserve and return what a session with so many nodes needs; free it with `give_back`.
 
-        Raises Unreachable if too few are left, or if `owner` has its share already; the first session of a gateway and
-        of an owner always gets what it needs, if there is that much.
+        Raises ShareUsedUp if `owner` has its share already, and Unreachable if too few are left; the first session of a
+        gateway and of an owner always gets what it needs, if there is that much.
         """
-        needed = _PER_SESSION + _PER_NODE * nodes
+        return self._reserve(_PER_SESSION + _PER_NODE * nodes, owner)
+
+    def _reserve(self, needed: int, owner: str) -> Reserved:
         usable, taken, mine = self._all - self._all // 8, self._taken.total(), self._taken[owner]
-        if (taken and taken + needed > usable) or (mine and mine + needed > usable * _SHARE):
+        if mine and mine + needed > usable * _SHARE:
+            raise ShareUsedUp(
+                "clients with this token, or from this address, already use their share of this gateway's file "
+                f"descriptors; try again later, or with fewer connections {_HOW_TO_RAISE}"
+            )
+        if taken and taken + needed > usable:
             raise Unreachable(
-                "this gateway has no file descriptors left for another client; try again later (to raise its limit: "
-                "ulimit -n, or LimitNOFILE= in its systemd unit)"
+                f"this gateway has no file descriptors left for another client; try again later {_HOW_TO_RAISE}"
             )
         self._taken[owner] += needed
         return Reserved(owner, needed)
+
+    def pass_on(self, reserved: Reserved, owner: str) -> Reserved:
+        """Count a session's descriptors for another owner. Raises ShareUsedUp, and changes nothing then."""
+        self.give_back(reserved)
+        try:
+            return self._reserve(reserved.number, owner)
+        except Unreachable:
+            self._taken[reserved.owner] += reserved.number
+            raise
 
     def give_back(self, reserved: Reserved) -> None:
         """Free what `take` reserved."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TypeAlias
 
 import anyio
 
-from cluster_remote.gateway.budget import DescriptorBudget, Reserved
+from cluster_remote.gateway.budget import DescriptorBudget, Reserved, ShareUsedUp
 from cluster_remote.p2p.errors import Unreachable
 from cluster_remote.p2p.key import UUID
 from cluster_remote.p2p.server import Endpoint
@@ -40,12 +40,13 @@ class SessionPool:
         self._clock = clock
         self._idle: list[tuple[float, _Kind, Session]] = []
         self._reserved: dict[Session, Reserved] = {}
+        self._making_room = anyio.Lock()
 
     @asynccontextmanager
     async def lend(self, served: Endpoint, bypass: frozenset[UUID], owner: str) -> AsyncIterator[Session]:
         """Lend a session for one request of a client that is counted by `owner`. Raises SessionError."""
         kind = served.uuid, bypass
-        session = await self._reused(kind) or await self._opened(served, bypass, owner)
+        session = await self._reused(kind, owner) or await self._opened(served, bypass, owner)
         try:
             yield session
         except BaseException:
@@ -56,11 +57,7 @@ class SessionPool:
 
     async def _opened(self, served: Endpoint, bypass: frozenset[UUID], owner: str) -> Session:
         nodes = await self._node_count() if served.uuid.is_cluster else 1
-        try:
-            taken = self._descriptors.take(nodes, owner)
-        except Unreachable:
-            await self.aclose()
-            taken = self._descriptors.take(nodes, owner)
+        taken = await self._room_for(nodes, owner)
         try:
             session = await served.session(bypass)
         except BaseException:
@@ -69,12 +66,32 @@ class SessionPool:
         self._reserved[session] = taken
         return session
 
-    async def _reused(self, kind: _Kind) -> Session | None:
+    async def _room_for(self, nodes: int, owner: str) -> Reserved:
+        """Reserve descriptors. Idle sessions give way, but only the owner's own if it has its share."""
+        async with self._making_room:
+            while True:
+                try:
+                    return self._descriptors.take(nodes, owner)
+                except Unreachable as refusal:
+                    giving_way = next((each for each in self._idle if self._helps(refusal, each[2], owner)), None)
+                    if giving_way is None:
+                        raise
+                self._idle.remove(giving_way)
+                await self._close(giving_way[2])
+
+    def _helps(self, refusal: Unreachable, session: Session, owner: str) -> bool:
+        return not isinstance(refusal, ShareUsedUp) or self._reserved[session].owner == owner
+
+    async def _reused(self, kind: _Kind, owner: str) -> Session | None:
         await self._close_while(self._oldest_expired)
         # The most recently used one is most likely still good.
         for index in reversed(range(len(self._idle))):
-            if self._idle[index][1] == kind:
-                return self._idle.pop(index)[2]
+            _, known, session = self._idle[index]
+            if known == kind:
+                with suppress(ShareUsedUp):
+                    self._reserved[session] = self._descriptors.pass_on(self._reserved[session], owner)
+                    del self._idle[index]
+                    return session
         return None
 
     async def _close_while(self, condition: Callable[[], bool]) -> None:

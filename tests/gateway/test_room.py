@@ -7,12 +7,13 @@ import itertools
 import resource
 import subprocess
 import sys
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import cast
 
 import anyio
 import pytest
 
-from cluster_remote.gateway.budget import DescriptorBudget
+from cluster_remote.gateway.budget import DescriptorBudget, ShareUsedUp
 from cluster_remote.gateway.sessions import SessionPool
 from cluster_remote.p2p.errors import Unreachable
 from cluster_remote.p2p.exhaustion import Exhausted, exhaustion_as_session_error
@@ -51,44 +52,94 @@ def test_running_out_of_room_is_a_request_error_also_inside_an_exception_group(e
         raise _group(error)
 
 
-@pytest.mark.anyio
-async def test_idle_sessions_are_closed_once_overdue() -> None:
-    closed: list[int] = []
-    now = 0.0
+class _Lending:
+    """A pool of sessions that only take a moment to close, and which of them are closed."""
 
-    class Slow:
-        def __init__(self, number: int) -> None:
-            self.number = number
+    def __init__(self, descriptors: int) -> None:
+        self.closed: list[int] = []
+        self.now = 0.0
+        self._opened = itertools.count()
+        self._endpoint = Endpoint(UUID("11111111-2222-4333-8444-555555555555"), self._session)
+        self.pool = SessionPool(DescriptorBudget(descriptors), self._size, clock=lambda: self.now)
 
-        async def aclose(self) -> None:
-            await anyio.sleep(0.01)
-            closed.append(self.number)
+    async def _session(self, bypass: frozenset[UUID]) -> Session:
+        lending, number = self, next(self._opened)
 
-    opened = itertools.count()
+        class Slow:
+            async def aclose(self) -> None:
+                await anyio.sleep(0.01)
+                lending.closed.append(number)
 
-    async def session(bypass: frozenset[UUID]) -> Session:
-        return cast(Session, Slow(next(opened)))
+        return cast(Session, Slow())
 
-    async def size() -> int:
+    async def _size(self) -> int:
         return 1
 
-    lending = SessionPool(DescriptorBudget(1024), size, clock=lambda: now)
-    endpoint = Endpoint(UUID("11111111-2222-4333-8444-555555555555"), session)
+    def lend(self, owner: str, *bypassed: UUID) -> AbstractAsyncContextManager[Session]:
+        return self.pool.lend(self._endpoint, frozenset(bypassed), owner)
 
-    async def request() -> None:
-        async with lending.lend(endpoint, frozenset(), "one"):
-            await anyio.sleep(0.01)
+    async def use(self, owner: str, *bypassed: UUID, at_once: int = 1) -> None:
+        async def request() -> None:
+            async with self.lend(owner, *bypassed):
+                await anyio.sleep(0.01)
 
-    async with anyio.create_task_group() as tasks:
-        # More than are kept, and then all of them overdue at once.
-        for _ in range(30):
-            tasks.start_soon(request)
-    now = 1000.0
-    async with anyio.create_task_group() as tasks:
-        for _ in range(10):
-            tasks.start_soon(request)
-    await lending.aclose()
-    assert sorted(closed) == list(range(40))
+        async with anyio.create_task_group() as tasks:
+            for _ in range(at_once):
+                tasks.start_soon(request)
+
+
+@pytest.mark.anyio
+async def test_idle_sessions_are_closed_once_overdue() -> None:
+    lending = _Lending(1024)
+    # More than are kept, and then all of them overdue at once.
+    await lending.use("one", at_once=30)
+    lending.now = 1000.0
+    await lending.use("one", at_once=10)
+    await lending.pool.aclose()
+    assert sorted(lending.closed) == list(range(40))
+
+
+# 64 descriptors beyond the gateway's own, 8 of them in reserve, are room for 7 sessions, and for 5 of one owner.
+_ROOM_FOR_SEVEN = 40 + 64
+_NODE = UUID("21111111-2222-4333-8444-555555555555")
+
+
+@pytest.mark.anyio
+async def test_an_owner_with_its_share_of_descriptors_ends_only_idle_sessions_of_its_own() -> None:
+    lending = _Lending(_ROOM_FOR_SEVEN)
+    await lending.use("other", at_once=2)
+    await lending.use("busy", _NODE, at_once=5)
+    async with lending.lend("busy"):
+        # The others' idle sessions are of the kind that it needs, but it may not have a sixth one.
+        assert lending.closed == [2]
+    async with AsyncExitStack() as stack:
+        for _ in range(5):
+            await stack.enter_async_context(lending.lend("busy", _NODE))
+        with pytest.raises(ShareUsedUp):
+            await stack.enter_async_context(lending.lend("busy"))
+        assert {0, 1}.isdisjoint(lending.closed)
+
+
+@pytest.mark.anyio
+async def test_a_session_counts_for_the_owner_that_uses_it() -> None:
+    lending = _Lending(_ROOM_FOR_SEVEN)
+    await lending.use("one", at_once=5)
+    async with AsyncExitStack() as stack:
+        for _ in range(5):
+            await stack.enter_async_context(lending.lend("two"))
+        with pytest.raises(ShareUsedUp):
+            await stack.enter_async_context(lending.lend("two"))
+        await stack.enter_async_context(lending.lend("one"))
+    assert lending.closed == []
+
+
+@pytest.mark.anyio
+async def test_no_more_idle_sessions_are_closed_than_a_new_one_needs() -> None:
+    lending = _Lending(_ROOM_FOR_SEVEN)
+    await lending.use("one", at_once=4)
+    await lending.use("two", _NODE, at_once=3)
+    async with lending.lend("three", UUID("31111111-2222-4333-8444-555555555555")):
+        assert lending.closed == [0]
 
 
 def _group(error: Exception) -> Exception:
