@@ -171,6 +171,8 @@ class Listener:
 
     async def _next(self) -> _Socket:
         while True:
+            # However fast clients connect, other tasks get their turn.
+            await anyio.lowlevel.checkpoint()
             try:
                 accepted, _ = self.socket.accept()
                 accepted.setblocking(False)
@@ -181,9 +183,7 @@ class Listener:
                     await anyio.sleep(_OUT_OF_ROOM_PAUSE)
                 elif error.errno in (errno.EBADF, errno.EINVAL, errno.ENOTSOCK):
                     raise CannotListen(f"{self.name}: {error.strerror}") from None
-                else:
-                    # This client hung up before we accepted it (see accept(2)); there may be others.
-                    await anyio.lowlevel.checkpoint()
+                # Otherwise this client hung up before we accepted it (see accept(2)); there may be others.
             else:
                 if accepted.family != socket.AF_UNIX:
                     # Messages are small and urgent.

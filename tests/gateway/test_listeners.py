@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import anyio
@@ -213,6 +213,26 @@ async def test_a_client_already_gone_is_closed_at_once() -> None:
     theirs.close()
     with anyio.fail_after(2):
         await connection.aclose(60)
+
+
+async def test_other_tasks_get_their_turn_while_many_clients_connect(tmp_path: Path) -> None:
+    address = Unix(str(tmp_path / "socket"))
+    with listening(address) as listener, ExitStack() as stack:
+        for _ in range(50):
+            stack.enter_context(socket.socket(socket.AF_UNIX)).connect(address.path)
+        turns = []
+        async with anyio.create_task_group() as tasks:
+
+            async def other() -> None:
+                while True:
+                    turns.append(1)
+                    await anyio.lowlevel.checkpoint()
+
+            tasks.start_soon(other)
+            for _ in range(50):
+                stack.enter_context(closing((await listener.accept_web()).socket))
+            tasks.cancel_scope.cancel()
+        assert len(turns) >= 50
 
 
 async def test_accepting_waits_out_a_lack_of_descriptors() -> None:
