@@ -115,7 +115,7 @@ class Backend(httpcore.AsyncNetworkBackend):
 
 
 class _Stream(httpcore.AsyncNetworkStream):
-    """Holds back the head of a request until its body or the reading of the answer begins: one write is cheaper."""
+    """Sends the head of a request with the first part of its body, which may be empty: one write is cheaper."""
 
     def __init__(self, stream: ByteStream) -> None:
         self._stream = stream
@@ -123,11 +123,9 @@ class _Stream(httpcore.AsyncNetworkStream):
         self._has_begun = False
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        head, self._head, self._has_begun = self._head, b"", False
+        self._has_begun = False
         try:
             with anyio.fail_after(timeout):
-                if head:
-                    await self._stream.send(head)
                 return await self._stream.receive(max_bytes)
         except anyio.EndOfStream:
             return b""
@@ -137,15 +135,15 @@ class _Stream(httpcore.AsyncNetworkStream):
             raise httpcore.ReadError(_said(error)) from None
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        if not buffer:
-            return
         if not self._has_begun:
             self._head, self._has_begun = buffer, True
             return
-        head, self._head = self._head, b""
+        data, self._head = self._head + buffer, b""
+        if not data:
+            return
         try:
             with anyio.fail_after(timeout):
-                await self._stream.send(head + buffer)
+                await self._stream.send(data)
         except TimeoutError:
             raise httpcore.WriteTimeout from None
         except (anyio.BrokenResourceError, anyio.ClosedResourceError, ssl.SSLError) as error:

@@ -420,7 +420,11 @@ def _is_number(value: object) -> bool:
 
 
 async def _extending(scope: anyio.CancelScope, seconds: float, body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Yield a body, and after each part move the deadline of its answer to `seconds` from then."""
+    """Yield a body, and after each part move the deadline of its answer to `seconds` from then.
+
+    An empty part comes first, with which the head of the request is sent: the body may keep the server waiting.
+    """
+    yield b""
     async for part in body:
         scope.deadline = anyio.current_time() + seconds
         yield part

@@ -9,14 +9,18 @@ from contextlib import ExitStack, asynccontextmanager
 import anyio
 import httpcore
 import pytest
+from anyio.abc import SocketStream
 
 from cluster_remote.annex.logins import Login
 from cluster_remote.p2p.errors import AuthenticationFailed, Refused, SourceError, Unreachable
 from cluster_remote.p2p.key import UUID, AssociatedFile, Key
 from cluster_remote.p2p.server import Mode
 from cluster_remote.p2p.session import Present, Removal, Stored, Upload
+from cluster_remote.transport.address import Http
+from cluster_remote.transport.by_http import http_session
 from cluster_remote.transport.http import HttpSession
 from cluster_remote.transport.httpclient import HttpClient
+from cluster_remote.transport.opening import Caller
 from tests.gateway.test_web import web_of
 from tests.p2p.memory import Content, Pieces
 from tests.support.environment import Environment
@@ -296,6 +300,34 @@ async def test_a_login_is_sent_when_requested(environment: Environment) -> None:
             assert await session.check_present(content.key)
             with pytest.raises(Refused, match="does not allow it"):
                 await session.remove(content.key)
+
+
+async def test_a_server_sees_a_request_whose_body_is_still_to_come() -> None:
+    arrived = anyio.Event()
+
+    async def answer(client: SocketStream) -> None:
+        async with client:
+            received = b""
+            while not received.endswith(b"0\r\n\r\n"):
+                received += await client.receive()
+                if b"\r\n\r\n" in received:
+                    arrived.set()
+            await client.send(b"HTTP/1.1 200 OK\r\nContent-Length: 15\r\n\r\n" + b'{"stored":true}')
+
+    async def body() -> AsyncIterator[bytes]:
+        with anyio.fail_after(5):
+            await arrived.wait()
+        yield b"content"
+
+    port = free_port()
+    session = http_session(Http("127.0.0.1", port), Caller(CLIENT), CLIENT, None, frozenset())
+    listener = await anyio.create_tcp_listener(local_host="127.0.0.1", local_port=port)
+    async with listener, anyio.create_task_group() as tasks:
+        tasks.start_soon(listener.serve, answer)
+        async with session.http.send("POST", "put", {}, "uploading", body=body()) as response:
+            assert await session.http.read_json(response, "uploading") == {"stored": True}
+        await session.aclose()
+        tasks.cancel_scope.cancel()
 
 
 async def test_concurrent_uploads_and_downloads_do_not_interfere(single: Endpoint) -> None:
