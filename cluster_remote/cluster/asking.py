@@ -22,6 +22,7 @@ from cluster_remote.p2p.errors import (
     TimedOut,
     Unreachable,
 )
+from cluster_remote.p2p.exhaustion import Exhausted
 from cluster_remote.p2p.key import Key
 from cluster_remote.p2p.session import Session
 from cluster_remote.p2p.stream import Deadline
@@ -118,7 +119,7 @@ class NodeSessions:
         observed = Observed(self._reachability.clock())
         try:
             yield observed
-        except SourceError:
+        except (SourceError, Exhausted):
             # This says nothing about the node.
             raise
         except Unreachable as error:

@@ -28,9 +28,11 @@ from cluster_remote.cluster.reachability import Reachability
 from cluster_remote.cluster.routing import UploadAnswer
 from cluster_remote.cluster.upload import Attempt, ClusterUpload, store_everywhere, task_group
 from cluster_remote.cluster.wrapping import InMemory
+from cluster_remote.limits import too_many_nodes
 from cluster_remote.p2p import MAX_VERSION
 from cluster_remote.p2p.checksum import Checksum
 from cluster_remote.p2p.errors import ConnectionLost, ProtocolError, Refused, SessionError, TimedOut, Unreachable
+from cluster_remote.p2p.exhaustion import Exhausted
 from cluster_remote.p2p.key import UUID, AssociatedFile, Key
 from cluster_remote.p2p.session import Download, Present, Progress, Removal, Session, Source, Stored, Upload
 from cluster_remote.p2p.timeouts import DEFAULT_TIMEOUT, extra_timeout_for, reading_time
@@ -71,6 +73,12 @@ class Recorder(Protocol):
 def _may_have_begun(answer: Removal | SessionError) -> TypeGuard[SessionError]:
     """Return whether a node that did not answer a removal may have carried it out."""
     return isinstance(answer, ConnectionLost | TimedOut | ProtocolError)
+
+
+def _require_room_for(nodes: Collection[Node]) -> None:
+    """Raise Exhausted if this process may not have enough open files to work with all these nodes at once."""
+    if reason := too_many_nodes(len(nodes)):
+        raise Exhausted(reason)
 
 
 async def _remove_read_only(key: Key, session: Session) -> Removal:
@@ -403,6 +411,7 @@ class ClusterSession(Session):
         self, key: Key, nodes: Sequence[Node], request: Callable[[Session], Awaitable[Removal]]
     ) -> Removal:
         with self._request():
+            _require_room_for(nodes)
             answers: dict[str, Removal | SessionError] = {}
             unrecorded: list[SessionError] = []
 
@@ -469,6 +478,7 @@ class ClusterSession(Session):
         """
         writable = self._writable()
         awake, resting = self._ask.split_resting(routing.lacking(writable, holders) or writable)
+        _require_room_for(awake or resting)
         if not awake:
             return resting, []
         return awake, [(node, self._ask.not_tried(node)) for node in resting]

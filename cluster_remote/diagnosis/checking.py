@@ -20,7 +20,7 @@ from cluster_remote.diagnosis.asking import Advance, AnsweredBatch, pipelined
 from cluster_remote.diagnosis.comparison import Answers, Check, Comparison, Finding, NodeCount, compare, compare_nodes
 from cluster_remote.diagnosis.content import Options, Read, Reader, Verified, move_aside
 from cluster_remote.diagnosis.disks import paths
-from cluster_remote.diagnosis.inquiry import Inquiry, comparable_repository, inquiry
+from cluster_remote.diagnosis.inquiry import Inquiry, comparable_repository, inquiry, jobs_that_fit
 from cluster_remote.diagnosis.problem import Problem
 from cluster_remote.diagnosis.problems import many, not_verified, unreachable
 from cluster_remote.diagnosis.recording import Recorded, look_again, record
@@ -368,7 +368,7 @@ async def check(
         )
     needed = await numcopies(repository) if cipher is None else 1
     started = time.monotonic()
-    jobs = options.jobs
+    jobs = jobs_that_fit(view, options.jobs)
     verified = Verified(repository, view.uuid, resume=options.resume) if options.content else None
     async with AsyncExitStack() as stack:
         opened = await stack.enter_async_context(inquiry(repository, view, selection, cipher, jobs, advance))

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 from cluster_remote.access.settings import BadSettings
 from cluster_remote.annex.locations import Batches, LocationReader, Selection, located
 from cluster_remote.diagnosis.asking import Advance, Nodes, open_nodes
+from cluster_remote.limits import sessions_that_fit, too_many_nodes
 
 if TYPE_CHECKING:
     from cluster_remote.access.view import View
     from cluster_remote.annex.repository import Repository
     from cluster_remote.diagnosis.encrypted import Cipher
 
-__all__ = ["Inquiry", "comparable_repository", "inquiry"]
+__all__ = ["Inquiry", "comparable_repository", "inquiry", "jobs_that_fit"]
 
 
 def comparable_repository(view: View) -> Repository:
@@ -34,6 +35,19 @@ def comparable_repository(view: View) -> Repository:
         )
     assert view.repository is not None
     return view.repository
+
+
+def jobs_that_fit(view: View, jobs: int) -> int:
+    """Return how many of the `jobs` wanted can use all nodes at once, within the limit of file descriptors.
+
+    Each has a session with every node to ask about keys, and another to read or copy content. Raises BadSettings if
+    there is no room for one session with every node.
+    """
+    nodes = len(view.living)
+    # Connections to a gateway need fewer.
+    if view.gateway is None and (reason := too_many_nodes(nodes)):
+        raise BadSettings(reason)
+    return max(min(jobs, sessions_that_fit(nodes) // 2), 1)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from cluster_remote.annex.locations import Batches, Located, Selection
 from cluster_remote.cluster.node import Node
 from cluster_remote.cluster.reachability import Reachability
 from cluster_remote.diagnosis.asking import Advance, pipelined
-from cluster_remote.diagnosis.inquiry import Inquiry, comparable_repository, inquiry
+from cluster_remote.diagnosis.inquiry import Inquiry, comparable_repository, inquiry, jobs_that_fit
 from cluster_remote.diagnosis.problem import Problem, Verdict
 from cluster_remote.diagnosis.problems import many, unreachable
 from cluster_remote.diagnosis.recording import record
@@ -288,6 +288,7 @@ async def repair(
     Raises BadSettings, AnnexError; errors during the repair are raised as a group.
     """
     repository = comparable_repository(view)
+    jobs = jobs_that_fit(view, jobs)
     started = anyio.current_time()
     async with AsyncExitStack() as stack:
         opened = await stack.enter_async_context(inquiry(repository, view, selection, cipher, jobs, advance))

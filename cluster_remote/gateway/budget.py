@@ -5,18 +5,14 @@ Each client's session with a cluster has one process and three descriptors per n
 
 from __future__ import annotations
 
-import resource
 from collections import Counter
 from dataclasses import dataclass
 
-from cluster_remote.limits import MOST_DESCRIPTORS
+from cluster_remote.limits import descriptors_for_sessions, descriptors_needed
 from cluster_remote.p2p.errors import Unreachable
 
 __all__ = ["DescriptorBudget", "Reserved", "ShareUsedUp"]
 
-# For the gateway itself: the event loop, listeners, child processes that read logs, git.
-_OWN_DESCRIPTORS = 40
-_PER_NODE, _PER_SESSION = 4, 4
 # The largest share for the sessions of one owner.
 _SHARE = 0.75
 _HOW_TO_RAISE = "(to raise its limit: ulimit -n, or LimitNOFILE= in its systemd unit)"
@@ -38,10 +34,7 @@ class DescriptorBudget:
     """The descriptors that all clients of a gateway share."""
 
     def __init__(self, descriptors: int | None = None) -> None:
-        if descriptors is None:
-            soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-            descriptors = MOST_DESCRIPTORS if soft == resource.RLIM_INFINITY else soft
-        self._all = max(descriptors - _OWN_DESCRIPTORS, 0)
+        self._all = descriptors_for_sessions(descriptors)
         self._taken: Counter[str] = Counter()
 
     def strangers(self, wanted: int) -> int:
@@ -54,7 +47,7 @@ class DescriptorBudget:
         Raises ShareUsedUp if `owner` has its share already, and Unreachable if too few are left; the first session of a
         gateway and of an owner always gets what it needs, if there is that much.
         """
-        return self._reserve(_PER_SESSION + _PER_NODE * nodes, owner)
+        return self._reserve(descriptors_needed(nodes), owner)
 
     def _reserve(self, needed: int, owner: str) -> Reserved:
         usable, taken, mine = self._all - self._all // 8, self._taken.total(), self._taken[owner]

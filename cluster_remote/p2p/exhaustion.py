@@ -10,6 +10,7 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from cluster_remote.limits import why_refused
 from cluster_remote.p2p.errors import SessionError
 
 __all__ = ["Exhausted", "exhausted_resource", "exhaustion_as_session_error"]
@@ -28,7 +29,7 @@ def exhausted_resource(error: BaseException) -> str | None:
     if isinstance(error, RuntimeError) and "start new thread" in str(error):
         return "no more threads"
     if isinstance(error, OSError) and error.errno in _ERRORS:
-        return error.strerror or str(error)
+        return why_refused(error)
     for inner in getattr(error, "exceptions", ()):
         if (found := exhausted_resource(inner)) is not None:
             return found

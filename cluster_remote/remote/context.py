@@ -25,6 +25,7 @@ from cluster_remote.annex.verification import verified
 from cluster_remote.cluster.opening import resolved
 from cluster_remote.cluster.reachability import Reachability
 from cluster_remote.cluster.routing import absent_where_reachable
+from cluster_remote.limits import sessions_that_fit
 from cluster_remote.p2p.checksum import Checksum
 from cluster_remote.p2p.errors import Damaged, SessionError, TimedOut, Unreachable
 from cluster_remote.p2p.key import UUID, AssociatedFile, Key
@@ -101,6 +102,7 @@ class Context:
     repository: Repository
     logs: BranchLogs
     config: GitConfig
+    _sessions: SessionPool
     server: UUID | None
     """The repository requested behind the address; None for the one at the address."""
 
@@ -108,7 +110,6 @@ class Context:
         self.settings = settings
         self._gitdir = gitdir
         self._token = token
-        self._sessions = SessionPool(lambda trace: self.session_with(self.server, trace))
         self.gateway_nodes = GatewayNodes(self._session_with_node)
         self.causes = Causes()
         self._logs_reread = False
@@ -139,6 +140,10 @@ class Context:
             if not self._ready:
                 await self.read_repository()
                 self.server = wanted_server(self.settings, self.logs, self.config.clusters())
+                nodes = len(self.way.membership.members) if isinstance(self.way, Serverless) else 1
+                self._sessions = SessionPool(
+                    lambda trace: self.session_with(self.server, trace), max(sessions_that_fit(nodes), 1)
+                )
                 self._ready = True
 
     def cancel_requests(self) -> None:
@@ -402,7 +407,8 @@ class Context:
 
     async def aclose(self) -> None:
         """Close everything. Bounded in time."""
-        await self._sessions.aclose()
+        if self._ready:
+            await self._sessions.aclose()
         await self.gateway_nodes.aclose()
         if self._location_log is not None:
             await self._location_log.aclose()

@@ -18,6 +18,7 @@ from cluster_remote.limits import why_refused
 from cluster_remote.p2p.client import Transport
 from cluster_remote.p2p.descriptor import DescriptorConnection
 from cluster_remote.p2p.errors import Unreachable
+from cluster_remote.p2p.exhaustion import exhausted_resource
 from cluster_remote.p2p.text import printable
 from cluster_remote.transport.mountcheck import MountCheck
 from cluster_remote.transport.starting import start_in_turn
@@ -82,6 +83,9 @@ class ProcessTransport(Transport):
                 env=self._environment,
             )
         except OSError as error:
+            if exhausted_resource(error):
+                # This says nothing about the peer.
+                raise
             hint = f"; {self._hint}" if self._hint and isinstance(error, FileNotFoundError) else ""
             raise Unreachable(f"cannot run {self.command[0]!r}: {why_refused(error)}{hint}") from None
 
