@@ -153,7 +153,10 @@ class HttpSession(Session):
     async def store(
         self, key: Key, file: AssociatedFile, source: Source, progress: Progress | None = None
     ) -> Present | Stored:
-        """See Session. If the server fails during the upload, the content is offered once more, and resumed."""
+        """See Session. If the server fails during the upload, the content is offered once more, and resumed.
+
+        If it then has the content, which it did not have before, this upload stored it.
+        """
         async with self.upload(key, file) as offer:
             if isinstance(offer, Present):
                 return offer
@@ -163,7 +166,8 @@ class HttpSession(Session):
                 if not source.repeatable:
                     raise
         await anyio.sleep(PAUSE)
-        return await super().store(key, file, source, progress)
+        outcome = await super().store(key, file, source, progress)
+        return Stored(True, outcome.uuids) if isinstance(outcome, Present) else outcome
 
     @asynccontextmanager
     async def download(self, key: Key, file: AssociatedFile, offset: int = 0) -> AsyncIterator[Download]:

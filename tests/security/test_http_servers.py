@@ -341,8 +341,8 @@ class Failing:
         asked: the requests, with the offset if there is one.
     """
 
-    def __init__(self, failure: bytes, times: int, *, had: int = 0, stored: bool = False) -> None:
-        """Fail so many `times`; keep `had` bytes of an upload that failed, or all of it if it was `stored`."""
+    def __init__(self, failure: bytes, times: int, *, had: int = 0, stored: frozenset[UUID] | None = None) -> None:
+        """Fail so many `times`; keep `had` bytes of an upload that failed, or all of it, `stored` on these nodes."""
         self.failure = failure
         self.times = times
         self.had = had
@@ -355,7 +355,9 @@ class Failing:
         self.asked.append(f"{endpoint} {int(offset[1])}" if offset else endpoint)
         failed = len([each for each in self.asked if each.startswith("put ") or each == "put"])
         if endpoint == "putoffset":
-            said = {"alreadyhave": True, "plusuuids": []} if self.stored and failed else {"offset": self.had * failed}
+            said: dict[str, object] = {"offset": self.had * failed}
+            if self.stored is not None and failed:
+                said = {"alreadyhave": True, "plusuuids": [str(uuid) for uuid in self.stored]}
             yield from answered("200 OK", CLOSE, body=json.dumps(said).encode())(request)
         elif failed <= self.times:
             yield self.failure
@@ -416,14 +418,20 @@ async def test_each_request_of_a_small_upload_is_one_write(tmp_path: Path) -> No
 
 
 @pytest.mark.usefixtures("at_once")
-async def test_an_upload_that_arrived_although_the_server_failed_is_present(tmp_path: Path) -> None:
+@pytest.mark.parametrize("nodes", [frozenset(), frozenset({CLIENT, SERVER})])
+async def test_an_upload_that_arrived_although_the_server_failed_has_stored_it(
+    nodes: frozenset[UUID], tmp_path: Path
+) -> None:
     (tmp_path / "hello").write_bytes(b"hello")
-    failing = Failing(b"", 1, stored=True)
+    failing = Failing(b"", 1, stored=nodes)
     with server(failing) as (port, _):
         session = session_with(port)
-        assert await session.store(KEY, AssociatedFile(), FileSource(bytes(tmp_path / "hello"))) == Present()
+        source = FileSource(bytes(tmp_path / "hello"))
+        # Not Present: if git-annex undoes the upload, the content must go again.
+        assert await session.store(KEY, AssociatedFile(), source) == Stored(True, nodes)
+        assert await session.store(KEY, AssociatedFile(), source) == Present(nodes)
         await session.aclose()
-    assert failing.asked == ["putoffset", "put", "putoffset"]
+    assert failing.asked == ["putoffset", "put", "putoffset", "putoffset"]
 
 
 @pytest.mark.usefixtures("at_once")
