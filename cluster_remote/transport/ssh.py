@@ -23,8 +23,11 @@ __all__ = ["SshTransport", "can_share", "ssh_command"]
 
 # Seconds before retrying a refused login, by attempt.
 _PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)
-# What ssh prints if the server closes the connection before login.
-_REFUSED = re.compile("kex_exchange_identification|Connection (closed|reset) by|MaxStartups")
+# What ssh prints if the server closes the connection before login, or opens no session after it.
+_REFUSED = re.compile(
+    "kex_exchange_identification|Connection (closed|reset) by|MaxStartups|"
+    "Session open refused|open failed: administratively prohibited"
+)
 
 # The user's own options for sharing connections.
 _SHARING = re.compile("-S|.*Control(Master|Path|Persist)", re.IGNORECASE)

@@ -15,7 +15,7 @@ import pytest
 from cluster_remote.p2p.client import StreamSession
 from cluster_remote.p2p.errors import TimedOut, Unreachable
 from cluster_remote.p2p.key import UUID, Key
-from cluster_remote.transport import sharedssh
+from cluster_remote.transport import sharedssh, ssh
 from cluster_remote.transport.address import parse_address
 from cluster_remote.transport.opening import Caller, stream_session
 from tests.remote.testbed import initremote
@@ -178,6 +178,23 @@ async def test_a_server_that_allows_one_session_per_connection_serves_all(
     assert ssh_server.connections == 6
     for session in sessions:
         await session.aclose()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("options", [(), ("-oControlMaster=no", "-oLogLevel=INFO")], ids=["shared", "not shared"])
+async def test_a_server_that_opens_no_session_for_a_moment_is_asked_again(
+    ssh_server: SshServer, repository: Repository, options: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ssh, "_PAUSES", (0.05,) * 60)
+    first, second = (_session(ssh_server, repository, *options) for _ in range(2))
+    await first.open()
+    ssh_server.sessions = 0
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(second.open)
+        await anyio.sleep(0.3)
+        ssh_server.sessions = 10
+    await first.aclose()
+    await second.aclose()
 
 
 @pytest.mark.anyio
