@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import itertools
 import os
 import re
 import secrets
@@ -11,8 +12,8 @@ import socket
 import ssl
 import stat
 import struct
-from collections.abc import MutableMapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, MutableMapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -45,6 +46,8 @@ _HTTP, _HTTPS = 80, 443
 _MAX_PATH = 107
 # systemd's first descriptor (sd_listen_fds(3)).
 _FIRST_DESCRIPTOR = 3
+# Clients to accept in a row before other tasks get a turn.
+_FAIR = 64
 # Seconds to wait before accepting again after this machine ran out of resources.
 _OUT_OF_ROOM_PAUSE = 0.2
 # How soon to look after a silent client, and after how many unanswered questions it is dead: three minutes in all.
@@ -151,6 +154,7 @@ class Listener:
     tls: bool = False
     path: str | None = None
     file: tuple[Path, int] | None = None
+    _attempts: Iterator[int] = field(default_factory=itertools.count, init=False, repr=False, compare=False)
 
     async def accept(self) -> SocketConnection:
         """Return the next client. Raises CannotListen if something else has closed the socket."""
@@ -171,8 +175,9 @@ class Listener:
 
     async def _next(self) -> _Socket:
         while True:
-            # However fast clients connect, other tasks get their turn.
-            await anyio.lowlevel.checkpoint()
+            if next(self._attempts) % _FAIR == 0:
+                # However fast clients connect, other tasks get their turn.
+                await anyio.lowlevel.checkpoint()
             try:
                 accepted, _ = self.socket.accept()
                 accepted.setblocking(False)

