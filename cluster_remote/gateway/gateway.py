@@ -203,13 +203,13 @@ class Gateway:
             name = f"{listener.name} #{self._arrived} ({accepted.peer})"
             serve_client: Callable[[], Awaitable[str]]
             if isinstance(accepted, SocketConnection):
-                connection = Connection(name, accepted.address)
+                connection = Connection(name, accepted.address, has_unread=accepted.has_unread)
                 serve_client = partial(self._serve_socket, accepted, connection, listener.tls)
             else:
                 assert web is not None
                 from cluster_remote.gateway.webserver import WebConnection
 
-                connection = web_connection = WebConnection(name, accepted.address)
+                connection = web_connection = WebConnection(name, accepted.address, has_unread=accepted.has_unread)
                 web_connection.say = partial(self._note, connection)
                 serve_client = partial(web.serve, accepted, web_connection, self.certificate if listener.tls else None)
             self._slots.arrive(connection)

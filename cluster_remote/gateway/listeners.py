@@ -23,7 +23,7 @@ from anyio.streams.tls import TLSStream
 from cluster_remote.annex.private import make_private_directory
 from cluster_remote.gateway.errors import CannotListen
 from cluster_remote.p2p.bytestream import ByteStreamConnection, ConnectionStream
-from cluster_remote.p2p.descriptor import DescriptorConnection
+from cluster_remote.p2p.descriptor import DescriptorConnection, has_unread
 from cluster_remote.p2p.errors import ConnectionLost
 from cluster_remote.transport.address import BadAddress, Tcp, Tls, Unix, parse_address
 
@@ -63,6 +63,10 @@ class Accepted:
     peer: str
     address: str
 
+    def has_unread(self) -> bool:
+        """Return whether data from the client waits to be read."""
+        return _has_unread(self.socket)
+
 
 class SocketConnection(DescriptorConnection):
     """A client's connection. Owns the socket.
@@ -75,6 +79,10 @@ class SocketConnection(DescriptorConnection):
         self._socket = socket.socket(fileno=os.dup(accepted.fileno()))
         descriptor = accepted.detach()
         super().__init__(descriptor, descriptor)
+
+    def has_unread(self) -> bool:
+        """Return whether data from the client waits to be read."""
+        return _has_unread(self._socket)
 
     async def secured(self, context: ssl.SSLContext) -> ByteStreamConnection:
         """Begin TLS with the client. Raises ConnectionLost. Closing this connection closes the result too."""
@@ -116,6 +124,10 @@ def notice_dead_client(accepted: socket.socket) -> None:
         # Not every system has all of them.
         if (option := getattr(socket, name, None)) is not None:
             accepted.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+def _has_unread(client: socket.socket) -> bool:
+    return client.fileno() >= 0 and has_unread(client.fileno())
 
 
 def _peer(accepted: socket.socket) -> tuple[str, str]:

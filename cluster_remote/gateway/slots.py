@@ -34,7 +34,7 @@ class Connection:
 
     Clients without a token are counted by `address`; `name` is for the log. `idle_since` is None during a request;
     after `longest_idle` seconds without one, it gives way to another connection with the same token. `ended` is why the
-    gateway ended it.
+    gateway ended it. `has_unread` says whether a request may be on its way.
     """
 
     name: str
@@ -45,6 +45,7 @@ class Connection:
     idle_since: float | None = None
     longest_idle: float = _LONG_IDLE
     ended: str | None = None
+    has_unread: Callable[[], bool] = lambda: False
 
     def end(self, why: str) -> None:
         """End the connection now; its line in the log says why."""
@@ -175,8 +176,10 @@ def make_room(
 
 
 def _idle(connection: Connection) -> float:
-    """Return the seconds since the last request; negative during one."""
-    return -1 if connection.idle_since is None else time.monotonic() - connection.idle_since
+    """Return the seconds since the last request; negative during one, and if the next has just arrived."""
+    if connection.idle_since is None or connection.has_unread():
+        return -1
+    return time.monotonic() - connection.idle_since
 
 
 class OrphanedLocks:

@@ -20,7 +20,7 @@ import anyio
 from cluster_remote.gateway.errors import GatewayError
 from cluster_remote.gateway.listeners import notice_dead_client
 from cluster_remote.gateway.slotfiles import SlotFile, locks_left_behind, take_lock
-from cluster_remote.p2p.descriptor import DescriptorConnection
+from cluster_remote.p2p.descriptor import DescriptorConnection, has_unread
 from cluster_remote.p2p.key import UUID, Key
 from cluster_remote.p2p.server import Closing, Ended, Endpoint, LockKeeper, Mode, serve
 from cluster_remote.p2p.stream import MessageStream
@@ -76,7 +76,7 @@ async def serve_stdio(
                     nonlocal ended
                     while locks is not None:
                         await anyio.sleep(_LOOK)
-                        if locks.slot.is_wanted():
+                        if locks.must_give_way():
                             ended = Ended(0, "was idle and gave way to another client")
                             tasks.cancel_scope.cancel()
 
@@ -103,6 +103,10 @@ class StdioLocks(LockKeeper):
         self._where = where
         self.slot = slot
         """The client's slot, and in the end that of its lock."""
+
+    def must_give_way(self) -> bool:
+        """Return whether another client needs the slot and this one is idle, also without a request on its way."""
+        return self.slot.is_wanted() and not has_unread(_STDIN)
 
     def refusal(self) -> str | None:
         try:

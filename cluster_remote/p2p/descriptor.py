@@ -12,7 +12,9 @@ import os
 import select
 import socket
 import stat
+import struct
 import sys
+import termios
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -25,7 +27,7 @@ from cluster_remote.p2p.errors import ConnectionLost
 from cluster_remote.p2p.session import write_at
 from cluster_remote.p2p.stream import CHUNK, Connection
 
-__all__ = ["DescriptorConnection", "is_hung_up", "is_readable"]
+__all__ = ["DescriptorConnection", "has_unread", "is_hung_up", "is_readable"]
 
 # Reads or writes in a row that succeed without blocking before other tasks get a turn.
 _FAIR = 8
@@ -330,6 +332,15 @@ def is_readable(descriptor: int) -> bool:
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
     return bool(poll.poll(0))
+
+
+def has_unread(descriptor: int) -> bool:
+    """Return whether data from the other end of a socket or pipe waits to be read. Does not wait."""
+    try:
+        return bool(struct.unpack("i", fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4)))[0])
+    except OSError:
+        # It is neither, such as /dev/null.
+        return False
 
 
 def is_hung_up(descriptor: int) -> bool:

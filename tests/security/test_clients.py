@@ -17,7 +17,7 @@ import pytest
 from cluster_remote.annex.repository import Repository as AnnexRepository
 from cluster_remote.gateway.backend import Backend
 from cluster_remote.gateway.gateway import Gateway, Limits
-from cluster_remote.gateway.listeners import WebAddress, listen
+from cluster_remote.gateway.listeners import SocketConnection, WebAddress, listen
 from cluster_remote.gateway.ratelimit import RateLimitedLog
 from cluster_remote.gateway.slots import Connection, OrphanedLocks, Slots
 from cluster_remote.gateway.tokens import Token, Tokens
@@ -271,6 +271,23 @@ async def test_long_idle_clients_give_way_to_one_with_as_few_connections() -> No
     clients[1].idle_since = time.monotonic() - 3600
     # But not to more connections of one that has a slot already.
     assert slots.admit(clients[3], token(2)) is not None
+
+
+async def test_a_client_whose_request_is_on_its_way_does_not_give_way() -> None:
+    ours, theirs = socket.socketpair()
+    connection = SocketConnection(ours)
+    client = Connection("one", "one", has_unread=connection.has_unread)
+    slots = Slots(1, 2)
+    assert slots.admit(client, None) is None
+    client.idle_since = time.monotonic() - 3600
+    theirs.send(b"VERSION 4\n")
+    assert slots.admit(Connection("two", "two"), None) is not None
+    await connection.receive(100)
+    theirs.close()
+    assert slots.admit(Connection("two", "two"), None) is None
+    assert client.ended is not None
+    await connection.aclose(0)
+    assert not connection.has_unread()
 
 
 async def test_a_client_whose_machine_is_dead_is_noticed_within_minutes() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import subprocess
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from cluster_remote.gateway import slotfiles
+from cluster_remote.gateway import slotfiles, stdio
 from cluster_remote.gateway.errors import GatewayError
 from cluster_remote.gateway.slotfiles import client_slot, owner_from, take_lock
 from cluster_remote.gateway.stdio import StdioLocks
@@ -139,6 +140,26 @@ def said(process: subprocess.Popen[bytes], line: str = "") -> str:
 
 def ended(process: subprocess.Popen[bytes]) -> Callable[[], bool]:
     return lambda: process.poll() is not None
+
+
+async def test_a_client_whose_request_is_on_its_way_does_not_give_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading, writing = os.pipe()
+    monkeypatch.setattr(stdio, "_STDIN", reading)
+    async with client_slot(tmp_path, 1, None) as slot:
+        locks = StdioLocks(tmp_path, 1, None, NODE, slot)
+        with slot.idle():
+            with (tmp_path / "slot-0").open("r+b") as file:
+                file.write(slotfiles._WANTED)
+            assert locks.must_give_way()
+            os.write(writing, b"VERSION 4\n")
+            assert not locks.must_give_way()
+            os.read(reading, 100)
+            # One that has hung up gives way, such as a lock to a newer one.
+            os.close(writing)
+            assert locks.must_give_way()
+    os.close(reading)
 
 
 def test_an_idle_client_gives_way_to_a_new_one(shared: Cluster) -> None:
