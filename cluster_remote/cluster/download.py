@@ -184,10 +184,12 @@ class ClusterDownload(Download):
                 self.length = self._left() + self._position - self._start
             if self._sender is None and self._left() > 0:
                 await self._next()
-        if self._mixed is not None and not await self._mixed.matches(self._position):
-            os.ftruncate(descriptor, self._start)
-            senders = ", ".join(sorted(map(str, self._senders)))
-            raise Damaged(f"{self._doing}: checksum mismatch in the content fetched in parts from {senders}")
+        if self._mixed is not None:
+            self.verified = await self._mixed.matches(self._position)
+            if not self.verified:
+                os.ftruncate(descriptor, self._start)
+                senders = ", ".join(sorted(map(str, self._senders)))
+                raise Damaged(f"{self._doing}: checksum mismatch in the content fetched in parts from {senders}")
 
     def may_spread(self, directory: bytes) -> None:
         self._directory = directory

@@ -177,6 +177,9 @@ class Download(ABC):
     length: int
     """Bytes to be received, counted from the requested offset."""
 
+    verified = False
+    """Whether `save` has verified the checksum of the complete file."""
+
     @property
     def origin(self) -> UUID | None:
         """Return the repository that sent all of the content, once it is complete; None if unknown."""

@@ -334,13 +334,14 @@ class Context:
         remedy = f"to find and replace it: cluster-remote check {name} --content --fix, then repair"
 
         async def get(session: Session) -> None:
+            verified = False
             if not stored.is_verifiable:
                 await retrieve_apart(session, stored, path, progress)
             elif not by_git_annex:
                 await retrieve_whole(session, stored, path, progress)
             else:
-                await retrieve(session, stored, path, progress, spread=True)
-            if by_git_annex or key.is_encrypted:
+                verified = (await retrieve(session, stored, path, progress, spread=True)).verified
+            if (by_git_annex and not verified) or key.is_encrypted:
                 self._fetched.add(key)
 
         origin: UUID | None = None
@@ -403,7 +404,7 @@ class Context:
             # Do not resume one node's download from another.
             with suppress(FileNotFoundError):
                 os.truncate(path, 0)
-        return await retrieve(session, stored_as(key), path, progress)
+        return (await retrieve(session, stored_as(key), path, progress)).origin
 
     async def aclose(self) -> None:
         """Close everything. Bounded in time."""

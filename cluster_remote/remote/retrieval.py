@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import anyio.to_thread
@@ -25,6 +26,7 @@ from cluster_remote.p2p.session import Progress, Session
 __all__ = [
     "CannotWrite",
     "NotRetrieved",
+    "Retrieved",
     "is_verified_here",
     "matches_checksum",
     "retrieve",
@@ -46,6 +48,17 @@ class NotRetrieved(SessionError):
     """The server called the content that it sent invalid, or does not have it."""
 
 
+@dataclass(frozen=True, slots=True)
+class Retrieved:
+    """A complete download.
+
+    `origin` is the repository that sent the whole file, None if unknown; `verified` says that its checksum matched.
+    """
+
+    origin: UUID | None
+    verified: bool
+
+
 def is_verified_here(key: Key) -> bool:
     """Return whether content is verified here before git-annex gets it."""
     size = key.content_size
@@ -64,7 +77,7 @@ async def retrieve_whole(session: Session, key: Key, path: bytes, progress: Prog
         os.replace(path, temporary)  # noqa: PTH105 -- bytes
         while True:
             resumed = _length(temporary) > 0
-            origin = await _retrieve_or_keep_part(session, key, temporary, path, progress)
+            origin = (await _retrieve_or_keep_part(session, key, temporary, path, progress)).origin
             if await _is_valid(key, temporary):
                 os.replace(temporary, path)  # noqa: PTH105 -- bytes
                 return
@@ -115,7 +128,7 @@ def _length(path: bytes) -> int:
 
 async def _retrieve_or_keep_part(
     session: Session, key: Key, temporary: bytes, path: bytes, progress: Progress
-) -> UUID | None:
+) -> Retrieved:
     """Download to `temporary`; if that fails, leave the partial content at `path` for the next attempt."""
     try:
         return await retrieve(session, key, temporary, progress)
@@ -142,11 +155,10 @@ def matches_checksum(key: Key, path: bytes) -> bool | None:
     return checksum.matches()
 
 
-async def retrieve(session: Session, key: Key, path: bytes, progress: Progress, *, spread: bool = False) -> UUID | None:
+async def retrieve(session: Session, key: Key, path: bytes, progress: Progress, *, spread: bool = False) -> Retrieved:
     """Download the content of `key` into the file at `path`, resuming at its end.
 
-    With `spread`, several nodes may send parts of it at once. Returns the repository that sent the whole file; None if
-    unknown.
+    With `spread`, several nodes may send parts of it at once.
 
     On success, the file has exactly the content's length. If the server calls it invalid, the file is truncated to its
     old length. git-annex verifies the complete content afterwards. Raises NotRetrieved, CannotWrite, SessionError.
@@ -165,7 +177,7 @@ async def retrieve(session: Session, key: Key, path: bytes, progress: Progress, 
 
 async def _retrieve(
     session: Session, key: Key, path: bytes, descriptor: int, progress: Progress, spread: bool
-) -> UUID | None:
+) -> Retrieved:
     size = key.content_size
     offset = os.fstat(descriptor).st_size
     if size is None or offset > size or not key.is_verifiable:
@@ -187,7 +199,7 @@ async def _retrieve(
             else f"{session.name} sent the content of {key} and then called it invalid; it may have changed meanwhile"
         )
     os.ftruncate(descriptor, offset + download.length)
-    return None if offset else download.origin
+    return Retrieved(None if offset else download.origin, download.verified)
 
 
 def _check_room(session: Session, length: int, descriptor: int) -> None:

@@ -70,7 +70,7 @@ class _File:
                 if may_spread:
                     download.may_spread(os.fsencode(self.directory))
                 await download.save(descriptor, offset, self.moved)
-                self.origin = download.origin
+                self.origin, self.verified = download.origin, download.verified
                 return await download.valid()
         finally:
             os.close(descriptor)
@@ -98,6 +98,7 @@ async def test_three_nodes_send_a_content_faster_than_one(file: _File) -> None:
     assert file.told == sorted(file.told)
     assert file.told[-1] == len(CONTENT)
     assert file.origin is None
+    assert file.verified
     assert [peer.under_way for peer in peers] == [0, 0, 0]
 
 
@@ -190,6 +191,7 @@ async def test_a_fast_node_sends_everything_alone(file: _File) -> None:
     assert file.is_right()
     assert [_downloads(peer) for peer in peers] == [[0], [], []]
     assert file.origin == peers[0].uuid
+    assert not file.verified
 
 
 async def test_a_download_that_must_name_its_origin_comes_from_one_node(file: _File) -> None:
