@@ -22,10 +22,10 @@ from anyio.streams.tls import TLSStream
 
 from cluster_remote.annex.private import make_private_directory
 from cluster_remote.gateway.errors import CannotListen
-from cluster_remote.p2p.bytestream import ByteStreamConnection, ConnectionStream
 from cluster_remote.p2p.descriptor import DescriptorConnection, has_unread
 from cluster_remote.p2p.errors import ConnectionLost
 from cluster_remote.transport.address import BadAddress, Tcp, Tls, Unix, parse_address
+from cluster_remote.transport.bytestream import ByteStreamConnection, ConnectionStream
 
 __all__ = [
     "Accepted",

@@ -17,7 +17,6 @@ from cluster_remote.annex.errors import AnnexError
 from cluster_remote.annex.gitconfig import GitConfig
 from cluster_remote.annex.logins import GitCredentials
 from cluster_remote.annex.repository import Repository
-from cluster_remote.p2p.bytestream import tls_reason
 from cluster_remote.p2p.descriptor import is_readable
 from cluster_remote.p2p.errors import Unreachable
 from cluster_remote.p2p.key import UUID
@@ -26,7 +25,7 @@ from cluster_remote.transport.http import HttpSession
 from cluster_remote.transport.httpclient import HttpClient
 from cluster_remote.transport.network import Network, proxy_for
 from cluster_remote.transport.opening import Caller
-from cluster_remote.transport.tls import TlsSettings, http_setting, origin_of
+from cluster_remote.transport.tls import TlsSettings, http_setting, origin_of, tls_reason
 from cluster_remote.transport.tracing import recorded
 
 __all__ = ["http_session"]

@@ -13,13 +13,13 @@ import anyio
 from anyio.abc import ByteStream, SocketAttribute
 from anyio.streams.tls import TLSStream
 
-from cluster_remote.p2p.bytestream import ByteStreamConnection, tls_reason
 from cluster_remote.p2p.client import Transport
 from cluster_remote.p2p.descriptor import DescriptorConnection
 from cluster_remote.p2p.errors import Unreachable
 from cluster_remote.p2p.stream import Connection
+from cluster_remote.transport.bytestream import ByteStreamConnection
 from cluster_remote.transport.network import Network
-from cluster_remote.transport.tls import TlsSettings
+from cluster_remote.transport.tls import TlsSettings, tls_reason
 from cluster_remote.transport.trust import check_socket_owner
 
 __all__ = ["TcpTransport", "TlsTransport", "UnixTransport", "user_of_peer"]

@@ -15,9 +15,11 @@ from cluster_remote.p2p.errors import Unreachable
 if TYPE_CHECKING:
     from cluster_remote.annex.gitconfig import GitConfig
 
-__all__ = ["ServerCertificate", "TlsSettings", "http_setting", "origin_of"]
+__all__ = ["ServerCertificate", "TlsSettings", "http_setting", "origin_of", "tls_reason"]
 
 _PORTS = {"http": 80, "https": 443}
+# What a server may say that wants a certificate from its client, or another one.
+_ABOUT_CERTIFICATES = ("CERTIFICATE", "UNKNOWN_CA", "ACCESS_DENIED", "HANDSHAKE_FAILURE")
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,22 @@ def _path(value: str | None) -> str | None:
 
 def _reason(error: OSError) -> str:
     return error.strerror or str(error) or type(error).__name__
+
+
+def tls_reason(error: BaseException) -> str | None:
+    """Return why TLS failed, and which of git's settings is about it; None if it was not TLS that failed."""
+    cause = error.__cause__ or error
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return f"its certificate is not trusted ({cause.verify_message}); see http.sslCAInfo in git's configuration"
+    if not isinstance(cause, ssl.SSLError):
+        return None
+    reason = cause.reason or str(cause)
+    if "ALERT" in reason and any(word in reason for word in _ABOUT_CERTIFICATES):
+        return (
+            f"it wants a certificate from its clients, or a different one ({reason}); see http.sslCert and "
+            "http.sslKey in git's configuration"
+        )
+    return reason
 
 
 class ServerCertificate:

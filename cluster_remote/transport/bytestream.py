@@ -1,14 +1,13 @@
 """Connect over any anyio byte stream, such as TLS or a proxy.
 
 This is the portable implementation. Pipes and plain sockets, whose descriptors the kernel can send files to, have a
-faster one in descriptor.py.
+faster one in p2p/descriptor.py.
 """
 
 from __future__ import annotations
 
 import contextlib
 import socket
-import ssl
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,11 +17,10 @@ from anyio.abc import ByteStream, SocketAttribute
 from cluster_remote.p2p.descriptor import is_hung_up, is_readable
 from cluster_remote.p2p.errors import ConnectionLost
 from cluster_remote.p2p.stream import Connection
+from cluster_remote.transport.tls import tls_reason
 
-__all__ = ["ByteStreamConnection", "ConnectionStream", "tls_reason"]
+__all__ = ["ByteStreamConnection", "ConnectionStream"]
 
-# What a server may say that wants a certificate from its client, or another one.
-_ABOUT_CERTIFICATES = ("CERTIFICATE", "UNKNOWN_CA", "ACCESS_DENIED", "HANDSHAKE_FAILURE")
 # Bytes sent at once. anyio returns when all of them have been sent, and each return counts as progress.
 _PIECE = 64 * 1024
 
@@ -82,22 +80,6 @@ def _lost(error: Exception) -> ConnectionLost:
     cause = error.__cause__ if error.__cause__ is not None else error
     reason = tls_reason(error) or getattr(cause, "strerror", None) or cause or type(cause).__name__
     return ConnectionLost(f"the connection broke: {reason}")
-
-
-def tls_reason(error: BaseException) -> str | None:
-    """Return why TLS failed, and which of git's settings is about it; None if it was not TLS that failed."""
-    cause = error.__cause__ or error
-    if isinstance(cause, ssl.SSLCertVerificationError):
-        return f"its certificate is not trusted ({cause.verify_message}); see http.sslCAInfo in git's configuration"
-    if not isinstance(cause, ssl.SSLError):
-        return None
-    reason = cause.reason or str(cause)
-    if "ALERT" in reason and any(word in reason for word in _ABOUT_CERTIFICATES):
-        return (
-            f"it wants a certificate from its clients, or a different one ({reason}); see http.sslCert and "
-            "http.sslKey in git's configuration"
-        )
-    return reason
 
 
 class ConnectionStream(ByteStream):
