@@ -16,11 +16,12 @@ from dataclasses import dataclass
 import anyio
 from anyio.abc import TaskGroup
 
+from cluster_remote.annex.disk import free_bytes
 from cluster_remote.cluster.node import Node
 from cluster_remote.cluster.reachability import Traffic
 from cluster_remote.cluster.routing import failure_of_all
 from cluster_remote.cluster.spread import Spread, slow_rate
-from cluster_remote.cluster.stretches import Plan
+from cluster_remote.cluster.stretches import AHEAD, Plan
 from cluster_remote.p2p.checksum import Checksum
 from cluster_remote.p2p.errors import ConnectionLost, Damaged, Refused, SessionError
 from cluster_remote.p2p.key import UUID
@@ -213,7 +214,7 @@ class ClusterDownload(Download):
 
         chunks = download.chunks()
         rate = await slow_rate(chunks, self._left(), write)
-        aside = None if rate is None else _temporary_file(directory)
+        aside = None if rate is None or not self._has_room(descriptor) else _temporary_file(directory)
         if rate is None or aside is None:
             return False
         assert self._end is not None
@@ -234,6 +235,11 @@ class ClusterDownload(Download):
         # A node that was cut off cannot say whether the content is valid; the checksum can.
         self._verdict = spread.verdict is not False
         return True
+
+    def _has_room(self, descriptor: int) -> bool:
+        """Return whether the disk has room for the rest of the file and for early data."""
+        room = free_bytes(os.fstatvfs(descriptor))
+        return room is None or room >= self._left() + min(self._left(), AHEAD)
 
     def _may_help(self) -> list[Node]:
         """Return the sending node, then those that may help it because they cost no more."""

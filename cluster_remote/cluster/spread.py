@@ -33,6 +33,8 @@ __all__ = ["Spread", "slow_rate"]
 _SLOW, _MEASURED, _MEASURED_SECONDS = 30e6, 16 * 1024 * 1024, 0.25
 # If one node alone would need at least this many more seconds, it pays to ask others too.
 _WORTH_IT = 3.0
+# Errors of a disk that has no room, or none for this user.
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 # The most nodes to use at once; seconds between checks of their progress; bytes to copy at once.
 _MOST_NODES, _TICK, _PORTION = 8, 0.25, 1024 * 1024
 
@@ -113,10 +115,10 @@ class Spread:
         self, download: Download, chunks: AsyncIterator[bytes | memoryview], leave: Callable[[], Awaitable[None]],
         aside: int,
     ) -> None:  # fmt: skip
-        """Fetch until the file is complete, or no node is left.
+        """Fetch until the file is complete, no node is left, or early data takes the room that the file needs.
 
         The first node is already sending the `chunks` of its `download`; `leave` ends that. Early data is kept in the
-        file `aside`. Raises OSError if the file cannot be written.
+        file `aside`. Raises OSError if the file cannot be written for another reason.
         """
         async with task_group() as tasks:
             first = self._nodes[0]
@@ -129,8 +131,13 @@ class Spread:
                 self._wake = anyio.Event()
                 self._hand_out(tasks, aside)
                 frontier, idle = self._plan.frontier, not self._workers
-                await self._lengthen_file(aside)
+                try:
+                    await self._lengthen_file(aside)
+                except OSError as error:
+                    self._error = error
                 if self._error is not None:
+                    if self._error.errno in _FULL:
+                        break
                     raise self._error
                 if self._plan.frontier >= self._plan.end or (idle and self._plan.frontier == frontier):
                     break

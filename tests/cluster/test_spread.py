@@ -10,9 +10,11 @@ from pathlib import Path
 import anyio
 import pytest
 
+from cluster_remote.cluster import download as cluster_download
 from cluster_remote.cluster import spread, stretches
 from cluster_remote.cluster.reachability import Reachability
 from cluster_remote.cluster.session import ClusterSession
+from cluster_remote.p2p import session as p2p_session
 from cluster_remote.p2p.errors import Damaged, SessionError
 from cluster_remote.p2p.key import Key
 from cluster_remote.p2p.session import write_at
@@ -270,8 +272,39 @@ async def test_an_unwritable_directory_leaves_the_download_to_one_node(file: _Fi
     assert _downloads(peers[1]) == []
 
 
+async def test_early_bytes_give_way_if_they_take_the_room_that_the_file_needs(
+    file: _File, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, written = file.path.stat().st_ino, 0
+
+    def limited(descriptor: int, data: bytes, position: int) -> None:
+        nonlocal written
+        written += len(data)
+        (_no_room if written > 40_000 and os.fstat(descriptor).st_ino == target else write_at)(
+            descriptor, data, position
+        )
+
+    monkeypatch.setattr(spread, "write_at", limited)
+    peers = _peers(3)
+    assert await file.fetch(_session(peers))
+    assert file.is_right()
+    assert file.verified
+    assert all(_downloads(peer) for peer in peers)
+
+
+async def test_nobody_helps_if_the_disk_has_no_room_for_early_bytes(
+    file: _File, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peers = _peers(3)
+    monkeypatch.setattr(cluster_download, "free_bytes", lambda disk: len(CONTENT) + 10_000)
+    assert await file.fetch(_session(peers))
+    assert file.is_right()
+    assert [_downloads(peer) for peer in peers] == [[0], [], []]
+
+
 async def test_a_full_disk_ends_the_download(file: _File, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spread, "write_at", _no_room)
+    monkeypatch.setattr(p2p_session, "write_at", _no_room)
     with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
         await file.fetch(_session(_peers(3)))
 
