@@ -51,6 +51,7 @@ __all__ = [
     "cost_of",
     "live_nodes",
     "membership",
+    "p2p_token",
     "p2p_tokens",
     "special_settings",
     "way_to",
@@ -455,18 +456,21 @@ def _gateways(
 
 def p2p_tokens(repository: Repository, config: GitConfig) -> dict[str, str]:
     """Return the tokens that git-annex has for remotes on P2P networks and behind Tor, by remote."""
-    found: dict[str, str] = {}
-    for remote in config.remotes():
-        match way_to(config, remote, repository.directory):
-            case Direct(P2pAnnex(net=net, path=path)):
-                token = read_p2p_token(repository, f"{net}:{path}")
-            case Direct(Tor(host=host)):
-                token = read_p2p_token(repository, host)
-            case _:
-                continue
-        if token is not None:
-            found[remote] = token
-    return found
+    tokens = {
+        remote: p2p_token(repository, way_to(config, remote, repository.directory)) for remote in config.remotes()
+    }
+    return {remote: token for remote, token in tokens.items() if token is not None}
+
+
+def p2p_token(repository: Repository, way: Way) -> str | None:
+    """Return the token that git-annex has for what a way leads to on a P2P network or behind Tor."""
+    match way:
+        case Direct(P2pAnnex(net=net, path=path)):
+            return read_p2p_token(repository, f"{net}:{path}")
+        case Direct(Tor(host=host)):
+            return read_p2p_token(repository, host)
+        case _:
+            return None
 
 
 def _with_token(way: Way, token: str | None) -> Way:

@@ -14,7 +14,7 @@ from cluster_remote.annex.branchlog import BranchLogs
 from cluster_remote.annex.errors import AnnexError
 from cluster_remote.annex.gitconfig import GitConfig
 from cluster_remote.annex.repository import Repository
-from cluster_remote.cluster.membership import Direct, Membership, membership, p2p_tokens, way_to
+from cluster_remote.cluster.membership import Direct, Membership, membership, p2p_token, p2p_tokens, way_to
 from cluster_remote.cluster.reachability import Reachability
 from cluster_remote.cluster.session import ClusterSession, Locations, Recorder
 from cluster_remote.p2p.errors import SessionError
@@ -53,7 +53,7 @@ async def resolved(config: GitConfig, repository: Repository) -> GitConfig:
         caller = Caller.of(repository, config, _TIMEOUT)
         try:
             caller = replace(caller, ssh_options=way.ssh_options)
-            session = session_at(way.address, caller, token=p2p_tokens(repository, config).get(remote))
+            session = session_at(way.address, caller, token=p2p_token(repository, way))
             try:
                 with anyio.move_on_after(_TIMEOUT):
                     found[f"remote.{remote}.annex-uuid"] = (await session.open()).text
