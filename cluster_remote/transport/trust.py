@@ -75,21 +75,33 @@ def _is_in_work_tree(here: Repository, path: str) -> bool:
 def _clone_with(path: str, environment: Mapping[str, str]) -> Path | None:
     """Return the work tree of any clone that has committed files of the repository at a path; None if there is none.
 
-    That may be another work tree of this repository, or one that this repository is a submodule of.
+    That may be another work tree of this repository, or one that this repository is a submodule of. Raises Refusal if
+    git cannot say what a clone has committed.
     """
     real = Path(os.path.realpath(path))
     for top in real.parents:
         git_dir = top / ".git"
         if not os.path.lexists(git_dir) or real.is_relative_to(git_dir):
             continue
-        inside = f":(literal){real.relative_to(top)}"
-        argv = ("git", "-c", "core.fsmonitor=", "-C", str(top), "ls-files", "--stage", "-z", "--", inside)
-        try:
-            listed = run_and_wait(argv, env=environment, timeout=_GIT).stdout
-        except CommandFailed:
+        if git_dir.is_dir() and not os.path.lexists(git_dir / "HEAD"):
+            # To git, this is no repository.
             continue
+        inside = f":(literal){real.relative_to(top)}"
+        # Whoever owns the clone: only its index is read.
+        settings = ("-c", "safe.directory=*", "-c", "core.fsmonitor=")
+        argv = ("git", *settings, "-C", str(top), "ls-files", "--stage", "-z", "--", inside)
+        try:
+            listed = run_and_wait(argv, env=environment, timeout=_GIT)
+            failure = listed.complaint if listed.returncode else None
+        except CommandFailed as error:
+            failure = str(error)
+        if failure is not None:
+            raise Refusal(
+                f"{path} may have come with the clone in {top}, and its hooks would run: git cannot list what is "
+                f"committed there ({failure}); repair that clone, or move {path} somewhere else"
+            )
         # The repository itself may be a submodule, of which only the commit is listed.
-        if any(entry and not entry.startswith(b"160000 ") for entry in listed.split(b"\0")):
+        if any(entry and not entry.startswith(b"160000 ") for entry in listed.stdout.split(b"\0")):
             return top
     return None
 

@@ -124,6 +124,11 @@ async def test_a_repository_that_any_clone_brought_along_is_refused(nested: tupl
         assert "came with the clone" in await asked(str(path), here)
     # Of a submodule only its commit is committed.
     assert await asked(str(module.path), other) == module.uuid
+    (outer.path / ".git/index").write_bytes(b"damaged")
+    assert "may have come with the clone" in await asked(str(outer.path / "evil"), other)
+    # A directory that git does not take for a repository is no clone.
+    (outer.path / ".git/HEAD").unlink()
+    assert "came with the clone" not in await asked(str(outer.path / "evil"), other)
 
 
 async def test_committed_files_around_a_repository_are_not_the_repository(
