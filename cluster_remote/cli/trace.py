@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Annotated
 
@@ -77,7 +77,8 @@ def trace(
 
     Each line has the seconds since the start, the session, the direction (→ to the server, ← from it), the message, and
     the number of content bytes after it. Tokens are masked. The trace goes to standard error, to keep COMMAND's output
-    separate; with --json it is the other way round.
+    separate; with --json it is the other way round. A saved trace contains names of files and hosts; only its owner can
+    read it, except where files have no modes (FAT).
 
     Exit codes: that of COMMAND (127: not found, 126: cannot be run); 0 for a saved trace; 2 wrong usage, or FILE is not
     a trace.
@@ -166,7 +167,7 @@ def _speaks_unicode(stream: IO[str]) -> bool:
 def _writable(path: Path, option: str, *, private: bool = False) -> Iterator[IO[str]]:
     """Open a file for writing, before doing anything whose result might not be saved. Raises BadSettings.
 
-    A private one can be read by its owner only, whatever the umask.
+    A private one can be read by its owner only, whatever the umask; where files have no modes, a warning is shown.
     """
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600 if private else 0o666)
@@ -178,7 +179,14 @@ def _writable(path: Path, option: str, *, private: bool = False) -> Iterator[IO[
                 file.close()
                 raise BadSettings(f"{option} {path}: this file belongs to user {status.st_uid}, who could read it")
             if private:
-                os.fchmod(descriptor, 0o600)
+                with suppress(OSError):
+                    os.fchmod(descriptor, 0o600)
+                if stat.S_IMODE(os.fstat(descriptor).st_mode) & 0o077:
+                    print(
+                        f"cluster-remote: {option} {printable(str(path))}: other users may be able to read it, because "
+                        "its file system does not keep modes",
+                        file=sys.stderr,
+                    )
             os.ftruncate(descriptor, 0)
     except OSError as error:
         raise BadSettings(f"{option} {path}: {error.strerror}") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import stat
@@ -14,6 +15,7 @@ from cluster_remote.annex.credentials import read_credentials, write_credentials
 from cluster_remote.annex.errors import CredentialsUnreadable
 from cluster_remote.annex.private import make_private_directory
 from cluster_remote.annex.repository import Repository
+from cluster_remote.cli.trace import _writable
 from cluster_remote.gateway.errors import CannotListen, GatewayError, TokensUnusable
 from cluster_remote.gateway.listeners import listen
 from cluster_remote.gateway.slotfiles import take_lock
@@ -144,6 +146,26 @@ def test_a_saved_trace_is_for_its_owner_alone_whatever_the_umask(cluster: Cluste
             run_forked(cluster.gateway.environment, "trace", "--save", file, "true", cwd=tmp_path)
     assert [stat.S_IMODE(file.stat().st_mode) for file in (new, old)] == [0o600, 0o600]
     assert new.read_text().startswith("{")
+
+
+def test_a_trace_is_saved_with_a_warning_where_files_have_no_modes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(descriptor: int, mode: int) -> None:
+        # As FAT does, unless it is mounted with `quiet`: then this changes nothing.
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "fchmod", refuse)
+    for mode, words in ((0o644, "other users may be able to read it"), (0o600, "")):
+        file = tmp_path / f"{mode:o}"
+        file.touch()
+        file.chmod(mode)
+        with _writable(file, "--save", private=True) as opened:
+            opened.write("a trace")
+        assert file.read_text() == "a trace"
+        warning = capsys.readouterr().err
+        assert words in warning
+        assert warning.count("\n") == bool(words)
 
 
 @as_root
