@@ -74,11 +74,21 @@ class Answers:
         self._buffer += data
 
 
+class _Questions:
+    """What one caller asks with `ask_all`."""
+
+    def __init__(self, lines: Sequence[bytes]) -> None:
+        self.lines = lines
+        self.answers: list[bytes] | None = None
+        # Whether to ask them alone, because something failed when they were asked together with others'.
+        self.alone = False
+
+
 class BatchProcess:
     """A child that starts with the first question, and is restarted if it has died since the last one.
 
-    Answers one question at a time; other callers wait. Nothing reads the child's output between questions, so at most a
-    pipe's capacity is buffered.
+    Answers one request at a time; other callers wait, and the one-line questions of all who wait are asked together.
+    Nothing reads the child's output between requests, so at most a pipe's capacity is buffered.
     """
 
     def __init__(self, argv: Sequence[str], *, cwd: Path | None, env: Mapping[str, str]) -> None:
@@ -86,6 +96,9 @@ class BatchProcess:
         self._cwd = cwd
         self._env = dict(env)
         self._lock = anyio.Lock(fast_acquire=True)
+        # Those without an answer so far, and who may ask them.
+        self._asked: list[_Questions] = []
+        self._turn = anyio.Lock(fast_acquire=True)
         self._child: PipedChild | None = None
         self._answers: Answers | None = None
         self._stderr_tail = ""
@@ -125,10 +138,36 @@ class BatchProcess:
             if b"\n" in line:
                 raise ValueError("a question to a batch process is one line")
 
+        mine = _Questions(lines)
+        self._asked.append(mine)
+        try:
+            with anyio.move_on_after(timeout):
+                async with self._turn:
+                    while mine.answers is None:
+                        await self._ask_waiting(mine, timeout)
+                    return mine.answers
+        finally:
+            self._asked.remove(mine)
+        raise self._too_late(timeout)
+
+    async def _ask_waiting(self, mine: _Questions, timeout: float) -> None:
+        """Ask everything that waits, or `mine` alone; if that fails for others' sake, `mine` has no answers yet."""
+        group = [mine] if mine.alone else [each for each in self._asked if each.answers is None and not each.alone]
+        lines = [line for each in group for line in each.lines]
+
         async def read(answers: Answers) -> list[bytes]:
             return [await answers.receive_line() for _ in lines]
 
-        return await self.converse(b"".join(line + b"\n" for line in lines), read, timeout)
+        try:
+            found = iter(await self.converse(b"".join(line + b"\n" for line in lines), read, timeout))
+        except BatchFailed:
+            if len(group) == 1:
+                raise
+            for each in group:
+                each.alone = True
+        else:
+            for each in group:
+                each.answers = [next(found) for _ in each.lines]
 
     async def converse(self, request: bytes, read: Callable[[Answers], Awaitable[T]], timeout: float) -> T:
         """Send `request` and let `read` parse the answer; otherwise like `ask`.
@@ -149,7 +188,10 @@ class BatchProcess:
                 # It had answered before, so it probably died while idle; retry with a new child.
                 return await self._converse_once(request, read)
         assert deadline.cancelled_caught
-        raise BatchFailed(self._argv, None, f"gave no answer within {timeout:g} seconds", self._stderr_tail)
+        raise self._too_late(timeout)
+
+    def _too_late(self, timeout: float) -> BatchFailed:
+        return BatchFailed(self._argv, None, f"gave no answer within {timeout:g} seconds", self._stderr_tail)
 
     async def _converse_once(self, request: bytes, read: Callable[[Answers], Awaitable[T]]) -> T:
         self.start()

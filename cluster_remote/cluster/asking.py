@@ -170,6 +170,10 @@ class NodeSessions:
         their head start. The good answer cancels all other requests.
         """
         answers: list[tuple[Node, T | SessionError]] = []
+        groups = [group for group in groups if group]
+        if not groups:
+            # Every new file is checked like this, and a task group would be most of the work.
+            return answers
         asked: list[Node] = []
         new_answer = anyio.Event()
 

@@ -74,6 +74,53 @@ async def test_concurrent_questions_get_their_own_answers(directory: Path) -> No
     assert got == {n: b"q%d" % n for n in range(20)}
 
 
+async def test_questions_that_wait_are_asked_together(directory: Path) -> None:
+    """The child sees them in one piece: it answers with the number of bytes that it could read at once."""
+    source = "import os\nwhile data := os.read(0, 9999):\n    os.write(1, b'%d\\n' % len(data) * data.count(b'\\n'))"
+    got: list[list[bytes]] = []
+
+    async with echo(directory, source) as batch, anyio.create_task_group() as tasks:
+
+        async def ask(*lines: bytes) -> None:
+            got.append(await batch.ask_all(lines, 10))
+
+        for lines in ([b"first"], [b"a", b"b"], [b"c"]):
+            tasks.start_soon(ask, *lines)
+    assert got == [[b"6"], [b"6", b"6"], [b"6"]]
+
+
+async def test_a_question_that_kills_the_child_does_not_fail_those_asked_with_it(directory: Path) -> None:
+    got: dict[bytes, bytes] = {}
+
+    async with echo(directory) as batch, anyio.create_task_group() as tasks:
+
+        async def ask(question: bytes) -> None:
+            try:
+                got[question] = (await batch.ask(question, 10)).split()[0]
+            except BatchFailed as error:
+                got[question] = error.complaint.encode()
+
+        for question in (b"first", b"good", b"die", b"better"):
+            tasks.start_soon(ask, question)
+    assert got == {b"first": b"first", b"good": b"good", b"die": b"cannot go on", b"better": b"better"}
+
+
+async def test_a_caller_that_gives_up_does_not_fail_those_asked_with_it(directory: Path) -> None:
+    source = ECHO.replace("time.sleep(600)", "time.sleep(1)")
+    got: list[bytes] = []
+
+    async with echo(directory, source) as batch, anyio.create_task_group() as tasks:
+
+        async def ask(question: bytes, seconds: float) -> None:
+            with anyio.move_on_after(seconds):
+                got.append((await batch.ask(question, 10)).split()[0])
+
+        tasks.start_soon(ask, b"first", 10)
+        tasks.start_soon(ask, b"stall", 0.5)
+        tasks.start_soon(ask, b"good", 10)
+    assert got == [b"first", b"good"]
+
+
 async def test_many_lines_are_answered_in_order(directory: Path) -> None:
     lines = [b"%d-" % n + b"z" * 200 for n in range(2000)]
     async with echo(directory) as batch:
