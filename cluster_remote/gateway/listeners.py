@@ -457,8 +457,11 @@ def _inherited(descriptor: int, name: str) -> Listener:
 def _speaking(listener: Listener, name: str) -> Listener:
     """Return a passed socket with the protocol that its name says, if it says one. Raises CannotListen."""
     protocol, slash, path = name.partition("/")
+    protocol = protocol.lower()
     if protocol not in ("http", "https", "tls"):
         return listener
+    if protocol == "tls" and slash:
+        raise CannotListen(f"FileDescriptorName={name!r}: only http and https can have a path")
     try:
         prefix = None if protocol == "tls" else _web_path(name, slash + path)
     except BadAddress as error:

@@ -311,8 +311,13 @@ def test_a_socket_from_systemd_speaks_the_protocol_that_its_name_says(shared: Cl
         cluster_remote(shared.gateway, "ping", url, env={"CLUSTER_REMOTE_TOKEN": token})
 
 
-def test_a_socket_from_systemd_that_wants_tls_wants_a_certificate_too(shared: Cluster) -> None:
-    for name, words in (("tls", "--certificate"), ("https/a b", "FileDescriptorName")):
+def test_a_socket_from_systemd_that_wants_what_it_cannot_have_is_refused(shared: Cluster) -> None:
+    for name, words in (
+        ("tls", "--certificate"),
+        ("HTTPS", "--certificate"),
+        ("https/a b", "FileDescriptorName"),
+        ("tls/data", "FileDescriptorName"),
+    ):
         with socket.create_server(("127.0.0.1", 0)) as listening:
             process = hand_over(shared, listening, name)
             _, said = process.communicate(timeout=SECONDS)
