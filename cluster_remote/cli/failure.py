@@ -28,10 +28,11 @@ def report(error: BaseException) -> int:
     if show is not None and hasattr(error, "exit_code"):
         # typer's own exceptions: wrong usage, and Abort when a prompt is interrupted. They quote arguments, which a
         # shell may have made of the names of files.
-        shown = io.StringIO()
+        shown, words = io.StringIO(), str(error.format_message())  # type: ignore[attr-defined]
         show(shown)
-        print(visible(shown.getvalue()), file=sys.stderr, end="")
-        _add_json(str(error.format_message()), USAGE)  # type: ignore[attr-defined]
+        if not _told_client(one_line(words)):
+            print(visible(shown.getvalue()), file=sys.stderr, end="")
+        _add_json(words, USAGE)
         return USAGE
     if isinstance(error, Interrupted | KeyboardInterrupt) or type(error).__name__ == "Abort":
         return _interrupted()
@@ -64,9 +65,19 @@ def _wants_json() -> bool:
 
 def _fail(words: str, code: int) -> int:
     """Print an error, also as JSON if requested; return the exit code."""
-    print(f"cluster-remote: {words}", file=sys.stderr)
+    if not _told_client(words):
+        print(f"cluster-remote: {words}", file=sys.stderr)
     _add_json(words, code)
     return code
+
+
+def _told_client(words: str) -> bool:
+    """Return whether the error was for the client of `serve --stdio`, which has been told; see `tell_client`."""
+    if "--stdio" not in sys.argv:
+        return False
+    from cluster_remote.gateway.stdio import tell_client
+
+    return tell_client(words)
 
 
 def _add_json(words: str, code: int) -> None:

@@ -28,7 +28,7 @@ from cluster_remote.gateway.listeners import (
     parse_listen,
 )
 from cluster_remote.gateway.slotfiles import client_slot, owner_from
-from cluster_remote.gateway.stdio import StdioLocks, mode_from, serve_stdio, stderr_is_the_client
+from cluster_remote.gateway.stdio import StdioLocks, mode_from, serve_stdio
 from cluster_remote.gateway.tokens import Tokens
 from cluster_remote.p2p.key import UUID
 from cluster_remote.p2p.text import printable
@@ -82,7 +82,8 @@ def serve(
     http, https (also with a path: http/data) or tls.
 
     With --stdio there are no tokens: the program that starts this command controls access. It may set
-    GIT_ANNEX_SHELL_READONLY or GIT_ANNEX_SHELL_APPENDONLY, as for git-annex-shell.
+    GIT_ANNEX_SHELL_READONLY or GIT_ANNEX_SHELL_APPENDONLY, as for git-annex-shell. If standard error goes to the
+    client as well, as under inetd, it gets errors as messages of the protocol.
 
     SIGTERM, SIGINT and, without --certificate, SIGHUP give running requests 10 seconds to finish; a second signal ends
     them.
@@ -219,8 +220,7 @@ def _parsed(uuid: str) -> UUID:
 
 async def _serve_one_client(backend: Backend, wanted: UUID | None, most: int) -> None:
     def say(line: str) -> None:
-        if not stderr_is_the_client():
-            print(f"cluster-remote: {printable(line, _LONGEST)}", file=sys.stderr, flush=True)
+        print(f"cluster-remote: {printable(line, _LONGEST)}", file=sys.stderr, flush=True)
 
     mode = mode_from(os.environ)
     for name in [name for name in os.environ if name.startswith("GIT_ANNEX_SHELL_")]:

@@ -22,10 +22,11 @@ from cluster_remote.gateway.listeners import notice_dead_client
 from cluster_remote.gateway.slotfiles import SlotFile, locks_left_behind, take_lock
 from cluster_remote.p2p.descriptor import DescriptorConnection, has_unread
 from cluster_remote.p2p.key import UUID, Key
+from cluster_remote.p2p.messages import Error, serialise
 from cluster_remote.p2p.server import Closing, Ended, Endpoint, LockKeeper, Mode, serve
 from cluster_remote.p2p.stream import MessageStream
 
-__all__ = ["StdioLocks", "mode_from", "serve_stdio", "stderr_is_the_client"]
+__all__ = ["StdioLocks", "mode_from", "serve_stdio", "tell_client"]
 
 _STDIN, _STDOUT, _STDERR = 0, 1, 2
 # Seconds between checks whether another client needs this one's slot.
@@ -41,13 +42,44 @@ def mode_from(environment: Mapping[str, str]) -> Mode:
     return Mode.READ_WRITE
 
 
-def stderr_is_the_client() -> bool:
-    """Return whether standard error goes to the client, as under inetd; then nothing may be written to it."""
+def tell_client(words: str) -> bool:
+    """Tell the client why it cannot be served, if standard error goes to it, as under inetd; return whether it does.
+
+    It gets a message of the protocol in place of what is written to standard error from now on.
+    """
+    if not _stderr_is_the_client():
+        return False
+    with suppress(OSError):
+        os.write(_STDOUT, serialise(Error(words)))
+    _silence(_STDERR)
+    return True
+
+
+def _stderr_is_the_client() -> bool:
     try:
         error, output = os.fstat(_STDERR), os.fstat(_STDOUT)
     except OSError:
         return True
     return (error.st_dev, error.st_ino) == (output.st_dev, output.st_ino)
+
+
+def _silence(descriptor: int) -> None:
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, descriptor)
+    os.close(null)
+
+
+@contextmanager
+def _nothing_but_protocol() -> Iterator[None]:
+    """Keep errors from the client if standard error goes to it; afterwards too, as its last message may be content."""
+    if not _stderr_is_the_client():
+        yield
+        return
+    _silence(_STDERR)
+    try:
+        yield
+    finally:
+        _silence(_STDOUT)
 
 
 async def serve_stdio(
@@ -61,7 +93,11 @@ async def serve_stdio(
     closing = _SlotClosing(locks)
     ended = Ended(0, "cut off")
     _notice_dead_client()
-    with _without_blocking(), anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+    with (
+        _nothing_but_protocol(),
+        _without_blocking(),
+        anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals,
+    ):
         connection = DescriptorConnection(os.dup(_STDIN), os.dup(_STDOUT))
         try:
             async with anyio.create_task_group() as tasks:

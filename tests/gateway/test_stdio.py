@@ -22,6 +22,7 @@ from tests.support.ssh import SshServer
 
 ANSWER_SECONDS = 30.0
 ABSENT = "SHA256E-s5--2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824"
+STRANGER = "11111111-2222-4333-8444-555555555555"
 SERVE = ("cluster-remote", "serve", "--stdio")
 
 
@@ -120,25 +121,46 @@ def test_a_misbehaving_client_makes_the_exit_code_1(shared: Cluster) -> None:
     assert said == "cluster-remote: unexpected NOTIFYCHANGE\n"
 
 
-def test_under_inetd_only_the_protocol_reaches_the_client(shared: Cluster) -> None:
+def under_inetd(shared: Cluster, *options: str, said: str = "", where: Path | None = None) -> tuple[list[str], int]:
+    """Return the lines that a client gets whose socket is all of the server's standard streams, and the exit code."""
     ours, theirs = socket.socketpair()
     ours.settimeout(ANSWER_SECONDS)
     with ours:
         with theirs:
-            process = subprocess.Popen(
-                SERVE,
-                cwd=shared.gateway.path,
-                env=shared.gateway.environment.env,
-                stdin=theirs.fileno(),
-                stdout=theirs.fileno(),
-                stderr=theirs.fileno(),
+            at = theirs.fileno()
+            process = popen_forked(
+                shared.gateway.environment,
+                *SERVE,
+                *options,
+                cwd=where or shared.gateway.path,
+                stdin=at,
+                stdout=at,
+                stderr=at,
             )
-        ours.sendall(b"VERSION 4\nNOTIFYCHANGE\n")
+        ours.sendall(said.encode())
         answers = b""
         while data := ours.recv(1000):
             answers += data
-        assert process.wait(ANSWER_SECONDS) == 1
-    assert answers.decode().splitlines() == [f"AUTH-SUCCESS {shared.uuid}", "VERSION 4", "ERROR protocol error"]
+        return answers.decode().splitlines(), process.wait(ANSWER_SECONDS)
+
+
+def test_under_inetd_only_the_protocol_reaches_the_client(shared: Cluster) -> None:
+    answers, code = under_inetd(shared, said="VERSION 4\nNOTIFYCHANGE\n")
+    assert answers == [f"AUTH-SUCCESS {shared.uuid}", "VERSION 4", "ERROR protocol error"]
+    assert code == 1
+
+
+def test_under_inetd_a_client_that_cannot_be_served_is_told_in_the_protocol(shared: Cluster, tmp_path: Path) -> None:
+    for options, where, words, code in (
+        (("--nosuch",), None, "--nosuch", 2),
+        (("--cluster", "nosuch"), None, "nosuch", 2),
+        (("--uuid", STRANGER), None, "not behind this gateway", 1),
+        ((), tmp_path, "not a git repository", 4),
+    ):
+        answers, ended = under_inetd(shared, *options, where=where)
+        assert [answer.partition(" ")[0] for answer in answers] == ["ERROR"], answers
+        assert words in answers[0]
+        assert ended == code
 
 
 def test_a_client_whose_machine_is_dead_is_noticed_under_inetd(shared: Cluster) -> None:
