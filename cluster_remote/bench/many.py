@@ -8,6 +8,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import anyio
@@ -160,33 +161,41 @@ def run_clients(
     cases = {number: f"{load.name} stored by {number} clients of serve" for number in numbers}
     for number, case in cases.items():
         (pid,) = testbed.server_pids("gateway")
-        before = _descriptors(pid)
         started = time.perf_counter()
-        waits = anyio.run(_clients, testbed, tokens, number, load)
+        waits, usage = anyio.run(_clients, testbed, tokens, number, load, pid)
         seconds = time.perf_counter() - started
         # Each client's first file includes the time to connect, and to start the processes that serve the nodes.
         first = max(each[0] for each in waits)
         later = [second for each in waits for second in each[1:] or each]
         waited, typical = max(later), statistics.median(later)
         results.add(case, "gateway", "seconds", seconds)
+        results.add(case, "gateway", "median wait (seconds)", typical)
+        results.add(case, "gateway", "longest wait (seconds)", waited)
         results.add(case, "gateway", "longest wait, in medians", waited / typical)
         results.add(case, "gateway", "longest wait for the first file of a client (seconds)", first)
-        results.add(case, "gateway", "descriptors before", before)
-        results.add(case, "gateway", "descriptors after", _descriptors(pid))
-        results.add(case, "gateway", "our memory (bytes)", _memory(pid))
+        for when, used in zip(("at the start", "in the middle", "at the end"), usage, strict=True):
+            results.add(case, "gateway", f"our memory {when} (bytes)", used.memory)
+            results.add(case, "gateway", f"descriptors {when}", used.descriptors)
         tell(
             f"{case}: {seconds:.2f} s; a file took {typical:.3f} s (median), {waited:.3f} s at most "
-            f"({waited / typical:.1f} medians), the first of a client {first:.3f} s at most; "
-            f"serve has {_memory(pid) / 2**20:.0f} MiB and {_descriptors(pid)} descriptors, {before} before"
+            f"({waited / typical:.1f} medians), the first of a client {first:.3f} s at most; serve has "
+            f"{', '.join(str(used) for used in usage)} (at the start, in the middle, at the end)"
         )
     grows(results, "clients", cases, tell)
 
 
-async def _clients(testbed: Testbed, tokens: Sequence[str], number: int, load: Load) -> list[list[float]]:
-    """Return, for each client, how long each of its files took, in seconds. Raises BenchFailed."""
+async def _clients(
+    testbed: Testbed, tokens: Sequence[str], number: int, load: Load, server: int
+) -> tuple[list[list[float]], list[_Usage]]:
+    """Return, for each client, how long each of its files took, in seconds, and what the server used three times.
+
+    Raises BenchFailed.
+    """
+    usage = [_Usage.of(server)]
     waits: list[list[float]] = [[] for _ in range(number)]
     failures: list[Exception] = []
     each = max(load.files // number, 1)
+    middle = max(number * each // 2, 1)
 
     async def store_all(session: StreamSession, directory: Path, mine: list[float]) -> None:
         for count in range(each):
@@ -194,6 +203,8 @@ async def _clients(testbed: Testbed, tokens: Sequence[str], number: int, load: L
             began = time.perf_counter()
             outcome = await session.store(key, AssociatedFile(), FileSource(os.fsencode(path)))
             mine.append(time.perf_counter() - began)
+            if sum(map(len, waits)) == middle:
+                usage.append(_Usage.of(server))
             path.unlink()
             if isinstance(outcome, Present) or not outcome.stored or len(outcome.uuids) != testbed.nodes:
                 raise BenchFailed(f"serve did not store a content on all nodes: {outcome}")
@@ -216,14 +227,21 @@ async def _clients(testbed: Testbed, tokens: Sequence[str], number: int, load: L
             tasks.start_soon(client, directory, mine, tokens[count % len(tokens)])
     if failures:
         raise BenchFailed(str(failures[0]))
-    return waits
+    usage.append(_Usage.of(server))
+    return waits, usage
 
 
-def _descriptors(pid: int) -> int:
-    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+@dataclass(frozen=True)
+class _Usage:
+    """What a process uses now: resident memory in bytes, and file descriptors."""
 
+    memory: int
+    descriptors: int
 
-def _memory(pid: int) -> int:
-    """Return the current resident set size in bytes."""
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
+    @classmethod
+    def of(cls, pid: int) -> _Usage:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+        return cls(pages * os.sysconf("SC_PAGE_SIZE"), len(list(Path(f"/proc/{pid}/fd").iterdir())))
+
+    def __str__(self) -> str:
+        return f"{self.memory / 2**20:.0f} MiB and {self.descriptors} descriptors"

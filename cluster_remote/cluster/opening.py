@@ -22,9 +22,9 @@ from cluster_remote.p2p.key import UUID
 from cluster_remote.transport.address import BadAddress, Http
 from cluster_remote.transport.opening import Caller, session_at
 
-__all__ = ["cluster_of", "open_cluster", "resolved"]
+__all__ = ["CLUSTER_LOGS", "cluster_of", "open_cluster", "resolved"]
 
-_LOGS = (
+CLUSTER_LOGS = (
     "uuid.log",
     "cluster.log",
     "proxy.log",
@@ -33,6 +33,7 @@ _LOGS = (
     "preferred-content.log",
     "required-content.log",
 )
+"""The logs that a session with a cluster depends on."""
 # Seconds for one remote to identify itself, and for a cost command.
 _TIMEOUT = 10.0
 
@@ -105,7 +106,7 @@ async def open_cluster(
 
     The caller keeps ownership of `locations`. Raises NoCluster, NotInitialised, CommandFailed, BranchUnreadable.
     """
-    logs = await BranchLogs.read(repository, _LOGS)
+    logs = await BranchLogs.read(repository, CLUSTER_LOGS)
     config = await resolved(await repository.current_config(), repository)
     found = cluster_of(repository, config, logs, wanted)
     return found.session(caller, locations=locations, record=record, bypass=bypass, reachability=reachability)

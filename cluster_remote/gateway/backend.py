@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
@@ -11,7 +13,7 @@ from cluster_remote.annex.errors import AnnexError
 from cluster_remote.annex.repository import Repository
 from cluster_remote.cluster.membership import Membership, chosen_cluster
 from cluster_remote.cluster.node import Node
-from cluster_remote.cluster.opening import cluster_of, open_cluster
+from cluster_remote.cluster.opening import CLUSTER_LOGS, cluster_of, open_cluster
 from cluster_remote.cluster.reachability import Reachability
 from cluster_remote.cluster.wrapping import DirectChecks
 from cluster_remote.gateway.connect import GitService
@@ -30,6 +32,8 @@ __all__ = ["Backend"]
 
 # A node's share of the clients' timeout. With all of it, clients would time out together with the node.
 _NODE_SHARE = 0.5
+# Records after which a node commits its log.
+_MOST_ON_NODES = 1000
 
 
 class Backend:
@@ -47,6 +51,7 @@ class Backend:
         self.log = SharedLog(repository)
         self._reachability = Reachability()
         self._uploads = Uploads()
+        self._logs, self._logs_read = BranchLogs({}), -math.inf
 
     @classmethod
     def at(cls, repository: Repository, cluster: str | None, timeout: float = DEFAULT_TIMEOUT) -> Backend:
@@ -97,19 +102,24 @@ class Backend:
     async def commit_on_nodes(self, note: Callable[[str], None]) -> None:
         """Have the nodes commit their own logs after many changes, until cancelled. `note` gets error messages.
 
-        A git-annex-shell commits what all of them have recorded when it ends, and no other can record meanwhile. So if
-        none ended while many clients stay, the first that leaves would keep the others waiting for long.
+        A git-annex-shell commits what all of them have recorded when it ends, and no other can record meanwhile. Under
+        constant load none ends, and the first that does would keep all clients waiting for long. One node commits after
+        the other, so that nobody waits for several.
         """
         while True:
-            await self.log.wait_for_many()
+            await self.log.wait_for(1)
             try:
                 nodes = (await self._membership()).nodes(await self._caller(self.own))
             except AnnexError as error:
                 note(f"cannot have the nodes commit their logs: {error}")
-                continue
-            for node in nodes:
-                if node.kind in ("local", "ssh") and not self._reachability.resting(node.name):
+                nodes = ()
+            committing = [node for node in nodes if node.kind in ("local", "ssh")]
+            for node in committing:
+                await self.log.wait_for(max(_MOST_ON_NODES // len(committing), 1))
+                if not self._reachability.resting(node.name):
                     await self._commit_on(node, note)
+            if not committing:
+                await self.log.wait_for(_MOST_ON_NODES)
 
     async def _commit_on(self, node: Node, note: Callable[[str], None]) -> None:
         try:
@@ -120,6 +130,18 @@ class Backend:
                 await session.aclose()
         except (SessionError, ValueError) as error:
             note(f"cannot have {node} commit its log: {error}")
+
+    async def nodes_version(self, max_age: float) -> object:
+        """Return a value that changes with the clusters' nodes, at most `max_age` seconds old. Raises Unreachable."""
+        try:
+            config = await self.repository.current_config()
+            if time.monotonic() >= self._logs_read + max_age:
+                began = time.monotonic()
+                self._logs = await BranchLogs.read(self.repository, CLUSTER_LOGS)
+                self._logs_read = began
+        except AnnexError as error:
+            raise Unreachable(str(error)) from None
+        return config, self._logs
 
     async def _membership(self) -> Membership:
         config, logs = await self.repository.current_config(), await BranchLogs.read(self.repository)

@@ -1,6 +1,6 @@
 """The file descriptors of one gateway: they are scarce, and running out must only fail one request.
 
-Each client's session with a cluster has one process and three descriptors per node.
+Each session with a cluster has one process and three descriptors per node.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The gateway: authenticates clients by token, and serves each of them until it hangs up.
 
-Each client has its own session. No client can starve the others: see `Slots`.
+All clients share its sessions with the nodes: see `SessionPool`. No client can starve the others: see `Slots`.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from anyio.abc import TaskGroup
 
 from cluster_remote.annex.errors import AnnexError
 from cluster_remote.gateway.backend import Backend
-from cluster_remote.gateway.budget import DescriptorBudget, Reserved
+from cluster_remote.gateway.budget import DescriptorBudget
 from cluster_remote.gateway.errors import CannotListen
 from cluster_remote.gateway.listeners import Accepted, Listener, SocketConnection
 from cluster_remote.gateway.ratelimit import RateLimitedLog
+from cluster_remote.gateway.sessions import SessionPool
 from cluster_remote.gateway.slots import Connection, FailedLogins, OrphanedLocks, Slots
 from cluster_remote.gateway.tokens import Token, Tokens, read_claim
 from cluster_remote.p2p.errors import ConnectionLost
@@ -30,7 +31,6 @@ from cluster_remote.p2p.key import UUID, Key
 from cluster_remote.p2p.messages import Auth, AuthFailure, Error, describe
 from cluster_remote.p2p.relay import Client, ClientGone, ClientMisbehaved
 from cluster_remote.p2p.server import LOCK_RETENTION, Closing, Endpoint, LockKeeper, serve
-from cluster_remote.p2p.session import Session
 from cluster_remote.p2p.stream import MessageStream
 from cluster_remote.p2p.text import printable
 from cluster_remote.transport.tls import ServerCertificate
@@ -89,8 +89,9 @@ class Gateway:
     """Whether `public_read` includes the contents in the gateway's own repository."""
 
     def __post_init__(self) -> None:
-        self._descriptors = DescriptorBudget()
-        self._slots = Slots(self.limits.clients, self._descriptors.strangers(self.limits.strangers))
+        descriptors = DescriptorBudget()
+        self._sessions = SessionPool(descriptors, self.backend.node_count, self.backend.nodes_version)
+        self._slots = Slots(self.limits.clients, descriptors.strangers(self.limits.strangers))
         self._orphaned_locks = OrphanedLocks(self.limits.orphaned_locks, 4 * self.limits.orphaned_locks)
         self._failed_logins = FailedLogins(self.limits.after_wrong_token)
         self._limited_log = RateLimitedLog(self.log)
@@ -109,9 +110,9 @@ class Gateway:
             connections.start_soon(self.backend.commit_on_nodes, partial(self._limited_log.say, "commits"))
             connections.start_soon(self._limited_log.sum_up_regularly)
             connections.start_soon(self._end_invalid)
+            connections.start_soon(self._sessions.close_unused)
+            stack.push_async_callback(self._sessions.aclose)
             webs = self._web_servers(listeners, connections)
-            for web in webs.values():
-                stack.push_async_callback(web.aclose)
             failures: list[CannotListen] = []
             try:
                 async with anyio.create_task_group() as accepting:
@@ -172,7 +173,7 @@ class Gateway:
                 self.backend,
                 access,
                 tasks,
-                self._descriptors,
+                self._sessions,
                 self._orphaned_locks,
                 path=path,
                 timeout=self.timeout,
@@ -289,10 +290,11 @@ class Gateway:
             return f"rejected: {wrong}"
         assert connection.token is not None
         stream.timeout = self.timeout
-        with self._within_budget(endpoint, connection.token.id) as limited:
+        shared = replace(endpoint, session=partial(self._sessions.session, endpoint, connection.token.id))
+        async with self._sessions.client():
             ended = await serve(
                 stream,
-                limited,
+                shared,
                 closing=_IdleTracking(self._closing, connection),
                 lock_retention=self.limits.lock_retention,
                 locks=_Locks(self._slots, self._orphaned_locks, connection, connection.token, endpoint.uuid),
@@ -300,24 +302,6 @@ class Gateway:
             )
         requests = f"{ended.requests} request{'' if ended.requests == 1 else 's'}"
         return f"{who}, to {endpoint.uuid}: {requests}" + (f"; {ended.fault}" if ended.fault else "")
-
-    @contextmanager
-    def _within_budget(self, endpoint: Endpoint, owner: str) -> Iterator[Endpoint]:
-        """Yield an endpoint that opens its session only if there are enough file descriptors for it."""
-        taken: Reserved | None = None
-
-        async def session(bypass: frozenset[UUID]) -> Session:
-            nonlocal taken
-            if taken is None:
-                nodes = await self.backend.node_count() if endpoint.uuid.is_cluster else 1
-                taken = self._descriptors.take(nodes, owner)
-            return await endpoint.session(bypass)
-
-        try:
-            yield replace(endpoint, session=session)
-        finally:
-            if taken is not None:
-                self._descriptors.give_back(taken)
 
     async def _authenticate(
         self, client: Client, connection: Connection, note: Callable[[str], None]

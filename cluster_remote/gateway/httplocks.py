@@ -13,7 +13,7 @@ from anyio.abc import TaskGroup
 from starlette.requests import ClientDisconnect, Request
 
 from cluster_remote.gateway.httpaccess import connection_of, note
-from cluster_remote.gateway.sessions import SessionPool
+from cluster_remote.gateway.sessions import VERSION_AGE, SessionPool
 from cluster_remote.gateway.slots import OrphanedLocks
 from cluster_remote.p2p.errors import SessionError
 from cluster_remote.p2p.key import UUID, Key
@@ -64,10 +64,8 @@ class HttpLocks:
         async def hold() -> None:
             with lock.scope:
                 try:
-                    async with (
-                        self._sessions.lend(served, bypass, lock.owner) as session,
-                        session.lock(key) as locked,
-                    ):
+                    session = await self._sessions.session(served, lock.owner, bypass, VERSION_AGE)
+                    async with session.lock(key) as locked:
                         answer.append(locked)
                         if locked:
                             self._locks[lockid] = lock

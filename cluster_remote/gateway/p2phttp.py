@@ -31,7 +31,7 @@ from cluster_remote.gateway.httpaccess import (
 from cluster_remote.gateway.httpbodies import BodySource, Sender, StreamedResponse, exactly, until_valid
 from cluster_remote.gateway.httplocks import HttpLocks
 from cluster_remote.gateway.httprequests import DATA_LENGTH, REQUEST_OF, SINCE, Parameters, path_key, unbracketed
-from cluster_remote.gateway.sessions import SessionPool
+from cluster_remote.gateway.sessions import VERSION_AGE, SessionPool
 from cluster_remote.gateway.slots import OrphanedLocks
 from cluster_remote.p2p import MAX_VERSION
 from cluster_remote.p2p.errors import Refused, SessionError, SourceError
@@ -117,17 +117,20 @@ class P2pHttp:
                 return _Json({"locked": False} if lockid is None else {"locked": True, "lockid": lockid})
             case "put":
                 return await self._put(request, served, params, version)
-        async with self._sessions.lend(served, params.bypass, owner_of(request)) as session:
-            match endpoint:
-                case "checkpresent":
-                    return _Json({"present": await session.check_present(params.key)})
-                case "putoffset":
-                    return _Json(await self._put_offset(served, session, params, version))
-                case "gettimestamp":
-                    return _Json({"timestamp": await session.timestamp()})
-            removal = await session.remove(params.key, params.before if endpoint == "remove-before" else None)
-            note(request, *removal.reasons)
-            return _Json(_with_uuids({"removed": removal.removed}, removal.uuids, version))
+        session = await self._session(request, served, params)
+        match endpoint:
+            case "checkpresent":
+                return _Json({"present": await session.check_present(params.key)})
+            case "putoffset":
+                return _Json(await self._put_offset(served, session, params, version))
+            case "gettimestamp":
+                return _Json({"timestamp": await session.timestamp()})
+        removal = await session.remove(params.key, params.before if endpoint == "remove-before" else None)
+        note(request, *removal.reasons)
+        return _Json(_with_uuids({"removed": removal.removed}, removal.uuids, version))
+
+    async def _session(self, request: Request, served: Endpoint, params: Parameters) -> Session:
+        return await self._sessions.session(served, owner_of(request), params.bypass, VERSION_AGE)
 
     async def _admitted(self, request: Request, uuid: UUID | None, endpoint: str, params: Parameters) -> Endpoint:
         """Check access to a request's endpoint. Raises HttpFailure: 404 takes precedence over 401, as in git-annex."""
@@ -206,19 +209,19 @@ class P2pHttp:
         """Open a download; yield None if the content is not there. Raises SessionError."""
         size = params.key.content_size
         expected = None if size is None else max(0, size - params.offset)
-        async with self._sessions.lend(served, params.bypass, owner_of(request)) as session:
-            # Empty content could mean that there is none, or no more of it.
-            if not expected and not await session.check_present(params.key):
+        session = await self._session(request, served, params)
+        # Empty content could mean that there is none, or no more of it.
+        if not expected and not await session.check_present(params.key):
+            yield None
+            return
+        async with AsyncExitStack() as stack:
+            try:
+                download = await stack.enter_async_context(session.download(params.key, params.file, params.offset))
+            except Refused as error:
+                note(request, str(error))
                 yield None
                 return
-            async with AsyncExitStack() as stack:
-                try:
-                    download = await stack.enter_async_context(session.download(params.key, params.file, params.offset))
-                except Refused as error:
-                    note(request, str(error))
-                    yield None
-                    return
-                yield download if download.length or not expected else None
+            yield download if download.length or not expected else None
 
     # Content from the client
 
@@ -242,10 +245,8 @@ class P2pHttp:
         source = BodySource(request, params.offset, params.length, self.timeout)
         outcome: Present | Stored = Stored(False)
         try:
-            async with (
-                self._sessions.lend(served, params.bypass, owner_of(request)) as session,
-                served.upload(session, params.key, params.file) as offer,
-            ):
+            session = await self._session(request, served, params)
+            async with served.upload(session, params.key, params.file) as offer:
                 if isinstance(offer, Present):
                     outcome = offer
                 else:

@@ -24,8 +24,6 @@ _REST, _LONGEST_LAG = 1.0, 30.0
 # Records after which to commit without such a pause. Git-annex lets nobody record during a commit, which takes a
 # millisecond for each record: clients must hardly notice.
 _MOST_UNCOMMITTED = 600
-# The same on the nodes, where a commit costs more: programs that serve clients there read the log again after it.
-_MOST_ON_NODES = 2000
 
 
 class SharedLog:
@@ -38,9 +36,9 @@ class SharedLog:
         self._uncommitted = 0
         self._committing = anyio.Lock()
         self._recorded = anyio.Event()
-        # Those since the last `wait_for_many`.
-        self._new = 0
-        self._many = anyio.Event()
+        # The number of all records, at how many to wake `wait_for`, and how many it has waited for.
+        self._all, self._wanted, self._seen = 0, 0, 0
+        self._enough = anyio.Event()
 
     async def locations(self, key: Key) -> frozenset[UUID]:
         """See LocationLog."""
@@ -57,9 +55,9 @@ class SharedLog:
         finally:
             self._uncommitted += 1
             self._recorded.set()
-            self._new += 1
-            if self._new >= _MOST_ON_NODES:
-                self._many.set()
+            self._all += 1
+            if self._all >= self._wanted:
+                self._enough.set()
 
     async def commit(self) -> None:
         """Commit what was recorded so far to the git-annex branch. Raises CommandFailed."""
@@ -88,10 +86,13 @@ class SharedLog:
                 note(f"cannot commit the location log: {error}")
                 await anyio.sleep(_REST)
 
-    async def wait_for_many(self) -> None:
-        """Wait for so many records since the last call that the nodes should commit theirs."""
-        await self._many.wait()
-        self._new, self._many = 0, anyio.Event()
+    async def wait_for(self, records: int) -> None:
+        """Wait for so many records since the end of the last call."""
+        self._wanted = self._seen + records
+        while self._all < self._wanted:
+            self._enough = anyio.Event()
+            await self._enough.wait()
+        self._seen = self._all
 
     async def aclose(self) -> None:
         """Commit, and end the child processes, in bounded time. Raises CommandFailed if the commit fails."""

@@ -36,7 +36,6 @@ from cluster_remote.transport.tls import ServerCertificate
 
 if TYPE_CHECKING:
     from cluster_remote.gateway.backend import Backend
-    from cluster_remote.gateway.budget import DescriptorBudget
     from cluster_remote.gateway.listeners import Accepted
 
 __all__ = ["TokenAccess", "Web"]
@@ -113,7 +112,7 @@ class TokenAccess:
 
 
 class Web:
-    """A gateway over HTTP; its locks and the closing of idle sessions are tasks of `tasks`. Close it at the end.
+    """A gateway over HTTP; its locks are tasks of `tasks`.
 
     `path` is the prefix of urls (`/data`, or nothing). Times are in seconds: `timeout` is without progress, `to_begin`
     is the deadline for the head of a client's first request.
@@ -124,7 +123,7 @@ class Web:
         backend: Backend,
         access: TokenAccess,
         tasks: TaskGroup,
-        descriptors: DescriptorBudget,
+        sessions: SessionPool,
         orphaned_locks: OrphanedLocks,
         *,
         path: str = "",
@@ -135,9 +134,7 @@ class Web:
         self._backend = backend
         self._access = access
         self._path = path
-        self._sessions = SessionPool(descriptors, backend.node_count)
-        tasks.start_soon(self._sessions.close_unused)
-        api = P2pHttp(access, tasks, self._sessions, orphaned_locks, timeout, lock_retention=lock_retention)
+        api = P2pHttp(access, tasks, sessions, orphaned_locks, timeout, lock_retention=lock_retention)
         self._server = WebServer(self._app(api), to_begin, timeout)
 
     async def serve(self, accepted: Accepted, connection: WebConnection, certificate: ServerCertificate | None) -> str:
@@ -152,10 +149,6 @@ class Web:
     async def stop(self) -> None:
         """End the idle connections, and the others after their request."""
         await self._server.stop()
-
-    async def aclose(self) -> None:
-        """Close the idle sessions."""
-        await self._sessions.aclose()
 
     def _app(self, api: P2pHttp) -> Any:
         git = GitHttp(

@@ -13,7 +13,7 @@ from cluster_remote.p2p.errors import SourceError
 from cluster_remote.p2p.key import Key
 from cluster_remote.p2p.session import FilePart, Progress, Source, SourceReading, Stored, Upload, WrappedSource
 
-__all__ = ["Uploads", "Yielding"]
+__all__ = ["Uploads", "WatchedReading", "Yielding"]
 
 
 class _Running:
@@ -63,7 +63,7 @@ class Yielding(Upload):
         self._append_only = append_only
 
     async def send(self, source: Source, progress: Progress | None = None) -> Stored:
-        watched = WrappedSource(source, lambda reading: _WatchedReading(reading, self._arrive))
+        watched = WrappedSource(source, lambda reading: WatchedReading(reading, self._arrive))
         return await self._inside.send(watched, progress)
 
     async def check_arrived(self) -> Stored:
@@ -76,7 +76,7 @@ class Yielding(Upload):
         self._uploads.arrived(self._running)
 
 
-class _WatchedReading(SourceReading):
+class WatchedReading(SourceReading):
     """A reading that calls `arrive` at the end of valid content."""
 
     def __init__(self, inside: SourceReading, arrive: Callable[[], None]) -> None:

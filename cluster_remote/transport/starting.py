@@ -7,12 +7,12 @@ would start together: no client could work before the last one has started, and 
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-import anyio
 from anyio.lowlevel import RunVar
+
+from cluster_remote.transport.turns import Turns
 
 __all__ = ["start_in_turn"]
 
@@ -20,41 +20,7 @@ __all__ = ["start_in_turn"]
 _LONGEST = 1.0
 
 
-class _Starts:
-    """The starts of one event loop."""
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._running: dict[object, float] = {}
-        self._last = anyio.Event()
-        self._last.set()
-        self._ended = anyio.Event()
-
-    @asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
-        before, mine = self._last, anyio.Event()
-        self._last = mine
-        start = object()
-        try:
-            await before.wait()
-            while len(self._running) >= self._most:
-                oldest = min(self._running, key=self._running.__getitem__)
-                with anyio.move_on_after(self._running[oldest] + _LONGEST - time.monotonic()):
-                    await self._ended.wait()
-                    continue
-                self._running.pop(oldest, None)
-            self._running[start] = time.monotonic()
-        finally:
-            mine.set()
-        try:
-            yield
-        finally:
-            self._running.pop(start, None)
-            ended, self._ended = self._ended, anyio.Event()
-            ended.set()
-
-
-_starts: RunVar[_Starts] = RunVar("cluster_remote_starts")
+_starts: RunVar[Turns] = RunVar("cluster_remote_starts")
 
 
 @asynccontextmanager
@@ -63,7 +29,7 @@ async def start_in_turn() -> AsyncIterator[None]:
     try:
         starts = _starts.get()
     except LookupError:
-        starts = _Starts(4 * (os.cpu_count() or 1))
+        starts = Turns(4 * (os.cpu_count() or 1), _LONGEST)
         _starts.set(starts)
     async with starts.turn():
         yield

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import errno
-import itertools
+import os
 import resource
 import subprocess
 import sys
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import cast
 
 import anyio
 import pytest
 
+from cluster_remote.gateway import sessions
 from cluster_remote.gateway.budget import DescriptorBudget, ShareUsedUp
 from cluster_remote.gateway.sessions import SessionPool
-from cluster_remote.p2p.errors import Unreachable
+from cluster_remote.p2p.errors import Refused, Unreachable
 from cluster_remote.p2p.exhaustion import Exhausted, exhaustion_as_session_error
-from cluster_remote.p2p.key import UUID
+from cluster_remote.p2p.key import UUID, Key
 from cluster_remote.p2p.server import Endpoint
 from cluster_remote.p2p.session import Session
 
@@ -52,20 +54,36 @@ def test_running_out_of_room_is_a_request_error_also_inside_an_exception_group(e
         raise _group(error)
 
 
-class _Lending:
-    """A pool of sessions that only take a moment to close, and which of them are closed."""
+_KEY = Key("WORM--a")
 
-    def __init__(self, descriptors: int) -> None:
+
+class _Lending:
+    """A pool of sessions that only take a moment to answer and to close, and which of them are closed."""
+
+    def __init__(self, descriptors: int = 1024) -> None:
+        self.opened = 0
         self.closed: list[int] = []
         self.now = 0.0
-        self._opened = itertools.count()
-        self._endpoint = Endpoint(UUID("11111111-2222-4333-8444-555555555555"), self._session)
-        self.pool = SessionPool(DescriptorBudget(descriptors), self._size, clock=lambda: self.now)
+        self.nodes: object = None
+        self.failure: Exception | None = None
+        self.endpoint = Endpoint(UUID("ac111111-2222-8333-8444-555555555555"), self._session)
+        self.pool = SessionPool(DescriptorBudget(descriptors), self._size, self._version, clock=lambda: self.now)
 
     async def _session(self, bypass: frozenset[UUID]) -> Session:
-        lending, number = self, next(self._opened)
+        lending, number = self, self.opened
+        self.opened += 1
 
         class Slow:
+            async def check_present(self, key: Key) -> bool:
+                await anyio.sleep(0.01)
+                if lending.failure is not None:
+                    raise lending.failure
+                return True
+
+            @asynccontextmanager
+            async def lock(self, key: Key) -> AsyncIterator[bool]:
+                yield True
+
             async def aclose(self) -> None:
                 await anyio.sleep(0.01)
                 lending.closed.append(number)
@@ -75,8 +93,15 @@ class _Lending:
     async def _size(self) -> int:
         return 1
 
-    def lend(self, owner: str, *bypassed: UUID) -> AbstractAsyncContextManager[Session]:
-        return self.pool.lend(self._endpoint, frozenset(bypassed), owner)
+    async def _version(self, max_age: float) -> object:
+        return self.nodes
+
+    @asynccontextmanager
+    async def lend(self, owner: str, *bypassed: UUID) -> AsyncIterator[None]:
+        """Lend a session for as long as a lock lasts, which is as long as its client likes."""
+        session = await self.pool.session(self.endpoint, owner, frozenset(bypassed))
+        async with session.lock(_KEY):
+            yield
 
     async def use(self, owner: str, *bypassed: UUID, at_once: int = 1) -> None:
         async def request() -> None:
@@ -87,25 +112,96 @@ class _Lending:
             for _ in range(at_once):
                 tasks.start_soon(request)
 
+    async def ask(self, *, at_once: int = 1) -> None:
+        session = await self.pool.session(self.endpoint, "one", frozenset())
+        async with anyio.create_task_group() as tasks:
+            for _ in range(at_once - 1):
+                tasks.start_soon(session.check_present, _KEY)
+            await session.check_present(_KEY)
+
+
+@pytest.mark.anyio
+async def test_many_clients_share_few_sessions_which_end_with_the_last_client() -> None:
+    lending = _Lending()
+    async with lending.pool.client():
+        async with lending.pool.client():
+            await lending.ask(at_once=100)
+        few = lending.opened
+        assert 1 < few <= max(8, 4 * (os.cpu_count() or 1))
+        assert not lending.closed
+    assert sorted(lending.closed) == list(range(few))
+
+
+@pytest.mark.anyio
+async def test_a_client_that_keeps_its_session_takes_no_turn_from_others() -> None:
+    lending = _Lending()
+    async with AsyncExitStack() as stack:
+        for _ in range(max(8, 4 * (os.cpu_count() or 1))):
+            await stack.enter_async_context(lending.lend("slow"))
+        with anyio.fail_after(0.5):
+            await lending.ask()
+
 
 @pytest.mark.anyio
 async def test_idle_sessions_are_closed_once_overdue() -> None:
-    lending = _Lending(1024)
-    # More than are kept, and then all of them overdue at once.
-    await lending.use("one", at_once=30)
-    lending.now = 1000.0
-    await lending.use("one", at_once=10)
-    await lending.pool.aclose()
-    assert sorted(lending.closed) == list(range(40))
+    lending = _Lending()
+    await lending.use("one", at_once=5)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(lending.pool.close_unused, 0.01)
+        await anyio.sleep(0.05)
+        assert not lending.closed
+        lending.now = 1000.0
+        with anyio.fail_after(10):
+            while len(lending.closed) < 5:
+                await anyio.sleep(0.01)
+        tasks.cancel_scope.cancel()
+
+
+@pytest.mark.anyio
+async def test_a_new_client_gets_no_session_that_was_opened_before_the_nodes_changed() -> None:
+    lending = _Lending()
+    await lending.ask()
+    await lending.ask()
+    assert lending.opened == 1
+    lending.nodes = "others"
+    await lending.ask()
+    assert lending.opened == 2
+
+
+@pytest.mark.parametrize(
+    ("failure", "opened"), [(Refused("no"), 1), (Exhausted("full"), 2), (OSError(errno.EMFILE, "full"), 2)]
+)
+@pytest.mark.anyio
+async def test_a_session_is_used_again_unless_it_may_be_half_initialised(failure: Exception, opened: int) -> None:
+    lending = _Lending()
+    lending.failure = failure
+    session = await lending.pool.session(lending.endpoint, "one", frozenset())
+    for _ in range(2):
+        with pytest.raises(type(failure)):
+            await session.check_present(_KEY)
+    assert lending.opened == opened
+    assert len(lending.closed) == (0 if opened == 1 else 2)
 
 
 # 64 descriptors beyond the gateway's own, 8 of them in reserve, are room for 7 sessions, and for 5 of one owner.
 _ROOM_FOR_SEVEN = 40 + 64
+
+
+@pytest.mark.anyio
+async def test_requests_wait_for_each_others_sessions_where_there_is_no_room_for_more() -> None:
+    lending = _Lending(40 + 9)
+    await lending.ask(at_once=20)
+    assert lending.opened == 1
+
+
 _NODE = UUID("21111111-2222-4333-8444-555555555555")
 
 
 @pytest.mark.anyio
-async def test_an_owner_with_its_share_of_descriptors_ends_only_idle_sessions_of_its_own() -> None:
+async def test_an_owner_with_its_share_of_descriptors_ends_only_idle_sessions_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sessions, "_WAIT", 0.05)
     lending = _Lending(_ROOM_FOR_SEVEN)
     await lending.use("other", at_once=2)
     await lending.use("busy", _NODE, at_once=5)
@@ -121,7 +217,8 @@ async def test_an_owner_with_its_share_of_descriptors_ends_only_idle_sessions_of
 
 
 @pytest.mark.anyio
-async def test_a_session_counts_for_the_owner_that_uses_it() -> None:
+async def test_a_session_counts_for_the_owner_that_uses_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions, "_WAIT", 0.05)
     lending = _Lending(_ROOM_FOR_SEVEN)
     await lending.use("one", at_once=5)
     async with AsyncExitStack() as stack:
