@@ -30,6 +30,12 @@ class GitConfig:
         """Create a configuration from `values` by canonical name: section and last part in lower case."""
         self._values = values
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, GitConfig) and self._values == other._values
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self._values.items()))
+
     @classmethod
     def read(cls, *, cwd: Path | None = None, env: Mapping[str, str]) -> GitConfig:
         """Read the configuration for a directory and environment; not in an event loop. Raises CommandFailed."""

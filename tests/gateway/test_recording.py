@@ -164,6 +164,23 @@ async def test_nodes_commit_their_logs_while_clients_stay(cluster: Cluster, monk
     assert told[0].startswith("cannot have first disk")
 
 
+async def test_the_version_of_the_nodes_changes_with_their_configuration_and_not_without(cluster: Cluster) -> None:
+    gateway = cluster.gateway
+    with gateway.environment.applied(gateway.path):
+        repository = AnnexRepository(gateway.path / ".git", gateway.path, gateway.path)
+        backend = Backend(repository, UUID(gateway.uuid), UUID(cluster.uuid))
+        before = await backend.nodes_version(0)
+        (gateway.path / ".git/config").touch()
+        assert await backend.nodes_version(0) == before
+        gateway.git("config", "remote.node1.annex-readonly", "true")
+        configured = await backend.nodes_version(0)
+        assert configured != before
+        gateway.git("annex", "wanted", cluster.nodes[0].uuid, "anything")
+        assert await backend.nodes_version(1000) == configured
+        assert await backend.nodes_version(0) != configured
+        await backend.aclose()
+
+
 async def test_a_failed_commit_is_reported_and_recording_continues(
     repository: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
