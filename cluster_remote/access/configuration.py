@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cluster_remote.access.settings import BadSettings, Settings, as_argument
+from cluster_remote.access.settings import BadSettings, Settings
 from cluster_remote.p2p.key import UUID
-from cluster_remote.p2p.text import few
+from cluster_remote.p2p.text import as_command, few
 
 if TYPE_CHECKING:
     from cluster_remote.annex.branchlog import BranchLogs
@@ -92,7 +92,7 @@ class Configuration:
         if not self.accepted:
             raise NotVerified(
                 f"the configuration of {self.name} came through the git-annex branch, and you have not confirmed here "
-                f"that it is safe: check and confirm it with git annex verifyremote {as_argument(self.name)}"
+                f"that it is safe: check and confirm it with " + as_command("git annex verifyremote", self.name)
             )
 
 
@@ -124,7 +124,7 @@ def check_writing(config: GitConfig) -> None:
     if waiting:
         raise NotVerified(
             f"git-annex does not write to special remotes until you have confirmed that {few(waiting)} is safe, "
-            f"and neither does this program: git annex verifyremote {as_argument(waiting[0])}"
+            f"and neither does this program: " + as_command("git annex verifyremote", waiting[0])
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cluster_remote.annex import TOKEN_VARIABLE as TOKEN
 from cluster_remote.p2p.key import UUID
+from cluster_remote.p2p.text import as_command
 from cluster_remote.p2p.timeouts import DEFAULT_TIMEOUT
 from cluster_remote.transport import FORMS
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
     Tracking = Literal["nodes", "remote"]
 
-__all__ = ["DESCRIPTIONS", "TOKEN", "BadSettings", "Settings", "as_argument"]
+__all__ = ["DESCRIPTIONS", "TOKEN", "BadSettings", "Settings"]
 
 DESCRIPTIONS = {
     "url": f"address of the cluster's gateway: {FORMS}; omit it for a cluster that is configured in this repository",
@@ -31,13 +32,6 @@ DESCRIPTIONS = {
 
 class BadSettings(ValueError):
     """Unusable parameters; the message says which, why, and what to use instead."""
-
-
-def as_argument(name: str) -> str:
-    """Return a remote's name as an argument for a displayed command: one shell word that is not an option."""
-    import shlex
-
-    return f"-- {shlex.quote(name)}" if name.startswith("-") else shlex.quote(name)
 
 
 class Settings:
@@ -126,8 +120,8 @@ class Settings:
     def new_token_command(self) -> str:
         """Return the command that gives an existing remote a new token."""
         # git-annex does not remember the encryption of a sameas remote.
-        encryption = " encryption=none" if self.sameas else ""
-        return f"{TOKEN}=… git annex enableremote {as_argument(self.name)}{encryption}"
+        encryption = ["encryption=none"] if self.sameas else []
+        return f"{TOKEN}=… {as_command('git annex enableremote', self.name, *encryption)}"
 
 
 def _address(url: str) -> Address:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cluster_remote.access.settings import BadSettings, as_argument
+from cluster_remote.access.settings import BadSettings
 from cluster_remote.cli.completion import candidates, nodes, remotes
 from cluster_remote.cli.execution import execute, facts_of, runner_here
 from cluster_remote.cli.interrupts import run
@@ -15,6 +15,7 @@ from cluster_remote.cli.options import DryRun, Yes
 from cluster_remote.lifecycle.changing import OwnCluster, node_named, own_cluster, plan_add, plan_remove, remote_of
 from cluster_remote.lifecycle.facts import Facts
 from cluster_remote.lifecycle.runner import Runner
+from cluster_remote.p2p.text import as_command
 
 __all__ = ["app"]
 
@@ -51,7 +52,7 @@ def add(
     facts = facts_of(runner, remote)
     own = own_cluster(facts, name)
     if execute(plan_add(facts, own, list(dict.fromkeys(remote))), runner, dry_run, yes) and own.remote is not None:
-        runner.say(f"To copy the others' content to it: cluster-remote repair {as_argument(own.remote)}")
+        runner.say(f"To copy the others' content to it: {as_command('cluster-remote repair', own.remote)}")
 
 
 @app.command()
@@ -80,7 +81,9 @@ def remove(
         _drain(facts, own, remote, runner, dry_run)
     if execute(plan, runner, dry_run, yes) and not drain and not dead:
         what = remote or uuid.text
-        runner.say(f"Its content stays there and still counts as copies: git annex info {what} shows it.")
+        runner.say(
+            f"Its content stays there and still counts as copies: {as_command('git annex info', what)} shows it."
+        )
 
 
 @app.command()
@@ -114,14 +117,15 @@ def _fill(own: OwnCluster, runner: Runner, dry_run: bool) -> None:
     """Run cluster-remote repair, to copy to every node what it lacks. Raises CommandFailed, BadSettings."""
     if own.remote is None:
         raise BadSettings(
-            f"nothing can be copied to the nodes without a remote: cluster-remote setup {as_argument(own.name)}"
+            "nothing can be copied to the nodes without a remote: " + as_command("cluster-remote setup", own.name)
         )
     # --trust-log, so that an unreachable node does not keep the others from being filled.
-    words = ("repair", own.remote, "--trust-log")
+    shown = as_command("cluster-remote repair", own.remote, options="--trust-log")
     if dry_run:
-        runner.say(f"cluster-remote {' '.join(words)}")
+        runner.say(shown)
     else:
-        run(runner.run, sys.executable, "-m", "cluster_remote", *words, shown=f"cluster-remote {' '.join(words)}")
+        words = ("repair", "--trust-log", "--", own.remote)
+        run(runner.run, sys.executable, "-m", "cluster_remote", *words, shown=shown)
 
 
 def _drain(facts: Facts, own: OwnCluster, remote: str | None, runner: Runner, dry_run: bool) -> None:

@@ -16,6 +16,7 @@ from cluster_remote.annex.verification import pending
 from cluster_remote.diagnosis.state import Unusable
 from cluster_remote.p2p.key import UUID
 from cluster_remote.p2p.session import Session
+from cluster_remote.p2p.text import as_command
 
 __all__ = [
     "Target",
@@ -93,7 +94,7 @@ async def cluster_view(name: str, timeout: float | None = None, *, writing: bool
     if looks_like_address(name):
         raise BadSettings(
             f"{name}: give a remote of this repository, which has a location log to compare; "
-            f"cluster-remote setup NAME {name} makes one"
+            f"{as_command('cluster-remote setup NAME', name)} makes one"
         )
     return await view_named(name, timeout, writing=writing, merge=True)
 

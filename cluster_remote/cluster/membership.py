@@ -36,6 +36,7 @@ from cluster_remote.cluster.wrapping import Failover, LocalReads, Serialised, us
 from cluster_remote.p2p.errors import Refused
 from cluster_remote.p2p.key import UUID
 from cluster_remote.p2p.session import Session
+from cluster_remote.p2p.text import as_command
 from cluster_remote.transport.address import Address, BadAddress, Directory, Http, P2pAnnex, Ssh, Tor, parse_address
 from cluster_remote.transport.opening import Caller, session_at
 
@@ -424,10 +425,8 @@ def _no_nodes(name: str, missing: list[str]) -> str:
             f"cluster {name}: cluster.log does not list {', '.join(missing)} as its nodes yet: run git annex "
             "updatecluster (each of them must be reachable)"
         )
-    return (
-        f"cluster {name} has no nodes here: add some with git config remote.NODE.annex-cluster-node {name}, and run "
-        "git annex updatecluster"
-    )
+    configure = as_command("git config remote.NODE.annex-cluster-node", name)
+    return f"cluster {name} has no nodes here: add some with {configure}, and run git annex updatecluster"
 
 
 def _gateways(

@@ -27,6 +27,7 @@ from cluster_remote.diagnosis.recording import Recorded, look_again, record
 from cluster_remote.diagnosis.replaced import problems_of_missing
 from cluster_remote.diagnosis.survey import unverified
 from cluster_remote.p2p.key import UUID, Key
+from cluster_remote.p2p.text import as_command
 
 if TYPE_CHECKING:
     from cluster_remote.access.view import View
@@ -248,16 +249,16 @@ class _Check:
         )
 
     def _problems(self, nodes: Sequence[NodeCount], waiting: int | None) -> list[Problem]:
-        name = shlex.quote(self.view.label)
-        again = f"cluster-remote check {name} {_words(self.selection)}--fix"
+        name = self.view.label
         problems = [] if waiting is None else [not_verified(self.view.label, waiting)]
         problems += problems_of_missing(self.view)
         for node in nodes:
-            problems += self._problems_of_node(node, name, again)
+            problems += self._problems_of_node(node, name)
         return problems + list(self._problems_of_copies(name))
 
-    def _problems_of_node(self, node: NodeCount, name: str, again: str) -> Iterator[Problem]:
-        """Yield what is wrong on one node. `again` is the command that corrects the log."""
+    def _problems_of_node(self, node: NodeCount, name: str) -> Iterator[Problem]:
+        """Yield what is wrong on one node; `name` is the cluster remote."""
+        again, repair = _check_again(name, self.selection), as_command("cluster-remote repair", name)
         if node.unknown:
             yield unreachable(node.uuid, node.title, node.error, name)
         if node.unread:
@@ -270,7 +271,7 @@ class _Check:
                 + (", recorded as missing" if self.log is not None else ""),
                 "Move them aside, if the node is a directory on this machine, then restore good copies. "
                 "On another machine, run git annex fsck in that repository to move them aside:",
-                (f"{again} --content --move-aside", f"cluster-remote repair {name}"),
+                (_check_again(name, self.selection, "--content --move-aside"), repair),
                 node=node.uuid,
             )
         if node.missing and self.encrypted:
@@ -278,7 +279,7 @@ class _Check:
                 "content-missing",
                 f"{node.title} does not have {many(node.missing, 'encrypted key')} of this remote's content",
                 "Copy what other nodes have to it:",
-                (f"cluster-remote repair {name}",),
+                (repair,),
                 node=node.uuid,
             )
         elif node.missing and self.log is None:
@@ -286,7 +287,7 @@ class _Check:
                 "content-missing",
                 f"{node.title} does not have {many(node.missing, 'key')} that the location log says it has",
                 "Correct the log, then restore the missing content:",
-                (again, f"cluster-remote repair {name}"),
+                (again, repair),
                 node=node.uuid,
             )
         if node.unlogged and self.log is None:
@@ -306,14 +307,14 @@ class _Check:
                 "few-copies",
                 f"{_too_few(counts.fixable, self.needed)}, and not all nodes have it",
                 "Copy it to the nodes that lack it:",
-                (f"cluster-remote repair {name}",),
+                (as_command("cluster-remote repair", name),),
             )
         if counts.lost and self.encrypted:
             yield Problem(
                 "lost",
                 f"no node has {many(counts.lost, 'encrypted key')} of content that {self.view.label} should have",
                 "Have git-annex correct the location log, which then shows who else has the content:",
-                (f"git annex fsck --fast --all --from {name}",),
+                (f"git annex fsck --fast --all --from {shlex.quote(name)}",),
             )
         elif counts.lost:
             yield Problem(
@@ -337,12 +338,12 @@ def _too_few(keys: int, needed: int) -> str:
     return f"fewer than {many(needed, 'copy', 'copies')} of {many(keys, 'key')}"
 
 
-def _words(selection: Selection) -> str:
-    """Return the selection as command-line arguments."""
-    words = ["--all"] if selection.everything else []
-    words += [f"--key {shlex.quote(key.text)}" for key in selection.keys]
-    words += [shlex.quote(file) for file in selection.files]
-    return "".join(f"{word} " for word in words)
+def _check_again(name: str, selection: Selection, more: str = "") -> str:
+    """Return the command that checks the same again and corrects the log, with `more` options."""
+    options = ["--all"] if selection.everything else []
+    options += [f"--key {shlex.quote(key.text)}" for key in selection.keys]
+    options += ["--fix", more] if more else ["--fix"]
+    return as_command("cluster-remote check", name, *selection.files, options=" ".join(options))
 
 
 async def check(

@@ -17,6 +17,7 @@ from cluster_remote.diagnosis.problems import remote_of_removed_node
 from cluster_remote.diagnosis.snapshot import RemoteFacts, Snapshot
 from cluster_remote.diagnosis.state import Status
 from cluster_remote.diagnosis.uuid_misuse import made_with_uuid, misused_uuids
+from cluster_remote.p2p.text import as_command
 
 __all__ = ["diagnose", "find_notes", "notes_on_contents", "problems_at_nodes", "problems_of_servers"]
 
@@ -67,7 +68,7 @@ def _aliases_behind(facts: Snapshot) -> Iterator[Problem]:
                 f"the remote {name}, which every clone has, does not list the nodes in cluster.log that the cluster "
                 f"{facts.name_of(cluster)} has now",
                 "Update it:",
-                (f"cluster-remote setup {shlex.quote(name)}",),
+                (as_command("cluster-remote setup", name),),
                 about=name,
             )
 
@@ -96,7 +97,7 @@ def _encrypted(facts: Snapshot, remote: RemoteFacts) -> Iterator[Problem]:
             f"encryption={inherited}, so git-annex encrypts for both: content that it stores through the gateway has "
             "another key there, and is no copy",
             "Remove it, and use the cluster instead, or enable the special remote itself:",
-            (f"git remote remove -- {remote.quoted}",),
+            (as_command("git remote remove", remote.name),),
             about=remote.name,
         )
     elif encryption != "none":
@@ -107,7 +108,7 @@ def _encrypted(facts: Snapshot, remote: RemoteFacts) -> Iterator[Problem]:
             "Turn encryption off; content already there is counted once it is copied there again. (To make an "
             "encrypted remote that counts as one copy: cluster-remote setup --tracking remote --encryption "
             "shared.)",
-            (f"git annex enableremote {remote.quoted} encryption=none",),
+            (as_command("git annex enableremote", remote.name, "encryption=none"),),
             about=remote.name,
         )
 
@@ -150,7 +151,7 @@ def _not_verified(facts: Snapshot, remote: RemoteFacts) -> Iterator[Problem]:
         else f"somebody changed the configuration of the remote {remote.name}; git-annex keeps using the one that "
         "you verified",
         f"If it leads where you expect{where}, confirm it:",
-        (f"git annex verifyremote {remote.quoted} --safe {remote.pending.number}",),
+        (as_command("git annex verifyremote", remote.name, options=f"--safe {remote.pending.number}"),),
         about=remote.name,
     )
 
@@ -201,7 +202,7 @@ def _node_remotes_missing(facts: Snapshot, remote: RemoteFacts) -> Iterator[Prob
         f"there is no remote for {names}, so git-annex cannot verify the copies there and refuses to drop content "
         "here: the cluster itself does not count as a copy",
         "Make one for each node of the cluster:",
-        (f"cluster-remote setup {remote.quoted} {shlex.quote(settings.url)}",),
+        (as_command("cluster-remote setup", remote.name, settings.url),),
         about=remote.name,
     )
 
@@ -257,13 +258,12 @@ def _left_over(facts: Snapshot) -> Iterator[Problem]:
 def _not_fetched(facts: Snapshot) -> Iterator[Problem]:
     for branch in facts.branches:
         if branch.fetched is None and branch.there is not None:
-            remote = shlex.quote(branch.remote)
             yield Problem(
                 "not-fetched",
                 f"the git-annex branch of the remote {branch.remote} has never been fetched, so this repository does "
                 "not know what is there, nor its clusters",
                 "Fetch it; git-annex merges it automatically:",
-                (f"git fetch {remote} +git-annex:refs/remotes/{remote}/git-annex",),
+                (as_command("git fetch", branch.remote, f"+git-annex:refs/remotes/{branch.remote}/git-annex"),),
                 about=branch.remote,
             )
 
@@ -284,7 +284,7 @@ def problems_of_servers(facts: Snapshot, servers: Iterable[Server]) -> Iterator[
                 "unreachable",
                 f"{facts.name_of(remote.uuid)} cannot be reached through the remote {server.remote}: {server.error}",
                 "Bring it back, or fix the connection; then this works:",
-                (f"cluster-remote ping {remote.quoted}",),
+                (as_command("cluster-remote ping", remote.name),),
                 about=server.remote,
             )
         elif server.error is not None:
@@ -292,7 +292,7 @@ def problems_of_servers(facts: Snapshot, servers: Iterable[Server]) -> Iterator[
                 "unreachable",
                 f"the remote {server.remote} does not work: {server.error}",
                 "Bring back its server, or fix the connection; then this works:",
-                (f"cluster-remote ping {remote.quoted}",),
+                (as_command("cluster-remote ping", remote.name),),
                 about=server.remote,
             )
         elif server.version is not None and server.version < _NAMES_NODES and remote.is_cluster:
@@ -301,7 +301,7 @@ def problems_of_servers(facts: Snapshot, servers: Iterable[Server]) -> Iterator[
                 f"the server of the remote {server.remote} speaks protocol version {server.version}, which "
                 "cannot say on which nodes content is stored",
                 f"Install git-annex {NEEDED} or newer there; this shows the version afterwards:",
-                (f"cluster-remote ping {remote.quoted}",),
+                (as_command("cluster-remote ping", remote.name),),
                 about=server.remote,
             )
 
@@ -343,8 +343,8 @@ def find_notes(facts: Snapshot) -> Iterator[str]:
     for branch in facts.branches:
         if branch.fetched is not None and branch.there not in (None, branch.fetched):
             yield (
-                f"the git-annex branch of {branch.remote} has changed since it was fetched: git fetch "
-                f"{shlex.quote(branch.remote)}"
+                f"the git-annex branch of {branch.remote} has changed since it was fetched: "
+                + as_command("git fetch", branch.remote)
             )
     nodes = {
         uuid for remote in facts.cluster_remotes if remote.is_cluster for uuid in facts.logs.clusters.nodes(remote.uuid)
@@ -354,7 +354,7 @@ def find_notes(facts: Snapshot) -> Iterator[str]:
             name = facts.logs.remotes[uuid].get("name", str(uuid))
             yield (
                 f"the node {facts.name_of(uuid)} is an encrypted special remote; only a remote of its own can verify "
-                f"copies there: git annex enableremote {shlex.quote(name)}"
+                f"copies there: {as_command('git annex enableremote', name)}"
             )
     here = set(misused_uuids(facts.config, facts.logs).values())
     for uuid, parameters in facts.logs.remotes.items():

@@ -15,6 +15,7 @@ from cluster_remote.diagnosis.problems import node_without_remote
 from cluster_remote.diagnosis.replaced import replaced_nodes
 from cluster_remote.diagnosis.snapshot import Snapshot
 from cluster_remote.p2p.key import UUID
+from cluster_remote.p2p.text import as_command
 from cluster_remote.transport.address import Directory
 
 __all__ = ["problems_of_own_clusters"]
@@ -33,7 +34,7 @@ def problems_of_own_clusters(facts: Snapshot) -> Iterator[Problem]:
             f"{', '.join(sorted(configured[name]))} is configured as a node of the cluster {name!r}, which this "
             "repository does not have",
             "Create it (or correct the name in remote.REMOTE.annex-cluster-node):",
-            (f"git annex initcluster {shlex.quote(name)}", "git annex updatecluster"),
+            (as_command("git annex initcluster", name), "git annex updatecluster"),
             about=name,
         )
     for name, cluster in clusters.items():
@@ -70,7 +71,7 @@ def _own_cluster(facts: Snapshot, name: str, cluster: UUID, configured: Mapping[
                 f"cluster.log lists {facts.name_of(uuid)} as a node of the cluster {name}, but the remote {others[0]} "
                 "is not configured as one, so nothing is stored there",
                 "Configure it (or take it out of cluster.log: git annex updatecluster):",
-                (f"git config {shlex.quote(setting)} {shlex.quote(name)}", "git annex updatecluster"),
+                (as_command("git config", setting, name), "git annex updatecluster"),
                 about=others[0],
             )
         elif not replaced:
@@ -78,8 +79,11 @@ def _own_cluster(facts: Snapshot, name: str, cluster: UUID, configured: Mapping[
 
 
 def _unknown(facts: Snapshot, name: str, remote: str) -> Problem:
-    quoted = shlex.quote(remote)
-    commands = [f"git fetch {quoted}", f"git annex info {quoted} --fast", "git annex updatecluster"]
+    commands = [
+        as_command("git fetch", remote),
+        as_command("git annex info", remote, options="--fast"),
+        "git annex updatecluster",
+    ]
     way = way_to(facts.config, remote, facts.directory)
     if isinstance(way, Direct) and isinstance(way.address, Directory):
         # This does nothing if the repository is initialised already.

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator
 from dataclasses import replace
 
 from cluster_remote.diagnosis.problem import Problem
 from cluster_remote.diagnosis.state import ClusterState, Contact, NodeState, Unusable
 from cluster_remote.p2p.key import UUID
+from cluster_remote.p2p.text import as_command
 
 __all__ = [
     "find_problems",
@@ -34,7 +34,7 @@ def unusable(remote: Unusable) -> ClusterState:
             "unusable",
             remote.reason,
             "This finds common mistakes and how to fix them:",
-            (f"cluster-remote doctor {shlex.quote(remote.label)}",),
+            (as_command("cluster-remote doctor", remote.label),),
         )
     )
     return ClusterState(remote.label, remote.uuid, remote.description, "nodes", None, None, None, None, (), (problem,))
@@ -45,7 +45,7 @@ def find_problems(state: ClusterState, unverified: int | None = None) -> list[Pr
 
     `unverified` is the number of the configuration that the user has to verify; see annex/verification.py.
     """
-    name = shlex.quote(state.name)
+    name = state.name
     problems: list[Problem] = []
     if unverified is not None:
         problems.append(not_verified(state.name, unverified))
@@ -56,7 +56,7 @@ def find_problems(state: ClusterState, unverified: int | None = None) -> list[Pr
                 "gateway-unreachable",
                 f"the gateway cannot be reached: {state.gateway.contact.error}",
                 "Make sure that it is running and that the address is right, then try:",
-                (f"cluster-remote ping {name}",),
+                (as_command("cluster-remote ping", name),),
             )
         )
     if not state.nodes:
@@ -80,17 +80,19 @@ def many(number: int, one: str, more: str | None = None) -> str:
 
 def not_verified(remote: str, number: int) -> Problem:
     """Describe a remote whose configuration `number` the user has to verify."""
-    name = shlex.quote(remote)
     return Problem(
         "not-verified",
         f"git-annex does not use the remote {remote}, because its configuration has not been verified",
         "Check its address (the first command shows it), then confirm it:",
-        (f"git annex verifyremote {name}", f"git annex verifyremote {name} --safe {number}"),
+        (
+            as_command("git annex verifyremote", remote),
+            as_command("git annex verifyremote", remote, options=f"--safe {number}"),
+        ),
     )
 
 
 def unreachable(uuid: UUID, title: str, error: str | None, name: str, path: str | None = None) -> Problem:
-    """Describe a node that gave no answer; `name` is the cluster remote, quoted for a shell.
+    """Describe a node that gave no answer; `name` is the cluster remote.
 
     The remedy is never to declare the node dead: from here, a lost disk looks like one in a drawer, and the declaration
     reaches everybody who shares the git-annex branch.
@@ -99,7 +101,7 @@ def unreachable(uuid: UUID, title: str, error: str | None, name: str, path: str 
         "node-unreachable",
         f"{title} cannot be reached: {error}",
         f"Bring it back{f' at {path}' if path else ''}, then let it catch up:",
-        (f"cluster-remote repair {name}",),
+        (as_command("cluster-remote repair", name),),
         node=uuid,
     )
 
@@ -123,7 +125,7 @@ def remote_of_removed_node(title: str, remote: str) -> Problem:
         "node-removed",
         f"{title} is no longer a node of a cluster, but the remote {remote} still leads to it through the gateway",
         "Remove that remote; the repository itself is not touched:",
-        (f"git remote remove -- {shlex.quote(remote)}",),
+        (as_command("git remote remove", remote),),
     )
 
 
@@ -134,7 +136,7 @@ def node_replaced(remote: str, now: str, titles: str, name: str, node: UUID | No
         f"the remote {remote} now leads to another repository, {now}, which is not a node of the cluster, so "
         f"nothing is stored there; {titles} is missing",
         "Put back what was there. To replace it by the new one, make that a node and fill it:",
-        ("git annex updatecluster", f"cluster-remote repair {shlex.quote(name)}"),
+        ("git annex updatecluster", as_command("cluster-remote repair", name)),
         node=node,
         about=remote,
     )
@@ -142,21 +144,24 @@ def node_replaced(remote: str, now: str, titles: str, name: str, node: UUID | No
 
 def node_without_remote(uuid: UUID, title: str, name: str) -> Problem:
     """Describe a node in cluster.log that no remote here leads to. `name` is the cluster or its remote."""
-    cluster = shlex.quote(name)
+    add, remove = (
+        as_command(f"cluster-remote node {change}", name, what)
+        for change, what in (("add", "NAME"), ("remove", uuid.text))
+    )
     return Problem(
         "node-without-remote",
         f"no remote of this repository leads to the node {title}, so nothing is stored there from here, and no drop is "
         "complete",
         # Removing the node affects everybody, so this is not a command to copy without thinking.
-        f"Make a remote for it (git remote add NAME PATH, then cluster-remote node add {cluster} NAME); if it has left "
-        f"the cluster for good, take it out (cluster-remote node remove {cluster} {uuid}).",
+        f"Make a remote for it (git remote add NAME PATH, then {add}); if it has left "
+        f"the cluster for good, take it out ({remove}).",
         (),
         node=uuid,
     )
 
 
 def _node_problems(state: ClusterState, node: NodeState, name: str, *, gateway_down: bool) -> Iterator[Problem]:
-    """Yield what is wrong with one node; `name` is the cluster remote, quoted for a shell."""
+    """Yield what is wrong with one node; `name` is the cluster remote."""
     # Nodes without a remote are left to problems_of_missing.
     if node.contact is not None and node.remote:
         yield from _contact_problems(state, node, node.contact, name, gateway_down=gateway_down)
@@ -175,7 +180,7 @@ def _contact_problems(
     elif not contact.reachable and not gateway_down:
         problem = unreachable(node.uuid, node.title, contact.error, name, node.path)
         if state.gateway is None and node.path and state.tracking == "nodes":
-            moved = f"git remote set-url {shlex.quote(node.name)} DIRECTORY"
+            moved = as_command("git remote set-url", node.name, "DIRECTORY")
             problem = replace(
                 problem,
                 remedy=f"Bring it back at {node.path}, or set its new directory ({moved}); then let it catch up:",
@@ -186,7 +191,7 @@ def _contact_problems(
             problem = replace(
                 problem,
                 remedy=f"Bring it back{where}; this shows the result:",
-                commands=(f"cluster-remote status {name}",),
+                commands=(as_command("cluster-remote status", name),),
             )
         yield problem
 
@@ -199,7 +204,10 @@ def _state_problems(node: NodeState, contact: Contact, name: str) -> Iterator[Pr
             f"{node.title} has lost content: asked about {many(sample.asked, 'key')}, it lacks "
             f"{sample.missing} that the location log says it has",
             "Check all keys and correct the log, then restore the missing content:",
-            (f"cluster-remote check {name} --all --fix", f"cluster-remote repair {name}"),
+            (
+                as_command("cluster-remote check", name, options="--all --fix"),
+                as_command("cluster-remote repair", name),
+            ),
             node=node.uuid,
         )
     if sample is not None and sample.unlogged:
@@ -208,7 +216,7 @@ def _state_problems(node: NodeState, contact: Contact, name: str) -> Iterator[Pr
             f"{node.title} has content that the location log does not list: asked about {many(sample.asked, 'key')}, "
             f"it has {sample.unlogged} that the log does not list",
             "Check all keys and correct the log:",
-            (f"cluster-remote check {name} --all --fix",),
+            (as_command("cluster-remote check", name, options="--all --fix"),),
             node=node.uuid,
         )
     preferring = node.preferred is not None or node.required is not None
@@ -217,7 +225,7 @@ def _state_problems(node: NodeState, contact: Contact, name: str) -> Iterator[Pr
             "lagging",
             f"{node.title} lacks {many(node.lacking, 'content')} that other nodes have",
             "Copy it there:",
-            (f"cluster-remote repair {name}",),
+            (as_command("cluster-remote repair", name),),
             node=node.uuid,
         )
     if node.free is not None and node.free < _RESERVE:
@@ -234,6 +242,6 @@ def _state_problems(node: NodeState, contact: Contact, name: str) -> Iterator[Pr
             "old-protocol",
             f"{node.title} speaks protocol version {contact.version}, which cannot say where content was stored",
             "Install a newer git-annex there. This shows its version:",
-            (f"cluster-remote ping {name}",),
+            (as_command("cluster-remote ping", name),),
             node=node.uuid,
         )

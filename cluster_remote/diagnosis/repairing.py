@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
@@ -25,6 +24,7 @@ from cluster_remote.diagnosis.recording import record
 from cluster_remote.diagnosis.replaced import problems_of_missing
 from cluster_remote.diagnosis.transfer import Copier, Task, Transfer, task_for
 from cluster_remote.p2p.key import UUID, Key
+from cluster_remote.p2p.text import as_command
 
 if TYPE_CHECKING:
     from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
@@ -221,7 +221,7 @@ class _Repair:
         return Repair(healthy, self.view.label, self.dry_run, (), self.keys, self.recorded, nodes, seconds, problems)
 
     def _problems(self, nodes: Sequence[NodeRepair]) -> list[Problem]:
-        name = shlex.quote(self.view.label)
+        name = self.view.label
         # With --trust-log, missing nodes do not count as problems.
         problems = [] if self.trust_log else problems_of_missing(self.view)
         for node in nodes:
@@ -234,7 +234,7 @@ class _Repair:
                         "lagging",
                         f"{node.title} still lacks {left}: {self.reasons[node.uuid]}",
                         "Fix that, then try again:",
-                        (f"cluster-remote repair {name}",),
+                        (as_command("cluster-remote repair", name),),
                         node=node.uuid,
                     )
                 )
@@ -246,7 +246,7 @@ class _Repair:
                     f"{title} has {many(number, 'damaged copy', 'damaged copies')}: good ones were copied instead "
                     "to the nodes that lacked them",
                     "Find all damaged copies, and record them as missing:",
-                    (f"cluster-remote check {name} --all --content --fix",),
+                    (as_command("cluster-remote check", name, options="--all --content --fix"),),
                     node=uuid,
                 )
             )
@@ -257,7 +257,7 @@ class _Repair:
                     f"{many(self.unavailable, 'content')} cannot be found: neither this repository nor any reachable "
                     "node has it",
                     "Correct the log; git annex whereis then shows who else may have it:",
-                    (f"cluster-remote check {name} --all --fix",),
+                    (as_command("cluster-remote check", name, options="--all --fix"),),
                 )
             )
         return problems

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,11 +33,6 @@ class RemoteFacts:
     pending: Pending | None = None
     settings: Settings | None = None
     unusable: str = ""
-
-    @property
-    def quoted(self) -> str:
-        """The name, quoted for a shell."""
-        return shlex.quote(self.name)
 
     @property
     def sameas(self) -> bool:

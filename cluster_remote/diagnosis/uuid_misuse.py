@@ -13,6 +13,7 @@ from cluster_remote.annex.gitconfig import GitConfig
 from cluster_remote.diagnosis.problem import Problem
 from cluster_remote.diagnosis.snapshot import Snapshot
 from cluster_remote.p2p.key import UUID
+from cluster_remote.p2p.text import as_command
 
 __all__ = ["made_with_uuid", "misused_uuids"]
 
@@ -40,10 +41,9 @@ def made_with_uuid(facts: Snapshot) -> Iterator[Problem]:
     """Yield a problem for each remote that `misused_uuids` finds."""
     for name, uuid in misused_uuids(facts.config, facts.logs).items():
         what = "cluster" if uuid.is_cluster else "node"
-        quoted = shlex.quote(name)
         parameters = facts.logs.remotes.get(uuid, {})
         description = facts.earlier.get(uuid) or _default_description(facts, uuid)
-        commands = [f"git remote remove -- {quoted}", f"git annex describe {uuid} {shlex.quote(description)}"]
+        commands = [as_command("git remote remove", name), as_command("git annex describe", uuid.text, description)]
         remedy = "Remove it, and restore the description."
         if parameters.get("externaltype") == "cluster":
             commands += _right_commands(facts, name, uuid, parameters.get("url", ""))
@@ -62,13 +62,22 @@ def _right_commands(facts: Snapshot, old: str, uuid: UUID, url: str) -> list[str
     """Return the commands that create the remote as intended."""
     name = _free_name(facts, old)
     if uuid.is_cluster and url:
-        return [f"cluster-remote setup {shlex.quote(name)} {shlex.quote(url)} --cluster {uuid}"]
-    made = f"git annex initremote {shlex.quote(name)} --sameas={uuid} --private type=external externaltype=cluster"
+        return [as_command("cluster-remote setup", name, url, options=f"--cluster {uuid}")]
+    where = [] if uuid.is_cluster else [f"url={url}"]
+    made = as_command(
+        "git annex initremote",
+        name,
+        "type=external",
+        "externaltype=cluster",
+        "encryption=none",
+        *where,
+        options=f"--sameas={uuid} --private",
+    )
     if uuid.is_cluster:
-        return [f"{made} encryption=none"]
+        return [made]
     cost = facts.cost(old) + 1
     return [
-        f"{made} encryption=none {shlex.quote(f'url={url}')}",
+        made,
         f"git config {shlex.quote(f'remote.{name}.annex-sync')} false",
         f"git config {shlex.quote(f'remote.{name}.annex-cost')} {cost:g}",
     ]

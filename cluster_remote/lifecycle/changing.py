@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from cluster_remote.access.settings import BadSettings, as_argument
+from cluster_remote.access.settings import BadSettings
 from cluster_remote.lifecycle.cluster_steps import CheckNodes, Describe
 from cluster_remote.lifecycle.facts import Facts
 from cluster_remote.lifecycle.names import checked_remote, cluster_name
@@ -15,7 +14,7 @@ from cluster_remote.lifecycle.remote_steps import RemoveRemote, Rename, Verify
 from cluster_remote.lifecycle.remotes import recreated
 from cluster_remote.lifecycle.steps import Command, Plan, Step
 from cluster_remote.p2p.key import UUID
-from cluster_remote.p2p.text import few, printable
+from cluster_remote.p2p.text import as_command, few, printable
 
 __all__ = [
     "OwnCluster",
@@ -56,7 +55,7 @@ def own_cluster(facts: Facts, named: str) -> OwnCluster:
             if each == uuid or parameters.get("cluster", "").lower() in (name, each.text):
                 return OwnCluster(name, each, named, parameters.get("encryption", "none") != "none")
         raise BadSettings(
-            f"the cluster of {named} is not set up in this repository: cluster-remote setup {as_argument(named)}"
+            f"the cluster of {named} is not set up in this repository: {as_command('cluster-remote setup', named)}"
         )
     name = named.lower()
     if name in own:
@@ -106,10 +105,9 @@ def plan_remove(facts: Facts, own: OwnCluster, node: UUID, *, dead: bool = False
     """Plan removing a node from a cluster. Raises BadSettings."""
     listed = facts.logs.clusters.nodes(own.uuid)
     if listed <= {node}:
-        name = shlex.quote(own.remote or own.name)
         raise BadSettings(
-            f"{_title(facts, node)} is the only node of the cluster; to take the cluster down: cluster-remote remove "
-            f"{name} --cluster"
+            f"{_title(facts, node)} is the only node of the cluster; to take the cluster down: "
+            + as_command("cluster-remote remove", own.remote or own.name, options="--cluster")
         )
     plan = Plan((facts.restore_logs(),)) + plan_change(facts, Change(own.name, own.uuid, lost=(node,)))
     if dead:

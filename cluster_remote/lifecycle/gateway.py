@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from cluster_remote.lifecycle.runner import Runner
 from cluster_remote.lifecycle.serverless import Request
 from cluster_remote.lifecycle.steps import BestEffort, Plan, Step
 from cluster_remote.p2p.key import UUID
-from cluster_remote.p2p.text import few, printable
+from cluster_remote.p2p.text import as_command, few, printable
 from cluster_remote.transport.address import Address, BadAddress, Directory, Http, Ssh, at_node, parse_address
 from cluster_remote.transport.opening import Caller, session_at
 
@@ -153,17 +152,16 @@ async def _fetched(facts: Facts, remote: str) -> bool:
 def unknown_server(server: UUID, name: str, address: Address) -> BadSettings:
     """Return the error for a server that this repository's logs do not know, even after fetching."""
     url = str(address)
-    quoted = shlex.quote(url)
-    again = f"cluster-remote setup {shlex.quote(name)} {quoted}"
+    again = as_command("cluster-remote setup", name, url)
     if isinstance(address, Directory | Ssh):
-        fetched = shlex.quote(f"+refs/heads/git-annex:refs/remotes/{name}-gateway/git-annex")
-        how = f"git fetch {quoted} {fetched}; then {again}"
+        fetched = f"+refs/heads/git-annex:refs/remotes/{name}-gateway/git-annex"
+        how = f"{as_command('git fetch', url, fetched)}; then {again}"
     else:
         how = f"fetch it from where you cloned this repository (git fetch --all); then {again}"
     return BadSettings(
         f"this repository does not know {server}, which answers at {url}. Fetch the gateway's git-annex branch, so "
-        f"that the copies on the nodes can be counted: {how}. Or count the cluster as one copy of its own: {again} "
-        "--tracking remote"
+        f"that the copies on the nodes can be counted: {how}. Or count the cluster as one copy of its own: "
+        + as_command("cluster-remote setup", name, url, options="--tracking remote")
     )
 
 
@@ -254,8 +252,8 @@ def _plan_nodes(gateway: _Gateway) -> Plan:
             plan += Plan(
                 notes=(
                     f"{printable(names.get(uuid, uuid.text))} is an encrypted special remote, and a remote made for it "
-                    "with --sameas would encrypt too. To verify its copies: git annex enableremote "
-                    f"{shlex.quote(logs.remotes[uuid].get('name', uuid.text))}",
+                    "with --sameas would encrypt too. To verify its copies: "
+                    + as_command("git annex enableremote", logs.remotes[uuid].get("name", uuid.text)),
                 )
             )
             continue

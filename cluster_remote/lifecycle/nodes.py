@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from cluster_remote.lifecycle.names import checked_remote
 from cluster_remote.lifecycle.runner import Later
 from cluster_remote.lifecycle.steps import Command, Plan, Step
 from cluster_remote.p2p.key import UUID
-from cluster_remote.p2p.text import printable
+from cluster_remote.p2p.text import as_command, printable
 from cluster_remote.transport.address import Directory
 
 __all__ = ["Change", "check_node", "contacted", "directory_of", "plan_change", "uninitialised"]
@@ -29,11 +28,10 @@ def check_node(facts: Facts, remote: str) -> UUID:
     if remote not in config.remotes():
         raise BadSettings(f"--node {remote}: this repository has no such remote (git remote lists them)")
     uuid = facts.remote_uuid(remote)
-    name = shlex.quote(remote)
     if uuid is None:
         raise BadSettings(
             f"--node {remote}: git-annex does not know its UUID: is it reachable, and has git annex init "
-            f"been run there? If so: git fetch {name} && git annex info {name}"
+            f"been run there? If so: {as_command('git fetch', remote)} && {as_command('git annex info', remote)}"
         )
     if uuid == facts.uuid:
         raise BadSettings(f"--node {remote}: this is the repository that the cluster is for")
@@ -44,13 +42,14 @@ def check_node(facts: Facts, remote: str) -> UUID:
         )
     if logs.trust.get(uuid) == "dead":
         raise BadSettings(
-            f"--node {remote}: this repository was declared dead; if it is not: git annex semitrust {name}"
+            f"--node {remote}: this repository was declared dead; if it is not: "
+            + as_command("git annex semitrust", remote)
         )
     settings = special_settings(facts.config, remote, facts.logs)
     if settings.get("exporttree") == "yes" and settings.get("annexobjects") != "yes":
         raise BadSettings(
             f"--node {remote}: git-annex accepts a special remote with exporttree=yes only if it has annexobjects=yes "
-            f"too: git annex enableremote {name} annexobjects=yes"
+            f"too: {as_command('git annex enableremote', remote, 'annexobjects=yes')}"
         )
     _check_way(facts, remote, settings)
     return uuid

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -12,7 +11,7 @@ from cluster_remote.annex.errors import CommandFailed
 from cluster_remote.annex.verification import pending
 from cluster_remote.lifecycle.runner import Runner, as_typed
 from cluster_remote.lifecycle.steps import Command, Step
-from cluster_remote.p2p.text import printable
+from cluster_remote.p2p.text import as_command, printable
 
 __all__ = ["Enable", "Initremote", "RemoveRemote", "Rename", "Verify"]
 
@@ -101,7 +100,7 @@ class RemoveRemote(Step):
     restore: tuple[Step, ...] = ()
 
     def shown(self) -> str:
-        return f"git annex disableremote {shlex.quote(self.name)}"
+        return as_command("git annex disableremote", self.name)
 
     async def do(self, runner: Runner) -> None:
         await _remove_remote(self.name, runner)
@@ -168,7 +167,7 @@ class Verify(Step):
             raise BadSettings(
                 f"the configuration of {self.name!r} is not the requested one, so it stays unverified: "
                 f"{printable(found.configuration)}. Somebody may have changed it through the git-annex branch. Check "
-                f"and verify it yourself: {shlex.join(('git', 'annex', 'verifyremote', self.name))}"
+                f"and verify it yourself: {as_command('git annex verifyremote', self.name)}"
             )
         await runner.run("git", "annex", "verifyremote", self.name, "--safe", str(found.number))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -13,7 +12,7 @@ from cluster_remote.lifecycle.remote_steps import Enable, Initremote, RemoveRemo
 from cluster_remote.lifecycle.runner import Later
 from cluster_remote.lifecycle.steps import Plan, Setting, Step
 from cluster_remote.p2p.key import UUID
-from cluster_remote.p2p.text import printable
+from cluster_remote.p2p.text import as_command, printable
 
 __all__ = ["Wanted", "initremote", "plan_remote", "recreated"]
 
@@ -84,11 +83,10 @@ def _fresh(key: str, value: str) -> tuple[Step, ...]:
 
 
 def _check_same(facts: Facts, wanted: Wanted) -> None:
-    name = shlex.quote(wanted.name)
     if not facts.ours(wanted.name):
         raise BadSettings(
             f"this repository already has a remote {wanted.name!r} of another kind; choose another name, or remove it "
-            f"first: git remote remove -- {name}"
+            f"first: {as_command('git remote remove', wanted.name)}"
         )
     uuid = facts.remote_uuid(wanted.name)
     expected = facts.config.clusters().get(wanted.sameas.cluster) if isinstance(wanted.sameas, Later) else wanted.sameas
@@ -96,7 +94,7 @@ def _check_same(facts: Facts, wanted: Wanted) -> None:
         there = "a new cluster" if expected is None else printable(facts.description(expected))
         raise BadSettings(
             f"the remote {wanted.name!r} of this repository is the repository {uuid}, not the requested one "
-            f"({there}); choose another name, or remove it first: cluster-remote remove {name}"
+            f"({there}); choose another name, or remove it first: {as_command('cluster-remote remove', wanted.name)}"
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from cluster_remote.access.settings import BadSettings, as_argument
+from cluster_remote.access.settings import BadSettings
 from cluster_remote.lifecycle.alias import refreshed
 from cluster_remote.lifecycle.facts import Facts, Stored
 from cluster_remote.lifecycle.gateway import (
@@ -25,7 +25,7 @@ from cluster_remote.lifecycle.runner import Runner
 from cluster_remote.lifecycle.serverless import Request, plan_serverless
 from cluster_remote.lifecycle.steps import Command, Plan
 from cluster_remote.p2p.key import UUID
-from cluster_remote.p2p.text import few, printable
+from cluster_remote.p2p.text import as_command, few, printable
 
 __all__ = ["plan_setup", "prepare"]
 
@@ -178,4 +178,4 @@ def _not_set_up(facts: Facts, stored: Stored) -> bool:
 
 
 def _listed(names: Iterable[str]) -> str:
-    return few(sorted(f"cluster-remote setup {as_argument(name)}" for name in names))
+    return few(sorted(as_command("cluster-remote setup", name) for name in names))

@@ -6,7 +6,7 @@ Never print control characters from untrusted text: a terminal obeys them. Pass 
 
 from __future__ import annotations
 
-__all__ = ["few", "printable", "visible"]
+__all__ = ["as_command", "few", "printable", "visible"]
 
 # Names or UUIDs to list in a message.
 _MOST_NAMED = 10
@@ -33,6 +33,19 @@ def visible(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() or c == "\n" else _escaped(c) for c in text)
+
+
+def as_command(command: str, name: str, *arguments: str, options: str = "") -> str:
+    """Return a command for users to paste, in which the name and each of `arguments` is one word, and never an option.
+
+    `command` and `options` are shown as they are.
+    """
+    import shlex  # The special remote seldom shows a command, and starts faster without it.
+
+    first, *others = map(shlex.quote, (name, *arguments))
+    is_option = any(word.startswith("-") for word in (name, *arguments))
+    words = [command, options, "--", first, *others] if is_option else [command, first, options, *others]
+    return " ".join(filter(None, words))
 
 
 def few(names: list[str]) -> str:

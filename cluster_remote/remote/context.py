@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
 from contextlib import asynccontextmanager, suppress
@@ -31,6 +30,7 @@ from cluster_remote.p2p.errors import Damaged, SessionError, TimedOut, Unreachab
 from cluster_remote.p2p.key import UUID, AssociatedFile, Key
 from cluster_remote.p2p.session import Progress, Session
 from cluster_remote.p2p.stream import Trace
+from cluster_remote.p2p.text import as_command
 from cluster_remote.remote.agreement import retrieve_agreed
 from cluster_remote.remote.causes import Causes
 from cluster_remote.remote.chunks import stored_as
@@ -330,8 +330,8 @@ class Context:
             if await retrieve_agreed(self.gateway_nodes, await self._holders(key), stored, again - 1, path, progress):
                 return
         by_git_annex = stored.is_verifiable and not is_verified_here(stored) and not (has_checksum and again)
-        name = shlex.quote(self.settings.name)
-        remedy = f"to find and replace it: cluster-remote check {name} --content --fix, then repair"
+        check = as_command("cluster-remote check", self.settings.name, options="--content --fix")
+        remedy = f"to find and replace it: {check}, then repair"
 
         async def get(session: Session) -> None:
             verified = False

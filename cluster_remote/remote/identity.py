@@ -6,14 +6,14 @@ mistake is refused when the remote is created, with the command that would be ri
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cluster_remote.access.identity import candidates, display_name
-from cluster_remote.access.settings import BadSettings, Settings, as_argument
+from cluster_remote.access.settings import BadSettings, Settings
 from cluster_remote.p2p.key import UUID
+from cluster_remote.p2p.text import as_command
 from cluster_remote.transport.address import Directory, Ssh
 
 if TYPE_CHECKING:
@@ -55,19 +55,17 @@ class Commands:
             **self.settings.others,
             **changes,
         }
-        words = ["git", "annex", "initremote", self.settings.name]
-        if sameas is not None:
-            words.append(f"--sameas={sameas}")
+        options = [] if sameas is None else [f"--sameas={sameas}"]
         if self.private:
-            words.append("--private")
-        words += [f"{name}={value}" for name, value in given.items() if value]
-        return shlex.join(words)
+            options.append("--private")
+        parameters = [f"{name}={value}" for name, value in given.items() if value]
+        return as_command("git annex initremote", self.settings.name, *parameters, options=" ".join(options))
 
     def again(self) -> str:
         """Return the same command again, to repeat once the problem is solved."""
         if self.exists:
-            encryption = "encryption=none" if self.settings.sameas else ""
-            return shlex.join(filter(None, ["git", "annex", "enableremote", self.settings.name, encryption]))
+            encryption = ["encryption=none"] if self.settings.sameas else []
+            return as_command("git annex enableremote", self.settings.name, *encryption)
         return self.initremote(
             self.settings.uuid if self.settings.sameas else None, tracking=self.settings.explicit_tracking
         )
@@ -116,7 +114,7 @@ def _check_alias(settings: Settings, server: UUID, logs: BranchLogs) -> None:
     if not nodes or logs.clusters.nodes(settings.uuid) != nodes:
         raise BadSettings(
             f"in cluster.log, {settings.uuid} lacks the nodes of {display_name(server, logs.descriptions)}: "
-            f"cluster-remote setup {shlex.quote(settings.name)} {shlex.quote(settings.url)} --autoenable makes such a "
+            f"{as_command('cluster-remote setup', settings.name, settings.url, options='--autoenable')} makes such a "
             "remote"
         )
 
@@ -155,7 +153,7 @@ def _wrong_uuid(commands: Commands, server: UUID, logs: BranchLogs) -> str:
     if settings.sameas:
         problem = f"at {settings.url} is {there}, not {display_name(settings.uuid, logs.descriptions)}"
         if commands.exists:
-            return f"{problem}; give its url: git annex enableremote {as_argument(settings.name)} url=URL"
+            return f"{problem}; give its url: {as_command('git annex enableremote', settings.name, 'url=URL')}"
     elif settings.uuid in logs.descriptions:
         problem = (
             f"uuid= would take the place of {display_name(settings.uuid, logs.descriptions)} and destroy its "
@@ -173,10 +171,8 @@ def _unknown(commands: Commands, server: UUID) -> str:
     settings = commands.settings
     # If git understands the url too, it can fetch the git-annex branch from there.
     url = settings.url if isinstance(settings.address, Directory | Ssh) else "URL"
-    fetch = (
-        f"git remote add {shlex.quote(settings.name)}-gateway {shlex.quote(url)} && "
-        f"git fetch {shlex.quote(settings.name)}-gateway && git annex merge"
-    )
+    remote = f"{settings.name}-gateway"
+    fetch = f"{as_command('git remote add', remote, url)} && {as_command('git fetch', remote)} && git annex merge"
     if settings.sameas or settings.uuid.is_cluster:
         again = commands.initremote(settings.uuid, tracking="")
     else:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import shlex
 from typing import TYPE_CHECKING
 
 from cluster_remote.access.configuration import awaits_verification
 from cluster_remote.access.identity import wanted_server
-from cluster_remote.access.settings import TOKEN, BadSettings, as_argument
+from cluster_remote.access.settings import TOKEN, BadSettings
 from cluster_remote.access.tokens import given_token, store_token
 from cluster_remote.annex.verification import verified
 from cluster_remote.p2p.errors import AuthenticationFailed, ConnectionLost, SessionError, WrongRepository
 from cluster_remote.p2p.key import UUID
+from cluster_remote.p2p.text import as_command
 from cluster_remote.remote.identity import Commands, check_server
 from cluster_remote.transport.address import BadAddress
 
@@ -45,7 +45,7 @@ async def initialise(context: Context) -> str:
     if awaits_verification(settings, context.logs, verified(context.repository)):
         message = (
             f"nothing was contacted, because this configuration came through the git-annex branch: check it, and "
-            f"confirm that it is safe: git annex verifyremote {as_argument(settings.name)}"
+            f"confirm that it is safe: {as_command('git annex verifyremote', settings.name)}"
         )
         if token is not None:
             message += f". The token was not used; provide it after that: {settings.new_token_command}"
@@ -123,8 +123,8 @@ async def _check_serverless(commands: Commands, context: Context) -> None:
         server = wanted_server(settings, context.logs, clusters)
         if server not in own:
             raise BadSettings(
-                f"the cluster {settings.cluster} is not set up in this repository: cluster-remote setup "
-                f"{shlex.quote(settings.name)}"
+                f"the cluster {settings.cluster} is not set up in this repository: "
+                + as_command("cluster-remote setup", settings.name)
             )
         check_server(commands, server, context.logs)
         return

@@ -5,7 +5,6 @@ Records each node's outcome, and checks nodes whose outcome no answer reports.
 
 from __future__ import annotations
 
-import shlex
 from typing import TYPE_CHECKING
 
 import anyio
@@ -14,6 +13,7 @@ from cluster_remote.cluster.session import ClusterSession
 from cluster_remote.p2p.errors import ConnectionLost, ProtocolError, SessionError, TimedOut
 from cluster_remote.p2p.key import UUID, Key
 from cluster_remote.p2p.session import Removal, Session
+from cluster_remote.p2p.text import as_command
 from cluster_remote.remote.causes import Cause, Fetched, Uploaded
 from cluster_remote.remote.chunks import stored_as
 
@@ -76,11 +76,11 @@ async def _remove_from_single_repository(context: Context, session: Session, key
 
 
 async def _remove_damaged(context: Context, session: Session, key: Key, origin: UUID | None) -> None:
-    name = shlex.quote(context.settings.name)
+    name = context.settings.name
     if origin is None:
         raise NotRemoved(
-            f"nothing was removed, because it is unknown which node sent the damaged content; find it with "
-            f"cluster-remote check {name} --content"
+            "nothing was removed, because it is unknown which node sent the damaged content; find it with "
+            + as_command("cluster-remote check", name, options="--content")
         )
     outcome = await _remove_from(context, session, key, frozenset({origin}))
     if not outcome.removed:
@@ -88,7 +88,11 @@ async def _remove_damaged(context: Context, session: Session, key: Key, origin: 
     others = await context.nodes_with(key) if context.counts_nodes else context.living_nodes - {origin}
     raise NotRemoved(
         f"the damaged copy on {context.names_of({origin})} was removed, and no other"
-        + (f" (not from {context.names_of(others)}); cluster-remote repair {name} replaces it" if others else "")
+        + (
+            f" (not from {context.names_of(others)}); {as_command('cluster-remote repair', name)} replaces it"
+            if others
+            else ""
+        )
     )
 
 

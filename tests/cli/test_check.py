@@ -118,7 +118,7 @@ def test_each_discrepancy_is_named_and_only_fix_records_it(own_testbed: Testbed)
         f"{DESCRIPTIONS[2]}, {DESCRIPTIONS[0]}", f"{DESCRIPTIONS[0]}, {DESCRIPTIONS[2]}"
     )
     assert f"on {DESCRIPTIONS[1]}, but not in the location log" in shown
-    assert "cluster-remote check mycl one two --fix" in shown
+    assert "cluster-remote check mycl --fix one two" in shown
     assert own_testbed.present(keys["one"]) == own_testbed.nodes
 
     fixed = told(client, "check", "mycl", "--all", "--fix")
