@@ -103,6 +103,45 @@ async def test_an_offset_beyond_the_end_is_a_peer_error(tmp_path: Path) -> None:
         await _read(_file(tmp_path / "f", b"abc"), 4)
 
 
+async def test_a_small_file_is_read_once_for_all_readers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However little of it is cached."""
+    source = _file(tmp_path / "f", b"abcdef")
+    asked: list[int] = []
+
+    def two_at_most(descriptor: int, buffer: memoryview, position: int) -> int:
+        asked.append(position)
+        return os.preadv(descriptor, [buffer[:2]], position)
+
+    monkeypatch.setattr("cluster_remote.p2p.file._read_cached", two_at_most)
+    found: list[tuple[int, bytes, bool]] = []
+
+    async def read(offset: int) -> None:
+        found.append(await _read(source, offset))
+
+    async with anyio.create_task_group() as group:
+        for offset in (0, 2, 5):
+            group.start_soon(read, offset)
+    assert found == [(6, b"abcdef", True), (4, b"cdef", True), (1, b"f", True)]
+    assert asked == [0, 2, 4]
+
+
+async def test_a_small_file_that_has_changed_is_read_again(tmp_path: Path) -> None:
+    source = _file(tmp_path / "f", b"abc")
+    os.utime(tmp_path / "f", ns=(1, 1))
+    assert await _read(source) == (3, b"abc", True)
+    (tmp_path / "f").write_bytes(b"xyz")
+    os.utime(tmp_path / "f", ns=(2, 2))
+    assert await _read(source) == (3, b"xyz", True)
+
+
+async def test_a_small_file_that_shrinks_is_a_source_error(tmp_path: Path) -> None:
+    source = _file(tmp_path / "f", b"abc")
+    async with source.read(0) as reading:
+        os.truncate(tmp_path / "f", 2)
+        with pytest.raises(SourceError, match="was truncated while it was being read"):
+            assert [bytes(chunk) async for chunk in reading.chunks()]
+
+
 async def test_a_file_that_shrinks_is_a_source_error(tmp_path: Path) -> None:
     source = _file(tmp_path / "f", b"x" * (CHUNK + 10))
     async with source.read(0) as reading:
