@@ -44,8 +44,9 @@ VERSION_AGE = 10.0
 _IDLE, _LOOK = 30.0, 5.0
 # The fewest requests to work on at once, and after how many seconds one does not count any more.
 _AT_ONCE, _LONGEST = 8, 1.0
-# Seconds without a returned session before many sessions become more; and how long to wait for one if there is no room.
-_PATIENCE, _WAIT = 0.5, 10.0
+# Seconds without a returned session before many sessions become more, and with returned ones that others were faster to
+# borrow; and how long to wait for one if there is no room.
+_PATIENCE, _MOST_PATIENCE, _WAIT = 0.5, 2.0, 10.0
 
 
 @dataclass(frozen=True)
@@ -121,19 +122,24 @@ class SessionPool:
 
     async def _obtained(self, served: Endpoint, kind: _Kind, owner: str) -> Session:
         nodes = await self._node_count() if served.uuid.is_cluster else 1
-        deadline = self._clock() + _WAIT
-        patient = True
+        began = anyio.current_time()
+        patient_until, deadline = began + _MOST_PATIENCE, began + _WAIT
         while True:
             if (session := self._reused(kind, owner)) is not None:
                 return session
-            if patient and len(self._reserved) >= 2 * self._at_once:
+            if len(self._reserved) >= 2 * self._at_once:
+                if (other := next((each for each in self._idle if each[1] != kind), None)) is not None:
+                    self._idle.remove(other)
+                    await self._close(other[2])
+                    continue
                 # On a busy machine all take long, and would take longer with more programs.
-                patient = await self._one_returned(_PATIENCE)
-                continue
+                if await self._one_returned(min(_PATIENCE, patient_until - anyio.current_time())):
+                    continue
+                patient_until = began
             try:
                 taken = await self._room_for(nodes, owner)
             except Unreachable:
-                if not self._reserved or not await self._one_returned(deadline - self._clock()):
+                if not self._reserved or not await self._one_returned(deadline - anyio.current_time()):
                     raise
                 continue
             try:
@@ -179,9 +185,10 @@ class SessionPool:
         return None
 
     async def _close_while(self, condition: Callable[[], bool]) -> None:
-        """Close idle sessions, the longest idle first; other tasks may do the same meanwhile."""
-        while self._idle and condition():
-            await self._close(self._idle.pop(0)[2])
+        """Close idle sessions concurrently, the longest idle first: with a node that hangs, each takes seconds."""
+        async with anyio.create_task_group() as tasks:
+            while self._idle and condition():
+                tasks.start_soon(self._close, self._idle.pop(0)[2])
 
     async def aclose(self) -> None:
         """Close all idle sessions."""

@@ -55,14 +55,16 @@ def test_running_out_of_room_is_a_request_error_also_inside_an_exception_group(e
 
 
 _KEY = Key("WORM--a")
+_NODE = UUID("21111111-2222-4333-8444-555555555555")
 
 
 class _Lending:
     """A pool of sessions that only take a moment to answer and to close, and which of them are closed."""
 
-    def __init__(self, descriptors: int = 1024) -> None:
+    def __init__(self, descriptors: int = 1024, closing: float = 0.01) -> None:
         self.opened = 0
         self.closed: list[int] = []
+        self.closing = closing
         self.now = 0.0
         self.nodes: object = None
         self.failure: Exception | None = None
@@ -85,7 +87,7 @@ class _Lending:
                 yield True
 
             async def aclose(self) -> None:
-                await anyio.sleep(0.01)
+                await anyio.sleep(lending.closing)
                 lending.closed.append(number)
 
         return cast(Session, Slow())
@@ -168,6 +170,51 @@ async def test_a_new_client_gets_no_session_that_was_opened_before_the_nodes_cha
     assert lending.opened == 2
 
 
+# So many sessions are only exceeded after a while, in the hope that one is returned.
+_MANY = 2 * max(8, 4 * (os.cpu_count() or 1))
+
+
+@pytest.mark.anyio
+async def test_a_client_of_something_else_does_not_wait_until_many_idle_sessions_end() -> None:
+    lending = _Lending()
+    await lending.use("one", at_once=_MANY)
+    with anyio.fail_after(0.3):
+        await lending.use("two", _NODE)
+    assert lending.closed == [0]
+
+
+@pytest.mark.anyio
+async def test_a_client_of_something_else_gets_a_session_while_others_return_and_borrow_theirs_all_the_time() -> None:
+    lending = _Lending()
+    borrowing = anyio.Event()
+
+    async def keep_borrowing() -> None:
+        while True:
+            await lending.use("one")
+            borrowing.set()
+
+    async with AsyncExitStack() as stack:
+        # They are never idle, and one is returned all the time.
+        for _ in range(_MANY):
+            await stack.enter_async_context(lending.lend("one"))
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(keep_borrowing)
+            await borrowing.wait()
+            with anyio.fail_after(5):
+                await lending.use("two", _NODE)
+            tasks.cancel_scope.cancel()
+
+
+@pytest.mark.anyio
+async def test_sessions_end_concurrently() -> None:
+    lending = _Lending(closing=0.2)
+    await lending.use("one", at_once=10)
+    began = anyio.current_time()
+    await lending.pool.aclose()
+    assert len(lending.closed) == 10
+    assert anyio.current_time() < began + 1
+
+
 @pytest.mark.parametrize(
     ("failure", "opened"), [(Refused("no"), 1), (Exhausted("full"), 2), (OSError(errno.EMFILE, "full"), 2)]
 )
@@ -192,9 +239,6 @@ async def test_requests_wait_for_each_others_sessions_where_there_is_no_room_for
     lending = _Lending(40 + 9)
     await lending.ask(at_once=20)
     assert lending.opened == 1
-
-
-_NODE = UUID("21111111-2222-4333-8444-555555555555")
 
 
 @pytest.mark.anyio
