@@ -8,6 +8,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
 
+import anyio
+
 from cluster_remote.annex.branchlog import BranchLogs
 from cluster_remote.annex.errors import AnnexError
 from cluster_remote.annex.repository import Repository
@@ -32,6 +34,14 @@ __all__ = ["Backend"]
 
 # A node's share of the clients' timeout. With all of it, clients would time out together with the node.
 _NODE_SHARE = 0.5
+# What a session depends on. git-annex, which uploads where nodes have preferred content, reads it only when it starts.
+_LOGS_OF_SESSIONS = (
+    *CLUSTER_LOGS,
+    "group.log",
+    "group-preferred-content.log",
+    "numcopies.log",
+    "mincopies.log",
+)
 # Records after which a node commits its log.
 _MOST_ON_NODES = 1000
 
@@ -52,6 +62,7 @@ class Backend:
         self._reachability = Reachability()
         self._uploads = Uploads()
         self._logs, self._logs_read = BranchLogs({}), -math.inf
+        self._reading_logs = anyio.Lock()
 
     @classmethod
     def at(cls, repository: Repository, cluster: str | None, timeout: float = DEFAULT_TIMEOUT) -> Backend:
@@ -132,13 +143,19 @@ class Backend:
             note(f"cannot have {node} commit its log: {error}")
 
     async def nodes_version(self, max_age: float) -> object:
-        """Return a value that changes with the clusters' nodes, at most `max_age` seconds old. Raises Unreachable."""
+        """Return a value that changes with the clusters' nodes and what they want. Raises Unreachable.
+
+        Changes of the git-annex branch in the last `max_age` seconds may be missing: reading it takes a process.
+        """
+        asked = time.monotonic()
         try:
             config = await self.repository.current_config()
-            if time.monotonic() >= self._logs_read + max_age:
-                began = time.monotonic()
-                self._logs = await BranchLogs.read(self.repository, CLUSTER_LOGS)
-                self._logs_read = began
+            async with self._reading_logs:
+                if self._logs_read < asked - max_age:
+                    began = time.monotonic()
+                    logs = await BranchLogs.read(self.repository, _LOGS_OF_SESSIONS)
+                    # Comparing an object with itself takes no time.
+                    self._logs, self._logs_read = self._logs if logs == self._logs else logs, began
         except AnnexError as error:
             raise Unreachable(str(error)) from None
         return config, self._logs

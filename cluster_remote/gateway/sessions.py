@@ -38,7 +38,7 @@ from cluster_remote.transport.turns import Turn, Turns
 __all__ = ["VERSION_AGE", "SessionPool"]
 
 VERSION_AGE = 10.0
-"""How old what a request over HTTP knows about the nodes may be, in seconds: reading it takes a process."""
+"""How old what a request knows about the nodes may be, in seconds: reading it takes a process."""
 
 # Seconds to keep an unused session, and between looks for such.
 _IDLE, _LOOK = 30.0, 5.0
@@ -88,10 +88,12 @@ class SessionPool:
     async def session(self, served: Endpoint, owner: str, bypass: frozenset[UUID], max_age: float = 0.0) -> Session:
         """Return a session for a client that is counted by `owner`; it needs not be closed.
 
-        What it knows about the nodes is at most `max_age` seconds old. Raises SessionError.
+        What it knows about the nodes is at most `max_age` seconds old at first, and later VERSION_AGE: a client may
+        stay connected for days. Raises SessionError.
         """
-        nodes = await self._version(max_age) if served.uuid.is_cluster else None
-        return _Shared(self, served, _Kind(served.uuid, bypass, nodes), owner)
+        if served.uuid.is_cluster:
+            await self._version(max_age)
+        return _Shared(self, served, bypass, owner)
 
     @asynccontextmanager
     async def client(self) -> AsyncIterator[None]:
@@ -105,9 +107,11 @@ class SessionPool:
                 await self._close_while(lambda: not self._clients)
 
     @asynccontextmanager
-    async def lend(self, served: Endpoint, kind: _Kind, owner: str) -> AsyncIterator[tuple[Session, Turn]]:
+    async def lend(self, served: Endpoint, bypass: frozenset[UUID], owner: str) -> AsyncIterator[tuple[Session, Turn]]:
         """Wait for a request's turn, and lend it a session. Raises SessionError."""
         async with self._turns.turn() as turn:
+            nodes = await self._version(VERSION_AGE) if served.uuid.is_cluster else None
+            kind = _Kind(served.uuid, bypass, nodes)
             session = await self._obtained(served, kind, owner)
             try:
                 yield session, turn
@@ -223,10 +227,10 @@ def _may_be_broken(error: Exception) -> bool:
 class _Shared(Session):
     """A client's session, which borrows one of the pool's for each request."""
 
-    def __init__(self, pool: SessionPool, served: Endpoint, kind: _Kind, owner: str) -> None:
+    def __init__(self, pool: SessionPool, served: Endpoint, bypass: frozenset[UUID], owner: str) -> None:
         self._pool = pool
         self._served = served
-        self._kind = kind
+        self._bypass = bypass
         self._owner = owner
         self.pipelines_checks = not served.uuid.is_cluster
 
@@ -240,7 +244,7 @@ class _Shared(Session):
 
     @asynccontextmanager
     async def _borrowed(self) -> AsyncIterator[tuple[Session, Turn]]:
-        async with self._pool.lend(self._served, self._kind, self._owner) as lent:
+        async with self._pool.lend(self._served, self._bypass, self._owner) as lent:
             yield lent
 
     async def open(self) -> UUID:

@@ -160,6 +160,17 @@ async def test_idle_sessions_are_closed_once_overdue() -> None:
 
 
 @pytest.mark.anyio
+async def test_a_client_that_stays_connected_gets_a_new_session_once_the_nodes_have_changed() -> None:
+    lending = _Lending()
+    session = await lending.pool.session(lending.endpoint, "one", frozenset())
+    await session.check_present(_KEY)
+    lending.nodes = "others"
+    await session.check_present(_KEY)
+    await session.check_present(_KEY)
+    assert lending.opened == 2
+
+
+@pytest.mark.anyio
 async def test_a_new_client_gets_no_session_that_was_opened_before_the_nodes_changed() -> None:
     lending = _Lending()
     await lending.ask()
