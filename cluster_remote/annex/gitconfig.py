@@ -70,10 +70,6 @@ class GitConfig:
         ours = {_canonical(name): (value,) for name, value in values.items()}
         return GitConfig({**self._values, **ours})
 
-    def is_same_as(self, other: GitConfig) -> bool:
-        """Return whether all values are the same."""
-        return self._values == other._values
-
     def get(self, name: str, default: str | None = None) -> str | None:
         """Return the effective value, which is the last one set."""
         values = self.all(name)

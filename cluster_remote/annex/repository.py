@@ -209,9 +209,7 @@ class Repository:
         return self._last_read
 
     async def current_config(self) -> GitConfig:
-        """Return the current configuration, the same object as before if no value has changed.
-
-        Runs git only if one of the files may have changed.
+        """Return the current configuration; run git only if one of the files has changed.
 
         Does not block the event loop; concurrent callers share one answer. Raises CommandFailed.
         """
@@ -225,10 +223,10 @@ class Repository:
                 known = self._usual_files() if self._config_files is None else self._config_files.states
                 before = {file: state_of(file) for file in known}
                 done = await self.run("git", "config", "--list", "--show-origin", "-z", timeout=_QUICK)
-                found, files = GitConfig.parse_with_origins(done.stdout)
-                self._last_read = read = read if read is not None and read.is_same_as(found) else found
-                after = {file: state_of(file) for file in (self.working_directory / name for name in files)}
-                self._config_files = _ConfigFiles({**after, **before}, began)
+                read, files = GitConfig.parse_with_origins(done.stdout)
+                self._last_read = read
+                found = {file: state_of(file) for file in (self.working_directory / name for name in files)}
+                self._config_files = _ConfigFiles({**found, **before}, began)
         return read
 
     def _usual_files(self) -> list[Path]:

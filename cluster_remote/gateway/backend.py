@@ -97,7 +97,8 @@ class Backend:
             raise NotServed(f"{uuid} is not behind this gateway")
         denied = None if with_git else "this token gives no access to the git repository"
         connect = None if with_git is None else GitService(self.repository, self.log.commit, note, denied)
-        return Endpoint(uuid, session, mode, connect, self._uploads)
+        # git-annex shows whom this repository sends to, and whose transfers failed.
+        return Endpoint(uuid, session, mode, connect, self._uploads, client if uuid == self.own else None)
 
     async def nodes(self) -> list[tuple[str, UUID, str]]:
         """Return the cluster's nodes: name, UUID, and whether each is in use or currently skipped."""

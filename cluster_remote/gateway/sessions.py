@@ -54,6 +54,7 @@ class _Kind:
     """What a session leads to. `nodes` changes with the configuration of the nodes."""
 
     uuid: UUID
+    client: UUID | None
     bypass: frozenset[UUID]
     nodes: object
 
@@ -111,7 +112,7 @@ class SessionPool:
         """Wait for a request's turn, and lend it a session. Raises SessionError."""
         async with self._turns.turn() as turn:
             nodes = await self._version(VERSION_AGE) if served.uuid.is_cluster else None
-            kind = _Kind(served.uuid, bypass, nodes)
+            kind = _Kind(served.uuid, served.client, bypass, nodes)
             session = await self._obtained(served, kind, owner)
             try:
                 yield session, turn

@@ -101,6 +101,8 @@ class Endpoint:
     connect: Callable[[MessageStream, str, str | None], Awaitable[None]] | None = None
     uploads: Uploads = field(default_factory=Uploads)
     """The uploads of all clients, to anything that this server serves."""
+    client: UUID | None = None
+    """The client, if the repository takes note of who asks: then clients cannot share a session."""
 
     @asynccontextmanager
     async def upload(self, session: Session, key: Key, file: AssociatedFile) -> AsyncIterator[Present | Upload]:

@@ -1,4 +1,4 @@
-"""Which changes end a gateway's sessions with its nodes."""
+"""Which clients of a gateway share sessions, and which changes of the nodes end these."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ import pytest
 from cluster_remote.annex import repository as repository_module
 from cluster_remote.annex.repository import Repository as AnnexRepository
 from cluster_remote.gateway.backend import Backend
+from cluster_remote.gateway.budget import DescriptorBudget
+from cluster_remote.gateway.sessions import SessionPool
 from cluster_remote.p2p.key import UUID, Key
+from cluster_remote.p2p.server import Mode
+from tests.cluster.fakes import FILE
 from tests.support.repositories import Cluster
 
 pytestmark = pytest.mark.anyio
@@ -26,6 +30,23 @@ async def backend_of(cluster: Cluster) -> AsyncIterator[Backend]:
             yield backend
         finally:
             await backend.aclose()
+
+
+async def test_the_gateway_s_own_repository_knows_which_client_it_sends_to(cluster: Cluster) -> None:
+    """`git annex info` lists the transfers in progress with their clients."""
+    gateway = cluster.gateway
+    key = gateway.add("file", b"content")
+    clients = [UUID(f"c11e0000-0000-4000-8000-00000000000{number}") for number in (1, 2)]
+    async with backend_of(cluster) as backend:
+        pool = SessionPool(DescriptorBudget(), backend.node_count, backend.nodes_version)
+        try:
+            for client in clients:
+                endpoint = await backend.endpoint(backend.own, client, Mode.READ_WRITE)
+                session = await pool.session(endpoint, "token", frozenset())
+                async with session.download(Key(key), FILE):
+                    assert (gateway.path / ".git/annex/transfer/upload" / str(client)).is_dir()
+        finally:
+            await pool.aclose()
 
 
 async def test_every_change_that_concerns_the_nodes_makes_another_version(cluster: Cluster) -> None:
