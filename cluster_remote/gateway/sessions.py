@@ -144,19 +144,20 @@ class SessionPool:
             try:
                 taken = await self._room_for(nodes, owner)
             except Unreachable:
-                if not self._reserved or not await self._one_returned(deadline - anyio.current_time()):
+                if not await self._one_returned(deadline - anyio.current_time()):
                     raise
                 continue
             try:
                 session = await served.session(kind.bypass)
             except BaseException:
                 self._descriptors.give_back(taken)
+                self._tell_waiting()
                 raise
             self._reserved[session] = taken
             return session
 
     async def _one_returned(self, seconds: float) -> bool:
-        """Wait until a session is returned or closed; return False if none is within `seconds`."""
+        """Wait until a session is returned, closed or not opened; return False if none is within `seconds`."""
         with anyio.move_on_after(seconds):
             await self._returned.wait()
             return True

@@ -59,7 +59,7 @@ _NODE = UUID("21111111-2222-4333-8444-555555555555")
 
 
 class _Lending:
-    """A pool of sessions that only take a moment to answer and to close, and which of them are closed."""
+    """A pool of sessions that only take a moment to open, to answer and to close, and which of them are closed."""
 
     def __init__(self, descriptors: int = 1024, closing: float = 0.01) -> None:
         self.opened = 0
@@ -68,12 +68,16 @@ class _Lending:
         self.now = 0.0
         self.nodes: object = None
         self.failure: Exception | None = None
+        self.refusal: Exception | None = None
         self.endpoint = Endpoint(UUID("ac111111-2222-8333-8444-555555555555"), self._session)
         self.pool = SessionPool(DescriptorBudget(descriptors), self._size, self._version, clock=lambda: self.now)
 
     async def _session(self, bypass: frozenset[UUID]) -> Session:
         lending, number = self, self.opened
         self.opened += 1
+        await anyio.sleep(0.01)
+        if (refusal := self.refusal) is not None:
+            raise refusal
 
         class Slow:
             async def check_present(self, key: Key) -> bool:
@@ -250,6 +254,23 @@ async def test_requests_wait_for_each_others_sessions_where_there_is_no_room_for
     lending = _Lending(40 + 9)
     await lending.ask(at_once=20)
     assert lending.opened == 1
+
+
+@pytest.mark.anyio
+async def test_a_session_that_cannot_be_opened_makes_room_for_others_at_once() -> None:
+    lending = _Lending(40 + 9)
+    lending.refusal = Unreachable("no cluster")
+    session = await lending.pool.session(lending.endpoint, "one", frozenset())
+
+    async def ask() -> None:
+        with pytest.raises(Unreachable, match="no cluster"):
+            await session.check_present(_KEY)
+
+    with anyio.fail_after(2):
+        async with anyio.create_task_group() as tasks:
+            for _ in range(20):
+                tasks.start_soon(ask)
+    assert lending.opened == 20
 
 
 @pytest.mark.anyio
