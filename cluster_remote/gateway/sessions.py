@@ -142,11 +142,13 @@ class SessionPool:
                     continue
                 patient_until = began
             try:
-                taken = await self._room_for(nodes, owner)
+                taken = await self._reused_or_room(kind, nodes, owner)
             except Unreachable:
                 if not await self._one_returned(deadline - anyio.current_time()):
                     raise
                 continue
+            if not isinstance(taken, Reserved):
+                return taken
             try:
                 session = await served.session(kind.bypass)
             except BaseException:
@@ -163,10 +165,15 @@ class SessionPool:
             return True
         return False
 
-    async def _room_for(self, nodes: int, owner: str) -> Reserved:
-        """Reserve descriptors. Idle sessions give way, but only the owner's own if it has its share."""
+    async def _reused_or_room(self, kind: _Kind, nodes: int, owner: str) -> Session | Reserved:
+        """Return a session that was returned meanwhile, or reserve descriptors for a new one.
+
+        Idle sessions with something else give way, but only the owner's own if it has its share. Raises Unreachable.
+        """
         async with self._making_room:
             while True:
+                if (session := self._reused(kind, owner)) is not None:
+                    return session
                 try:
                     return self._descriptors.take(nodes, owner)
                 except Unreachable as refusal:
