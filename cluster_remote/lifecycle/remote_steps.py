@@ -40,7 +40,7 @@ async def _remove_remote(name: str, runner: Runner) -> None:
         if config.boolean(f"remote.{name}.annex-private"):
             name = await _renamed(name, _abandoned_name(name, uuid), runner)
         try:
-            await runner.run("git", "annex", "disableremote", name)
+            await runner.run("git", "annex", "disableremote", "--", name)
         except CommandFailed:
             if name not in (await runner.repository.current_config()).remotes():
                 raise
@@ -52,18 +52,19 @@ async def _remove_remote(name: str, runner: Runner) -> None:
 async def _renamed(old: str, new: str, runner: Runner) -> str:
     """Rename a private remote, even if git-annex remembers it as verified; return its name afterwards."""
     try:
-        await runner.run("git", "annex", "renameremote", old, new)
+        await runner.run("git", "annex", "renameremote", "--", old, new)
     except CommandFailed:
         return old
-    await runner.run("git", "remote", "rename", old, new)
+    await runner.run("git", "remote", "rename", "--", old, new)
     found = await pending(runner.repository, new)
     if found is not None:
-        await runner.run("git", "annex", "verifyremote", new, "--safe", str(found.number))
+        await runner.run("git", "annex", "verifyremote", "--safe", str(found.number), "--", new)
     return new
 
 
 def _abandoned_name(name: str, uuid: str) -> str:
-    return f"{name}-was-{uuid[:8]}"
+    # git-annex cannot disable a remote whose name looks like an option.
+    return f"{name.lstrip('-') or 'remote'}-was-{uuid[:8]}"
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ class Rename(Step):
 
     @staticmethod
     def _commands(old: str, new: str) -> tuple[tuple[str, ...], ...]:
-        return ("git", "annex", "renameremote", old, new), ("git", "remote", "rename", old, new)
+        return ("git", "annex", "renameremote", "--", old, new), ("git", "remote", "rename", "--", old, new)
 
     async def do(self, runner: Runner) -> None:
         for argv in self._commands(self.old, self.new):
@@ -135,7 +136,7 @@ class Rename(Step):
             for argv in self._commands(self.new, self.old):
                 await runner.attempt(*argv)
         else:
-            await runner.attempt("git", "annex", "renameremote", self.new, self.old)
+            await runner.attempt("git", "annex", "renameremote", "--", self.new, self.old)
 
 
 # Every configuration has these, and they do not affect where content goes.

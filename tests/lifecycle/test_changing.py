@@ -109,6 +109,17 @@ def test_a_renamed_cluster_works_under_its_new_name(cluster: Cluster, two: Repos
     cluster_remote(two, "setup", "disks", "--node", "node3")
 
 
+def test_a_remote_whose_name_looks_like_an_option_is_renamed_and_removed(two: Repository) -> None:
+    """Such a name can only come through the git-annex branch, or from git-annex itself."""
+    for name in ("-one", "--two"):
+        same = f"--sameas={two.config('annex.cluster.disks')}"
+        kind = ("type=external", "externaltype=cluster", "encryption=none")
+        two.annex("initremote", same, "--private", "--", name, *kind)
+    cluster_remote(two, "rename", "--", "-one", "even")
+    cluster_remote(two, "remove", "--", "--two")
+    assert sorted(two.git("remote").stdout.split()) == [b"disks", b"even", b"node1", b"node2", b"node3"]
+
+
 @pytest.mark.slow
 def test_a_remote_at_a_gateway_is_renamed_with_its_nodes(cluster: Cluster) -> None:
     client = cluster.clone()
