@@ -42,8 +42,9 @@ _LOGS_OF_SESSIONS = (
     "numcopies.log",
     "mincopies.log",
 )
-# Records after which a node commits its log.
-_MOST_ON_NODES = 1000
+# Records after which each repository commits its log. Git-annex lets nobody record there during a commit, which takes
+# up to a millisecond for each record: clients must hardly notice.
+_MOST_UNCOMMITTED = 800
 
 
 class Backend:
@@ -111,12 +112,12 @@ class Backend:
             for member in (await self._membership()).members
         ]
 
-    async def commit_on_nodes(self, note: Callable[[str], None]) -> None:
+    async def commit_under_load(self, note: Callable[[str], None]) -> None:
         """Have the nodes commit their own logs after many changes, until cancelled. `note` gets error messages.
 
         A git-annex-shell commits what all of them have recorded when it ends, and no other can record meanwhile. Under
-        constant load none ends, and the first that does would keep all clients waiting for long. One node commits after
-        the other, so that nobody waits for several.
+        constant load none ends, and the first that does would keep all clients waiting for long. The nodes and this
+        gateway commit one after the other, with records in between, so that nobody waits for several of them.
         """
         while True:
             await self.log.wait_for(1)
@@ -126,12 +127,16 @@ class Backend:
                 note(f"cannot have the nodes commit their logs: {error}")
                 nodes = ()
             committing = [node for node in nodes if node.kind in ("local", "ssh")]
+            between = max(_MOST_UNCOMMITTED // (len(committing) + 1), 1)
             for node in committing:
-                await self.log.wait_for(max(_MOST_ON_NODES // len(committing), 1))
+                await self.log.wait_for(between)
                 if not self._reachability.resting(node.name):
                     await self._commit_on(node, note)
-            if not committing:
-                await self.log.wait_for(_MOST_ON_NODES)
+            await self.log.wait_for(between)
+            try:
+                await self.log.commit()
+            except AnnexError as error:
+                note(f"cannot commit the location log: {error}")
 
     async def _commit_on(self, node: Node, note: Callable[[str], None]) -> None:
         try:

@@ -107,7 +107,7 @@ class Gateway:
         """
         async with AsyncExitStack() as stack, anyio.create_task_group() as connections:
             connections.start_soon(self.backend.log.commit_in_time, partial(self._limited_log.say, "commits"))
-            connections.start_soon(self.backend.commit_on_nodes, partial(self._limited_log.say, "commits"))
+            connections.start_soon(self.backend.commit_under_load, partial(self._limited_log.say, "commits"))
             connections.start_soon(self._limited_log.sum_up_regularly)
             connections.start_soon(self._end_invalid)
             connections.start_soon(self._sessions.close_unused)

@@ -21,9 +21,6 @@ __all__ = ["SharedLog"]
 
 # Seconds without new records before a commit, and the longest delay when there is no such pause.
 _REST, _LONGEST_LAG = 1.0, 30.0
-# Records after which to commit without such a pause. Git-annex lets nobody record during a commit, which takes a
-# millisecond for each record: clients must hardly notice.
-_MOST_UNCOMMITTED = 600
 
 
 class SharedLog:
@@ -36,8 +33,8 @@ class SharedLog:
         self._uncommitted = 0
         self._committing = anyio.Lock()
         self._recorded = anyio.Event()
-        # The number of all records, at how many to wake `wait_for`, and how many it has waited for.
-        self._all, self._wanted, self._seen = 0, 0, 0
+        # The number of all records, and at how many to wake `wait_for`.
+        self._all, self._wanted = 0, 0
         self._enough = anyio.Event()
 
     async def locations(self, key: Key) -> frozenset[UUID]:
@@ -78,8 +75,7 @@ class SharedLog:
             with anyio.move_on_after(_LONGEST_LAG):
                 while self._recorded.is_set():
                     self._recorded = anyio.Event()
-                    if self._uncommitted < _MOST_UNCOMMITTED:
-                        await anyio.sleep(_REST)
+                    await anyio.sleep(_REST)
             try:
                 await self.commit()
             except AnnexError as error:
@@ -87,12 +83,9 @@ class SharedLog:
                 await anyio.sleep(_REST)
 
     async def wait_for(self, records: int) -> None:
-        """Wait for so many records since the end of the last call."""
-        self._wanted = self._seen + records
-        while self._all < self._wanted:
-            self._enough = anyio.Event()
-            await self._enough.wait()
-        self._seen = self._all
+        """Wait for so many more records."""
+        self._wanted, self._enough = self._all + records, anyio.Event()
+        await self._enough.wait()
 
     async def aclose(self) -> None:
         """Commit, and end the child processes, in bounded time. Raises CommandFailed if the commit fails."""
