@@ -25,7 +25,7 @@ from cluster_remote.gateway.ratelimit import RateLimitedLog
 from cluster_remote.gateway.sessions import SessionPool
 from cluster_remote.gateway.slots import Connection, FailedLogins, OrphanedLocks, Slots
 from cluster_remote.gateway.tokens import Token, Tokens, read_claim
-from cluster_remote.p2p.errors import ConnectionLost
+from cluster_remote.p2p.errors import TRY_LATER, ConnectionLost
 from cluster_remote.p2p.exhaustion import exhausted_resource
 from cluster_remote.p2p.key import UUID, Key
 from cluster_remote.p2p.messages import Auth, AuthFailure, Error, describe
@@ -42,6 +42,10 @@ __all__ = ["Gateway", "Limits"]
 
 # Seconds for a client to read its last message before the connection is closed.
 _LINGER = 1.0
+# Seconds that another connection with the same token waits for a slot.
+_SHORT_WAIT = 0.5
+# Seconds in which a new connection does not give way to others, so that its first request arrives.
+_FIRST_REQUEST = 1.0
 # Lines in the log per minute about the connections of one token.
 _LINES_PER_TOKEN = 100
 # Seconds between checks for revoked or expired tokens.
@@ -54,9 +58,9 @@ class Limits:
 
     Times are in seconds: `to_authenticate` is a stranger's deadline; `after_wrong_token` is the initial delay of a
     refusal, which slows down guessing; `to_finish` is the deadline of running requests when the gateway stops;
-    `slot_wait` is how long a request over HTTP waits for a slot (clients wait for a minute without progress).
-    `orphaned_locks` is how many locks of one token may outlast their connections; all tokens together may have four
-    times as many.
+    `slot_wait` is how long a request over HTTP, or the first connection with a token, waits for a slot (clients wait
+    for a minute without progress). `orphaned_locks` is how many locks of one token may outlast their connections; all
+    tokens together may have four times as many.
     """
 
     clients: int = 64
@@ -318,8 +322,11 @@ class Gateway:
                     raise ClientMisbehaved(str(error), "this gateway cannot check tokens; see its log") from None
                 if claim is None or token is None:
                     raise _WrongToken(f"wrong token from {who}")
-                if (full := self._slots.admit(connection, token)) is not None:
-                    raise ClientMisbehaved(full, f"{full}; try again later")
+                # Clients with several connections do not wait long: they have others to use meanwhile.
+                longest = _SHORT_WAIT if self._slots.has_any(token) else self.limits.slot_wait
+                seconds = min(longest, self.limits.slot_wait, self.timeout / 2)
+                if (full := await self._slots.wait(connection, token, seconds)) is not None:
+                    raise ClientMisbehaved(full, full + TRY_LATER)
                 wanted = claim.wanted or token.only or self.backend.cluster
                 if (refusal := token.refusal(wanted, self.backend.own)) is not None:
                     raise ClientMisbehaved(refusal, refusal)
@@ -342,6 +349,7 @@ class _IdleTracking(Closing):
     def __init__(self, closing: Closing, connection: Connection) -> None:
         self._closing = closing
         self._connection = connection
+        self._grace = _FIRST_REQUEST
 
     @property
     def begun(self) -> bool:  # type: ignore[override]
@@ -349,7 +357,8 @@ class _IdleTracking(Closing):
 
     @contextmanager
     def idle(self) -> Iterator[None]:
-        self._connection.idle_since = time.monotonic()
+        self._connection.idle_since = time.monotonic() + self._grace
+        self._grace = 0.0
         try:
             with self._closing.idle():
                 yield

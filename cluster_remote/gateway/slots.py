@@ -21,6 +21,8 @@ __all__ = ["Connection", "FailedLogins", "OrphanedLocks", "Slots", "make_room"]
 
 # The largest share of all slots for one token, and for all clients without a token together.
 _SHARE, _WITHOUT_TOKEN = 0.75, 0.5
+# Seconds between attempts to get a slot.
+_INTERVAL = 0.05
 # Seconds without a request after which a connection gives way to another one with the same token.
 _LONG_IDLE = 60.0
 # Seconds for which a wrong token counts against its address, how often the delay doubles, and how many addresses to
@@ -76,6 +78,23 @@ class Slots:
             del self._strangers[oldest]
             oldest.end("gave way to newer strangers")
         self._strangers[stranger] = None
+
+    async def wait(self, connection: Connection, token: Token | None, seconds: float) -> str | None:
+        """Give a connection a client's slot; wait up to `seconds` for one. Return why there was none in time."""
+        refusal = self.admit(connection, token)
+        if refusal is None:
+            return None
+        deadline = time.monotonic() + seconds
+        with self.queue(connection, token) as is_next:
+            while refusal is not None and time.monotonic() < deadline:
+                await anyio.sleep(_INTERVAL)
+                if is_next():
+                    refusal = self.admit(connection, token)
+        return refusal
+
+    def has_any(self, token: Token) -> bool:
+        """Return whether another connection with this token has a slot."""
+        return any(each.token is not None and each.token.id == token.id for each in self._clients)
 
     @contextmanager
     def queue(self, connection: Connection, token: Token | None) -> Iterator[Callable[[], bool]]:

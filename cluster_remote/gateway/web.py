@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import html
 import re
-import time
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -28,6 +27,7 @@ from cluster_remote.gateway.sessions import SessionPool
 from cluster_remote.gateway.slots import FailedLogins, OrphanedLocks, Slots
 from cluster_remote.gateway.tokens import Token, Tokens, read_claim
 from cluster_remote.gateway.webserver import WebConnection, WebServer
+from cluster_remote.p2p.errors import TRY_LATER
 from cluster_remote.p2p.key import UUID
 from cluster_remote.p2p.messages import Connect
 from cluster_remote.p2p.server import LOCK_RETENTION, Endpoint, Mode
@@ -39,9 +39,6 @@ if TYPE_CHECKING:
     from cluster_remote.gateway.listeners import Accepted
 
 __all__ = ["TokenAccess", "Web"]
-
-# Seconds between attempts to get a slot.
-_SLOT_INTERVAL = 0.05
 
 
 class TokenAccess:
@@ -88,17 +85,9 @@ class TokenAccess:
 
     async def _take_slot(self, connection: WebConnection, token: Token | None) -> None:
         """Wait for a slot. Raises HttpFailure if none becomes free in time."""
-        full = self._slots.admit(connection, token)
-        if full is None:
-            return
-        deadline = time.monotonic() + self._slot_wait
-        with self._slots.queue(connection, token) as is_next:
-            while full is not None:
-                if time.monotonic() > deadline:
-                    raise HttpFailure(503, f"{full}; try again later", {"Retry-After": "10"})
-                await anyio.sleep(_SLOT_INTERVAL)
-                if is_next():
-                    full = self._slots.admit(connection, token)
+        full = await self._slots.wait(connection, token, self._slot_wait)
+        if full is not None:
+            raise HttpFailure(503, full + TRY_LATER, {"Retry-After": "10"})
 
     async def served(self, uuid: UUID, client: UUID | None, principal: Principal) -> Endpoint | None:
         if principal.token is not None and principal.token.refusal(uuid, self._backend.own) is not None:

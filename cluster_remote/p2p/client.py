@@ -10,8 +10,10 @@ import anyio
 
 from cluster_remote.p2p import MAX_VERSION
 from cluster_remote.p2p.errors import (
+    TRY_LATER,
     AuthenticationFailed,
     ConnectionLost,
+    NoRoom,
     NotReached,
     NotTheProtocol,
     ProtocolError,
@@ -118,6 +120,8 @@ class StreamSession(Session):
         self._version: int | None = None
         self.uuid: UUID | None = None
         self._busy = False
+        self.has_answered = False
+        """Whether the peer has answered a request on this connection."""
 
     @property
     def name(self) -> str:
@@ -140,7 +144,7 @@ class StreamSession(Session):
 
     async def _close(self, grace: float) -> None:
         stream, self._stream = self._stream, None
-        self._version = None
+        self._version, self.has_answered = None, False
         if stream is not None:
             with anyio.CancelScope(shield=True):
                 await stream.connection.aclose(grace)
@@ -198,7 +202,8 @@ class StreamSession(Session):
             case AuthFailure():
                 raise AuthenticationFailed("the server did not accept the token")
             case Error(text):
-                raise AuthenticationFailed(f"the server refused access: {self.redacted(text)}")
+                refusal = NoRoom if text.endswith(TRY_LATER) else AuthenticationFailed
+                raise refusal(f"the server refused access: {self.redacted(text)}")
             case other:
                 raise unexpected(other, "AUTH-SUCCESS")
         if self.expected is not None and uuid != self.expected:
@@ -237,6 +242,7 @@ class StreamSession(Session):
             async with exchange.error_context():
                 if self._stream is not None and self._stream.ended():
                     await self._close(_SHORT_GRACE)
+                exchange.may_have_given_way = self.has_answered and self.transport.token is not None
                 exchange.stream = self._stream or await self._connect()
             yield exchange
         finally:

@@ -12,10 +12,12 @@ if TYPE_CHECKING:
     from cluster_remote.p2p.key import UUID
 
 __all__ = [
+    "TRY_LATER",
     "AuthenticationFailed",
     "BeyondTheEnd",
     "ConnectionLost",
     "Damaged",
+    "NoRoom",
     "NotReached",
     "NotServed",
     "NotTheProtocol",
@@ -28,6 +30,10 @@ __all__ = [
     "Unreachable",
     "WrongRepository",
 ]
+
+
+TRY_LATER = "; try again later"
+"""How a refusal of our gateway ends if it only has no room at the moment."""
 
 
 class SessionError(Exception):
@@ -64,6 +70,10 @@ class NotTheProtocol(Unreachable, ProtocolError):
 
 class AuthenticationFailed(Unreachable):
     """The peer did not accept the token."""
+
+
+class NoRoom(Unreachable):
+    """The server accepts no more connections of this client at the moment."""
 
 
 class WrongRepository(Unreachable):

@@ -11,11 +11,13 @@ import anyio
 from cluster_remote.p2p.errors import (
     BeyondTheEnd,
     ConnectionLost,
+    NoRoom,
     ProtocolError,
     Refused,
     SessionError,
     SourceError,
     TimedOut,
+    Unreachable,
 )
 from cluster_remote.p2p.key import AssociatedFile, Key
 from cluster_remote.p2p.messages import (
@@ -57,6 +59,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Exchange", "StreamDownload", "StreamUpload", "stderr_suffix", "unexpected"]
 
+# Seconds before each attempt to send a request on a connection that may have given way to other clients.
+_PAUSES = (0.0, 0.05, 0.5, 1.0, 2.0)
 # Maximum bytes of CHECKPRESENT requests in one batch, and the overhead of each request besides its key.
 _BATCH_BYTES, _REQUEST_OVERHEAD = 8 * 1024, 16
 
@@ -71,6 +75,9 @@ class Exchange:
         self.doing = doing
         self.settled = True
         """Whether the peer is ready for the next request. If not, the connection must be closed rather than reused."""
+        self.may_have_given_way = False
+        """Whether a gateway may have ended the idle connection just as the request was sent. All requests may be sent
+        again: the first one was not read, or it has the same result."""
 
     def error_context(self) -> _ErrorContext:
         """Add to session errors the session's name, the operation and the peer's standard error, if any."""
@@ -79,8 +86,28 @@ class Exchange:
     async def ask(self, request: Message, extra_timeout: float = 0) -> Message:
         """Send a request and return its answer. Raises Refused for ERROR, ProtocolError for an unexpected message."""
         self.settled = False
-        await self.stream.send(request)
-        return self.check_answer(type(request), await self.stream.receive(extra_timeout=extra_timeout))
+        return self.check_answer(type(request), await self._answer(request, extra_timeout))
+
+    async def _answer(self, request: Message, extra_timeout: float) -> Message:
+        """Return any answer; if the connection may have given way to others, send the request again on a new one."""
+        pauses, self.may_have_given_way = _PAUSES if self.may_have_given_way else _PAUSES[:1], False
+        lost: ConnectionLost | None = None
+        for pause in pauses:
+            try:
+                if lost is not None:
+                    await anyio.sleep(pause)
+                    self.stream = await self.session.reconnect()
+                await self.stream.send(request)
+                answer = await self.stream.receive(extra_timeout=extra_timeout)
+                self.session.has_answered = True
+                return answer
+            except Unreachable as error:
+                if lost is None or not isinstance(error, NoRoom):
+                    raise lost or error from None
+            except ConnectionLost as error:
+                lost = error
+        assert lost is not None
+        raise lost
 
     def check_answer(self, request: type[Message], answer: Message) -> Message:
         """Check an answer against `ANSWERS`, which also says whether it ends the request, and return it.

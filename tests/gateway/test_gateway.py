@@ -27,6 +27,8 @@ from cluster_remote.p2p.file import FileSource
 from cluster_remote.p2p.key import UUID, AssociatedFile, Key
 from cluster_remote.p2p.server import Mode
 from cluster_remote.p2p.session import Stored
+from cluster_remote.p2p.stream import Trace
+from cluster_remote.remote.pool import SessionPool
 from cluster_remote.transport.address import Tcp, Unix, parse_address
 from cluster_remote.transport.network import Network
 from cluster_remote.transport.sockets import TcpTransport, UnixTransport
@@ -311,6 +313,32 @@ async def test_one_client_too_many_is_refused_and_the_others_stay(behind: Backen
             await anyio.sleep(0.02)
         with server.connect() as client:
             assert (await off_the_loop(answer, client, f"AUTH {CLIENT} {server.token}")).startswith("AUTH-SUCCESS")
+
+
+@pytest.mark.parametrize("slots", [2, 3])
+async def test_more_jobs_than_slots_take_turns_without_an_error(behind: Backend, tmp_path: Path, slots: int) -> None:
+    async with in_process(behind, tmp_path, Limits(clients=slots)) as server:
+        _, other = Tokens(tmp_path / "tokens" / "tokens").create(Mode.READ_WRITE, "another one")
+
+        async def job(pool: SessionPool) -> None:
+            for _ in range(6):
+                async with pool.lend(None) as session:
+                    assert not await session.check_present(Key(ABSENT))
+                await anyio.sleep(0.01)
+
+        pools = []
+        async with anyio.create_task_group() as tasks:
+            for token in (server.token, other):
+                connecting = TcpTransport(Network(), "127.0.0.1", server.port, token=token, name="gateway")
+
+                async def make(trace: Trace, transport: Transport = connecting) -> StreamSession:
+                    return StreamSession(transport, client=UUID(CLIENT), trace=trace)
+
+                pools.append(SessionPool(make))
+                for _ in range(4):
+                    tasks.start_soon(job, pools[-1])
+        for pool in pools:
+            await pool.aclose()
 
 
 async def test_each_connection_is_logged_with_who_and_what_and_no_token(behind: Backend, tmp_path: Path) -> None:

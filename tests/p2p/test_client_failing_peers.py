@@ -98,6 +98,28 @@ async def test_a_peer_that_fails_inside_a_request_fails_that_request_only(
         assert peer.connections == 2
 
 
+async def test_a_request_on_a_connection_that_just_gave_way_to_others_is_sent_again() -> None:
+    full = [*HELLO[:1], Send(b"ERROR all clients are busy; try again later\n"), Close()]
+    removed: Script = [request_of("REMOVE"), Send(b"SUCCESS\n")]
+    async with conversation([*HELLO, *PRESENT, *removed[:1], Close()], full, [*HELLO, *removed, *PRESENT]) as (
+        session,
+        peer,
+    ):
+        assert await session.check_present(KEY)
+        assert (await session.remove(KEY)).removed
+        assert await session.check_present(KEY)
+        assert peer.connections == 3
+
+
+async def test_a_gateway_that_is_gone_by_then_is_a_lost_connection() -> None:
+    async with conversation([*HELLO, *PRESENT, request_of("REMOVE"), Close()], [Close()]) as (session, _):
+        assert await session.check_present(KEY)
+        # Not that it could not be reached: the content may have been removed.
+        with pytest.raises(ConnectionLost) as caught:
+            await session.remove(KEY)
+        assert type(caught.value) is ConnectionLost
+
+
 @pytest.mark.parametrize("place", PLACES)
 async def test_a_cancelled_request_leaves_the_session_usable(place: str) -> None:
     ask, before = PLACES[place]
