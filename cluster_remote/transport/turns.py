@@ -12,7 +12,7 @@ __all__ = ["Turn", "Turns"]
 
 
 class Turns:
-    """`most` turns, each of which counts for `longest` seconds.
+    """`most` turns, each of which counts for `longest` seconds at most.
 
     A task that takes longer waits for a disk or a peer, not for a processor, so it does not keep others waiting.
     """
@@ -22,6 +22,8 @@ class Turns:
         self._longest = longest
         # Since when each counts.
         self._running: dict[Turn, float] = {}
+        # Those that have not ended, but do not count any more.
+        self._overdue: set[Turn] = set()
         self._last = anyio.Event()
         self._last.set()
         self._ended = anyio.Event()
@@ -36,10 +38,13 @@ class Turns:
             await before.wait()
             while len(self._running) >= self._most:
                 oldest = min(self._running, key=self._running.__getitem__)
-                with anyio.move_on_after(self._running[oldest] + self._longest - time.monotonic()):
-                    await self._ended.wait()
+                left = self._running[oldest] + self._counted_for() - time.monotonic()
+                if left <= 0:
+                    del self._running[oldest]
+                    self._overdue.add(oldest)
                     continue
-                self._running.pop(oldest, None)
+                with anyio.move_on_after(left):
+                    await self._ended.wait()
             turn.resume()
         finally:
             mine.set()
@@ -48,12 +53,21 @@ class Turns:
         finally:
             turn.rest()
 
+    def _counted_for(self) -> float:
+        """Return for how many seconds a turn counts: the less, the more tasks wait for something else already.
+
+        If all wait for a disk or a peer that hangs, a long queue would otherwise take as long as its length.
+        """
+        return self._longest / (1 + len(self._overdue) / self._most)
+
     def count(self, turn: Turn) -> None:
         """Count a turn from now on."""
+        self._overdue.discard(turn)
         self._running[turn] = time.monotonic()
 
     def discount(self, turn: Turn) -> None:
         """Stop counting a turn, if it still counts."""
+        self._overdue.discard(turn)
         if self._running.pop(turn, None) is not None:
             ended, self._ended = self._ended, anyio.Event()
             ended.set()

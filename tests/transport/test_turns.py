@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import anyio
+import anyio.lowlevel
 import pytest
 from anyio.abc import TaskStatus
 
@@ -58,4 +59,17 @@ async def test_a_turn_counts_for_a_limited_time() -> None:
         began = time.monotonic()
         assert await _is_free(turns, 10)
         assert time.monotonic() - began >= 0.2
+        tasks.cancel_scope.cancel()
+
+
+async def test_a_long_queue_does_not_wait_long_for_those_that_all_hang() -> None:
+    turns = Turns(2, 0.1)
+    async with anyio.create_task_group() as tasks:
+        for _ in range(100):
+            tasks.start_soon(_hold, turns)
+        await anyio.lowlevel.checkpoint()
+        began = time.monotonic()
+        # 50 times 0.1 seconds if each of them counted for as long as the first ones.
+        assert await _is_free(turns, 10)
+        assert time.monotonic() - began < 2
         tasks.cancel_scope.cancel()
