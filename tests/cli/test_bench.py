@@ -63,6 +63,9 @@ def test_many_keys_and_many_clients_are_measured_and_nothing_is_left_behind(
     served = measured["4 files of 10 kB stored by 2 clients of serve"]["gateway"]
     assert served["seconds"][0] > 0
     assert served["longest wait, in medians"][0] >= 1
+    for when in ("at the start", "in the middle", "at the end"):
+        assert served[f"our memory {when} (bytes)"][0] > 0
+        assert served[f"descriptors {when}"][0] > 0
     assert b"2 times as many keys take" in done.stderr
     assert not list(Path(environment.env["TMPDIR"]).iterdir())
 
