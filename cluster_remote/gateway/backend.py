@@ -153,15 +153,17 @@ class Backend:
 
         Changes of the git-annex branch in the last `max_age` seconds may be missing: reading it takes a process.
         """
-        asked = time.monotonic()
+        oldest = time.monotonic() - max_age
         try:
             config = await self.repository.current_config()
-            async with self._reading_logs:
-                if self._logs_read < asked - max_age:
-                    began = time.monotonic()
-                    logs = await BranchLogs.read(self.repository, _LOGS_OF_SESSIONS)
-                    # Comparing an object with itself takes no time.
-                    self._logs, self._logs_read = self._logs if logs == self._logs else logs, began
+            if self._logs_read < oldest:
+                async with self._reading_logs:
+                    # Others who waited for the same reading need no more.
+                    if self._logs_read < oldest:
+                        began = time.monotonic()
+                        logs = await BranchLogs.read(self.repository, _LOGS_OF_SESSIONS)
+                        # Comparing an object with itself takes no time.
+                        self._logs, self._logs_read = self._logs if logs == self._logs else logs, began
         except AnnexError as error:
             raise Unreachable(str(error)) from None
         return config, self._logs

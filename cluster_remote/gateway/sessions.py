@@ -126,6 +126,8 @@ class SessionPool:
                     self._tell_waiting()
 
     async def _obtained(self, served: Endpoint, kind: _Kind, owner: str) -> Session:
+        if (session := self._reused(kind, owner)) is not None:
+            return session
         nodes = await self._node_count() if served.uuid.is_cluster else 1
         began = anyio.current_time()
         patient_until, deadline = began + _MOST_PATIENCE, began + _WAIT
