@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
+from unittest.mock import Mock
 
 import httpcore
 import pytest
@@ -180,7 +181,7 @@ async def test_what_the_gateway_notes_about_its_clients_is_one_printable_line() 
     @given(hostile)
     def holds(text: str) -> None:
         lines: list[str] = []
-        noting = Gateway(None, None, 1.0, lines.append)  # type: ignore[arg-type]
+        noting = Gateway(Mock(), Mock(), 1.0, lines.append)
         noting._note(Connection("client", "127.0.0.1"), text)
         assert len(lines) == 1
         assert lines[0].isprintable()
