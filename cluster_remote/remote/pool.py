@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["SessionPool"]
 
-# Seconds between looks at whether another session has connected.
-_POLL = 0.01
+# Seconds between looks at whether another session has connected, and for which to wait for that.
+_POLL, _PATIENCE = 0.01, 2.0
 
 
 class _Forwarder:
@@ -44,6 +44,7 @@ class SessionPool:
         self._make = make
         self._room = nullcontext() if most is None else anyio.Semaphore(most)
         self._idle: list[tuple[Session, _Forwarder]] = []
+        # Those whose requests run: each ends by its own deadlines.
         self._lent: list[Session] = []
         self._returned = anyio.Event()
 
@@ -51,8 +52,7 @@ class SessionPool:
     async def lend(self, trace: Trace | None) -> AsyncIterator[Session]:
         """Lend a session exclusively. `trace` receives its messages."""
         async with self._room:
-            session, forwarder = await self._take()
-            forwarder.trace = trace
+            session, forwarder = await self._take(trace)
             try:
                 yield session
             finally:
@@ -62,36 +62,34 @@ class SessionPool:
                 returned, self._returned = self._returned, anyio.Event()
                 returned.set()
 
-    async def _take(self) -> tuple[Session, _Forwarder]:
+    async def _take(self, trace: Trace | None) -> tuple[Session, _Forwarder]:
         while True:
             if self._idle:
                 session, forwarder = self._idle.pop()
             else:
                 forwarder = _Forwarder()
                 session = await self._make(forwarder)
-            self._lent.append(session)
+            forwarder.trace = trace
             try:
                 await self._connect_besides_others(session)
             except NoRoom:
                 # The server has no room for so many connections. So this job uses one of the others, in turn.
-                self._lent.remove(session)
                 while self._lent and not self._idle:
                     await self._returned.wait()
-            except BaseException:
-                self._lent.remove(session)
-                raise
             else:
+                self._lent.append(session)
                 return session, forwarder
 
     async def _connect_besides_others(self, session: Session) -> None:
-        """Connect now if other sessions are in use, so that the request need not fail for lack of room.
+        """Connect now if other requests run, so that this one need not fail for lack of room. Raises SessionError.
 
-        The first one connects by itself, if its request needs it.
+        The first one connects by itself, if it needs to; the others wait for that, but not for long.
         """
-        if isinstance(session, StreamSession):
-            while len(self._lent) > 1 and all(other.version is None for other in self._lent):
-                await anyio.sleep(_POLL)
-            if len(self._lent) > 1:
+        if isinstance(session, StreamSession) and session.version is None:
+            with anyio.move_on_after(_PATIENCE):
+                while self._lent and all(other.version is None for other in self._lent):
+                    await anyio.sleep(_POLL)
+            if self._lent:
                 await session.open()
 
     async def aclose(self) -> None:
