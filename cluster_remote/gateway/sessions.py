@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
 
 import anyio
@@ -30,9 +30,8 @@ from cluster_remote.p2p.session import (
     Source,
     Stored,
     Upload,
-    WrappedSource,
 )
-from cluster_remote.p2p.uploads import WatchedReading
+from cluster_remote.p2p.uploads import watched
 from cluster_remote.transport.turns import Turn, Turns
 
 __all__ = ["VERSION_AGE", "SessionPool"]
@@ -253,10 +252,8 @@ class _Shared(Session):
     def version(self) -> int | None:
         return MAX_VERSION
 
-    @asynccontextmanager
-    async def _borrowed(self) -> AsyncIterator[tuple[Session, Turn]]:
-        async with self._pool.lend(self._served, self._bypass, self._owner) as lent:
-            yield lent
+    def _borrowed(self) -> AbstractAsyncContextManager[tuple[Session, Turn]]:
+        return self._pool.lend(self._served, self._bypass, self._owner)
 
     async def open(self) -> UUID:
         async with self._borrowed() as (session, _):
@@ -313,8 +310,7 @@ class _InTurn(Upload):
         self._turn = turn
 
     async def send(self, source: Source, progress: Progress | None = None) -> Stored:
-        watched = WrappedSource(source, lambda reading: WatchedReading(reading, self._turn.resume))
-        return await self._inside.send(watched, progress)
+        return await self._inside.send(watched(source, self._turn.resume), progress)
 
     async def check_arrived(self) -> Stored:
         self._turn.resume()

@@ -13,7 +13,7 @@ from cluster_remote.p2p.errors import SourceError
 from cluster_remote.p2p.key import Key
 from cluster_remote.p2p.session import FilePart, Progress, Source, SourceReading, Stored, Upload, WrappedSource
 
-__all__ = ["Uploads", "WatchedReading", "Yielding"]
+__all__ = ["Uploads", "Yielding", "watched"]
 
 
 class _Running:
@@ -63,8 +63,7 @@ class Yielding(Upload):
         self._append_only = append_only
 
     async def send(self, source: Source, progress: Progress | None = None) -> Stored:
-        watched = WrappedSource(source, lambda reading: WatchedReading(reading, self._arrive))
-        return await self._inside.send(watched, progress)
+        return await self._inside.send(watched(source, self._arrive), progress)
 
     async def check_arrived(self) -> Stored:
         return await self._inside.check_arrived()
@@ -76,9 +75,12 @@ class Yielding(Upload):
         self._uploads.arrived(self._running)
 
 
-class WatchedReading(SourceReading):
-    """A reading that calls `arrive` at the end of valid content."""
+def watched(source: Source, arrive: Callable[[], None]) -> Source:
+    """Return a source that calls `arrive` at the end of valid content."""
+    return WrappedSource(source, lambda reading: _WatchedReading(reading, arrive))
 
+
+class _WatchedReading(SourceReading):
     def __init__(self, inside: SourceReading, arrive: Callable[[], None]) -> None:
         self.length = inside.length
         self._inside = inside
